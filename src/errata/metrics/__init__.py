@@ -1,0 +1,1 @@
+"""Scores computed offline from answers. One file per metric, named as it is."""

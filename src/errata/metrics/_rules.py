@@ -1,0 +1,50 @@
+"""Rules that several metrics share. Each is a function of one probe's answers."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from errata.core.errors import BadRun
+from errata.core.types import Answer, Probe, Scored
+
+#: The five kinds that every paper reports.
+PAPER_TARGETS = frozenset({"reliability", "t_generality", "m_generality"})
+PAPER_LOCALITY = frozenset({"t_locality", "m_locality"})
+
+
+def normalise(text: str) -> str:
+    """NFC, stripped, casefolded, without one trailing full stop."""
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).strip().casefold())
+    return text.removesuffix(".").rstrip()
+
+
+def exact_match(after: Answer, probe: Probe) -> float | None:
+    """1 where the generated answer is the reference; an answer cut off by the cap is wrong."""
+    if not normalise(probe.reference):
+        return None
+    return float(after.stopped and normalise(after.text) == normalise(probe.reference))
+
+
+def unchanged(before: Answer, after: Answer) -> float:
+    """1 where the same ids were generated and generation ended the same way."""
+    return float(before.ids == after.ids and before.stopped == after.stopped)
+
+
+def token_accuracy(scored: Scored | None) -> float | None:
+    """The fraction of a teacher-forced continuation whose ids are the argmax at their place."""
+    if scored is None or not scored.ids:
+        return None
+    return sum(a == b for a, b in zip(scored.argmax, scored.ids, strict=True)) / len(scored.ids)
+
+
+def argmax_agreement(before: Scored | None, after: Scored | None, where: str) -> float | None:
+    """The fraction of a teacher-forced continuation at which both models' argmax is the same."""
+    if before is None or after is None or not before.ids:
+        return None
+    if before.ids != after.ids:
+        raise BadRun(
+            f"{where}: before and after were scored on different token ids, so they cannot be "
+            "compared. Repeat the run."
+        )
+    same = sum(a == b for a, b in zip(before.argmax, after.argmax, strict=True))
+    return same / len(before.ids)

@@ -1,0 +1,23 @@
+"""The papers' indicator: the whole generated answer is right, or unchanged (primary).
+
+Target kinds: the greedy answer equals the target after NFC, strip, casefold and one trailing full
+stop; an answer that did not stop by itself is wrong. Locality kinds: the generated ids, and whether
+generation stopped, are what they were before the edit. UniKE Eq. 11-15, DualEdit Eq. 1-3.
+"""
+
+from __future__ import annotations
+
+from errata.core.metric import Metric
+from errata.core.types import LOCALITY_KINDS, TARGET_KINDS, Answer, Probe
+from errata.metrics._rules import exact_match, unchanged
+
+
+class Exact(Metric):
+    """`exact`. Unscored: an empty reference, and kinds that need a judge."""
+
+    name = "exact"
+
+    def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
+        if probe.kind in TARGET_KINDS:
+            return exact_match(after, probe)
+        return unchanged(before, after) if probe.kind in LOCALITY_KINDS else None

@@ -1,0 +1,130 @@
+"""What the protocols share: sizes, dealing cases into windows, numbering, sequential steps."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Iterable, Sequence
+
+from errata.core.errors import BadSpec
+from errata.core.protocol import Ask, Lane, Step, Turn, Unit
+from errata.core.types import Answer, Case, Probe
+
+Window = list[Case]
+
+
+def size_argument(name: str, argument: str, default: int, *, even: bool = False) -> int:
+    """The whole number after the colon of `name:10`. Raises BadSpec."""
+    if not argument:
+        return default
+    wanted = "an even whole number of at least 2" if even else "a whole number of at least 1"
+    size = int(argument) if argument.isascii() and argument.isdigit() else 0
+    if size < 1 or (even and size % 2):
+        raise BadSpec(
+            f"protocol '{name}:{argument}': '{argument}' is not {wanted}. Write for example "
+            f"{name}:{default}."
+        )
+    return size
+
+
+def no_argument(name: str, argument: str) -> None:
+    if argument:
+        raise BadSpec(f"protocol '{name}' takes no argument, '{argument}' was given. Write {name}.")
+
+
+def edited_images(case: Case) -> frozenset[str]:
+    """The identity of each image of the case's edit: its hash where known, else its address."""
+    return frozenset(image.sha256 or image.uri for image in case.edit.prompt.images)
+
+
+def most_windows(cases: Sequence[Case], size: int) -> int:
+    """The largest number of windows of `size` cases in which no image comes twice."""
+    counts: dict[frozenset[str], int] = {}
+    free = 0
+    for case in cases:
+        images = edited_images(case)
+        if images:
+            counts[images] = counts.get(images, 0) + 1
+        else:
+            free += 1
+    for windows in range(len(cases) // size, 0, -1):
+        if free + sum(min(n, windows) for n in counts.values()) >= windows * size:
+            return windows
+    return 0
+
+
+def deal(cases: Sequence[Case], windows: Sequence[Window], size: int, rng: random.Random) -> None:
+    """Adds up to `size` shuffled cases to each window, no image twice in one window.
+
+    Cases that share an image are dealt one after another, each to the emptiest window that may take
+    it: loads then never differ by more than one, so `most_windows` windows are filled.
+    """
+    groups: dict[frozenset[str], list[Case]] = {}
+    for case in rng.sample(list(cases), len(cases)):
+        groups.setdefault(edited_images(case) or frozenset({f"case {case.id}"}), []).append(case)
+    loads = [0] * len(windows)
+    seen: list[set[str]] = [{i for c in w for i in edited_images(c)} for w in windows]
+    for case in (c for group in groups.values() for c in group):
+        images = edited_images(case)
+        open_ = [i for i, load in enumerate(loads) if load < size and not images & seen[i]]
+        if open_:
+            i = min(open_, key=loads.__getitem__)
+            windows[i].append(case)
+            seen[i] |= images
+            loads[i] += 1
+
+
+def windows_of(cases: Sequence[Case], size: int, seed: int, spec: str) -> list[Window]:
+    """Complete windows of `size` cases, in seeded random order. Raises BadSpec without any."""
+    rng = random.Random(seed)
+    windows: list[Window] = [[] for _ in range(most_windows(cases, size))]
+    deal(cases, windows, size, rng)
+    return complete(windows, size, rng, spec, f"{len(cases)} cases are planned")
+
+
+def complete(
+    windows: Iterable[Window], size: int, rng: random.Random, spec: str, have: str
+) -> list[Window]:
+    """The full windows, each in random order."""
+    full = [rng.sample(w, size) for w in windows if len(w) == size]
+    if not full:
+        raise BadSpec(
+            f"protocol '{spec}' needs at least {size} cases with different images; {have}. "
+            "Raise --limit or choose a smaller size."
+        )
+    return full
+
+
+def number(windows: Iterable[Sequence[Case]], rows: int) -> tuple[Unit, ...]:
+    """One lane per window, numbered through, in units of at most `rows` lanes."""
+    assert rows >= 1, rows
+    lanes = [Lane(f"l{i:04d}", tuple(w)) for i, w in enumerate(windows)]
+    chunks = [tuple(lanes[i : i + rows]) for i in range(0, len(lanes), rows)]
+    return tuple(Unit(f"u{i:03d}", chunk) for i, chunk in enumerate(chunks))
+
+
+def asks(case: Case, tag: str = "") -> tuple[Ask, ...]:
+    """All probes of a case."""
+    return tuple(Ask(case.id, probe, tag) for probe in case.probes)
+
+
+def closing_asks(lane: Lane, panel: Sequence[Probe]) -> tuple[Ask, ...]:
+    """All probes of all cases of a lane, then the panel."""
+    panel_asks = tuple(Ask(f"panel/{lane.id}", probe) for probe in panel)
+    return sum((asks(case) for case in lane.cases), ()) + panel_asks
+
+
+def sequential_steps(unit: Unit, panel: Sequence[Probe]) -> Generator[Step, list[Answer], None]:
+    """Case k of every lane on top of the earlier ones, asked at once (`own`) and after the last."""
+    (length,) = {len(lane.cases) for lane in unit.lanes}
+    for k in range(length):
+        yield Step(
+            tuple(
+                Turn(
+                    (lane.cases[k].edit,),
+                    asks(lane.cases[k], "own")
+                    + (closing_asks(lane, panel) if k == length - 1 else ()),
+                )
+                for lane in unit.lanes
+            ),
+            on="previous",
+        )

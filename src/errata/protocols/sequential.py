@@ -1,0 +1,34 @@
+"""K edits one after another, all probes of all K asked after the last.
+
+UniKE Eq. 16-20: the scores that count are those after the K-th edit. Each case's probes are also
+asked right after its own edit (tag `own`), which shows what the later edits made the model forget.
+Windows are drawn at random with a seed; an image is edited at most once per window, because
+consecutive edits of one image are common in E-VQA and measure something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from errata.core.protocol import Protocol, Step, Unit
+from errata.core.types import Answer, Case, Probe
+from errata.protocols._windows import number, sequential_steps, size_argument, windows_of
+
+
+class Sequential(Protocol):
+    """`sequential:K`, 10 by default."""
+
+    name = "sequential"
+
+    def __init__(self, argument: str = "") -> None:
+        self.size = size_argument(self.name, argument, 10)
+
+    def plan(self, cases: Sequence[Case], *, rows: int, seed: int) -> tuple[Unit, ...]:
+        return number(windows_of(cases, self.size, seed, self.spec), rows)
+
+    def steps(self, unit: Unit, panel: Sequence[Probe]) -> Generator[Step, list[Answer], None]:
+        return sequential_steps(unit, panel)
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}:{self.size}"

@@ -1,0 +1,178 @@
+"""Metrics against small tables; every number is derived by hand beside it."""
+
+from __future__ import annotations
+
+import pytest
+
+from errata.core import registry
+from errata.core.errors import BadRun
+from errata.core.metric import Metric, Row
+from errata.core.types import Answer, Kind, Probe, Prompt, Scored
+
+
+def metric(name: str) -> Metric:
+    found = registry.load("metrics", name)()
+    assert isinstance(found, Metric)
+    return found
+
+
+def probe(kind: Kind, reference: str = "red", group: str = "") -> Probe:
+    return Probe(f"{kind}{group}", Prompt.of("?"), kind, group, reference)
+
+
+def said(text: str = "", ids: tuple[int, ...] = (), *, stopped: bool = True) -> Answer:
+    return Answer("c", "p", text=text, ids=ids, stopped=stopped)
+
+
+def scored(ids: tuple[int, ...], argmax: tuple[int, ...]) -> Scored:
+    return Scored(ids, (-1.0,) * len(ids), argmax)
+
+
+def forced(ids: tuple[int, ...], argmax: tuple[int, ...]) -> Answer:
+    return Answer("c", "p", reference=scored(ids, argmax))
+
+
+BEFORE = said("blue", (9,))
+
+
+def test_names() -> None:
+    assert registry.names("metrics") == ["exact", "joint", "legacy", "token"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "wanted"),
+    [
+        ("red", "red", 1.0),
+        (" Red.\n", "red", 1.0),  # strip, casefold, one trailing full stop
+        ("red .", "red", 1.0),  # the space before the stop goes with it
+        ("red..", "red", 0.0),  # only one stop is taken off
+        ("red.", "red..", 1.0 - 1.0),  # "red" against "red."
+        ("the red", "red", 0.0),  # the whole answer counts
+        ("cafe\u0301", "caf\u00e9", 1.0),  # NFC
+        ("STRASSE", "straße", 1.0),  # casefold
+        ("", "red", 0.0),
+    ],
+)
+def test_exact_text(answer: str, reference: str, wanted: float) -> None:
+    assert metric("exact").score(BEFORE, said(answer), probe("reliability", reference)) == wanted
+
+
+def test_exact_cap_is_wrong() -> None:
+    assert metric("exact").score(BEFORE, said("red", stopped=False), probe("reliability")) == 0.0
+
+
+@pytest.mark.parametrize(
+    "kind", ["reliability", "t_generality", "m_generality", "portability", "efficacy"]
+)
+def test_exact_target_kinds(kind: Kind) -> None:
+    assert metric("exact").score(said("red", (5,)), said("red", (5,)), probe(kind)) == 1.0
+    assert metric("exact").score(said("blue", (9,)), said("blue", (9,)), probe(kind)) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["t_locality", "m_locality", "near_locality", "retention"])
+def test_exact_locality_kinds(kind: Kind) -> None:
+    exact, p = metric("exact"), probe(kind, "gold")
+    assert exact.score(said("a", (1, 2)), said("a", (1, 2)), p) == 1.0  # gold plays no part
+    assert exact.score(said("a", (1, 2)), said("a", (1, 3)), p) == 0.0  # ids decide, not the text
+    assert exact.score(said("a", (1,)), said("a", (1,), stopped=False), p) == 0.0
+    capped = said("a", (1,), stopped=False)
+    assert exact.score(capped, capped, p) == 1.0
+
+
+def test_exact_unscored() -> None:
+    assert metric("exact").score(BEFORE, said("red"), probe("reliability", " . ")) is None
+    assert metric("exact").score(BEFORE, said("red"), probe("vqa")) is None
+
+
+def test_token_targets() -> None:
+    token = metric("token")
+    after = forced((1, 2, 3), (1, 7, 3))  # 2 of 3 right
+    assert token.score(BEFORE, after, probe("t_generality")) == pytest.approx(2 / 3)
+    assert token.score(BEFORE, BEFORE, probe("t_generality")) is None
+    assert token.score(BEFORE, forced((), ()), probe("t_generality")) is None
+    assert token.score(BEFORE, after, probe("vqa")) is None
+
+
+def test_token_locality() -> None:
+    token, p = metric("token"), probe("m_locality", group="far")
+    before = Answer("c", "p", reference=scored((1, 2, 3, 4), (1, 8, 3, 9)), own=None)
+    after = Answer(
+        "c",
+        "p",
+        reference=scored((1, 2, 3, 4), (1, 8, 5, 4)),  # argmax kept at places 1 and 2: 2 of 4
+        own=scored((6, 6, 6, 6), (6, 6, 6, 0)),  # own answer still first at 3 of 4
+    )
+    assert list(token.score_case([Row(p, before, after)])) == [
+        ("m_locality/far.token", 0.5),
+        ("m_locality/far.token_own", 0.75),
+    ]
+    assert list(token.score_case([Row(p, before, before)]))[1] == ("m_locality/far.token_own", None)
+
+
+def test_token_locality_needs_equal_ids() -> None:
+    with pytest.raises(BadRun, match="different token ids"):
+        metric("token").score(forced((1,), (1,)), forced((2,), (1,)), probe("t_locality"))
+
+
+def test_legacy() -> None:
+    legacy = metric("legacy")
+    ten = tuple(range(10))
+    swapped = (1, 0, *range(2, 10))  # ranks 1 and 2 changed places: 8 of 10 ranks equal
+    before = Answer("c", "p", top=(ten, ten, ten))
+    after = Answer("c", "p", top=(ten, swapped, ten))
+    # text: top-1 at 3 places, the second differs: 2/3. image: (10 + 8 + 10) / 30 ranks.
+    assert legacy.score(before, after, probe("t_locality")) == pytest.approx(2 / 3)
+    assert legacy.score(before, after, probe("m_locality")) == pytest.approx(28 / 30)
+    # a longer edited prompt is aligned at the right end: (swapped, ten) against (ten, ten)
+    longer = Answer("c", "p", top=(ten, ten, ten, swapped, ten))
+    short = Answer("c", "p", top=(ten, ten))
+    assert legacy.score(short, longer, probe("t_locality")) == 0.5
+    assert legacy.score(longer, short, probe("t_locality")) == 0.5
+    assert legacy.score(BEFORE, after, probe("t_locality")) is None
+    assert legacy.score(BEFORE, forced((1, 2), (1, 3)), probe("reliability")) == 0.5
+    rows = [Row(probe(k), before, after) for k in ("near_locality", "portability", "reliability")]
+    assert list(legacy.score_case(rows)) == [("reliability.legacy", None)]
+
+
+def joint_rows(**answers: str | None) -> list[Row]:
+    """One row per kind; a target kind is right when it says red, a locality kind when blue."""
+    rows = []
+    for kind, text in answers.items():
+        reference = "" if text is None else "red"
+        after = said(text or "", (len(text or ""),))
+        before = said("blue", (4,))
+        rows.append(Row(probe(kind, reference), before, after))  # type: ignore[arg-type]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        ({"reliability": "red", "t_generality": "red", "t_locality": "blue"}, 1.0),
+        ({"reliability": "no", "t_generality": "red", "t_locality": "blue"}, 0.0),
+        ({"reliability": "red", "t_generality": "no", "t_locality": "blue"}, 0.0),
+        ({"reliability": "red", "t_generality": "red", "near_locality": "red"}, 0.0),
+        # portability does not count
+        (
+            {
+                "reliability": "red",
+                "m_generality": "red",
+                "m_locality": "blue",
+                "portability": "no",
+            },
+            1.0,
+        ),
+        # unknown AND true = unknown, unknown AND false = false (None: an empty reference)
+        ({"reliability": "red", "t_generality": None, "t_locality": "blue"}, None),
+        ({"reliability": "red", "t_generality": None, "t_locality": "red"}, 0.0),
+        # a family without a probe cannot be judged
+        ({"reliability": "red", "t_locality": "blue"}, None),
+        ({"reliability": "red", "t_generality": "red"}, None),
+    ],
+)
+def test_joint(rows: dict[str, str | None], wanted: float | None) -> None:
+    assert list(metric("joint").score_case(joint_rows(**rows))) == [("joint.exact", wanted)]
+
+
+def test_joint_ignores_the_panel() -> None:
+    assert list(metric("joint").score_case(joint_rows(retention="blue"))) == []
