@@ -1,0 +1,79 @@
+"""Percentile bootstrap over independent units, and means over groups of unequal size.
+
+Shapes: L units (lanes of a run), G groups, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+SEED = 0
+DIGITS = 6
+"""Scores are rounded, so that the order in which a library sums cannot change a file's bytes."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its 95 % interval; `ci95` is None with fewer than two units that count."""
+
+    value: float
+    ci95: tuple[float, float] | None
+    units: int
+
+
+class Bootstrap:
+    """The same resampled units for every score of a run, so that scores stay comparable."""
+
+    def __init__(self, units: Sequence[str]) -> None:
+        self._row = {unit: i for i, unit in enumerate(units)}
+        n = max(len(self._row), 1)
+        rng = np.random.default_rng(SEED)
+        self._weights_RL: Floats = rng.multinomial(n, [1 / n] * n, size=RESAMPLES).astype(
+            np.float64
+        )
+
+    def mean(
+        self, groups: Sequence[Mapping[str, Sequence[float]]], mix: Sequence[float]
+    ) -> Estimate | None:
+        """The mean over groups (weights `mix`) of each group's mean; a group maps unit -> scores.
+
+        None when there is nothing to average. A resample without any score of a group is averaged
+        over the other groups.
+        """
+        sums_LG = np.zeros((max(len(self._row), 1), len(groups)))
+        counts_LG = np.zeros_like(sums_LG)
+        for g, group in enumerate(groups):
+            for unit, scores in group.items():
+                sums_LG[self._row[unit], g] = sum(scores)
+                counts_LG[self._row[unit], g] = len(scores)
+        if not counts_LG.any():
+            return None
+        mix_G = np.asarray(mix, dtype=np.float64)
+        value = _mixed(sums_LG.sum(0)[None], counts_LG.sum(0)[None], mix_G)[0]
+        units = int(counts_LG.any(axis=1).sum())
+        if units < 2:
+            return Estimate(_round(value), None, units)
+        resampled_R = _mixed(self._weights_RL @ sums_LG, self._weights_RL @ counts_LG, mix_G)
+        low, high = np.nanpercentile(resampled_R, [2.5, 97.5])
+        return Estimate(_round(value), (_round(low), _round(high)), units)
+
+
+def _mixed(sums_RG: Floats, counts_RG: Floats, mix_G: Floats) -> Floats:
+    """sum_g mix_g mean_g over the groups that have a count; NaN where none has."""
+    has_RG = counts_RG > 0
+    means_RG = np.divide(sums_RG, counts_RG, out=np.zeros_like(sums_RG), where=has_RG)
+    total_R = (has_RG * mix_G).sum(1)
+    out_R = np.full(len(sums_RG), np.nan)
+    np.divide((means_RG * mix_G).sum(1), total_R, out=out_R, where=total_R > 0)
+    return out_R
+
+
+def _round(x: float) -> float:
+    return round(float(x), DIGITS) + 0.0  # + 0.0: no negative zero in a file

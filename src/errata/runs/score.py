@@ -1,0 +1,164 @@
+"""Scores of a run, computed from the plan and the answers alone: again and again, with no model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from errata.core.record import write_json
+from errata.core.runfolder import Asked, RunFolder, read_run
+from errata.core.types import TARGET_KINDS
+from errata.runs.bootstrap import DIGITS, RESAMPLES, SEED, Bootstrap, Estimate
+from errata.runs.sheet import (
+    MEAN5,
+    MEAN5_SCORERS,
+    TAGS,
+    Cell,
+    Column,
+    Groups,
+    Sheet,
+    by_lane,
+    load_metrics,
+    read_sheet,
+    select,
+    unscored_reason,
+)
+
+SCHEMA = 1
+
+
+def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]:
+    """Scores a complete run, writes `scores.json`, and returns its content.
+
+    `metrics` are scored besides exact, token and joint. `metrics` in the result maps
+    `<kind>[/<group>].<scorer>[@own]` to {value, n, units, unscored, ci95, base}: n and unscored
+    count cases (for `retention`, lanes), `units` the independent lanes that ci95 is resampled over;
+    base is the untouched model's accuracy on the same references. Raises BadRun, UnknownName.
+    """
+    scorers = load_metrics(metrics)
+    folder = read_run(run)
+    sheet = read_sheet(folder, scorers)
+    boot = Bootstrap(list(folder.lanes))
+    origins = sorted({case.origin for case in folder.cases.values()})
+    after = folder.asked()
+    data = {
+        "schema": SCHEMA,
+        "cases": sum(map(len, folder.lanes.values())),
+        "units": len(folder.lanes),
+        "scorers": {m.name: m.version for m in scorers},
+        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "over": "lanes", "level": 0.95},
+        "metrics": summarise(sheet, boot),
+        "by_origin": {origin: summarise(select(sheet, _from(origin)), boot) for origin in origins},
+        "by_position": by_position(sheet, folder),
+        "capped": _capped(after),
+        "unscored_because": dict(Counter(filter(None, map(unscored_reason, after)))),
+    }
+    write_json(run / "scores.json", data)
+    return data
+
+
+def summarise(sheet: Sheet, boot: Bootstrap) -> dict[str, dict[str, Any]]:
+    """All metric entries of a sheet: groups, means over the groups, and `mean5`."""
+    out: dict[str, dict[str, Any]] = {}
+    for column, groups in sheet.items():
+        for group, cells in groups.items():
+            if group:
+                out[column.key(group)] = _entry([cells], [1.0], boot)
+        out[column.key()] = _entry(list(groups.values()), [1.0] * len(groups), boot)
+    for scorer in MEAN5_SCORERS:
+        for tag in TAGS:
+            kinds = [sheet.get(Column(kind, scorer, tag)) for kind in MEAN5]
+            if all(kinds):
+                out[Column("mean5", scorer, tag).key()] = _mean_of_kinds(
+                    [groups for groups in kinds if groups], boot
+                )
+    return out
+
+
+def _mean_of_kinds(kinds: Sequence[Groups], boot: Bootstrap) -> dict[str, Any]:
+    cells = [cells for groups in kinds for cells in groups.values()]
+    mix = [1 / len(groups) for groups in kinds for _ in groups]
+    return {**_entry(cells, mix, boot), "base": None}
+
+
+def _entry(
+    groups: Sequence[Mapping[str, Cell]], mix: Sequence[float], boot: Bootstrap
+) -> dict[str, Any]:
+    estimate = boot.mean([by_lane(cells) for cells in groups], mix)
+    seen = {case for cells in groups for case in cells}
+    scored = {c for cells in groups for c, cell in cells.items() if cell.score is not None}
+    return {
+        "value": estimate.value if estimate else None,
+        "n": len(scored),
+        "units": estimate.units if estimate else 0,
+        "unscored": len(seen - scored),
+        "unscored_probes": sum(c.scores.count(None) for cells in groups for c in cells.values()),
+        "ci95": _pair(estimate),
+        "base": _base(groups),
+    }
+
+
+def _pair(estimate: Estimate | None) -> list[float] | None:
+    return list(estimate.ci95) if estimate and estimate.ci95 else None
+
+
+def _base(groups: Sequence[Mapping[str, Cell]]) -> float | None:
+    means = []
+    for cells in groups:
+        per_case = [sum(c.base) / len(c.base) for c in cells.values() if c.base]
+        if per_case:
+            means.append(sum(per_case) / len(per_case))
+    return round(sum(means) / len(means), DIGITS) if means else None
+
+
+def by_position(sheet: Sheet, run: RunFolder) -> dict[str, dict[str, list[Any]]]:
+    """The sequential curves: scores by place in the sequence, after the own and the last edit.
+
+    Empty unless cases were asked right after their own edit.
+    """
+    out: dict[str, dict[str, list[Any]]] = {}
+    length = max(map(len, run.lanes.values()), default=0)
+    for column, groups in sheet.items():
+        last = sheet.get(Column(column.kind, column.scorer, ""))
+        if column.tag != "own" or last is None:
+            continue
+        curves = {"own": _curve(groups, length), "last": _curve(last, length)}
+        out[Column(column.kind, column.scorer, "").key()] = {
+            "own": [value for value, _ in curves["own"]],
+            "last": [value for value, _ in curves["last"]],
+            "n": [n for _, n in curves["last"]],
+        }
+    return out
+
+
+def _curve(groups: Groups, length: int) -> list[tuple[float | None, int]]:
+    points: list[tuple[float | None, int]] = []
+    for position in range(length):
+        here = [
+            {c: x for c, x in cells.items() if x.asked.position == position and x.score is not None}
+            for cells in groups.values()
+        ]
+        means = [
+            sum(x.score or 0.0 for x in cells.values()) / len(cells) for cells in here if cells
+        ]
+        n = len({case for cells in here for case in cells})
+        points.append((round(sum(means) / len(means), DIGITS) if means else None, n))
+    return points
+
+
+def _capped(after: Sequence[Asked]) -> dict[str, int]:
+    """Answers to target kinds that hit the cap, and are therefore wrong."""
+    return dict(
+        Counter(
+            row.probe.kind
+            for asked in after
+            for row in asked.rows
+            if row.probe.kind in TARGET_KINDS and not row.after.stopped
+        )
+    )
+
+
+def _from(origin: str) -> Callable[[Asked], bool]:
+    return lambda asked: asked.origin == origin

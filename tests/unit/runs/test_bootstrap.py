@@ -1,0 +1,37 @@
+"""The bootstrap against closed forms."""
+
+from __future__ import annotations
+
+import pytest
+
+from errata.runs.bootstrap import Bootstrap
+
+
+def test_interval_of_a_proportion() -> None:
+    # 70 of 100 right: the normal interval is 0.7 -+ 1.96 sqrt(0.21 / 100) = [0.610, 0.790]
+    units = [f"u{i}" for i in range(100)]
+    e = Bootstrap(units).mean([{u: [float(i < 70)] for i, u in enumerate(units)}], [1.0])
+    assert e is not None and e.value == 0.7 and e.ci95 is not None and e.units == 100
+    assert e.ci95 == pytest.approx((0.61, 0.79), abs=0.015)
+
+
+def test_cases_of_one_unit_are_not_independent() -> None:
+    # ten units of ten equal cases are as wide as ten cases, not as a hundred
+    units = [f"u{i}" for i in range(10)]
+    one = {u: [float(i % 2)] for i, u in enumerate(units)}
+    ten = {u: [float(i % 2)] * 10 for i, u in enumerate(units)}
+    boot = Bootstrap(units)
+    assert boot.mean([one], [1.0]) == boot.mean([ten], [1.0])
+
+
+def test_units_of_unequal_size_and_groups() -> None:
+    # g1: (1 + 0 + 0) / 3, g2: 1 -> 1 * 1/3 * 3/4 + 1 * 1/4 = 1/2
+    e = Bootstrap(["a", "b"]).mean([{"a": [1.0], "b": [0.0, 0.0]}, {"b": [1.0]}], [0.75, 0.25])
+    assert e is not None and e.value == 0.5
+    # (a, a) has g1 only: 1; (b, b): 0.75 * 0 + 0.25 * 1 = 0.25
+    assert e.ci95 == (0.25, 1.0)
+
+
+def test_nothing() -> None:
+    assert Bootstrap([]).mean([{}], [1.0]) is None
+    assert Bootstrap(["a"]).mean([], []) is None
