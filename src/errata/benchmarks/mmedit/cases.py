@@ -1,0 +1,87 @@
+"""From a row to a case. What cannot be asked becomes a `Skip`, never a crash and never nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from errata.benchmarks.mmedit.rows import Row, clean_rephrase, locality_question, rephrase_problem
+from errata.benchmarks.mmedit.splits import Triple
+from errata.core.errors import BadImage
+from errata.core.images import within_root
+from errata.core.types import Case, Edit, Kind, Probe, Prompt, Skip
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Where image paths begin; if no images are there at all, only the paths are checked."""
+
+    base: Path
+    present: bool
+
+    def find(self, relative: str) -> tuple[str, str | None]:
+        """(path, None), or ("", why the image cannot be used)."""
+        try:
+            path = within_root(self.base, relative)
+        except BadImage as e:
+            return "", str(e)
+        if self.present and not os.path.isfile(path):
+            return "", f"image {relative} is missing under the root"
+        return str(path), None
+
+
+def image_folder(root: Path, rows: Iterable[Row]) -> Folder:
+    """`root` or its folder `images`, whichever holds one of the folders that the rows name."""
+    tops = {PurePosixPath(path).parts[:1] for row in rows for path in row.images}
+    names = sorted(top[0] for top in tops if top and top[0] not in ("/", "..", "."))
+    for base in (root, root / "images"):
+        if any(os.path.exists(base / name) for name in names):
+            return Folder(base, True)
+    return Folder(root / "images" if (root / "images").is_dir() else root, False)
+
+
+def build(
+    task: str, part: str, row: Row, locality: Triple | None, folder: Folder
+) -> tuple[Case | None, tuple[Skip, ...]]:
+    """The case of one row of a file, and what of it is left out.
+
+    Without the edit's image, prompt or target the whole row is left out, else single probes are.
+    `origin` is `correction`: the target is the annotated truth. `old` stays empty, as the file's
+    `pred` is BLIP2's answer, not that of the backbone at hand.
+    """
+    name = f"{task}-{part}-{row.index:05d}"
+    src, target = row.src.strip(), row.alt.strip()
+    path, problem = folder.find(row.image)
+    if not src or not target:
+        problem = "the edit's prompt is empty" if not src else "the edit's target is empty"
+    if problem:
+        return None, (Skip(name, problem),)
+    probes: list[Probe] = []
+    skips: list[Skip] = []
+
+    def ask(kind: Kind, text: str, reference: str, image: str | None, problem: str | None) -> None:
+        where = None
+        if problem is None and not (text and reference):
+            problem = f"the {'question' if not text else 'reference'} is empty"
+        if problem is None and image is not None:
+            where, problem = folder.find(image)
+        if problem is None:
+            probes.append(Probe(kind, Prompt.of(text, where), kind, reference=reference))
+        else:
+            skips.append(Skip(f"{name}/{kind}", problem))
+
+    dirty = rephrase_problem(row.rephrase)
+    ask("reliability", src, target, row.image, None)
+    ask("t_generality", clean_rephrase(row.rephrase), target, row.image, dirty)
+    ask("m_generality", src, target, row.image_rephrase, None)
+    ask("t_locality", locality_question(row.loc), row.loc_ans.strip(), None, None)
+    if locality is None:
+        skips.append(Skip(f"{name}/m_locality", "no locality triple is free of eval's images"))
+    else:
+        image, question, answer = locality
+        ask("m_locality", question.strip(), answer.strip(), image, None)
+    edit = Edit(Prompt.of(src, path), target, id=name)
+    case = Case(name, edit, tuple(probes), task=task, origin="correction")
+    return case, tuple(skips)

@@ -1,0 +1,131 @@
+"""Which rows make a split, and which M-locality triple each of them is given.
+
+`published` is the release: `train` is the whole train file (so `dev` is a part of it), and the
+M-locality probes of `eval` are in it. `disjoint` changes only what is trained on: rows whose image
+is edited in eval leave, and every remaining row draws its M-locality triple anew, from images that
+eval neither asks about nor edits; `dev` and `train` then share no image either. Eval means the eval
+files of the tasks that the spec names: an editor to be tested on both tasks is prepared on
+`mmedit:vqa+caption`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from errata.benchmarks.mmedit.rows import Row
+
+DEV_ROWS = 500
+
+
+class Triple(NamedTuple):
+    """An M-locality probe's image, question and gold answer."""
+
+    image: str
+    question: str
+    answer: str
+
+
+def triple(row: Row) -> Triple:
+    return Triple(row.m_loc, row.m_loc_q, row.m_loc_a)
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """The rows of a split in file order, each with its triple (None: no triple is free)."""
+
+    rows: tuple[Row, ...]
+    triples: tuple[Triple | None, ...]
+
+
+def as_released(rows: Iterable[Row]) -> Selected:
+    kept = tuple(rows)
+    return Selected(kept, tuple(triple(r) for r in kept))
+
+
+def edited_images(files: Iterable[Sequence[Row]]) -> frozenset[str]:
+    return frozenset(r.image for rows in files for r in rows)
+
+
+def locality_images(files: Iterable[Sequence[Row]]) -> frozenset[str]:
+    return frozenset(r.m_loc for rows in files for r in rows)
+
+
+def kept_rows(train: Sequence[Row], edited: frozenset[str]) -> tuple[Row, ...]:
+    """Train rows whose image is not edited in eval."""
+    return tuple(r for r in train if r.image not in edited)
+
+
+def dev_rows(train: Sequence[Row], edited: frozenset[str]) -> tuple[Row, ...]:
+    """The fixed dev part: 500 rows or a tenth of a small file, out of `kept_rows`, by whole images.
+
+    It depends on the files alone, never on a seed: a row tuned on must not become a row trained on.
+    """
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in kept_rows(train, edited):
+        groups[row.image].append(row)
+    room = min(DEV_ROWS, max(1, len(train) // 10)) if len(groups) > 1 else 0
+    chosen: list[Row] = []
+    for image in sorted(groups, key=lambda i: _order("dev", i)):
+        if len(groups[image]) <= room - len(chosen):
+            chosen += groups[image]
+    return tuple(sorted(chosen, key=lambda r: r.index))
+
+
+def locality_pool(train: Sequence[Row], taken: frozenset[str]) -> tuple[Triple, ...]:
+    """Distinct M-locality triples of a train file on images that are not `taken`, in file order."""
+    return tuple(dict.fromkeys(triple(r) for r in train if r.m_loc not in taken))
+
+
+def in_dev_pool(image: str) -> bool:
+    """A tenth of the locality images serves dev, the rest train; the same tenth in every task."""
+    return int(_order("pool", image), 16) % 10 == 0
+
+
+def disjoint(
+    task: str,
+    split: str,
+    train: Mapping[str, Sequence[Row]],
+    held_out: Mapping[str, Sequence[Row]],
+    seed: int,
+) -> Selected:
+    """The split `train` or `dev` of `task` without what eval shows.
+
+    `train` and `held_out` hold the train and eval rows of every task of the spec.
+    """
+    edited = edited_images(held_out.values())
+    dev = {t: dev_rows(rows, edited) for t, rows in train.items()}
+    taken = edited | locality_images(held_out.values())
+    if split == "dev":
+        rows = dev[task]
+        pool = [t for t in locality_pool(train[task], taken) if in_dev_pool(t.image)]
+    else:
+        dev_images = edited_images(dev.values())
+        rows = tuple(r for r in kept_rows(train[task], edited) if r.image not in dev_images)
+        pool = [
+            t for t in locality_pool(train[task], taken | dev_images) if not in_dev_pool(t.image)
+        ]
+    return Selected(rows, _draw(rows, pool, random.Random(f"errata/mmedit/{task}/{split}/{seed}")))
+
+
+def _draw(
+    rows: Sequence[Row], pool: Sequence[Triple], rng: random.Random
+) -> tuple[Triple | None, ...]:
+    """One triple per row, not on the row's own image; none comes again before all have come."""
+    drawn: list[Triple | None] = []
+    waiting: list[Triple] = []
+    for row in rows:
+        if all(t.image == row.image for t in waiting):
+            waiting += rng.sample(pool, len(pool))
+        # Taken from the front; a triple on the row's own image stays for the next row.
+        at = next((i for i, t in enumerate(waiting) if t.image != row.image), None)
+        drawn.append(None if at is None else waiting.pop(at))
+    return tuple(drawn)
+
+
+def _order(purpose: str, image: str) -> str:
+    return hashlib.sha256(f"errata/mmedit/{purpose}/{image}".encode()).hexdigest()

@@ -1,0 +1,210 @@
+"""Opening images that come from outside: whatever fails is one `BadImage` line. No torch."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import re
+import stat
+import warnings
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL import ImageOps, UnidentifiedImageError
+
+from errata.core import registry
+from errata.core.benchmark import Benchmark
+from errata.core.errors import BadData, BadImage, BadSpec
+from errata.core.types import Image
+
+#: Lower than Pillow's own warning (89 million), far above what any processor keeps.
+MAX_PIXELS = 64_000_000
+MAX_BYTES = 256 * 1024 * 1024
+
+#: Formats that Pillow decodes itself: EPS, for one, would start another program on the file.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+#: One letter is a Windows drive, so a scheme has at least two.
+_SCHEME = re.compile(r"(?P<scheme>[A-Za-z][\w-]+):(?P<spec>.*)", re.DOTALL)
+
+
+def load_image(image: Image) -> Pillow.Image:
+    """The pixels of `image`: mode RGB, upright, first frame, transparency dropped.
+
+    Raises BadImage when it is missing, broken, too large, or not the one that `sha256` names.
+    """
+    scheme, rest = split_uri(image.uri)
+    if scheme is not None:
+        _check_hash(image, _hash_text(rest))
+        return _render(image.uri, scheme, rest)
+    data = _read(image.uri)
+    _check_hash(image, hashlib.sha256(data).hexdigest())
+    return _decode(image.uri, data)
+
+
+def hash_image(image: Image) -> str:
+    """sha256 of the file's bytes, or of the spec of a rendered image, whatever `image.sha256` is.
+
+    Raises BadImage when the file cannot be read. The file is not decoded.
+    """
+    scheme, rest = split_uri(image.uri)
+    return _hash_text(rest) if scheme is not None else hashlib.sha256(_read(image.uri)).hexdigest()
+
+
+def split_uri(uri: str) -> tuple[str | None, str]:
+    """(scheme, spec) when `uri` begins with a benchmark's name and a colon, else (None, uri).
+
+    A file whose own name begins like that is reached as `./name:rest`.
+    """
+    m = _SCHEME.fullmatch(uri)
+    if m and _benchmark(m["scheme"]) is not None:
+        return m["scheme"], m["spec"]
+    return None, uri
+
+
+def within_root(root: Path, relative: str | os.PathLike[str]) -> Path:
+    """The real path of `relative` below `root`; it need not exist.
+
+    Raises BadImage for an absolute path, and for one that leaves the root by `..` or a link.
+    """
+    text = os.fspath(relative)
+    if not text.strip() or "\0" in text:
+        raise _bad(text, "it is not a path", "Give the image's path relative to the root")
+    if Path(text).is_absolute() or PureWindowsPath(text).is_absolute():
+        raise _bad(text, "it is an absolute path", "Give the image's path relative to the root")
+    try:
+        base = root.resolve()
+        path = (base / text).resolve()
+    except (OSError, RuntimeError, ValueError) as e:  # RuntimeError: links in a loop
+        raise _bad(text, f"it cannot be followed ({e})", "Mend the link or the path") from e
+    if not path.is_relative_to(base):
+        raise _bad(
+            text,
+            "it leaves its root folder (by .. or a symbolic link)",
+            "Put the file itself below the root",
+        )
+    return path
+
+
+def _bad(uri: str, wrong: str, mend: str) -> BadImage:
+    shown = repr(uri if len(uri) <= 200 else f"{uri[:200]}...")
+    return BadImage(f"cannot use image {shown}: {wrong}. {mend}.")
+
+
+@functools.cache
+def _benchmark(scheme: str) -> Benchmark | None:
+    # Benchmarks are stateless, and looking a name up among the entry points takes milliseconds.
+    if scheme not in registry.names("benchmarks"):
+        return None
+    found: Benchmark = registry.load("benchmarks", scheme)()
+    return found
+
+
+def _render(uri: str, scheme: str, spec: str) -> Pillow.Image:
+    benchmark = _benchmark(scheme)
+    assert benchmark is not None, scheme
+    try:
+        picture = benchmark.open_image(spec)
+    except (BadSpec, BadData) as e:
+        mend = f"Write it as the benchmark's cases do; a file of that name is ./{scheme}:..."
+        raise _bad(uri, str(e).rstrip("."), mend) from e
+    assert isinstance(picture, Pillow.Image) and picture.mode == "RGB", f"{scheme}: not RGB"
+    return picture
+
+
+def _hash_text(spec: str) -> str:
+    return hashlib.sha256(spec.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _check_hash(image: Image, actual: str) -> None:
+    if image.sha256 is not None and image.sha256.lower() != actual:
+        raise _bad(
+            image.uri,
+            f"its sha256 is {actual[:12]}... but {image.sha256[:12]}... was recorded",
+            "Restore the original, or plan the run again with this one",
+        )
+
+
+def _read(uri: str) -> bytes:
+    try:
+        info = os.stat(uri)
+        if stat.S_ISDIR(info.st_mode):
+            raise _bad(uri, "it is a folder", "Name one image file")
+        if not stat.S_ISREG(info.st_mode):
+            raise _bad(uri, "it is not a regular file", "Save the image to a file first")
+        with open(uri, "rb") as f:
+            data = f.read(MAX_BYTES + 1)
+    except FileNotFoundError as e:
+        raise _bad(uri, "there is no such file", _missing_hint(uri)) from e
+    except (OSError, ValueError) as e:  # ValueError: a NUL or a lone surrogate in the name
+        why = getattr(e, "strerror", None) or str(e)
+        raise _bad(uri, f"it cannot be read ({why})", "Check the path and its permissions") from e
+    if len(data) > MAX_BYTES:
+        raise _bad(uri, f"it has more than {MAX_BYTES:,} bytes", "Make it smaller")
+    if not data:
+        raise _bad(uri, "the file is empty", "Get the file again")
+    return data
+
+
+def _missing_hint(uri: str) -> str:
+    if "://" in uri:
+        return "Nothing is downloaded here: save the image and give the file's path"
+    if m := _SCHEME.fullmatch(uri):
+        known = ", ".join(registry.names("benchmarks")) or "none"
+        return (
+            f"Check the path. If '{m['scheme']}' is to be a benchmark, the known ones are: {known}"
+        )
+    return "Check the path; a relative one starts at the current folder"
+
+
+def _decode(uri: str, data: bytes) -> Pillow.Image:
+    smaller = f"Scale it down to at most {MAX_PIXELS:,} pixels"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on odd metadata; the pixels are what counts
+            warnings.simplefilter("error", Pillow.DecompressionBombWarning)
+            with Pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise _bad(uri, f"it has {width} x {height} pixels", smaller)
+                picture.load()
+                return _rgb(uri, _upright(picture))
+    except BadImage:
+        raise
+    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
+        raise _bad(uri, "it would unpack to far too many pixels", smaller) from e
+    except UnidentifiedImageError as e:
+        readable = ", ".join(FORMATS)
+        raise _bad(uri, "it is no image of a known format", f"Readable: {readable}") from e
+    except MemoryError as e:
+        raise _bad(uri, "there is not enough memory to unpack it", smaller) from e
+    except Exception as e:
+        # Only Pillow runs above, and its decoders raise whatever the damaged bytes lead them to.
+        mend = "Get the file again or re-save it as PNG"
+        raise _bad(uri, f"it is broken or cut off ({str(e)[:120]})", mend) from e
+
+
+def _upright(picture: Pillow.Image) -> Pillow.Image:
+    try:
+        turned = ImageOps.exif_transpose(picture)
+    except Exception:
+        # A damaged EXIF block says nothing about the pixels, which did decode.
+        return picture
+    return picture if turned is None else turned
+
+
+def _rgb(uri: str, picture: Pillow.Image) -> Pillow.Image:
+    if picture.mode in ("P", "PA", "LA", "La", "RGBa"):
+        # "La" has no direct way to RGB, and palettes warn about transparency without this step.
+        picture = picture.convert("LA" if picture.mode == "La" else "RGBA")
+    if picture.mode.startswith(("I", "F")):
+        # Pillow would clip these to 0..255: a 16-bit picture would come out white.
+        values = np.asarray(picture)
+        if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+            wrong = f"its mode is '{picture.mode}', which has no fixed range"
+            raise _bad(uri, wrong, "Save it with 8 bits per channel")
+        picture = Pillow.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    return picture.convert("RGB")
