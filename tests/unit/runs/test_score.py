@@ -23,6 +23,7 @@ The target is "new", the gold answer of near probes is "gold". After the last ed
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,68 +31,13 @@ import pytest
 
 from errata.core.errors import BadRun, UnknownName
 from errata.core.record import append_lines, write_json
-from errata.core.types import Answer, Case, Edit, Probe, Prompt, to_json
+from errata.core.types import Answer
 from errata.runs.score import score_run
 
-LANES = {"l0": ("a", "b"), "l1": ("c", "d")}
-SAID = {"a": "new", "b": "old", "c": "New.", "d": "new"}
-KEPT = {
-    "a": {"n1a": True, "n1b": False, "n2": True},
-    "b": {"n1a": True, "n1b": True},
-    "c": {"n1a": False, "n1b": False, "n2": False},
-    "d": {"n1a": True, "n1b": True},
-}
-PANEL = tuple(Probe(f"p{i}", Prompt.of(f"panel {i}"), "retention", reference="x") for i in (0, 1))
+MakeRun = Callable[..., Path]
 
 
-def make_case(name: str) -> Case:
-    near = [
-        Probe(p, Prompt.of(p), "near_locality", "near2" if p == "n2" else "near1", "gold")
-        for p in KEPT[name]
-    ]
-    prompt = Prompt.of(f"what is {name}?")
-    return Case(
-        name,
-        Edit(prompt, "new"),
-        (Probe("rel", prompt, "reliability", reference="new"), *near),
-        origin="counterfactual" if name in "ac" else "correction",
-    )
-
-
-def make_run(path: Path, drop: int = 0) -> Path:
-    cases = [make_case(name) for name in KEPT]
-    units = [{"id": "u0", "lanes": [{"id": k, "cases": v} for k, v in LANES.items()]}]
-    plan: dict[str, Any] = {
-        "schema": 1,
-        "cases": [to_json(c) for c in cases],
-        "panel": [to_json(p) for p in PANEL],
-        "units": units,
-        "dropped": [],
-    }
-    write_json(path / "manifest.json", {"schema": 1})
-    write_json(path / "plan.json", plan)
-    before = [Answer("panel", p.id, text="x", ids=(1,)) for p in PANEL]
-    after = []
-    for case in cases:
-        first = "new" if case.id == "b" else "old"
-        before.append(Answer(case.id, "rel", text=first, ids=(2,)))
-        before += [Answer(case.id, p, text="gold", ids=(3,)) for p in KEPT[case.id]]
-        after.append(Answer(case.id, "rel", 0, "own", text="new", ids=(4,)))
-        after += [Answer(case.id, p, 0, "own", text="gold", ids=(3,)) for p in KEPT[case.id]]
-        after.append(Answer(case.id, "rel", 1, text=SAID[case.id], stopped=case.id != "d"))
-        after += [
-            Answer(case.id, p, 1, ids=(3,) if kept else (9,)) for p, kept in KEPT[case.id].items()
-        ]
-    for lane, kept_ids in (("l0", (1, 8)), ("l1", (1, 1))):
-        after += [
-            Answer(f"panel/{lane}", p.id, 1, ids=(i,)) for p, i in zip(PANEL, kept_ids, strict=True)
-        ]
-    append_lines(path / "before.jsonl", before)
-    append_lines(path / "answers.jsonl", after[: len(after) - drop])
-    return path
-
-
-def test_values_by_hand(tmp_path: Path) -> None:
+def test_values_by_hand(tmp_path: Path, make_run: MakeRun) -> None:
     scores = score_run(make_run(tmp_path))
     assert (scores["schema"], scores["cases"], scores["units"]) == (1, 4, 2)
     m = scores["metrics"]
@@ -113,7 +59,7 @@ def test_values_by_hand(tmp_path: Path) -> None:
     assert scores["capped"] == {"reliability": 1}
 
 
-def test_positions_and_origins(tmp_path: Path) -> None:
+def test_positions_and_origins(tmp_path: Path, make_run: MakeRun) -> None:
     scores = score_run(make_run(tmp_path))
     # first in their lanes: a, c (right, right); second: b, d (wrong, wrong)
     assert scores["by_position"]["reliability.exact"] == {
@@ -128,7 +74,7 @@ def test_positions_and_origins(tmp_path: Path) -> None:
     assert "retention.exact" not in by_origin["correction"]
 
 
-def test_same_bytes(tmp_path: Path) -> None:
+def test_same_bytes(tmp_path: Path, make_run: MakeRun) -> None:
     one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two")
     for run in (one, two, one):
         score_run(run)
@@ -136,37 +82,37 @@ def test_same_bytes(tmp_path: Path) -> None:
     assert json.loads((one / "scores.json").read_text()) == score_run(one)
 
 
-def test_more_metrics_on_request(tmp_path: Path) -> None:
+def test_more_metrics_on_request(tmp_path: Path, make_run: MakeRun) -> None:
     run = make_run(tmp_path)
     assert score_run(run, ["legacy"])["metrics"]["reliability.legacy"]["unscored"] == 4
     with pytest.raises(UnknownName, match=r"exakt.*exact"):
         score_run(run, ["exakt"])
 
 
-def test_incomplete(tmp_path: Path) -> None:
+def test_incomplete(tmp_path: Path, make_run: MakeRun) -> None:
     with pytest.raises(BadRun, match=r"1 answers are missing.*panel/l1/p1"):
         score_run(make_run(tmp_path, drop=1))
 
 
-def test_an_unasked_panel_is_no_error(tmp_path: Path) -> None:
+def test_an_unasked_panel_is_no_error(tmp_path: Path, make_run: MakeRun) -> None:
     assert "retention.exact" not in score_run(make_run(tmp_path, drop=4))["metrics"]
 
 
-def test_answered_twice(tmp_path: Path) -> None:
+def test_answered_twice(tmp_path: Path, make_run: MakeRun) -> None:
     run = make_run(tmp_path)
     append_lines(run / "before.jsonl", [Answer("a", "rel", text="other")])
     with pytest.raises(BadRun, match="twice"):
         score_run(run)
 
 
-def test_other_schema(tmp_path: Path) -> None:
+def test_other_schema(tmp_path: Path, make_run: MakeRun) -> None:
     run = make_run(tmp_path)
     write_json(run / "plan.json", {"schema": 2})
     with pytest.raises(BadRun, match="schema 2"):
         score_run(run)
 
 
-def test_a_failed_edit_is_unscored(tmp_path: Path) -> None:
+def test_a_failed_edit_is_unscored(tmp_path: Path, make_run: MakeRun) -> None:
     run = make_run(tmp_path)
     lines = (run / "answers.jsonl").read_text().splitlines()
     answers = [json.loads(line) for line in lines]
@@ -182,7 +128,7 @@ def test_a_failed_edit_is_unscored(tmp_path: Path) -> None:
     assert scores["metrics"]["reliability.exact@own"]["n"] == 4
 
 
-def test_one_lane_has_no_interval(tmp_path: Path) -> None:
+def test_one_lane_has_no_interval(tmp_path: Path, make_run: MakeRun) -> None:
     run = make_run(tmp_path)
     plan = json.loads((run / "plan.json").read_text())
     plan["units"][0]["lanes"] = plan["units"][0]["lanes"][:1]
