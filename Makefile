@@ -1,0 +1,44 @@
+# Every target sets up .venv by itself, once per change of the pinned versions.
+# Needs make and Python 3.11 or newer. PIP_* variables (mirrors, wheels) are honoured by pip itself.
+# PYTHON=... chooses the interpreter for .venv; PYTEST_ARGS and DEMO_ARGS are passed on.
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.errata-installed
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+PYTEST_ARGS ?= -n 2 --dist loadfile
+DEMO_ARGS ?=
+
+# Two threads on a shared machine can be ten times slower than one, and one makes results repeatable.
+export OMP_NUM_THREADS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup check test demo docs clean
+
+setup: $(STAMP)
+
+$(STAMP): constraints.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "errata needs Python 3.11 or newer; none found. Install it, or pass PYTHON=/path/to/python3.11." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt hatchling editables
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: $(STAMP)
+	$(BIN)/errata demo $(DEMO_ARGS)
+
+docs: $(STAMP)
+	$(BIN)/python scripts/docs.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
