@@ -1,0 +1,1 @@
+"""Where things are in a model: one file per family of classes."""

@@ -1,0 +1,265 @@
+"""What a backbone is: a model and its processor, seen as named sites, asked in batches.
+
+The only place that knows module paths is a backbone file. Everybody else speaks of sites
+(`text.{i}.{in,block,attn,attn.q,.k,.v,.o,mlp,mlp.up,.gate,.down}`, `embed`, `vision.{i}...`, `bridge`,
+`bridge.{linear}`, `final_norm`, `head`), batches and questions.
+
+Shapes: B rows, T columns of prompt and target (right padded), V vocabulary, N images.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from errata.core.errors import BadSpec
+from errata.core.patch import Patch
+from errata.core.ports import Site, Wires
+from errata.core.types import Prompt, Scored
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Prompts (and targets) as tensors. Rows are right padded; the target follows its prompt at once.
+
+    lengths: [B] prompt tokens, image tokens included; a row's target starts there.
+    vision:  [B, T] True for image tokens. image_rows: [N] whose image is whose. image_sizes: [N].
+    image_keys: one key per image, equal for equal images. targets: ids per row, () for none.
+    notes: per row, what a rewriting patch reports (such as demonstrations dropped).
+    """
+
+    prompts: tuple[Prompt, ...]
+    inputs: Mapping[str, Tensor]
+    lengths: Tensor
+    vision: Tensor
+    image_rows: Tensor
+    image_sizes: Tensor
+    image_keys: tuple[str, ...] = ()
+    targets: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def mask(self) -> Tensor:
+        return self.inputs["attention_mask"]
+
+    @property
+    def ids(self) -> Tensor:
+        return self.inputs["input_ids"]
+
+
+@dataclass(frozen=True, eq=False)
+class Entered:
+    """The state that enters block `layer`: what lies below has run and will not run again.
+
+    layer -1 means: after the vision tower. `trunk` are the keywords of the text model's own forward,
+    `stream` [B, T, d] the input of the block, `cache` the keys and values of the lower blocks. `stack`
+    was live below, with `rows` [B]; only patches that act at `layer` or above may be added later.
+    """
+
+    batch: Batch
+    layer: int
+    trunk: Mapping[str, Any] = field(default_factory=dict)
+    stream: Tensor | None = None
+    cache: tuple[tuple[Tensor, Tensor], ...] | None = None
+    tower: Any = None
+    rows: Tensor | None = None
+    stack: tuple[Patch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A greedy continuation: ids before the stop, and whether a stop was reached before the cap."""
+
+    ids: tuple[int, ...]
+    stopped: bool
+
+
+class Question(ABC):
+    """One prefilled batch. One `Ctx` lives exactly as long as this object."""
+
+    batch: Batch
+
+    @property
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """[B, 1 + M, V]: entry j predicts target token j; the last one of a row is behind its target."""
+
+    @abstractmethod
+    def scores(self) -> list[Scored]:
+        """The batch's targets under teacher forcing, from the prefill itself."""
+
+    @abstractmethod
+    def greedy(self, caps: Sequence[int]) -> list[Generated]:
+        """The greedy answer of each row, at most caps[b] tokens; ends at EOS or a line break."""
+
+    @abstractmethod
+    def score(self, ids: Sequence[Sequence[int]]) -> list[Scored]:
+        """Other continuations of the prompts under teacher forcing."""
+
+    @abstractmethod
+    def feed(self, ids: Tensor) -> Tensor:
+        """Appends ids [B, m] after the prompts (targets left out) and keeps them: logits [B, m, V]."""
+
+    @abstractmethod
+    def top(self, k: int) -> list[tuple[tuple[int, ...], ...]]:
+        """The k likeliest ids, in order, at every real position of prompt and target."""
+
+
+class Backbone(ABC):
+    """A frozen model behind ports."""
+
+    plugin_kind: ClassVar[str] = "backbones"
+    name: str
+    revision: str = ""
+    capabilities: frozenset[str] = frozenset()
+    model: nn.Module
+    wires: Wires
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, config: Mapping[str, Any]) -> bool:
+        """Whether this file handles a model with this `config.json`."""
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Number of text blocks L."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Hidden size d of the text stream."""
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """Longest sequence, image tokens included."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype: ...
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """sha256 over the stored tensors and the config."""
+
+    @abstractmethod
+    def encode(
+        self,
+        prompts: Sequence[Prompt],
+        targets: Sequence[str] | None = None,
+        *,
+        eos: bool = False,
+        rows: Sequence[int] | None = None,
+    ) -> Batch:
+        """Prompts and targets as one batch, after live patches have rewritten the prompts.
+
+        One space between prompt and target, target stripped; `eos` appends the end token to targets.
+        Raises TooLong, naming the row.
+        """
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, stripped."""
+
+    @abstractmethod
+    def answer_ids(self, text: str, prompt: Prompt) -> tuple[int, ...]:
+        """Ids of a continuation of `prompt`, as `encode` would append them."""
+
+    @abstractmethod
+    def ask(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Any:
+        """Context manager that yields a Question over `what` with the live patches."""
+
+    @abstractmethod
+    def logits(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Tensor:
+        """[B, 1 + M, V] as `Question.logits`, with gradients, without a cache."""
+
+    @abstractmethod
+    def enter(
+        self, batch: Batch, layer: int, *, rows: Tensor | None = None, for_generation: bool = False
+    ) -> Entered:
+        """Runs what lies below block `layer` once, unedited parts frozen; see `Entered`."""
+
+    @abstractmethod
+    def device_of(self, site: str) -> torch.device:
+        """Where the site's weights (and so its patches) live; "" = the text model's first block."""
+
+    def generate(self, batch: Batch, caps: Sequence[int], *, rows: Tensor | None = None) -> list[Generated]:
+        with self.ask(batch, rows=rows) as q:
+            return q.greedy(caps)  # type: ignore[no-any-return]
+
+    def resume(self, state: Entered, patch: Patch | None = None, *, rows: Tensor | None = None) -> Tensor:
+        """`logits` from a state on, with one more patch live."""
+        with self.applied(patch):
+            return self.logits(state, rows=rows)
+
+    def entry(self, patch: Patch | None) -> int | None:
+        """The highest layer that `patch` can be resumed from; None when it needs the whole model."""
+        if patch is None:
+            return self.depth - 1
+        if patch.rewrites or any(s.startswith("vision") for s in patch.sites):
+            return None
+        edge = min((self._floor(s) for s in patch.sites), default=self.depth - 1)
+        return edge
+
+    def _floor(self, site: str) -> int:
+        if site.startswith("text."):
+            return int(site.split(".")[1])
+        return self.depth - 1 if site in ("final_norm", "head") else -1
+
+    def layer(self, index: int) -> int:
+        """A text block by index, counted from the end when negative. Raises BadSpec."""
+        found = index + self.depth if index < 0 else index
+        if not 0 <= found < self.depth:
+            raise BadSpec(f"{self.name} has text blocks 0 to {self.depth - 1} (or -{self.depth} to -1), not {index}.")
+        return found
+
+    def site(self, name: str) -> Site:
+        """A site by name. Raises BadSpec."""
+        if name not in self.wires.sites:
+            some = sorted(n for n in self.wires.sites if n.split(".")[0] == name.split(".")[0])[:12]
+            raise BadSpec(f"{self.name} has no site '{name}'. Near it: {', '.join(some) or 'see errata doctor'}.")
+        return self.wires.sites[name]
+
+    def weight(self, site: str) -> tuple[int, int]:
+        """(in, out) features of a linear site."""
+        module = self.site(site).first
+        assert isinstance(module, nn.Linear) or hasattr(module, "weight"), site
+        out, into = module.weight.shape[-2:]  # type: ignore[union-attr]
+        return int(into), int(out)
+
+    def gated(self, site: str) -> bool:
+        """Whether the FFN at `text.{i}.mlp` multiplies a gate with an up projection."""
+        return f"{site}.gate" in self.wires.sites
+
+    @abstractmethod
+    def activation(self, site: str) -> str:
+        """Name of the FFN's activation: silu, relu, gelu or gelu_tanh."""
+
+    @contextmanager
+    def applied(self, *patches: Patch | None) -> Iterator[None]:
+        """The patches are live inside, on top of what already is. On leaving, exactly what was before."""
+        outer = self.wires.stack
+        for patch in patches:
+            for name in patch.sites if patch is not None else ():
+                self.site(name)
+        self.wires.switch((*outer, *(p for p in patches if p is not None)))
+        try:
+            yield
+        finally:
+            self.wires.switch(outer)
+
+    def rewritten(self, prompt: Prompt, row: int = 0) -> Prompt:
+        """The prompt after all live patches have rewritten it, in order."""
+        for patch in self.wires.stack:
+            prompt = patch.rewrite(prompt, self, row)
+        return prompt

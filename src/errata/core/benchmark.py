@@ -1,0 +1,95 @@
+"""What a benchmark is: candidate cases, from files or from a generator. No torch."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from errata.core import registry
+from errata.core.errors import BadSpec
+from errata.core.types import Case, Probe, Skip
+
+_SPEC = re.compile(r"(?P<name>[\w-]+)(:(?P<tasks>[\w+-]+))?(@(?P<split>\w+))?(/(?P<variant>\w+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkSpec:
+    """`name[:task[+task]][@train|dev|eval][/published|disjoint]`. Empty tasks = all tasks."""
+
+    name: str
+    tasks: tuple[str, ...] = ()
+    split: str = "eval"
+    variant: str = "disjoint"
+
+    @classmethod
+    def parse(cls, text: str) -> BenchmarkSpec:
+        m = _SPEC.fullmatch(text)
+        if not m:
+            raise BadSpec(
+                f"cannot read benchmark '{text}'. Write name[:task[+task]][@split][/variant], for "
+                "example microworld:vqa@eval/disjoint."
+            )
+        spec = cls(
+            m["name"],
+            tuple((m["tasks"] or "").split("+")) if m["tasks"] else (),
+            m["split"] or "eval",
+            m["variant"] or "disjoint",
+        )
+        benchmark = registry.load("benchmarks", spec.name)
+        for what, given, known in (
+            ("task", spec.tasks, benchmark.tasks),
+            ("split", (spec.split,), benchmark.splits),
+            ("variant", (spec.variant,), benchmark.variants),
+        ):
+            for value in given:
+                if value not in known:
+                    raise BadSpec(
+                        f"benchmark '{spec.name}' has no {what} '{value}'. It has: {', '.join(known)}."
+                    )
+        return cls(spec.name, spec.tasks or benchmark.tasks, spec.split, spec.variant)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{'+'.join(self.tasks)}@{self.split}/{self.variant}"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Candidate cases in a fixed order, and the rows that could not become one."""
+
+    cases: tuple[Case, ...]
+    skipped: tuple[Skip, ...] = ()
+
+
+class Benchmark(ABC):
+    """A source of cases. Stateless: everything depends on the spec, the root and the seed."""
+
+    plugin_kind: ClassVar[str] = "benchmarks"
+    name: ClassVar[str]
+    version: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]]
+    splits: ClassVar[tuple[str, ...]] = ("train", "dev", "eval")
+    variants: ClassVar[tuple[str, ...]] = ("published", "disjoint")
+
+    @abstractmethod
+    def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
+        """All candidate cases of `spec`, in a fixed order. Raises BadData when files are missing."""
+
+    def panel(self, spec: BenchmarkSpec, *, root: Path | None = None) -> tuple[Probe, ...]:
+        """A fixed panel of questions unrelated to any edit (kind `retention`); may be empty."""
+        return ()
+
+    def open_image(self, spec: str) -> Any:
+        """The PIL image (RGB) of the URI `<name>:<spec>`, for benchmarks that render their images."""
+        raise BadSpec(f"benchmark '{self.name}' renders no images.")
+
+    def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:
+        """Facts about splits and leaks, computed from the data itself (nested, JSON-ready)."""
+        raise BadSpec(f"benchmark '{self.name}' has no audit.")
+
+    def verify(self, *, root: Path | None = None) -> Mapping[str, Any]:
+        """What is present and what is missing or damaged, per file (JSON-ready)."""
+        raise BadSpec(f"benchmark '{self.name}' has nothing to verify.")

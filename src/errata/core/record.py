@@ -1,0 +1,95 @@
+"""Files of a run: written whole or not at all, appended line by line, read back with checks. No torch."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from errata.core.errors import BadRun, DiskFull
+from errata.core.types import from_json, to_json
+
+T = TypeVar("T")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a full disk or a folder without permission into one clear line."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise DiskFull(
+                f"cannot write {path}: {e.strerror}. Free some space or choose another folder, then "
+                "repeat the same command: finished work is kept."
+            ) from e
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes to a temporary name in the same folder, syncs, and renames."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def dumps(data: Any, *, indent: int | None = None) -> str:
+    return json.dumps(data, sort_keys=True, ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_bytes(path, (dumps(data, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Raises BadRun when the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadRun(f"{path} does not exist. Is {path.parent} an errata folder?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise BadRun(f"{path} is not valid JSON ({e}). Restore it or run the command again.") from None
+
+
+def append_lines(path: Path, values: Iterable[Any]) -> None:
+    """Appends one JSON line per value in a single write, then syncs."""
+    text = "".join(dumps(to_json(v)) + "\n" for v in values)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+
+
+def read_lines(path: Path, cls: type[T]) -> list[T]:
+    """All complete lines. A last line cut off by a kill is ignored; any other bad line raises BadRun."""
+    if not path.exists():
+        return []
+    values: list[T] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            values.append(from_json(cls, json.loads(line)))
+        except ValueError as e:
+            if number == len(lines):
+                break
+            raise BadRun(f"{path}, line {number}, cannot be read ({e}). Delete the run and repeat it.") from None
+    return values

@@ -1,0 +1,82 @@
+"""Names to plug-ins, found by file name.
+
+A built-in plug-in of kind `editors` is the file `errata/editors/<name>.py` (or a package of that name);
+third parties register an entry point in the group `errata.editors`. Nothing is imported until asked for,
+so that listing names loads no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from errata.core.errors import UnknownName
+
+KINDS = ("patches", "editors", "backbones", "benchmarks", "protocols", "metrics", "judges")
+
+
+def _singular(kind: str) -> str:
+    return "patch" if kind == "patches" else kind.removesuffix("s")
+
+
+def _package(kind: str) -> str:
+    assert kind in KINDS, kind
+    return f"errata.{kind}"
+
+
+@cache
+def _builtin(kind: str) -> dict[str, str]:
+    """name -> module, without importing the modules."""
+    spec = importlib.util.find_spec(_package(kind))
+    assert spec is not None and spec.submodule_search_locations is not None
+    names = (m.name for m in pkgutil.iter_modules(spec.submodule_search_locations))
+    return {n: f"{_package(kind)}.{n}" for n in sorted(names) if not n.startswith("_")}
+
+
+def _external(kind: str) -> dict[str, EntryPoint]:
+    return {e.name: e for e in entry_points(group=_package(kind))}
+
+
+def names(kind: str) -> list[str]:
+    """All registered names of a kind, sorted."""
+    return sorted({*_builtin(kind), *_external(kind)})
+
+
+def summary(kind: str, name: str) -> str:
+    """First line of the plug-in's module docstring, read without importing it."""
+    if name in _external(kind):
+        dist = _external(kind)[name].dist
+        return f"from {dist.name}" if dist else "third party"
+    module = _builtin(kind)[name]
+    parent = importlib.util.find_spec(_package(kind))
+    assert parent is not None and parent.submodule_search_locations is not None
+    base = Path(next(iter(parent.submodule_search_locations))) / module.rsplit(".", 1)[1]
+    path = base.with_suffix(".py") if base.with_suffix(".py").exists() else base / "__init__.py"
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return doc.splitlines()[0].rstrip(".") if doc else ""
+
+
+def load(kind: str, name: str) -> type[Any]:
+    """The plug-in class called `name`. Raises UnknownName, with the nearest known name."""
+    external = _external(kind)
+    if name in external:
+        return external[name].load()  # type: ignore[no-any-return]
+    if name not in _builtin(kind):
+        raise UnknownName(_singular(kind), name, names(kind))
+    module = importlib.import_module(_builtin(kind)[name])
+    found = [
+        c
+        for _, c in inspect.getmembers(module, inspect.isclass)
+        if c.__module__.startswith(module.__name__) and getattr(c, "plugin_kind", None) == kind
+        and not inspect.isabstract(c)
+    ]
+    public = [c for c in found if not c.__name__.startswith("_")]
+    assert len(public) == 1, f"{module.__name__} must define exactly one {kind} plug-in: {public}"
+    return public[0]

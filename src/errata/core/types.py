@@ -1,0 +1,211 @@
+"""The nouns that travel through errata: prompts, edits, probes and cases.
+
+Frozen, hashable, free of torch, and equal after a round trip through JSON. `to_json` and `from_json`
+are the only way these values reach a file; `json_schema` is what docs/schemas is generated from.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Kind = Literal[
+    "reliability",
+    "t_generality",
+    "m_generality",
+    "t_locality",
+    "m_locality",
+    "near_locality",
+    "portability",
+    "retention",
+    "efficacy",
+    "reasoning",
+    "vqa",
+]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+#: Kinds that ask for the new answer; every other kind but portability asks that nothing changed.
+TARGET_KINDS = frozenset({"reliability", "t_generality", "m_generality", "portability", "efficacy"})
+LOCALITY_KINDS = frozenset({"t_locality", "m_locality", "near_locality", "retention"})
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image by reference: a file path, or `<scheme>:<spec>` for a benchmark that renders its own.
+
+    `sha256` is the hash of the file's bytes, or of the spec for a rendered image; None until known.
+    """
+
+    uri: str
+    sha256: str | None = None
+
+
+Segment = str | Image
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is put to a model: a tuple of text and image segments, in order."""
+
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def of(cls, text: str, image: Image | str | None = None) -> Prompt:
+        """The common shape: at most one image, then text."""
+        if image is None:
+            return cls((text,))
+        return cls((Image(image) if isinstance(image, str) else image, text))
+
+    @property
+    def text(self) -> str:
+        """All text segments, joined."""
+        return "".join(s for s in self.segments if isinstance(s, str))
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(s for s in self.segments if isinstance(s, Image))
+
+    def with_text(self, text: str) -> Prompt:
+        """The same images, in front of another text."""
+        return Prompt((*self.images, text))
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """The papers' edit descriptor (v_e, x_e, y_e): `prompt` should be answered by `target`.
+
+    `subject` is the span of the prompt's text that names the edited thing, `old` the answer that
+    the edit replaces.
+    """
+
+    prompt: Prompt
+    target: str
+    subject: str | None = None
+    old: str | None = None
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """A question that a portability probe rests on; the base must answer it for the probe to count."""
+
+    prompt: Prompt
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One question asked before and after an edit.
+
+    `id` is unique within its case. `group` splits a kind (`seen`, `near1`, ...; "" when the kind has
+    one group). `reference` is the wanted answer (target kinds) or the gold answer (locality kinds; the
+    score compares with the model's own earlier answer, the gold is used by teacher-forced scores).
+    """
+
+    id: str
+    prompt: Prompt
+    kind: Kind
+    group: str = ""
+    reference: str = ""
+    hop: Hop | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One edit with its probes.
+
+    `origin` is `counterfactual` (the base is right, the target false) or `correction` (the base is
+    wrong, the target true). `scope` declares what the edit is about, as (attribute, value) pairs;
+    `asked` names the attribute that the edit changes.
+    """
+
+    id: str
+    edit: Edit
+    probes: tuple[Probe, ...]
+    task: str = "vqa"
+    origin: str = "counterfactual"
+    asked: str = ""
+    scope: tuple[tuple[str, str], ...] = ()
+
+    def with_probes(self, probes: tuple[Probe, ...]) -> Case:
+        return replace(self, probes=probes)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A continuation under teacher forcing: its ids, their log-probabilities, the argmax at each place."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    argmax: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said to one probe.
+
+    `step` is -1 before any edit, else the protocol's step after which it was asked; `tag` is "" for
+    the answer that counts, `own` for the one right after the case's own edit. `text` and `ids` end
+    before the stop token; `stopped` is False when the cap was hit. `reference` scores the probe's
+    reference, `own` the model's own before-answer. `top` holds the ten likeliest ids at every
+    position of prompt and reference, in order, only when the legacy metric was asked for.
+    """
+
+    case: str
+    probe: str
+    step: int = -1
+    tag: str = ""
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    stopped: bool = True
+    reference: Scored | None = None
+    own: Scored | None = None
+    top: tuple[tuple[int, ...], ...] | None = None
+    image: str | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A row that is not asked, and why. Skips are counted and shown, never silent."""
+
+    id: str
+    reason: str
+
+
+T = TypeVar("T")
+
+
+@functools.cache
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+def to_json(value: Any) -> Any:
+    """A JSON-ready value (dicts, lists, strings, numbers)."""
+    return _adapter(type(value)).dump_python(value, mode="json")
+
+
+def from_json(cls: type[T], data: Any) -> T:
+    """The inverse of `to_json`. Raises `pydantic.ValidationError` on a wrong shape."""
+    return _adapter(cls).validate_python(data)
+
+
+def json_schema(cls: type) -> dict[str, Any]:
+    return _adapter(cls).json_schema()
+
+
+def digest(value: Any) -> str:
+    """sha256 over the canonical JSON of a value of this module, or of plain JSON data."""
+    data = value if isinstance(value, (dict, list, str, int, float)) else to_json(value)
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""How an edit is found: one method a file, the file's name is the editor's."""

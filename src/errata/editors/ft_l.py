@@ -1,0 +1,53 @@
+"""FT-L: fine-tunes the output matrix of the last FFN on the edit alone.
+
+Source: the usual baseline of UniKE (2024), VisEdit and DualEdit. Three public ports disagree (LiveEdit's
+ft_vl at b46217b: down projection of the last layer, AdamW 1e-3, 25 steps, stop below 1e-2; VLKEB at 10951b7:
+both FFN matrices, 10 to 20 fixed steps; UniKE's first commit 84f99d0: every tensor of the last layer, SGD).
+We follow LiveEdit, the closest to the published tables, as preset `paper`.
+
+Differences: the matrix is never written, the change is a dense delta found through a port; targets end with
+EOS unless `paper`; parameters are chosen by site, not by substring; `max_change` is LiveEdit's optional
+L-infinity clamp, off there and here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from errata.core.backbone import Backbone
+from errata.core.editor import State
+from errata.core.patch import Patch
+from errata.core.types import Edit
+from errata.finding.gradient import GradientEditor
+from errata.patches.delta import Delta
+
+
+class FtL(GradientEditor):
+    """Dense change of FFN matrices, last down projection by default."""
+
+    name = "ft_l"
+    presets = {
+        "paper": {"eos": False, "lr": 1e-3, "steps": 25, "layers": (-1,), "parts": ("mlp.down",)},
+        "vlkeb": {"eos": False, "lr": 1e-4, "steps": 10, "stop_loss": 0.0, "parts": ("mlp.up", "mlp.down")},
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GradientEditor.Config):
+        """layers: text blocks (negative from the end). parts: linear sites of a block."""
+
+        layers: tuple[int, ...] = (-1,)
+        parts: tuple[str, ...] = ("mlp.down",)
+
+    def start(
+        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], seed: int
+    ) -> Patch:
+        parts = {}
+        for layer in self.config.layers:
+            for part in self.config.parts:
+                site = f"text.{backbone.layer(layer)}.{part}"
+                into, out = backbone.weight(site)
+                parts[site] = {"dense": torch.zeros(len(groups), out, into)}
+        return Delta(parts, rows=len(groups))

@@ -1,0 +1,93 @@
+"""IKE: in-context editing. The fact and similar demonstrations are put in front of the question.
+
+Source: Zheng et al., EMNLP 2023; EasyEdit's multimodal port (14cea82): per training case three
+demonstrations (copy, update, retain), embedded with all-MiniLM-L6-v2, the k = 32 most similar to the edit in
+front of `New Fact: x y / Prompt: query`, one image first. Preset `paper`: k = 32, scope always, MiniLM.
+
+Differences: the corpus is built from the benchmark's train split only; all edits of a sequence stay in the
+memory and the facts nearest to the question are shown (EasyEdit shows the last edit only, so it is not
+sequential); scope `retrieved` shows nothing when no fact is near enough, decided from the question's text;
+the most similar demonstration stands next to the question; a prompt that is too long drops its least similar
+demonstrations and counts them; nothing is placed at random (UniKE's first commit inserts the fact anywhere).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from errata.core.backbone import Backbone
+from errata.core.editor import Editor, Found, State
+from errata.core.types import Case, Edit
+from errata.finding.gradient import generator
+from errata.finding.retrieve import choose, embed, nearest
+from errata.patches.context import Context, Fact, Layout
+
+
+class Ike(Editor):
+    """Facts in context."""
+
+    name = "ike"
+    presets = {
+        "paper": {"demonstrations": 32, "scope": "always", "encoder": "minilm", "facts": 1},
+        "zero_shot": {"demonstrations": 0},
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """demonstrations: k. scope: show facts always, or only to questions near one. threshold: cosine for
+        `retrieved`. facts: most facts shown at once. encoder: minilm, backbone, or auto (minilm if installed).
+        corpus: training cases that demonstrations are made from."""
+
+        demonstrations: int = 4
+        scope: Literal["always", "retrieved"] = "always"
+        threshold: float = 0.7
+        facts: int = 4
+        encoder: Literal["auto", "minilm", "backbone"] = "auto"
+        corpus: int = 1000
+
+    def prepare(self, backbone: Backbone, cases: Sequence[Case], *, seed: int = 0) -> State | None:
+        """Demonstrations from training cases and their vectors; cheap, made when first needed."""
+        if not self.config.demonstrations or not cases:
+            return None
+        order = torch.randperm(len(cases), generator=generator(seed, self.name))[: self.config.corpus].tolist()
+        lines = [line for i in order for line in demonstrations(cases[i])]
+        encoder = choose(self.config.encoder)
+        return State(self.name, {"lines": lines, "encoder": encoder}, {"vectors": embed(lines, encoder, backbone)})
+
+    def find(
+        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], *, seed: int
+    ) -> list[Found]:
+        c = self.config
+        encoder = choose(c.encoder)
+        layout = Layout(scope=c.scope, threshold=c.threshold, facts=c.facts, encoder=encoder)
+        found = []
+        for group, state in zip(groups, states, strict=True):
+            facts = [Fact(e.prompt.text, e.target.strip(), self._similar(backbone, e, state)) for e in group]
+            vectors = embed([f.question for f in facts], encoder, backbone)
+            found.append(Found(Context(facts, layout, vectors), state))
+        return found
+
+    def _similar(self, backbone: Backbone, edit: Edit, state: State | None) -> tuple[str, ...]:
+        """The k demonstrations nearest to the edit's own copy line, nearest first."""
+        if state is None or not self.config.demonstrations:
+            return ()
+        query = f"New Fact: {edit.prompt.text} {edit.target.strip()}\nPrompt: {edit.prompt.text} {edit.target.strip()}\n\n"
+        vector = embed([query], str(state.meta["encoder"]), backbone)[0]
+        order = nearest(state.tensors["vectors"], vector, self.config.demonstrations)
+        return tuple(state.meta["lines"][i] for i in order)
+
+
+def demonstrations(case: Case) -> list[str]:
+    """Copy, update and retain: the three lines that a training case gives."""
+    x, y = case.edit.prompt.text, case.edit.target.strip()
+    lines = [f"New Fact: {x} {y}\nPrompt: {x} {y}\n\n"]
+    for kind in ("t_generality", "t_locality"):
+        probe = next((p for p in case.probes if p.kind == kind), None)
+        if probe is not None:
+            answer = y if kind == "t_generality" else probe.reference.strip()
+            lines.append(f"New Fact: {x} {y}\nPrompt: {probe.prompt.text} {answer}\n\n")
+    return lines

@@ -1,0 +1,1 @@
+"""How edits are found: what editors share."""

@@ -1,0 +1,94 @@
+"""The frame of editors that find a patch by gradient search: start somewhere, search, cut into rows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from errata.core.backbone import Backbone
+from errata.core.editor import Editor, Found, State
+from errata.core.patch import Patch
+from errata.core.types import Edit
+from errata.finding.search import Settings, search
+
+#: bytes that the patches of one search may take with their gradients and moments
+BUDGET = 4 << 30
+
+
+class GradientEditor(Editor):
+    """Subclasses say where the patch starts (`start`), and may add losses (`losses`)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """lr, steps: Adam. stop_loss: a row stops below it, all target tokens right. clip: per-row gradient
+        norm (0 = none). eos: the end token is part of the target."""
+
+        lr: float = 1e-3
+        steps: int = 25
+        stop_loss: float = 1e-2
+        clip: float = 0.0
+        eos: bool = True
+
+    def settings(self) -> Settings:
+        c = self.config
+        return Settings(lr=c.lr, steps=c.steps, stop_loss=c.stop_loss, clip=c.clip, eos=c.eos)
+
+    @abstractmethod
+    def start(
+        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], seed: int
+    ) -> Patch:
+        """A patch with a row per group, parameters [R, ...] that require gradients, equal to doing nothing."""
+
+    def losses(
+        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], patch: Patch
+    ) -> tuple[Callable[[], Tensor] | None, Patch | None]:
+        """(extra losses [R] after each forward, a recording patch for them)."""
+        return None, None
+
+    def carry(self, state: State | None, patch: Patch) -> State | None:
+        """The state to hand to the next edit."""
+        return state
+
+    def find(
+        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], *, seed: int
+    ) -> list[Found]:
+        found: list[Found] = []
+        size = self._chunk(backbone, groups, states, seed)
+        stack = backbone.wires.stack
+        assert size >= len(groups) or not _has_rows(stack), "row patches are live: all rows must be found at once"
+        for i in range(0, len(groups), size):
+            part, own = groups[i : i + size], states[i : i + size]
+            patch = self.start(backbone, part, own, seed).to_backbone(backbone)
+            penalty, watch = self.losses(backbone, part, own, patch)
+            log = search(backbone, part, patch, self.settings(), penalty=penalty, watch=watch)
+            for row, state in enumerate(own):
+                one = patch.row(row)  # type: ignore[operator]
+                one.search = {"steps": log.steps[row], "loss": log.loss[row], "reached": log.reached[row]}
+                found.append(Found(one, self.carry(state, one)))
+        return found
+
+    def _chunk(
+        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], seed: int
+    ) -> int:
+        """How many rows fit into the budget: patch, gradient and two moments in float32."""
+        if len(groups) <= 1 or _has_rows(backbone.wires.stack):
+            return max(1, len(groups))
+        one = self.start(backbone, groups[:1], states[:1], seed)
+        numbers = sum(p.numel() for p in one.parameters())
+        return int(max(1, min(len(groups), BUDGET // (16 * max(1, numbers)))))
+
+
+def _has_rows(stack: Sequence[Patch]) -> bool:
+    return any(type(p).__name__ == "Rows" for p in stack)
+
+
+def generator(seed: int, *names: object) -> torch.Generator:
+    """A generator of its own for (seed, names), so that a draw does not depend on what else is drawn."""
+    import hashlib
+
+    text = "|".join(str(n) for n in (seed, *names))
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))

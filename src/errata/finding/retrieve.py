@@ -1,0 +1,16 @@
+"""Nearest neighbours among unit vectors, and the sentence encoders that make them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from errata.patches._embed import ENCODERS, choose, embed
+
+__all__ = ["ENCODERS", "choose", "embed", "nearest"]
+
+
+def nearest(vectors: Tensor, query: Tensor, k: int) -> list[int]:
+    """Indices of the k rows of `vectors` [n, d] with the largest cosine to `query` [d], the nearest first."""
+    scores = vectors @ query.to(vectors.device)
+    return torch.argsort(scores, descending=True, stable=True)[:k].tolist()  # type: ignore[no-any-return]

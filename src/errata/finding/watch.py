@@ -1,0 +1,31 @@
+"""A patch that changes nothing and remembers what passed: inputs and outputs of sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from errata.core.patch import Patch
+from errata.core.ports import Ctx
+
+
+class Watch(Patch):
+    """`x[site]` [B, T, n] and `y[site]` [B, T, o] of the last forward, with their graph."""
+
+    def __init__(self, sites: Iterable[str]) -> None:
+        super().__init__(tuple(sites))
+        self.x: dict[str, Tensor] = {}
+        self.y: dict[str, Tensor] = {}
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        self.x[site], self.y[site] = x, y
+        return y
+
+    def pack(self) -> NoReturn:
+        raise AssertionError("a watch is not an edit")
+
+    @classmethod
+    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NoReturn:
+        raise AssertionError("a watch is not an edit")

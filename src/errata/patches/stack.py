@@ -1,0 +1,88 @@
+"""Stack: all patches on every row, in order. Closed: a stack is a patch.
+
+`Stack` of nothing is the identity. Parts of one shape are fused when the stack goes live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import Tensor, nn
+
+from errata.core import patch as core
+from errata.core.patch import Patch
+from errata.core.types import Prompt
+
+if TYPE_CHECKING:
+    from errata.core.backbone import Backbone
+    from errata.core.ports import Ctx
+
+
+class Stack(Patch):
+    """Patches one after the other."""
+
+    def __init__(self, patches: Sequence[Patch]) -> None:
+        flat: list[Patch] = []
+        for p in patches:
+            flat.extend(p.parts() if isinstance(p, Stack) else [p])
+        super().__init__(tuple({s for p in flat for s in p.sites}))
+        self.patches = nn.ModuleList(flat)
+        self.decides = any(p.decides for p in flat)
+        self.edits = tuple(e for p in flat for e in p.edits)
+        if flat:
+            self.header = flat[0].header
+
+    def parts(self) -> list[Patch]:
+        return list(self.patches)  # type: ignore[arg-type]
+
+    @property
+    def rewrites(self) -> bool:
+        return any(p.rewrites for p in self.parts())
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        for p in self.parts():
+            if site in p.sites:
+                y = p.at(site, x, y, ctx)
+        return y
+
+    def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
+        for p in self.parts():
+            if site in p.sites:
+                x = p.before(site, x, ctx)
+        return x
+
+    def rewrite(self, prompt: Prompt, backbone: Backbone, row: int = 0) -> Prompt:
+        for p in self.parts():
+            prompt = p.rewrite(prompt, backbone, row)
+        return prompt
+
+    def to_backbone(self, backbone: Backbone) -> Self:
+        for p in self.parts():
+            p.to_backbone(backbone)
+        return self
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return pack_parts(self.parts())
+
+    @classmethod
+    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        return cls(unpack_parts(settings, tensors))
+
+
+def pack_parts(patches: Sequence[Patch]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Parts with their tensors under `<index>/`."""
+    settings: list[dict[str, Any]] = []
+    tensors: dict[str, Tensor] = {}
+    for i, p in enumerate(patches):
+        own, values = core.pack(p)
+        settings.append(own)
+        tensors.update({f"{i}/{k}": v for k, v in values.items()})
+    return {"parts": settings}, tensors
+
+
+def unpack_parts(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Patch]:
+    return [
+        core.unpack(own, {k.split("/", 1)[1]: v for k, v in tensors.items() if k.split("/", 1)[0] == str(i)})
+        for i, own in enumerate(settings["parts"])
+    ]

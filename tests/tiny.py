@@ -1,0 +1,158 @@
+"""Random-weight models of the real classes, a few thousand parameters each, with real processors.
+
+The tokenizer is byte level, so that any text can be put to any model; images are 28 x 28.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from errata.backbones.hf_vlm import HfVlm
+
+SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+WORDS = ("What", "Which", "colour", "shape", "is", "the", "of", "thing", "red", "green", "blue", "ring", "Fact", "New", "Prompt")
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE whose only merges build a few words; BOS in front, no UNK."""
+    vocab = {t: i for i, t in enumerate((*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())))}
+    merges: list[tuple[str, str]] = []
+    for word in (*WORDS, *("Ġ" + w for w in WORDS)):
+        left = word[0]
+        for letter in word[1:]:
+            if left + letter not in vocab:
+                vocab[left + letter] = len(vocab)
+                merges.append((left, letter))
+            left += letter
+    tok = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    tok.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        additional_special_tokens=list(SPECIAL[3:]),
+    )
+
+
+def _finish(model: Any, seed: int = 0) -> Any:
+    """Larger random weights than the usual initialisation, so that answers vary with the input."""
+    torch.manual_seed(seed)
+    for name, p in model.named_parameters():
+        with torch.no_grad():
+            if p.dim() > 1:
+                p.normal_(0, 1.5 / p.shape[-1] ** 0.5 if "embed" not in name else 1.0)
+            elif "norm" not in name:
+                p.normal_(0, 0.1)
+    return model.float().eval()
+
+
+def llava(layers: int = 4, width: int = 32) -> HfVlm:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    tok = tokenizer()
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(hidden_size=24, intermediate_size=48, num_hidden_layers=2,
+                                       num_attention_heads=2, image_size=28, patch_size=14),
+        text_config=LlamaConfig(vocab_size=len(tok), hidden_size=width, intermediate_size=2 * width,
+                                num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+                                max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0),
+        image_token_index=3, image_seq_length=4, vision_feature_layer=-1, vision_feature_select_strategy="default",
+    )
+    images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    processor = LlavaProcessor(images, tok, patch_size=14, vision_feature_select_strategy="default",
+                               image_token="<image>", num_additional_image_tokens=1)
+    return HfVlm(_finish(LlavaForConditionalGeneration(config)), processor, name="tiny-llava")
+
+
+def blip2() -> HfVlm:
+    from transformers import (
+        Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, Blip2QFormerConfig, Blip2VisionConfig, OPTConfig,
+    )
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    tok = tokenizer()
+    config = Blip2Config(
+        vision_config=Blip2VisionConfig(hidden_size=24, intermediate_size=48, num_hidden_layers=2,
+                                        num_attention_heads=2, image_size=28, patch_size=14).to_dict(),
+        qformer_config=Blip2QFormerConfig(vocab_size=len(tok), hidden_size=24, num_hidden_layers=2, num_attention_heads=2,
+                                          intermediate_size=48, encoder_hidden_size=24).to_dict(),
+        text_config=OPTConfig(vocab_size=len(tok), hidden_size=32, ffn_dim=64, num_hidden_layers=4,
+                              num_attention_heads=4, max_position_embeddings=512, word_embed_proj_dim=32,
+                              bos_token_id=1, eos_token_id=2, pad_token_id=0).to_dict(),
+        num_query_tokens=4, image_token_index=3,
+    )
+    processor = Blip2Processor(BlipImageProcessorPil(size={"height": 28, "width": 28}), tok, num_query_tokens=4)
+    return HfVlm(_finish(Blip2ForConditionalGeneration(config)), processor, name="tiny-blip2")
+
+
+class QwenProcessor:
+    """What Qwen's processors do to one image and one text; theirs cannot be built without torchvision."""
+
+    image_token = "<|image_pad|>"
+    chat_template = None
+
+    def __init__(self, patch: int) -> None:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        self.tokenizer = tokenizer()
+        self.image_processor = Qwen2VLImageProcessorPil(
+            patch_size=patch, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
+        )
+
+    def __call__(self, text: list[str], images: list[Any], return_tensors: str) -> dict[str, torch.Tensor]:
+        made = self.image_processor(images=images, return_tensors=return_tensors)
+        count = int(made["image_grid_thw"][0].prod()) // 4
+        shown = text[0].replace(self.image_token, self.image_token * count)
+        return {**self.tokenizer([shown], return_tensors=return_tensors), **made}
+
+
+def qwen25() -> HfVlm:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    tok = tokenizer()
+    config = Qwen2_5_VLConfig(
+        text_config=dict(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, bos_token_id=1,
+                         eos_token_id=2, pad_token_id=0,
+                         rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}),
+        vision_config=dict(depth=2, hidden_size=32, intermediate_size=48, num_heads=2, patch_size=7, spatial_merge_size=2,
+                           temporal_patch_size=2, out_hidden_size=32, window_size=28, fullatt_block_indexes=[1]),
+        image_token_id=6, video_token_id=7, vision_start_token_id=4, vision_end_token_id=5,
+    )
+    model = _finish(Qwen2_5_VLForConditionalGeneration(config))
+    return HfVlm(model, QwenProcessor(7), name="tiny-qwen2.5-vl")
+
+
+def qwen3() -> HfVlm:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    tok = tokenizer()
+    config = Qwen3VLConfig(
+        text_config=dict(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+                         num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=512,
+                         bos_token_id=1, eos_token_id=2, pad_token_id=0,
+                         rope_parameters={"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0,
+                                          "mrope_interleaved": True}),
+        vision_config=dict(depth=2, hidden_size=32, intermediate_size=48, num_heads=2, patch_size=7, spatial_merge_size=2,
+                           temporal_patch_size=2, out_hidden_size=32, deepstack_visual_indexes=[0],
+                           num_position_embeddings=16),
+        image_token_id=6, video_token_id=7, vision_start_token_id=4, vision_end_token_id=5,
+    )
+    model = _finish(Qwen3VLForConditionalGeneration(config))
+    return HfVlm(model, QwenProcessor(7), name="tiny-qwen3-vl")
+
+
+FAMILIES: dict[str, Callable[[], HfVlm]] = {"llava": llava, "blip2": blip2, "qwen2.5": qwen25, "qwen3": qwen3}
+
+
+@functools.cache
+def shared(family: str) -> HfVlm:
+    """One instance per family and process: backbones are never changed by use, which the tests check."""
+    return FAMILIES[family]()
