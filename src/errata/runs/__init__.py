@@ -1,1 +1,1 @@
-"""Runs: planned, executed, scored and compared."""
+"""Runs: planned once, executed in resumable units, scored offline."""

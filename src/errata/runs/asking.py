@@ -1,0 +1,124 @@
+"""Probes to answers: batched, one probe per row, both families of scores from one prefill.
+
+The prompt and its reference run once; that forward gives the reference's log-probabilities and, as far as the
+reference is what the model would say, the greedy answer too. Rows that say something else go on from the
+cached prompt. Batches depend only on the asks and their order, so that a repeated run gives equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from errata.core.backbone import Backbone
+from errata.core.errors import TooLong
+from errata.core.protocol import Ask
+from errata.core.types import LOCALITY_KINDS, Answer, Probe, Prompt, Scored
+
+BATCH = 64
+EXTRA = 8  # tokens that an answer may have beyond its reference
+TOP = 10
+
+#: answers to locality probes given before any edit, by (case, probe id)
+Before = Mapping[tuple[str, str], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One ask with the row (lane) whose patch it is put to."""
+
+    ask: Ask
+    row: int = 0
+
+
+def ask_all(
+    backbone: Backbone,
+    asked: Sequence[Asked],
+    *,
+    step: int,
+    before: Before | None = None,
+    legacy: bool = False,
+    batch_size: int = BATCH,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Answers in the order of `asked`. `before` given = also score each locality probe's own before-answer."""
+    order = sorted(range(len(asked)), key=lambda i: _cost(asked[i].ask.probe))
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        for i, answer in zip(part, _batch(backbone, [asked[i] for i in part], step, before, legacy), strict=True):
+            answers[i] = answer
+        if on_batch is not None:
+            on_batch(len(part))
+    return [answers[i] for i in range(len(asked))]
+
+
+def _cost(probe: Probe) -> tuple[bool, int, str]:
+    """Sort key: equal shapes together, probes of one image side by side."""
+    images = probe.prompt.images
+    return (bool(images), len(probe.prompt.text) // 8, images[0].uri if images else "")
+
+
+def _batch(
+    backbone: Backbone, asked: Sequence[Asked], step: int, before: Before | None, legacy: bool
+) -> list[Answer]:
+    probes = [a.ask.probe for a in asked]
+    rows = torch.tensor([a.row for a in asked])
+    batch = backbone.encode([p.prompt for p in probes], [p.reference for p in probes], rows=rows.tolist())
+    caps = [len(t) + EXTRA for t in batch.targets]
+    own = [_own_ids(a, before) for a in asked]
+    with backbone.ask(batch, rows=rows) as q:
+        scores = q.scores()
+        said = q.greedy(caps)
+        owned = q.score(own) if before is not None and any(own) else [Scored((), (), ())] * len(own)
+        top = q.top(TOP) if legacy else [None] * len(own)
+    return [
+        Answer(
+            case=a.ask.case,
+            probe=a.ask.probe.id,
+            step=step,
+            tag=a.ask.tag,
+            text=backbone.decode(g.ids),
+            ids=g.ids,
+            stopped=g.stopped,
+            reference=s if s.ids else None,
+            own=o if o.ids else None,
+            top=t,
+        )
+        for a, g, s, o, t in zip(asked, said, scores, owned, top, strict=True)
+    ]
+
+
+def _own_ids(asked: Asked, before: Before | None) -> tuple[int, ...]:
+    if before is None or asked.ask.probe.kind not in LOCALITY_KINDS:
+        return ()
+    case = "panel" if asked.ask.case.startswith("panel/") else asked.ask.case
+    return before[case, asked.ask.probe.id].ids
+
+
+def ask_prompts(backbone: Backbone, prompts: Sequence[Prompt], *, cap: int = 32) -> list[Answer]:
+    """Plain questions to whatever is live: greedy answers of at most `cap` tokens."""
+    out: list[Answer] = []
+    for start in range(0, len(prompts), BATCH):
+        part = prompts[start : start + BATCH]
+        batch = backbone.encode(part, rows=[0] * len(part))
+        rows = torch.zeros(len(part), dtype=torch.long)
+        said = backbone.generate(batch, [cap] * len(part), rows=rows)
+        out += [
+            Answer(case="", probe=str(start + i), text=backbone.decode(g.ids), ids=g.ids, stopped=g.stopped)
+            for i, g in enumerate(said)
+        ]
+    return out
+
+
+def too_long(backbone: Backbone, probe: Probe) -> str | None:
+    """Why a probe cannot be asked at all, or None."""
+    try:
+        backbone.encode([probe.prompt], [probe.reference])
+    except TooLong as e:
+        return str(e)
+    return None
+
+

@@ -1,0 +1,35 @@
+"""Answers of unedited models, kept between runs under ERRATA_HOME by the hash of everything they depend on."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from errata.core import record
+
+
+def home() -> Path:
+    """ERRATA_HOME, or a folder in the user's cache."""
+    given = os.environ.get("ERRATA_HOME")
+    return Path(given) if given else Path.home() / ".cache" / "errata"
+
+
+def load(key: str) -> Any | None:
+    """What was stored under `key`; None when there is nothing readable."""
+    path = home() / "before" / f"{key}.json.gz"
+    try:
+        return json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, ValueError):
+        return None
+
+
+def store(key: str, value: Any) -> None:
+    """A cache that cannot be written is done without."""
+    data = gzip.compress(record.dumps(value).encode(), compresslevel=3, mtime=0)
+    try:
+        record.write_bytes(home() / "before" / f"{key}.json.gz", data)
+    except (OSError, record.DiskFull):
+        return

@@ -1,0 +1,262 @@
+"""Which cases are asked: frozen before any edit, from the untouched backbone's own answers.
+
+A benchmark yields candidates. The plan asks all their probes once, keeps a case whose origin holds for this
+backbone (counterfactual: the base says the old answer; correction: it does not say the target), drops single
+probes that could not tell anything (a locality probe whose before-answer is the target, a portability probe
+whose hop the base does not know), and records every drop with its reason.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from errata.core import record, registry
+from errata.core.backbone import Backbone
+from errata.core.benchmark import BenchmarkSpec
+from errata.core.errors import BadImage, BadSpec
+from errata.core.images import hash_image
+from errata.core.protocol import Ask, Protocol, Unit
+from errata.core.types import (
+    LOCALITY_KINDS, Answer, Case, Image, Probe, Prompt, Skip, digest, from_json, to_json,
+)
+from errata.metrics._rules import normalise
+from errata.runs import cache
+from errata.runs.asking import Asked, ask_all, too_long
+
+VERSION = 1
+BLOCK = 32  # cases asked together; part of what makes a plan reproducible
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Cases that will be edited, their before-answers, and what was left out."""
+
+    cases: tuple[Case, ...]
+    panel: tuple[Probe, ...]
+    before: tuple[Answer, ...]
+    dropped: tuple[Skip, ...]
+    seen: int
+    data: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does, all of it decided before the first edit."""
+
+    benchmark: str
+    protocol: str
+    cases: tuple[Case, ...]
+    panel: tuple[Probe, ...]
+    units: tuple[Unit, ...]
+    dropped: tuple[Skip, ...]
+    base_accuracy: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+
+
+def protocol_of(text: str) -> Protocol:
+    """`name[:argument]` as a protocol. Raises BadSpec or UnknownName."""
+    name, _, argument = text.partition(":")
+    return registry.load("protocols", name)(argument)  # type: ignore[no-any-return]
+
+
+def select(
+    backbone: Backbone, spec: BenchmarkSpec, *, seed: int, limit: int | None, root: Path | None,
+    legacy: bool = False, progress: Progress | None = None,
+) -> Selection:
+    """Asks candidates in seeded order until `limit` cases are found. Cached by model, data and settings."""
+    benchmark = registry.load("benchmarks", spec.name)()
+    loaded = benchmark.load(spec, root=root, seed=seed)
+    panel = tuple(benchmark.panel(spec, root=root))
+    order = random.Random(f"{seed}|{spec}").sample(range(len(loaded.cases)), len(loaded.cases))
+    candidates = [loaded.cases[i] for i in order]
+    data = digest([to_json(c) for c in loaded.cases])
+    key = digest([
+        VERSION, backbone.fingerprint(), str(backbone.dtype), getattr(backbone, "style", ""), str(spec), data, seed,
+        limit or 0, int(legacy),
+    ])
+    stored = cache.load(key)
+    if stored is not None:
+        return _from_json(stored)
+    made = _ask_candidates(backbone, candidates, panel, limit, legacy, progress)
+    selection = replace(made, dropped=(*loaded.skipped, *made.dropped), data=data)
+    if not selection.cases:
+        raise BadSpec(
+            f"no case of {spec} is usable on {backbone.name}: {len(candidates)} candidates, {len(selection.dropped)} dropped"
+            f" ({'; '.join(s.reason for s in selection.dropped[:2])}). Choose another split or model."
+        )
+    cache.store(key, _to_json(selection))
+    return selection
+
+
+def _ask_candidates(
+    backbone: Backbone, candidates: Sequence[Case], panel: Sequence[Probe], limit: int | None, legacy: bool,
+    progress: Progress | None,
+) -> Selection:
+    wanted = limit if limit is not None else len(candidates)
+    cases: list[Case] = []
+    before: list[Answer] = []
+    dropped: list[Skip] = []
+    seen = 0
+    for start in range(0, len(candidates), BLOCK):
+        if len(cases) >= wanted:
+            break
+        block = []
+        for case in candidates[start : start + BLOCK]:
+            ready, why = _ready(backbone, case)
+            dropped += why
+            if ready is not None:
+                block.append(ready)
+        seen += len(candidates[start : start + BLOCK])
+        answers = _answers(backbone, block, legacy)
+        for case in block:
+            kept, why = judge(case, answers)
+            dropped += why
+            if kept is not None and len(cases) < wanted:
+                cases.append(kept)
+                before += [answers[kept.id, p.id] for p in kept.probes]
+        if progress is not None:
+            progress("asking the unedited model", min(len(cases), wanted), wanted)
+    asked = [Asked(Ask("panel", p)) for p in panel]
+    before += ask_all(backbone, asked, step=-1, legacy=legacy)
+    return Selection(tuple(cases), tuple(panel), tuple(before), tuple(dropped), seen, "")
+
+
+def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
+    """The case with image hashes filled in and unaskable probes left out; None when its edit is unusable."""
+    if not case.edit.target.strip():
+        return None, [Skip(case.id, "empty target")]
+    edit_probe = Probe("edit", case.edit.prompt, "reliability", reference=case.edit.target)
+    try:
+        edit = replace(case.edit, prompt=_hashed(case.edit.prompt))
+    except BadImage as e:
+        return None, [Skip(case.id, str(e))]
+    reason = too_long(backbone, edit_probe)
+    if reason:
+        return None, [Skip(case.id, reason)]
+    probes, skips = [], []
+    for probe in case.probes:
+        try:
+            whole = replace(probe, prompt=_hashed(probe.prompt))
+            reason = too_long(backbone, whole)
+        except BadImage as e:
+            whole, reason = probe, str(e)
+        if reason:
+            skips.append(Skip(f"{case.id}/{probe.id}", reason))
+        else:
+            probes.append(whole)
+    if not any(p.kind == "reliability" for p in probes):
+        return None, [*skips, Skip(case.id, "its reliability probe cannot be asked")]
+    return replace(case, edit=edit, probes=tuple(probes)), skips
+
+
+def _hashed(prompt: Prompt) -> Prompt:
+    return Prompt(tuple(
+        replace(s, sha256=hash_image(s)) if isinstance(s, Image) and s.sha256 is None else s for s in prompt.segments
+    ))
+
+
+def _answers(backbone: Backbone, cases: Sequence[Case], legacy: bool) -> dict[tuple[str, str], Answer]:
+    """Before-answers to all probes and hops (`<probe id>/hop`) of the cases."""
+    asked = []
+    for case in cases:
+        for p in case.probes:
+            asked.append(Asked(Ask(case.id, p)))
+            if p.hop is not None:
+                hop = Probe(f"{p.id}/hop", p.hop.prompt, "portability", reference=p.hop.reference)
+                asked.append(Asked(Ask(case.id, hop)))
+    return {(a.case, a.probe): a for a in ask_all(backbone, asked, step=-1, legacy=legacy)}
+
+
+def judge(case: Case, answers: Mapping[tuple[str, str], Answer]) -> tuple[Case | None, list[Skip]]:
+    """The case with the probes that count on this backbone, or None; and every reason for leaving out."""
+    main = next(p for p in case.probes if p.kind == "reliability")
+    said = answers[case.id, main.id]
+    target = case.edit.target
+    if said.stopped and _equal(said.text, target):
+        return None, [Skip(case.id, "the unedited model already says the target")]
+    if case.origin == "counterfactual" and case.edit.old and not (said.stopped and _equal(said.text, case.edit.old)):
+        return None, [Skip(case.id, f"the unedited model says '{said.text[:40]}', not the old answer")]
+    probes, skips = [], []
+    for p in case.probes:
+        own = answers[case.id, p.id]
+        why = ""
+        if p.kind in LOCALITY_KINDS and _equal(own.text, target):
+            why = "its before-answer is the target"
+        elif p.kind == "portability":
+            hop = answers.get((case.id, f"{p.id}/hop"))
+            if hop is not None and p.hop is not None and not (hop.stopped and _equal(hop.text, p.hop.reference)):
+                why = "the unedited model does not know the hop"
+            elif _equal(own.text, p.reference):
+                why = "the unedited model already gives the new consequence"
+        if why:
+            skips.append(Skip(f"{case.id}/{p.id}", why))
+        else:
+            probes.append(p)
+    edit = replace(case.edit, old=case.edit.old or said.text or None)
+    return replace(case, edit=edit, probes=tuple(probes)), skips
+
+
+def _equal(text: str, other: str) -> bool:
+    return normalise(text) == normalise(other)
+
+
+def make_plan(selection: Selection, spec: BenchmarkSpec, protocol: Protocol, *, rows: int, seed: int) -> Plan:
+    """Units for the selected cases. Cases that fill no complete window are recorded as dropped."""
+    units = protocol.plan(selection.cases, rows=rows, seed=seed)
+    used = {c.id for u in units for lane in u.lanes for c in lane.cases}
+    left = tuple(Skip(c.id, f"left over: {protocol.spec} takes complete windows") for c in selection.cases if c.id not in used)
+    cases = tuple(c for c in selection.cases if c.id in used)
+    return Plan(
+        benchmark=str(spec), protocol=protocol.spec, cases=cases, panel=selection.panel, units=units,
+        dropped=(*selection.dropped, *left), base_accuracy=_base(cases, selection), data=selection.data,
+    )
+
+
+def _base(cases: Sequence[Case], selection: Selection) -> dict[str, Any]:
+    """How often the unedited model gives the reference, per kind and group: the accuracy behind each metric."""
+    answers = {(a.case, a.probe): a for a in selection.before}
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for case, probes in [*((c.id, c.probes) for c in cases), ("panel", selection.panel)]:
+        for p in probes:
+            a = answers[case, p.id]
+            hits[p.kind + (f"/{p.group}" if p.group else "")].append(a.stopped and _equal(a.text, p.reference))
+    return {k: {"value": sum(v) / len(v), "n": len(v)} for k, v in sorted(hits.items())}
+
+
+def save_plan(plan: Plan, folder: Path) -> None:
+    record.write_json(folder / "plan.json", {
+        "schema": VERSION,
+        "benchmark": plan.benchmark,
+        "protocol": plan.protocol,
+        "cases": [to_json(c) for c in plan.cases],
+        "panel": [to_json(p) for p in plan.panel],
+        "units": [
+            {"id": u.id, "lanes": [{"id": lane.id, "cases": [c.id for c in lane.cases]} for lane in u.lanes]}
+            for u in plan.units
+        ],
+        "dropped": [to_json(s) for s in plan.dropped],
+        "base_accuracy": plan.base_accuracy,
+        "data": plan.data,
+    })
+
+
+def _to_json(s: Selection) -> dict[str, Any]:
+    return {
+        "cases": [to_json(c) for c in s.cases], "panel": [to_json(p) for p in s.panel],
+        "before": [to_json(a) for a in s.before], "dropped": [to_json(d) for d in s.dropped], "seen": s.seen, "data": s.data,
+    }
+
+
+def _from_json(data: Mapping[str, Any]) -> Selection:
+    return Selection(
+        from_json(tuple[Case, ...], data["cases"]), from_json(tuple[Probe, ...], data["panel"]),
+        from_json(tuple[Answer, ...], data["before"]), from_json(tuple[Skip, ...], data["dropped"]),
+        data["seen"], data["data"],
+    )
