@@ -1,0 +1,143 @@
+"""The cases of microworld: which edits are made, in both tasks and from both origins."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import cache
+
+from errata.benchmarks.microworld import language as lang
+from errata.benchmarks.microworld import world
+from errata.benchmarks.microworld.probes import (
+    TOLD,
+    VISIBLE,
+    Ask,
+    all_probes,
+    image_of,
+    new_scene,
+    shelf,
+    truth,
+)
+from errata.benchmarks.microworld.world import Entity, Look
+from errata.core.types import Case, Probe, Prompt
+
+#: How many edits of each (look, asked) a split holds, with different pictures and targets.
+_REPEATS = 2
+PANEL_IMAGES, PANEL_TEXTS = 30, 20
+
+
+def _vqa_asks(
+    look: Look, entity: Entity | None, rng: random.Random
+) -> Iterator[tuple[Ask, str, int]]:
+    """(edit, origin, repeat) of every question about one look."""
+    if entity is None:
+        asked = [r for r in VISIBLE if r != "accent" or look.pattern != "plain"]
+    else:
+        asked = ["name", *world.FACTS]
+    for relation in asked:
+        wrong = entity is not None and not entity.taught(relation)
+        for k in range(_REPEATS if entity is None else 1):
+            scene = new_scene(look, rng)
+            right = truth(scene, relation)
+            assert right is not None
+            target = right if wrong else _false(relation, right, look, rng)
+            pointer = rng.choice(lang.POINTERS)
+            text = lang.ask(relation, rng.choice(lang.wordings(relation)), pointer)
+            fixed = frozenset({relation} & set(world.FREE))
+            old = None if wrong else right
+            ask = Ask(scene, relation, text, pointer, target, old, relation, fixed)
+            yield ask, "correction" if wrong else "counterfactual", k
+
+
+def _false(relation: str, right: str, look: Look, rng: random.Random) -> str:
+    """A wrong value: any other one, and for names that of another known thing of the split."""
+    options = world.values(relation)
+    if relation == "name":
+        options = tuple(e.name for e in shelf(world.triple_split()[look.triple]).known)
+    return rng.choice([v for v in options if v != right])
+
+
+def _caption_asks(
+    look: Look, entity: Entity | None, rng: random.Random
+) -> Iterator[tuple[Ask, str, int]]:
+    """(edit, origin, repeat) of every caption edit of one look."""
+    name = entity.name if entity else None
+    changed = lang.MENTIONED if entity is None else ("name", *lang.MENTIONED)
+    wrong = entity is not None and not entity.known
+    for attribute in ("name",) if wrong else changed:
+        for k in range(1 if wrong else _REPEATS):
+            scene = new_scene(look, rng)
+            right = lang.caption(scene, name)
+            old = None if wrong else right
+            target = right
+            if not wrong:
+                current = name if attribute == "name" else scene.get(attribute)
+                assert current is not None
+                value = _false(attribute, current, look, rng)
+                target = lang.caption(scene, name, {attribute: value})
+            fixed = frozenset({"position"})
+            ask = Ask(
+                scene, "caption", lang.CAPTION, lang.POINTERS[0], target, old, attribute, fixed
+            )
+            yield ask, "correction" if wrong else "counterfactual", k
+
+
+def _scope(ask: Ask) -> tuple[tuple[str, str], ...]:
+    """The identity of the edited thing, its name, and the free attributes the fact is about."""
+    named = (("name", ask.name),) if ask.name else ()
+    return (*ask.scene.look.items(), *named, *((a, ask.scene.get(a)) for a in sorted(ask.fixed)))
+
+
+def _case(ask: Ask, task: str, origin: str, k: int, split: str, pool: str, seed: int) -> Case:
+    look = "-".join(v for _, v in ask.scene.look.items())
+    what = ask.relation if task == "vqa" else f"caption-{ask.changed}"
+    case_id = f"{task}-{split}-{look}-{what}-{k}"
+    rng = random.Random(f"{seed}/{case_id}/probes")
+    probes = all_probes(ask, shelf(split), shelf(pool), rng)
+    return Case(case_id, ask.edit(case_id), probes, task, origin, ask.relation, _scope(ask))
+
+
+@cache
+def cases(task: str, split: str, variant: str, seed: int) -> tuple[Case, ...]:
+    """All candidate cases of one task and split, mixed (so that any prefix is a fair sample).
+
+    `published` lets train draw its far locality from the pool of eval, as MMEdit has it; nothing
+    else differs between the variants.
+    """
+    pool = "eval" if variant == "published" and split == "train" else split
+    out = []
+    for look in world.looks():
+        if world.triple_split()[look.triple] != split:
+            continue
+        entity = world.entity_of().get(look)
+        rng = random.Random(f"{seed}/{task}/{'-'.join(v for _, v in look.items())}")
+        asks = _vqa_asks if task == "vqa" else _caption_asks
+        for ask, origin, k in asks(look, entity, rng):
+            out.append(_case(ask, task, origin, k, split, pool, seed))
+    random.Random(f"{seed}/{task}/{split}/order").shuffle(out)
+    return tuple(out)
+
+
+@cache
+def panel() -> tuple[Probe, ...]:
+    """Retention questions about looks and names that no case of any split edits."""
+    rng = random.Random(f"{world.WORLD_SEED}/panel")
+    home = shelf("panel")
+    out: list[Probe] = []
+    for i in rng.sample(home.text_pool, PANEL_TEXTS):
+        out.append(Probe(f"retention/text/{len(out)}", i.prompt, "retention", "text", i.reference))
+    asked = [*VISIBLE, "name", *TOLD, "caption"]
+    n = 0
+    while n < PANEL_IMAGES:
+        relation = asked[n % len(asked)]
+        seen = relation in (*VISIBLE, "caption")
+        options = [k for k in home.looks if seen or k in world.entity_of()]
+        scene = new_scene(rng.choice(options), rng)
+        reference = truth(scene, relation)
+        if reference is None:
+            continue
+        text = lang.ask(relation, rng.choice(lang.wordings(relation)), rng.choice(lang.POINTERS))
+        prompt = Prompt.of(text, image_of(scene))
+        out.append(Probe(f"retention/image/{n}", prompt, "retention", "image", reference))
+        n += 1
+    return tuple(out)
