@@ -1,3 +1,105 @@
-"""errata: correct what a trained multimodal model knows, measure whether it held, and take it back."""
+"""errata: correct what a trained multimodal model knows, measure whether it held, and take it back.
+
+Names are imported when they are first used: `import errata` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from errata.backbones import load
+    from errata.core.backbone import Backbone
+    from errata.core.benchmark import Benchmark
+    from errata.core.editor import Editor
+    from errata.core.errors import UserError
+    from errata.core.metric import Metric
+    from errata.core.patch import Patch
+    from errata.core.patch import load as load_patch
+    from errata.core.patch import save as save_patch
+    from errata.core.protocol import Protocol
+    from errata.core.types import Answer, Case, Edit, Image, Probe, Prompt
+    from errata.patches.rows import Rows
+    from errata.patches.stack import Stack
+    from errata.runs.asking import ask_prompts as ask
+    from errata.runs.compare import compare_runs
+    from errata.runs.execute import bench
+    from errata.runs.score import score_run
 
 __version__ = "0.1.0"
+
+_HOME = MappingProxyType(
+    {
+        "Answer": "errata.core.types:Answer",
+        "Backbone": "errata.core.backbone:Backbone",
+        "Benchmark": "errata.core.benchmark:Benchmark",
+        "Case": "errata.core.types:Case",
+        "Edit": "errata.core.types:Edit",
+        "Editor": "errata.core.editor:Editor",
+        "Image": "errata.core.types:Image",
+        "Metric": "errata.core.metric:Metric",
+        "Patch": "errata.core.patch:Patch",
+        "Probe": "errata.core.types:Probe",
+        "Prompt": "errata.core.types:Prompt",
+        "Protocol": "errata.core.protocol:Protocol",
+        "Rows": "errata.patches.rows:Rows",
+        "Stack": "errata.patches.stack:Stack",
+        "UserError": "errata.core.errors:UserError",
+        "ask": "errata.runs.asking:ask_prompts",
+        "bench": "errata.runs.execute:bench",
+        "compare_runs": "errata.runs.compare:compare_runs",
+        "load": "errata.backbones:load",
+        "load_patch": "errata.core.patch:load",
+        "save_patch": "errata.core.patch:save",
+        "score_run": "errata.runs.score:score_run",
+    }
+)
+
+
+def editor(name: str, *, preset: str | None = None, **settings: Any) -> Editor:
+    """An editor by name. Raises UnknownName, or BadSpec for a wrong preset or setting."""
+    from errata.core import registry
+
+    made: Editor = registry.load("editors", name)(preset=preset, **settings)
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'errata' has no attribute '{name}'")
+    module, _, attribute = _HOME[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+__all__ = [
+    "Answer",
+    "Backbone",
+    "Benchmark",
+    "Case",
+    "Edit",
+    "Editor",
+    "Image",
+    "Metric",
+    "Patch",
+    "Probe",
+    "Prompt",
+    "Protocol",
+    "Rows",
+    "Stack",
+    "UserError",
+    "__version__",
+    "ask",
+    "bench",
+    "compare_runs",
+    "editor",
+    "load",
+    "load_patch",
+    "save_patch",
+    "score_run",
+]

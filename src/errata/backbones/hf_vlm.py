@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import safe_open
@@ -29,12 +29,12 @@ from errata.core.ports import Wires
 from errata.core.types import Image, Prompt
 
 Style = Literal["raw", "easyedit", "chat"]
-BUNDLED = ("micro-vlm",)
 
 
 class HfVlm(TrunkBackbone):
     """A vision-language model on the ordinary transformers classes."""
 
+    bundled: ClassVar[tuple[str, ...]] = ("micro-vlm",)
     capabilities = frozenset({"text", "image", "generate", "resume"})
 
     def __init__(
@@ -78,8 +78,8 @@ class HfVlm(TrunkBackbone):
         """A bundled name, a folder or a hub id. Raises BadBackbone with the library's own reason."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        path = _bundled(name) if name in BUNDLED else name
-        if name in BUNDLED and dtype == "auto":
+        path = _bundled(name) if name in cls.bundled else name
+        if name in cls.bundled and dtype == "auto":
             dtype = "float32"
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
@@ -89,7 +89,7 @@ class HfVlm(TrunkBackbone):
             reason = str(e).strip().splitlines()[0]
             raise BadBackbone(
                 f"cannot load '{name}' as a vision-language model: {reason} Give a bundled name "
-                f"({', '.join(BUNDLED)}), a folder with config.json, or a hub id (offline: download it first)."
+                f"({', '.join(cls.bundled)}), a folder with config.json, or a hub id (offline: download it first)."
             ) from None
         if device is not None:
             model = model.to(device)

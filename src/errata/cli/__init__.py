@@ -1,0 +1,106 @@
+"""The command line: parse, call the library, print. Heavy imports happen inside the commands.
+
+Exit codes: 0 done; 2 the user's to mend (one line on stderr); 1 our bug; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from errata.cli import (
+    ask,
+    bench,
+    check,
+    data,
+    demo,
+    discover,
+    doctor,
+    edit,
+    patch,
+    prepare,
+    results,
+)
+from errata.core.errors import UserError
+
+app = typer.Typer(
+    name="errata",
+    help="Correct what a trained multimodal model knows, measure it, and take it back.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import errata
+
+        print(f"errata {errata.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; allowed anywhere.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("demo")(demo.demo)
+app.command("list")(discover.list_names)
+app.command("show")(discover.show)
+app.command("edit")(edit.edit)
+app.command("ask")(ask.ask)
+app.command("prepare")(prepare.prepare)
+app.command("bench")(bench.bench)
+app.command("score")(results.score)
+app.command("report")(results.report)
+app.command("compare")(results.compare)
+app.add_typer(patch.app, name="patch")
+app.add_typer(data.app, name="data")
+app.command("doctor")(doctor.doctor)
+app.command("check")(check.check)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with its code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    debug = "--debug" in given[:end]
+    kept = [a for a in given[:end] if a != "--debug"] + given[end:]
+    try:
+        app(args=kept, prog_name="errata")
+    except UserError as e:
+        if debug:
+            traceback.print_exc()
+        _fail(f"errata: {e}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as e:
+        if debug:
+            traceback.print_exc()
+        reason = " ".join(str(e).split())[:300]
+        _fail(
+            f"errata: this is a bug: {type(e).__name__}: {reason} "
+            "Please report it with the output of the same command and --debug."
+        )
+        sys.exit(1)
+
+
+def _fail(line: str) -> None:
+    color = False if "NO_COLOR" in os.environ else None
+    typer.secho(line, fg=typer.colors.RED, err=True, color=color)

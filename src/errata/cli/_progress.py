@@ -1,0 +1,54 @@
+"""Progress of long work: a bar on a terminal, now and then a line elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[str, int, int], None]
+EVERY = 10.0  # seconds between plain lines
+
+
+@contextmanager
+def reporting(label: str = "") -> Iterator[Progress]:
+    """Yields a function of (what, done, total)."""
+    prefix = f"{label}: " if label else ""
+    if not sys.stderr.isatty():
+        yield Lines(prefix)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, int] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = int(bars.add_task(prefix + what, total=total))
+            bars.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+
+        yield show
+
+
+class Lines:
+    """One line when a phase begins or ends, and at most one every ten seconds in between."""
+
+    def __init__(self, prefix: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.prefix, self.clock = prefix, clock
+        self.what, self.last = "", 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = self.clock()
+        if what == self.what and done < total and now - self.last < EVERY:
+            return
+        self.what, self.last = what, now
+        print(f"{self.prefix}{what} {done}/{total}", file=sys.stderr, flush=True)

@@ -1,0 +1,197 @@
+"""Options that several commands take, and what they are turned into."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from errata.core.errors import BadSpec, MissingState
+
+if TYPE_CHECKING:
+    from errata.core.backbone import Backbone
+    from errata.core.editor import Editor, State
+    from errata.core.types import Image
+
+BackboneName = Annotated[
+    str,
+    typer.Argument(metavar="BACKBONE", help="A bundled name (micro-vlm), a hub id or a folder."),
+]
+EditorName = Annotated[str, typer.Option("--editor", help="See `errata list editors`.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="K=V", help="A setting of the editor; repeatable."),
+]
+Preset = Annotated[str | None, typer.Option(help="A named set of settings, such as `paper`.")]
+StateDir = Annotated[
+    str | None,
+    typer.Option("--state", metavar="DIR", help="A prepared state: its folder, or its hash."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")]
+RowsOption = Annotated[
+    int, typer.Option("--rows", min=1, help="Edits found and asked together; results are equal.")
+]
+Root = Annotated[
+    Path | None, typer.Option(help="Where the benchmark's files are, when it has any.")
+]
+Style = Annotated[
+    str, typer.Option(help="How a prompt is written: raw, easyedit or chat.", show_default=True)
+]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+DeviceMap = Annotated[str | None, typer.Option(help="Spread a large model, for example `auto`.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that a hub model brings along.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of text.")]
+
+
+def open_backbone(
+    name: str,
+    *,
+    style: str = "raw",
+    dtype: str = "auto",
+    device: str | None = None,
+    device_map: str | None = None,
+    revision: str | None = None,
+    trust: bool = False,
+) -> Backbone:
+    """Loads a model quietly. Raises BadSpec on a wrong option, BadBackbone on a wrong model."""
+    for what, given, known in (
+        ("style", style, ("raw", "easyedit", "chat")),
+        ("dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
+    ):
+        if given not in known:
+            raise BadSpec(f"unknown --{what} '{given}'. Known: {', '.join(known)}.")
+    from transformers.utils import logging
+
+    from errata.backbones import load
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return load(
+        name,
+        style=cast("Literal['raw', 'easyedit', 'chat']", style),
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        revision=revision,
+        trust_remote_code=trust,
+    )
+
+
+def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """`k=v` texts as values: JSON where it reads as JSON, else the text itself."""
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise BadSpec(f"cannot read --set '{pair}'. Write --set name=value.")
+        if key.strip() in found:
+            raise BadSpec(f"--set {key.strip()} is given twice. Give it once.")
+        try:
+            found[key.strip()] = json.loads(value)
+        except ValueError:
+            found[key.strip()] = value
+    return found
+
+
+def make_editor(
+    name: str, preset: str | None, pairs: Sequence[str] | None, backbone: Backbone
+) -> Editor:
+    from errata import editor
+
+    return editor(name, preset=preset, **parse_settings(pairs)).for_backbone(backbone)
+
+
+def load_state(text: str | None, editor: Editor) -> State | None:
+    """The state in a folder, or the one in ERRATA_HOME whose hash begins so."""
+    if text is None:
+        return None
+    from errata.core.editor import State
+    from errata.runs.cache import home
+
+    folder = Path(text)
+    if not folder.is_dir() and re.fullmatch(r"[0-9a-f]{8,64}", text):
+        found = [p for p in sorted((home() / "states").glob("*")) if _same_hash(p.name, text)]
+        if len(found) != 1:
+            what = "no state" if not found else f"{len(found)} states"
+            raise MissingState(
+                f"{what} with hash {text} in {home() / 'states'}. Give the folder, or run "
+                f"`errata prepare BACKBONE --editor {editor.name} --benchmark B --out DIR`."
+            )
+        folder = found[0]
+    if not folder.is_dir():
+        raise MissingState(
+            f"there is no state in {folder}. Run `errata prepare BACKBONE --editor {editor.name} "
+            f"--benchmark B --out {folder}`."
+        )
+    state = State.load(folder)
+    if state.editor != editor.name:
+        raise BadSpec(
+            f"{folder} holds a state of editor '{state.editor}', not of '{editor.name}'. Give "
+            f"another --state, or --editor {state.editor}."
+        )
+    return state
+
+
+def _same_hash(folder: str, text: str) -> bool:
+    return folder.startswith(text) or (len(folder) >= 8 and text.startswith(folder))
+
+
+def referenced(image: str | None) -> Image | None:
+    """An image by path or URI, with its hash. Raises BadImage when it cannot be read."""
+    if image is None:
+        return None
+    from errata.core.images import hash_image
+    from errata.core.types import Image
+
+    plain = Image(image)
+    return Image(image, hash_image(plain))
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=1, default=str))
+
+
+def print_facts(facts: Mapping[str, Any], indent: int = 0) -> None:
+    """Nested facts as indented lines."""
+    for key, value in facts.items():
+        margin = "  " * indent
+        if isinstance(value, Mapping) and value:
+            print(f"{margin}{key}:")
+            print_facts(value, indent + 1)
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+            print(f"{margin}{key}:")
+            for item in value:
+                print_facts(item, indent + 1)
+        else:
+            print(f"{margin}{key}: {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_shown, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return "none"
+    return "none" if value is None else str(value)
+
+
+def terminal_width() -> int | None:
+    """None lets rich find out; a pipe gets lines that are wide enough not to break."""
+    return None if sys.stdout.isatty() else 160
+
+
+def console() -> Any:
+    from rich.console import Console
+
+    return Console(width=terminal_width(), highlight=False)

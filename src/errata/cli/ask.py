@@ -1,0 +1,61 @@
+"""`ask`: one question, with or without patches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from errata.cli import _shared as shared
+
+
+def ask(
+    backbone: shared.BackboneName,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question.")],
+    patch: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="A patch to apply; repeatable, in order."),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="F", help="An image in front of the question.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    style: shared.Style = "raw",
+    dtype: shared.Dtype = "auto",
+    device: shared.Device = None,
+    device_map: shared.DeviceMap = None,
+    revision: shared.Revision = None,
+    trust_remote_code: shared.Trust = False,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Ask a model one question and print its greedy answer."""
+    picture = shared.referenced(image)
+    from errata.core.patch import load, read_head
+
+    for folder in patch or ():
+        read_head(folder)  # a wrong folder is reported before a model is loaded
+    bb = shared.open_backbone(
+        backbone, style=style, dtype=dtype, device=device, device_map=device_map,
+        revision=revision, trust=trust_remote_code,
+    )  # fmt: skip
+    from errata.core.types import Prompt
+    from errata.runs.asking import ask_prompts
+
+    patches = [load(folder, bb) for folder in patch or ()]
+    with bb.applied(*patches):
+        (answer,) = ask_prompts(bb, [Prompt.of(prompt, picture)], cap=max_tokens)
+    if as_json:
+        shared.print_json(
+            {
+                "prompt": prompt,
+                "image": image,
+                "patches": [str(p) for p in patch or ()],
+                "answer": answer.text,
+                "stopped": answer.stopped,
+            }
+        )
+        return
+    print(answer.text)
+    if not answer.stopped:
+        typer.echo(f"(cut off after {max_tokens} tokens: --max-tokens)", err=True)

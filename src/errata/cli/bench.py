@@ -1,0 +1,91 @@
+"""`bench`: measure one editor on one benchmark under one protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from errata.cli import _shared as shared
+
+
+def bench(
+    backbone: shared.BackboneName,
+    editor: shared.EditorName,
+    benchmark: Annotated[str, typer.Option(help="name[:task[+task]][@split][/variant].")],
+    protocol: Annotated[
+        str, typer.Option(help="one_step, batch:16, sequential:10, cross_task:10.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="RUN", help="The run's folder; a run in it goes on.")
+    ],
+    preset: shared.Preset = None,
+    settings: shared.Settings = None,
+    state: shared.StateDir = None,
+    seed: shared.Seed = 0,
+    limit: shared.Limit = None,
+    rows: shared.RowsOption = 16,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A metric besides exact, token and joint; repeatable.")
+    ] = None,
+    keep_patches: Annotated[
+        bool, typer.Option("--keep-patches", help="Also write every patch, to RUN/patches.")
+    ] = False,
+    root: shared.Root = None,
+    style: shared.Style = "raw",
+    dtype: shared.Dtype = "auto",
+    device: shared.Device = None,
+    device_map: shared.DeviceMap = None,
+    revision: shared.Revision = None,
+    trust_remote_code: shared.Trust = False,
+) -> None:
+    """Measure one editor on a benchmark: edit, ask, score.
+
+    Edits the cases of a benchmark, asks before and after, and scores the answers.
+
+    A killed run continues where it stopped when the same command is repeated.
+    """
+    check_words(benchmark, protocol, metric)
+    bb = shared.open_backbone(
+        backbone, style=style, dtype=dtype, device=device, device_map=device_map,
+        revision=revision, trust=trust_remote_code,
+    )  # fmt: skip
+    ed = shared.make_editor(editor, preset, settings, bb)
+    from errata.cli._progress import reporting
+    from errata.report.results import read_settings
+    from errata.report.tables import terminal_table
+    from errata.runs.execute import bench as execute
+
+    with reporting() as progress:
+        run = execute(
+            bb,
+            ed,
+            benchmark,
+            protocol,
+            out,
+            seed=seed,
+            limit=limit,
+            rows=rows,
+            root=root,
+            state=shared.load_state(state, ed),
+            legacy="legacy" in (metric or ()),
+            metrics=metric,
+            keep_patches=keep_patches,
+            progress=progress,
+        )
+    for setting in read_settings([run]):
+        shared.console().print(terminal_table(setting))
+    print(f"run written to {run}; `errata report {run} --html FILE` shows it")
+
+
+def check_words(benchmark: str, protocol: str, metrics: list[str] | None) -> None:
+    """Reports a wrong word before a model is loaded."""
+    from errata.core import registry
+    from errata.core.benchmark import BenchmarkSpec
+
+    BenchmarkSpec.parse(benchmark)
+    name, _, argument = protocol.partition(":")
+    registry.load("protocols", name)(argument)
+    for metric in metrics or ():
+        registry.load("metrics", metric)

@@ -1,0 +1,130 @@
+"""`demo`: the main job on the bundled model. Four editors, measured, undone, and a report."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from errata.cli import _shared as shared
+from errata.core.errors import BadRun
+
+if TYPE_CHECKING:
+    from errata.core.backbone import Backbone
+    from errata.core.types import Case
+
+MODEL = "micro-vlm"
+EDITORS = ("ft_l", "ft_v", "tpatcher", "ike")
+BENCHMARK = "microworld:vqa"
+MARK = ".errata-demo"
+
+
+@dataclass(frozen=True)
+class Undo:
+    """One answer before an edit, with it, and after the patch was dropped."""
+
+    prompt: str
+    target: str
+    before: str
+    edited: str
+    undone: str
+    same_weights: bool
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where runs, a patch and the report go.")
+    ] = Path("runs/demo"),
+    limit: Annotated[int, typer.Option(min=1, help="Edits per editor.")] = 40,
+    seed: shared.Seed = 0,
+) -> None:
+    """Edit the bundled model with four methods; measure, undo, report."""
+    from errata.cli._progress import reporting
+    from errata.report.html import write_report
+    from errata.report.results import read_settings
+    from errata.report.tables import terminal_table
+    from errata.runs.execute import bench
+
+    _fresh(out)
+    started = time.perf_counter()
+    print(
+        f"{len(EDITORS)} editors make {limit} edits each on {MODEL}, one at a time ({BENCHMARK})."
+    )
+    bb = shared.open_backbone(MODEL)
+    weights = weights_hash(bb)
+    runs = []
+    for name in EDITORS:
+        editor = shared.make_editor(name, None, None, bb)
+        with reporting(name) as progress:
+            run = bench(
+                bb, editor, BENCHMARK, "one_step", out / name,
+                seed=seed, limit=limit, progress=progress,
+            )  # fmt: skip
+        runs.append(run)
+    for setting in read_settings(runs):
+        shared.console().print(terminal_table(setting))
+    undo = show_undo(bb, runs[0], out / "patch", weights, seed)
+    _print_undo(undo, out / "patch")
+    report = write_report(runs, out / "report.html", title="errata demo")
+    print(f"\n{time.perf_counter() - started:.0f} s in all. Open the report: {report.resolve()}")
+    if undo.before != undo.undone or not undo.same_weights:
+        raise AssertionError("the edit was not undone completely")
+
+
+def _fresh(out: Path) -> None:
+    """An earlier demo is replaced; anything else in the folder is left alone."""
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / MARK).is_file():
+            raise BadRun(f"{out} is not empty and holds no demo. Choose another --out.")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text("written by errata demo, which may delete this folder\n")
+
+
+def show_undo(bb: Backbone, run: Path, folder: Path, weights: str, seed: int) -> Undo:
+    """Makes one edit of a run again, saves it, applies it from the file, and drops it."""
+    from errata.core.patch import load, save
+    from errata.core.runfolder import read_run
+    from errata.runs.asking import ask_prompts
+
+    case: Case = next(iter(read_run(run).cases.values()))
+    prompt = case.edit.prompt
+    (before,) = ask_prompts(bb, [prompt])
+    save(shared.make_editor("ft_l", None, None, bb).edit(bb, [case.edit], seed=seed).patch, folder)
+    with bb.applied(load(folder, bb)):
+        (edited,) = ask_prompts(bb, [prompt])
+    (undone,) = ask_prompts(bb, [prompt])
+    return Undo(
+        prompt.text,
+        case.edit.target,
+        before.text,
+        edited.text,
+        undone.text,
+        weights_hash(bb) == weights,
+    )
+
+
+def weights_hash(bb: Backbone) -> str:
+    """sha256 over every tensor of the model as it is in memory now."""
+    import torch
+
+    h = hashlib.sha256()
+    for name, tensor in sorted(bb.model.state_dict().items()):
+        h.update(name.encode())
+        h.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
+
+
+def _print_undo(undo: Undo, folder: Path) -> None:
+    print(f"\nOne edit, taken back. Question: {undo.prompt!r}, wanted from now on: {undo.target!r}")
+    print(f"  before the edit      {undo.before}")
+    print(f"  with the patch       {undo.edited}")
+    print(f"  patch dropped        {undo.undone}")
+    same = "the same as before the first edit" if undo.same_weights else "CHANGED"
+    print(f"  hash of all weights  {same}")
+    print(f"  the patch            {folder} (apply it: errata ask {MODEL} --patch {folder} ...)")

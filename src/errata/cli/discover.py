@@ -1,0 +1,116 @@
+"""`list` and `show`: what there is, without loading a model."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from importlib.resources import files
+from typing import Annotated, Any
+
+import typer
+
+from errata.cli._shared import AsJson, print_facts, print_json
+from errata.core import registry
+from errata.core.errors import UnknownName
+
+SHOWN = ("editors", "backbones", "benchmarks", "protocols", "metrics", "patches", "judges")
+Kind = Annotated[str, typer.Argument(metavar="KIND", help=", ".join(SHOWN))]
+
+
+def _kind(text: str) -> str:
+    plural = {"patch": "patches"}.get(text, text if text.endswith("s") else f"{text}s")
+    if plural not in SHOWN:
+        raise UnknownName("kind", text, SHOWN)
+    return plural
+
+
+def bundled_models() -> list[str]:
+    """Models that come with the package."""
+    assets = files("errata") / "assets"
+    if not assets.is_dir():
+        return []
+    return sorted(f.name for f in assets.iterdir() if (f / "config.json").is_file())
+
+
+def rows_of(kind: str) -> list[dict[str, str]]:
+    """Every registered name of a kind with one line about it."""
+    rows = [{"name": n, "summary": registry.summary(kind, n)} for n in registry.names(kind)]
+    if kind != "backbones":
+        return rows
+    families = [{**row, "type": "family"} for row in rows]
+    models = [{"name": n, "summary": "bundled model", "type": "model"} for n in bundled_models()]
+    return models + families
+
+
+def list_names(kind: Kind, as_json: AsJson = False) -> None:
+    """List editors, backbones, benchmarks, protocols or metrics."""
+    rows = rows_of(_kind(kind))
+    if as_json:
+        print_json(rows)
+        return
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        print(f"{row['name']:<{width}}  {row['summary']}")
+    if not rows:
+        print(f"no {_kind(kind)} yet")
+
+
+def show(
+    kind: Kind,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    as_json: AsJson = False,
+) -> None:
+    """Show one plug-in: settings, presets, tasks, documentation."""
+    which = _kind(kind)
+    cls = registry.load(which, name)
+    facts = {"name": name, "kind": which, **_facts(which, cls)}
+    text = _documentation(cls)
+    if as_json:
+        print_json({**facts, "documentation": text})
+        return
+    print_facts(facts)
+    print(f"\n{text}")
+
+
+def _documentation(cls: type) -> str:
+    import inspect
+    import sys
+
+    module = inspect.getdoc(sys.modules[cls.__module__]) or ""
+    own = inspect.cleandoc(cls.__doc__ or "")
+    return "\n\n".join(t for t in (module, own) if t)
+
+
+def _facts(kind: str, cls: Any) -> dict[str, Any]:
+    if kind == "editors":
+        return {
+            "edits": sorted(cls.modalities),
+            "needs prepare": cls.needs_state,
+            "settings": settings_of(cls.Config),
+            "presets": {k: dict(v) for k, v in cls.presets.items()},
+        }
+    if kind == "backbones":
+        return {"capabilities": sorted(cls.capabilities)}
+    if kind == "benchmarks":
+        return {
+            "version": cls.version,
+            "tasks": list(cls.tasks),
+            "splits": list(cls.splits),
+            "variants": list(cls.variants),
+        }
+    if kind == "protocols":
+        return {"version": cls.version, "default": cls("").spec}
+    return {"version": cls.version} if hasattr(cls, "version") else {}
+
+
+def settings_of(config: type) -> dict[str, str]:
+    """Fields of a Config as `type = default`."""
+    found = {}
+    for f in fields(config):
+        kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
+        if f.default is not MISSING:
+            found[f.name] = f"{kind} = {f.default!r}"
+        elif f.default_factory is not MISSING:
+            found[f.name] = f"{kind} = {f.default_factory()!r}"
+        else:
+            found[f.name] = f"{kind}, required"
+    return found

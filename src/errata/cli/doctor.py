@@ -1,0 +1,129 @@
+"""`doctor`: what was found in a model, what was not, and whether the ports are exact."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from errata.cli import _shared as shared
+
+if TYPE_CHECKING:
+    from errata.core.backbone import Backbone, Batch
+    from errata.core.types import Prompt
+
+QUESTION = "What is shown in this picture?"
+
+
+def doctor(
+    backbone: shared.BackboneName,
+    image: Annotated[
+        str | None, typer.Option(metavar="F", help="Instead of a generated picture.")
+    ] = None,
+    style: shared.Style = "raw",
+    dtype: shared.Dtype = "auto",
+    device: shared.Device = None,
+    device_map: shared.DeviceMap = None,
+    revision: shared.Revision = None,
+    trust_remote_code: shared.Trust = False,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Print what errata resolved in a model and what is missing."""
+    bb = shared.open_backbone(
+        backbone, style=style, dtype=dtype, device=device, device_map=device_map,
+        revision=revision, trust=trust_remote_code,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        facts = examine(bb, image or str(_picture(Path(folder) / "sample.png")))
+    shared.print_json(facts) if as_json else shared.print_facts(facts)
+
+
+def examine(bb: Backbone, image: str) -> dict[str, Any]:
+    """All facts, JSON-ready."""
+    from errata.core.types import Prompt
+
+    prompt = Prompt.of(QUESTION, image) if "image" in bb.capabilities else Prompt.of(QUESTION)
+    batch = bb.encode([prompt])
+    layout = getattr(bb, "layout", None)
+    return {
+        "name": bb.name,
+        "backbone": type(bb).__module__.rsplit(".", 1)[-1],
+        "class": type(bb.model).__name__,
+        "capabilities": sorted(bb.capabilities),
+        "fingerprint": bb.fingerprint(),
+        "dtype": str(bb.dtype).removeprefix("torch."),
+        "device": str(bb.device_of("")),
+        "text blocks": bb.depth,
+        "width": bb.width,
+        "context": bb.context if bb.context < 10**9 else "not stated by the model",
+        "parameters": sum(p.numel() for p in bb.model.parameters()),
+        "sites": _sites(bb),
+        "missing": _folded(list(getattr(layout, "missing", ()))),
+        "sample": _sample(bb, prompt, batch),
+        "own forward": _own_forward(bb, batch),
+    }
+
+
+def _sites(bb: Backbone) -> dict[str, str]:
+    """Site kinds, blocks folded together, with the place of the first one."""
+    layout = getattr(bb, "layout", None)
+    paths = getattr(layout, "paths", {})
+    found: dict[str, list[str]] = {}
+    for name in bb.wires.sites:
+        found.setdefault(_fold(name), []).append(name)
+    return {
+        kind: f"{len(names)} x {paths.get(names[0], '?')}"
+        if len(names) > 1
+        else paths.get(kind, "?")
+        for kind, names in found.items()
+    }
+
+
+def _fold(site: str) -> str:
+    return re.sub(r"^(text|vision)\.\d+\.", r"\1.{i}.", site)
+
+
+def _folded(names: list[str]) -> list[str]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[_fold(name)] = counts.get(_fold(name), 0) + 1
+    return [f"{kind} ({n} blocks)" if n > 1 else kind for kind, n in counts.items()]
+
+
+def _sample(bb: Backbone, prompt: Prompt, batch: Batch) -> dict[str, Any]:
+    shown = getattr(bb, "shown", None)
+    return {
+        "prompt shown to the tokenizer": repr(shown(prompt)) if shown else "not told",
+        "prompt tokens": int(batch.lengths[0]),
+        "of them image tokens": int(batch.vision.sum()),
+    }
+
+
+def _own_forward(bb: Backbone, batch: Batch) -> dict[str, Any]:
+    """The model's own forward against the one that errata assembles, at the last prompt token."""
+    import torch
+
+    with torch.no_grad():
+        ours = bb.logits(batch)[0, 0]
+        own = bb.model(**batch.inputs).logits[0, int(batch.lengths[0]) - 1].float()
+    gap = float((ours.cpu() - own.cpu()).abs().max())
+    finite = bool(ours.isfinite().all())
+    tolerance = 1e-4 if bb.dtype == torch.float32 else 0.1
+    return {
+        "largest difference of a logit": f"{gap:.2e}",
+        "equal": finite and gap <= tolerance,
+        "finite": finite,
+    }
+
+
+def _picture(path: Path) -> Path:
+    import numpy as np
+    from PIL import Image as Pillow
+
+    ramp = np.linspace(0, 255, 96, dtype=np.uint8)
+    pixels = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], ramp[None, ::-1]), axis=-1)
+    Pillow.fromarray(np.ascontiguousarray(pixels)).save(path)
+    return path

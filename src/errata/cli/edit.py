@@ -1,0 +1,142 @@
+"""`edit`: find one joint patch, or one per line, and write it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from errata.cli import _shared as shared
+from errata.cli._edits import make_edit, read_edits
+from errata.core.errors import BadEdit, BadPatch
+
+if TYPE_CHECKING:
+    from errata.core.backbone import Backbone
+    from errata.core.editor import Editor, State
+    from errata.core.patch import Patch
+    from errata.core.types import Edit
+
+SHOWN = 20
+
+
+def edit(
+    backbone: shared.BackboneName,
+    editor: shared.EditorName,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the patch is written.")],
+    prompt: Annotated[str | None, typer.Option(help="The question to be answered anew.")] = None,
+    target: Annotated[str | None, typer.Option(help="The answer it should have.")] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="F", help="The image that it is about.")
+    ] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="The part of the prompt that names the thing.")
+    ] = None,
+    edits: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Many edits, one JSON object per line."),
+    ] = None,
+    each: Annotated[
+        bool, typer.Option("--each", help="One patch per line, in DIR/0001 and so on.")
+    ] = False,
+    preset: shared.Preset = None,
+    settings: shared.Settings = None,
+    state: shared.StateDir = None,
+    seed: shared.Seed = 0,
+    rows: shared.RowsOption = 16,
+    style: shared.Style = "raw",
+    dtype: shared.Dtype = "auto",
+    device: shared.Device = None,
+    device_map: shared.DeviceMap = None,
+    revision: shared.Revision = None,
+    trust_remote_code: shared.Trust = False,
+) -> None:
+    """Find an edit, write it as a patch, show before and after."""
+    wanted = _wanted(prompt, target, image, subject, edits)
+    check_out(out, each=each)
+    bb = shared.open_backbone(
+        backbone, style=style, dtype=dtype, device=device, device_map=device_map,
+        revision=revision, trust=trust_remote_code,
+    )  # fmt: skip
+    ed = shared.make_editor(editor, preset, settings, bb)
+    known = shared.load_state(state, ed) or (
+        None if ed.needs_state else ed.prepare(bb, (), seed=seed)
+    )
+    from errata.core.patch import save
+
+    if each:
+        patches = _find_each(bb, ed, wanted, known, rows, seed)
+        for number, one in enumerate(patches, 1):
+            save(one, out / f"{number:04d}")
+        _print_answers(bb, wanted[:SHOWN], patches[:SHOWN])
+        print(f"{len(patches)} patches written to {out}")
+    else:
+        found = ed.edit(bb, wanted, known, seed=seed).patch
+        save(found, out)
+        _print_answers(bb, wanted[:SHOWN], [found] * len(wanted[:SHOWN]))
+        print(f"patch written to {out}")
+    if len(wanted) > SHOWN:
+        print(f"(answers of the first {SHOWN} of {len(wanted)} edits are shown)")
+
+
+def _wanted(
+    prompt: str | None,
+    target: str | None,
+    image: str | None,
+    subject: str | None,
+    file: Path | None,
+) -> list[Edit]:
+    if file is not None:
+        if any(x is not None for x in (prompt, target, image, subject)):
+            raise BadEdit(
+                "--edits comes with its own prompts, targets and images. Leave the others out."
+            )
+        return read_edits(file)
+    if prompt is None or target is None:
+        raise BadEdit("nothing to edit. Give --prompt and --target, or --edits FILE.jsonl.")
+    return [make_edit(prompt, target, image=image, subject=subject, name="0001")]
+
+
+def check_out(out: Path, *, each: bool) -> None:
+    """Raises BadPatch for a folder with something else in it: nothing foreign is overwritten."""
+    if out.exists() and not out.is_dir():
+        raise BadPatch(f"{out} is a file. Choose another --out.")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if each or not (out / "patch.json").is_file():
+        what = "is not empty" if each else "is not empty and holds no patch"
+        raise BadPatch(f"{out} {what}. Choose another --out, or empty it yourself.")
+
+
+def _find_each(
+    bb: Backbone, ed: Editor, wanted: list[Edit], state: State | None, rows: int, seed: int
+) -> list[Patch]:
+    found: list[Patch] = []
+    for start in range(0, len(wanted), rows):
+        part = wanted[start : start + rows]
+        found += [f.patch for f in ed.edit_rows(bb, part, [state] * len(part), seed=seed)]
+    return found
+
+
+def _print_answers(bb: Backbone, wanted: list[Edit], patches: list[Patch]) -> None:
+    """The table is about the edits themselves; whether anything else changed is for `bench`."""
+    from rich.table import Table
+
+    from errata.runs.asking import ask_prompts
+
+    before = ask_prompts(bb, [e.prompt for e in wanted])
+    after = []
+    for one, patch in zip(wanted, patches, strict=True):
+        with bb.applied(patch):
+            after += ask_prompts(bb, [one.prompt])
+    table = Table("prompt", "before", "after", "target")
+    for one, a, b in zip(wanted, before, after, strict=True):
+        cells = (one.prompt.text, a.text, b.text, one.target)
+        table.add_row(*(c.replace("[", "\\[") for c in cells))
+    shared.console().print(table)
+    missed = sum(
+        b.text.strip().casefold() != one.target.strip().casefold()
+        for one, b in zip(wanted, after, strict=True)
+    )
+    if missed:
+        print(f"{missed} of {len(wanted)} are not answered with their target; other settings: --set")

@@ -1,0 +1,71 @@
+"""`patch show` and `patch verify`: what a patch folder says, and whether it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from errata.cli import _shared as shared
+from errata.core.errors import BadImage, BadPatch
+
+app = typer.Typer(help="Look at patches.", no_args_is_help=True, rich_markup_mode=None)
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder with patch.json.")]
+
+
+@app.command("show")
+def show(folder: Folder, as_json: shared.AsJson = False) -> None:
+    """Show where a patch comes from, where it acts, and its facts."""
+    from errata.core.patch import read_head
+    from errata.core.record import read_lines
+    from errata.core.types import Edit, to_json
+
+    head = read_head(folder)
+    edits = read_lines(folder / "edits.jsonl", Edit)
+    if as_json:
+        shared.print_json({**head, "edits": [to_json(e) for e in edits]})
+        return
+    shape = head.get("settings", {}).get("shape")
+    shared.print_facts({**head["header"], "shape": shape, "sites": head["sites"]})
+    print(f"edits: {len(edits)}")
+    for e in edits[:50]:
+        images = "".join(f" [{i.uri}]" for i in e.prompt.images)
+        print(f"  {e.prompt.text}{images} -> {e.target}")
+
+
+@app.command("verify")
+def verify(
+    folder: Folder,
+    backbone: Annotated[
+        str | None, typer.Option(help="Also check that it was made for this model.")
+    ] = None,
+) -> None:
+    """Check that a patch is whole, and that its images are still what they were."""
+    from errata.core.patch import load
+
+    bb = shared.open_backbone(backbone) if backbone is not None else None
+    patch = load(folder, bb)
+    not_finite = [k for k, v in patch.state_dict().items() if not bool(v.isfinite().all())]
+    if not_finite:
+        raise BadPatch(f"{folder} holds NaN or infinite numbers in {', '.join(not_finite[:3])}.")
+    changed = [reason for e in patch.edits for reason in _image_problems(e)]
+    sites = ", ".join(sorted(patch.sites)) or "none"
+    print(f"{folder}: whole, {len(patch.edits)} edits, sites {sites}")
+    if bb is not None:
+        print(f"made for {bb.name} ({bb.fingerprint()[:12]})")
+    for reason in changed:
+        print(f"image: {reason}")
+
+
+def _image_problems(edit: Any) -> list[str]:
+    from errata.core.images import hash_image
+
+    found = []
+    for image in edit.prompt.images:
+        try:
+            if image.sha256 is not None and hash_image(image) != image.sha256:
+                found.append(f"{image.uri} has changed since the edit was made")
+        except BadImage as e:
+            found.append(str(e))
+    return found

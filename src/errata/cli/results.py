@@ -1,0 +1,74 @@
+"""`score`, `report` and `compare`: what runs found, without loading a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from errata.cli import _shared as shared
+from errata.core.errors import UnknownName
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `errata bench` wrote.")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", help="Besides exact, token and joint; repeatable."),
+]
+Scorer = Annotated[str, typer.Option(help="The family of scores in the table: exact or token.")]
+
+
+def score(
+    run: Run, metric: Metrics = None, scorer: Scorer = "exact", as_json: shared.AsJson = False
+) -> None:
+    """Score a run again from its recorded answers."""
+    from errata.runs.score import score_run
+
+    scores = score_run(run, metric)
+    if as_json:
+        shared.print_json(scores)
+        return
+    _print_tables([run], scorer)
+    print(f"scores written to {run / 'scores.json'}")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Scored runs.")],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report as one HTML file.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="The report's heading.")] = None,
+    scorer: Scorer = "exact",
+) -> None:
+    """Print the tables of runs; write them as one HTML file."""
+    _print_tables(runs, scorer)
+    if html is not None:
+        from errata.report.html import write_report
+
+        print(f"report written to {write_report(runs, html, title=title)}")
+
+
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B")],
+    metric: Metrics = None,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Compare two runs: paired differences, 95 % intervals."""
+    from errata.runs.compare import compare_runs, compare_table
+
+    result = compare_runs(run_a, run_b, metric)
+    if as_json:
+        shared.print_json(result)
+    else:
+        shared.console().print(compare_table(result))
+
+
+def _print_tables(runs: list[Path], scorer: str) -> None:
+    from errata.report.results import read_settings
+    from errata.report.tables import SCORERS, terminal_table
+
+    if scorer not in SCORERS:
+        raise UnknownName("scorer", scorer, SCORERS)
+    for setting in read_settings(runs):
+        shared.console().print(terminal_table(setting, scorer))
