@@ -103,12 +103,11 @@ def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
     return found
 
 
-def make_editor(
-    name: str, preset: str | None, pairs: Sequence[str] | None, backbone: Backbone
-) -> Editor:
+def make_editor(name: str, preset: str | None, pairs: Sequence[str] | None) -> Editor:
+    """Before a model is loaded, so that a wrong setting is reported at once."""
     from errata import editor
 
-    return editor(name, preset=preset, **parse_settings(pairs)).for_backbone(backbone)
+    return editor(name, preset=preset, **parse_settings(pairs))
 
 
 def load_state(text: str | None, editor: Editor) -> State | None:

@@ -47,11 +47,12 @@ def bench(
     A killed run continues where it stopped when the same command is repeated.
     """
     check_words(benchmark, protocol, metric)
+    ed = shared.make_editor(editor, preset, settings)
+    known = shared.load_state(state, ed)
     bb = shared.open_backbone(
         backbone, style=style, dtype=dtype, device=device, device_map=device_map,
         revision=revision, trust=trust_remote_code,
     )  # fmt: skip
-    ed = shared.make_editor(editor, preset, settings, bb)
     from errata.cli._progress import reporting
     from errata.report.results import read_settings
     from errata.report.tables import terminal_table
@@ -68,7 +69,7 @@ def bench(
             limit=limit,
             rows=rows,
             root=root,
-            state=shared.load_state(state, ed),
+            state=known,
             legacy="legacy" in (metric or ()),
             metrics=metric,
             keep_patches=keep_patches,

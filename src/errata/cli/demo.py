@@ -59,7 +59,7 @@ def demo(
     weights = weights_hash(bb)
     runs = []
     for name in EDITORS:
-        editor = shared.make_editor(name, None, None, bb)
+        editor = shared.make_editor(name, None, None)
         with reporting(name) as progress:
             run = bench(
                 bb, editor, BENCHMARK, "one_step", out / name,
@@ -95,7 +95,8 @@ def show_undo(bb: Backbone, run: Path, folder: Path, weights: str, seed: int) ->
     case: Case = next(iter(read_run(run).cases.values()))
     prompt = case.edit.prompt
     (before,) = ask_prompts(bb, [prompt])
-    save(shared.make_editor("ft_l", None, None, bb).edit(bb, [case.edit], seed=seed).patch, folder)
+    editor = shared.make_editor("ft_l", None, None).for_backbone(bb)
+    save(editor.edit(bb, [case.edit], seed=seed).patch, folder)
     with bb.applied(load(folder, bb)):
         (edited,) = ask_prompts(bb, [prompt])
     (undone,) = ask_prompts(bb, [prompt])

@@ -54,14 +54,15 @@ def edit(
     """Find an edit, write it as a patch, show before and after."""
     wanted = _wanted(prompt, target, image, subject, edits)
     check_out(out, each=each)
+    ed = shared.make_editor(editor, preset, settings)
+    known = shared.load_state(state, ed)
     bb = shared.open_backbone(
         backbone, style=style, dtype=dtype, device=device, device_map=device_map,
         revision=revision, trust=trust_remote_code,
     )  # fmt: skip
-    ed = shared.make_editor(editor, preset, settings, bb)
-    known = shared.load_state(state, ed) or (
-        None if ed.needs_state else ed.prepare(bb, (), seed=seed)
-    )
+    ed = ed.for_backbone(bb)
+    if known is None and not ed.needs_state:
+        known = ed.prepare(bb, (), seed=seed)
     from errata.core.patch import save
 
     if each:
@@ -121,6 +122,7 @@ def _find_each(
 def _print_answers(bb: Backbone, wanted: list[Edit], patches: list[Patch]) -> None:
     """The table is about the edits themselves; whether anything else changed is for `bench`."""
     from rich.table import Table
+    from rich.text import Text
 
     from errata.runs.asking import ask_prompts
 
@@ -131,12 +133,13 @@ def _print_answers(bb: Backbone, wanted: list[Edit], patches: list[Patch]) -> No
             after += ask_prompts(bb, [one.prompt])
     table = Table("prompt", "before", "after", "target")
     for one, a, b in zip(wanted, before, after, strict=True):
-        cells = (one.prompt.text, a.text, b.text, one.target)
-        table.add_row(*(c.replace("[", "\\[") for c in cells))
+        table.add_row(*map(Text, (one.prompt.text, a.text, b.text, one.target)))
     shared.console().print(table)
     missed = sum(
         b.text.strip().casefold() != one.target.strip().casefold()
         for one, b in zip(wanted, after, strict=True)
     )
     if missed:
-        print(f"{missed} of {len(wanted)} are not answered with their target; other settings: --set")
+        print(
+            f"{missed} of {len(wanted)} are not answered with their target; other settings: --set"
+        )

@@ -40,11 +40,12 @@ def prepare(
     from errata.runs.cache import home
 
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
+    ed = shared.make_editor(editor, preset, settings)
     bb = shared.open_backbone(
         backbone, style=style, dtype=dtype, device=device, device_map=device_map,
         revision=revision, trust=trust_remote_code,
     )  # fmt: skip
-    ed = shared.make_editor(editor, preset, settings, bb)
+    ed = ed.for_backbone(bb)
     state = ed.prepare(bb, loaded.cases[:limit], seed=seed)
     if state is None:
         print(f"editor '{editor}' needs no preparation; nothing was written")
