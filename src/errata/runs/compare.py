@@ -212,20 +212,20 @@ def _facts(run: RunFolder) -> dict[str, Any]:
 
 def compare_table(result: Mapping[str, Any], keys: Iterable[str] | None = None) -> Table:
     """A terminal table of `compare_runs`; by default every metric, those without 0 in bold."""
+    from rich.markup import escape
     from rich.table import Table
 
     a, b = result["a"], result["b"]
-    name_a, name_b = (
-        (a["editor"], b["editor"]) if a["editor"] != b["editor"] else (a["run"], b["run"])
-    )
+    by = "editor" if a["editor"] != b["editor"] else "run"
+    name_a, name_b = escape(str(a[by])), escape(str(b[by]))
     table = Table(
         title=f"{name_b} minus {name_a}, paired over {result['cases']} cases "
         f"in {result['units']} units"
     )
     table.add_column("metric")
     for heading in (
-        str(name_a),
-        str(name_b),
+        name_a,
+        name_b,
         "difference",
         "95 % interval",
         "n",

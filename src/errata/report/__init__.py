@@ -1,0 +1,1 @@
+"""What runs found, as tables and as one self-contained HTML file."""

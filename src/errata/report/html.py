@@ -1,0 +1,95 @@
+"""The report: one HTML file that needs nothing else, from any number of scored runs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from errata.core.record import dumps, write_bytes
+from errata.report import charts
+from errata.report.gallery import cards
+from errata.report.results import Setting, read_settings
+from errata.report.tables import (
+    COLUMNS,
+    SCORERS,
+    SHOULD_CHANGE,
+    group_view,
+    main_view,
+    origins,
+    percent,
+)
+
+GALLERY = 48
+CURVE_KINDS = ("reliability", "t_generality", "m_locality", "near_locality")
+
+
+def write_report(
+    runs: Sequence[Path], html: Path, *, title: str | None = None, gallery: int = GALLERY
+) -> Path:
+    """Writes the report of scored run folders and returns its path. Raises BadRun."""
+    write_bytes(html, render_report(runs, title=title, gallery=gallery).encode())
+    return html
+
+
+def render_report(runs: Sequence[Path], *, title: str | None = None, gallery: int = GALLERY) -> str:
+    """The report as text, with at most `gallery` cases shown in full. Raises BadRun."""
+    settings = read_settings(runs)
+    shown, total = cards(settings, gallery)
+    env = _environment()
+    script = env.get_template("script.js.jinja").render()
+    return env.get_template("report.html.jinja").render(
+        title=title or _title(settings),
+        settings=settings,
+        seeds=_distinct(str(r.manifest.get("seed", "–")) for s in settings for r in s.results),
+        scorers=SCORERS,
+        cards=shown,
+        cards_of=total,
+        methods=_distinct(s.method for c in shown for q in c.questions for s in q.said),
+        protocols=_distinct(s.protocol for c in shown for q in c.questions for s in q.said),
+        kinds={q.kind: q.heading for c in shown for q in c.questions},
+        places=_distinct(c.where for c in shown),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _title(settings: Sequence[Setting]) -> str:
+    backbones = _distinct(s.backbone.rstrip("/").rsplit("/", 1)[-1] for s in settings)
+    editors = _distinct(r.editor for s in settings for r in s.results)
+    what = editors[0] if len(editors) == 1 else f"{len(editors)} editors"
+    return f"{what} on {' and '.join(backbones)}"
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _environment() -> jinja2.Environment:
+    env = jinja2.Environment(
+        loader=jinja2.PackageLoader("errata.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters.update(percent=percent, seconds=charts.seconds, dumps=dumps)
+    env.globals.update(
+        main_view=main_view,
+        group_view=group_view,
+        origins=origins,
+        bars=charts.bars,
+        curves=charts.curves,
+        times=charts.times,
+        names=COLUMNS,
+        should_change=SHOULD_CHANGE,
+        curve_kinds=CURVE_KINDS,
+        geometry={k: getattr(charts, k) for k in ("LABEL", "TRACK", "STEP", "CURVE_W", "CURVE_H")},
+        left=charts.LEFT,
+        top=charts.TOP,
+    )
+    return env
