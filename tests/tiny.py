@@ -53,6 +53,11 @@ def _finish(model: Any, seed: int = 0) -> Any:
 
 
 def llava(layers: int = 4, width: int = 32) -> HfVlm:
+    return HfVlm(*llava_parts(layers, width), name="tiny-llava")
+
+
+def llava_parts(layers: int = 4, width: int = 32) -> tuple[Any, Any]:
+    """Model and processor, not wrapped."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -68,7 +73,7 @@ def llava(layers: int = 4, width: int = 32) -> HfVlm:
     images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     processor = LlavaProcessor(images, tok, patch_size=14, vision_feature_select_strategy="default",
                                image_token="<image>", num_additional_image_tokens=1)
-    return HfVlm(_finish(LlavaForConditionalGeneration(config)), processor, name="tiny-llava")
+    return _finish(LlavaForConditionalGeneration(config)), processor
 
 
 def blip2() -> HfVlm:

@@ -1,0 +1,58 @@
+"""Shared fixtures: images on disk, ragged prompts with and without images, tiny backbones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pil
+
+from errata.core.types import Edit, Prompt
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_and_a_home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    torch.set_num_threads(1)
+    os.environ["ERRATA_HOME"] = str(tmp_path_factory.mktemp("errata-home"))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    yield
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Six different small pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(7)
+    paths = []
+    for i in range(6):
+        path: Path = folder / f"{i}.png"
+        Pil.fromarray(rng.integers(0, 255, (28, 28, 3), dtype=np.uint8)).save(path)
+        paths.append(str(path))
+    return paths
+
+
+@pytest.fixture(scope="session")
+def ragged(pictures: list[str]) -> list[Prompt]:
+    """Five lengths, three with an image (one image twice)."""
+    return [
+        Prompt.of("What is the colour of the thing?", pictures[0]),
+        Prompt.of("Which shape?"),
+        Prompt.of("Is the thing red or blue or green, please tell me at once?", pictures[1]),
+        Prompt.of("What shape is it?", pictures[0]),
+        Prompt.of("New thing of the Fact"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def edits(pictures: list[str]) -> list[Edit]:
+    """Four edits of different lengths with an image each, targets of 1 to 10 tokens."""
+    return [
+        Edit(Prompt.of("What is the colour of the thing?", pictures[0]), "green", id="e0"),
+        Edit(Prompt.of("Which shape is it?", pictures[1]), "ring", id="e1"),
+        Edit(Prompt.of("What is the thing, please?", pictures[2]), "blue thing", id="e2"),
+        Edit(Prompt.of("Colour?", pictures[3]), "red ring of green", id="e3"),
+    ]

@@ -1,0 +1,227 @@
+"""Every property of a backbone, over every family of classes."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+from errata.core.backbone import Backbone
+from errata.core.types import Prompt
+from errata.patches.delta import Delta
+from errata.patches.rows import Rows
+from errata.patches.stack import Stack
+from tests import tiny
+
+FAMILIES = sorted(tiny.FAMILIES)
+TARGETS = ["green", "blue ring", "", "ring", "red"]
+
+
+@pytest.fixture(params=FAMILIES)
+def backbone(request: pytest.FixtureRequest) -> tiny.HfVlm:
+    return tiny.shared(request.param)
+
+
+def weights(backbone: Backbone) -> str:
+    h = hashlib.sha256()
+    for name, tensor in backbone.model.state_dict().items():
+        h.update(name.encode() + tensor.numpy().tobytes())
+    return h.hexdigest()
+
+
+def random_delta(backbone: Backbone, layer: int, seed: int, scale: float = 0.3) -> Delta:
+    rng = torch.Generator().manual_seed(seed)
+    site = f"text.{layer}.mlp.down"
+    into, out = backbone.weight(site)
+    return Delta({site: {"dense": torch.randn(out, into, generator=rng) * scale}}).requires_grad_(False)
+
+
+def test_all_text_sites_are_found(backbone: tiny.HfVlm) -> None:
+    assert backbone.layout.missing == []
+    for i in range(backbone.depth):
+        for part in ("in", "block", "attn", "attn.q", "attn.k", "attn.v", "attn.o", "mlp", "mlp.up", "mlp.down"):
+            backbone.site(f"text.{i}.{part}")
+    for site in ("embed", "final_norm", "head", "bridge", "vision.0.block"):
+        backbone.site(site)
+
+
+def test_the_assembled_forward_is_the_models_own(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    batch = backbone.encode(ragged, TARGETS)
+    ours = backbone.logits(batch)
+    for b, (prompt, target) in enumerate(zip(ragged, TARGETS, strict=True)):
+        one = backbone.encode([prompt], [target])
+        n, m = int(one.lengths[0]), len(one.targets[0])
+        with torch.no_grad():
+            if one.image_keys:
+                own = backbone.model(**one.inputs).logits[0]
+            else:  # BLIP-2's forward demands an image; its language model does not
+                lm = getattr(backbone.model, "language_model", backbone.model)
+                own = lm(input_ids=one.ids, attention_mask=one.mask).logits[0]
+        torch.testing.assert_close(ours[b, : m + 1], own[n - 1 : n + m].float(), atol=1e-4, rtol=1e-4)
+
+
+def test_batched_generation_equals_one_by_one_and_the_models_own(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    together = backbone.generate(backbone.encode(ragged), [7] * len(ragged))
+    for prompt, said in zip(ragged, together, strict=True):
+        one = backbone.encode([prompt])
+        assert backbone.generate(one, [7])[0] == said
+        if one.image_keys:
+            ids = backbone.model.generate(**one.inputs, max_new_tokens=7, do_sample=False, eos_token_id=sorted(backbone.stops))
+            own = ids[0].tolist()[-7:] if ids.shape[1] >= 7 else ids[0].tolist()
+            assert tuple(own[: len(said.ids)]) == said.ids or tuple(own[-len(said.ids) :]) == said.ids
+
+
+def test_cached_decoding_equals_recomputing(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    said = backbone.generate(backbone.encode(ragged), [5] * len(ragged))
+    ids = [backbone.encode([p]) for p in ragged]
+    for batch, one in zip(ids, said, strict=True):
+        tokens: list[int] = []
+        for _ in range(len(one.ids)):
+            with backbone.ask(batch) as q:
+                tokens.append(int(q.score([(*tokens, 0)])[0].argmax[-1]))
+        assert tuple(tokens) == one.ids
+
+
+def test_a_guess_does_not_change_the_answer(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    plain = backbone.generate(backbone.encode(ragged), [6] * len(ragged))
+    guesses = [backbone.decode(g.ids) for g in plain]
+    for targets in (TARGETS, guesses):
+        assert backbone.generate(backbone.encode(ragged, targets), [6] * len(ragged)) == plain
+
+
+@pytest.mark.parametrize("layer", range(-1, 4))
+def test_resume_equals_forward(backbone: tiny.HfVlm, ragged: list[Prompt], layer: int) -> None:
+    batch = backbone.encode(ragged, TARGETS)
+    patch = random_delta(backbone, max(layer, 0), seed=layer + 5)
+    with backbone.applied(patch):
+        full = backbone.logits(batch)
+        answers = backbone.generate(batch, [6] * len(ragged))
+    state = backbone.enter(batch, layer, for_generation=True)
+    torch.testing.assert_close(backbone.resume(state, patch), full, atol=1e-5, rtol=1e-5)
+    with backbone.applied(patch), backbone.ask(state) as q:
+        assert q.greedy([6] * len(ragged)) == answers
+    assert not torch.equal(backbone.logits(batch), full)
+
+
+def test_resume_refuses_a_patch_below(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    state = backbone.enter(backbone.encode(ragged), 2)
+    with pytest.raises(AssertionError, match="below block 2"):
+        backbone.resume(state, random_delta(backbone, 1, seed=0))
+
+
+def test_rows_equal_single_runs(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    patches = [random_delta(backbone, 2, seed=i) for i in range(len(ragged))]
+    batch = backbone.encode(ragged, TARGETS)
+    with backbone.applied(Rows(patches)):
+        logits = backbone.logits(batch)
+        said = backbone.generate(batch, [6] * len(ragged))
+    for b, patch in enumerate(patches):
+        one = backbone.encode([ragged[b]], [TARGETS[b]])
+        with backbone.applied(patch):
+            alone = backbone.logits(one)
+            assert backbone.generate(one, [6])[0] == said[b]
+        torch.testing.assert_close(logits[b, : alone.shape[1]], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_rows_may_be_shared_and_in_any_order(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    patches = [random_delta(backbone, 2, seed=i) for i in range(2)]
+    batch = backbone.encode(ragged)
+    for rows in ([1, 0, 1, 0, 1], [1, 1, 0, 0, 1], [0, 0, 0, 0, 0]):
+        with backbone.applied(Rows(patches)):
+            together = backbone.logits(batch, rows=torch.tensor(rows))
+        for b, r in enumerate(rows):
+            with backbone.applied(patches[r]):
+                alone = backbone.logits(backbone.encode([ragged[b]]))
+            torch.testing.assert_close(together[b], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_bridge_rows_equal_single_runs(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    site = next(s for s in backbone.wires.sites if s.startswith("bridge."))
+    into, out = backbone.weight(site)
+    rng = torch.Generator().manual_seed(3)
+    patches = [
+        Delta({site: {"dense": torch.randn(out, into, generator=rng), "bias": torch.randn(out, generator=rng)}})
+        for _ in ragged
+    ]
+    for p in patches:
+        p.requires_grad_(False)
+    batch = backbone.encode(ragged)
+    with backbone.applied(Rows(patches)):
+        together = backbone.logits(batch)
+    changed = 0
+    for b, patch in enumerate(patches):
+        one = backbone.encode([ragged[b]])
+        with backbone.applied(patch):
+            alone = backbone.logits(one)
+        torch.testing.assert_close(together[b], alone[0], atol=2e-4, rtol=2e-4)
+        changed += not torch.allclose(alone, backbone.logits(one), atol=1e-4)
+    assert changed == 3  # the prompts with an image
+
+
+def test_leaving_gives_the_same_bits_and_weights_never_change(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    before, batch = weights(backbone), backbone.encode(ragged, TARGETS)
+    clean = backbone.logits(batch)
+    with backbone.applied(random_delta(backbone, 1, seed=1), random_delta(backbone, 3, seed=2)):
+        assert not torch.equal(backbone.logits(batch), clean)
+    assert torch.equal(backbone.logits(batch), clean)
+    assert weights(backbone) == before
+
+
+def test_an_exception_inside_leaves_the_model_clean(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    clean = backbone.logits(backbone.encode(ragged))
+    with pytest.raises(RuntimeError), backbone.applied(random_delta(backbone, 1, seed=1)):
+        raise RuntimeError
+    assert torch.equal(backbone.logits(backbone.encode(ragged)), clean)
+
+
+def test_wrapping_twice_does_not_double(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    again = tiny.HfVlm(backbone.model, backbone.processor, name=backbone.name)
+    assert again.wires is backbone.wires
+    batch, patch = backbone.encode(ragged), random_delta(backbone, 2, seed=4)
+    with backbone.applied(patch):
+        once = backbone.logits(batch)
+        assert torch.equal(again.logits(batch), once)
+
+
+def test_a_model_used_before_it_was_wrapped_shows_the_edit(pictures: list[str]) -> None:
+    """transformers hooks its outputs on first use; ports come first all the same."""
+    batch = tiny.shared("llava").encode([Prompt.of("Which shape?", pictures[0])])
+    model, processor = tiny.llava_parts()
+    with torch.no_grad():
+        model(**batch.inputs, output_hidden_states=True)
+    fresh = tiny.HfVlm(model, processor)
+    patch = random_delta(fresh, 1, seed=0)
+    with torch.no_grad(), fresh.applied(patch):
+        states = fresh.model(**batch.inputs, output_hidden_states=True).hidden_states
+    with torch.no_grad():
+        clean = fresh.model(**batch.inputs, output_hidden_states=True).hidden_states
+    assert torch.equal(states[1], clean[1])
+    assert not torch.allclose(states[2], clean[2])
+
+
+def test_a_raw_call_of_the_model_shows_the_edit(backbone: tiny.HfVlm, pictures: list[str]) -> None:
+    batch, patch = backbone.encode([Prompt.of("Which?", pictures[0])]), random_delta(backbone, 2, seed=9)
+    with torch.no_grad(), backbone.applied(patch):
+        raw = backbone.model(**batch.inputs).logits[0, -1]
+        ours = backbone.logits(batch)[0, 0]
+    torch.testing.assert_close(raw.float(), ours, atol=1e-4, rtol=1e-4)
+
+
+def test_a_stack_is_its_parts_in_order(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    parts = [random_delta(backbone, i % 4, seed=i, scale=0.05) for i in range(6)]
+    batch = backbone.encode(ragged)
+    with backbone.applied(Stack(parts)):
+        stacked = backbone.logits(batch)
+    with backbone.applied(*parts):
+        torch.testing.assert_close(backbone.logits(batch), stacked, atol=1e-5, rtol=1e-5)
+
+
+def test_fingerprint_is_the_weights(backbone: tiny.HfVlm) -> None:
+    family = {b.name: f for f, b in ((f, tiny.shared(f)) for f in FAMILIES)}[backbone.name]
+    same = tiny.FAMILIES[family]()
+    assert same.fingerprint() == backbone.fingerprint()
+    with torch.no_grad():
+        next(iter(same.model.parameters())).add_(1e-3)
+    same._fingerprint = ""
+    assert same.fingerprint() != backbone.fingerprint()
