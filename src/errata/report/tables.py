@@ -110,7 +110,10 @@ def cell_of(metrics: Mapping[str, Any], key: str) -> Cell:
 
 
 def main_view(setting: Setting, scorer: str, *, tag: str = "", origin: str = "") -> View:
-    """All kinds under one scorer; `tag` own = right after the own edit; all edits, or one `origin`."""
+    """All kinds under one scorer.
+
+    `tag` own = right after the own edit; `origin` = only the edits of that origin.
+    """
     headings = [
         Heading(f"{kind}.{scorer}{f'@{tag}' if tag else ''}", label, meaning)
         for kind, (label, meaning) in COLUMNS.items()
