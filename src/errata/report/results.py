@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from errata.core.runfolder import read_plan
 from errata.core.types import digest
 
 SCHEMA = 1
+_QUOTED = re.compile(r"'[^']*'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +76,16 @@ class Setting:
         return any(r.scores.get("by_position") for r in self.results)
 
     @property
-    def dropped(self) -> list[tuple[str, int]]:
-        """(reason, rows), most frequent first."""
-        rows = self.results[0].plan.get("dropped", ())
-        return Counter(str(row["reason"]) for row in rows).most_common()
+    def dropped(self) -> dict[str, list[tuple[str, int]]]:
+        """What was left out, `cases` and single `questions`: (reason, rows), most frequent first.
+
+        Reasons that differ in what they quote count as one.
+        """
+        counts = {"cases": Counter[str](), "questions": Counter[str]()}
+        for row in self.results[0].plan.get("dropped", ()):
+            reason = _QUOTED.sub("'…'", str(row["reason"]))
+            counts["questions" if "/" in row["id"] else "cases"][reason] += 1
+        return {what: found.most_common() for what, found in counts.items() if found}
 
 
 def read_result(run: Path) -> Result:

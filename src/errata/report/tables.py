@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SCORERS = ("exact", "token")
 
-#: kind -> (short heading, what it says). In the order of the columns.
+#: kind -> (heading, what it says). In the order of the columns.
 COLUMNS = {
     "reliability": ("Reliability", "the edited question is answered by the target"),
     "t_generality": ("T-generality", "so are other wordings of it"),
@@ -26,6 +26,19 @@ COLUMNS = {
     "retention": ("Retention", "a fixed panel of questions keeps its answers"),
     "efficacy": ("Efficacy", "the target reaches the output"),
     "joint": ("All at once", "one edit is reliable, general and local in every probe"),
+}
+#: Headings for a terminal, where ten columns must fit.
+SHORT = {
+    "reliability": "rel",
+    "t_generality": "T-gen",
+    "m_generality": "M-gen",
+    "t_locality": "T-loc",
+    "m_locality": "M-loc",
+    "mean5": "mean 5",
+    "near_locality": "near",
+    "portability": "port",
+    "retention": "retain",
+    "joint": "all",
 }
 SHOULD_CHANGE = frozenset(
     {"reliability", "t_generality", "m_generality", "portability", "efficacy"}
@@ -50,7 +63,13 @@ class Cell:
 
     @property
     def interval(self) -> str:
-        return f"{percent(self.low)}–{percent(self.high)}" if self.low is not None else ""
+        return self.interval_to()
+
+    def interval_to(self, digits: int = 1) -> str:
+        """The interval with so many decimals, or nothing."""
+        if self.low is None:
+            return ""
+        return f"{percent(self.low, digits)}–{percent(self.high, digits)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +80,10 @@ class Heading:
     label: str
     meaning: str
     over: str = ""
+
+    @property
+    def kind(self) -> str:
+        return self.key.rpartition(".")[0].partition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,19 +196,23 @@ def _view(setting: Setting, scorer: str, headings: Sequence[Heading], origin: st
 
 def terminal_table(setting: Setting, scorer: str = "exact") -> Table:
     """A rich table of one setting, percentages with 95 % intervals."""
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
     view = main_view(setting, scorer)
     table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
         title=escape(f"{setting.benchmark}, {setting.protocol}: {scorer}, %"),
         caption=escape(f"{setting.backbone}; {setting.cases} cases, {setting.units} units"),
     )
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     for heading in view.headings:
-        table.add_column(heading.label, justify="right")
+        table.add_column(SHORT.get(heading.kind, heading.label), justify="right", no_wrap=True)
     table.add_row("untouched", *(percent(b) for b in view.base), style="dim", end_section=True)
     for line in view.lines:
-        texts = (f"{c.text}\n[dim]{c.interval}[/dim]" if c.interval else c.text for c in line.cells)
+        texts = (f"{c.text}\n[dim]{c.interval_to(0)}[/dim]" for c in line.cells)
         table.add_row(escape(line.label), *texts)
     return table

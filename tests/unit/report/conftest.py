@@ -206,6 +206,8 @@ def write_run(path: Path, editor: str, spec: str, cases: list[Case], **manifest:
         "dropped": [
             {"id": f"d{i}", "reason": "the base already answers the target"} for i in range(7)
         ]
+        + [{"id": f"m{i}", "reason": f"the model says '{i}', not the old answer"} for i in range(3)]
+        + [{"id": f"{cases[0].id}/po2", "reason": "the hop is not known"}]
         + [{"id": "d9", "reason": "image is missing"}],
     }
     write_json(path / "plan.json", plan)

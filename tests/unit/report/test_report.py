@@ -97,6 +97,8 @@ def test_says_what_was_run(page: Page) -> None:
         "errata bench micro-vlm --editor tpatcher --benchmark microworld:vqa@eval/disjoint "
         "--protocol sequential:10 --seed 0 --limit 20",
         "20 cases in 2 independent units",
+        "3 the model says '…', not the old answer",
+        "1 the hop is not known",
         "7 the base already answers the target",
         "1 image is missing",
         "What later edits made the model forget",
@@ -281,5 +283,5 @@ def test_terminal_table(runs: list[Path]) -> None:
     text = console.export_text()
     value: Any = read_json(setting.results[2].path / "scores.json")["metrics"]["reliability.exact"]
     assert f"{100 * value['value']:.1f}" in text
-    for words in ("sequential:10: exact, %", "untouched", "tpatcher", "Retention"):
+    for words in ("sequential:10: exact, %", "untouched", "tpatcher", "retain"):
         assert words in text
