@@ -200,13 +200,17 @@ class Wires:
     """All ports of one model, the patches that are live, and the current question."""
 
     def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
+        self.model = model
         self.sites = {s.name: s for s in sites}
         self.bypass = False
+        self.raw_mask: Tensor | None = None
         self.ctx = Ctx(self)
         self.raw = True
         self.stack: tuple[Patch, ...] = ()
         self.ports = {s.name: Port(s, self) for s in sites}
         model.register_forward_pre_hook(self._raw_call, with_kwargs=True, prepend=True)
+        if hasattr(model, "generate"):
+            object.__setattr__(model, "generate", self._raw_generate)
 
     @classmethod
     def of(cls, model: nn.Module, find: Callable[[nn.Module], Sequence[Site]]) -> Wires:
@@ -255,6 +259,14 @@ class Wires:
             self.bypass = before
         return y[0] if isinstance(y, tuple) else y
 
+    def _raw_generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own `generate`, which hides a mask of ones from the forwards that it runs."""
+        self.raw_mask = kwargs.get("attention_mask")
+        try:
+            return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[operator]
+        finally:
+            self.raw_mask = None
+
     def _raw_call(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A call of the model outside any question: the prompt is whatever the mask covers."""
         if not self.raw or not self.stack:
@@ -266,6 +278,7 @@ class Wires:
         seen = int(cache.get_seq_length()) if cache is not None else 0
         if not seen:
             mask = kwargs.get("attention_mask")
+            mask = self.raw_mask if mask is None else mask
             lengths = None
             if mask is not None and mask.dim() == 2:
                 columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)

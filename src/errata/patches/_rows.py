@@ -32,5 +32,16 @@ def per_row(x: Tensor, rows: Tensor, count: int, run: Callable[[Tensor, Tensor],
     return y[torch.argsort(order)]
 
 
+def padded(tensor: Tensor, dim: int) -> Tensor:
+    """Zeros up to a power of four along `dim`: a compiled model then sees few shapes, whatever the number of
+    fused patches. Zero neurons and zero ranks add exactly nothing."""
+    size = 1
+    while size < tensor.shape[dim]:
+        size *= 4
+    shape = list(tensor.shape)
+    shape[dim] = size - tensor.shape[dim]
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
+
+
 def _is_range(rows: Tensor, count: int) -> bool:
     return rows.shape[0] == count and bool((rows == torch.arange(count, device=rows.device)).all())

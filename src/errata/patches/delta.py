@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from errata.core.patch import Patch
 from errata.core.ports import Ctx
-from errata.patches._rows import per_row
+from errata.patches._rows import padded, per_row
 
 _PARTS = ("dense", "A", "B", "bias")
 
@@ -74,8 +74,8 @@ class Delta(Patch):
         for site in patches[0].names:
             own = [p.part(site) for p in patches]
             parts[site] = {
-                k: torch.cat([o[k] for o in own], dim=0 if k == "A" else 1) if k in "AB"
-                else torch.stack([o[k] for o in own]).sum(0)
+                k: padded(torch.cat([o[k].detach() for o in own], dim="AB".index(k)), "AB".index(k)) if k in "AB"
+                else torch.stack([o[k].detach() for o in own]).sum(0)
                 for k in own[0]
             }
         return cls(parts).requires_grad_(False)

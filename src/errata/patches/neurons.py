@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from errata.core.patch import Patch
 from errata.core.ports import Ctx
-from errata.patches._rows import per_row
+from errata.patches._rows import padded, per_row
 
 ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh")
 
@@ -100,7 +100,10 @@ class Neurons(Patch):
         parts = {}
         for site in patches[0].names:
             own = [p.part(site) for p in patches]
-            parts[site] = {k: torch.cat([o[k] for o in own], dim=-2 if k == "value" else -1) for k in own[0]}
+            parts[site] = {}
+            for k in own[0]:
+                dim = 0 if k == "value" else -1
+                parts[site][k] = padded(torch.cat([o[k].detach() for o in own], dim=dim), dim)
         return cls(parts, act=patches[0].act).requires_grad_(False)
 
     @classmethod

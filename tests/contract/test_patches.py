@@ -1,0 +1,233 @@
+"""Ports under what users do to models: compiling, raw calls, missing masks; and decisions in rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from torch import Tensor
+
+from errata.core.errors import BadSpec, MissingMask
+from errata.core.patch import Patch, fused
+from errata.core.ports import Ctx
+from errata.core.types import Edit, Prompt
+from errata.patches.context import Context, Fact, Layout
+from errata.patches.delta import Delta
+from errata.patches.neurons import Neurons
+from errata.patches.rows import Rows
+from errata.patches.stack import Stack
+from errata.finding.retrieve import embed
+from tests import tiny
+
+
+class Gate(Patch):
+    """Adds a constant where the state at the last prompt token points one way: a minimal deciding patch."""
+
+    decides = True
+
+    def __init__(self, site: str, direction: Tensor, leaky: bool = False) -> None:
+        super().__init__((site,))
+        self.register_buffer("direction", direction)
+        self.leaky = leaky
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        def decide() -> Tensor:
+            state = y[:, -1] if self.leaky else ctx.last_prompt(y, self)
+            return state @ self.direction > 0
+
+        open_B = ctx.decide(self, site, decide)
+        return torch.where(open_B[:, None, None], y + 3 * self.direction, y)
+
+    def pack(self) -> NoReturn:
+        raise AssertionError
+
+    @classmethod
+    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NoReturn:
+        raise AssertionError
+
+
+@pytest.fixture(scope="module")
+def backbone() -> tiny.HfVlm:
+    return tiny.shared("llava")
+
+
+def gate(backbone: tiny.HfVlm, seed: int = 0, leaky: bool = False) -> Gate:
+    rng = torch.Generator().manual_seed(seed)
+    return Gate("text.1.block", torch.randn(backbone.width, generator=rng), leaky)
+
+
+def prompts(pictures: list[str]) -> list[Prompt]:
+    texts = ["What is the colour of the thing?", "Which shape?", "Is it red or blue?", "New thing", "Tell me the shape"]
+    return [Prompt.of(f"{t} {i}", p) for t in texts for i, p in enumerate((*pictures, None, None))]
+
+
+def by_token(backbone: tiny.HfVlm, patch: Patch, asked: list[Prompt], targets: list[str]) -> tuple[list[float], list[float]]:
+    """Mean log-probability of each target: in one forward, and fed token by token."""
+    with backbone.applied(patch):
+        batch = backbone.encode(asked, targets)
+        with backbone.ask(batch) as q:
+            once = [sum(s.logprobs) / len(s.ids) for s in q.scores()]
+        longest = max(map(len, batch.targets))
+        ids = torch.tensor([[*t, *[0] * (longest - len(t))] for t in batch.targets])
+        with backbone.ask(backbone.encode(asked)) as q:
+            steps = [q.logits[:, :1]] + [q.feed(ids[:, j : j + 1]) for j in range(longest - 1)]
+        logp = torch.cat(steps, 1).log_softmax(-1)
+    fed = [float(logp[b, torch.arange(len(t)), torch.tensor(t)].mean()) for b, t in enumerate(batch.targets)]
+    return once, fed
+
+
+def open_rows(backbone: tiny.HfVlm, patch: Gate, asked: list[Prompt]) -> float:
+    with backbone.applied(patch), backbone.ask(backbone.encode(asked)) as q:
+        (decision,) = q.ctx.memo.values()  # type: ignore[attr-defined]
+    return float(decision.float().mean())
+
+
+def test_the_decision_test_tells_a_leaking_gate(
+    backbone: tiny.HfVlm, pictures: list[str], record_property: Any
+) -> None:
+    asked = prompts(pictures)
+    targets = [["green ring", "blue thing of red", "x"][i % 3] for i in range(len(asked))]
+    assert len(asked) >= 40
+    fraction = open_rows(backbone, gate(backbone), asked)
+    record_property("fraction_open", fraction)
+    assert 0 < fraction < 1
+    once, fed = by_token(backbone, gate(backbone), asked, targets)
+    assert once == pytest.approx(fed, abs=1e-4)
+    once, fed = by_token(backbone, gate(backbone, leaky=True), asked, targets)
+    assert max(abs(a - b) for a, b in zip(once, fed, strict=True)) > 0.1
+
+
+def test_decisions_follow_their_rows(backbone: tiny.HfVlm, pictures: list[str]) -> None:
+    """Different gates on different rows, generated together and alone; some rows end early."""
+    asked = prompts(pictures)[:8]
+    gates = [gate(backbone, seed=i % 3) for i in range(8)]
+    with backbone.applied(Rows(gates)):
+        together = backbone.generate(backbone.encode(asked, ["green"] * 8), [3, 6, 1, 6, 2, 6, 5, 6])
+    for prompt, one, said, cap in zip(asked, gates, together, [3, 6, 1, 6, 2, 6, 5, 6], strict=True):
+        with backbone.applied(one):
+            assert backbone.generate(backbone.encode([prompt]), [cap])[0] == said
+
+
+def test_a_deciding_patch_without_a_mask_raises(backbone: tiny.HfVlm, pictures: list[str]) -> None:
+    batch = backbone.encode([Prompt.of("Which?", pictures[0])])
+    inputs = {k: v for k, v in batch.inputs.items() if k != "attention_mask"}
+    with torch.no_grad(), backbone.applied(gate(backbone)):
+        backbone.model(**batch.inputs)
+        with pytest.raises(MissingMask):
+            backbone.model(**inputs)
+
+
+def test_a_raw_generate_decides_once_at_its_prompt(backbone: tiny.HfVlm, pictures: list[str]) -> None:
+    asked = prompts(pictures)[:6]
+    for prompt in asked:
+        one = backbone.encode([prompt])
+        with torch.no_grad(), backbone.applied(gate(backbone)):
+            ids = backbone.model.generate(**one.inputs, max_new_tokens=5, do_sample=False, eos_token_id=sorted(backbone.stops))
+            said = backbone.generate(one, [5])[0].ids
+        assert tuple(ids[0, one.ids.shape[1] :].tolist()[: len(said)]) == said
+
+
+def test_a_compiled_model_sees_patches_switched_on_later() -> None:
+    """0 to 20 patches in at most 6 graphs, because same shapes are fused."""
+    backbone = tiny.llava(layers=2)
+    graphs = 0
+
+    def count(module: Any, inputs: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return module.forward
+
+    torch._dynamo.reset()
+    ids = torch.randint(10, 200, (2, 9), generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(backbone.text, backend=count, dynamic=None)
+    pool = [neurons(backbone, seed) for seed in range(20)]
+    with torch.no_grad():
+        base = compiled(input_ids=ids, use_cache=False).last_hidden_state
+        for n in (0, 1, 2, 3, 5, 8, 13, 20, 0, 1):
+            with backbone.applied(*pool[:n]):
+                seen = compiled(input_ids=ids, use_cache=False).last_hidden_state
+                eager = backbone.text(input_ids=ids, use_cache=False).last_hidden_state
+            torch.testing.assert_close(seen, eager, atol=1e-5, rtol=1e-5)
+            assert (n == 0) == torch.allclose(seen, base, atol=1e-6)
+    assert graphs <= 6, graphs
+
+
+def neurons(backbone: tiny.HfVlm, seed: int, gated: bool = True) -> Neurons:
+    rng = torch.Generator().manual_seed(seed)
+    d = backbone.width
+    part = {"key": torch.randn(d, 2, generator=rng), "key_bias": torch.randn(2, generator=rng),
+            "value": torch.randn(2, d, generator=rng) * 0.2}
+    if gated:
+        part |= {"up": torch.randn(d, 2, generator=rng), "up_bias": torch.randn(2, generator=rng)}
+    return Neurons({"text.1.mlp": part}).requires_grad_(False)
+
+
+def test_fusing_changes_nothing(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    batch = backbone.encode(ragged)
+    low = [
+        Delta({"text.2.attn.q": {"A": torch.randn(2, 32), "B": torch.randn(32, 2)}}).requires_grad_(False) for _ in range(3)
+    ]
+    parts: list[Patch] = [*low, *(neurons(backbone, i) for i in range(3))]
+    assert len(fused(parts)) == 2
+    with backbone.applied(*parts):
+        together = backbone.logits(batch)
+    backbone.wires.switch(())
+    for port in backbone.wires.ports.values():
+        port.live = tuple(p for p in parts if port.site.name in p.sites)
+    try:
+        apart = backbone.logits(batch)
+    finally:
+        backbone.wires.switch(())
+    torch.testing.assert_close(together, apart, atol=2e-4, rtol=2e-4)
+
+
+def test_an_unknown_site_is_named(backbone: tiny.HfVlm) -> None:
+    patch = Delta({"text.9.mlp.down": {"dense": torch.zeros(1, 1)}})
+    with pytest.raises(BadSpec, match=r"no site 'text\.9\.mlp\.down'"), backbone.applied(patch):
+        pass
+
+
+def test_a_stack_of_nothing_is_the_identity(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+    batch = backbone.encode(ragged)
+    clean = backbone.logits(batch)
+    with backbone.applied(Stack([])):
+        assert torch.equal(backbone.logits(batch), clean)
+
+
+def test_context_scope_is_decided_from_the_prompt(backbone: tiny.HfVlm, record_property: Any) -> None:
+    """Retrieved scope: open on the fact's question, closed elsewhere, neither always; the answer plays no part."""
+    facts = [Fact("What is the colour of the thing?", "green"), Fact("Which shape is the ring?", "blue")]
+    asked = [f.question for f in facts] + ["Is it red?", "New Fact", "Tell me all about Prompt 7"] * 14
+    vectors = embed([f.question for f in facts], "backbone", backbone)
+    patch = Context(facts, Layout(scope="retrieved", threshold=0.9), vectors)
+    shown = [patch.rewrite(Prompt.of(t), backbone).text for t in asked]
+    opened = [s != t for s, t in zip(shown, asked, strict=True)]
+    record_property("fraction_open", sum(opened) / len(opened))
+    assert opened[:2] == [True, True] and 0 < sum(opened) < len(opened)
+    assert shown[0] == "New Fact: What is the colour of the thing? green\nPrompt: What is the colour of the thing?"
+
+
+def test_context_joins_into_one_memory(backbone: tiny.HfVlm) -> None:
+    def one(question: str, answer: str) -> Context:
+        vectors = embed([question], "backbone", backbone)
+        return Context([Fact(question, answer)], Layout(facts=1), vectors).with_header(  # type: ignore[return-value]
+            Context([], Layout(), vectors).header, [Edit(Prompt.of(question), answer)]
+        )
+
+    both = one("What colour?", "red").join(one("Which shape of the ring is it?", "blue"))
+    assert isinstance(both, Context) and len(both.edits) == 2
+    assert both.rewrite(Prompt.of("What colour?"), backbone).text.startswith("New Fact: What colour? red\n")
+    assert "blue" in both.rewrite(Prompt.of("Which shape of the ring is it?"), backbone).text
+
+
+def test_too_long_a_context_drops_the_least_similar_demonstrations(backbone: tiny.HfVlm) -> None:
+    demos = tuple(f"New Fact: number {i} x\nPrompt: number {i} x\n\n" for i in range(40))
+    vectors = embed(["What colour?"], "backbone", backbone)
+    patch = Context([Fact("What colour?", "red", demos)], Layout(), vectors)
+    shown = patch.rewrite(Prompt.of("What colour?"), backbone).text
+    kept = [i for i in range(40) if demos[i] in shown]
+    assert kept == list(range(len(kept))) and 0 < len(kept) < 40
+    assert patch.dropped == 40 - len(kept)
+    assert shown.index(demos[0]) > shown.index(demos[len(kept) - 1])
