@@ -135,6 +135,14 @@ def test_values_are_those_of_scores_json(runs: list[Path]) -> None:
     assert origins(first) == ["correction", "counterfactual"]
 
 
+def test_mean5_is_the_mean_of_five(runs: list[Path]) -> None:
+    metrics = read_json(runs[0] / "scores.json")["metrics"]
+    five = ("reliability", "t_generality", "m_generality", "t_locality", "m_locality")
+    for scorer in ("exact", "token"):
+        mean = sum(metrics[f"{kind}.{scorer}"]["value"] for kind in five) / 5
+        assert metrics[f"mean5.{scorer}"]["value"] == pytest.approx(mean, abs=2e-6)
+
+
 def test_settings(runs: list[Path]) -> None:
     settings = read_settings(runs)
     assert [s.protocol for s in settings] == ["one_step", "batch:5", "sequential:10"]
