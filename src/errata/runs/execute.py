@@ -205,6 +205,7 @@ def _settings(
 def _open(out: Path, settings: Mapping[str, Any], plan: Plan, before: Sequence[Answer]) -> None:
     """Starts the folder, or checks that it holds the same run. Raises BadRun."""
     path = out / "manifest.json"
+    _sweep(out)
     if path.exists():
         held = record.read_json(path)
         different = [k for k, v in settings.items() if held.get(k) != from_plain(v)]
@@ -212,7 +213,8 @@ def _open(out: Path, settings: Mapping[str, Any], plan: Plan, before: Sequence[A
             what = ", ".join(f"{k} ({held.get(k)} there, {settings[k]} now)" for k in different[:3]) or "the benchmark's data"
             raise BadRun(f"{out} holds another run: {what} differ. Choose another --out, or delete that folder.")
         return
-    if out.exists() and any(out.iterdir()):
+    started = {"plan.json", "before.jsonl"}  # a run killed before its manifest, which comes last
+    if out.exists() and any(f.name not in started for f in out.iterdir()):
         raise BadRun(f"{out} is not empty and holds no run. Choose another --out.")
     save_plan(plan, out)
     (out / "before.jsonl").unlink(missing_ok=True)
@@ -222,6 +224,13 @@ def _open(out: Path, settings: Mapping[str, Any], plan: Plan, before: Sequence[A
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     record.write_json(path, manifest)
+
+
+def _sweep(out: Path) -> None:
+    """Temporary files of a run that was killed while it wrote one."""
+    for name in ("plan.json", "manifest.json", "done.jsonl", "scores.json", "timing.json"):
+        for left in out.glob(f".{name}.*"):
+            left.unlink(missing_ok=True)
 
 
 def from_plain(value: Any) -> Any:

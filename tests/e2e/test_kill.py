@@ -1,0 +1,92 @@
+"""A run killed at any moment ends, when repeated, with the same bytes as one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from errata.core import registry
+from errata.core.benchmark import BenchmarkSpec
+from errata.core.errors import BadRun
+from errata.runs.execute import bench
+from tests.stub import NotesEditor, Stub, knowing
+
+SPEC = "microworld:vqa@dev"
+LIMIT = 48
+
+
+@pytest.fixture(scope="module")
+def stub() -> Stub:
+    spec = BenchmarkSpec.parse(SPEC)
+    benchmark = registry.load("benchmarks", "microworld")()
+    return knowing(benchmark.load(spec).cases, benchmark.panel(spec))
+
+
+def run(stub: Stub, out: Path, protocol: str = "sequential:6") -> Path:
+    return bench(stub, NotesEditor(), SPEC, protocol, out, limit=LIMIT, rows=2)
+
+
+def interrupted(stub: Stub, out: Path, after: float, protocol: str) -> bool:
+    """Runs in a fork and kills it after so many seconds; True when it was still running."""
+    child = os.fork()
+    if child == 0:
+        try:
+            stub.delay = 0.002
+            run(stub, out, protocol)
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + after
+    while time.monotonic() < deadline:
+        done, _ = os.waitpid(child, os.WNOHANG)
+        if done:
+            return False
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+@pytest.mark.parametrize("protocol", ["one_step", "sequential:6"])
+def test_killed_at_ten_random_moments_each(stub: Stub, tmp_path: Path, protocol: str) -> None:
+    left_alone = run(stub, tmp_path / "whole", protocol)
+    started = time.monotonic()
+    interrupted(stub, tmp_path / "timed", 600, protocol)
+    length = time.monotonic() - started
+    rng, kills = random.Random(protocol), 0
+    for attempt in range(10):
+        out = tmp_path / f"k{attempt}"
+        for _ in range(rng.choice([1, 1, 2])):
+            kills += interrupted(stub, out, rng.uniform(0.02, 0.95) * length, protocol)
+        run(stub, out, protocol)
+        for name in ("scores.json", "answers.jsonl", "plan.json", "before.jsonl"):
+            assert (out / name).read_bytes() == (left_alone / name).read_bytes(), (attempt, name)
+        assert not [f.name for f in out.iterdir() if f.name.startswith(".")]
+    assert kills >= 8
+
+
+def test_a_torn_line_is_cut_off(stub: Stub, tmp_path: Path) -> None:
+    out = run(stub, tmp_path / "a")
+    scores = (out / "scores.json").read_bytes()
+    lines = (out / "done.jsonl").read_text().splitlines(keepends=True)
+    (out / "done.jsonl").write_text("".join(lines[:1]) + lines[1][:25])
+    with open(out / "answers.jsonl", "a") as f:
+        f.write('{"case": "torn')
+    (out / "scores.json").unlink()
+    run(stub, out)
+    assert (out / "scores.json").read_bytes() == scores
+
+
+def test_another_run_is_not_overwritten(stub: Stub, tmp_path: Path) -> None:
+    run(stub, tmp_path / "a")
+    with pytest.raises(BadRun, match="another run"):
+        bench(stub, NotesEditor(), SPEC, "sequential:6", tmp_path / "a", limit=LIMIT, rows=2, seed=1)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "precious.txt").write_text("mine")
+    with pytest.raises(BadRun, match="not empty"):
+        run(stub, tmp_path / "b")
+    assert (tmp_path / "b" / "precious.txt").read_text() == "mine"
