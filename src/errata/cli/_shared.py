@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -53,6 +55,14 @@ Trust = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of text.")]
 
 
+def bundled_models() -> list[str]:
+    """Models that come with the package."""
+    assets = files("errata") / "assets"
+    if not assets.is_dir():
+        return []
+    return sorted(f.name for f in assets.iterdir() if (f / "config.json").is_file())
+
+
 def open_backbone(
     name: str,
     *,
@@ -74,6 +84,11 @@ def open_backbone(
 
     from errata.backbones import load
 
+    if name in bundled_models() and "OMP_NUM_THREADS" not in os.environ:
+        # Too small to share out: on a busy machine a second thread makes it ten times slower.
+        import torch
+
+        torch.set_num_threads(1)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return load(

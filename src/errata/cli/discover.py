@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
-from importlib.resources import files
 from typing import Annotated, Any
 
 import typer
 
-from errata.cli._shared import AsJson, print_facts, print_json
+from errata.cli._shared import AsJson, bundled_models, print_facts, print_json
 from errata.core import registry
 from errata.core.errors import UnknownName
 
@@ -21,14 +20,6 @@ def _kind(text: str) -> str:
     if plural not in SHOWN:
         raise UnknownName("kind", text, SHOWN)
     return plural
-
-
-def bundled_models() -> list[str]:
-    """Models that come with the package."""
-    assets = files("errata") / "assets"
-    if not assets.is_dir():
-        return []
-    return sorted(f.name for f in assets.iterdir() if (f / "config.json").is_file())
 
 
 def rows_of(kind: str) -> list[dict[str, str]]:

@@ -1,0 +1,261 @@
+"""The command line on a small random-weight LLaVA in a folder: every command that needs a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image as Pillow
+
+from errata.cli import main
+from errata.core.record import read_json
+
+FIT = ("--editor", "ft_l", "--set", "steps=80", "--set", "lr=0.05")
+QUESTION = "What colour is the ring?"
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def errata(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path
+) -> Callable[..., Ran]:
+    monkeypatch.setenv("ERRATA_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(*arguments: object) -> Ran:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return Ran(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp("model")
+    backbone = tiny.llava()
+    backbone.model.save_pretrained(folder)
+    backbone.processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "red.png"
+    Pillow.new("RGB", (28, 28), "red").save(path)
+    return path
+
+
+def test_an_edit_is_written_applied_and_gone_again(errata, model, picture, tmp_path):
+    patch = tmp_path / "patch"
+    ask = ("ask", model, "--image", picture, QUESTION)
+    before = errata(*ask)
+    edit = ("edit", model, *FIT, "--image", picture, "--prompt", QUESTION, "--target", "green")
+    made = errata(*edit, "--out", patch)
+    assert made.code == 0, made.err
+    assert f"patch written to {patch}" in made.out
+    assert errata(*ask, "--patch", patch).out.strip() == "green"
+    assert errata(*ask).out == before.out != "green\n"
+    names = {p.name for p in patch.iterdir()}
+    assert names == {"patch.json", "patch.safetensors", "edits.jsonl", "README.md"}
+    edits = [json.loads(line) for line in (patch / "edits.jsonl").read_text().splitlines()]
+    assert edits[0]["prompt"]["segments"][0]["sha256"]
+    answer = json.loads(errata(*ask, "--patch", patch, "--json").out)
+    assert (answer["answer"], answer["patches"]) == ("green", [str(patch)])
+    assert errata(*edit, "--out", patch).code == 0  # a patch may be replaced by a new one
+    shown = json.loads(errata("patch", "show", patch, "--json").out)
+    assert (shown["header"]["editor"], len(shown["edits"])) == ("ft_l", 1)
+    assert "green" in errata("patch", "show", patch).out
+
+
+def test_a_patch_is_verified(errata, model, picture, tmp_path):
+    patch, image = tmp_path / "patch", tmp_path / "copy.png"
+    image.write_bytes(picture.read_bytes())
+    text = ("--image", image, "--prompt", QUESTION, "--target", "green")
+    assert errata("edit", model, "--editor", "ft_l", *text, "--out", patch).code == 0
+    good = errata("patch", "verify", patch, "--backbone", model)
+    assert good.code == 0, good.err
+    assert "whole, 1 edits" in good.out
+    Pillow.new("RGB", (28, 28), "blue").save(image)
+    assert "has changed since" in errata("patch", "verify", patch).out
+    blob = bytearray((patch / "patch.safetensors").read_bytes())
+    blob[-1] ^= 1
+    (patch / "patch.safetensors").write_bytes(bytes(blob))
+    damaged = errata("patch", "verify", patch)
+    assert damaged.code == 2
+    assert "does not match the hash" in damaged.err
+
+
+def test_a_patch_is_refused_by_another_model(errata, model, tmp_path):
+    from tests import tiny
+
+    other = tmp_path / "other"
+    backbone = tiny.llava(layers=2)
+    backbone.model.save_pretrained(other)
+    backbone.processor.save_pretrained(other)
+    patch = tmp_path / "patch"
+    edit = ("edit", model, "--editor", "ft_l", "--prompt", QUESTION, "--target", "green")
+    assert errata(*edit, "--out", patch).code == 0
+    refused = errata("ask", other, "--patch", patch, QUESTION)
+    assert refused.code == 2
+    assert "was made for" in refused.err
+    assert refused.err.count("\n") == 1
+
+
+def test_one_patch_per_line_and_one_for_all(errata, model, picture, tmp_path):
+    rows = [
+        {"prompt": QUESTION, "target": "green", "image": str(picture)},
+        {"prompt": "What is the shape of the thing?", "target": "red ring"},
+        {"prompt": "Which thing is blue?", "target": "blue"},
+    ]
+    file = tmp_path / "edits.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    each = errata("edit", model, *FIT, "--edits", file, "--each", "--out", tmp_path / "each")
+    assert each.code == 0, each.err
+    folders = sorted(p.name for p in (tmp_path / "each").iterdir())
+    assert folders == ["0001", "0002", "0003"]
+    for folder, row in zip(folders, rows, strict=True):
+        image = ("--image", row["image"]) if "image" in row else ()
+        patch = ("--patch", tmp_path / "each" / folder)
+        assert errata("ask", model, *patch, *image, row["prompt"]).out.strip() == row["target"]
+    assert errata("edit", model, *FIT, "--edits", file, "--out", tmp_path / "joint").code == 0
+    shown = json.loads(errata("patch", "show", tmp_path / "joint", "--json").out)
+    assert [e["target"] for e in shown["edits"]] == [row["target"] for row in rows]
+    again = errata("edit", model, *FIT, "--edits", file, "--each", "--out", tmp_path / "each")
+    assert again.code == 2
+    assert "is not empty" in again.err
+
+
+def test_what_is_not_a_patch_or_a_model(errata, model, tmp_path):
+    no_patch = errata("ask", model, "--patch", tmp_path, QUESTION)
+    assert no_patch.code == 2
+    assert "is not a patch" in no_patch.err
+    no_model = errata("ask", tmp_path, QUESTION)
+    assert no_model.code == 2
+    assert "no config.json" in no_model.err
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    other = errata("ask", tmp_path, QUESTION)
+    assert other.code == 2
+    assert "is of type 'bert'" in other.err
+    close = errata("ask", "micro-vml", QUESTION)
+    assert close.code == 2
+    assert "Did you mean the bundled 'micro-vlm'?" in close.err
+
+
+def test_an_answer_that_is_cut_off_is_said_to_be(errata, model):
+    ran = errata("ask", model, "--max-tokens", "1", QUESTION)
+    assert ran.code == 0
+    assert ("cut off after 1 tokens" in ran.err) == bool(ran.out.strip())
+
+
+def test_doctor_finds_the_sites_and_equal_logits(errata, model):
+    ran = errata("doctor", model, "--json")
+    assert ran.code == 0, ran.err
+    facts = json.loads(ran.out)
+    assert facts["own forward"]["equal"]
+    assert facts["missing"] == []
+    assert facts["sites"]["text.{i}.mlp.down"].startswith("4 x ")
+    assert facts["sample"]["of them image tokens"] == 4
+    assert "text.{i}.attn.q" in errata("doctor", model).out
+
+
+BENCH = ("--benchmark", "microworld:vqa", "--limit", "4", "--rows", "4")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.mark.parametrize("protocol", ["one_step", "sequential:2"])
+def test_bench_score_report_compare(errata, model, runs, protocol):
+    def bench(name: str, *more: str) -> Ran:
+        where = runs / f"{name}-{protocol.partition(':')[0]}"
+        words = ("--protocol", protocol, *BENCH, "--out", where, *more)
+        return errata("bench", model, "--editor", name, *words)
+
+    made = bench("ft_l", "--set", "steps=5")
+    assert made.code == 0, made.err
+    run = runs / f"ft_l-{protocol.partition(':')[0]}"
+    scores = (run / "scores.json").read_bytes()
+    keys = read_json(run / "scores.json")["metrics"]
+    for kind in ("reliability", "t_generality", "m_generality", "t_locality", "m_locality"):
+        assert {f"{kind}.exact", f"{kind}.token"} <= set(keys)
+
+    assert bench("ft_l", "--set", "steps=5").code == 0  # nothing left to do
+    assert (run / "scores.json").read_bytes() == scores
+    other = bench("ft_l", "--set", "steps=6")
+    assert other.code == 2
+    assert "holds another run" in other.err
+
+    (run / "scores.json").unlink()
+    assert errata("score", run).code == 0
+    assert (run / "scores.json").read_bytes() == scores
+    assert json.loads(errata("score", run, "--json").out)["schema"] == 1
+
+    assert bench("ft_v", "--set", "steps=5").code == 0
+    second = runs / f"ft_v-{protocol.partition(':')[0]}"
+    compared = errata("compare", run, second, "--json")
+    assert compared.code == 0, compared.err
+    assert json.loads(compared.out)["cases"] == 4
+    assert errata("compare", run, second).code == 0
+
+    html = runs / f"{protocol.partition(':')[0]}.html"
+    assert errata("report", run, second, "--html", html).code == 0
+    assert "<html" in html.read_text(encoding="utf-8")
+    assert errata("report", run, "--scorer", "exakt").code == 2
+
+
+def test_what_is_not_a_run(errata, tmp_path):
+    for command in (("score", tmp_path), ("report", tmp_path), ("compare", tmp_path, tmp_path)):
+        ran = errata(*command)
+        assert ran.code == 2, command
+        assert ran.err.count("\n") == 1
+
+
+def test_prepare_writes_a_state_that_bench_takes(errata, model, tmp_path):
+    nothing = errata(
+        "prepare", model, "--editor", "ft_l", "--benchmark", "microworld:vqa", "--out", tmp_path
+    )
+    assert nothing.code == 0, nothing.err
+    assert "needs no preparation" in nothing.out
+    state = tmp_path / "state"
+    words = ("--editor", "ike", "--set", "encoder=backbone", "--set", "corpus=20")
+    made = errata("prepare", model, *words, "--benchmark", "microworld:vqa", "--out", state)
+    assert made.code == 0, made.err
+    digest = made.out.split()[1]
+    made = errata("prepare", model, *words, "--benchmark", "microworld:vqa", "--limit", "1000000")
+    assert made.code == 0, made.err
+    text = ("--prompt", QUESTION, "--target", "green")
+    for given in (state, digest, digest[:8]):
+        out = tmp_path / f"patch-{Path(given).name}"
+        ran = errata("edit", model, *words, *text, "--state", given, "--out", out)
+        assert ran.code == 0, ran.err
+    wrong = errata("edit", model, *FIT, *text, "--state", state, "--out", tmp_path / "x")
+    assert wrong.code == 2
+    assert "holds a state of editor 'ike'" in wrong.err
+
+
+def test_data_commands(errata, tmp_path):
+    assert errata("data", "audit", "microworld", "--json").code == 0
+    missing = errata("data", "verify", "mmedit", "--root", tmp_path)
+    assert missing.code == 2
+    assert missing.err.count("\n") == 1

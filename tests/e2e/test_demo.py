@@ -1,0 +1,46 @@
+"""The main job, smaller: `errata demo` on the bundled model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from errata.cli import main
+from errata.cli._shared import bundled_models
+from errata.cli.demo import EDITORS
+
+trained = pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bundled model")
+
+
+@trained
+@pytest.mark.trained
+@pytest.mark.slow
+def test_demo(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
+    out = tmp_path / "demo"
+    for _ in range(2):  # the second time it replaces its own folder
+        with pytest.raises(SystemExit) as exit_:
+            main(["demo", "--out", str(out), "--limit", "2"])
+        said = capsys.readouterr()
+        assert not exit_.value.code, said.err
+    assert all(name in said.out for name in EDITORS)
+    before, edited, undone = (
+        re.search(rf"^  {line} +(.*)$", said.out, re.MULTILINE)
+        for line in ("before the edit", "with the patch", "patch dropped")
+    )
+    assert before and edited and undone
+    assert before[1] == undone[1]
+    assert "the same as before the first edit" in said.out
+    assert str(out / "report.html") in said.out
+    assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_demo_leaves_foreign_folders_alone(tmp_path: Path, capsys):
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(SystemExit) as exit_:
+        main(["demo", "--out", str(tmp_path)])
+    assert exit_.value.code == 2
+    assert "holds no demo" in capsys.readouterr().err
+    assert (tmp_path / "letter.txt").read_text() == "mine"

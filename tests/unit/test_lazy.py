@@ -1,0 +1,58 @@
+"""What must stay light: importing the package, listing names, and showing help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAVY = ("torch", "transformers", "diffusers")
+
+
+def _heavy_after(code: str) -> str:
+    report = f"import sys; print(*[m for m in {HEAVY!r} if m in sys.modules])"
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True
+    )
+    return ran.stdout.splitlines()[-1].strip()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import errata; errata.__version__; dir(errata)",
+        "import errata; errata.Prompt, errata.Edit, errata.Benchmark, errata.UserError",
+        "import errata.cli",
+        "from errata.core import registry\n"
+        "[registry.summary(k, n) for k in registry.KINDS for n in registry.names(k)]",
+        "from errata.core import registry\n"
+        "[registry.load(k, n) for k in ('benchmarks', 'protocols', 'metrics')"
+        " for n in registry.names(k)]",
+        "import errata.report, errata.report.html, errata.runs.score, errata.runs.compare",
+    ],
+)
+def test_no_model_library_is_loaded(code):
+    assert _heavy_after(code) == ""
+
+
+def test_help_is_shown_in_half_a_second():
+    def seconds() -> float:
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "errata", "--help"]
+        subprocess.run(command, capture_output=True, check=True)
+        return time.perf_counter() - started
+
+    # The best of several: other tests may run beside this one.
+    assert min(seconds() for _ in range(8)) < 0.5
+
+
+def test_every_public_name_is_there():
+    import errata
+
+    for name in errata.__all__:
+        assert getattr(errata, name) is not None, name
+    assert set(errata.__all__) == {*errata._HOME, "__version__", "editor"}
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = errata.nonsense
