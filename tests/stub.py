@@ -34,7 +34,9 @@ class Notes(Patch):
 
     def join(self, other: Patch) -> Patch:
         assert isinstance(other, Notes)
-        return Notes({**self.known, **other.known}).with_header(self.header, (*self.edits, *other.edits))
+        return Notes({**self.known, **other.known}).with_header(
+            self.header, (*self.edits, *other.edits)
+        )
 
     def pack(self) -> NoReturn:
         raise AssertionError
@@ -48,9 +50,17 @@ class NotesEditor(Editor):
     name = "notes"
 
     def find(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], *, seed: int
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        *,
+        seed: int,
     ) -> list[Found]:
-        return [Found(Notes({e.prompt.text: e.target for e in g}), s) for g, s in zip(groups, states, strict=True)]
+        return [
+            Found(Notes({e.prompt.text: e.target for e in g}), s)
+            for g, s in zip(groups, states, strict=True)
+        ]
 
 
 class Stub(Backbone):
@@ -81,9 +91,16 @@ class Stub(Backbone):
     def activation(self, site: str) -> str:
         return "relu"
 
-    def encode(self, prompts: Sequence[Prompt], targets: Any = None, *, eos: bool = False, rows: Any = None) -> Any:
-        return SimpleNamespace(prompts=prompts, targets=tuple(self.answer_ids(t, p) for t, p in zip(
-            targets or [""] * len(prompts), prompts, strict=True)))
+    def encode(
+        self, prompts: Sequence[Prompt], targets: Any = None, *, eos: bool = False, rows: Any = None
+    ) -> Any:
+        return SimpleNamespace(
+            prompts=prompts,
+            targets=tuple(
+                self.answer_ids(t, p)
+                for t, p in zip(targets or [""] * len(prompts), prompts, strict=True)
+            ),
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
@@ -103,18 +120,26 @@ class Stub(Backbone):
             said.append(tuple(map(ord, text)))
 
         def score(ids: Sequence[Sequence[int]]) -> list[Scored]:
-            return [Scored(tuple(i), (-1.0,) * len(i), tuple(i) if tuple(i) == s else (0,) * len(i))
-                    for i, s in zip(ids, said, strict=True)]
+            return [
+                Scored(tuple(i), (-1.0,) * len(i), tuple(i) if tuple(i) == s else (0,) * len(i))
+                for i, s in zip(ids, said, strict=True)
+            ]
 
         yield SimpleNamespace(
-            scores=lambda: score(what.targets), score=score, top=lambda k: [() for _ in said],
-            greedy=lambda caps: [Generated(s[:c], len(s) <= c) for s, c in zip(said, caps, strict=True)],
+            scores=lambda: score(what.targets),
+            score=score,
+            top=lambda k: [() for _ in said],
+            greedy=lambda caps: [
+                Generated(s[:c], len(s) <= c) for s, c in zip(said, caps, strict=True)
+            ],
         )
 
     def logits(self, what: Any, *, rows: Any = None) -> NoReturn:
         raise AssertionError
 
-    def enter(self, batch: Any, layer: int, *, rows: Any = None, for_generation: bool = False) -> NoReturn:
+    def enter(
+        self, batch: Any, layer: int, *, rows: Any = None, for_generation: bool = False
+    ) -> NoReturn:
         raise AssertionError
 
 

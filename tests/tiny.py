@@ -15,8 +15,33 @@ from transformers import PreTrainedTokenizerFast
 
 from errata.backbones.hf_vlm import HfVlm
 
-SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-WORDS = ("What", "Which", "colour", "shape", "is", "the", "of", "thing", "red", "green", "blue", "ring", "Fact", "New", "Prompt")
+SPECIAL = (
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<image>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+WORDS = (
+    "What",
+    "Which",
+    "colour",
+    "shape",
+    "is",
+    "the",
+    "of",
+    "thing",
+    "red",
+    "green",
+    "blue",
+    "ring",
+    "Fact",
+    "New",
+    "Prompt",
+)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -35,7 +60,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     tok.decoder = decoders.ByteLevel()
     tok.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tok, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        tokenizer_object=tok,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
         additional_special_tokens=list(SPECIAL[3:]),
     )
 
@@ -58,42 +86,103 @@ def llava(layers: int = 4, width: int = 32) -> HfVlm:
 
 def llava_parts(layers: int = 4, width: int = 32) -> tuple[Any, Any]:
     """Model and processor, not wrapped."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     tok = tokenizer()
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(hidden_size=24, intermediate_size=48, num_hidden_layers=2,
-                                       num_attention_heads=2, image_size=28, patch_size=14),
-        text_config=LlamaConfig(vocab_size=len(tok), hidden_size=width, intermediate_size=2 * width,
-                                num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
-                                max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0),
-        image_token_index=3, image_seq_length=4, vision_feature_layer=-1, vision_feature_select_strategy="default",
+        vision_config=CLIPVisionConfig(
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tok),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        ),
+        image_token_index=3,
+        image_seq_length=4,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
     )
-    images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    processor = LlavaProcessor(images, tok, patch_size=14, vision_feature_select_strategy="default",
-                               image_token="<image>", num_additional_image_tokens=1)
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    )
+    processor = LlavaProcessor(
+        images,
+        tok,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    )
     return _finish(LlavaForConditionalGeneration(config)), processor
 
 
 def blip2() -> HfVlm:
     from transformers import (
-        Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, Blip2QFormerConfig, Blip2VisionConfig, OPTConfig,
+        Blip2Config,
+        Blip2ForConditionalGeneration,
+        Blip2Processor,
+        Blip2QFormerConfig,
+        Blip2VisionConfig,
+        OPTConfig,
     )
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
     tok = tokenizer()
     config = Blip2Config(
-        vision_config=Blip2VisionConfig(hidden_size=24, intermediate_size=48, num_hidden_layers=2,
-                                        num_attention_heads=2, image_size=28, patch_size=14).to_dict(),
-        qformer_config=Blip2QFormerConfig(vocab_size=len(tok), hidden_size=24, num_hidden_layers=2, num_attention_heads=2,
-                                          intermediate_size=48, encoder_hidden_size=24).to_dict(),
-        text_config=OPTConfig(vocab_size=len(tok), hidden_size=32, ffn_dim=64, num_hidden_layers=4,
-                              num_attention_heads=4, max_position_embeddings=512, word_embed_proj_dim=32,
-                              bos_token_id=1, eos_token_id=2, pad_token_id=0).to_dict(),
-        num_query_tokens=4, image_token_index=3,
+        vision_config=Blip2VisionConfig(
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+        ).to_dict(),
+        qformer_config=Blip2QFormerConfig(
+            vocab_size=len(tok),
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=48,
+            encoder_hidden_size=24,
+        ).to_dict(),
+        text_config=OPTConfig(
+            vocab_size=len(tok),
+            hidden_size=32,
+            ffn_dim=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=512,
+            word_embed_proj_dim=32,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        ).to_dict(),
+        num_query_tokens=4,
+        image_token_index=3,
     )
-    processor = Blip2Processor(BlipImageProcessorPil(size={"height": 28, "width": 28}), tok, num_query_tokens=4)
+    processor = Blip2Processor(
+        BlipImageProcessorPil(size={"height": 28, "width": 28}), tok, num_query_tokens=4
+    )
     return HfVlm(_finish(Blip2ForConditionalGeneration(config)), processor, name="tiny-blip2")
 
 
@@ -104,14 +193,21 @@ class QwenProcessor:
     chat_template = None
 
     def __init__(self, patch: int) -> None:
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+            Qwen2VLImageProcessorPil,
+        )
 
         self.tokenizer = tokenizer()
         self.image_processor = Qwen2VLImageProcessorPil(
-            patch_size=patch, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
+            patch_size=patch,
+            merge_size=2,
+            temporal_patch_size=2,
+            size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56},
         )
 
-    def __call__(self, text: list[str], images: list[Any], return_tensors: str) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, text: list[str], images: list[Any], return_tensors: str
+    ) -> dict[str, torch.Tensor]:
         made = self.image_processor(images=images, return_tensors=return_tensors)
         count = int(made["image_grid_thw"][0].prod()) // 4
         shown = text[0].replace(self.image_token, self.image_token * count)
@@ -123,13 +219,39 @@ def qwen25() -> HfVlm:
 
     tok = tokenizer()
     config = Qwen2_5_VLConfig(
-        text_config=dict(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, bos_token_id=1,
-                         eos_token_id=2, pad_token_id=0,
-                         rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}),
-        vision_config=dict(depth=2, hidden_size=32, intermediate_size=48, num_heads=2, patch_size=7, spatial_merge_size=2,
-                           temporal_patch_size=2, out_hidden_size=32, window_size=28, fullatt_block_indexes=[1]),
-        image_token_id=6, video_token_id=7, vision_start_token_id=4, vision_end_token_id=5,
+        text_config=dict(
+            vocab_size=len(tok),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            rope_parameters={
+                "rope_type": "default",
+                "mrope_section": [1, 1, 2],
+                "rope_theta": 10000.0,
+            },
+        ),
+        vision_config=dict(
+            depth=2,
+            hidden_size=32,
+            intermediate_size=48,
+            num_heads=2,
+            patch_size=7,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            out_hidden_size=32,
+            window_size=28,
+            fullatt_block_indexes=[1],
+        ),
+        image_token_id=6,
+        video_token_id=7,
+        vision_start_token_id=4,
+        vision_end_token_id=5,
     )
     model = _finish(Qwen2_5_VLForConditionalGeneration(config))
     return HfVlm(model, QwenProcessor(7), name="tiny-qwen2.5-vl")
@@ -140,21 +262,52 @@ def qwen3() -> HfVlm:
 
     tok = tokenizer()
     config = Qwen3VLConfig(
-        text_config=dict(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-                         num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=512,
-                         bos_token_id=1, eos_token_id=2, pad_token_id=0,
-                         rope_parameters={"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0,
-                                          "mrope_interleaved": True}),
-        vision_config=dict(depth=2, hidden_size=32, intermediate_size=48, num_heads=2, patch_size=7, spatial_merge_size=2,
-                           temporal_patch_size=2, out_hidden_size=32, deepstack_visual_indexes=[0],
-                           num_position_embeddings=16),
-        image_token_id=6, video_token_id=7, vision_start_token_id=4, vision_end_token_id=5,
+        text_config=dict(
+            vocab_size=len(tok),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=512,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            rope_parameters={
+                "rope_type": "default",
+                "mrope_section": [2, 1, 1],
+                "rope_theta": 10000.0,
+                "mrope_interleaved": True,
+            },
+        ),
+        vision_config=dict(
+            depth=2,
+            hidden_size=32,
+            intermediate_size=48,
+            num_heads=2,
+            patch_size=7,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            out_hidden_size=32,
+            deepstack_visual_indexes=[0],
+            num_position_embeddings=16,
+        ),
+        image_token_id=6,
+        video_token_id=7,
+        vision_start_token_id=4,
+        vision_end_token_id=5,
     )
     model = _finish(Qwen3VLForConditionalGeneration(config))
     return HfVlm(model, QwenProcessor(7), name="tiny-qwen3-vl")
 
 
-FAMILIES: dict[str, Callable[[], HfVlm]] = {"llava": llava, "blip2": blip2, "qwen2.5": qwen25, "qwen3": qwen3}
+FAMILIES: dict[str, Callable[[], HfVlm]] = {
+    "llava": llava,
+    "blip2": blip2,
+    "qwen2.5": qwen25,
+    "qwen3": qwen3,
+}
 
 
 @functools.cache

@@ -34,19 +34,34 @@ def random_delta(backbone: Backbone, layer: int, seed: int, scale: float = 0.3) 
     rng = torch.Generator().manual_seed(seed)
     site = f"text.{layer}.mlp.down"
     into, out = backbone.weight(site)
-    return Delta({site: {"dense": torch.randn(out, into, generator=rng) * scale}}).requires_grad_(False)
+    return Delta({site: {"dense": torch.randn(out, into, generator=rng) * scale}}).requires_grad_(
+        False
+    )
 
 
 def test_all_text_sites_are_found(backbone: tiny.HfVlm) -> None:
     assert backbone.layout.missing == []
     for i in range(backbone.depth):
-        for part in ("in", "block", "attn", "attn.q", "attn.k", "attn.v", "attn.o", "mlp", "mlp.up", "mlp.down"):
+        for part in (
+            "in",
+            "block",
+            "attn",
+            "attn.q",
+            "attn.k",
+            "attn.v",
+            "attn.o",
+            "mlp",
+            "mlp.up",
+            "mlp.down",
+        ):
             backbone.site(f"text.{i}.{part}")
     for site in ("embed", "final_norm", "head", "bridge", "vision.0.block"):
         backbone.site(site)
 
 
-def test_the_assembled_forward_is_the_models_own(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+def test_the_assembled_forward_is_the_models_own(
+    backbone: tiny.HfVlm, ragged: list[Prompt]
+) -> None:
     batch = backbone.encode(ragged, TARGETS)
     ours = backbone.logits(batch)
     for b, (prompt, target) in enumerate(zip(ragged, TARGETS, strict=True)):
@@ -58,18 +73,26 @@ def test_the_assembled_forward_is_the_models_own(backbone: tiny.HfVlm, ragged: l
             else:  # BLIP-2's forward demands an image; its language model does not
                 lm = getattr(backbone.model, "language_model", backbone.model)
                 own = lm(input_ids=one.ids, attention_mask=one.mask).logits[0]
-        torch.testing.assert_close(ours[b, : m + 1], own[n - 1 : n + m].float(), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            ours[b, : m + 1], own[n - 1 : n + m].float(), atol=1e-4, rtol=1e-4
+        )
 
 
-def test_batched_generation_equals_one_by_one_and_the_models_own(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+def test_batched_generation_equals_one_by_one_and_the_models_own(
+    backbone: tiny.HfVlm, ragged: list[Prompt]
+) -> None:
     together = backbone.generate(backbone.encode(ragged), [7] * len(ragged))
     for prompt, said in zip(ragged, together, strict=True):
         one = backbone.encode([prompt])
         assert backbone.generate(one, [7])[0] == said
         if one.image_keys:
-            ids = backbone.model.generate(**one.inputs, max_new_tokens=7, do_sample=False, eos_token_id=sorted(backbone.stops))
+            ids = backbone.model.generate(
+                **one.inputs, max_new_tokens=7, do_sample=False, eos_token_id=sorted(backbone.stops)
+            )
             own = ids[0].tolist()[-7:] if ids.shape[1] >= 7 else ids[0].tolist()
-            assert tuple(own[: len(said.ids)]) == said.ids or tuple(own[-len(said.ids) :]) == said.ids
+            assert (
+                tuple(own[: len(said.ids)]) == said.ids or tuple(own[-len(said.ids) :]) == said.ids
+            )
 
 
 def test_cached_decoding_equals_recomputing(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
@@ -141,7 +164,14 @@ def test_bridge_rows_equal_single_runs(backbone: tiny.HfVlm, ragged: list[Prompt
     into, out = backbone.weight(site)
     rng = torch.Generator().manual_seed(3)
     patches = [
-        Delta({site: {"dense": torch.randn(out, into, generator=rng), "bias": torch.randn(out, generator=rng)}})
+        Delta(
+            {
+                site: {
+                    "dense": torch.randn(out, into, generator=rng),
+                    "bias": torch.randn(out, generator=rng),
+                }
+            }
+        )
         for _ in ragged
     ]
     for p in patches:
@@ -159,7 +189,9 @@ def test_bridge_rows_equal_single_runs(backbone: tiny.HfVlm, ragged: list[Prompt
     assert changed == 3  # the prompts with an image
 
 
-def test_leaving_gives_the_same_bits_and_weights_never_change(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+def test_leaving_gives_the_same_bits_and_weights_never_change(
+    backbone: tiny.HfVlm, ragged: list[Prompt]
+) -> None:
     before, batch = weights(backbone), backbone.encode(ragged, TARGETS)
     clean = backbone.logits(batch)
     with backbone.applied(random_delta(backbone, 1, seed=1), random_delta(backbone, 3, seed=2)):
@@ -168,7 +200,9 @@ def test_leaving_gives_the_same_bits_and_weights_never_change(backbone: tiny.HfV
     assert weights(backbone) == before
 
 
-def test_an_exception_inside_leaves_the_model_clean(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
+def test_an_exception_inside_leaves_the_model_clean(
+    backbone: tiny.HfVlm, ragged: list[Prompt]
+) -> None:
     clean = backbone.logits(backbone.encode(ragged))
     with pytest.raises(RuntimeError), backbone.applied(random_delta(backbone, 1, seed=1)):
         raise RuntimeError
@@ -201,7 +235,10 @@ def test_a_model_used_before_it_was_wrapped_shows_the_edit(pictures: list[str]) 
 
 
 def test_a_raw_call_of_the_model_shows_the_edit(backbone: tiny.HfVlm, pictures: list[str]) -> None:
-    batch, patch = backbone.encode([Prompt.of("Which?", pictures[0])]), random_delta(backbone, 2, seed=9)
+    batch, patch = (
+        backbone.encode([Prompt.of("Which?", pictures[0])]),
+        random_delta(backbone, 2, seed=9),
+    )
     with torch.no_grad(), backbone.applied(patch):
         raw = backbone.model(**batch.inputs).logits[0, -1]
         ours = backbone.logits(batch)[0, 0]

@@ -45,12 +45,26 @@ def editor(request: pytest.FixtureRequest) -> Editor:
 def cases(edits: list[Edit]) -> list[Case]:
     """Training cases: the edits with two probes each."""
     return [
-        Case(f"c{i}", e, (
-            Probe("r", e.prompt, "reliability", reference=e.target),
-            Probe("g", e.prompt.with_text("Please: " + e.prompt.text), "t_generality", reference=e.target),
-            Probe("l", Prompt.of(f"What is the shape of Fact {i}?"), "t_locality", reference="ring"),
-            Probe("m", edits[(i + 1) % 4].prompt, "m_locality", reference="red"),
-        ))
+        Case(
+            f"c{i}",
+            e,
+            (
+                Probe("r", e.prompt, "reliability", reference=e.target),
+                Probe(
+                    "g",
+                    e.prompt.with_text("Please: " + e.prompt.text),
+                    "t_generality",
+                    reference=e.target,
+                ),
+                Probe(
+                    "l",
+                    Prompt.of(f"What is the shape of Fact {i}?"),
+                    "t_locality",
+                    reference="ring",
+                ),
+                Probe("m", edits[(i + 1) % 4].prompt, "m_locality", reference="red"),
+            ),
+        )
         for i, e in enumerate(edits)
     ]
 
@@ -61,10 +75,15 @@ def state(editor: Editor, backbone: tiny.HfVlm, cases: list[Case]) -> State | No
 
 
 def probes(edits: list[Edit]) -> list[Prompt]:
-    return [e.prompt for e in edits] + [Prompt.of("Which colour is the ring?"), edits[0].prompt.with_text("Shape of it?")]
+    return [e.prompt for e in edits] + [
+        Prompt.of("Which colour is the ring?"),
+        edits[0].prompt.with_text("Shape of it?"),
+    ]
 
 
-def answers(backbone: tiny.HfVlm, prompts: list[Prompt], rows: list[int] | None = None) -> torch.Tensor:
+def answers(
+    backbone: tiny.HfVlm, prompts: list[Prompt], rows: list[int] | None = None
+) -> torch.Tensor:
     batch = backbone.encode(prompts, rows=rows or [0] * len(prompts))
     return backbone.logits(batch, rows=torch.tensor(rows or [0] * len(prompts)))
 
@@ -88,7 +107,12 @@ def test_saved_is_loaded_bit_for_bit(
     save(found.patch, tmp_path / "p")
     loaded = load(tmp_path / "p", backbone)
     assert loaded.header.editor == editor.name and loaded.edits == tuple(edits[:2])
-    assert {f.name for f in (tmp_path / "p").iterdir()} == {"patch.json", "patch.safetensors", "edits.jsonl", "README.md"}
+    assert {f.name for f in (tmp_path / "p").iterdir()} == {
+        "patch.json",
+        "patch.safetensors",
+        "edits.jsonl",
+        "README.md",
+    }
     with backbone.applied(found.patch):
         one = answers(backbone, probes(edits))
     with backbone.applied(loaded):
@@ -142,7 +166,9 @@ def test_asking_in_rows_equals_asking_one_by_one(
             assert backbone.generate(one, [6])[0] == said[b]
 
 
-def test_a_joint_edit_holds_all_edits(editor: Editor, backbone: tiny.HfVlm, edits: list[Edit], state: State | None) -> None:
+def test_a_joint_edit_holds_all_edits(
+    editor: Editor, backbone: tiny.HfVlm, edits: list[Edit], state: State | None
+) -> None:
     patch = editor.edit(backbone, edits, state).patch
     assert patch.edits == tuple(edits)
 
@@ -177,16 +203,30 @@ def test_sequences_in_rows_equal_sequences_alone(
         with backbone.applied(first.patch.join(second.patch)):
             together = answers(backbone, probes(edits))
         with backbone.applied(first.patch.join(alone.patch)):
-            torch.testing.assert_close(together, answers(backbone, probes(edits)), atol=2e-3, rtol=2e-3)
+            torch.testing.assert_close(
+                together, answers(backbone, probes(edits)), atol=2e-3, rtol=2e-3
+            )
 
 
 def test_decisions_do_not_see_the_answer(
-    editor: Editor, backbone: tiny.HfVlm, edits: list[Edit], state: State | None, pictures: list[str]
+    editor: Editor,
+    backbone: tiny.HfVlm,
+    edits: list[Edit],
+    state: State | None,
+    pictures: list[str],
 ) -> None:
     """Prompt and target in one forward = prompt alone, then the target token by token (design 4.1)."""
     patch = editor.edit(backbone, edits[:2], state).patch
-    texts = ["What is the colour of the thing?", "Which shape?", "Is it red?", "New thing", "Tell me the shape of the ring"]
-    prompts = [Prompt.of(t, p) for t in texts for p in (*pictures[:4], None)] + [e.prompt for e in edits]
+    texts = [
+        "What is the colour of the thing?",
+        "Which shape?",
+        "Is it red?",
+        "New thing",
+        "Tell me the shape of the ring",
+    ]
+    prompts = [Prompt.of(t, p) for t in texts for p in (*pictures[:4], None)] + [
+        e.prompt for e in edits
+    ]
     prompts += [Prompt.of(f"{t} {n}", pictures[n]) for n in range(3) for t in texts[:4]]
     targets = [["green", "blue ring", "red thing of", "x"][i % 4] for i in range(len(prompts))]
     assert len(prompts) >= 40
@@ -206,7 +246,9 @@ def test_decisions_do_not_see_the_answer(
         assert scored.logprobs == pytest.approx(fed, abs=1e-4)
 
 
-def test_an_empty_target_is_refused(editor: Editor, backbone: tiny.HfVlm, edits: list[Edit], state: State | None) -> None:
+def test_an_empty_target_is_refused(
+    editor: Editor, backbone: tiny.HfVlm, edits: list[Edit], state: State | None
+) -> None:
     with pytest.raises(BadEdit, match="empty target"):
         editor.edit(backbone, [Edit(edits[0].prompt, "  ", id="x")], state)
 
@@ -220,6 +262,11 @@ def test_settings_are_checked(editor: Editor) -> None:
         type(editor)(preset=preset)
 
 
-def test_an_edit_is_reproducible(editor: Editor, backbone: tiny.HfVlm, edits: list[Edit], state: State | None) -> None:
+def test_an_edit_is_reproducible(
+    editor: Editor, backbone: tiny.HfVlm, edits: list[Edit], state: State | None
+) -> None:
     one, two = (editor.edit(backbone, edits[:1], state, seed=3).patch for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    )

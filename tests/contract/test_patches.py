@@ -13,12 +13,12 @@ from errata.core.errors import BadSpec, MissingMask
 from errata.core.patch import Patch, fused
 from errata.core.ports import Ctx
 from errata.core.types import Edit, Prompt
+from errata.finding.retrieve import embed
 from errata.patches.context import Context, Fact, Layout
 from errata.patches.delta import Delta
 from errata.patches.neurons import Neurons
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
-from errata.finding.retrieve import embed
 from tests import tiny
 
 
@@ -59,11 +59,19 @@ def gate(backbone: tiny.HfVlm, seed: int = 0, leaky: bool = False) -> Gate:
 
 
 def prompts(pictures: list[str]) -> list[Prompt]:
-    texts = ["What is the colour of the thing?", "Which shape?", "Is it red or blue?", "New thing", "Tell me the shape"]
+    texts = [
+        "What is the colour of the thing?",
+        "Which shape?",
+        "Is it red or blue?",
+        "New thing",
+        "Tell me the shape",
+    ]
     return [Prompt.of(f"{t} {i}", p) for t in texts for i, p in enumerate((*pictures, None, None))]
 
 
-def by_token(backbone: tiny.HfVlm, patch: Patch, asked: list[Prompt], targets: list[str]) -> tuple[list[float], list[float]]:
+def by_token(
+    backbone: tiny.HfVlm, patch: Patch, asked: list[Prompt], targets: list[str]
+) -> tuple[list[float], list[float]]:
     """Mean log-probability of each target: in one forward, and fed token by token."""
     with backbone.applied(patch):
         batch = backbone.encode(asked, targets)
@@ -74,7 +82,10 @@ def by_token(backbone: tiny.HfVlm, patch: Patch, asked: list[Prompt], targets: l
         with backbone.ask(backbone.encode(asked)) as q:
             steps = [q.logits[:, :1]] + [q.feed(ids[:, j : j + 1]) for j in range(longest - 1)]
         logp = torch.cat(steps, 1).log_softmax(-1)
-    fed = [float(logp[b, torch.arange(len(t)), torch.tensor(t)].mean()) for b, t in enumerate(batch.targets)]
+    fed = [
+        float(logp[b, torch.arange(len(t)), torch.tensor(t)].mean())
+        for b, t in enumerate(batch.targets)
+    ]
     return once, fed
 
 
@@ -104,8 +115,12 @@ def test_decisions_follow_their_rows(backbone: tiny.HfVlm, pictures: list[str]) 
     asked = prompts(pictures)[:8]
     gates = [gate(backbone, seed=i % 3) for i in range(8)]
     with backbone.applied(Rows(gates)):
-        together = backbone.generate(backbone.encode(asked, ["green"] * 8), [3, 6, 1, 6, 2, 6, 5, 6])
-    for prompt, one, said, cap in zip(asked, gates, together, [3, 6, 1, 6, 2, 6, 5, 6], strict=True):
+        together = backbone.generate(
+            backbone.encode(asked, ["green"] * 8), [3, 6, 1, 6, 2, 6, 5, 6]
+        )
+    for prompt, one, said, cap in zip(
+        asked, gates, together, [3, 6, 1, 6, 2, 6, 5, 6], strict=True
+    ):
         with backbone.applied(one):
             assert backbone.generate(backbone.encode([prompt]), [cap])[0] == said
 
@@ -119,12 +134,16 @@ def test_a_deciding_patch_without_a_mask_raises(backbone: tiny.HfVlm, pictures: 
             backbone.model(**inputs)
 
 
-def test_a_raw_generate_decides_once_at_its_prompt(backbone: tiny.HfVlm, pictures: list[str]) -> None:
+def test_a_raw_generate_decides_once_at_its_prompt(
+    backbone: tiny.HfVlm, pictures: list[str]
+) -> None:
     asked = prompts(pictures)[:6]
     for prompt in asked:
         one = backbone.encode([prompt])
         with torch.no_grad(), backbone.applied(gate(backbone)):
-            ids = backbone.model.generate(**one.inputs, max_new_tokens=5, do_sample=False, eos_token_id=sorted(backbone.stops))
+            ids = backbone.model.generate(
+                **one.inputs, max_new_tokens=5, do_sample=False, eos_token_id=sorted(backbone.stops)
+            )
             said = backbone.generate(one, [5])[0].ids
         assert tuple(ids[0, one.ids.shape[1] :].tolist()[: len(said)]) == said
 
@@ -157,8 +176,11 @@ def test_a_compiled_model_sees_patches_switched_on_later() -> None:
 def neurons(backbone: tiny.HfVlm, seed: int, gated: bool = True) -> Neurons:
     rng = torch.Generator().manual_seed(seed)
     d = backbone.width
-    part = {"key": torch.randn(d, 2, generator=rng), "key_bias": torch.randn(2, generator=rng),
-            "value": torch.randn(2, d, generator=rng) * 0.2}
+    part = {
+        "key": torch.randn(d, 2, generator=rng),
+        "key_bias": torch.randn(2, generator=rng),
+        "value": torch.randn(2, d, generator=rng) * 0.2,
+    }
     if gated:
         part |= {"up": torch.randn(d, 2, generator=rng), "up_bias": torch.randn(2, generator=rng)}
     return Neurons({"text.1.mlp": part}).requires_grad_(False)
@@ -167,7 +189,10 @@ def neurons(backbone: tiny.HfVlm, seed: int, gated: bool = True) -> Neurons:
 def test_fusing_changes_nothing(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
     batch = backbone.encode(ragged)
     low = [
-        Delta({"text.2.attn.q": {"A": torch.randn(2, 32), "B": torch.randn(32, 2)}}).requires_grad_(False) for _ in range(3)
+        Delta({"text.2.attn.q": {"A": torch.randn(2, 32), "B": torch.randn(32, 2)}}).requires_grad_(
+            False
+        )
+        for _ in range(3)
     ]
     parts: list[Patch] = [*low, *(neurons(backbone, i) for i in range(3))]
     assert len(fused(parts)) == 2
@@ -196,17 +221,29 @@ def test_a_stack_of_nothing_is_the_identity(backbone: tiny.HfVlm, ragged: list[P
         assert torch.equal(backbone.logits(batch), clean)
 
 
-def test_context_scope_is_decided_from_the_prompt(backbone: tiny.HfVlm, record_property: Any) -> None:
+def test_context_scope_is_decided_from_the_prompt(
+    backbone: tiny.HfVlm, record_property: Any
+) -> None:
     """Retrieved scope: open on the fact's question, closed elsewhere, neither always; the answer plays no part."""
-    facts = [Fact("What is the colour of the thing?", "green"), Fact("Which shape is the ring?", "blue")]
-    asked = [f.question for f in facts] + ["Is it red?", "New Fact", "Tell me all about Prompt 7"] * 14
+    facts = [
+        Fact("What is the colour of the thing?", "green"),
+        Fact("Which shape is the ring?", "blue"),
+    ]
+    asked = [f.question for f in facts] + [
+        "Is it red?",
+        "New Fact",
+        "Tell me all about Prompt 7",
+    ] * 14
     vectors = embed([f.question for f in facts], "backbone", backbone)
     patch = Context(facts, Layout(scope="retrieved", threshold=0.9), vectors)
     shown = [patch.rewrite(Prompt.of(t), backbone).text for t in asked]
     opened = [s != t for s, t in zip(shown, asked, strict=True)]
     record_property("fraction_open", sum(opened) / len(opened))
     assert opened[:2] == [True, True] and 0 < sum(opened) < len(opened)
-    assert shown[0] == "New Fact: What is the colour of the thing? green\nPrompt: What is the colour of the thing?"
+    assert (
+        shown[0]
+        == "New Fact: What is the colour of the thing? green\nPrompt: What is the colour of the thing?"
+    )
 
 
 def test_context_joins_into_one_memory(backbone: tiny.HfVlm) -> None:
@@ -218,7 +255,9 @@ def test_context_joins_into_one_memory(backbone: tiny.HfVlm) -> None:
 
     both = one("What colour?", "red").join(one("Which shape of the ring is it?", "blue"))
     assert isinstance(both, Context) and len(both.edits) == 2
-    assert both.rewrite(Prompt.of("What colour?"), backbone).text.startswith("New Fact: What colour? red\n")
+    assert both.rewrite(Prompt.of("What colour?"), backbone).text.startswith(
+        "New Fact: What colour? red\n"
+    )
     assert "blue" in both.rewrite(Prompt.of("Which shape of the ring is it?"), backbone).text
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from errata.cli import main
 from errata.cli._shared import bundled_models
-from errata.cli.demo import EDITORS
+from errata.cli.demo import EDITORS, MARK
 
 trained = pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bundled model")
 
@@ -20,11 +20,14 @@ trained = pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bun
 def test_demo(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
     out = tmp_path / "demo"
-    for _ in range(2):  # the second time it replaces its own folder
-        with pytest.raises(SystemExit) as exit_:
-            main(["demo", "--out", str(out), "--limit", "2"])
-        said = capsys.readouterr()
-        assert not exit_.value.code, said.err
+    out.mkdir()
+    (out / MARK).write_text("an earlier demo, which this one replaces")
+    (out / "old").mkdir()
+    with pytest.raises(SystemExit) as exit_:
+        main(["demo", "--out", str(out), "--limit", "2"])
+    said = capsys.readouterr()
+    assert not exit_.value.code, said.err
+    assert not (out / "old").exists()
     assert all(name in said.out for name in EDITORS)
     before, edited, undone = (
         re.search(rf"^  {line} +(.*)$", said.out, re.MULTILINE)

@@ -84,7 +84,9 @@ def test_a_torn_line_is_cut_off(stub: Stub, tmp_path: Path) -> None:
 def test_another_run_is_not_overwritten(stub: Stub, tmp_path: Path) -> None:
     run(stub, tmp_path / "a")
     with pytest.raises(BadRun, match="another run"):
-        bench(stub, NotesEditor(), SPEC, "sequential:6", tmp_path / "a", limit=LIMIT, rows=2, seed=1)
+        bench(
+            stub, NotesEditor(), SPEC, "sequential:6", tmp_path / "a", limit=LIMIT, rows=2, seed=1
+        )
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "precious.txt").write_text("mine")
     with pytest.raises(BadRun, match="not empty"):

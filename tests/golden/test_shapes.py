@@ -24,7 +24,14 @@ def ctx() -> Ctx:
 
 def test_dense_delta_by_hand() -> None:
     """x = (1, 2), dW = [[1, 0], [0, 3], [1, 1]], bias (0, 0, 5): x dW^T + b = (1, 6, 3 + 5)."""
-    patch = Delta({"s": {"dense": torch.tensor([[1.0, 0], [0, 3], [1, 1]]), "bias": torch.tensor([0.0, 0, 5])}})
+    patch = Delta(
+        {
+            "s": {
+                "dense": torch.tensor([[1.0, 0], [0, 3], [1, 1]]),
+                "bias": torch.tensor([0.0, 0, 5]),
+            }
+        }
+    )
     y = patch.at("s", torch.tensor([[[1.0, 2.0]]]), torch.full((1, 1, 3), 10.0), ctx())
     assert y.tolist() == [[[11.0, 16.0, 18.0]]]
 
@@ -38,22 +45,32 @@ def test_low_rank_delta_by_hand() -> None:
 
 def test_plain_neurons_by_hand() -> None:
     """x = (1, 2); neuron 0: relu(1*1 + 2*1 - 1) = 2, neuron 1: relu(-1) = 0; values (1, 0), (9, 9);
-    shared (0, 1) adds (2 + 0) * (0, 1): y = (2, 2)."""
+    shared (0, 1) adds (2 + 0) * (0, 1): y = (2, 2).
+    """
     part = {
-        "key": torch.tensor([[1.0, -1.0], [1.0, 0.0]]), "key_bias": torch.tensor([-1.0, 0.0]),
-        "value": torch.tensor([[1.0, 0.0], [9.0, 9.0]]), "shared": torch.tensor([0.0, 1.0]),
+        "key": torch.tensor([[1.0, -1.0], [1.0, 0.0]]),
+        "key_bias": torch.tensor([-1.0, 0.0]),
+        "value": torch.tensor([[1.0, 0.0], [9.0, 9.0]]),
+        "shared": torch.tensor([0.0, 1.0]),
     }
-    y = Neurons({"m": part}, act="relu").at("m", torch.tensor([[[1.0, 2.0]]]), torch.zeros(1, 1, 2), ctx())
+    y = Neurons({"m": part}, act="relu").at(
+        "m", torch.tensor([[[1.0, 2.0]]]), torch.zeros(1, 1, 2), ctx()
+    )
     assert y.tolist() == [[[2.0, 2.0]]]
 
 
 def test_gated_neurons_by_hand() -> None:
     """Gate 2, up 3: silu(2) * 3 = 6 / (1 + e^-2); value (1)."""
     part = {
-        "key": torch.tensor([[2.0]]), "key_bias": torch.zeros(1), "up": torch.tensor([[0.0]]), "up_bias": torch.tensor([3.0]),
+        "key": torch.tensor([[2.0]]),
+        "key_bias": torch.zeros(1),
+        "up": torch.tensor([[0.0]]),
+        "up_bias": torch.tensor([3.0]),
         "value": torch.tensor([[1.0]]),
     }
-    y = Neurons({"m": part}, act="silu").at("m", torch.tensor([[[1.0]]]), torch.zeros(1, 1, 1), ctx())
+    y = Neurons({"m": part}, act="silu").at(
+        "m", torch.tensor([[[1.0]]]), torch.zeros(1, 1, 1), ctx()
+    )
     assert y.item() == pytest.approx(6 / (1 + math.exp(-2)), rel=1e-6)
 
 
@@ -61,7 +78,7 @@ def test_gated_neurons_by_hand() -> None:
 def test_per_row_is_each_row_on_its_own(rows: list[int]) -> None:
     rng = torch.Generator().manual_seed(0)
     x, w = torch.randn(len(rows), 4, 5, generator=rng), torch.randn(3, 5, 2, generator=rng)
-    y = per_row(x, torch.tensor(rows), 3, lambda v, i: v @ w[i])
+    y = per_row(x, torch.tensor(rows), 3, lambda v, i: v @ (w if i is None else w[i]))
     expected = torch.stack([x[b] @ w[r] for b, r in enumerate(rows)])
     torch.testing.assert_close(y, expected)
 
@@ -99,7 +116,10 @@ def test_target_loss_by_hand() -> None:
 
 
 def test_per_group_is_a_mean() -> None:
-    assert per_group(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]), 2).tolist() == [2.0, 5.0]
+    assert per_group(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]), 2).tolist() == [
+        2.0,
+        5.0,
+    ]
 
 
 def test_ft_l_equals_a_plain_loop_that_writes_the_weight(edits: list[Edit]) -> None:
@@ -119,7 +139,9 @@ def test_ft_l_equals_a_plain_loop_that_writes_the_weight(edits: list[Edit]) -> N
     for _ in range(steps):
         adam.zero_grad()
         logits = model(**batch.inputs).logits
-        torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], ignore_index=-100).backward()
+        torch.nn.functional.cross_entropy(
+            logits[0, :-1], labels[0, 1:], ignore_index=-100
+        ).backward()
         adam.step()
     change = found.patch.part("text.3.mlp.down")["dense"]
     torch.testing.assert_close(change, (weight - start).detach(), atol=2e-5, rtol=1e-3)

@@ -22,10 +22,22 @@ _LINEARS = {
     "v": ("v_proj", "value"),
     "o": ("o_proj", "out_proj", "dense", "proj", "projection"),
 }
-_UP, _GATE, _DOWN = ("up_proj", "fc1", "c_fc", "w3"), ("gate_proj", "w1"), ("down_proj", "fc2", "c_proj", "w2")
+_UP, _GATE, _DOWN = (
+    ("up_proj", "fc1", "c_fc", "w3"),
+    ("gate_proj", "w1"),
+    ("down_proj", "fc2", "c_proj", "w2"),
+)
 _NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder")
-_BRIDGES = ("multi_modal_projector", "qformer", "language_projection", "merger", "connector", "aligner", "embed_vision")
+_BRIDGES = (
+    "multi_modal_projector",
+    "qformer",
+    "language_projection",
+    "merger",
+    "connector",
+    "aligner",
+    "embed_vision",
+)
 
 
 @dataclass
@@ -94,7 +106,10 @@ def _block_sites(prefix: str, block: nn.Module, stream: str, missing: list[str])
         inner = _child(attn, ("attention", "self"))  # a wrapper around the projections
     host = mlp if mlp is not None else block
     up, gate, down = _linear(host, _UP), _linear(host, _GATE), _linear(host, _DOWN)
-    sites = [Site(f"{prefix}.in", block, None, stream), Site(f"{prefix}.block", block, block, stream)]
+    sites = [
+        Site(f"{prefix}.in", block, None, stream),
+        Site(f"{prefix}.block", block, block, stream),
+    ]
     if attn is not None:
         sites.append(Site(f"{prefix}.attn", attn, attn, stream))
     for part, names in _LINEARS.items():
@@ -122,8 +137,12 @@ def _bridge_sites(bridges: dict[str, nn.Module]) -> list[Site]:
         sites.append(Site("bridge", last, last, "vision"))
     for name, module in bridges.items():
         for path, child in module.named_modules():
-            if isinstance(child, nn.Linear) or (not list(child.children()) and getattr(child, "weight", None) is not None
-                                                and child.weight.dim() == 2 and "Linear" in type(child).__name__):
+            if isinstance(child, nn.Linear) or (
+                not list(child.children())
+                and getattr(child, "weight", None) is not None
+                and child.weight.dim() == 2
+                and "Linear" in type(child).__name__
+            ):
                 full = ".".join(p for p in ((name if len(bridges) > 1 else ""), path) if p) or name
                 sites.append(Site(f"bridge.{full}", child, child, "vision"))
     return sites
@@ -135,7 +154,11 @@ def resolve(model: Any) -> Layout:
     found = _blocks_in(decoder) or _blocks_in(model)
     head, embed = model.get_output_embeddings(), model.get_input_embeddings()
     if found is None or head is None or embed is None:
-        what = "no list of transformer blocks" if found is None else "no output head or input embedding"
+        what = (
+            "no list of transformer blocks"
+            if found is None
+            else "no output head or input embedding"
+        )
         raise BadBackbone(
             f"{type(model).__name__}: {what} found. errata edits decoder-only vision-language models; see "
             "docs/add-a-backbone.md for a model of another build."

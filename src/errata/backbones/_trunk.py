@@ -28,7 +28,7 @@ from errata.core.types import Scored
 DECIMALS = 5  # of recorded log-probabilities
 
 
-class _StopForward(Exception):  # noqa: N818 - control flow, not an error
+class _StopForward(Exception):
     """Ends a forward once what is needed has been seen."""
 
     def __init__(self, value: Any) -> None:
@@ -112,7 +112,11 @@ class TrunkBackbone(Backbone):
         return torch.device(getattr(hook, "execution_device", None) or "cpu")
 
     def entry(self, patch: Any) -> int | None:
-        if patch is not None and self.bridge_in_tower and any(s.startswith("bridge") for s in patch.sites):
+        if (
+            patch is not None
+            and self.bridge_in_tower
+            and any(s.startswith("bridge") for s in patch.sites)
+        ):
             return None
         return super().entry(patch)
 
@@ -127,9 +131,13 @@ class TrunkBackbone(Backbone):
             return
         original = tower.forward
         first: dict[str, int] = {}
-        inverse = torch.tensor([first.setdefault(k, len(first)) for k in batch.image_keys], dtype=torch.long)
+        inverse = torch.tensor(
+            [first.setdefault(k, len(first)) for k in batch.image_keys], dtype=torch.long
+        )
         seen: dict[str, int] = {}
-        unique = torch.tensor([i for i, k in enumerate(batch.image_keys) if seen.setdefault(k, i) == i])
+        unique = torch.tensor(
+            [i for i, k in enumerate(batch.image_keys) if seen.setdefault(k, i) == i]
+        )
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if saved:
@@ -141,7 +149,11 @@ class TrunkBackbone(Backbone):
                     out = original(*args, **kwargs)
                 else:
                     few = pixels[unique.to(pixels.device)]
-                    out = original(few, *args[1:], **kwargs) if args else original(**{**kwargs, str(name): few})
+                    out = (
+                        original(few, *args[1:], **kwargs)
+                        if args
+                        else original(**{**kwargs, str(name): few})
+                    )
                     out = _map(out, len(unique), inverse)
             saved.append(_copied(out))
             return out
@@ -160,14 +172,25 @@ class TrunkBackbone(Backbone):
             except _StopForward as stop:
                 args, kwargs = stop.value
                 assert not args, "the text model is expected to be called with keywords"
-                drop = ("past_key_values", "use_cache", "cache_position", "labels", "output_hidden_states")
+                drop = (
+                    "past_key_values",
+                    "use_cache",
+                    "cache_position",
+                    "labels",
+                    "output_hidden_states",
+                )
                 return {k: v for k, v in kwargs.items() if k not in drop and v is not None}
         raise AssertionError("the text model was never reached")
 
     # -- the text model -----------------------------------------------------------------------------
 
     def _through(
-        self, trunk: Mapping[str, Any], ctx: Ctx, *, cache: Any = None, enter: tuple[int, Tensor] | None = None
+        self,
+        trunk: Mapping[str, Any],
+        ctx: Ctx,
+        *,
+        cache: Any = None,
+        enter: tuple[int, Tensor] | None = None,
     ) -> Tensor:
         """[B, T, d] last stream of the text model, from its input or from block `enter[0]` on."""
         with ExitStack() as stack:
@@ -175,14 +198,18 @@ class TrunkBackbone(Backbone):
             if enter is not None and enter[0] > 0:
                 layer, stream = enter
                 for block in self.blocks[:layer]:
-                    stack.enter_context(_forward_as(block, lambda hidden_states, *a, **k: hidden_states))
+                    stack.enter_context(
+                        _forward_as(block, lambda hidden_states, *a, **k: hidden_states)
+                    )
 
                 def substitute(_: nn.Module, args: Any, kwargs: Any) -> Any:
                     if args:
                         return (stream, *args[1:]), kwargs
                     return args, {**kwargs, "hidden_states": stream}
 
-                handle = self.blocks[layer].register_forward_pre_hook(substitute, with_kwargs=True, prepend=True)
+                handle = self.blocks[layer].register_forward_pre_hook(
+                    substitute, with_kwargs=True, prepend=True
+                )
                 stack.callback(handle.remove)
             out = self.text(**trunk, past_key_values=cache, use_cache=cache is not None)
         return out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]  # type: ignore[no-any-return]
@@ -220,7 +247,9 @@ class TrunkBackbone(Backbone):
         assert what.stream is not None
         stream = self._through(trunk, ctx, cache=cache, enter=(what.layer, what.stream))
         if cache is not None and what.layer > 0:
-            assert what.cache is not None, "enter(..., for_generation=True) is needed to continue from a state"
+            assert what.cache is not None, (
+                "enter(..., for_generation=True) is needed to continue from a state"
+            )
             for i, (keys, values) in enumerate(what.cache):
                 cache.update(keys, values, i)
         return stream, trunk
@@ -228,7 +257,9 @@ class TrunkBackbone(Backbone):
     def _check_resumable(self, state: Entered) -> None:
         """What was live below must still be live; what came later must act at the entered block or above."""
         live = self.wires.stack
-        assert live[: len(state.stack)] == state.stack, "the patches that were live when the state was entered are gone"
+        assert live[: len(state.stack)] == state.stack, (
+            "the patches that were live when the state was entered are gone"
+        )
         for patch in live[len(state.stack) :]:
             entry = self.entry(patch)
             if entry is None or entry < state.layer:
@@ -247,7 +278,9 @@ class TrunkBackbone(Backbone):
             if layer < 0:
                 return Entered(batch, -1, tower=saved, rows=rows, stack=stack)
             if layer == 0:
-                return Entered(batch, 0, trunk=trunk, stream=torch.empty(0), cache=(), rows=rows, stack=stack)
+                return Entered(
+                    batch, 0, trunk=trunk, stream=torch.empty(0), cache=(), rows=rows, stack=stack
+                )
             cache = self._new_cache() if for_generation else None
             with _stop_at(self.blocks[layer]):
                 try:
@@ -258,7 +291,9 @@ class TrunkBackbone(Backbone):
         lower = None
         if cache is not None:
             lower = tuple((cache.layers[i].keys, cache.layers[i].values) for i in range(layer))
-        return Entered(batch, layer, trunk=trunk, stream=stream, cache=lower, rows=rows, stack=stack)
+        return Entered(
+            batch, layer, trunk=trunk, stream=stream, cache=lower, rows=rows, stack=stack
+        )
 
     def _new_cache(self) -> Any:
         return DynamicCache(config=getattr(self.text, "config", None))
@@ -274,14 +309,22 @@ class TrunkBackbone(Backbone):
         return self._head(stream[rows, columns], ctx)
 
     def logits(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Tensor:
-        batch, rows = (what, rows) if isinstance(what, Batch) else (what.batch, what.rows if rows is None else rows)
+        batch, rows = (
+            (what, rows)
+            if isinstance(what, Batch)
+            else (what.batch, what.rows if rows is None else rows)
+        )
         ctx = self._ctx(batch, rows)
         stream, _ = self._start(what, ctx, None)
         return self._asked(stream, batch, ctx)
 
     @contextmanager
     def ask(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Iterator[Question]:
-        batch, rows = (what, rows) if isinstance(what, Batch) else (what.batch, what.rows if rows is None else rows)
+        batch, rows = (
+            (what, rows)
+            if isinstance(what, Batch)
+            else (what.batch, what.rows if rows is None else rows)
+        )
         ctx = self._ctx(batch, rows)
         cache = self._new_cache()
         with torch.no_grad():
@@ -289,7 +332,9 @@ class TrunkBackbone(Backbone):
             ctx.prefilled = True
             yield _TrunkQuestion(self, batch, ctx, cache, trunk, stream)
 
-    def _positions(self, trunk: Mapping[str, Any], lengths: Tensor, offset: Tensor, m: int) -> Tensor:
+    def _positions(
+        self, trunk: Mapping[str, Any], lengths: Tensor, offset: Tensor, m: int
+    ) -> Tensor:
         """Position ids of m new tokens per row, `offset` [B] of which are behind the prompt already."""
         steps = offset[:, None] + torch.arange(m, device=offset.device)
         given = trunk.get("position_ids")
@@ -337,7 +382,13 @@ class _Tail:
 
 class _TrunkQuestion(Question):
     def __init__(
-        self, bb: TrunkBackbone, batch: Batch, ctx: Ctx, cache: Any, trunk: dict[str, Any], stream: Tensor
+        self,
+        bb: TrunkBackbone,
+        batch: Batch,
+        ctx: Ctx,
+        cache: Any,
+        trunk: dict[str, Any],
+        stream: Tensor,
     ) -> None:
         self.bb, self.batch, self.ctx = bb, batch, ctx
         self.cache, self.trunk, self.stream = cache, trunk, stream
@@ -383,7 +434,9 @@ class _TrunkQuestion(Question):
         said: list[list[int]] = []
         done: list[bool | None] = []
         for b in range(self.batch.size):
-            ids, end = _follow(best[b], self.batch.targets[b] if self.batch.targets else (), caps[b], self.bb.stops)
+            ids, end = _follow(
+                best[b], self.batch.targets[b] if self.batch.targets else (), caps[b], self.bb.stops
+            )
             said.append(ids)
             done.append(end)
         rows = [b for b, end in enumerate(done) if end is None]
@@ -391,7 +444,9 @@ class _TrunkQuestion(Question):
             self._go_on(rows, said, done, caps)
         return [Generated(tuple(i), bool(end)) for i, end in zip(said, done, strict=True)]
 
-    def _go_on(self, rows: list[int], said: list[list[int]], done: list[bool | None], caps: Sequence[int]) -> None:
+    def _go_on(
+        self, rows: list[int], said: list[list[int]], done: list[bool | None], caps: Sequence[int]
+    ) -> None:
         device = self.batch.ids.device
         kept = torch.tensor([len(said[b]) - 1 for b in rows], device=device)
         tail = _Tail(self, torch.tensor(rows, device=device), kept)
@@ -414,7 +469,9 @@ class _TrunkQuestion(Question):
         return [tuple(tuple(p) for p in ids[b][mask[b]].tolist()) for b in range(self.batch.size)]
 
 
-def _follow(best: list[int], guess: Sequence[int], cap: int, stops: frozenset[int]) -> tuple[list[int], bool | None]:
+def _follow(
+    best: list[int], guess: Sequence[int], cap: int, stops: frozenset[int]
+) -> tuple[list[int], bool | None]:
     """(ids, stopped) as far as `best` goes along `guess`; stopped is None when decoding must go on."""
     ids: list[int] = []
     for j, token in enumerate(best[: len(guess) + 1]):
@@ -435,7 +492,9 @@ def _scored(logits: Tensor, targets: Sequence[Sequence[int]]) -> list[Scored]:
     out = []
     for b, ids in enumerate(targets):
         n = len(ids)
-        picked = logp[b, :n].gather(-1, torch.tensor(list(ids), dtype=torch.long, device=logp.device)[:, None])
+        picked = logp[b, :n].gather(
+            -1, torch.tensor(list(ids), dtype=torch.long, device=logp.device)[:, None]
+        )
         logprobs = tuple(round(float(v), DECIMALS) for v in picked[:, 0])
         out.append(Scored(tuple(ids), logprobs, tuple(best[b, :n].tolist())))
     return out

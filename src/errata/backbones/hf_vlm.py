@@ -38,7 +38,13 @@ class HfVlm(TrunkBackbone):
     capabilities = frozenset({"text", "image", "generate", "resume"})
 
     def __init__(
-        self, model: Any, processor: Any, *, name: str = "", revision: str = "", style: Style = "raw",
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        name: str = "",
+        revision: str = "",
+        style: Style = "raw",
         source: Path | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -54,11 +60,16 @@ class HfVlm(TrunkBackbone):
         self.wires = Wires.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.get_text_config()
         self.softcap = getattr(self.text_config, "final_logit_softcapping", None)
-        image_id = getattr(model.config, "image_token_id", None) or getattr(model.config, "image_token_index", None)
+        image_id = getattr(model.config, "image_token_id", None) or getattr(
+            model.config, "image_token_index", None
+        )
         if image_id is None:
-            raise BadBackbone(f"{self.name}: its config names no image token (image_token_id). Is it a vision model?")
+            raise BadBackbone(
+                f"{self.name}: its config names no image token (image_token_id). Is it a vision model?"
+            )
         self.image_id = int(image_id)
         self.image_token = self.tokenizer.convert_ids_to_tokens(self.image_id)
+        self.markup = self._markup()
         self.stops = _stops(self.tokenizer, model)
         self._pixels: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
         self._tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
@@ -66,14 +77,23 @@ class HfVlm(TrunkBackbone):
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
+        from transformers.models.auto.modeling_auto import (
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES,
+        )
 
         return config.get("model_type") in NAMES
 
     @classmethod
     def load(
-        cls, name: str, *, revision: str | None = None, dtype: str = "auto", device: str | None = None,
-        device_map: Any = None, style: Style = "raw", trust_remote_code: bool = False,
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: Any = None,
+        style: Style = "raw",
+        trust_remote_code: bool = False,
     ) -> HfVlm:
         """A bundled name, a folder or a hub id. Raises BadBackbone with the library's own reason."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -83,7 +103,9 @@ class HfVlm(TrunkBackbone):
             dtype = "float32"
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
-            model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, device_map=device_map, **options)
+            model = AutoModelForImageTextToText.from_pretrained(
+                path, dtype=dtype, device_map=device_map, **options
+            )
             processor = AutoProcessor.from_pretrained(path, **options)
         except (OSError, ValueError, ImportError) as e:
             reason = str(e).strip().splitlines()[0]
@@ -106,10 +128,18 @@ class HfVlm(TrunkBackbone):
 
     def activation(self, site: str) -> str:
         name = getattr(self.text_config, "hidden_act", None) or self.text_config.activation_function
-        known = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh",
-                 "gelu_new": "gelu_tanh"}
+        known = {
+            "silu": "silu",
+            "swish": "silu",
+            "relu": "relu",
+            "gelu": "gelu",
+            "gelu_pytorch_tanh": "gelu_tanh",
+            "gelu_new": "gelu_tanh",
+        }
         if name not in known:
-            raise BadBackbone(f"{self.name}: neurons cannot imitate the activation '{name}'. Known: {', '.join(known)}.")
+            raise BadBackbone(
+                f"{self.name}: neurons cannot imitate the activation '{name}'. Known: {', '.join(known)}."
+            )
         return known[name]
 
     def fingerprint(self) -> str:
@@ -131,24 +161,33 @@ class HfVlm(TrunkBackbone):
         """The text put to the tokenizer, with one image token per image."""
         if self.style == "chat":
             content = [
-                {"type": "image"} if isinstance(s, Image) else {"type": "text", "text": s} for s in prompt.segments
+                {"type": "image"} if isinstance(s, Image) else {"type": "text", "text": s}
+                for s in prompt.segments
             ]
             message = [{"role": "user", "content": content}]
             if getattr(self.processor, "chat_template", None) is None:
                 raise BadSpec(f"{self.name} has no chat template. Use --style raw or easyedit.")
-            return str(self.processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+            return str(
+                self.processor.apply_chat_template(
+                    message, add_generation_prompt=True, tokenize=False
+                )
+            )
         parts = []
         for segment in prompt.segments:
             if isinstance(segment, Image):
-                parts.append(self._markup())
+                parts.append(self.markup)
             else:
-                parts.append(f"Question: {segment} Short answer:" if self.style == "easyedit" else segment)
+                parts.append(
+                    f"Question: {segment} Short answer:" if self.style == "easyedit" else segment
+                )
         return "".join(parts)
 
     def _markup(self) -> str:
+        """What stands for an image in a prompt: one image token, wrapped as the family wraps it."""
         start = getattr(self.processor, "vision_start_token", None) or "<|vision_start|>"
         end = getattr(self.processor, "vision_end_token", None) or "<|vision_end|>"
-        if start in self.tokenizer.get_vocab() and end in self.tokenizer.get_vocab():
+        vocab = self.tokenizer.get_vocab()
+        if start in vocab and end in vocab:
             return f"{start}{self.image_token}{end}"
         return self.image_token if self._image_before_bos else f"{self.image_token}\n"
 
@@ -163,7 +202,7 @@ class HfVlm(TrunkBackbone):
         if key in self._pixels:
             self._pixels.move_to_end(key)
             return self._pixels[key]
-        text = "" if self._image_before_bos else self._markup()
+        text = "" if self._image_before_bos else self.markup
         made = self.processor(text=[text], images=[load_image(image)], return_tensors="pt")
         count = (made["input_ids"][0] == self.image_id).sum()
         skip = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
@@ -183,7 +222,9 @@ class HfVlm(TrunkBackbone):
     def _prompt_ids(self, text: str, counts: Sequence[int]) -> tuple[int, ...]:
         special = self.style != "chat"
         if self._image_before_bos and counts:
-            return (self.image_id,) * sum(counts) + self._ids(text.replace(self.image_token, ""), special)
+            return (self.image_id,) * sum(counts) + self._ids(
+                text.replace(self.image_token, ""), special
+            )
         ids: list[int] = []
         left = list(counts)
         for token in self._ids(text, special):
@@ -204,7 +245,11 @@ class HfVlm(TrunkBackbone):
         return self._ids(glue + text, False)
 
     def encode(
-        self, prompts: Sequence[Prompt], targets: Sequence[str] | None = None, *, eos: bool = False,
+        self,
+        prompts: Sequence[Prompt],
+        targets: Sequence[str] | None = None,
+        *,
+        eos: bool = False,
         rows: Sequence[int] | None = None,
     ) -> Batch:
         rows = rows if rows is not None else range(len(prompts))
@@ -218,7 +263,8 @@ class HfVlm(TrunkBackbone):
         lengths = [len(i) for i in ids]
         end = [int(self.tokenizer.eos_token_id)] if eos else []
         ends = tuple(
-            (*self.answer_ids(t, p), *end) if t.strip() else () for t, p in zip(targets or [""] * len(ids), shown, strict=True)
+            (*self.answer_ids(t, p), *end) if t.strip() else ()
+            for t, p in zip(targets or [""] * len(ids), shown, strict=True)
         )
         for b, (i, e) in enumerate(zip(ids, ends, strict=True)):
             if len(i) + len(e) > self.context:
@@ -230,8 +276,13 @@ class HfVlm(TrunkBackbone):
         return self._batch(shown, ids, lengths, ends, images, made)
 
     def _batch(
-        self, shown: tuple[Prompt, ...], ids: list[list[int]], lengths: list[int], ends: tuple[tuple[int, ...], ...],
-        images: list[tuple[int, Image]], made: list[dict[str, Tensor]],
+        self,
+        shown: tuple[Prompt, ...],
+        ids: list[list[int]],
+        lengths: list[int],
+        ends: tuple[tuple[int, ...], ...],
+        images: list[tuple[int, Image]],
+        made: list[dict[str, Tensor]],
     ) -> Batch:
         device = self.device_of("embed")
         longest = max(map(len, ids))
@@ -260,7 +311,13 @@ class HfVlm(TrunkBackbone):
         )
 
 
-_VOLATILE = ("dtype", "torch_dtype", "_name_or_path", "transformers_version", "_attn_implementation_autoset")
+_VOLATILE = (
+    "dtype",
+    "torch_dtype",
+    "_name_or_path",
+    "transformers_version",
+    "_attn_implementation_autoset",
+)
 
 
 def _stable(value: Any) -> Any:
@@ -297,7 +354,12 @@ def _stops(tokenizer: Any, model: Any) -> frozenset[int]:
     ends = [tokenizer.eos_token_id, getattr(model.config, "eos_token_id", None)]
     generation = getattr(model, "generation_config", None)
     ends.append(getattr(generation, "eos_token_id", None))
-    stops = {int(e) for group in ends if group is not None for e in (group if isinstance(group, list) else [group])}
+    stops = {
+        int(e)
+        for group in ends
+        if group is not None
+        for e in (group if isinstance(group, list) else [group])
+    }
     breaks = ("\n", "Ċ", "<0x0A>")
     stops |= {i for token, i in tokenizer.get_vocab().items() if any(b in token for b in breaks)}
     return frozenset(stops)
@@ -306,7 +368,7 @@ def _stops(tokenizer: Any, model: Any) -> frozenset[int]:
 def _bundled(name: str) -> str:
     folder = files("errata") / "assets" / name
     if not folder.is_dir():
-        raise BadBackbone(f"the bundled model '{name}' is not in this installation. Install errata again.")
+        raise BadBackbone(
+            f"the bundled model '{name}' is not in this installation. Install errata again."
+        )
     return os.fspath(Path(str(folder)))
-
-

@@ -193,11 +193,15 @@ class Backbone(ABC):
     def device_of(self, site: str) -> torch.device:
         """Where the site's weights (and so its patches) live; "" = the text model's first block."""
 
-    def generate(self, batch: Batch, caps: Sequence[int], *, rows: Tensor | None = None) -> list[Generated]:
+    def generate(
+        self, batch: Batch, caps: Sequence[int], *, rows: Tensor | None = None
+    ) -> list[Generated]:
         with self.ask(batch, rows=rows) as q:
             return q.greedy(caps)  # type: ignore[no-any-return]
 
-    def resume(self, state: Entered, patch: Patch | None = None, *, rows: Tensor | None = None) -> Tensor:
+    def resume(
+        self, state: Entered, patch: Patch | None = None, *, rows: Tensor | None = None
+    ) -> Tensor:
         """`logits` from a state on, with one more patch live."""
         with self.applied(patch):
             return self.logits(state, rows=rows)
@@ -220,14 +224,18 @@ class Backbone(ABC):
         """A text block by index, counted from the end when negative. Raises BadSpec."""
         found = index + self.depth if index < 0 else index
         if not 0 <= found < self.depth:
-            raise BadSpec(f"{self.name} has text blocks 0 to {self.depth - 1} (or -{self.depth} to -1), not {index}.")
+            raise BadSpec(
+                f"{self.name} has text blocks 0 to {self.depth - 1} (or -{self.depth} to -1), not {index}."
+            )
         return found
 
     def site(self, name: str) -> Site:
         """A site by name. Raises BadSpec."""
         if name not in self.wires.sites:
             some = sorted(n for n in self.wires.sites if n.split(".")[0] == name.split(".")[0])[:12]
-            raise BadSpec(f"{self.name} has no site '{name}'. Near it: {', '.join(some) or 'see errata doctor'}.")
+            raise BadSpec(
+                f"{self.name} has no site '{name}'. Near it: {', '.join(some) or 'see errata doctor'}."
+            )
         return self.wires.sites[name]
 
     def weight(self, site: str) -> tuple[int, int]:

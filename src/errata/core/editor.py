@@ -41,7 +41,9 @@ class State:
         h = hashlib.sha256(record.dumps(dict(self.meta)).encode())
         for name in sorted(self.tensors):
             h.update(name.encode())
-            h.update(self.tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            h.update(
+                self.tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            )
         return h.hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -55,7 +57,9 @@ class State:
             head = record.read_json(folder / "state.json")
             tensors = from_safetensors((folder / "state.safetensors").read_bytes())
         except FileNotFoundError:
-            raise MissingState(f"{folder} holds no editor state. `errata prepare` writes one.") from None
+            raise MissingState(
+                f"{folder} holds no editor state. `errata prepare` writes one."
+            ) from None
         return cls(head["editor"], head["meta"], tensors)
 
 
@@ -89,7 +93,9 @@ class Editor(ABC):
             )
         self.preset = preset
         self.passed = dict(passed)
-        self.config: Any = parse_config(self.name, self.Config, {**self.presets.get(preset or "", {}), **passed})
+        self.config: Any = parse_config(
+            self.name, self.Config, {**self.presets.get(preset or "", {}), **passed}
+        )
 
     def for_backbone(self, backbone: Backbone) -> Editor:
         """The same editor with the preset named after the backbone, unless a preset was chosen."""
@@ -108,16 +114,33 @@ class Editor(ABC):
 
     @abstractmethod
     def find(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], *, seed: int
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        *,
+        seed: int,
     ) -> list[Found]:
         """One independent patch per group; a group's edits are made jointly. Inside `backbone.applied`."""
 
-    def edit(self, backbone: Backbone, edits: Sequence[Edit], state: State | None = None, *, seed: int = 0) -> Found:
+    def edit(
+        self,
+        backbone: Backbone,
+        edits: Sequence[Edit],
+        state: State | None = None,
+        *,
+        seed: int = 0,
+    ) -> Found:
         """One patch that holds all the edits jointly, on top of whatever is applied."""
         return self._headed(backbone, [list(edits)], [state], seed)[0]
 
     def edit_rows(
-        self, backbone: Backbone, edits: Sequence[Edit], states: Sequence[State | None] | None = None, *, seed: int = 0
+        self,
+        backbone: Backbone,
+        edits: Sequence[Edit],
+        states: Sequence[State | None] | None = None,
+        *,
+        seed: int = 0,
     ) -> list[Found]:
         """One independent patch per edit; row i is found on top of row i of what is applied."""
         return self.edit_groups(backbone, [[e] for e in edits], states, seed=seed)
@@ -134,7 +157,11 @@ class Editor(ABC):
         return self._headed(backbone, groups, states or [None] * len(groups), seed)
 
     def _headed(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], seed: int
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
     ) -> list[Found]:
         for edit in (e for g in groups for e in g):
             check_edit(edit)
@@ -166,9 +193,13 @@ class Editor(ABC):
 def check_edit(edit: Edit) -> None:
     """Raises BadEdit for an edit that no editor can make."""
     if not edit.target.strip():
-        raise BadEdit(f"edit '{edit.id or edit.prompt.text}' has an empty target. Give the answer it should have.")
+        raise BadEdit(
+            f"edit '{edit.id or edit.prompt.text}' has an empty target. Give the answer it should have."
+        )
     if not edit.prompt.text.strip():
-        raise BadEdit(f"edit '{edit.id}' has an empty prompt. Give the question to be answered anew.")
+        raise BadEdit(
+            f"edit '{edit.id}' has an empty prompt. Give the question to be answered anew."
+        )
 
 
 def parse_config(editor: str, cls: type, given: Mapping[str, Any]) -> Any:
@@ -182,13 +213,17 @@ def parse_config(editor: str, cls: type, given: Mapping[str, Any]) -> Any:
 
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
-            raise BadSpec(f"editor '{editor}' has no setting '{name}'.{hint} It has: {', '.join(sorted(known)) or 'none'}.")
+            raise BadSpec(
+                f"editor '{editor}' has no setting '{name}'.{hint} It has: {', '.join(sorted(known)) or 'none'}."
+            )
     try:
         return TypeAdapter(cls).validate_python(dict(given))
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(str(x) for x in first["loc"])
-        raise BadSpec(f"editor '{editor}': setting {where}={first['input']!r}: {first['msg']}.") from None
+        raise BadSpec(
+            f"editor '{editor}': setting {where}={first['input']!r}: {first['msg']}."
+        ) from None
 
 
 def _plain(config: Any) -> Any:

@@ -34,4 +34,7 @@ class Metric(ABC):
         """(key, score) pairs of one case; a key is `<kind>[/<group>].<scorer>`."""
         for row in rows:
             group = f"/{row.probe.group}" if row.probe.group else ""
-            yield f"{row.probe.kind}{group}.{self.name}", self.score(row.before, row.after, row.probe)
+            yield (
+                f"{row.probe.kind}{group}.{self.name}",
+                self.score(row.before, row.after, row.probe),
+            )

@@ -186,7 +186,9 @@ def save(patch: Patch, folder: Path) -> None:
     (folder / "edits.jsonl").unlink(missing_ok=True)
     append_lines(folder / "edits.jsonl", patch.edits)
     write_bytes(folder / "patch.safetensors", blob)
-    write_bytes(folder / "README.md", _card(patch, sum(v.numel() for v in stored.values())).encode())
+    write_bytes(
+        folder / "README.md", _card(patch, sum(v.numel() for v in stored.values())).encode()
+    )
     write_json(folder / "patch.json", head)
 
 
@@ -195,12 +197,18 @@ def read_head(folder: Path) -> dict[str, Any]:
     try:
         head = json.loads((folder / "patch.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadPatch(f"{folder} is not a patch: it has no patch.json. `errata edit ... --out DIR` writes one.") from None
+        raise BadPatch(
+            f"{folder} is not a patch: it has no patch.json. `errata edit ... --out DIR` writes one."
+        ) from None
     except ValueError as e:
-        raise BadPatch(f"{folder}/patch.json is not valid JSON ({e}). Restore it from a copy.") from None
+        raise BadPatch(
+            f"{folder}/patch.json is not valid JSON ({e}). Restore it from a copy."
+        ) from None
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         given = head.get("format") if isinstance(head, dict) else None
-        raise BadPatch(f"{folder} has patch format {given}, this errata reads {FORMAT}. Install the matching version.")
+        raise BadPatch(
+            f"{folder} has patch format {given}, this errata reads {FORMAT}. Install the matching version."
+        )
     return head
 
 
@@ -217,12 +225,16 @@ def load(folder: Path, backbone: Backbone | None = None) -> Patch:
     except FileNotFoundError:
         raise BadPatch(f"{folder} has no patch.safetensors. Restore it from a copy.") from None
     if hashlib.sha256(blob).hexdigest() != head["sha256"]:
-        raise BadPatch(f"{folder}/patch.safetensors does not match the hash in patch.json. Restore it from a copy.")
+        raise BadPatch(
+            f"{folder}/patch.safetensors does not match the hash in patch.json. Restore it from a copy."
+        )
     try:
         with safe_open(folder / "patch.safetensors", framework="pt") as f:
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
     except SafetensorError as e:
-        raise BadPatch(f"{folder}/patch.safetensors cannot be read ({e}). Restore it from a copy.") from None
+        raise BadPatch(
+            f"{folder}/patch.safetensors cannot be read ({e}). Restore it from a copy."
+        ) from None
     edits = read_lines(folder / "edits.jsonl", Edit)
     patch = unpack(head["settings"], tensors).with_header(header, edits).requires_grad_(False)
     return patch.to_backbone(backbone) if backbone is not None else patch
@@ -244,9 +256,21 @@ def _card(patch: Patch, numbers: int) -> str:
     return (
         f"# errata patch\n\nEditor `{h.editor}` on `{h.backbone}` (fingerprint `{h.fingerprint[:12]}`), "
         f"{len(patch.edits)} edit(s), {numbers} numbers, made {h.created}.\n\n## Facts\n\n{facts}{more}\n\n"
-        f"## Use\n\n```\nerrata ask {h.backbone} --patch . \"your question\"\n```\n\n"
+        f'## Use\n\n```\nerrata ask {h.backbone} --patch . "your question"\n```\n\n'
         "Leaving out `--patch` gives the unedited model back, bit for bit.\n"
     )
 
 
-__all__ = ["Header", "Patch", "check", "fused", "load", "pack", "read_head", "replace", "save", "unpack", "versions"]
+__all__ = [
+    "Header",
+    "Patch",
+    "check",
+    "fused",
+    "load",
+    "pack",
+    "read_head",
+    "replace",
+    "save",
+    "unpack",
+    "versions",
+]

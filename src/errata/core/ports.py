@@ -89,7 +89,8 @@ class Ctx:
 
     def select(self, index: Tensor) -> Ctx:
         """The same question for some of its rows. A decision is a tensor, or a tuple or dict of tensors,
-        with B leading rows, so it can follow them."""
+        with B leading rows, so it can follow them.
+        """
 
         def pick(value: Any) -> Any:
             return map_decision(value, lambda v: v[index.to(v.device)])
@@ -112,7 +113,9 @@ class Ctx:
             if rows is None:
                 rows = torch.arange(x.shape[0])
             return rows.to(x.device)
-        assert self.image_rows is not None, "a row patch at a vision site needs to know whose image is whose"
+        assert self.image_rows is not None, (
+            "a row patch at a vision site needs to know whose image is whose"
+        )
         of_image = self.image_rows if self.rows is None else self.rows[self.image_rows]
         if of_image.shape[0] != x.shape[0]:
             assert self.image_sizes is not None
@@ -292,5 +295,3 @@ class Wires:
 def wires_of(model: nn.Module) -> Wires | None:
     """The wires of a model that was wrapped, else None."""
     return getattr(model, "_errata_wires", None)
-
-

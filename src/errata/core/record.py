@@ -63,7 +63,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise BadRun(f"{path} does not exist. Is {path.parent} an errata folder?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise BadRun(f"{path} is not valid JSON ({e}). Restore it or run the command again.") from None
+        raise BadRun(
+            f"{path} is not valid JSON ({e}). Restore it or run the command again."
+        ) from None
 
 
 def append_lines(path: Path, values: Iterable[Any]) -> None:
@@ -91,5 +93,7 @@ def read_lines(path: Path, cls: type[T]) -> list[T]:
         except ValueError as e:
             if number == len(lines):
                 break
-            raise BadRun(f"{path}, line {number}, cannot be read ({e}). Delete the run and repeat it.") from None
+            raise BadRun(
+                f"{path}, line {number}, cannot be read ({e}). Delete the run and repeat it."
+            ) from None
     return values

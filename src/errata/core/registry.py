@@ -74,7 +74,8 @@ def load(kind: str, name: str) -> type[Any]:
     found = [
         c
         for _, c in inspect.getmembers(module, inspect.isclass)
-        if c.__module__.startswith(module.__name__) and getattr(c, "plugin_kind", None) == kind
+        if c.__module__.startswith(module.__name__)
+        and getattr(c, "plugin_kind", None) == kind
         and not inspect.isabstract(c)
     ]
     public = [c for c in found if not c.__name__.startswith("_")]

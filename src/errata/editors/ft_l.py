@@ -31,7 +31,13 @@ class FtL(GradientEditor):
     name = "ft_l"
     presets = {
         "paper": {"eos": False, "lr": 1e-3, "steps": 25, "layers": (-1,), "parts": ("mlp.down",)},
-        "vlkeb": {"eos": False, "lr": 1e-4, "steps": 10, "stop_loss": 0.0, "parts": ("mlp.up", "mlp.down")},
+        "vlkeb": {
+            "eos": False,
+            "lr": 1e-4,
+            "steps": 10,
+            "stop_loss": 0.0,
+            "parts": ("mlp.up", "mlp.down"),
+        },
     }
 
     @dataclass(frozen=True, kw_only=True)
@@ -42,7 +48,11 @@ class FtL(GradientEditor):
         parts: tuple[str, ...] = ("mlp.down",)
 
     def start(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], seed: int
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
     ) -> Patch:
         parts = {}
         for layer in self.config.layers:

@@ -39,7 +39,11 @@ class FtV(GradientEditor):
         bias: bool = True
 
     def start(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], seed: int
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
     ) -> Patch:
         for edit in (e for g in groups for e in g):
             if not edit.prompt.images:
@@ -49,7 +53,9 @@ class FtV(GradientEditor):
                 )
         sites = [s for s in backbone.wires.sites if s.startswith("bridge.")]
         if not sites:
-            raise BadBackbone(f"{backbone.name} has no connector that errata could find. See errata doctor {backbone.name}.")
+            raise BadBackbone(
+                f"{backbone.name} has no connector that errata could find. See errata doctor {backbone.name}."
+            )
         rows, parts = len(groups), {}
         for site in sites:
             into, out = backbone.weight(site)

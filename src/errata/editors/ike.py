@@ -40,7 +40,8 @@ class Ike(Editor):
     class Config:
         """demonstrations: k. scope: show facts always, or only to questions near one. threshold: cosine for
         `retrieved`. facts: most facts shown at once. encoder: minilm, backbone, or auto (minilm if installed).
-        corpus: training cases that demonstrations are made from."""
+        corpus: training cases that demonstrations are made from.
+        """
 
         demonstrations: int = 4
         scope: Literal["always", "retrieved"] = "always"
@@ -53,20 +54,34 @@ class Ike(Editor):
         """Demonstrations from training cases and their vectors; cheap, made when first needed."""
         if not self.config.demonstrations or not cases:
             return None
-        order = torch.randperm(len(cases), generator=generator(seed, self.name))[: self.config.corpus].tolist()
+        order = torch.randperm(len(cases), generator=generator(seed, self.name))[
+            : self.config.corpus
+        ].tolist()
         lines = [line for i in order for line in demonstrations(cases[i])]
         encoder = choose(self.config.encoder)
-        return State(self.name, {"lines": lines, "encoder": encoder}, {"vectors": embed(lines, encoder, backbone)})
+        return State(
+            self.name,
+            {"lines": lines, "encoder": encoder},
+            {"vectors": embed(lines, encoder, backbone)},
+        )
 
     def find(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], *, seed: int
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        *,
+        seed: int,
     ) -> list[Found]:
         c = self.config
         encoder = choose(c.encoder)
         layout = Layout(scope=c.scope, threshold=c.threshold, facts=c.facts, encoder=encoder)
         found = []
         for group, state in zip(groups, states, strict=True):
-            facts = [Fact(e.prompt.text, e.target.strip(), self._similar(backbone, e, state)) for e in group]
+            facts = [
+                Fact(e.prompt.text, e.target.strip(), self._similar(backbone, e, state))
+                for e in group
+            ]
             vectors = embed([f.question for f in facts], encoder, backbone)
             found.append(Found(Context(facts, layout, vectors), state))
         return found

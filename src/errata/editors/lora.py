@@ -45,7 +45,11 @@ class Lora(GradientEditor):
         return replace(super().settings(), lr_scale={"B": self.config.alpha / self.config.rank})
 
     def start(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], seed: int
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
     ) -> Patch:
         rank, rows = self.config.rank, len(groups)
         layers = [backbone.layer(i) for i in self.config.layers] or range(backbone.depth)
@@ -53,7 +57,9 @@ class Lora(GradientEditor):
         for site in (f"text.{i}.{part}" for i in layers for part in self.config.parts):
             into, out = backbone.weight(site)
             drawn = [
-                torch.randn(rank, into, generator=generator(seed, group[0].id, group[0].prompt.text, site))
+                torch.randn(
+                    rank, into, generator=generator(seed, group[0].id, group[0].prompt.text, site)
+                )
                 for group in groups
             ]
             parts[site] = {"A": torch.stack(drawn) / into**0.5, "B": torch.zeros(rows, out, rank)}

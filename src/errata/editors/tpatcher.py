@@ -39,9 +39,22 @@ class TPatcher(GradientEditor):
 
     name = "tpatcher"
     presets = {
-        "paper": {"layers": (-1,), "neurons": 5, "act_weight": 1.0, "memory_weight": 10.0, "lr": 1e-2, "clip": 5.0},
+        "paper": {
+            "layers": (-1,),
+            "neurons": 5,
+            "act_weight": 1.0,
+            "memory_weight": 10.0,
+            "lr": 1e-2,
+            "clip": 5.0,
+        },
         "vlm_port": {
-            "layers": (-1,), "neurons": 1, "act_weight": 1e-4, "memory_weight": 1e-4, "lr": 1e-2, "steps": 25, "eos": False,
+            "layers": (-1,),
+            "neurons": 1,
+            "act_weight": 1e-4,
+            "memory_weight": 1e-4,
+            "lr": 1e-2,
+            "steps": 25,
+            "eos": False,
         },
     }
 
@@ -49,7 +62,8 @@ class TPatcher(GradientEditor):
     class Config(GradientEditor.Config):
         """layers: text blocks. neurons: per layer and edit. act_weight, memory_weight: of l_a and l_m.
         gamma, beta, top: of l_m. memory: stored states per layer. value_scale: step size of values relative
-        to keys (the original's amplifier 10 acts like it)."""
+        to keys (the original's amplifier 10 acts like it).
+        """
 
         lr: float = 1e-2
         steps: int = 100
@@ -82,7 +96,11 @@ class TPatcher(GradientEditor):
         return State(self.name, {"prompts": len(prompts)}, states)
 
     def start(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], seed: int
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
     ) -> Patch:
         c, sites = self.config, self.sites(backbone)
         queries = self._queries(backbone, groups, sites)
@@ -90,8 +108,16 @@ class TPatcher(GradientEditor):
         for site in sites:
             q_Ren = queries[site]
             rows, e, n = q_Ren.shape
-            key = (q_Ren / q_Ren.square().sum(-1, keepdim=True).clamp(min=1e-6)).transpose(1, 2).contiguous()
-            part = {"key": key, "key_bias": torch.zeros(rows, e), "value": torch.zeros(rows, e, backbone.width)}
+            key = (
+                (q_Ren / q_Ren.square().sum(-1, keepdim=True).clamp(min=1e-6))
+                .transpose(1, 2)
+                .contiguous()
+            )
+            part = {
+                "key": key,
+                "key_bias": torch.zeros(rows, e),
+                "value": torch.zeros(rows, e, backbone.width),
+            }
             if backbone.gated(site):
                 part |= {"up": torch.zeros(rows, n, e), "up_bias": torch.ones(rows, e)}
             parts[site] = part
@@ -116,31 +142,51 @@ class TPatcher(GradientEditor):
         return {s: watch.x[s].float().cpu()[chosen[..., 0], chosen[..., 1]] for s in sites}
 
     def losses(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], patch: Patch
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        patch: Patch,
     ) -> tuple[Callable[[], Tensor] | None, Patch | None]:
         c, sites = self.config, self.sites(backbone)
         assert isinstance(patch, Neurons)
         if not c.act_weight and not c.memory_weight:
             return None, None
         batch, rows = encode_edits(backbone, groups, eos=c.eos)
-        memory = {s: _memories(states, s, backbone.device_of(s)) for s in sites} if c.memory_weight else {}
+        memory = (
+            {s: _memories(states, s, backbone.device_of(s)) for s in sites}
+            if c.memory_weight
+            else {}
+        )
         watch = Watch(sites)
 
         def penalty() -> Tensor:
             total = torch.zeros(len(groups), device=rows.device)
             for site in sites:
-                u_BMe, real_BM = self._at_targets(patch, site, watch.x[site], batch.lengths, batch.targets, rows)
-                own_B = torch.where(real_BM[..., None], u_BMe, u_BMe.new_full((), -1e4)).amax(1)  # best place per neuron
+                u_BMe, real_BM = self._at_targets(
+                    patch, site, watch.x[site], batch.lengths, batch.targets, rows
+                )
+                own_B = torch.where(real_BM[..., None], u_BMe, u_BMe.new_full((), -1e4)).amax(
+                    1
+                )  # best place per neuron
                 fire_B = torch.exp(-own_B).topk(min(5, own_B.shape[-1]), dim=-1).values.mean(-1)
                 total = total + c.act_weight * per_group(fire_B, rows, len(groups))
                 if memory.get(site) is not None:
-                    total = total + c.memory_weight * self._memory_loss(patch, site, memory[site], own_B, rows)
+                    total = total + c.memory_weight * self._memory_loss(
+                        patch, site, memory[site], own_B, rows
+                    )
             return total
 
         return penalty, watch
 
     def _at_targets(
-        self, patch: Neurons, site: str, x: Tensor, lengths: Tensor, targets: Sequence[Sequence[int]], rows: Tensor
+        self,
+        patch: Neurons,
+        site: str,
+        x: Tensor,
+        lengths: Tensor,
+        targets: Sequence[Sequence[int]],
+        rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """([B, M, e] key pre-activations where target tokens are predicted, [B, M] which of them are real)."""
         longest = max(len(t) for t in targets)
@@ -150,15 +196,24 @@ class TPatcher(GradientEditor):
         picked = x[torch.arange(x.shape[0], device=x.device)[:, None], columns]
         return patch.preactivations(site, picked, rows), real
 
-    def _memory_loss(self, patch: Neurons, site: str, memory: Tensor, own_B: Tensor, rows: Tensor) -> Tensor:
+    def _memory_loss(
+        self, patch: Neurons, site: str, memory: Tensor, own_B: Tensor, rows: Tensor
+    ) -> Tensor:
         """[R] the two top-k terms over memory states [S, n]."""
         c, count = self.config, patch.rows or 1
         part = patch.part(site)
         u_RSe = memory @ part["key"] + part["key_bias"][:, None]
         own_Re = torch.stack([own_B[rows == r].amax(0) for r in range(count)])
         top = min(c.top, u_RSe.shape[1] * u_RSe.shape[2])
-        silent = torch.exp((u_RSe - c.gamma).clamp(max=20)).flatten(1).topk(top, dim=1).values.mean(1)
-        apart = torch.exp((u_RSe - own_Re[:, None] + c.beta).clamp(max=20)).flatten(1).topk(top, dim=1).values.mean(1)
+        silent = (
+            torch.exp((u_RSe - c.gamma).clamp(max=20)).flatten(1).topk(top, dim=1).values.mean(1)
+        )
+        apart = (
+            torch.exp((u_RSe - own_Re[:, None] + c.beta).clamp(max=20))
+            .flatten(1)
+            .topk(top, dim=1)
+            .values.mean(1)
+        )
         return silent + apart
 
 

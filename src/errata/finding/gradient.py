@@ -25,7 +25,8 @@ class GradientEditor(Editor):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """lr, steps: Adam. stop_loss: a row stops below it, all target tokens right. clip: per-row gradient
-        norm (0 = none). eos: the end token is part of the target."""
+        norm (0 = none). eos: the end token is part of the target.
+        """
 
         lr: float = 1e-3
         steps: int = 25
@@ -39,12 +40,20 @@ class GradientEditor(Editor):
 
     @abstractmethod
     def start(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], seed: int
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
     ) -> Patch:
         """A patch with a row per group, parameters [R, ...] that require gradients, equal to doing nothing."""
 
     def losses(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], patch: Patch
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        patch: Patch,
     ) -> tuple[Callable[[], Tensor] | None, Patch | None]:
         """(extra losses [R] after each forward, a recording patch for them)."""
         return None, None
@@ -54,12 +63,19 @@ class GradientEditor(Editor):
         return state
 
     def find(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], *, seed: int
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        *,
+        seed: int,
     ) -> list[Found]:
         found: list[Found] = []
         size = self._chunk(backbone, groups, states, seed)
         stack = backbone.wires.stack
-        assert size >= len(groups) or not _has_rows(stack), "row patches are live: all rows must be found at once"
+        assert size >= len(groups) or not _has_rows(stack), (
+            "row patches are live: all rows must be found at once"
+        )
         for i in range(0, len(groups), size):
             part, own = groups[i : i + size], states[i : i + size]
             patch = self.start(backbone, part, own, seed).to_backbone(backbone)
@@ -67,12 +83,20 @@ class GradientEditor(Editor):
             log = search(backbone, part, patch, self.settings(), penalty=penalty, watch=watch)
             for row, state in enumerate(own):
                 one = patch.row(row)  # type: ignore[operator]
-                one.search = {"steps": log.steps[row], "loss": log.loss[row], "reached": log.reached[row]}
+                one.search = {
+                    "steps": log.steps[row],
+                    "loss": log.loss[row],
+                    "reached": log.reached[row],
+                }
                 found.append(Found(one, self.carry(state, one)))
         return found
 
     def _chunk(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], states: Sequence[State | None], seed: int
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
     ) -> int:
         """How many rows fit into the budget: patch, gradient and two moments in float32."""
         if len(groups) <= 1 or _has_rows(backbone.wires.stack):
@@ -91,4 +115,6 @@ def generator(seed: int, *names: object) -> torch.Generator:
     import hashlib
 
     text = "|".join(str(n) for n in (seed, *names))
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+    return torch.Generator().manual_seed(
+        int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    )

@@ -15,7 +15,11 @@ CHUNK = 32
 
 
 def site_inputs(
-    backbone: Backbone, prompts: Sequence[Prompt], sites: Sequence[str], count: int, rng: torch.Generator
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    sites: Sequence[str],
+    count: int,
+    rng: torch.Generator,
 ) -> dict[str, Tensor]:
     """Inputs [count, n] of each site: half at last prompt tokens, half at any position (fewer if too few).
 
@@ -41,7 +45,9 @@ def site_inputs(
     n_other = sum(len(v) for v in other[sites[0]]) if sites else 0
     pick_other = torch.randperm(n_other, generator=rng)[: count - len(pick_last)]
     for site in sites:
-        out[site] = torch.cat([torch.cat(last[site])[pick_last], torch.cat(other[site])[pick_other]])
+        out[site] = torch.cat(
+            [torch.cat(last[site])[pick_last], torch.cat(other[site])[pick_other]]
+        )
     return out
 
 

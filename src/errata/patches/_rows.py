@@ -5,36 +5,49 @@ Shapes: R patches in a batch, B rows of x, T columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 
-def per_row(x: Tensor, rows: Tensor, count: int, run: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def per_row(
+    x: Tensor, rows: Tensor, count: int, run: Callable[[Tensor, Tensor | None], Tensor]
+) -> Tensor:
     """Runs `run(x [R', k*T, n], index [R'])` so that row b of x meets patch rows[b]; returns [B, T, o].
+    An index of None means all patches in order, which needs no copy.
 
     One product per patch, never one copy of a patch per row: equal patches are brought together first.
     """
     b, t, n = x.shape
     if b == count and _is_range(rows, count):
-        return run(x, rows)
+        return run(x, None)
     order = torch.argsort(rows, stable=True)
     used, sizes = torch.unique_consecutive(rows[order], return_counts=True)
     if bool((sizes == sizes[0]).all()):
         k = int(sizes[0])
-        y = run(x[order].reshape(len(used), k * t, n), used).reshape(b, t, -1)
+        index = None if len(used) == count else used
+        y = run(x[order].reshape(len(used), k * t, n), index).reshape(b, t, -1)
     else:
         parts = torch.split(x[order], sizes.tolist())
-        y = torch.cat([
-            run(part.reshape(1, -1, n), used[i : i + 1]).reshape(part.shape[0], t, -1) for i, part in enumerate(parts)
-        ])
+        y = torch.cat(
+            [
+                run(part.reshape(1, -1, n), used[i : i + 1]).reshape(part.shape[0], t, -1)
+                for i, part in enumerate(parts)
+            ]
+        )
     return y[torch.argsort(order)]
+
+
+def picked(tensors: Mapping[str, Tensor], index: Tensor | None) -> Mapping[str, Tensor]:
+    """The given rows of every tensor."""
+    return tensors if index is None else {k: t[index] for k, t in tensors.items()}
 
 
 def padded(tensor: Tensor, dim: int) -> Tensor:
     """Zeros up to a power of four along `dim`: a compiled model then sees few shapes, whatever the number of
-    fused patches. Zero neurons and zero ranks add exactly nothing."""
+    fused patches. Zero neurons and zero ranks add exactly nothing.
+    """
     size = 1
     while size < tensor.shape[dim]:
         size *= 4

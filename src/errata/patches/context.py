@@ -62,7 +62,9 @@ class Context(Patch):
         if not order:
             return prompt
         demonstrations = list(self.facts[order[0]].demonstrations)
-        lines = [f"New Fact: {self.facts[i].question} {self.facts[i].answer}\n" for i in reversed(order)]
+        lines = [
+            f"New Fact: {self.facts[i].question} {self.facts[i].answer}\n" for i in reversed(order)
+        ]
         tail = "".join(lines) + f"Prompt: {prompt.text}"
         while True:
             shown = prompt.with_text("".join(reversed(demonstrations)) + tail)
@@ -91,15 +93,21 @@ class Context(Patch):
         """The union of both memories: facts are not shown twice over."""
         if not isinstance(other, Context) or other.layout != self.layout:
             return super().join(other)
-        union = Context((*self.facts, *other.facts), self.layout, torch.cat([self.vectors, other.vectors]))
+        union = Context(
+            (*self.facts, *other.facts), self.layout, torch.cat([self.vectors, other.vectors])
+        )
         return union.with_header(self.header, (*self.edits, *other.edits))
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return {"facts": [asdict(f) for f in self.facts], "layout": asdict(self.layout)}, {"vectors": self.vectors}
+        return {"facts": [asdict(f) for f in self.facts], "layout": asdict(self.layout)}, {
+            "vectors": self.vectors
+        }
 
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        facts = [Fact(f["question"], f["answer"], tuple(f["demonstrations"])) for f in settings["facts"]]
+        facts = [
+            Fact(f["question"], f["answer"], tuple(f["demonstrations"])) for f in settings["facts"]
+        ]
         return cls(facts, Layout(**settings["layout"]), tensors["vectors"])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from errata.core.patch import Patch
 from errata.core.ports import Ctx
-from errata.patches._rows import padded, per_row
+from errata.patches._rows import padded, per_row, picked
 
 _PARTS = ("dense", "A", "B", "bias")
 
@@ -24,15 +24,19 @@ _PARTS = ("dense", "A", "B", "bias")
 class Delta(Patch):
     """An additive change of linear maps."""
 
-    def __init__(self, parts: Mapping[str, Mapping[str, Tensor]], *, rows: int | None = None) -> None:
+    def __init__(
+        self, parts: Mapping[str, Mapping[str, Tensor]], *, rows: int | None = None
+    ) -> None:
         """`parts`: site -> {"dense": ...} or {"A": ..., "B": ...}, each with an optional "bias"."""
         super().__init__(tuple(parts))
         self.rows = rows
         self.names = {site: f"p{i}" for i, site in enumerate(parts)}
-        self.parts_ = nn.ModuleDict({
-            self.names[site]: nn.ParameterDict({k: _parameter(v) for k, v in tensors.items()})
-            for site, tensors in parts.items()
-        })
+        self.parts_ = nn.ModuleDict(
+            {
+                self.names[site]: nn.ParameterDict({k: _parameter(v) for k, v in tensors.items()})
+                for site, tensors in parts.items()
+            }
+        )
 
     def part(self, site: str) -> dict[str, nn.Parameter]:
         return dict(self.parts_[self.names[site]].items())  # type: ignore[arg-type]
@@ -48,7 +52,7 @@ class Delta(Patch):
             change = _apply(x32, part)
         else:
             change = per_row(
-                x32, ctx.rows_of(site, x), self.rows, lambda v, i: _apply(v, {k: p[i] for k, p in part.items()})
+                x32, ctx.rows_of(site, x), self.rows, lambda v, i: _apply(v, picked(part, i))
             )
         return y + change.to(y.dtype)
 
@@ -74,7 +78,8 @@ class Delta(Patch):
         for site in patches[0].names:
             own = [p.part(site) for p in patches]
             parts[site] = {
-                k: padded(torch.cat([o[k].detach() for o in own], dim="AB".index(k)), "AB".index(k)) if k in "AB"
+                k: padded(torch.cat([o[k].detach() for o in own], dim="AB".index(k)), "AB".index(k))
+                if k in "AB"
                 else torch.stack([o[k].detach() for o in own]).sum(0)
                 for k in own[0]
             }
@@ -86,7 +91,10 @@ class Delta(Patch):
         if len(shape) != 1 or patches[0].rows is not None:
             return None
         parts = {
-            site: {k: torch.stack([p.part(site)[k].detach() for p in patches]) for k in patches[0].part(site)}
+            site: {
+                k: torch.stack([p.part(site)[k].detach() for p in patches])
+                for k in patches[0].part(site)
+            }
             for site in patches[0].names
         }
         return cls(parts, rows=len(patches)).requires_grad_(False)
@@ -94,7 +102,9 @@ class Delta(Patch):
     def row(self, index: int) -> Delta:
         """Row `index` as a patch of its own."""
         assert self.rows is not None
-        return Delta({s: {k: p.detach()[index].clone() for k, p in self.part(s).items()} for s in self.names})
+        return Delta(
+            {s: {k: p.detach()[index].clone() for k, p in self.part(s).items()} for s in self.names}
+        )
 
 
 def _parameter(value: Tensor) -> nn.Parameter:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from errata.core.patch import Patch
 from errata.core.ports import Ctx
-from errata.patches._rows import padded, per_row
+from errata.patches._rows import padded, per_row, picked
 
 ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh")
 
@@ -32,19 +32,28 @@ class Neurons(Patch):
     """Extra neurons at `text.{i}.mlp` sites."""
 
     def __init__(
-        self, parts: Mapping[str, Mapping[str, Tensor]], *, act: str = "silu", rows: int | None = None
+        self,
+        parts: Mapping[str, Mapping[str, Tensor]],
+        *,
+        act: str = "silu",
+        rows: int | None = None,
     ) -> None:
         """`parts`: site -> {"key", "key_bias", "value", and for a gated FFN "up", "up_bias", and "shared"}."""
         super().__init__(tuple(parts))
         assert act in ACTIVATIONS, act
         self.act, self.rows = act, rows
         self.names = {site: f"p{i}" for i, site in enumerate(parts)}
-        self.parts_ = nn.ModuleDict({
-            self.names[site]: nn.ParameterDict({
-                k: v if isinstance(v, nn.Parameter) else nn.Parameter(v.detach().float()) for k, v in tensors.items()
-            })
-            for site, tensors in parts.items()
-        })
+        self.parts_ = nn.ModuleDict(
+            {
+                self.names[site]: nn.ParameterDict(
+                    {
+                        k: v if isinstance(v, nn.Parameter) else nn.Parameter(v.detach().float())
+                        for k, v in tensors.items()
+                    }
+                )
+                for site, tensors in parts.items()
+            }
+        )
 
     def part(self, site: str) -> dict[str, nn.Parameter]:
         return dict(self.parts_[self.names[site]].items())  # type: ignore[arg-type]
@@ -66,7 +75,7 @@ class Neurons(Patch):
             change = self._run(x32, part)
         else:
             change = per_row(
-                x32, ctx.rows_of(site, x), self.rows, lambda v, i: self._run(v, {k: p[i] for k, p in part.items()})
+                x32, ctx.rows_of(site, x), self.rows, lambda v, i: self._run(v, picked(part, i))
             )
         return y + change.to(y.dtype)
 
@@ -95,7 +104,11 @@ class Neurons(Patch):
     def fuse(cls, patches: Sequence[Self]) -> Self | None:
         """All neurons side by side; not where a shared direction belongs to one group of neurons only."""
         shape = {(p.sites, p.rows, p.act, _form(p)) for p in patches}
-        if len(shape) != 1 or patches[0].rows is not None or any("shared" in f for f in _form(patches[0])):
+        if (
+            len(shape) != 1
+            or patches[0].rows is not None
+            or any("shared" in f for f in _form(patches[0]))
+        ):
             return None
         parts = {}
         for site in patches[0].names:
@@ -112,7 +125,10 @@ class Neurons(Patch):
         if len(shape) != 1 or patches[0].rows is not None:
             return None
         parts = {
-            site: {k: torch.stack([p.part(site)[k].detach() for p in patches]) for k in patches[0].part(site)}
+            site: {
+                k: torch.stack([p.part(site)[k].detach() for p in patches])
+                for k in patches[0].part(site)
+            }
             for site in patches[0].names
         }
         return cls(parts, act=patches[0].act, rows=len(patches)).requires_grad_(False)
@@ -120,7 +136,9 @@ class Neurons(Patch):
     def row(self, index: int) -> Neurons:
         """Row `index` as a patch of its own."""
         assert self.rows is not None
-        parts = {s: {k: p.detach()[index].clone() for k, p in self.part(s).items()} for s in self.names}
+        parts = {
+            s: {k: p.detach()[index].clone() for k, p in self.part(s).items()} for s in self.names
+        }
         return Neurons(parts, act=self.act)
 
 

@@ -32,7 +32,11 @@ class Rows(Patch):
         self.decides = any(p.decides for p in patches)
         self.edits = tuple(e for p in patches for e in p.edits)
         self.layers = _layers(patches)
-        self.sites = self.sites if self.layers is None else frozenset(s for q in self.layers for s in q.sites)
+        self.sites = (
+            self.sites
+            if self.layers is None
+            else frozenset(s for q in self.layers for s in q.sites)
+        )
 
     def of(self, index: int) -> Patch:
         return self.patches[index]  # type: ignore[return-value]
@@ -79,7 +83,9 @@ class Rows(Patch):
             known = set(own.memo)
             parts.append((index, run(p, x[index], y[index], own)))
             for key in own.memo.keys() - known:
-                ctx.memo[key] = map_decision(own.memo[key], lambda v, at=index: _spread(v, at, x.shape[0]))
+                ctx.memo[key] = map_decision(
+                    own.memo[key], lambda v, at=index: _spread(v, at, x.shape[0])
+                )
         order = torch.cat([i for i, _ in parts])
         return torch.cat([v for _, v in parts])[torch.argsort(order)]
 

@@ -83,6 +83,8 @@ def pack_parts(patches: Sequence[Patch]) -> tuple[dict[str, Any], dict[str, Tens
 
 def unpack_parts(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Patch]:
     return [
-        core.unpack(own, {k.split("/", 1)[1]: v for k, v in tensors.items() if k.split("/", 1)[0] == str(i)})
+        core.unpack(
+            own, {k.split("/", 1)[1]: v for k, v in tensors.items() if k.split("/", 1)[0] == str(i)}
+        )
         for i, own in enumerate(settings["parts"])
     ]

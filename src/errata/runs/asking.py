@@ -48,7 +48,9 @@ def ask_all(
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        for i, answer in zip(part, _batch(backbone, [asked[i] for i in part], step, before, legacy), strict=True):
+        for i, answer in zip(
+            part, _batch(backbone, [asked[i] for i in part], step, before, legacy), strict=True
+        ):
             answers[i] = answer
         if on_batch is not None:
             on_batch(len(part))
@@ -66,7 +68,9 @@ def _batch(
 ) -> list[Answer]:
     probes = [a.ask.probe for a in asked]
     rows = torch.tensor([a.row for a in asked])
-    batch = backbone.encode([p.prompt for p in probes], [p.reference for p in probes], rows=rows.tolist())
+    batch = backbone.encode(
+        [p.prompt for p in probes], [p.reference for p in probes], rows=rows.tolist()
+    )
     caps = [len(t) + EXTRA for t in batch.targets]
     own = [_own_ids(a, before) for a in asked]
     with backbone.ask(batch, rows=rows) as q:
@@ -107,7 +111,13 @@ def ask_prompts(backbone: Backbone, prompts: Sequence[Prompt], *, cap: int = 32)
         rows = torch.zeros(len(part), dtype=torch.long)
         said = backbone.generate(batch, [cap] * len(part), rows=rows)
         out += [
-            Answer(case="", probe=str(start + i), text=backbone.decode(g.ids), ids=g.ids, stopped=g.stopped)
+            Answer(
+                case="",
+                probe=str(start + i),
+                text=backbone.decode(g.ids),
+                ids=g.ids,
+                stopped=g.stopped,
+            )
             for i, g in enumerate(said)
         ]
     return out
@@ -120,5 +130,3 @@ def too_long(backbone: Backbone, probe: Probe) -> str | None:
     except TooLong as e:
         return str(e)
     return None
-
-

@@ -82,22 +82,29 @@ def bench(
     legacy: bool = False,
     metrics: Sequence[str] | None = None,
     keep_patches: bool = False,
+    command: str = "",
     progress: Progress | None = None,
 ) -> Path:
     """Runs `editor` on `benchmark` under `protocol` into the folder `out`, and scores it. Resumes what is there."""
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
     editor = editor.for_backbone(backbone)
     started = time.perf_counter()
-    selection = select(backbone, spec, seed=seed, limit=limit, root=root, legacy=legacy, progress=progress)
+    selection = select(
+        backbone, spec, seed=seed, limit=limit, root=root, legacy=legacy, progress=progress
+    )
     plan = make_plan(selection, spec, order, rows=rows, seed=seed)
     before_seconds = time.perf_counter() - started
-    settings = _settings(backbone, editor, spec, order, state, seed=seed, limit=limit, rows=rows, legacy=legacy)
-    _open(out, settings, plan, selection.before)
+    settings = _settings(
+        backbone, editor, spec, order, state, seed=seed, limit=limit, rows=rows, legacy=legacy
+    )
+    _open(out, settings, plan, selection.before, command)
     done = _resume(out, plan)
     prepare_seconds = 0.0
     if len(done) < len(plan.units):
         started = time.perf_counter()
-        state = state if state is not None else prepared(backbone, editor, spec, seed=seed, root=root)
+        state = (
+            state if state is not None else prepared(backbone, editor, spec, seed=seed, root=root)
+        )
         prepare_seconds = time.perf_counter() - started
     before = {(a.case, a.probe): a for a in selection.before}
     runner = Runner(backbone, editor, state, order, plan.panel, before, seed=seed, legacy=legacy)
@@ -115,7 +122,9 @@ def bench(
     return out
 
 
-def prepared(backbone: Backbone, editor: Editor, spec: BenchmarkSpec, *, seed: int, root: Path | None) -> State | None:
+def prepared(
+    backbone: Backbone, editor: Editor, spec: BenchmarkSpec, *, seed: int, root: Path | None
+) -> State | None:
     """The state of an editor that learns cheaply, from the train split of the same benchmark."""
     if editor.needs_state or type(editor).prepare is Editor.prepare:
         return None
@@ -128,8 +137,16 @@ class Runner:
     """Runs units: all lanes of a unit are edited together and asked together."""
 
     def __init__(
-        self, backbone: Backbone, editor: Editor, state: State | None, protocol: Protocol, panel: Sequence[Probe],
-        before: Mapping[tuple[str, str], Answer], *, seed: int, legacy: bool = False,
+        self,
+        backbone: Backbone,
+        editor: Editor,
+        state: State | None,
+        protocol: Protocol,
+        panel: Sequence[Probe],
+        before: Mapping[tuple[str, str], Answer],
+        *,
+        seed: int,
+        legacy: bool = False,
     ) -> None:
         self.backbone, self.editor, self.state, self.protocol = backbone, editor, state, protocol
         self.panel, self.before, self.seed, self.legacy = panel, before, seed, legacy
@@ -158,10 +175,16 @@ class Runner:
                 track.patch, track.state = None, self.state
         groups = [t.edits for t in step.turns]
         live = [t.patch for t in tracks]
-        previous = Rows([p for p in live if p is not None]) if all(p is not None for p in live) else None
-        assert previous is not None or not any(p is not None for p in live), "lanes of a unit advance together"
+        previous = (
+            Rows([p for p in live if p is not None]) if all(p is not None for p in live) else None
+        )
+        assert previous is not None or not any(p is not None for p in live), (
+            "lanes of a unit advance together"
+        )
         with self.backbone.applied(previous):
-            found = self.editor.edit_groups(self.backbone, groups, [t.state for t in tracks], seed=self.seed)
+            found = self.editor.edit_groups(
+                self.backbone, groups, [t.state for t in tracks], seed=self.seed
+            )
         for track, one in zip(tracks, found, strict=True):
             track.patch = one.patch if track.patch is None else track.patch.join(one.patch)
             track.state = one.state
@@ -173,14 +196,21 @@ class Runner:
         started = time.perf_counter()
         asked = [Asked(a, row) for row, turn in enumerate(step.turns) for a in turn.asks]
         with self.backbone.applied(Rows([t.patch for t in tracks if t.patch is not None])):
-            answers = ask_all(self.backbone, asked, step=number, before=self.before, legacy=self.legacy)
+            answers = ask_all(
+                self.backbone, asked, step=number, before=self.before, legacy=self.legacy
+            )
         clock.ask += time.perf_counter() - started
         clock.asked += len(asked)
         return answers
 
 
 def _settings(
-    backbone: Backbone, editor: Editor, spec: BenchmarkSpec, protocol: Protocol, state: State | None, **options: Any
+    backbone: Backbone,
+    editor: Editor,
+    spec: BenchmarkSpec,
+    protocol: Protocol,
+    state: State | None,
+    **options: Any,
 ) -> dict[str, Any]:
     """What makes two runs the same run."""
     summary = editor.summary
@@ -202,7 +232,9 @@ def _settings(
     }
 
 
-def _open(out: Path, settings: Mapping[str, Any], plan: Plan, before: Sequence[Answer]) -> None:
+def _open(
+    out: Path, settings: Mapping[str, Any], plan: Plan, before: Sequence[Answer], command: str
+) -> None:
     """Starts the folder, or checks that it holds the same run. Raises BadRun."""
     path = out / "manifest.json"
     _sweep(out)
@@ -210,8 +242,13 @@ def _open(out: Path, settings: Mapping[str, Any], plan: Plan, before: Sequence[A
         held = record.read_json(path)
         different = [k for k, v in settings.items() if held.get(k) != from_plain(v)]
         if different or held.get("data_sha256") != plan.data:
-            what = ", ".join(f"{k} ({held.get(k)} there, {settings[k]} now)" for k in different[:3]) or "the benchmark's data"
-            raise BadRun(f"{out} holds another run: {what} differ. Choose another --out, or delete that folder.")
+            what = (
+                ", ".join(f"{k} ({held.get(k)} there, {settings[k]} now)" for k in different[:3])
+                or "the benchmark's data"
+            )
+            raise BadRun(
+                f"{out} holds another run: {what} differ. Choose another --out, or delete that folder."
+            )
         return
     started = {"plan.json", "before.jsonl"}  # a run killed before its manifest, which comes last
     if out.exists() and any(f.name not in started for f in out.iterdir()):
@@ -220,7 +257,11 @@ def _open(out: Path, settings: Mapping[str, Any], plan: Plan, before: Sequence[A
     (out / "before.jsonl").unlink(missing_ok=True)
     record.append_lines(out / "before.jsonl", before)
     manifest = {
-        **settings, "data_sha256": plan.data, "git": _commit(), "versions": patches.versions(),
+        **settings,
+        "command": command,
+        "data_sha256": plan.data,
+        "git": _commit(),
+        "versions": patches.versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     record.write_json(path, manifest)
@@ -243,7 +284,11 @@ def from_plain(value: Any) -> Any:
 def _commit() -> str:
     try:
         found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return ""
@@ -274,7 +319,13 @@ def _resume(out: Path, plan: Plan) -> list[Done]:
 def _finish(out: Path, unit: Unit, answers: Sequence[Answer], clock: Clock) -> Done:
     record.append_lines(out / "answers.jsonl", answers)
     done = Done(
-        unit.id, (out / "answers.jsonl").stat().st_size, clock.edit, clock.edits, clock.ask, clock.asked, _peak(),
+        unit.id,
+        (out / "answers.jsonl").stat().st_size,
+        clock.edit,
+        clock.edits,
+        clock.ask,
+        clock.asked,
+        _peak(),
         tuple(clock.searches),
     )
     record.append_lines(out / "done.jsonl", [done])
@@ -296,7 +347,9 @@ def _keep(out: Path, unit: Unit, tracks: Sequence[Track]) -> None:
             patches.save(track.patch, out / "patches" / lane.id)
 
 
-def _write_timing(out: Path, done: Sequence[Done], before_seconds: float, prepare_seconds: float) -> None:
+def _write_timing(
+    out: Path, done: Sequence[Done], before_seconds: float, prepare_seconds: float
+) -> None:
     """Kept apart from scores.json, which must not depend on how fast the machine was."""
     peak = max((d.peak_mb for d in done), default=0.0)
     edits, asked = sum(d.edits for d in done), sum(d.asked for d in done)
@@ -307,12 +360,19 @@ def _write_timing(out: Path, done: Sequence[Done], before_seconds: float, prepar
         "ask": {"seconds": sum(d.ask_seconds for d in done), "count": asked, "peak_mb": peak},
     }
     searches = [s for d in done for s in d.searches if s]
-    record.write_json(out / "timing.json", {
-        "phases": phases,
-        "edit_seconds": [d.edit_seconds / d.edits for d in done for _ in range(d.edits)],
-        "search": {
-            "n": len(searches),
-            "mean_steps": sum(s["steps"] for s in searches) / len(searches) if searches else None,
-            "reached": sum(bool(s["reached"]) for s in searches) / len(searches) if searches else None,
+    record.write_json(
+        out / "timing.json",
+        {
+            "phases": phases,
+            "edit_seconds": [d.edit_seconds / d.edits for d in done for _ in range(d.edits)],
+            "search": {
+                "n": len(searches),
+                "mean_steps": sum(s["steps"] for s in searches) / len(searches)
+                if searches
+                else None,
+                "reached": sum(bool(s["reached"]) for s in searches) / len(searches)
+                if searches
+                else None,
+            },
         },
-    })
+    )

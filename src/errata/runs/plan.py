@@ -22,7 +22,16 @@ from errata.core.errors import BadImage, BadSpec
 from errata.core.images import hash_image
 from errata.core.protocol import Ask, Protocol, Unit
 from errata.core.types import (
-    LOCALITY_KINDS, Answer, Case, Image, Probe, Prompt, Skip, digest, from_json, to_json,
+    LOCALITY_KINDS,
+    Answer,
+    Case,
+    Image,
+    Probe,
+    Prompt,
+    Skip,
+    digest,
+    from_json,
+    to_json,
 )
 from errata.metrics._rules import normalise
 from errata.runs import cache
@@ -67,8 +76,14 @@ def protocol_of(text: str) -> Protocol:
 
 
 def select(
-    backbone: Backbone, spec: BenchmarkSpec, *, seed: int, limit: int | None, root: Path | None,
-    legacy: bool = False, progress: Progress | None = None,
+    backbone: Backbone,
+    spec: BenchmarkSpec,
+    *,
+    seed: int,
+    limit: int | None,
+    root: Path | None,
+    legacy: bool = False,
+    progress: Progress | None = None,
 ) -> Selection:
     """Asks candidates in seeded order until `limit` cases are found. Cached by model, data and settings."""
     benchmark = registry.load("benchmarks", spec.name)()
@@ -77,10 +92,19 @@ def select(
     order = random.Random(f"{seed}|{spec}").sample(range(len(loaded.cases)), len(loaded.cases))
     candidates = [loaded.cases[i] for i in order]
     data = digest([to_json(c) for c in loaded.cases])
-    key = digest([
-        VERSION, backbone.fingerprint(), str(backbone.dtype), getattr(backbone, "style", ""), str(spec), data, seed,
-        limit or 0, int(legacy),
-    ])
+    key = digest(
+        [
+            VERSION,
+            backbone.fingerprint(),
+            str(backbone.dtype),
+            getattr(backbone, "style", ""),
+            str(spec),
+            data,
+            seed,
+            limit or 0,
+            int(legacy),
+        ]
+    )
     stored = cache.load(key)
     if stored is not None:
         return _from_json(stored)
@@ -96,7 +120,11 @@ def select(
 
 
 def _ask_candidates(
-    backbone: Backbone, candidates: Sequence[Case], panel: Sequence[Probe], limit: int | None, legacy: bool,
+    backbone: Backbone,
+    candidates: Sequence[Case],
+    panel: Sequence[Probe],
+    limit: int | None,
+    legacy: bool,
     progress: Progress | None,
 ) -> Selection:
     wanted = limit if limit is not None else len(candidates)
@@ -157,12 +185,17 @@ def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
 
 
 def _hashed(prompt: Prompt) -> Prompt:
-    return Prompt(tuple(
-        replace(s, sha256=hash_image(s)) if isinstance(s, Image) and s.sha256 is None else s for s in prompt.segments
-    ))
+    return Prompt(
+        tuple(
+            replace(s, sha256=hash_image(s)) if isinstance(s, Image) and s.sha256 is None else s
+            for s in prompt.segments
+        )
+    )
 
 
-def _answers(backbone: Backbone, cases: Sequence[Case], legacy: bool) -> dict[tuple[str, str], Answer]:
+def _answers(
+    backbone: Backbone, cases: Sequence[Case], legacy: bool
+) -> dict[tuple[str, str], Answer]:
     """Before-answers to all probes and hops (`<probe id>/hop`) of the cases."""
     asked = []
     for case in cases:
@@ -181,8 +214,14 @@ def judge(case: Case, answers: Mapping[tuple[str, str], Answer]) -> tuple[Case |
     target = case.edit.target
     if said.stopped and _equal(said.text, target):
         return None, [Skip(case.id, "the unedited model already says the target")]
-    if case.origin == "counterfactual" and case.edit.old and not (said.stopped and _equal(said.text, case.edit.old)):
-        return None, [Skip(case.id, f"the unedited model says '{said.text[:40]}', not the old answer")]
+    if (
+        case.origin == "counterfactual"
+        and case.edit.old
+        and not (said.stopped and _equal(said.text, case.edit.old))
+    ):
+        return None, [
+            Skip(case.id, f"the unedited model says '{said.text[:40]}', not the old answer")
+        ]
     probes, skips = [], []
     for p in case.probes:
         own = answers[case.id, p.id]
@@ -191,7 +230,11 @@ def judge(case: Case, answers: Mapping[tuple[str, str], Answer]) -> tuple[Case |
             why = "its before-answer is the target"
         elif p.kind == "portability":
             hop = answers.get((case.id, f"{p.id}/hop"))
-            if hop is not None and p.hop is not None and not (hop.stopped and _equal(hop.text, p.hop.reference)):
+            if (
+                hop is not None
+                and p.hop is not None
+                and not (hop.stopped and _equal(hop.text, p.hop.reference))
+            ):
                 why = "the unedited model does not know the hop"
             elif _equal(own.text, p.reference):
                 why = "the unedited model already gives the new consequence"
@@ -207,15 +250,27 @@ def _equal(text: str, other: str) -> bool:
     return normalise(text) == normalise(other)
 
 
-def make_plan(selection: Selection, spec: BenchmarkSpec, protocol: Protocol, *, rows: int, seed: int) -> Plan:
+def make_plan(
+    selection: Selection, spec: BenchmarkSpec, protocol: Protocol, *, rows: int, seed: int
+) -> Plan:
     """Units for the selected cases. Cases that fill no complete window are recorded as dropped."""
     units = protocol.plan(selection.cases, rows=rows, seed=seed)
     used = {c.id for u in units for lane in u.lanes for c in lane.cases}
-    left = tuple(Skip(c.id, f"left over: {protocol.spec} takes complete windows") for c in selection.cases if c.id not in used)
+    left = tuple(
+        Skip(c.id, f"left over: {protocol.spec} takes complete windows")
+        for c in selection.cases
+        if c.id not in used
+    )
     cases = tuple(c for c in selection.cases if c.id in used)
     return Plan(
-        benchmark=str(spec), protocol=protocol.spec, cases=cases, panel=selection.panel, units=units,
-        dropped=(*selection.dropped, *left), base_accuracy=_base(cases, selection), data=selection.data,
+        benchmark=str(spec),
+        protocol=protocol.spec,
+        cases=cases,
+        panel=selection.panel,
+        units=units,
+        dropped=(*selection.dropped, *left),
+        base_accuracy=_base(cases, selection),
+        data=selection.data,
     )
 
 
@@ -226,37 +281,54 @@ def _base(cases: Sequence[Case], selection: Selection) -> dict[str, Any]:
     for case, probes in [*((c.id, c.probes) for c in cases), ("panel", selection.panel)]:
         for p in probes:
             a = answers[case, p.id]
-            hits[p.kind + (f"/{p.group}" if p.group else "")].append(a.stopped and _equal(a.text, p.reference))
+            hits[p.kind + (f"/{p.group}" if p.group else "")].append(
+                a.stopped and _equal(a.text, p.reference)
+            )
     return {k: {"value": sum(v) / len(v), "n": len(v)} for k, v in sorted(hits.items())}
 
 
 def save_plan(plan: Plan, folder: Path) -> None:
-    record.write_json(folder / "plan.json", {
-        "schema": VERSION,
-        "benchmark": plan.benchmark,
-        "protocol": plan.protocol,
-        "cases": [to_json(c) for c in plan.cases],
-        "panel": [to_json(p) for p in plan.panel],
-        "units": [
-            {"id": u.id, "lanes": [{"id": lane.id, "cases": [c.id for c in lane.cases]} for lane in u.lanes]}
-            for u in plan.units
-        ],
-        "dropped": [to_json(s) for s in plan.dropped],
-        "base_accuracy": plan.base_accuracy,
-        "data": plan.data,
-    })
+    record.write_json(
+        folder / "plan.json",
+        {
+            "schema": VERSION,
+            "benchmark": plan.benchmark,
+            "protocol": plan.protocol,
+            "cases": [to_json(c) for c in plan.cases],
+            "panel": [to_json(p) for p in plan.panel],
+            "units": [
+                {
+                    "id": u.id,
+                    "lanes": [
+                        {"id": lane.id, "cases": [c.id for c in lane.cases]} for lane in u.lanes
+                    ],
+                }
+                for u in plan.units
+            ],
+            "dropped": [to_json(s) for s in plan.dropped],
+            "base_accuracy": plan.base_accuracy,
+            "data": plan.data,
+        },
+    )
 
 
 def _to_json(s: Selection) -> dict[str, Any]:
     return {
-        "cases": [to_json(c) for c in s.cases], "panel": [to_json(p) for p in s.panel],
-        "before": [to_json(a) for a in s.before], "dropped": [to_json(d) for d in s.dropped], "seen": s.seen, "data": s.data,
+        "cases": [to_json(c) for c in s.cases],
+        "panel": [to_json(p) for p in s.panel],
+        "before": [to_json(a) for a in s.before],
+        "dropped": [to_json(d) for d in s.dropped],
+        "seen": s.seen,
+        "data": s.data,
     }
 
 
 def _from_json(data: Mapping[str, Any]) -> Selection:
     return Selection(
-        from_json(tuple[Case, ...], data["cases"]), from_json(tuple[Probe, ...], data["panel"]),
-        from_json(tuple[Answer, ...], data["before"]), from_json(tuple[Skip, ...], data["dropped"]),
-        data["seen"], data["data"],
+        from_json(tuple[Case, ...], data["cases"]),
+        from_json(tuple[Probe, ...], data["panel"]),
+        from_json(tuple[Answer, ...], data["before"]),
+        from_json(tuple[Skip, ...], data["dropped"]),
+        data["seen"],
+        data["data"],
     )
