@@ -61,9 +61,9 @@ def readme() -> dict[Path, str]:
 def table() -> str:
     """Every editor tried on a small random-weight model of every class: `yes` or why not."""
     import torch
-    from tests import tiny
 
     from errata.core import registry
+    from tests import tiny
 
     torch.set_num_threads(1)
     backbones = {title: getattr(tiny, name)() for title, name in COLUMNS.items()}

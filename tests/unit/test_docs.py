@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
-from scripts import docs
 
+from errata.cli._shared import bundled_models
 from errata.core import errors
+from scripts import docs
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -58,3 +63,67 @@ def test_commands_in_the_docs_exist():
         text = page.read_text(encoding="utf-8")
         shown = set(re.findall(r"^\s*(?:\$ )?errata ([a-z][a-z-]+)", text, re.MULTILINE))
         assert shown <= known, f"{page.name}: {shown - known}"
+
+
+def _code(page: str, number: int = 0) -> str:
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.M)
+    return str(blocks[number])
+
+
+def _run(code: str, page: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Runs the code of a page as a module, so that its classes know where they are from."""
+    module = ModuleType(re.sub(r"\W", "_", page))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(code, page, "exec"), module.__dict__)
+    return module.__dict__
+
+
+def test_the_editor_in_the_docs_works(monkeypatch):
+    import torch
+
+    from errata import Edit, Prompt
+    from tests import tiny
+
+    bb = tiny.llava()
+    cls = _run(_code("docs/add-an-editor.md"), "docs/add-an-editor.md", monkeypatch)["FtUp"]
+    one = Edit(Prompt.of("Which thing is red?"), "the ring", id="one")
+    two = Edit(Prompt.of("What is the colour?"), "blue", id="two")
+    batch = bb.encode([e.prompt for e in (one, two)], [e.target for e in (one, two)])
+    patch = cls(preset="careful", layer=-2).edit(bb, [one, two]).patch
+    with torch.no_grad():
+        before = bb.logits(batch)
+        with bb.applied(patch):
+            assert not torch.equal(bb.logits(batch), before)
+        assert torch.equal(bb.logits(batch), before)
+
+
+def test_the_benchmark_in_the_docs_works(monkeypatch, tmp_path):
+    from errata.core.benchmark import BenchmarkSpec
+    from errata.core.errors import BadData
+
+    code = _code("docs/add-a-benchmark.md")
+    benchmark = _run(code, "docs/add-a-benchmark.md", monkeypatch)["Capitals"]()
+    spec = BenchmarkSpec("capitals", ("text",), "eval", "disjoint")
+    row = {"question": "Capital of X?", "new": "A", "old": "B", "rephrased": "X's capital?"}
+    row |= {"other": "Capital of Y?", "other_answer": "C"}
+    lines = "\n".join(json.dumps(r) for r in (row, {**row, "new": " "}))
+    (tmp_path / "eval.jsonl").write_text(lines)
+    loaded = benchmark.load(spec, root=tmp_path)
+    assert [c.id for c in loaded.cases] == ["eval-1"]
+    assert [s.reason for s in loaded.skipped] == ["empty target"]
+    with pytest.raises(BadData):
+        benchmark.load(spec, root=tmp_path / "nowhere")
+
+
+@pytest.mark.trained
+@pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bundled model")
+def test_the_session_in_the_readme_says_what_it_claims(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = _code("README.md")
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 18
+    claimed = re.findall(r"^ *print\(.*\)  # (\w+)$", code, re.MULTILINE)
+    _run(code.replace("limit=50", "limit=2"), "README.md", monkeypatch)
+    assert capsys.readouterr().out.split() == claimed
+    assert (tmp_path / "ring-is-purple" / "patch.json").is_file()
+    assert (tmp_path / "runs" / "ft_l" / "scores.json").is_file()
