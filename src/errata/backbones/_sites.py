@@ -1,7 +1,8 @@
-"""Finds the sites of a vision-language model from its module tree, by structure and not by class name.
+"""Finds the sites of a vision-language model by the structure of its module tree, not by class.
 
-Rules: the text blocks are the largest ModuleList under the decoder whose children own an attention and an
-MLP; the down projection is the Linear of the MLP that writes the stream. Verified when a backbone is built.
+Rules: the text blocks are the largest ModuleList under the decoder whose children own an attention
+and an MLP; the down projection is the Linear of the MLP that writes the stream. Verified when a
+backbone is built.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def _bridge_sites(bridges: dict[str, nn.Module]) -> list[Site]:
 
 
 def resolve(model: Any) -> Layout:
-    """The layout of any `AutoModelForImageTextToText` model. Raises BadBackbone, saying what was not found."""
+    """The layout of any `AutoModelForImageTextToText` model. Raises BadBackbone."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     found = _blocks_in(decoder) or _blocks_in(model)
     head, embed = model.get_output_embeddings(), model.get_input_embeddings()
@@ -160,8 +161,8 @@ def resolve(model: Any) -> Layout:
             else "no output head or input embedding"
         )
         raise BadBackbone(
-            f"{type(model).__name__}: {what} found. errata edits decoder-only vision-language models; see "
-            "docs/add-a-backbone.md for a model of another build."
+            f"{type(model).__name__}: {what} found. errata edits decoder-only vision-language "
+            "models; see docs/add-a-backbone.md for a model of another build."
         )
     text, blocks = found
     towers = _named(model, _TOWERS, text)

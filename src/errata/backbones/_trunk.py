@@ -1,11 +1,11 @@
 """The forward machinery that every backbone with a decoder-only text model shares.
 
-A forward is split in three: what lies below the text model (vision tower, bridge, embedding), the text
-model's *own* forward, and the head at the positions that are asked for. The text model can be entered at any
-block: the blocks below are bypassed and the stream is substituted, its own code does the rest.
+A forward is split in three: what lies below the text model (vision tower, bridge, embedding), the
+text model's *own* forward, and the head at the positions asked for. The text model can be entered
+at any block: blocks below are bypassed and the stream is substituted, its own code does the rest.
 
-Rows are right padded. A continuation is appended behind all columns of the batch, and the columns between a
-row's prompt and its continuation are masked: no index but `Ctx.lengths` is ever needed.
+Rows are right padded. A continuation is appended behind all columns of the batch, and the columns
+between a row's prompt and its continuation are masked: only `Ctx.lengths` is ever needed.
 
 Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream width.
 """
@@ -71,7 +71,7 @@ def _map(value: Any, n: int, index: Tensor) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_map(v, n, index) for v in value)
     if isinstance(value, Mapping):
-        return type(value)(**{k: _map(v, n, index) for k, v in value.items()})  # type: ignore[call-arg]
+        return type(value)(**{k: _map(v, n, index) for k, v in value.items()})
     return value
 
 
@@ -92,7 +92,7 @@ class TrunkBackbone(Backbone):
     tower: nn.Module | None
     stops: frozenset[int]
     softcap: float | None = None
-    #: the bridge is part of the tower's own forward (Qwen's merger), so the tower cannot be skipped below it
+    #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
     bridge_in_tower: bool = False
 
     @property
@@ -120,11 +120,11 @@ class TrunkBackbone(Backbone):
             return None
         return super().entry(patch)
 
-    # -- below the text model -----------------------------------------------------------------------
+    # -- below the text model -----------------------------------------------------------------
 
     @contextmanager
     def _tower_once(self, batch: Batch, saved: list[Any]) -> Iterator[None]:
-        """The vision tower sees each different image once; what it said is put into `saved`, or taken from it."""
+        """The vision tower sees each different image once; `saved` keeps or gives its output."""
         tower = self.tower
         if tower is None or any(s.startswith("vision") for p in self.wires.stack for s in p.sites):
             yield
@@ -142,7 +142,7 @@ class TrunkBackbone(Backbone):
         def forward(*args: Any, **kwargs: Any) -> Any:
             if saved:
                 return _copied(saved[0])
-            name = None if args else next(iter(kwargs))
+            name = "" if args else next(iter(kwargs))
             pixels = args[0] if args else kwargs[name]
             with torch.no_grad():
                 if len(unique) == len(inverse) or pixels.shape[0] != len(inverse):
@@ -152,7 +152,7 @@ class TrunkBackbone(Backbone):
                     out = (
                         original(few, *args[1:], **kwargs)
                         if args
-                        else original(**{**kwargs, str(name): few})
+                        else original(**{**kwargs, name: few})
                     )
                     out = _map(out, len(unique), inverse)
             saved.append(_copied(out))
@@ -182,7 +182,7 @@ class TrunkBackbone(Backbone):
                 return {k: v for k, v in kwargs.items() if k not in drop and v is not None}
         raise AssertionError("the text model was never reached")
 
-    # -- the text model -----------------------------------------------------------------------------
+    # -- the text model -----------------------------------------------------------------------
 
     def _through(
         self,
@@ -255,7 +255,7 @@ class TrunkBackbone(Backbone):
         return stream, trunk
 
     def _check_resumable(self, state: Entered) -> None:
-        """What was live below must still be live; what came later must act at the entered block or above."""
+        """What was live below must still be live; later patches act at `state.layer` or above."""
         live = self.wires.stack
         assert live[: len(state.stack)] == state.stack, (
             "the patches that were live when the state was entered are gone"
@@ -264,7 +264,8 @@ class TrunkBackbone(Backbone):
             entry = self.entry(patch)
             if entry is None or entry < state.layer:
                 raise AssertionError(
-                    f"{type(patch).__name__} acts below block {state.layer}, where this state was entered"
+                    f"{type(patch).__name__} acts below block {state.layer}, "
+                    "where this state was entered"
                 )
 
     def enter(
@@ -298,7 +299,7 @@ class TrunkBackbone(Backbone):
     def _new_cache(self) -> Any:
         return DynamicCache(config=getattr(self.text, "config", None))
 
-    # -- asking -------------------------------------------------------------------------------------
+    # -- asking -------------------------------------------------------------------------------
 
     def _asked(self, stream: Tensor, batch: Batch, ctx: Ctx) -> Tensor:
         """[B, 1 + M, V] logits at the last prompt token and at the target tokens."""
@@ -309,22 +310,16 @@ class TrunkBackbone(Backbone):
         return self._head(stream[rows, columns], ctx)
 
     def logits(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Tensor:
-        batch, rows = (
-            (what, rows)
-            if isinstance(what, Batch)
-            else (what.batch, what.rows if rows is None else rows)
-        )
+        batch = what if isinstance(what, Batch) else what.batch
+        rows = what.rows if rows is None and isinstance(what, Entered) else rows
         ctx = self._ctx(batch, rows)
         stream, _ = self._start(what, ctx, None)
         return self._asked(stream, batch, ctx)
 
     @contextmanager
     def ask(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Iterator[Question]:
-        batch, rows = (
-            (what, rows)
-            if isinstance(what, Batch)
-            else (what.batch, what.rows if rows is None else rows)
-        )
+        batch = what if isinstance(what, Batch) else what.batch
+        rows = what.rows if rows is None and isinstance(what, Entered) else rows
         ctx = self._ctx(batch, rows)
         cache = self._new_cache()
         with torch.no_grad():
@@ -335,7 +330,7 @@ class TrunkBackbone(Backbone):
     def _positions(
         self, trunk: Mapping[str, Any], lengths: Tensor, offset: Tensor, m: int
     ) -> Tensor:
-        """Position ids of m new tokens per row, `offset` [B] of which are behind the prompt already."""
+        """Position ids of m new tokens per row, after `offset` [B] tokens behind the prompt."""
         steps = offset[:, None] + torch.arange(m, device=offset.device)
         given = trunk.get("position_ids")
         if isinstance(given, Tensor) and given.dim() == 3:  # axes of a multimodal rotary embedding
@@ -349,7 +344,7 @@ class _Tail:
     """A continuation that grows: some rows of a question behind their prompts."""
 
     def __init__(self, q: _TrunkQuestion, index: Tensor, kept: Tensor) -> None:
-        """`index`: which rows. `kept` [len(index)]: how many of the target's tokens stay in the cache."""
+        """`index`: which rows. `kept` [len(index)]: how many target tokens stay in the cache."""
         self.q = q
         self.index = index
         batch = q.batch
@@ -429,7 +424,7 @@ class _TrunkQuestion(Question):
         return _scored(torch.cat([first, more], dim=1), ids)
 
     def greedy(self, caps: Sequence[int]) -> list[Generated]:
-        """The targets serve as a guess: as far as they are what the model would say, nothing is run again."""
+        """The targets serve as a guess: as far as the model would say them, nothing runs again."""
         best = self.logits.argmax(-1).tolist()
         said: list[list[int]] = []
         done: list[bool | None] = []
@@ -472,7 +467,7 @@ class _TrunkQuestion(Question):
 def _follow(
     best: list[int], guess: Sequence[int], cap: int, stops: frozenset[int]
 ) -> tuple[list[int], bool | None]:
-    """(ids, stopped) as far as `best` goes along `guess`; stopped is None when decoding must go on."""
+    """(ids, stopped) as far as `best` follows `guess`; stopped is None when decoding must go on."""
     ids: list[int] = []
     for j, token in enumerate(best[: len(guess) + 1]):
         if token in stops:

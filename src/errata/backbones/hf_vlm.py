@@ -1,8 +1,8 @@
-"""Any `AutoModelForImageTextToText` class of transformers: LLaVA, BLIP-2, Qwen-VL, InternVL, Gemma and others.
+"""Any `AutoModelForImageTextToText` of transformers: LLaVA, BLIP-2, Qwen-VL, InternVL, Gemma, ...
 
-One file for all of them: sites are found by structure (`_sites`), the forward machinery is shared (`_trunk`),
-and what a processor does to text and images is learnt from the processor itself. `micro-vlm`, the bundled
-model, is an ordinary LLaVA checkpoint in a folder of the package.
+One file for all of them: sites are found by structure (`_sites`), the forward machinery is shared
+(`_trunk`), and what a processor does to text and images is learnt from the processor itself.
+`micro-vlm`, the bundled model, is an ordinary LLaVA checkpoint in a folder of the package.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class HfVlm(TrunkBackbone):
         )
         if image_id is None:
             raise BadBackbone(
-                f"{self.name}: its config names no image token (image_token_id). Is it a vision model?"
+                f"{self.name}: its config names no image token (image_token_id). "
+                "Is it a vision model?"
             )
         self.image_id = int(image_id)
         self.image_token = self.tokenizer.convert_ids_to_tokens(self.image_id)
@@ -95,23 +96,25 @@ class HfVlm(TrunkBackbone):
         style: Style = "raw",
         trust_remote_code: bool = False,
     ) -> HfVlm:
-        """A bundled name, a folder or a hub id. Raises BadBackbone with the library's own reason."""
+        """A bundled name, a folder or a hub id. Raises BadBackbone with the library's reason."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        make_processor: Any = AutoProcessor.from_pretrained
         path = _bundled(name) if name in cls.bundled else name
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
+            model: Any = AutoModelForImageTextToText.from_pretrained(
                 path, dtype=dtype, device_map=device_map, **options
             )
-            processor = AutoProcessor.from_pretrained(path, **options)
+            processor = make_processor(path, **options)
         except (OSError, ValueError, ImportError) as e:
             reason = str(e).strip().splitlines()[0]
             raise BadBackbone(
                 f"cannot load '{name}' as a vision-language model: {reason} Give a bundled name "
-                f"({', '.join(cls.bundled)}), a folder with config.json, or a hub id (offline: download it first)."
+                f"({', '.join(cls.bundled)}), a folder with config.json, or a hub id (offline: "
+                "download it first)."
             ) from None
         if device is not None:
             model = model.to(device)
@@ -138,24 +141,29 @@ class HfVlm(TrunkBackbone):
         }
         if name not in known:
             raise BadBackbone(
-                f"{self.name}: neurons cannot imitate the activation '{name}'. Known: {', '.join(known)}."
+                f"{self.name}: neurons cannot imitate the activation '{name}'. "
+                f"Known: {', '.join(known)}."
             )
         return known[name]
 
     def fingerprint(self) -> str:
         """Over stored tensors, so that loading in another dtype does not change it."""
         if not self._fingerprint:
-            config = {k: v for k, v in self.model.config.to_dict().items() if k not in _VOLATILE}
+            given: Any = self.model.config
+            config = {k: v for k, v in given.to_dict().items() if k not in _VOLATILE}
             h = hashlib.sha256(json.dumps(_stable(config), sort_keys=True, default=str).encode())
             stored = sorted(self.source.glob("*.safetensors")) if self.source else []
-            (_hash_files if stored else _hash_memory)(h, stored or self.model)
+            if stored:
+                _hash_files(h, stored)
+            else:
+                _hash_memory(h, self.model)
             self._fingerprint = h.hexdigest()
         return self._fingerprint
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    # -- prompts to tensors -------------------------------------------------------------------------
+    # -- prompts to tensors -------------------------------------------------------------------
 
     def shown(self, prompt: Prompt) -> str:
         """The text put to the tokenizer, with one image token per image."""
@@ -232,7 +240,7 @@ class HfVlm(TrunkBackbone):
         return tuple(ids)
 
     def answer_ids(self, text: str, prompt: Prompt) -> tuple[int, ...]:
-        """Exactly one space in front of the stripped text, none after a prompt that ends in white space."""
+        """One space in front of the stripped text, none after a prompt ending in white space."""
         text = text.strip()
         if not text:
             return ()
@@ -269,8 +277,8 @@ class HfVlm(TrunkBackbone):
         for b, (i, e) in enumerate(zip(ids, ends, strict=True)):
             if len(i) + len(e) > self.context:
                 raise TooLong(
-                    f"prompt '{shown[b].text[:60]}' and its target need {len(i) + len(e)} tokens, {self.name} takes "
-                    f"{self.context}. Shorten the prompt or the target."
+                    f"prompt '{shown[b].text[:60]}' and its target need {len(i) + len(e)} tokens, "
+                    f"{self.name} takes {self.context}. Shorten the prompt or the target."
                 )
             i.extend(e)
         return self._batch(shown, ids, lengths, ends, images, made)
@@ -345,7 +353,7 @@ def _hash_memory(h: Any, model: torch.nn.Module) -> None:
 def _hash_tensor(h: Any, key: str, tensor: Tensor) -> None:
     h.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
     flat = tensor.detach().cpu().contiguous().flatten()
-    for chunk in flat.view(torch.uint8).split(1 << 26):
+    for chunk in torch.split(flat.view(torch.uint8), 1 << 26):
         h.update(chunk.numpy().tobytes())
 
 

@@ -1,8 +1,8 @@
 """What a backbone is: a model and its processor, seen as named sites, asked in batches.
 
 The only place that knows module paths is a backbone file. Everybody else speaks of sites
-(`text.{i}.{in,block,attn,attn.q,.k,.v,.o,mlp,mlp.up,.gate,.down}`, `embed`, `vision.{i}...`, `bridge`,
-`bridge.{linear}`, `final_norm`, `head`), batches and questions.
+(`text.{i}.{in,block,attn,attn.q,.k,.v,.o,mlp,mlp.up,.gate,.down}`, `embed`, `vision.{i}...`,
+`bridge`, `bridge.{linear}`, `final_norm`, `head`), batches and questions.
 
 Shapes: B rows, T columns of prompt and target (right padded), V vocabulary, N images.
 """
@@ -26,7 +26,7 @@ from errata.core.types import Prompt, Scored
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Prompts (and targets) as tensors. Rows are right padded; the target follows its prompt at once.
+    """Prompts (and targets) as tensors, right padded; the target follows its prompt at once.
 
     lengths: [B] prompt tokens, image tokens included; a row's target starts there.
     vision:  [B, T] True for image tokens. image_rows: [N] whose image is whose. image_sizes: [N].
@@ -60,9 +60,10 @@ class Batch:
 class Entered:
     """The state that enters block `layer`: what lies below has run and will not run again.
 
-    layer -1 means: after the vision tower. `trunk` are the keywords of the text model's own forward,
-    `stream` [B, T, d] the input of the block, `cache` the keys and values of the lower blocks. `stack`
-    was live below, with `rows` [B]; only patches that act at `layer` or above may be added later.
+    layer -1 means: after the vision tower. `trunk` are the keywords of the text model's own
+    forward, `stream` [B, T, d] the input of the block, `cache` the keys and values of the lower
+    blocks. `stack` was live below, with `rows` [B]; only patches that act at `layer` or above may
+    be added later.
     """
 
     batch: Batch
@@ -91,7 +92,7 @@ class Question(ABC):
     @property
     @abstractmethod
     def logits(self) -> Tensor:
-        """[B, 1 + M, V]: entry j predicts target token j; the last one of a row is behind its target."""
+        """[B, 1 + M, V]: entry j predicts target token j; a row's last is behind its target."""
 
     @abstractmethod
     def scores(self) -> list[Scored]:
@@ -107,7 +108,7 @@ class Question(ABC):
 
     @abstractmethod
     def feed(self, ids: Tensor) -> Tensor:
-        """Appends ids [B, m] after the prompts (targets left out) and keeps them: logits [B, m, V]."""
+        """Appends ids [B, m] to the prompts (not the targets) and keeps them: logits [B, m, V]."""
 
     @abstractmethod
     def top(self, k: int) -> list[tuple[tuple[int, ...], ...]]:
@@ -163,8 +164,8 @@ class Backbone(ABC):
     ) -> Batch:
         """Prompts and targets as one batch, after live patches have rewritten the prompts.
 
-        One space between prompt and target, target stripped; `eos` appends the end token to targets.
-        Raises TooLong, naming the row.
+        One space between prompt and target, target stripped; `eos` appends the end token to
+        targets. Raises TooLong, naming the row.
         """
 
     @abstractmethod
@@ -207,7 +208,7 @@ class Backbone(ABC):
             return self.logits(state, rows=rows)
 
     def entry(self, patch: Patch | None) -> int | None:
-        """The highest layer that `patch` can be resumed from; None when it needs the whole model."""
+        """The highest layer that `patch` can be resumed from; None: it needs the whole model."""
         if patch is None:
             return self.depth - 1
         if patch.rewrites or any(s.startswith("vision") for s in patch.sites):
@@ -225,7 +226,8 @@ class Backbone(ABC):
         found = index + self.depth if index < 0 else index
         if not 0 <= found < self.depth:
             raise BadSpec(
-                f"{self.name} has text blocks 0 to {self.depth - 1} (or -{self.depth} to -1), not {index}."
+                f"{self.name} has text blocks 0 to {self.depth - 1} (or -{self.depth} to -1), "
+                f"not {index}."
             )
         return found
 
@@ -233,16 +235,16 @@ class Backbone(ABC):
         """A site by name. Raises BadSpec."""
         if name not in self.wires.sites:
             some = sorted(n for n in self.wires.sites if n.split(".")[0] == name.split(".")[0])[:12]
-            raise BadSpec(
-                f"{self.name} has no site '{name}'. Near it: {', '.join(some) or 'see errata doctor'}."
-            )
+            near = ", ".join(some) or "see errata doctor"
+            raise BadSpec(f"{self.name} has no site '{name}'. Near it: {near}.")
         return self.wires.sites[name]
 
     def weight(self, site: str) -> tuple[int, int]:
         """(in, out) features of a linear site."""
         module = self.site(site).first
-        assert isinstance(module, nn.Linear) or hasattr(module, "weight"), site
-        out, into = module.weight.shape[-2:]  # type: ignore[union-attr]
+        weight = module.weight
+        assert isinstance(weight, Tensor), site
+        out, into = weight.shape[-2:]
         return int(into), int(out)
 
     def gated(self, site: str) -> bool:
@@ -255,7 +257,7 @@ class Backbone(ABC):
 
     @contextmanager
     def applied(self, *patches: Patch | None) -> Iterator[None]:
-        """The patches are live inside, on top of what already is. On leaving, exactly what was before."""
+        """The patches are live inside, on top of what is; on leaving, exactly what was before."""
         outer = self.wires.stack
         for patch in patches:
             for name in patch.sites if patch is not None else ():

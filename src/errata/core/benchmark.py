@@ -48,7 +48,8 @@ class BenchmarkSpec:
             for value in given:
                 if value not in known:
                     raise BadSpec(
-                        f"benchmark '{spec.name}' has no {what} '{value}'. It has: {', '.join(known)}."
+                        f"benchmark '{spec.name}' has no {what} '{value}'. "
+                        f"It has: {', '.join(known)}."
                     )
         return cls(spec.name, spec.tasks or benchmark.tasks, spec.split, spec.variant)
 
@@ -76,14 +77,14 @@ class Benchmark(ABC):
 
     @abstractmethod
     def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
-        """All candidate cases of `spec`, in a fixed order. Raises BadData when files are missing."""
+        """All candidate cases of `spec`, in a fixed order. Raises BadData for missing files."""
 
     def panel(self, spec: BenchmarkSpec, *, root: Path | None = None) -> tuple[Probe, ...]:
         """A fixed panel of questions unrelated to any edit (kind `retention`); may be empty."""
         return ()
 
     def open_image(self, spec: str) -> Any:
-        """The PIL image (RGB) of the URI `<name>:<spec>`, for benchmarks that render their images."""
+        """The PIL image (RGB) of the URI `<name>:<spec>`, for benchmarks that render images."""
         raise BadSpec(f"benchmark '{self.name}' renders no images.")
 
     def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:

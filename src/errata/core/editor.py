@@ -1,7 +1,7 @@
 """What an editor is: how an edit is found.
 
-An editor never writes a weight and never sees a concrete backbone class. It returns a patch that holds only
-the increment over whatever is applied when it is called.
+An editor never writes a weight and never sees a concrete backbone class. It returns a patch that
+holds only the increment over whatever is applied when it is called.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ class Found:
 
 
 class Editor(ABC):
-    """Base of all editors. Settings are the nested frozen `Config`; papers' settings are named presets."""
+    """Base of all editors.
+
+    Settings are the nested frozen `Config`; papers' settings are named presets.
+    """
 
     plugin_kind: ClassVar[str] = "editors"
     name: ClassVar[str]
@@ -88,9 +91,8 @@ class Editor(ABC):
 
     def __init__(self, preset: str | None = None, **passed: Any) -> None:
         if preset is not None and preset not in self.presets:
-            raise BadSpec(
-                f"editor '{self.name}' has no preset '{preset}'. It has: {', '.join(sorted(self.presets)) or 'none'}."
-            )
+            known = ", ".join(sorted(self.presets)) or "none"
+            raise BadSpec(f"editor '{self.name}' has no preset '{preset}'. It has: {known}.")
         self.preset = preset
         self.passed = dict(passed)
         self.config: Any = parse_config(
@@ -121,7 +123,10 @@ class Editor(ABC):
         *,
         seed: int,
     ) -> list[Found]:
-        """One independent patch per group; a group's edits are made jointly. Inside `backbone.applied`."""
+        """One independent patch per group, whose edits are made jointly.
+
+        Called inside `backbone.applied`.
+        """
 
     def edit(
         self,
@@ -167,8 +172,8 @@ class Editor(ABC):
             check_edit(edit)
         if self.needs_state and any(s is None for s in states):
             raise MissingState(
-                f"editor '{self.name}' must be prepared first: errata prepare {backbone.name} --editor {self.name} "
-                "--benchmark NAME@train --out DIR, then pass --state DIR."
+                f"editor '{self.name}' must be prepared first: errata prepare {backbone.name} "
+                f"--editor {self.name} --benchmark NAME@train --out DIR, then pass --state DIR."
             )
         found = self.find(backbone, groups, states, seed=seed)
         for group, state, one in zip(groups, states, found, strict=True):
@@ -194,7 +199,8 @@ def check_edit(edit: Edit) -> None:
     """Raises BadEdit for an edit that no editor can make."""
     if not edit.target.strip():
         raise BadEdit(
-            f"edit '{edit.id or edit.prompt.text}' has an empty target. Give the answer it should have."
+            f"edit '{edit.id or edit.prompt.text}' has an empty target. "
+            "Give the answer it should have."
         )
     if not edit.prompt.text.strip():
         raise BadEdit(
@@ -203,7 +209,10 @@ def check_edit(edit: Edit) -> None:
 
 
 def parse_config(editor: str, cls: type, given: Mapping[str, Any]) -> Any:
-    """A frozen Config from settings given in Python or as text; wrong names and types raise BadSpec."""
+    """A frozen Config from settings given in Python or as text.
+
+    Wrong names and types raise BadSpec.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     known = {f.name for f in fields(cls)}
@@ -214,7 +223,8 @@ def parse_config(editor: str, cls: type, given: Mapping[str, Any]) -> Any:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
             raise BadSpec(
-                f"editor '{editor}' has no setting '{name}'.{hint} It has: {', '.join(sorted(known)) or 'none'}."
+                f"editor '{editor}' has no setting '{name}'.{hint} "
+                f"It has: {', '.join(sorted(known)) or 'none'}."
             )
     try:
         return TypeAdapter(cls).validate_python(dict(given))

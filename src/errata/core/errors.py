@@ -1,7 +1,8 @@
 """Errors that are the user's to mend.
 
-Each is one line that says what was given, what exists and what to do. `errata` prints it and exits 2.
-Everything else that goes wrong is our bug and exits 1. docs/errors.md lists every class (a test compares).
+Each is one line that says what was given, what exists and what to do. `errata` prints it and ends
+with exit code 2. Everything else that goes wrong is our bug and ends with 1. docs/errors.md lists
+every class (a test compares).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class BadSpec(UserError):
 
 
 class BadEdit(UserError):
-    """An edit that cannot be made: an empty target, no image where one is needed, a bad JSON line."""
+    """An edit that cannot be made: an empty target, no image where one is needed, bad JSON."""
 
 
 class BadImage(UserError):

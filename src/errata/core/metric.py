@@ -20,7 +20,7 @@ class Row:
 
 
 class Metric(ABC):
-    """Scores in [0, 1], or None where there is nothing to score (counted as unscored, never as zero)."""
+    """Scores in [0, 1], or None where there is nothing to score (unscored, never zero)."""
 
     plugin_kind: ClassVar[str] = "metrics"
     name: ClassVar[str]

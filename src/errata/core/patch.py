@@ -1,7 +1,8 @@
 """What an edit is once it has been found: data that acts at ports.
 
-A patch holds no reference to a model. It is saved as safetensors keyed by site names, refuses a model with
-another fingerprint, and is undone by no longer being live. docs: design of the four shapes in `errata.patches`.
+A patch holds no reference to a model. It is saved as safetensors keyed by site names, refuses a
+model with another fingerprint, and is undone by no longer being live. docs: design of the four
+shapes in `errata.patches`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Where a patch comes from: everything needed to tell two patches apart and to refuse the wrong model."""
+    """Where a patch comes from: tells two patches apart, and the right model from others."""
 
     editor: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -80,6 +81,10 @@ class Patch(nn.Module, ABC):
     def rewrites(self) -> bool:
         return type(self).rewrite is not Patch.rewrite
 
+    def parts(self) -> list[Patch]:
+        """The patches that this one consists of, in order."""
+        return [self]
+
     @abstractmethod
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(JSON-ready settings, tensors keyed by `<site>/<name>`)."""
@@ -90,19 +95,22 @@ class Patch(nn.Module, ABC):
         """The inverse of `pack`."""
 
     def join(self, other: Patch) -> Patch:
-        """Both patches as one, `other` on top. Shapes whose union is not one-after-the-other override."""
+        """Both patches as one, `other` on top.
+
+        Shapes whose union is not one after the other override this.
+        """
         from errata.patches.stack import Stack
 
         return Stack([self, other])
 
     @classmethod
     def fuse(cls, patches: Sequence[Self]) -> Self | None:
-        """Several patches of this shape as one that does the same, or None where that is not possible."""
+        """Several patches of this shape as one that does the same, or None if not possible."""
         return None
 
     @classmethod
     def in_rows(cls, patches: Sequence[Self]) -> Self | None:
-        """One patch of this shape whose tensors have a row per given patch, or None if not possible."""
+        """One patch of this shape with a row per given patch, or None if not possible."""
         return None
 
     def with_header(self, header: Header, edits: Sequence[Edit]) -> Self:
@@ -124,10 +132,10 @@ class Patch(nn.Module, ABC):
 
 
 def fused(stack: Sequence[Patch]) -> tuple[Patch, ...]:
-    """The same patches with same shapes merged, so that the work does not grow with their number."""
+    """The same patches, equal shapes merged, so that work does not grow with their number."""
     flat: list[Patch] = []
     for patch in stack:
-        flat.extend(patch.parts() if hasattr(patch, "parts") else [patch])
+        flat.extend(patch.parts())
     done: list[Patch] = []
     groups: dict[type[Patch], list[Patch]] = {}
     for patch in flat:
@@ -170,7 +178,10 @@ def unpack(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
 
 
 def save(patch: Patch, folder: Path) -> None:
-    """Writes `patch.json`, `patch.safetensors`, `edits.jsonl` and `README.md`; each file whole or not at all."""
+    """Writes `patch.json`, `patch.safetensors`, `edits.jsonl` and `README.md`.
+
+    Each file is written whole or not at all.
+    """
     settings, tensors = pack(patch)
     stored = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     blob = to_safetensors(stored, metadata={"format": str(FORMAT)})
@@ -198,7 +209,8 @@ def read_head(folder: Path) -> dict[str, Any]:
         head = json.loads((folder / "patch.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadPatch(
-            f"{folder} is not a patch: it has no patch.json. `errata edit ... --out DIR` writes one."
+            f"{folder} is not a patch: it has no patch.json. "
+            "`errata edit ... --out DIR` writes one."
         ) from None
     except ValueError as e:
         raise BadPatch(
@@ -207,7 +219,8 @@ def read_head(folder: Path) -> dict[str, Any]:
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         given = head.get("format") if isinstance(head, dict) else None
         raise BadPatch(
-            f"{folder} has patch format {given}, this errata reads {FORMAT}. Install the matching version."
+            f"{folder} has patch format {given}, this errata reads {FORMAT}. "
+            "Install the matching version."
         )
     return head
 
@@ -226,7 +239,8 @@ def load(folder: Path, backbone: Backbone | None = None) -> Patch:
         raise BadPatch(f"{folder} has no patch.safetensors. Restore it from a copy.") from None
     if hashlib.sha256(blob).hexdigest() != head["sha256"]:
         raise BadPatch(
-            f"{folder}/patch.safetensors does not match the hash in patch.json. Restore it from a copy."
+            f"{folder}/patch.safetensors does not match the hash in patch.json. "
+            "Restore it from a copy."
         )
     try:
         with safe_open(folder / "patch.safetensors", framework="pt") as f:
@@ -244,8 +258,9 @@ def check(header: Header, backbone: Backbone, what: object) -> None:
     """Raises FingerprintMismatch, naming both models."""
     if header.fingerprint and header.fingerprint != backbone.fingerprint():
         raise FingerprintMismatch(
-            f"{what} was made for {header.backbone} ({header.fingerprint[:12]}), not for {backbone.name} "
-            f"({backbone.fingerprint()[:12]}). Find the edit again on this model with `errata edit`."
+            f"{what} was made for {header.backbone} ({header.fingerprint[:12]}), "
+            f"not for {backbone.name} ({backbone.fingerprint()[:12]}). "
+            "Find the edit again on this model with `errata edit`."
         )
 
 
@@ -254,8 +269,9 @@ def _card(patch: Patch, numbers: int) -> str:
     facts = "\n".join(f"- {e.prompt.text!r} -> {e.target!r}" for e in patch.edits[:50])
     more = f"\n- and {len(patch.edits) - 50} more (edits.jsonl)" if len(patch.edits) > 50 else ""
     return (
-        f"# errata patch\n\nEditor `{h.editor}` on `{h.backbone}` (fingerprint `{h.fingerprint[:12]}`), "
-        f"{len(patch.edits)} edit(s), {numbers} numbers, made {h.created}.\n\n## Facts\n\n{facts}{more}\n\n"
+        f"# errata patch\n\nEditor `{h.editor}` on `{h.backbone}` "
+        f"(fingerprint `{h.fingerprint[:12]}`), {len(patch.edits)} edit(s), {numbers} numbers, "
+        f"made {h.created}.\n\n## Facts\n\n{facts}{more}\n\n"
         f'## Use\n\n```\nerrata ask {h.backbone} --patch . "your question"\n```\n\n'
         "Leaving out `--patch` gives the unedited model back, bit for bit.\n"
     )

@@ -1,11 +1,12 @@
 """Ports: how live patches reach a frozen model.
 
 One permanent hook pair sits on every site of a model. It reads `port.live`, a tuple of patches that
-`Wires.switch` replaces; nothing is ever added to or taken from the model afterwards. That is why a patch
-switched on late is seen by a compiled model, and why undoing an edit is dropping it from a tuple.
+`Wires.switch` replaces; nothing is ever added to or taken from the model afterwards. That is why a
+patch switched on late is seen by a compiled model, and why undoing an edit is dropping it from a
+tuple.
 
-A port shows its patches x as [B, T, n] and y as [B, T, o], whatever the module does: keyword inputs, tuple
-outputs, flattened batches, a site whose input and output belong to two modules.
+A port shows its patches x as [B, T, n] and y as [B, T, o], whatever the module does: keyword
+inputs, tuple outputs, flattened batches, a site whose input and output belong to two modules.
 
 Shapes: B rows of a batch, T columns of the current forward, K columns of the whole question so far.
 """
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 class Site:
     """Where a patch can act: the input of `first` and the output of `last` (mostly one module).
 
-    With `last` None the site is the stream that enters `first` (`text.{i}.in`): x and y are the same.
-    `stream` is `text` for modules that see [B, T, .], `vision` for those that see images.
+    With `last` None the site is the stream that enters `first` (`text.{i}.in`): x and y are the
+    same. `stream` is `text` for modules that see [B, T, .], `vision` for those that see images.
     """
 
     name: str
@@ -64,14 +65,15 @@ class Ctx:
     memo: dict[tuple[int, str], Any] = field(default_factory=dict)
 
     def last_prompt(self, x: Tensor, patch: Patch) -> Tensor:
-        """[B, T, d] -> [B, d], the state at each row's last prompt token. Position -1 is never read.
+        """[B, T, d] -> [B, d], the state at each row's last prompt token.
 
-        Raises MissingMask when prompt lengths are unknown.
+        Position -1 is never read. Raises MissingMask when prompt lengths are unknown.
         """
         if self.lengths is None:
             raise MissingMask(
-                f"{type(patch).__name__} decides from the prompt, but the model was called without an "
-                "attention_mask. Pass attention_mask, or ask through backbone.ask / backbone.generate."
+                f"{type(patch).__name__} decides from the prompt, but the model was called without "
+                "an attention_mask. Pass attention_mask, or ask through backbone.ask / "
+                "backbone.generate."
             )
         index = (self.lengths - 1).to(x.device)
         return x[torch.arange(x.shape[0], device=x.device), index]
@@ -88,8 +90,10 @@ class Ctx:
         return self.wires.call(site, x)
 
     def select(self, index: Tensor) -> Ctx:
-        """The same question for some of its rows. A decision is a tensor, or a tuple or dict of tensors,
-        with B leading rows, so it can follow them.
+        """The same question for some of its rows.
+
+        A decision is a tensor, or a tuple or dict of tensors, with B leading rows, so it can
+        follow them.
         """
 
         def pick(value: Any) -> Any:
@@ -217,12 +221,12 @@ class Wires:
 
     @classmethod
     def of(cls, model: nn.Module, find: Callable[[nn.Module], Sequence[Site]]) -> Wires:
-        """The wires of `model`, made on first use: wrapping a model twice returns the same ports."""
+        """The wires of `model`, made on first use: wrapping it twice returns the same ports."""
         wires = getattr(model, "_errata_wires", None)
         if wires is None:
             wires = cls(model, find(model))
             object.__setattr__(model, "_errata_wires", wires)
-        return wires  # type: ignore[no-any-return]
+        return wires
 
     def switch(self, stack: tuple[Patch, ...]) -> None:
         """Makes exactly the patches of `stack` live, in this order. Same shapes are fused first."""
@@ -257,16 +261,18 @@ class Wires:
         assert module.last is module.first, f"site {site} spans two modules and cannot be called"
         before, self.bypass = self.bypass, True
         try:
-            y = module.first(x)
+            out = module.first(x)
         finally:
             self.bypass = before
-        return y[0] if isinstance(y, tuple) else y
+        y: Tensor = out[0] if isinstance(out, tuple) else out
+        return y
 
     def _raw_generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own `generate`, which hides a mask of ones from the forwards that it runs."""
         self.raw_mask = kwargs.get("attention_mask")
+        model_class: Any = type(self.model)
         try:
-            return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[operator]
+            return model_class.generate(self.model, *args, **kwargs)
         finally:
             self.raw_mask = None
 

@@ -1,8 +1,8 @@
 """What a protocol is: in which order edits are made and probes are asked. No torch, no model.
 
-A protocol splits the planned cases into *units*. A unit is a tuple of *lanes* that do not influence each
-other; the runner finds and asks the lanes of a unit together, one lane per row of the batch. A unit is
-also what a killed run resumes at, so its composition depends on the plan only.
+A protocol splits the planned cases into *units*. A unit is a tuple of *lanes* that do not influence
+each other; the runner finds and asks the lanes of a unit together, one lane per row of the batch. A
+unit is also what a killed run resumes at, so its composition depends on the plan only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from errata.core.types import Answer, Case, Edit, Probe
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One question of a step. `case` names the case (or `panel/<lane>`) that the answer belongs to."""
+    """One question of a step; `case` is the case (or `panel/<lane>`) that gets the answer."""
 
     case: str
     probe: Probe
@@ -26,7 +26,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What happens to one lane in one step: these edits are made jointly, then these probes asked."""
+    """What happens to one lane in one step: the edits are made jointly, then the probes asked."""
 
     edits: tuple[Edit, ...]
     asks: tuple[Ask, ...]
@@ -34,7 +34,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One turn per lane. `on` = what the edits are made on top of: nothing, or the lane's earlier edits."""
+    """One turn per lane, made on top of nothing (`clean`) or of the lane's earlier edits."""
 
     turns: tuple[Turn, ...]
     on: Literal["clean", "previous"] = "clean"
@@ -55,7 +55,10 @@ class Unit:
 
 
 class Protocol(ABC):
-    """How cases become steps. `argument` is what follows the colon of `sequential:20` ("" if nothing)."""
+    """How cases become steps.
+
+    `argument` is what follows the colon of `sequential:20` ("" if nothing).
+    """
 
     plugin_kind: ClassVar[str] = "protocols"
     name: ClassVar[str]
@@ -67,7 +70,10 @@ class Protocol(ABC):
 
     @abstractmethod
     def plan(self, cases: Sequence[Case], *, rows: int, seed: int) -> tuple[Unit, ...]:
-        """Units of at most `rows` lanes each; a last incomplete window is dropped (the planner records it)."""
+        """Units of at most `rows` lanes each.
+
+        A last incomplete window is dropped, and the planner records it.
+        """
 
     @abstractmethod
     def steps(self, unit: Unit, panel: Sequence[Probe]) -> Generator[Step, list[Answer], None]:

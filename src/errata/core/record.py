@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, appended line by line, read back with checks. No torch."""
+"""Files of a run: written whole or not at all, appended by line, read with checks. No torch."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise DiskFull(
-                f"cannot write {path}: {e.strerror}. Free some space or choose another folder, then "
-                "repeat the same command: finished work is kept."
+                f"cannot write {path}: {e.strerror}. Free some space or choose another folder, "
+                "then repeat the same command: finished work is kept."
             ) from e
         raise
 
@@ -80,7 +80,10 @@ def append_lines(path: Path, values: Iterable[Any]) -> None:
 
 
 def read_lines(path: Path, cls: type[T]) -> list[T]:
-    """All complete lines. A last line cut off by a kill is ignored; any other bad line raises BadRun."""
+    """All complete lines.
+
+    A last line cut off by a kill is ignored; any other bad line raises BadRun.
+    """
     if not path.exists():
         return []
     values: list[T] = []

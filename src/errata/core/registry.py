@@ -1,8 +1,8 @@
 """Names to plug-ins, found by file name.
 
-A built-in plug-in of kind `editors` is the file `errata/editors/<name>.py` (or a package of that name);
-third parties register an entry point in the group `errata.editors`. Nothing is imported until asked for,
-so that listing names loads no torch.
+A built-in plug-in of kind `editors` is the file `errata/editors/<name>.py` (or a package of that
+name); third parties register an entry point in the group `errata.editors`. Nothing is imported
+until asked for, so that listing names loads no torch.
 """
 
 from __future__ import annotations

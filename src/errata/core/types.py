@@ -1,7 +1,8 @@
 """The nouns that travel through errata: prompts, edits, probes and cases.
 
-Frozen, hashable, free of torch, and equal after a round trip through JSON. `to_json` and `from_json`
-are the only way these values reach a file; `json_schema` is what docs/schemas is generated from.
+Frozen, hashable, free of torch, and equal after a round trip through JSON. `to_json` and
+`from_json` are the only way these values reach a file; `json_schema` is what docs/schemas is
+generated from.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LOCALITY_KINDS = frozenset({"t_locality", "m_locality", "near_locality", "retent
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image by reference: a file path, or `<scheme>:<spec>` for a benchmark that renders its own.
+    """An image by reference: a file path, or `<scheme>:<spec>` for one that a benchmark renders.
 
     `sha256` is the hash of the file's bytes, or of the spec for a rendered image; None until known.
     """
@@ -94,7 +95,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """A question that a portability probe rests on; the base must answer it for the probe to count."""
+    """A question behind a portability probe, which counts only if the base answers this one."""
 
     prompt: Prompt
     reference: str
@@ -104,9 +105,10 @@ class Hop:
 class Probe:
     """One question asked before and after an edit.
 
-    `id` is unique within its case. `group` splits a kind (`seen`, `near1`, ...; "" when the kind has
-    one group). `reference` is the wanted answer (target kinds) or the gold answer (locality kinds; the
-    score compares with the model's own earlier answer, the gold is used by teacher-forced scores).
+    `id` is unique within its case. `group` splits a kind (`seen`, `near1`, ...; "" when the kind
+    has one group). `reference` is the wanted answer (target kinds) or the gold answer (locality
+    kinds; the score compares with the model's own earlier answer, the gold is used by
+    teacher-forced scores).
     """
 
     id: str
@@ -140,7 +142,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A continuation under teacher forcing: its ids, their log-probabilities, the argmax at each place."""
+    """A continuation under teacher forcing: ids, their log-probabilities, the argmax at each."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -184,7 +186,7 @@ T = TypeVar("T")
 
 
 @functools.cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)
@@ -192,12 +194,15 @@ def _adapter(cls: type[T]) -> TypeAdapter[T]:
 
 def to_json(value: Any) -> Any:
     """A JSON-ready value (dicts, lists, strings, numbers)."""
-    return _adapter(type(value)).dump_python(value, mode="json")
+    cls: Any = type(value)
+    return _adapter(cls).dump_python(value, mode="json")
 
 
 def from_json(cls: type[T], data: Any) -> T:
     """The inverse of `to_json`. Raises `pydantic.ValidationError` on a wrong shape."""
-    return _adapter(cls).validate_python(data)
+    shape: Any = cls
+    value: T = _adapter(shape).validate_python(data)
+    return value
 
 
 def json_schema(cls: type) -> dict[str, Any]:

@@ -1,19 +1,21 @@
 """FT-L: fine-tunes the output matrix of the last FFN on the edit alone.
 
-Source: the usual baseline of UniKE (2024), VisEdit and DualEdit. Three public ports disagree (LiveEdit's
-ft_vl at b46217b: down projection of the last layer, AdamW 1e-3, 25 steps, stop below 1e-2; VLKEB at 10951b7:
-both FFN matrices, 10 to 20 fixed steps; UniKE's first commit 84f99d0: every tensor of the last layer, SGD).
-We follow LiveEdit, the closest to the published tables, as preset `paper`.
+Source: the usual baseline of UniKE (2024), VisEdit and DualEdit. Three public ports disagree:
+LiveEdit's ft_vl at b46217b trains the down projection of the last layer (AdamW 1e-3, 25 steps, stop
+below 1e-2), VLKEB at 10951b7 both FFN matrices (10 to 20 fixed steps), UniKE's first commit 84f99d0
+every tensor of the last layer (SGD). We follow LiveEdit, the closest to the published tables, as
+preset `paper`.
 
-Differences: the matrix is never written, the change is a dense delta found through a port; targets end with
-EOS unless `paper`; parameters are chosen by site, not by substring; `max_change` is LiveEdit's optional
-L-infinity clamp, off there and here.
+Differences: the matrix is never written, the change is a dense delta found through a port; targets
+end with EOS unless `paper`; parameters are chosen by site, not by substring; `max_change` is
+LiveEdit's optional L-infinity clamp, off there and here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
@@ -29,7 +31,7 @@ class FtL(GradientEditor):
     """Dense change of FFN matrices, last down projection by default."""
 
     name = "ft_l"
-    presets = {
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"eos": False, "lr": 1e-3, "steps": 25, "layers": (-1,), "parts": ("mlp.down",)},
         "vlkeb": {
             "eos": False,

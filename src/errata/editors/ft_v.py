@@ -1,18 +1,20 @@
 """FT-V: fine-tunes the connector between vision tower and language model on the edit alone.
 
-Source: LiveEdit's ft_vl and VLKEB's FT "vision" settings (b46217b, 10951b7), which tune the projector of
-LLaVA and the Q-Former of BLIP-2, never the vision tower; DualEdit's table has FT-V with a text locality of
-exactly 100, which any connector tuning gives because text-only inputs do not pass it.
+Source: LiveEdit's ft_vl and VLKEB's FT "vision" settings (b46217b, 10951b7), which tune the
+projector of LLaVA and the Q-Former of BLIP-2, never the vision tower; DualEdit's table has FT-V
+with a text locality of exactly 100, which any connector tuning gives because text-only inputs do
+not pass it.
 
-Differences: a dense delta (weights and biases of every Linear of the connector) found through ports; the
-vision tower runs once per search; targets end with EOS unless preset `paper`. An edit without an image has
-no connector to pass and is refused.
+Differences: a dense delta (weights and biases of every Linear of the connector) found through
+ports; the vision tower runs once per search; targets end with EOS unless preset `paper`. An edit
+without an image has no connector to pass and is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
@@ -30,7 +32,9 @@ class FtV(GradientEditor):
 
     name = "ft_v"
     modalities = frozenset({"image"})
-    presets = {"paper": {"eos": False, "lr": 1e-3, "steps": 25}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"eos": False, "lr": 1e-3, "steps": 25}
+    }
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GradientEditor.Config):
@@ -48,13 +52,14 @@ class FtV(GradientEditor):
         for edit in (e for g in groups for e in g):
             if not edit.prompt.images:
                 raise BadEdit(
-                    f"edit '{edit.id or edit.prompt.text[:60]}' has no image; ft_v changes only how images enter. "
-                    "Give --image FILE, or use ft_l."
+                    f"edit '{edit.id or edit.prompt.text[:60]}' has no image; ft_v changes only "
+                    "how images enter. Give --image FILE, or use ft_l."
                 )
         sites = [s for s in backbone.wires.sites if s.startswith("bridge.")]
         if not sites:
             raise BadBackbone(
-                f"{backbone.name} has no connector that errata could find. See errata doctor {backbone.name}."
+                f"{backbone.name} has no connector that errata could find. "
+                f"See errata doctor {backbone.name}."
             )
         rows, parts = len(groups), {}
         for site in sites:

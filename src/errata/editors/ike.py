@@ -1,21 +1,23 @@
 """IKE: in-context editing. The fact and similar demonstrations are put in front of the question.
 
 Source: Zheng et al., EMNLP 2023; EasyEdit's multimodal port (14cea82): per training case three
-demonstrations (copy, update, retain), embedded with all-MiniLM-L6-v2, the k = 32 most similar to the edit in
-front of `New Fact: x y / Prompt: query`, one image first. Preset `paper`: k = 32, scope always, MiniLM.
+demonstrations (copy, update, retain), embedded with all-MiniLM-L6-v2, the k = 32 most similar to
+the edit in front of `New Fact: x y / Prompt: query`, one image first. Preset `paper`: k = 32, scope
+always, MiniLM.
 
-Differences: the corpus is built from the benchmark's train split only; all edits of a sequence stay in the
-memory and the facts nearest to the question are shown (EasyEdit shows the last edit only, so it is not
-sequential); scope `retrieved` shows nothing when no fact is near enough, decided from the question's text;
-the most similar demonstration stands next to the question; a prompt that is too long drops its least similar
-demonstrations and counts them; nothing is placed at random (UniKE's first commit inserts the fact anywhere).
+Differences: the corpus is built from the benchmark's train split only; all edits of a sequence stay
+in the memory and the facts nearest to the question are shown (EasyEdit shows the last edit only, so
+it is not sequential); scope `retrieved` shows nothing when no fact is near enough, decided from the
+question's text; the most similar demonstration stands next to the question; a prompt that is too
+long drops its least similar demonstrations and counts them; nothing is placed at random (UniKE's
+first commit inserts the fact anywhere).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -31,16 +33,18 @@ class Ike(Editor):
     """Facts in context."""
 
     name = "ike"
-    presets = {
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"demonstrations": 32, "scope": "always", "encoder": "minilm", "facts": 1},
         "zero_shot": {"demonstrations": 0},
     }
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """demonstrations: k. scope: show facts always, or only to questions near one. threshold: cosine for
-        `retrieved`. facts: most facts shown at once. encoder: minilm, backbone, or auto (minilm if installed).
-        corpus: training cases that demonstrations are made from.
+        """demonstrations: k. scope: show facts always, or only to questions near one.
+
+        threshold: cosine for `retrieved`. facts: most facts shown at once. encoder: minilm,
+        backbone, or auto (minilm if installed). corpus: training cases that demonstrations are
+        made from.
         """
 
         demonstrations: int = 4
@@ -90,7 +94,8 @@ class Ike(Editor):
         """The k demonstrations nearest to the edit's own copy line, nearest first."""
         if state is None or not self.config.demonstrations:
             return ()
-        query = f"New Fact: {edit.prompt.text} {edit.target.strip()}\nPrompt: {edit.prompt.text} {edit.target.strip()}\n\n"
+        stated = f"{edit.prompt.text} {edit.target.strip()}"
+        query = f"New Fact: {stated}\nPrompt: {stated}\n\n"
         vector = embed([query], str(state.meta["encoder"]), backbone)[0]
         order = nearest(state.tensors["vectors"], vector, self.config.demonstrations)
         return tuple(state.meta["lines"][i] for i in order)

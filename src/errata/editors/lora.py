@@ -1,17 +1,18 @@
 """LoRA: a low-rank change of attention (or other) projections, fine-tuned on the edit alone.
 
-Source: Hu et al. 2022 (W + (alpha / r) B A, A Gaussian, B zero), used as the editing baseline that users ask
-for. EasyEdit's LoRA trains q and v of every layer, rank 8, alpha 32, learning rate 5e-3, up to 70 steps
-(preset `paper`).
+Source: Hu et al. 2022 (W + (alpha / r) B A, A Gaussian, B zero), used as the editing baseline that
+users ask for. EasyEdit's LoRA trains q and v of every layer, rank 8, alpha 32, learning rate 5e-3,
+up to 70 steps (preset `paper`).
 
-Differences: the factor alpha / r is part of B, whose step size is multiplied by it; under Adam that is the
-same search. The result is a low-rank delta, exportable as an adapter.
+Differences: the factor alpha / r is part of B, whose step size is multiplied by it; under Adam that
+is the same search. The result is a low-rank delta, exportable as an adapter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 
@@ -28,11 +29,13 @@ class Lora(GradientEditor):
     """Low-rank change at linear sites of some or all text blocks."""
 
     name = "lora"
-    presets = {"paper": {"eos": False, "lr": 5e-3, "steps": 70, "rank": 8, "alpha": 32.0}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"eos": False, "lr": 5e-3, "steps": 70, "rank": 8, "alpha": 32.0}
+    }
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GradientEditor.Config):
-        """rank, alpha: as in LoRA. layers: text blocks, () = all. parts: linear sites of a block."""
+        """rank, alpha: LoRA's. layers: text blocks, () = all. parts: linear sites of a block."""
 
         lr: float = 1e-3
         steps: int = 50

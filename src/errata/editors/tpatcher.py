@@ -1,24 +1,26 @@
 """T-Patcher: a few new neurons in the last FFN, trained on one edit, kept silent elsewhere.
 
-Source: Huang et al., ICLR 2023, and its code at 93ff458: keys start at q / |q|^2 of the positions to be
-mended (so that each new neuron fires with exactly 1 there), an activation loss keeps them firing, a memory
-loss over stored FFN inputs keeps them silent on everything else.
+Source: Huang et al., ICLR 2023, and its code at 93ff458: keys start at q / |q|^2 of the positions
+to be mended (so that each new neuron fires with exactly 1 there), an activation loss keeps them
+firing, a memory loss over stored FFN inputs keeps them silent on everything else.
 
 Losses (preset `paper` = the original's weights): l_e + act * l_a + memory * l_m with
 l_a = mean of the 5 largest exp(-u_i) at the neurons' own positions,
 l_m = mean of the top-k exp(u - gamma) + mean of the top-k exp(u - u_i + beta), u on memory states.
 
-Differences: values start at zero, not N(0, 1) * 10, which wrecks a model before the first step (an all-zero
-start, as in LiveEdit's port, has no gradient at all); the number of neurons is fixed, neuron j belongs to
-target position j modulo the target's length; for a gated FFN K_up starts at zero with bias 1, so that the
-gate's key alone decides; several layers are allowed; the edit loss stays on the edit (LiveEdit's port
-overwrites it with a Wikipedia paragraph from the second step on). The memory comes from training prompts.
+Differences: values start at zero, not N(0, 1) * 10, which wrecks a model before the first step (an
+all-zero start, as in LiveEdit's port, has no gradient at all); the number of neurons is fixed,
+neuron j belongs to target position j modulo the target's length; for a gated FFN K_up starts at
+zero with bias 1, so that the gate's key alone decides; several layers are allowed; the edit loss
+stays on the edit (LiveEdit's port overwrites it with a Wikipedia paragraph from the second step
+on). The memory comes from training prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,7 +40,7 @@ class TPatcher(GradientEditor):
     """New FFN neurons with activation and memory losses."""
 
     name = "tpatcher"
-    presets = {
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {
             "layers": (-1,),
             "neurons": 5,
@@ -60,9 +62,11 @@ class TPatcher(GradientEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GradientEditor.Config):
-        """layers: text blocks. neurons: per layer and edit. act_weight, memory_weight: of l_a and l_m.
-        gamma, beta, top: of l_m. memory: stored states per layer. value_scale: step size of values relative
-        to keys (the original's amplifier 10 acts like it).
+        """layers: text blocks. neurons: per layer and edit.
+
+        act_weight, memory_weight: of l_a and l_m. gamma, beta, top: of l_m. memory: stored states
+        per layer. value_scale: step size of values relative to keys (the original's amplifier 10
+        acts like it).
         """
 
         lr: float = 1e-2
@@ -127,7 +131,7 @@ class TPatcher(GradientEditor):
     def _queries(
         self, backbone: Backbone, groups: Sequence[Sequence[Edit]], sites: Sequence[str]
     ) -> dict[str, Tensor]:
-        """[R, e, n] FFN inputs at the positions that predict target tokens; a group's edits take turns."""
+        """[R, e, n] FFN inputs where target tokens are predicted; a group's edits take turns."""
         batch, rows = encode_edits(backbone, groups, eos=self.config.eos)
         watch = Watch(sites)
         with torch.no_grad(), backbone.applied(watch):
@@ -171,9 +175,10 @@ class TPatcher(GradientEditor):
                 )  # best place per neuron
                 fire_B = torch.exp(-own_B).topk(min(5, own_B.shape[-1]), dim=-1).values.mean(-1)
                 total = total + c.act_weight * per_group(fire_B, rows, len(groups))
-                if memory.get(site) is not None:
+                kept = memory.get(site)
+                if kept is not None:
                     total = total + c.memory_weight * self._memory_loss(
-                        patch, site, memory[site], own_B, rows
+                        patch, site, kept, own_B, rows
                     )
             return total
 
@@ -188,7 +193,7 @@ class TPatcher(GradientEditor):
         targets: Sequence[Sequence[int]],
         rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """([B, M, e] key pre-activations where target tokens are predicted, [B, M] which of them are real)."""
+        """[B, M, e] key pre-activations where targets are predicted, [B, M] which are real."""
         longest = max(len(t) for t in targets)
         steps = torch.arange(longest, device=x.device)
         columns = (lengths.to(x.device)[:, None] - 1 + steps).clamp(max=x.shape[1] - 1)

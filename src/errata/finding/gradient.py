@@ -1,4 +1,4 @@
-"""The frame of editors that find a patch by gradient search: start somewhere, search, cut into rows."""
+"""The frame of editors that find a patch by gradient search: start, search, cut into rows."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class GradientEditor(Editor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """lr, steps: Adam. stop_loss: a row stops below it, all target tokens right. clip: per-row gradient
-        norm (0 = none). eos: the end token is part of the target.
+        """lr, steps: Adam. stop_loss: a row stops below it, all target tokens right.
+
+        clip: per-row gradient norm (0 = none). eos: the end token is part of the target.
         """
 
         lr: float = 1e-3
@@ -46,7 +47,10 @@ class GradientEditor(Editor):
         states: Sequence[State | None],
         seed: int,
     ) -> Patch:
-        """A patch with a row per group, parameters [R, ...] that require gradients, equal to doing nothing."""
+        """A patch with a row per group that does nothing yet.
+
+        Its parameters [R, ...] require gradients.
+        """
 
     def losses(
         self,
@@ -111,7 +115,7 @@ def _has_rows(stack: Sequence[Patch]) -> bool:
 
 
 def generator(seed: int, *names: object) -> torch.Generator:
-    """A generator of its own for (seed, names), so that a draw does not depend on what else is drawn."""
+    """A generator for (seed, names) alone: a draw does not depend on what else is drawn."""
     import hashlib
 
     text = "|".join(str(n) for n in (seed, *names))

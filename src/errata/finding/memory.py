@@ -21,9 +21,10 @@ def site_inputs(
     count: int,
     rng: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Inputs [count, n] of each site: half at last prompt tokens, half at any position (fewer if too few).
+    """Inputs [count, n] of each site: half at last prompt tokens, half anywhere (or fewer).
 
-    The last prompt token is where an answer begins, so it gets as much weight as all others together.
+    The last prompt token is where an answer begins, so it gets as much weight as all others
+    together.
     """
     last: dict[str, list[Tensor]] = {s: [] for s in sites}
     other: dict[str, list[Tensor]] = {s: [] for s in sites}

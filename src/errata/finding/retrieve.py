@@ -11,6 +11,7 @@ __all__ = ["ENCODERS", "choose", "embed", "nearest"]
 
 
 def nearest(vectors: Tensor, query: Tensor, k: int) -> list[int]:
-    """Indices of the k rows of `vectors` [n, d] with the largest cosine to `query` [d], the nearest first."""
+    """Indices of the k rows of `vectors` [n, d] with the largest cosine to `query` [d], sorted."""
     scores = vectors @ query.to(vectors.device)
-    return torch.argsort(scores, descending=True, stable=True)[:k].tolist()  # type: ignore[no-any-return]
+    order: list[int] = torch.argsort(scores, descending=True, stable=True)[:k].tolist()
+    return order

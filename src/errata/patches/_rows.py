@@ -14,10 +14,12 @@ from torch import Tensor
 def per_row(
     x: Tensor, rows: Tensor, count: int, run: Callable[[Tensor, Tensor | None], Tensor]
 ) -> Tensor:
-    """Runs `run(x [R', k*T, n], index [R'])` so that row b of x meets patch rows[b]; returns [B, T, o].
+    """[B, T, o] from `run(x [R', k*T, n], index [R'])`, so that row b of x meets patch rows[b].
+
     An index of None means all patches in order, which needs no copy.
 
-    One product per patch, never one copy of a patch per row: equal patches are brought together first.
+    One product per patch, never one copy of a patch per row: equal patches are brought together
+    first.
     """
     b, t, n = x.shape
     if b == count and _is_range(rows, count):
@@ -45,8 +47,9 @@ def picked(tensors: Mapping[str, Tensor], index: Tensor | None) -> Mapping[str, 
 
 
 def padded(tensor: Tensor, dim: int) -> Tensor:
-    """Zeros up to a power of four along `dim`: a compiled model then sees few shapes, whatever the number of
-    fused patches. Zero neurons and zero ranks add exactly nothing.
+    """Zeros up to a power of four along `dim`: zero neurons and zero ranks add exactly nothing.
+
+    A compiled model then sees few shapes, whatever the number of fused patches.
     """
     size = 1
     while size < tensor.shape[dim]:

@@ -1,9 +1,11 @@
 """Context: rewrites the prompt, putting facts and demonstrations in front of it (IKE, LTE).
 
-Nothing inside the model changes. Which facts are shown is decided from the prompt's text alone, before any
-answer exists. A prompt that would not fit drops its least similar demonstrations first and counts them.
+Nothing inside the model changes. Which facts are shown is decided from the prompt's text alone,
+before any answer exists. A prompt that would not fit drops its least similar demonstrations first
+and counts them.
 
-Tensors: `vectors` [F, d], one unit vector per fact's question, of the encoder named in the settings.
+Tensors: `vectors` [F, d], one unit vector per fact's question, of the encoder named in the
+settings.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ class Layout:
 class Context(Patch):
     """Facts and demonstrations in front of the prompt."""
 
+    vectors: Tensor
+
     def __init__(self, facts: Sequence[Fact], layout: Layout, vectors: Tensor) -> None:
         super().__init__()
         self.facts, self.layout = tuple(facts), layout
@@ -72,8 +76,8 @@ class Context(Patch):
                 return shown
             if not demonstrations:
                 raise TooLong(
-                    f"the facts alone do not fit into the {backbone.context} tokens of {backbone.name}. "
-                    "Show fewer of them: --set facts=1."
+                    f"the facts alone do not fit into the {backbone.context} tokens of "
+                    f"{backbone.name}. Show fewer of them: --set facts=1."
                 )
             demonstrations.pop()
             self.dropped += 1

@@ -1,7 +1,7 @@
 """Delta: y += x dW^T (dense) or y += (x A^T) B^T (low rank) at linear sites, with an optional bias.
 
-The arithmetic is float32 whatever the model's dtype. With `rows` set, every tensor has a leading row
-dimension and row b of the batch uses row ctx.rows[b].
+The arithmetic is float32 whatever the model's dtype. With `rows` set, every tensor has a leading
+row dimension and row b of the batch uses row ctx.rows[b].
 
 Shapes: [B, T, n] -> [B, T, o]; dense [R?, o, n], A [R?, r, n], B [R?, o, r], bias [R?, o].
 """
@@ -39,7 +39,9 @@ class Delta(Patch):
         )
 
     def part(self, site: str) -> dict[str, nn.Parameter]:
-        return dict(self.parts_[self.names[site]].items())  # type: ignore[arg-type]
+        part = self.parts_[self.names[site]]
+        assert isinstance(part, nn.ParameterDict)
+        return dict(part.items())
 
     def site_of(self, tensor: str) -> str:
         by_name = {v: k for k, v in self.names.items()}
@@ -57,7 +59,9 @@ class Delta(Patch):
         return y + change.to(y.dtype)
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        tensors = {f"{s}/{k}": p for s in self.names for k, p in self.part(s).items()}
+        tensors: dict[str, Tensor] = {
+            f"{s}/{k}": p for s in self.names for k, p in self.part(s).items()
+        }
         return {"rows": self.rows}, tensors
 
     @classmethod

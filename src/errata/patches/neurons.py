@@ -1,10 +1,11 @@
-"""Neurons: extra key-value pairs beside an FFN, y += act(x K + b) V (T-Patcher; UniKE's intrinsic part).
+"""Neurons: extra key-value pairs beside an FFN, y += act(x K + b) V (T-Patcher, UniKE intrinsic).
 
-A gated FFN gets o = act(x K_g + b_g) * (x K_u + b_u); a plain one o = act(x K + b). `shared` [o] is a
-direction that every value gets on top (UniKE Eq. 6: V + beta zeta'), which adds (sum_j o_j) shared.
-Arithmetic in float32.
+A gated FFN gets o = act(x K_g + b_g) * (x K_u + b_u); a plain one o = act(x K + b). `shared` [o] is
+a direction that every value gets on top (UniKE Eq. 6: V + beta zeta'), which adds (sum_j o_j)
+shared. Arithmetic in float32.
 
-Shapes: x [B, T, n] -> y [B, T, d]; key, up [R?, n, e], their biases [R?, e], value [R?, e, d]; e neurons.
+Shapes: x [B, T, n] -> y [B, T, d]; key, up [R?, n, e], their biases [R?, e], value [R?, e, d];
+e neurons.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ class Neurons(Patch):
         act: str = "silu",
         rows: int | None = None,
     ) -> None:
-        """`parts`: site -> {"key", "key_bias", "value", and for a gated FFN "up", "up_bias", and "shared"}."""
+        """`parts`: site -> {"key", "key_bias", "value"}.
+
+        A gated FFN also has "up" and "up_bias"; "shared" is optional.
+        """
         super().__init__(tuple(parts))
         assert act in ACTIVATIONS, act
         self.act, self.rows = act, rows
@@ -56,7 +60,9 @@ class Neurons(Patch):
         )
 
     def part(self, site: str) -> dict[str, nn.Parameter]:
-        return dict(self.parts_[self.names[site]].items())  # type: ignore[arg-type]
+        part = self.parts_[self.names[site]]
+        assert isinstance(part, nn.ParameterDict)
+        return dict(part.items())
 
     def site_of(self, tensor: str) -> str:
         by_name = {v: k for k, v in self.names.items()}
@@ -89,7 +95,9 @@ class Neurons(Patch):
         return y
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        tensors = {f"{s}/{k}": p for s in self.names for k, p in self.part(s).items()}
+        tensors: dict[str, Tensor] = {
+            f"{s}/{k}": p for s in self.names for k, p in self.part(s).items()
+        }
         return {"act": self.act, "rows": self.rows}, tensors
 
     @classmethod
@@ -102,7 +110,7 @@ class Neurons(Patch):
 
     @classmethod
     def fuse(cls, patches: Sequence[Self]) -> Self | None:
-        """All neurons side by side; not where a shared direction belongs to one group of neurons only."""
+        """All neurons side by side; not where only some of them have a shared direction."""
         shape = {(p.sites, p.rows, p.act, _form(p)) for p in patches}
         if (
             len(shape) != 1
@@ -110,7 +118,7 @@ class Neurons(Patch):
             or any("shared" in f for f in _form(patches[0]))
         ):
             return None
-        parts = {}
+        parts: dict[str, dict[str, Tensor]] = {}
         for site in patches[0].names:
             own = [p.part(site) for p in patches]
             parts[site] = {}

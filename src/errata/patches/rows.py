@@ -1,13 +1,14 @@
 """Rows: patch i on row i of the batch, so that different edits are asked in one forward.
 
-Patches of one shape become one patch whose tensors have a row each (`Patch.in_rows`). Others run one by one
-on their rows; that is slower and equal.
+Patches of one shape become one patch whose tensors have a row each (`Patch.in_rows`). Others run
+one by one on their rows; that is slower and equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Rows(Patch):
-    """A patch per row. Row b of a batch uses patch ctx.rows[b] (patch b where no rows are given)."""
+    """A patch per row: row b of a batch uses patch ctx.rows[b], or b where no rows are given."""
 
     def __init__(self, patches: Sequence[Patch]) -> None:
         super().__init__(tuple({s for p in patches for s in p.sites}))
@@ -47,7 +48,7 @@ class Rows(Patch):
 
     @property
     def rewrites(self) -> bool:
-        return any(p.rewrites for p in self.patches)  # type: ignore[union-attr]
+        return any(p.rewrites for p in self.patches)
 
     def rewrite(self, prompt: Prompt, backbone: Backbone, row: int = 0) -> Prompt:
         return self.of(row).rewrite(prompt, backbone, 0)
@@ -69,7 +70,7 @@ class Rows(Patch):
         return self._each(site, x, x, ctx, lambda p, a, b, c: p.before(site, b, c))
 
     def _each(self, site: str, x: Tensor, y: Tensor, ctx: Ctx, run: Any) -> Tensor:
-        """Every patch on its own rows; its decisions are kept at full height in the question's memo."""
+        """Every patch on its own rows; the question's memo keeps its decisions at full height."""
         rows = ctx.rows_of(site, x)
         parts = []
         for i in torch.unique(rows).tolist():
@@ -81,17 +82,17 @@ class Rows(Patch):
             own = ctx.select(index) if ctx.lengths is not None else replace(ctx, memo={})
             own.rows = torch.zeros_like(index)
             known = set(own.memo)
+            spread = partial(_spread, index=index, rows=x.shape[0])
             parts.append((index, run(p, x[index], y[index], own)))
             for key in own.memo.keys() - known:
-                ctx.memo[key] = map_decision(
-                    own.memo[key], lambda v, at=index: _spread(v, at, x.shape[0])
-                )
+                ctx.memo[key] = map_decision(own.memo[key], spread)
         order = torch.cat([i for i, _ in parts])
         return torch.cat([v for _, v in parts])[torch.argsort(order)]
 
     def to_backbone(self, backbone: Backbone) -> Self:
         for p in self.patches:
-            p.to_backbone(backbone)  # type: ignore[union-attr,operator]
+            assert isinstance(p, Patch)
+            p.to_backbone(backbone)
         for q in self.layers or ():
             q.to_backbone(backbone)
         return self

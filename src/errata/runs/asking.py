@@ -1,8 +1,9 @@
 """Probes to answers: batched, one probe per row, both families of scores from one prefill.
 
-The prompt and its reference run once; that forward gives the reference's log-probabilities and, as far as the
-reference is what the model would say, the greedy answer too. Rows that say something else go on from the
-cached prompt. Batches depend only on the asks and their order, so that a repeated run gives equal bytes.
+The prompt and its reference run once; that forward gives the reference's log-probabilities and, as
+far as the reference is what the model would say, the greedy answer too. Rows that say something
+else go on from the cached prompt. Batches depend only on the asks and their order, so that a
+repeated run gives equal bytes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ def ask_all(
     batch_size: int = BATCH,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """Answers in the order of `asked`. `before` given = also score each locality probe's own before-answer."""
+    """Answers in the order of `asked`.
+
+    With `before`, each locality probe's own before-answer is scored too.
+    """
     order = sorted(range(len(asked)), key=lambda i: _cost(asked[i].ask.probe))
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):

@@ -1,4 +1,7 @@
-"""Answers of unedited models, kept between runs under ERRATA_HOME by the hash of everything they depend on."""
+"""Answers of unedited models, kept between runs under ERRATA_HOME.
+
+The key is the hash of everything that they depend on.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.core import record
+from errata.core.errors import DiskFull
 
 
 def home() -> Path:
@@ -31,5 +35,5 @@ def store(key: str, value: Any) -> None:
     data = gzip.compress(record.dumps(value).encode(), compresslevel=3, mtime=0)
     try:
         record.write_bytes(home() / "before" / f"{key}.json.gz", data)
-    except (OSError, record.DiskFull):
+    except (OSError, DiskFull):
         return

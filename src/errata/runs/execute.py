@@ -1,8 +1,8 @@
 """A run: plan it, make the edits unit by unit, ask the probes, score.
 
-The planned unit is what a killed run resumes at. Its answers are appended in one write, then `done.jsonl`
-gets a line with the length of `answers.jsonl`; whatever lies behind that length is cut off on resume, so that
-an interrupted run ends with the same bytes as an uninterrupted one.
+The planned unit is what a killed run resumes at. Its answers are appended in one write, then
+`done.jsonl` gets a line with the length of `answers.jsonl`; whatever lies behind that length is cut
+off on resume, so that an interrupted run ends with the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ def bench(
     command: str = "",
     progress: Progress | None = None,
 ) -> Path:
-    """Runs `editor` on `benchmark` under `protocol` into the folder `out`, and scores it. Resumes what is there."""
+    """Runs `editor` on `benchmark` under `protocol` into the folder `out`, and scores it.
+
+    Resumes what is there.
+    """
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
     editor = editor.for_backbone(backbone)
     started = time.perf_counter()
@@ -247,7 +250,8 @@ def _open(
                 or "the benchmark's data"
             )
             raise BadRun(
-                f"{out} holds another run: {what} differ. Choose another --out, or delete that folder."
+                f"{out} holds another run: {what} differ. "
+                "Choose another --out, or delete that folder."
             )
         return
     started = {"plan.json", "before.jsonl"}  # a run killed before its manifest, which comes last

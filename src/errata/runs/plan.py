@@ -1,9 +1,10 @@
 """Which cases are asked: frozen before any edit, from the untouched backbone's own answers.
 
-A benchmark yields candidates. The plan asks all their probes once, keeps a case whose origin holds for this
-backbone (counterfactual: the base says the old answer; correction: it does not say the target), drops single
-probes that could not tell anything (a locality probe whose before-answer is the target, a portability probe
-whose hop the base does not know), and records every drop with its reason.
+A benchmark yields candidates. The plan asks all their probes once, keeps a case whose origin holds
+for this backbone (counterfactual: the base says the old answer; correction: it does not say the
+target), drops single probes that could not tell anything (a locality probe whose before-answer is
+the target, a portability probe whose hop the base does not know), and records every drop with its
+reason.
 """
 
 from __future__ import annotations
@@ -85,7 +86,10 @@ def select(
     legacy: bool = False,
     progress: Progress | None = None,
 ) -> Selection:
-    """Asks candidates in seeded order until `limit` cases are found. Cached by model, data and settings."""
+    """Asks candidates in seeded order until `limit` cases are found.
+
+    Cached by model, data and settings.
+    """
     benchmark = registry.load("benchmarks", spec.name)()
     loaded = benchmark.load(spec, root=root, seed=seed)
     panel = tuple(benchmark.panel(spec, root=root))
@@ -112,8 +116,10 @@ def select(
     selection = replace(made, dropped=(*loaded.skipped, *made.dropped), data=data)
     if not selection.cases:
         raise BadSpec(
-            f"no case of {spec} is usable on {backbone.name}: {len(candidates)} candidates, {len(selection.dropped)} dropped"
-            f" ({'; '.join(s.reason for s in selection.dropped[:2])}). Choose another split or model."
+            f"no case of {spec} is usable on {backbone.name}: {len(candidates)} candidates, "
+            f"{len(selection.dropped)} dropped "
+            f"({'; '.join(s.reason for s in selection.dropped[:2])}). "
+            "Choose another split or model."
         )
     cache.store(key, _to_json(selection))
     return selection
@@ -157,7 +163,7 @@ def _ask_candidates(
 
 
 def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
-    """The case with image hashes filled in and unaskable probes left out; None when its edit is unusable."""
+    """The case with image hashes and without unaskable probes; None for an unusable edit."""
     if not case.edit.target.strip():
         return None, [Skip(case.id, "empty target")]
     edit_probe = Probe("edit", case.edit.prompt, "reliability", reference=case.edit.target)
@@ -208,7 +214,7 @@ def _answers(
 
 
 def judge(case: Case, answers: Mapping[tuple[str, str], Answer]) -> tuple[Case | None, list[Skip]]:
-    """The case with the probes that count on this backbone, or None; and every reason for leaving out."""
+    """The case with the probes that count on this backbone, or None; and why others are out."""
     main = next(p for p in case.probes if p.kind == "reliability")
     said = answers[case.id, main.id]
     target = case.edit.target
@@ -275,7 +281,7 @@ def make_plan(
 
 
 def _base(cases: Sequence[Case], selection: Selection) -> dict[str, Any]:
-    """How often the unedited model gives the reference, per kind and group: the accuracy behind each metric."""
+    """How often the unedited model gives the reference, per kind and group."""
     answers = {(a.case, a.probe): a for a in selection.before}
     hits: dict[str, list[bool]] = defaultdict(list)
     for case, probes in [*((c.id, c.probes) for c in cases), ("panel", selection.panel)]:
