@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/speed.py [--out speed.json] [--quick]
 
-Three questions, on micro-vlm and on a random LLaVA of 12 blocks, d = 512, with 64 and 576 image tokens:
-edits found in rows of 16 against one by one; a gradient step resumed from the last four blocks against one
-through the whole model; probes answered as `bench` answers them against the same harness at batch 1, each
-from its own pixels. The functions timed are those that `errata bench` calls.
+Three questions, on micro-vlm and on a random LLaVA of 12 blocks, d = 512, with 64 and 576 image
+tokens: edits found in rows of 16 against one by one; a gradient step resumed from the last four
+blocks against one through the whole model; probes answered as `bench` answers them against the same
+harness at batch 1, each from its own pixels. The functions timed are those that `errata bench`
+calls.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def finding(
 
 
 def resuming(backbone: Backbone, edits: Sequence[Edit], repeats: int, k: int = 4) -> dict[str, Any]:
-    """A gradient step on the last k blocks from a cached state, against one from the embedded prompt."""
+    """A gradient step on the last k blocks: from a cached state, against from the whole prompt."""
     layer = backbone.depth - k
     site = f"text.{layer}.mlp.down"
     into, out = backbone.weight(site)
@@ -165,7 +166,10 @@ def resuming(backbone: Backbone, edits: Sequence[Edit], repeats: int, k: int = 4
 
 
 def asking(backbone: HfVlm, cases: Sequence[Case], repeats: int) -> dict[str, Any]:
-    """Probes per second before and after a row of edits, `exact` and `token` from one prefill; against batch 1."""
+    """Probes per second before and after a row of edits, against batch 1.
+
+    `exact` and `token` come from one prefill.
+    """
     e = registry.load("editors", "ft_l")(steps=2)
     patch = Rows([f.patch for f in e.edit_rows(backbone, [c.edit for c in cases])])
     asked = [Asked(Ask(c.id, p), row) for row, c in enumerate(cases) for p in c.probes]

@@ -1,4 +1,4 @@
-"""A run killed at any moment ends, when repeated, with the same bytes as one that was left alone."""
+"""A run killed at any moment and repeated ends with the same bytes as one left alone."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def _check_finite(loss_R: Tensor, groups: Sequence[Sequence[Edit]]) -> None:
     bad = (~torch.isfinite(loss_R)).nonzero()
     if len(bad):
         edit = groups[int(bad[0])][0]
-        loss = float(loss_R[int(bad[0])])
+        loss = loss_R[int(bad[0])].item()
         raise NotFinite(
             f"the loss of edit '{edit.id or edit.prompt.text[:60]}' became {loss} during the "
             "search. Lower the step size (--set lr=...), or load the model with --dtype float32."

@@ -169,9 +169,9 @@ def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
     edit_probe = Probe("edit", case.edit.prompt, "reliability", reference=case.edit.target)
     try:
         edit = replace(case.edit, prompt=_hashed(case.edit.prompt))
+        reason = too_long(backbone, edit_probe)
     except BadImage as e:
-        return None, [Skip(case.id, str(e))]
-    reason = too_long(backbone, edit_probe)
+        reason = str(e)
     if reason:
         return None, [Skip(case.id, reason)]
     probes, skips = [], []

@@ -1,0 +1,113 @@
+"""Markdown tables for docs/results.md, made from run folders and from nothing else.
+
+    python benchmarks/tables.py RUN [RUN ...]            one row per run
+    python benchmarks/tables.py --pairs RUN RUN [...]    paired differences between all runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from errata.runs.compare import compare_runs
+
+COLUMNS = (
+    "reliability",
+    "t_generality",
+    "m_generality",
+    "t_locality",
+    "m_locality",
+    "near_locality",
+    "portability",
+    "retention",
+    "mean5",
+    "joint",
+)
+PAIR_KEYS = (
+    "t_generality/seen",
+    "t_generality/unseen",
+    "m_generality",
+    "near_locality/near1",
+    "near_locality/near2",
+    "near_locality/same_image",
+    "near_locality/same_answer",
+    "near_locality/neighbour",
+)
+
+
+def cell(metrics: dict[str, Any], key: str) -> str:
+    """`98.5 [97.0, 99.5]` in percent; a dash where nothing was asked."""
+    entry = metrics.get(key)
+    if entry is None or entry["value"] is None:
+        return "–"
+    value = f"{100 * entry['value']:.1f}"
+    if entry.get("ci95"):
+        low, high = (f"{100 * v:.1f}" for v in entry["ci95"])
+        value += f" [{low}, {high}]"
+    return value
+
+
+def rows(runs: list[Path], scorer: str) -> list[str]:
+    used = []
+    loaded = []
+    for run in runs:
+        scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+        timing = json.loads((run / "timing.json").read_text(encoding="utf-8"))
+        loaded.append((manifest, scores, timing))
+        used += [c for c in COLUMNS if scores["metrics"].get(f"{c}.{scorer}", {}).get("value") is not None]
+    columns = [c for c in COLUMNS if c in used]
+    lines = ["| editor | n | " + " | ".join(columns) + " | s/edit |", "|---|---|" + "---|" * (len(columns) + 1)]
+    base = loaded[0][1]["metrics"]
+    unedited = []
+    for c in columns:
+        b = base.get(f"{c}.{scorer}", {}).get("base")
+        unedited.append("–" if b is None else f"{100 * b:.1f}")
+    lines.append("| *(base accuracy)* | | " + " | ".join(unedited) + " | |")
+    for manifest, scores, timing in loaded:
+        metrics = scores["metrics"]
+        edit = timing["phases"]["edit"]
+        first = metrics[f"reliability.{scorer}"]
+        n = f"{first['n']}" + (f" / {first['units']} seq." if first["units"] != first["n"] else "")
+        cells = [cell(metrics, f"{c}.{scorer}") for c in columns]
+        lines.append(
+            f"| {manifest['editor']} | {n} | " + " | ".join(cells) + f" | {edit['seconds'] / max(1, edit['count']):.3f} |"
+        )
+    return lines
+
+
+def pairs(runs: list[Path]) -> list[str]:
+    """Paired differences in the groups that tell methods apart; bold where the interval excludes 0."""
+    keys = [f"{k}.exact" for k in PAIR_KEYS]
+    lines = ["| pair (b − a) | " + " | ".join(PAIR_KEYS) + " |", "|---|" + "---|" * len(keys)]
+    for a, b in itertools.combinations(runs, 2):
+        found = compare_runs(a, b)
+        names = [json.loads((r / "manifest.json").read_text(encoding="utf-8"))["editor"] for r in (a, b)]
+        cells = []
+        for key in keys:
+            entry = found["metrics"].get(key)
+            if entry is None or entry["difference"] is None or not entry.get("ci95"):
+                cells.append("–")
+                continue
+            low, high = entry["ci95"]
+            text = f"{100 * entry['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+            cells.append(f"**{text}**" if low > 0 or high < 0 else text)
+        lines.append(f"| {names[1]} − {names[0]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--pairs", action="store_true")
+    parser.add_argument("--scorer", default="exact")
+    args = parser.parse_args()
+    lines = pairs(args.runs) if args.pairs else rows(args.runs, args.scorer)
+    print("\n".join(lines))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
