@@ -136,7 +136,7 @@ def finding(
 
 
 def resuming(backbone: Backbone, edits: Sequence[Edit], repeats: int, k: int = 4) -> dict[str, Any]:
-    """A gradient step on the last k blocks: from a cached state, against from the whole prompt."""
+    """A gradient step on the last k blocks: from a cached state, and from the embedded prompt."""
     layer = backbone.depth - k
     site = f"text.{layer}.mlp.down"
     into, out = backbone.weight(site)

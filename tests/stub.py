@@ -1,4 +1,4 @@
-"""A backbone without a model: answers are a function of the prompt and of what is live. No tensor is computed."""
+"""A backbone without a model or tensors: answers depend on the prompt and on what is live."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from errata.patches.rows import Rows
 
 
 class Notes(Patch):
-    """Remembers answers by prompt text, and spoils one in eight other answers, so that scores differ."""
+    """Remembers answers by prompt text; spoils one in eight others, so that scores differ."""
 
     def __init__(self, known: Mapping[str, str]) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Stub(Backbone):
 
 
 def knowing(cases: Sequence[Any], panel: Sequence[Any], delay: float = 0.0) -> Stub:
-    """A stub that is right about everything before an edit, and wrong where the world wants a correction."""
+    """A stub that is right before an edit, and wrong where the world wants a correction."""
     right = {}
     for case in cases:
         for p in case.probes:

@@ -187,7 +187,7 @@ def blip2() -> HfVlm:
 
 
 class QwenProcessor:
-    """What Qwen's processors do to one image and one text; theirs cannot be built without torchvision."""
+    """What Qwen's processors do to one image and text; theirs need torchvision to be built."""
 
     image_token = "<|image_pad|>"
     chat_template = None
@@ -312,5 +312,5 @@ FAMILIES: dict[str, Callable[[], HfVlm]] = {
 
 @functools.cache
 def shared(family: str) -> HfVlm:
-    """One instance per family and process: backbones are never changed by use, which the tests check."""
+    """One instance per family and process: use never changes a backbone, which tests check."""
     return FAMILIES[family]()

@@ -215,7 +215,7 @@ def test_decisions_do_not_see_the_answer(
     state: State | None,
     pictures: list[str],
 ) -> None:
-    """Prompt and target in one forward = prompt alone, then the target token by token (design 4.1)."""
+    """Prompt and target in one forward = prompt, then the target token by token (design 4.1)."""
     patch = editor.edit(backbone, edits[:2], state).patch
     texts = [
         "What is the colour of the thing?",

@@ -1,4 +1,4 @@
-"""Ports under what users do to models: compiling, raw calls, missing masks; and decisions in rows."""
+"""Ports under what users do: compiling, raw calls, missing masks; and decisions in rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests import tiny
 
 
 class Gate(Patch):
-    """Adds a constant where the state at the last prompt token points one way: a minimal deciding patch."""
+    """Adds a constant where the last prompt token's state points one way: minimal and deciding."""
 
     decides = True
 
@@ -224,7 +224,10 @@ def test_a_stack_of_nothing_is_the_identity(backbone: tiny.HfVlm, ragged: list[P
 def test_context_scope_is_decided_from_the_prompt(
     backbone: tiny.HfVlm, record_property: Any
 ) -> None:
-    """Retrieved scope: open on the fact's question, closed elsewhere, neither always; the answer plays no part."""
+    """Retrieved scope: open on the fact's question, closed elsewhere, neither always.
+
+    The answer plays no part.
+    """
     facts = [
         Fact("What is the colour of the thing?", "green"),
         Fact("Which shape is the ring?", "blue"),
@@ -240,10 +243,8 @@ def test_context_scope_is_decided_from_the_prompt(
     opened = [s != t for s, t in zip(shown, asked, strict=True)]
     record_property("fraction_open", sum(opened) / len(opened))
     assert opened[:2] == [True, True] and 0 < sum(opened) < len(opened)
-    assert (
-        shown[0]
-        == "New Fact: What is the colour of the thing? green\nPrompt: What is the colour of the thing?"
-    )
+    question = "What is the colour of the thing?"
+    assert shown[0] == f"New Fact: {question} green\nPrompt: {question}"
 
 
 def test_context_joins_into_one_memory(backbone: tiny.HfVlm) -> None:

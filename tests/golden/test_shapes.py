@@ -1,4 +1,7 @@
-"""Patch arithmetic against numbers worked out by hand, and searches against plain loops that write weights."""
+"""Patch arithmetic against numbers worked out by hand, searches against plain loops.
+
+The plain loops write weights.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +108,10 @@ def test_row_adam_is_torch_adam_on_each_row_and_freezes_rows() -> None:
 
 
 def test_target_loss_by_hand() -> None:
-    """Two rows over a vocabulary of 2. Row 0, target (1, 0): p = 1/2 each -> ln 2. Row 1, target (0): p = 3/4."""
+    """Two rows over a vocabulary of 2.
+
+    Row 0, target (1, 0): p = 1/2 each -> ln 2. Row 1, target (0): p = 3/4.
+    """
     logits = torch.zeros(2, 3, 2)
     logits[1, 0, 0] = math.log(3)
     logits[0, 0, 1] = 0.0
@@ -123,7 +129,7 @@ def test_per_group_is_a_mean() -> None:
 
 
 def test_ft_l_equals_a_plain_loop_that_writes_the_weight(edits: list[Edit]) -> None:
-    """The reference: a copy of the model, its own forward with labels, torch's Adam on the weight itself."""
+    """The reference: a copy of the model, its own forward, torch's Adam on the weight itself."""
     backbone = tiny.shared("llava")
     steps, lr = 6, 3e-3
     editor = registry.load("editors", "ft_l")(steps=steps, lr=lr, stop_loss=0.0)
@@ -148,7 +154,7 @@ def test_ft_l_equals_a_plain_loop_that_writes_the_weight(edits: list[Edit]) -> N
 
 
 def test_tpatcher_starts_silent_in_value_and_firing_in_key(edits: list[Edit]) -> None:
-    """Before any step the model is unchanged, every neuron fires with exactly 1, and there is a gradient."""
+    """Before any step: the model unchanged, every neuron firing with exactly 1, a gradient."""
     backbone = tiny.shared("llava")
     editor = registry.load("editors", "tpatcher")(neurons=3)
     patch = editor.start(backbone, [edits[:1], edits[3:]], [None, None], 0)
