@@ -1,0 +1,56 @@
+"""What every plug-in must hold, as functions.
+
+Our tests run them over the whole registry, `errata check NAME` runs them on yours.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from errata.contract import benchmarks, editors, metrics, protocols
+from errata.core import registry
+from errata.core.errors import BadSpec
+
+CHECKED = ("editors", "benchmarks", "protocols", "metrics")
+
+
+def checks(kind: str, name: str) -> list[tuple[str, Callable[[], None]]]:
+    """(property in words, a function that raises AssertionError where it does not hold)."""
+    if kind == "editors":
+        folder = Path(tempfile.mkdtemp(prefix="errata-check-"))
+        return editors.checks(registry.load(kind, name), editors.bundled(folder))
+    module = {"benchmarks": benchmarks, "protocols": protocols, "metrics": metrics}[kind]
+    return module.checks(registry.load(kind, name))  # type: ignore[no-any-return]
+
+
+def run(name: str) -> bool:
+    """Checks the plug-in of this name, prints one line per property; True when all hold."""
+    from rich.console import Console
+
+    console = Console()
+    kinds = [k for k in CHECKED if name in registry.names(k)]
+    if not kinds:
+        raise BadSpec(
+            f"'{name}' is of a kind that has no contract checks; there are checks for "
+            f"{', '.join(CHECKED)}. "
+            "A backbone is checked by `errata doctor MODEL`."
+        )
+    good = True
+    for kind in kinds:
+        for words, check in checks(kind, name):
+            try:
+                check()
+            except AssertionError as e:
+                good = False
+                why = (str(e).strip().splitlines() or ["no reason given"])[0]
+                console.print(f"[red]fails[/red] {kind}/{name}: {words}\n      {why}")
+            else:
+                console.print(f"[green]holds[/green] {kind}/{name}: {words}")
+    return good
+
+
+def named(function: Callable[..., None]) -> str:
+    """The first line of a property's docstring: what it demands, in words."""
+    return (function.__doc__ or function.__name__).splitlines()[0].rstrip(".")

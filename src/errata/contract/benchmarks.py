@@ -1,0 +1,57 @@
+"""What every benchmark must hold: well-formed cases in a fixed order.
+
+A benchmark whose data the user has not got has no cases, and holds trivially.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from errata.core.benchmark import Benchmark, BenchmarkSpec
+from errata.core.errors import BadData
+from errata.core.types import KINDS, Case, from_json, to_json
+
+
+def checks(cls: type[Benchmark]) -> list[tuple[str, Callable[[], None]]]:
+    from errata.contract import named
+
+    return [(named(f), partial(f, cls())) for n, f in globals().items() if n.startswith("holds_")]
+
+
+def _cases(benchmark: Benchmark, split: str = "eval") -> tuple[Case, ...]:
+    """The cases of a split; none where the user has not got the data."""
+    spec = BenchmarkSpec(benchmark.name, tuple(benchmark.tasks), split, benchmark.variants[-1])
+    try:
+        return benchmark.load(spec).cases
+    except BadData:
+        return ()
+
+
+def holds_order(benchmark: Benchmark) -> None:
+    """Loading twice gives equal cases in equal order, with unique ids."""
+    one, two = _cases(benchmark), _cases(benchmark)
+    assert one == two
+    assert len({c.id for c in one}) == len(one)
+
+
+def holds_shape(benchmark: Benchmark) -> None:
+    """Every case has a target, a reliability probe of its own prompt, and unique probe ids."""
+    for case in _cases(benchmark):
+        assert case.edit.target.strip(), case.id
+        assert len({p.id for p in case.probes}) == len(case.probes), case.id
+        main = [p for p in case.probes if p.kind == "reliability"]
+        assert main and all(p.prompt == case.edit.prompt for p in main), case.id
+        assert all(p.kind in KINDS for p in case.probes)
+
+
+def holds_round_trip(benchmark: Benchmark) -> None:
+    """A case is equal after a round trip through JSON."""
+    for case in _cases(benchmark)[:200]:
+        assert from_json(Case, to_json(case)) == case
+
+
+def holds_splits(benchmark: Benchmark) -> None:
+    """No edit of eval is an edit of train."""
+    train = {(c.edit.prompt, c.edit.target) for c in _cases(benchmark, "train")}
+    assert not [c.id for c in _cases(benchmark) if (c.edit.prompt, c.edit.target) in train]

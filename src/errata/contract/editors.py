@@ -1,0 +1,271 @@
+"""What every editor must hold.
+
+Nothing is written, a row is a single edit, no decision sees the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.core import registry
+from errata.core.backbone import Backbone
+from errata.core.editor import Editor, State
+from errata.core.errors import BadEdit, BadSpec, FingerprintMismatch
+from errata.core.patch import check as check_fingerprint
+from errata.core.patch import load, save
+from errata.core.types import Case, Edit, Prompt
+from errata.finding.gradient import GradientEditor
+from errata.patches.rows import Rows
+
+
+@dataclass
+class World:
+    """What a check needs: a model, four edits of different lengths, prompts, training cases, a folder.
+
+    `settings` keep an editor's search short; `loose` is how far a search in rows may be from one alone.
+    """
+
+    backbone: Backbone
+    edits: Sequence[Edit]
+    prompts: Sequence[Prompt]
+    many: Sequence[Prompt]
+    cases: Sequence[Case]
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    loose: float = 2e-3
+
+
+def bundled(folder: Path) -> World:
+    """The bundled model on its own benchmark."""
+    from errata.backbones import load as load_backbone
+    from errata.core.benchmark import BenchmarkSpec
+
+    spec = BenchmarkSpec.parse("microworld:vqa@train")
+    cases = registry.load("benchmarks", "microworld")().load(spec).cases[:40]
+    edits = [c.edit for c in cases[:40:10]]
+    many = list(itertools.islice((p.prompt for c in cases for p in c.probes), 48))
+    return World(load_backbone("micro-vlm"), edits, many[:6], many, cases, folder)
+
+
+def checks(cls: type[Editor], world: World) -> list[tuple[str, Callable[[], None]]]:
+    from errata.contract import named
+
+    properties = [f for name, f in globals().items() if name.startswith("holds_")]
+    return [(named(f), partial(f, cls(**world.settings), world)) for f in properties]
+
+
+def weights(backbone: Backbone) -> str:
+    """sha256 of every tensor of the model."""
+    h = hashlib.sha256()
+    for name, tensor in backbone.model.state_dict().items():
+        h.update(
+            name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        )
+    return h.hexdigest()
+
+
+def _state(editor: Editor, world: World) -> State | None:
+    return editor.prepare(world.backbone, world.cases)
+
+
+def _answers(backbone: Backbone, prompts: Sequence[Prompt]) -> Tensor:
+    rows = [0] * len(prompts)
+    return backbone.logits(backbone.encode(prompts, rows=rows), rows=torch.tensor(rows))
+
+
+def _close(a: Tensor, b: Tensor, bound: float, what: str) -> None:
+    assert a.shape == b.shape, f"{what}: shapes {tuple(a.shape)} and {tuple(b.shape)}"
+    off = float((a - b).abs().max())
+    assert torch.allclose(a, b, atol=bound, rtol=bound), f"{what}: off by up to {off:.2e}"
+
+
+def holds_weights(editor: Editor, world: World) -> None:
+    """No weight changes, and leaving `applied` gives the same bits as before."""
+    bb = world.backbone
+    before, clean = weights(bb), _answers(bb, world.prompts)
+    found = editor.edit(bb, world.edits[:1], _state(editor, world))
+    with bb.applied(found.patch):
+        edited = _answers(bb, world.prompts)
+    assert not torch.equal(edited, clean), "the edit changes nothing"
+    assert torch.equal(_answers(bb, world.prompts), clean), "the model differs after leaving"
+    assert weights(bb) == before, "a weight was written"
+
+
+def holds_saving(editor: Editor, world: World) -> None:
+    """A patch saved is the patch loaded, bit for bit."""
+    bb, folder = world.backbone, world.folder / f"saved-{editor.name}"
+    found = editor.edit(bb, world.edits[:2], _state(editor, world))
+    save(found.patch, folder)
+    loaded = load(folder, bb)
+    assert loaded.header.editor == editor.name and loaded.edits == tuple(world.edits[:2])
+    files = {f.name for f in folder.iterdir()}
+    assert files == {"patch.json", "patch.safetensors", "edits.jsonl", "README.md"}, files
+    with bb.applied(found.patch):
+        one = _answers(bb, world.prompts)
+    with bb.applied(loaded):
+        assert torch.equal(_answers(bb, world.prompts), one)
+
+
+def holds_fingerprint(editor: Editor, world: World) -> None:
+    """A patch names its model and is refused on another."""
+    patch = editor.edit(world.backbone, world.edits[:1], _state(editor, world)).patch
+    assert patch.header.fingerprint == world.backbone.fingerprint()
+
+    class Other:
+        name = "other"
+
+        def fingerprint(self) -> str:
+            return "0" * 64
+
+    try:
+        check_fingerprint(patch.header, Other(), "patch")  # type: ignore[arg-type]
+    except FingerprintMismatch:
+        return
+    raise AssertionError("a patch for another model was accepted")
+
+
+def holds_one_row(editor: Editor, world: World) -> None:
+    """`edit_rows` of one edit equals `edit` of it."""
+    bb, state = world.backbone, _state(editor, world)
+    row = editor.edit_rows(bb, world.edits[:1], [state])[0].patch
+    one = editor.edit(bb, world.edits[:1], state).patch
+    with bb.applied(row):
+        a = _answers(bb, world.prompts)
+    with bb.applied(one):
+        assert torch.equal(_answers(bb, world.prompts), a)
+
+
+def holds_rows(editor: Editor, world: World) -> None:
+    """Edits found in rows equal edits found one by one."""
+    bb, state = world.backbone, _state(editor, world)
+    rows = editor.edit_rows(bb, world.edits, [state] * len(world.edits))
+    for edit, row in zip(world.edits, rows, strict=True):
+        one = editor.edit(bb, [edit], state).patch
+        with bb.applied(row.patch):
+            together = _answers(bb, world.prompts)
+        with bb.applied(one):
+            _close(together, _answers(bb, world.prompts), world.loose, f"edit {edit.id}")
+
+
+def holds_asking(editor: Editor, world: World) -> None:
+    """Asking ragged prompts in rows equals asking one by one, in scoring and in generation."""
+    bb, state = world.backbone, _state(editor, world)
+    found = [f.patch for f in editor.edit_rows(bb, world.edits, [state] * len(world.edits))]
+    prompts = [*world.prompts, *world.prompts[::-1]]
+    rows = [i % len(found) for i in range(len(prompts))]
+    with bb.applied(Rows(found)):
+        batch = bb.encode(prompts, rows=rows)
+        logits = bb.logits(batch, rows=torch.tensor(rows))
+        said = bb.generate(batch, [6] * len(prompts), rows=torch.tensor(rows))
+    for b, (prompt, r) in enumerate(zip(prompts, rows, strict=True)):
+        with bb.applied(found[r]):
+            one = bb.encode([prompt], rows=[0])
+            _close(logits[b], bb.logits(one)[0], 2e-4, prompt.text)
+            assert bb.generate(one, [6])[0] == said[b], prompt.text
+
+
+def holds_joint(editor: Editor, world: World) -> None:
+    """A joint edit is one patch that names all its edits."""
+    patch = editor.edit(world.backbone, world.edits, _state(editor, world)).patch
+    assert patch.edits == tuple(world.edits)
+
+
+def holds_on_top(editor: Editor, world: World) -> None:
+    """A second edit is found on top of the first, and both live together."""
+    bb, state = world.backbone, _state(editor, world)
+    first = editor.edit(bb, world.edits[:1], state)
+    with bb.applied(first.patch):
+        second = editor.edit(bb, world.edits[1:2], first.state)
+    if isinstance(editor, GradientEditor):
+        clean = editor.edit(bb, world.edits[1:2], state)
+        pairs = zip(second.patch.parameters(), clean.patch.parameters(), strict=True)
+        assert any(not torch.allclose(a, b, atol=1e-6) for a, b in pairs), (
+            "the first edit was not seen"
+        )
+    both = first.patch.join(second.patch)
+    assert both.edits == tuple(world.edits[:2])
+    with bb.applied(both):
+        _answers(bb, world.prompts)
+
+
+def holds_sequences(editor: Editor, world: World) -> None:
+    """Sequences edited in rows equal sequences edited alone."""
+    bb, state = world.backbone, _state(editor, world)
+    lanes = [list(world.edits[:2]), list(world.edits[2:4])]
+    firsts = editor.edit_rows(bb, [lane[0] for lane in lanes], [state] * 2)
+    with bb.applied(Rows([f.patch for f in firsts])):
+        seconds = editor.edit_rows(bb, [lane[1] for lane in lanes], [f.state for f in firsts])
+    for lane, first, second in zip(lanes, firsts, seconds, strict=True):
+        with bb.applied(first.patch):
+            alone = editor.edit(bb, lane[1:], first.state)
+        with bb.applied(first.patch.join(second.patch)):
+            together = _answers(bb, world.prompts)
+        with bb.applied(first.patch.join(alone.patch)):
+            _close(together, _answers(bb, world.prompts), world.loose, "second edit")
+
+
+def holds_decisions(editor: Editor, world: World) -> None:
+    """No decision sees the answer: one forward equals feeding the target token by token."""
+    bb = world.backbone
+    patch = editor.edit(bb, world.edits[:2], _state(editor, world)).patch
+    prompts = [*world.many, *(e.prompt for e in world.edits)]
+    assert len(prompts) >= 40
+    targets = [["green", "blue ring", "red thing of", "x"][i % 4] for i in range(len(prompts))]
+    rows = torch.zeros(len(prompts), dtype=torch.long)
+    with bb.applied(patch):
+        batch = bb.encode(prompts, targets, rows=rows.tolist())
+        with bb.ask(batch, rows=rows) as q:
+            at_once = q.scores()
+        longest = max(map(len, batch.targets))
+        ids = torch.tensor([[*t, *[0] * (longest - len(t))] for t in batch.targets])
+        ids = ids.to(batch.ids.device)
+        with bb.ask(bb.encode(prompts, rows=rows.tolist()), rows=rows) as q:
+            steps = [q.logits[:, :1]] + [q.feed(ids[:, j : j + 1]) for j in range(longest - 1)]
+        logp = torch.cat(steps, dim=1).log_softmax(-1)
+    for b, scored in enumerate(at_once):
+        for j, (token, value) in enumerate(zip(scored.ids, scored.logprobs, strict=True)):
+            fed = float(logp[b, j, token])
+            assert math.isclose(value, fed, abs_tol=1e-4), (
+                f"{prompts[b].text!r}: {value} against {fed}"
+            )
+
+
+def holds_empty_target(editor: Editor, world: World) -> None:
+    """An empty target is refused."""
+    try:
+        editor.edit(
+            world.backbone, [Edit(world.edits[0].prompt, "  ", id="x")], _state(editor, world)
+        )
+    except BadEdit:
+        return
+    raise AssertionError("an empty target was accepted")
+
+
+def holds_settings(editor: Editor, world: World) -> None:
+    """Unknown settings and presets are refused, and every preset is valid."""
+    for wrong in ({"no_such_setting": 1}, {"preset": "no-such-preset"}):
+        try:
+            type(editor)(**wrong)  # type: ignore[arg-type]
+        except BadSpec:
+            continue
+        raise AssertionError(f"{wrong} was accepted")
+    for preset in editor.presets:
+        type(editor)(preset=preset)
+
+
+def holds_reproducible(editor: Editor, world: World) -> None:
+    """The same edit with the same seed is the same patch."""
+    state = _state(editor, world)
+    one, two = (editor.edit(world.backbone, world.edits[:1], state, seed=3).patch for _ in range(2))
+    pairs = zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)

@@ -1,0 +1,53 @@
+"""What every metric must hold: scores between 0 and 1, and unscored instead of zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from errata.core.metric import Metric, Row
+from errata.core.types import KINDS, Answer, Probe, Prompt, Scored
+
+
+def checks(cls: type[Metric]) -> list[tuple[str, Callable[[], None]]]:
+    from errata.contract import named
+
+    return [(named(f), partial(f, cls())) for n, f in globals().items() if n.startswith("holds_")]
+
+
+def rows() -> list[Row]:
+    """One probe of every kind, answered in four ways, and not at all."""
+    right = Scored((4, 5), (-0.1, -0.2), (4, 5))
+    wrong = Scored((4, 5), (-2.0, -3.0), (9, 9))
+    said = [
+        Answer("c", "p", text="red ring", ids=(4, 5), reference=right, own=right),
+        Answer("c", "p", text="blue", ids=(9,), reference=wrong, own=wrong),
+        Answer("c", "p", text="", ids=()),
+        Answer("c", "p", text="red ring red", ids=(4, 5, 4), stopped=False, reference=right),
+    ]
+    return [
+        Row(Probe("p", Prompt.of("?"), kind, reference="red ring"), before, after)  # type: ignore[arg-type]
+        for kind in KINDS
+        for before in said
+        for after in said
+    ]
+
+
+def holds_range(metric: Metric) -> None:
+    """Every score is None or between 0 and 1."""
+    for row in rows():
+        score = metric.score(row.before, row.after, row.probe)
+        assert score is None or 0.0 <= score <= 1.0, (score, row)
+
+
+def holds_keys(metric: Metric) -> None:
+    """Keys of a case end in a scorer name and hold scores in range."""
+    for key, score in metric.score_case(rows()):
+        kind, _, scorer = key.rpartition(".")
+        assert kind and scorer, key
+        assert score is None or 0.0 <= score <= 1.0, (key, score)
+
+
+def holds_same(metric: Metric) -> None:
+    """The same rows give the same scores, in the same order."""
+    assert list(metric.score_case(rows())) == list(metric.score_case(rows()))

@@ -1,0 +1,100 @@
+"""What every protocol must hold: all planned cases are edited once and asked to the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+from errata.core.protocol import Protocol, Step, Unit
+from errata.core.types import Answer, Case, Edit, Probe, Prompt
+
+
+def checks(cls: type[Protocol]) -> list[tuple[str, Callable[[], None]]]:
+    from errata.contract import named
+
+    return [(named(f), partial(f, cls())) for n, f in globals().items() if n.startswith("holds_")]
+
+
+def cases(count: int = 40) -> list[Case]:
+    """Cases of two tasks with three probes each."""
+    made = []
+    for i in range(count):
+        prompt = Prompt.of(f"question {i}", f"image-{i}.png")
+        probes = tuple(
+            Probe(f"p{k}", prompt.with_text(f"{k} {i}"), kind, reference="x")
+            for k, kind in enumerate(("reliability", "t_locality", "m_locality"))
+        )
+        made.append(
+            Case(
+                f"c{i}",
+                Edit(prompt, f"answer {i}", id=f"c{i}"),
+                probes,
+                task=("vqa", "caption")[i % 2],
+            )
+        )
+    return made
+
+
+PANEL = (Probe("panel-0", Prompt.of("?"), "retention", reference="y"),)
+
+
+def play(protocol: Protocol, unit: Unit) -> list[Step]:
+    """All steps of a unit, every ask answered."""
+    steps = []
+    generator = protocol.steps(unit, PANEL)
+    try:
+        step = next(generator)
+        while True:
+            steps.append(step)
+            step = generator.send([Answer(a.case, a.probe.id) for t in step.turns for a in t.asks])
+    except StopIteration:
+        return steps
+
+
+def holds_repeatable(protocol: Protocol) -> None:
+    """The same cases, rows and seed give the same units."""
+    plans = [protocol.plan(cases(), rows=4, seed=5) for _ in range(2)]
+    assert plans[0] == plans[1] and plans[0]
+
+
+def holds_rows(protocol: Protocol) -> None:
+    """No unit has more lanes than rows, and no case is planned twice."""
+    units = protocol.plan(cases(), rows=4, seed=0)
+    assert all(1 <= len(u.lanes) <= 4 for u in units)
+    planned = Counter(c.id for u in units for lane in u.lanes for c in lane.cases)
+    assert planned and max(planned.values()) == 1, "a case is planned twice"
+
+
+def holds_edited_once(protocol: Protocol) -> None:
+    """Every planned case is edited exactly once, in its own lane."""
+    for unit in protocol.plan(cases(), rows=4, seed=0):
+        steps = play(protocol, unit)
+        for i, lane in enumerate(unit.lanes):
+            made = [e.id for s in steps for e in s.turns[i].edits]
+            assert sorted(made) == sorted(c.edit.id for c in lane.cases), (made, lane.id)
+
+
+def holds_asked_once(protocol: Protocol) -> None:
+    """Every probe of every planned case is asked exactly once without a tag."""
+    for unit in protocol.plan(cases(), rows=4, seed=0):
+        steps = play(protocol, unit)
+        asked = Counter(
+            (a.case, a.probe.id) for s in steps for t in s.turns for a in t.asks if not a.tag
+        )
+        for lane in unit.lanes:
+            for case in lane.cases:
+                assert all(asked[case.id, p.id] == 1 for p in case.probes), case.id
+
+
+def holds_lanes(protocol: Protocol) -> None:
+    """Every step has one turn per lane, and only the first is on nothing in a sequence."""
+    for unit in protocol.plan(cases(), rows=4, seed=0):
+        steps = play(protocol, unit)
+        assert all(len(s.turns) == len(unit.lanes) for s in steps)
+
+
+def holds_spec(protocol: Protocol) -> None:
+    """The canonical text makes the same protocol again."""
+    name, _, argument = protocol.spec.partition(":")
+    assert name == protocol.name and type(protocol)(argument).spec == protocol.spec
