@@ -1,4 +1,4 @@
-"""The contracts of benchmarks, protocols and metrics, over the whole registry; and `errata check`."""
+"""The contracts of benchmarks, protocols and metrics over the registry; and `errata check`."""
 
 from __future__ import annotations
 

@@ -30,9 +30,10 @@ from errata.patches.rows import Rows
 
 @dataclass
 class World:
-    """What a check needs: a model, four edits of different lengths, prompts, training cases, a folder.
+    """What a check needs: a model, four edits of different lengths, prompts, training cases.
 
-    `settings` keep an editor's search short; `loose` is how far a search in rows may be from one alone.
+    `settings` keep an editor's search short; `loose` is how far a search in rows may be from one
+    made alone.
     """
 
     backbone: Backbone
@@ -255,7 +256,7 @@ def holds_settings(editor: Editor, world: World) -> None:
     """Unknown settings and presets are refused, and every preset is valid."""
     for wrong in ({"no_such_setting": 1}, {"preset": "no-such-preset"}):
         try:
-            type(editor)(**wrong)  # type: ignore[arg-type]
+            type(editor)(**wrong)
         except BadSpec:
             continue
         raise AssertionError(f"{wrong} was accepted")

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from functools import partial
 
 from errata.core.protocol import Protocol, Step, Unit
-from errata.core.types import Answer, Case, Edit, Probe, Prompt
+from errata.core.types import Answer, Case, Edit, Kind, Probe, Prompt
 
 
 def checks(cls: type[Protocol]) -> list[tuple[str, Callable[[], None]]]:
     from errata.contract import named
 
     return [(named(f), partial(f, cls())) for n, f in globals().items() if n.startswith("holds_")]
+
+
+KINDS: tuple[Kind, ...] = ("reliability", "t_locality", "m_locality")
 
 
 def cases(count: int = 40) -> list[Case]:
@@ -23,7 +26,7 @@ def cases(count: int = 40) -> list[Case]:
         prompt = Prompt.of(f"question {i}", f"image-{i}.png")
         probes = tuple(
             Probe(f"p{k}", prompt.with_text(f"{k} {i}"), kind, reference="x")
-            for k, kind in enumerate(("reliability", "t_locality", "m_locality"))
+            for k, kind in enumerate(KINDS)
         )
         made.append(
             Case(
