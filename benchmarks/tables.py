@@ -1,5 +1,7 @@
 """Markdown tables for docs/results.md, made from run folders and from nothing else.
 
+Usage, in the repository root:
+
     python benchmarks/tables.py RUN [RUN ...]            one row per run
     python benchmarks/tables.py --pairs RUN RUN [...]    paired differences between all runs
 """
@@ -58,9 +60,16 @@ def rows(runs: list[Path], scorer: str) -> list[str]:
         manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
         timing = json.loads((run / "timing.json").read_text(encoding="utf-8"))
         loaded.append((manifest, scores, timing))
-        used += [c for c in COLUMNS if scores["metrics"].get(f"{c}.{scorer}", {}).get("value") is not None]
+        used += [
+            c
+            for c in COLUMNS
+            if scores["metrics"].get(f"{c}.{scorer}", {}).get("value") is not None
+        ]
     columns = [c for c in COLUMNS if c in used]
-    lines = ["| editor | n | " + " | ".join(columns) + " | s/edit |", "|---|---|" + "---|" * (len(columns) + 1)]
+    lines = [
+        "| editor | n | " + " | ".join(columns) + " | s/edit |",
+        "|---|---|" + "---|" * (len(columns) + 1),
+    ]
     base = loaded[0][1]["metrics"]
     unedited = []
     for c in columns:
@@ -74,18 +83,21 @@ def rows(runs: list[Path], scorer: str) -> list[str]:
         n = f"{first['n']}" + (f" / {first['units']} seq." if first["units"] != first["n"] else "")
         cells = [cell(metrics, f"{c}.{scorer}") for c in columns]
         lines.append(
-            f"| {manifest['editor']} | {n} | " + " | ".join(cells) + f" | {edit['seconds'] / max(1, edit['count']):.3f} |"
+            f"| {manifest['editor']} | {n} | {' | '.join(cells)} "
+            f"| {edit['seconds'] / max(1, edit['count']):.3f} |"
         )
     return lines
 
 
 def pairs(runs: list[Path]) -> list[str]:
-    """Paired differences in the groups that tell methods apart; bold where the interval excludes 0."""
+    """Paired differences in the groups that tell methods apart; bold: the interval excludes 0."""
     keys = [f"{k}.exact" for k in PAIR_KEYS]
     lines = ["| pair (b − a) | " + " | ".join(PAIR_KEYS) + " |", "|---|" + "---|" * len(keys)]
     for a, b in itertools.combinations(runs, 2):
         found = compare_runs(a, b)
-        names = [json.loads((r / "manifest.json").read_text(encoding="utf-8"))["editor"] for r in (a, b)]
+        names = [
+            json.loads((r / "manifest.json").read_text(encoding="utf-8"))["editor"] for r in (a, b)
+        ]
         cells = []
         for key in keys:
             entry = found["metrics"].get(key)
@@ -106,7 +118,7 @@ def main() -> None:
     parser.add_argument("--scorer", default="exact")
     args = parser.parse_args()
     lines = pairs(args.runs) if args.pairs else rows(args.runs, args.scorer)
-    print("\n".join(lines))  # noqa: T201
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Tunes every editor with the same budget on the dev split; eval is never touched.
 
-    OMP_NUM_THREADS=1 python benchmarks/tune.py --trials 12 --limit 64 --out tune.json [--editor ft_l ...]
+    OMP_NUM_THREADS=1 python benchmarks/tune.py --trials 12 --limit 64 --out FILE [--editor ...]
 
-Random search over the spaces below, seeded, the defaults being the first trial. The objective is the mean of
-the five paper metrics and near locality, `exact`, on microworld:vqa@dev, one_step.
+Random search over the spaces below, seeded, the defaults being the first trial. The objective is
+the mean of the five paper metrics and near locality, `exact`, on microworld:vqa@dev, one_step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ SPACES: dict[str, dict[str, list[Any]]] = {
         "stop_loss": [1e-2, 5e-2, 0.2],
         "layers": [[-1], [-2], [-3], [-4]],
     },
-    "ft_v": {"lr": [1e-4, 3e-4, 1e-3, 3e-3], "steps": [25, 50, 100], "stop_loss": [1e-2, 5e-2, 0.2]},
+    "ft_v": {
+        "lr": [1e-4, 3e-4, 1e-3, 3e-3],
+        "steps": [25, 50, 100],
+        "stop_loss": [1e-2, 5e-2, 0.2],
+    },
     "lora": {
         "lr": [1e-4, 3e-4, 1e-3, 3e-3],
         "steps": [25, 50],
@@ -103,8 +107,10 @@ def main() -> None:
             shutil.rmtree(out)
             means = {k: round(scores["metrics"][f"{k}.exact"]["value"], 3) for k in OBJECTIVE}
             seconds = time.perf_counter() - started
-            tried.append({"set": point, "objective": round(objective(scores), 4), **means, "s": seconds})
-            print(editor, json.dumps(tried[-1]), flush=True)  # noqa: T201
+            tried.append(
+                {"set": point, "objective": round(objective(scores), 4), **means, "s": seconds}
+            )
+            print(editor, json.dumps(tried[-1]), flush=True)
         tried.sort(key=lambda t: -t["objective"])
         results[editor] = tried
         args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -129,7 +129,9 @@ def test_an_image_that_changed_is_refused(pictures: list[str]) -> None:
 def test_the_real_sentence_encoder_when_it_is_installed() -> None:
     if choose("auto") != "minilm":
         pytest.skip("the retrieval extra is not installed")
-    vectors = embed(["What colour is it?", "Which colour?", "a dog"], "minilm", tiny.shared("llava"))
+    vectors = embed(
+        ["What colour is it?", "Which colour?", "a dog"], "minilm", tiny.shared("llava")
+    )
     assert vectors.shape == (3, 384)
     near = vectors @ vectors.T
     assert torch.argsort(near[0], descending=True).tolist() == [0, 1, 2]
