@@ -72,6 +72,14 @@ def test_every_editor(check: Any, editor: str, world: contract.World) -> None:
     check(registry.load("editors", editor)(**FAST.get(editor, {})), world)
 
 
+@pytest.mark.parametrize("editor", registry.names("editors"))
+@pytest.mark.parametrize("family", sorted(set(tiny.FAMILIES) - {"llava"}))
+def test_every_editor_on_every_family(family: str, editor: str, world: contract.World) -> None:
+    own = contract.World(**{**vars(world), "backbone": tiny.shared(family)})
+    for check in (contract.holds_weights, contract.holds_rows, contract.holds_asking):
+        check(registry.load("editors", editor)(**FAST.get(editor, {})), own)
+
+
 class Careless(contract.Editor):
     """Writes a weight, forgets the group's other edits, and draws without the seed."""
 

@@ -126,7 +126,8 @@ class TrunkBackbone(Backbone):
     def _tower_once(self, batch: Batch, saved: list[Any]) -> Iterator[None]:
         """The vision tower sees each different image once; `saved` keeps or gives its output."""
         tower = self.tower
-        if tower is None or any(s.startswith("vision") for p in self.wires.stack for s in p.sites):
+        inside = ("vision", "bridge") if self.bridge_in_tower else ("vision",)
+        if tower is None or any(s.startswith(inside) for p in self.wires.stack for s in p.sites):
             yield
             return
         original = tower.forward
