@@ -89,10 +89,9 @@ def _fresh(out: Path) -> None:
 def show_undo(bb: Backbone, run: Path, folder: Path, weights: str, seed: int) -> Undo:
     """Makes one edit of a run again, saves it, applies it from the file, and drops it."""
     from errata.core.patch import load, save
-    from errata.core.runfolder import read_run
     from errata.runs.asking import ask_prompts
 
-    case: Case = next(iter(read_run(run).cases.values()))
+    case = _a_case_that_took(run)
     prompt = case.edit.prompt
     (before,) = ask_prompts(bb, [prompt])
     editor = shared.make_editor("ft_l", None, None).for_backbone(bb)
@@ -108,6 +107,19 @@ def show_undo(bb: Backbone, run: Path, folder: Path, weights: str, seed: int) ->
         undone.text,
         weights_hash(bb) == weights,
     )
+
+
+def _a_case_that_took(run: Path) -> Case:
+    """The first case of a run whose edited question is answered by its target, else the first."""
+    from errata.core import registry
+    from errata.core.runfolder import read_run
+
+    exact, folder = registry.load("metrics", "exact")(), read_run(run)
+    for asked in folder.asked():
+        for row in asked.rows:
+            if row.probe.kind == "reliability" and exact.score(row.before, row.after, row.probe):
+                return folder.cases[asked.case]
+    return next(iter(folder.cases.values()))
 
 
 def weights_hash(bb: Backbone) -> str:
