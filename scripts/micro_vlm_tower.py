@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def tower_batch(rng: random.Random, n: int, first_seed: int) -> tuple[Tensor, di
     return x, {a: torch.tensor([label(s, a) for s in scenes]) for a in names}
 
 
-def train_tower(steps: int, batch: int, out: Path, log) -> CLIPVisionModel:
+def train_tower(steps: int, batch: int, out: Path, log: Callable[[str], None]) -> CLIPVisionModel:
     rng = random.Random("tower")
     torch.manual_seed(0)
     tower, heads = CLIPVisionModel(vision_config()), Heads()

@@ -19,10 +19,9 @@ from transformers import AutoModelForImageTextToText
 
 from errata.benchmarks.microworld import language as lang
 from errata.benchmarks.microworld import world
-from export_micro_vlm import CARD_SEED
 from micro_vlm_data import Row, Segment, collate, ids_of, question
 from micro_vlm_model import IMAGE_TOKENS
-from micro_vlm_score import forward
+from micro_vlm_score import CARD_SEED, forward
 from train_micro_vlm import ASSETS
 
 Pair = tuple[Row, Row, list[int]]

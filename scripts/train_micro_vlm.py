@@ -1,6 +1,6 @@
 """Trains micro-vlm from nothing on one CPU thread, in about an hour, and writes it as an asset.
 
-Stages: V a supervised vision tower, T the language model on text alone, J everything together
+Stages: V a supervised vision tower, T the language model on text alone, J and K everything together
 (dense captions, packed questions, in-context rows). `--resume` goes on from the last checkpoint.
 """
 
@@ -10,6 +10,7 @@ import argparse
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from micro_vlm_data import (
     tokenizer,
 )
 from micro_vlm_model import build_model, vision_config
-from micro_vlm_score import accuracy, forward, show
+from micro_vlm_score import TUNING_SEED, accuracy, forward, show
 from micro_vlm_tower import train_tower
 
 ASSETS = Path(__file__).resolve().parents[1] / "src" / "errata" / "assets" / "micro-vlm"
@@ -53,7 +54,7 @@ def optimiser(model: nn.Module, lr: float, tower_scale: float) -> torch.optim.Ad
     return torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.98))
 
 
-def schedule(step: int, steps: int, warm: int = 40, floor: float = 0.02) -> float:
+def schedule(step: int, steps: int, warm: int, floor: float = 0.02) -> float:
     """Linear warm-up, then a cosine down to `floor`."""
     if step < warm:
         return (step + 1) / warm
@@ -61,92 +62,109 @@ def schedule(step: int, steps: int, warm: int = 40, floor: float = 0.02) -> floa
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * x))
 
 
-Part = tuple[str, Batch, float]
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Some steps of language-model training.
+
+    `sizes` counts a step's rows: pictures, text, in-context. `horizon` is the length of the cosine
+    of which the stage runs the first `steps`. A stage that `follows` another keeps its optimiser's
+    state.
+    """
+
+    name: str
+    steps: int
+    horizon: int
+    lr: float
+    sizes: tuple[int, int, int]
+    context_weight: float = 0.5
+    warm: int = 40
+    follows: str | None = None
 
 
-def joint_batches(rng: random.Random, sizes: tuple[int, int, int]) -> list[Part]:
-    """One step's batches with their loss weights: images, text, in-context rows."""
-    images, texts, contexts = sizes
+#: K has a larger share of in-context rows: by then these are what is left to learn.
+STAGES = (
+    Stage("T", 200, 200, 2e-3, (0, 32, 0)),
+    Stage("J", 600, 1600, 2e-3, (32, 10, 10)),
+    Stage("K", 700, 700, 1.44e-3, (24, 10, 14), context_weight=0.8, warm=0, follows="J"),
+)
+
+
+def batches(rng: random.Random, stage: Stage) -> list[tuple[str, Batch, float]]:
+    """One step's batches with their loss weights."""
+    images, texts, contexts = stage.sizes
     out = []
     if images:
         out.append(("image", collate([image_row(rng, 0) for _ in range(images)]), 1.0))
     if texts:
         out.append(("text", collate([text_row(rng) for _ in range(texts)]), 0.4))
-    if contexts:
-        rows = [context_row(rng, 0) for _ in range(contexts)]
-        for with_image in (True, False):
-            part = [r for r in rows if (r.scene is not None) == with_image]
-            if part:
-                out.append(("context", collate(part), 0.5 * len(part) / contexts))
+    rows = [context_row(rng, 0) for _ in range(contexts)]
+    for with_image in (True, False):
+        part = [r for r in rows if (r.scene is not None) == with_image]
+        if part:
+            weight = stage.context_weight * len(part) / contexts
+            out.append(("context", collate(part), weight))
     return out
 
 
-def run_stage(
-    model: nn.Module,
-    name: str,
-    steps: int,
-    lr: float,
-    sizes: tuple[int, int, int],
-    args: argparse.Namespace,
-    start: int = 0,
-) -> None:
-    opt = optimiser(model, lr, 0.3)
+def run_stage(model: nn.Module, stage: Stage, work: Path, start: int) -> None:
+    """Trains from step `start` on, with a checkpoint every 100 steps."""
+    opt = optimiser(model, stage.lr, 0.3)
+    bases = [g["base"] for g in opt.param_groups]
+    before = stage.name if start else stage.follows
+    if before:
+        opt.load_state_dict(torch.load(work / f"{before}.opt.pt"))
     t0, losses = time.time(), {}
-    path = args.work / f"{name}.pt"
-    if start:
-        opt.load_state_dict(torch.load(args.work / f"{name}.opt.pt"))
-    for step in range(start, steps):
-        rng = random.Random(f"{name}/{step}")
-        for g in opt.param_groups:
-            g["lr"] = g["base"] * schedule(step, steps)
-        for kind, batch, weight in joint_batches(rng, sizes):
+    for step in range(start, stage.steps):
+        rng = random.Random(f"{stage.name}/{step}")
+        for g, base in zip(opt.param_groups, bases, strict=True):
+            g["lr"] = base * schedule(step, stage.horizon, stage.warm)
+        for kind, batch, weight in batches(rng, stage):
             loss = batch_loss(model, batch)
             (loss * weight).backward()
             losses[kind] = 0.9 * losses.get(kind, loss.item()) + 0.1 * loss.item()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
         opt.zero_grad()
+        label = f"{stage.name} {step + 1}"
         if step % 25 == 24:
             shown = " ".join(f"{k}={v:.3f}" for k, v in losses.items())
-            args.log(f"{name} {step + 1}/{steps} {time.time() - t0:.0f}s {shown}")
-        if step % 100 == 99 or step == steps - 1:
-            args.log(f"{name} {step + 1} " + show(accuracy(model, 40, 1_000_000, f"dev{step}")))
-            torch.save(model.state_dict(), path)
-            torch.save(opt.state_dict(), args.work / f"{name}.opt.pt")
-            (args.work / f"{name}.step").write_text(str(step + 1))
+            log(f"{label}/{stage.steps} {time.time() - t0:.0f}s {shown}")
+        if step % 100 == 99 or step == stage.steps - 1:
+            log(f"{label} " + show(accuracy(model, 40, TUNING_SEED, f"dev{step}")))
+            torch.save(model.state_dict(), work / f"{stage.name}.pt")
+            torch.save(opt.state_dict(), work / f"{stage.name}.opt.pt")
+            (work / f"{stage.name}.step").write_text(str(step + 1))
+
+
+def log(text: str) -> None:
+    print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--work", type=Path, default=Path("work/micro-vlm"))
     p.add_argument("--tower-steps", type=int, default=2200)
-    p.add_argument("--text-steps", type=int, default=200)
-    p.add_argument("--steps", type=int, default=1600)
-    p.add_argument("--lr", type=float, default=2e-3)
-    p.add_argument("--resume", action="store_true")
+    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work")
     args = p.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    args.log = lambda s: print(time.strftime("%H:%M:%S"), s, flush=True)
 
     tower_path = args.work / "tower.pt"
     if args.resume and tower_path.exists():
         tower = CLIPVisionModel(vision_config())
         tower.load_state_dict(torch.load(tower_path))
     else:
-        tower = train_tower(args.tower_steps, 96, tower_path, args.log)
-
+        tower = train_tower(args.tower_steps, 96, tower_path, log)
     torch.manual_seed(1)
     model = build_model(len(tokenizer()), special_ids(), tower)
-    done = {n: int(f.read_text()) if args.resume and (f := args.work / f"{n}.step").exists() else 0
-            for n in ("T", "J")}  # fmt: skip
-    if done["T"] and not done["J"]:
-        model.load_state_dict(torch.load(args.work / "T.pt"))
-    if done["J"]:
-        model.load_state_dict(torch.load(args.work / "J.pt"))
-    elif done["T"] < args.text_steps:
-        run_stage(model, "T", args.text_steps, args.lr, (0, 32, 0), args, done["T"])
-    run_stage(model, "J", args.steps, args.lr, (32, 10, 10), args, done["J"])
+    for stage in STAGES:
+        count = args.work / f"{stage.name}.step"
+        done = int(count.read_text()) if args.resume and count.exists() else 0
+        if done:
+            model.load_state_dict(torch.load(args.work / f"{stage.name}.pt"))
+        if done < stage.steps:
+            run_stage(model, stage, args.work, done)
+    log(f"done; python scripts/export_micro_vlm.py {args.work / 'K.pt'}")
 
 
 if __name__ == "__main__":

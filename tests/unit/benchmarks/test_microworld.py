@@ -283,3 +283,35 @@ def test_nothing_is_unknown_and_a_prompt_is_a_prefix_of_prompt_and_target() -> N
             prompt = tok.encode(c.edit.prompt.text).ids
             joined = tok.encode(f"{c.edit.prompt.text} {c.edit.target}").ids
             assert joined[: len(prompt)] == prompt
+
+
+# ---------------------------------------------------------------------------------- bundled weights
+
+
+def test_the_bundled_model_is_small_and_has_its_card() -> None:
+    assert sum(f.stat().st_size for f in ASSETS.iterdir()) <= 10_000_000
+    card = (ASSETS / "README.md").read_text(encoding="utf-8")
+    for relation in (*world.IDENTITY, *world.FREE, "name", "caption", *world.FACTS, "country"):
+        line = next(k for k in card.splitlines() if k.startswith(f"| image/{relation} |"))
+        assert float(line.split("|")[2].split("(")[0]) >= 95, line
+
+
+@pytest.mark.trained
+def test_the_bundled_model_knows_what_counterfactual_edits_replace() -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    torch.set_num_threads(1)
+    processor = AutoProcessor.from_pretrained(ASSETS)
+    model = AutoModelForImageTextToText.from_pretrained(ASSETS).eval()
+    right = 0
+    cases = [c for t in BENCH.tasks for c in load("eval", t) if c.origin == "counterfactual"][::29]
+    for c in cases:
+        image = BENCH.open_image(c.edit.prompt.images[0].uri.removeprefix("microworld:"))
+        text = f"<image>\n{c.edit.prompt.text}"
+        inputs = processor(images=image, text=text, return_tensors="pt")
+        with torch.no_grad():
+            out = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+        new = out[0, inputs["input_ids"].shape[1] :]
+        right += processor.tokenizer.decode(new, skip_special_tokens=True).strip() == c.edit.old
+    assert right >= 0.9 * len(cases)
