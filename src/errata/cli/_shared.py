@@ -63,6 +63,14 @@ def bundled_models() -> list[str]:
     return sorted(f.name for f in assets.iterdir() if (f / "config.json").is_file())
 
 
+def quiet() -> None:
+    """No progress bars of other libraries where nobody is watching."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def open_backbone(
     name: str,
     *,
@@ -80,17 +88,14 @@ def open_backbone(
     ):
         if given not in known:
             raise BadSpec(f"unknown --{what} '{given}'. Known: {', '.join(known)}.")
-    from transformers.utils import logging
-
     from errata.backbones import load
 
+    quiet()
     if name in bundled_models() and "OMP_NUM_THREADS" not in os.environ:
         # Too small to share out: on a busy machine a second thread makes it ten times slower.
         import torch
 
         torch.set_num_threads(1)
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return load(
         name,
         style=cast("Literal['raw', 'easyedit', 'chat']", style),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
@@ -65,10 +64,15 @@ def test_check_names_the_known_plug_ins(errata):
     assert "unknown plug-in 'ft_I'" in ran.err
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("errata.contract") is not None, reason="the checks are installed"
-)
-def test_check_says_when_the_checks_are_missing(errata):
-    ran = errata("check", "ft_l")
-    assert ran.code == 2
-    assert "no contract checks" in ran.err
+def test_check_prints_a_line_per_property(errata):
+    ran = errata("check", "one_step")
+    assert ran.code == 0, ran.err
+    assert "holds protocols/one_step" in ran.out
+    assert "fails" not in ran.out
+
+
+def test_check_fails_when_a_property_does_not_hold(errata, monkeypatch):
+    from errata import contract
+
+    monkeypatch.setattr(contract, "run", lambda name: False)
+    assert errata("check", "one_step").code == 1
