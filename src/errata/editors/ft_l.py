@@ -32,6 +32,7 @@ class FtL(GradientEditor):
 
     name = "ft_l"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "micro-vlm": {"lr": 3e-2, "steps": 25, "stop_loss": 5e-2, "layers": (-4,)},
         "paper": {"eos": False, "lr": 1e-3, "steps": 25, "layers": (-1,), "parts": ("mlp.down",)},
         "vlkeb": {
             "eos": False,

@@ -41,6 +41,15 @@ class TPatcher(GradientEditor):
 
     name = "tpatcher"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "micro-vlm": {
+            "layers": (-2,),
+            "neurons": 10,
+            "lr": 3e-3,
+            "steps": 200,
+            "act_weight": 1.0,
+            "memory_weight": 10.0,
+            "value_scale": 10.0,
+        },
         "paper": {
             "layers": (-1,),
             "neurons": 5,
