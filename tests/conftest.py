@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
+
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +21,6 @@ from errata.core.types import Edit, Prompt
 def one_thread_and_a_home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(1)
     os.environ["ERRATA_HOME"] = str(tmp_path_factory.mktemp("errata-home"))
-    os.environ["HF_HUB_OFFLINE"] = "1"
     yield
 
 

@@ -153,6 +153,12 @@ def test_ft_l_equals_a_plain_loop_that_writes_the_weight(edits: list[Edit]) -> N
     torch.testing.assert_close(change, (weight - start).detach(), atol=2e-5, rtol=1e-3)
 
 
+def test_an_edit_can_be_made_where_gradients_are_off(edits: list[Edit]) -> None:
+    editor = registry.load("editors", "tpatcher")(steps=2)
+    with torch.no_grad():
+        editor.edit(tiny.shared("llava"), edits[:1])
+
+
 def test_tpatcher_starts_silent_in_value_and_firing_in_key(edits: list[Edit]) -> None:
     """Before any step: the model unchanged, every neuron firing with exactly 1, a gradient."""
     backbone = tiny.shared("llava")

@@ -30,7 +30,7 @@ def load(
     """
     _check_place(dtype, device)
     classes = _families()
-    family = next((c for c in classes.values() if name in getattr(c, "bundled", ())), None)
+    family = next((c for c in classes.values() if name in c.bundled), None)
     if family is None:
         config = _config(name, revision, trust_remote_code)
         family = next((c for c in classes.values() if c.accepts(config)), None)
@@ -61,7 +61,7 @@ def _families() -> dict[str, Any]:
 def _config(name: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
     from transformers import PretrainedConfig
 
-    bundled = sorted(b for c in _families().values() for b in getattr(c, "bundled", ()))
+    bundled = sorted(b for c in _families().values() for b in c.bundled)
     close = difflib.get_close_matches(name, bundled, n=1)
     if close and not Path(name).exists():
         raise BadBackbone(f"there is no model '{name}'. Did you mean the bundled '{close[0]}'?")

@@ -119,6 +119,7 @@ class Backbone(ABC):
     """A frozen model behind ports."""
 
     plugin_kind: ClassVar[str] = "backbones"
+    bundled: ClassVar[tuple[str, ...]] = ()
     name: str
     revision: str = ""
     capabilities: frozenset[str] = frozenset()

@@ -34,6 +34,7 @@ class Ike(Editor):
 
     name = "ike"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "micro-vlm": {"encoder": "backbone"},
         "paper": {"demonstrations": 32, "scope": "always", "encoder": "minilm", "facts": 1},
         "zero_shot": {"demonstrations": 0},
     }

@@ -72,15 +72,15 @@ def search(
             logits = backbone.logits(state, rows=rows)
             loss_B, right_B = target_loss(logits, batch)
             loss_R = per_group(loss_B, rows, count)
-            extra = penalty() if penalty is not None else None
+            extra = 0.0 if penalty is None else penalty().to(loss_R.device).sum()
+            total = loss_R.sum() + extra
         _check_finite(loss_R, groups)
         active = active & ~(
             (loss_R.detach() < settings.stop_loss) & per_group(right_B.float(), rows, count).eq(1)
         )
         if turn == settings.steps or not bool(active.any()):
             break
-        total = loss_R if extra is None else loss_R + extra.to(loss_R.device)
-        optimiser.step(total.sum(), active)
+        optimiser.step(total, active)
         steps += active.long()
     return Log(tuple(steps.tolist()), tuple(loss_R.tolist()), tuple((~active).tolist()))
 
