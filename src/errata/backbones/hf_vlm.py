@@ -191,11 +191,11 @@ class HfVlm(TrunkBackbone):
         return "".join(parts)
 
     def _markup(self) -> str:
-        """What stands for an image in a prompt: one image token, wrapped as the family wraps it."""
-        start = getattr(self.processor, "vision_start_token", None) or "<|vision_start|>"
-        end = getattr(self.processor, "vision_end_token", None) or "<|vision_end|>"
-        vocab = self.tokenizer.get_vocab()
-        if start in vocab and end in vocab:
+        """What stands for an image: one image token, wrapped as the family's config says."""
+        config = self.model.config
+        ends = [getattr(config, f"vision_{e}_token_id", None) for e in ("start", "end")]
+        if None not in ends:
+            start, end = self.tokenizer.convert_ids_to_tokens(ends)
             return f"{start}{self.image_token}{end}"
         return self.image_token if self._image_before_bos else f"{self.image_token}\n"
 

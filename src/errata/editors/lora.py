@@ -31,7 +31,7 @@ class Lora(GradientEditor):
     name = "lora"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"lr": 1e-3, "steps": 25, "rank": 2},
-        "paper": {"eos": False, "lr": 5e-3, "steps": 70, "rank": 8, "alpha": 32.0}
+        "paper": {"eos": False, "lr": 5e-3, "steps": 70, "rank": 8, "alpha": 32.0},
     }
 
     @dataclass(frozen=True, kw_only=True)
