@@ -95,6 +95,7 @@ class Stub(Backbone):
         self, prompts: Sequence[Prompt], targets: Any = None, *, eos: bool = False, rows: Any = None
     ) -> Any:
         return SimpleNamespace(
+            lengths=[0] * len(prompts),
             prompts=prompts,
             targets=tuple(
                 self.answer_ids(t, p)
@@ -116,7 +117,8 @@ class Stub(Backbone):
             text = self.right.get(prompt, "unknown")
             for patch in self.wires.stack:
                 note = patch.of(row) if isinstance(patch, Rows) else patch
-                text = note.say(prompt, text)  # type: ignore[operator]
+                for part in note.parts():
+                    text = part.say(prompt, text)  # type: ignore[operator]
             said.append(tuple(map(ord, text)))
 
         def score(ids: Sequence[Sequence[int]]) -> list[Scored]:

@@ -22,11 +22,13 @@ from errata.patches.delta import Delta
 from tests import tiny
 
 PROPERTIES = [f for n, f in vars(contract).items() if n.startswith("holds_")]
+# Few steps: Adam moves a weight whose gradient is rounding noise by a whole step, either way, so
+# that rows and single searches part after some steps (2e-6 after 3, 7e-4 after 4 for ft_v here).
 FAST: dict[str, dict[str, Any]] = {
     "ft_l": {"steps": 8, "lr": 1e-2},
-    "ft_v": {"steps": 8, "lr": 1e-2},
+    "ft_v": {"steps": 3, "lr": 1e-2},
     "lora": {"steps": 8, "lr": 1e-2},
-    "tpatcher": {"steps": 8, "memory": 200, "prompts": 20},
+    "tpatcher": {"steps": 8, "memory": 200, "prompts": 20, "memory_weight": 0.1},
     "ike": {"encoder": "backbone"},
 }
 

@@ -37,7 +37,7 @@ def test_from_files_to_scores(tmp_path: Path) -> None:
     (images / "0.png").unlink()
     (images / "1.png").write_bytes(b"\x89PNG broken")
     (images / "m2.png").unlink()
-    editor = registry.load("editors", "ft_l")(lr=3e-2, steps=30)
+    editor = registry.load("editors", "ft_l")(lr=3e-2, steps=100)
     out = bench(
         tiny.shared("llava"), editor, "mmedit:vqa", "one_step", tmp_path / "run",
         root=tmp_path / "data", legacy=True, metrics=["legacy"],

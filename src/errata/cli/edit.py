@@ -42,6 +42,11 @@ def edit(
     preset: shared.Preset = None,
     settings: shared.Settings = None,
     state: shared.StateDir = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(help="Where the editor learns what to spare, if it is cheap to learn."),
+    ] = None,
+    root: shared.Root = None,
     seed: shared.Seed = 0,
     rows: shared.RowsOption = 16,
     style: shared.Style = "raw",
@@ -61,8 +66,8 @@ def edit(
         revision=revision, trust=trust_remote_code,
     )  # fmt: skip
     ed = ed.for_backbone(bb)
-    if known is None and not ed.needs_state:
-        known = ed.prepare(bb, (), seed=seed)
+    if known is None and ed.uses_state and not ed.needs_state:
+        known = _learn(bb, ed, benchmark, root, seed)
     from errata.core.patch import save
 
     if each:
@@ -78,6 +83,27 @@ def edit(
         print(f"patch written to {out}")
     if len(wanted) > SHOWN:
         print(f"(answers of the first {SHOWN} of {len(wanted)} edits are shown)")
+
+
+def _learn(
+    bb: Backbone, ed: Editor, benchmark: str | None, root: Path | None, seed: int
+) -> State | None:
+    """The state of an editor that learns cheaply; the bundled models have a benchmark of theirs."""
+    from errata.cli.prepare import training_spec
+    from errata.core import registry
+    from errata.runs.cache import home
+
+    benchmark = benchmark or bb.bundled.get(bb.name)
+    if benchmark is None:
+        return None  # the editor says what to do
+    spec = training_spec(benchmark)
+    cases = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed).cases
+    state = ed.prepare(bb, cases, seed=seed)
+    if state is not None:
+        folder = home() / "states" / state.digest()[:16]
+        state.save(folder)
+        print(f"learnt from {spec}; the state is kept in {folder} (--state {folder.name})")
+    return state
 
 
 def _wanted(

@@ -119,7 +119,8 @@ class Backbone(ABC):
     """A frozen model behind ports."""
 
     plugin_kind: ClassVar[str] = "backbones"
-    bundled: ClassVar[tuple[str, ...]] = ()
+    #: models that ship with errata, and the benchmark that each was made for
+    bundled: ClassVar[Mapping[str, str]] = {}
     name: str
     revision: str = ""
     capabilities: frozenset[str] = frozenset()

@@ -10,7 +10,8 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from errata.core import record
 from errata.core.backbone import Backbone
-from errata.core.errors import BadEdit, BadSpec, MissingState
+from errata.core.errors import BadEdit, BadSpec, FingerprintMismatch, MissingState
 from errata.core.patch import Header, Patch, versions
 from errata.core.types import Case, Edit
 
@@ -31,13 +32,22 @@ class State:
     """What an editor carries between edits, as a value: a trained network, statistics, a memory.
 
     `meta` is JSON-ready; `tensors` are saved as safetensors. `digest` identifies the content.
+    `fingerprint` and `settings` say which model and which settings it was made for. A state that
+    grew out of a prepared one keeps that one's digest as its `origin`.
     """
 
     editor: str
     meta: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    fingerprint: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
 
     def digest(self) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         h = hashlib.sha256(record.dumps(dict(self.meta)).encode())
         for name in sorted(self.tensors):
             h.update(name.encode())
@@ -49,7 +59,14 @@ class State:
     def save(self, folder: Path) -> None:
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
         record.write_bytes(folder / "state.safetensors", to_safetensors(tensors))
-        record.write_json(folder / "state.json", {"editor": self.editor, "meta": dict(self.meta)})
+        head = {
+            "editor": self.editor,
+            "meta": dict(self.meta),
+            "fingerprint": self.fingerprint,
+            "settings": dict(self.settings),
+            "origin": self.origin,
+        }
+        record.write_json(folder / "state.json", head)
 
     @classmethod
     def load(cls, folder: Path) -> State:
@@ -60,7 +77,14 @@ class State:
             raise MissingState(
                 f"{folder} holds no editor state. `errata prepare` writes one."
             ) from None
-        return cls(head["editor"], head["meta"], tensors)
+        return cls(
+            head["editor"],
+            head["meta"],
+            tensors,
+            head.get("fingerprint", ""),
+            head.get("settings", {}),
+            head.get("origin", ""),
+        )
 
 
 @dataclass(frozen=True)
@@ -82,6 +106,10 @@ class Editor(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     #: prepare is expensive and must be run (and its result passed) by the user
     needs_state: ClassVar[bool] = False
+    #: settings that a state depends on; they must be equal when it is used
+    state_settings: ClassVar[tuple[str, ...]] = ()
+    #: how to do without a state, in words, where one can
+    without_state: ClassVar[str] = ""
     #: what the method can edit: `text`, `image`
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
@@ -110,9 +138,25 @@ class Editor(ABC):
         """Settings passed by the user apart from the resolved ones."""
         return {"preset": self.preset, "passed": self.passed, "config": _plain(self.config)}
 
+    @property
+    def uses_state(self) -> bool:
+        """Whether the editor, as it is set, works from a prepared state."""
+        return self.needs_state
+
     def prepare(self, backbone: Backbone, cases: Sequence[Case], *, seed: int = 0) -> State | None:
-        """What the editor learns once from training cases; None when there is nothing to learn."""
+        """What the editor learns once from training cases; None where it uses none."""
+        state = self.learn(backbone, cases, seed=seed) if self.uses_state else None
+        if state is None:
+            return None
+        return replace(state, fingerprint=backbone.fingerprint(), settings=self._state_settings())
+
+    def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
+        """The state itself; called by `prepare`, which notes what it was made for."""
         return None
+
+    def _state_settings(self) -> dict[str, Any]:
+        config = _plain(self.config)
+        return {name: config[name] for name in self.state_settings}
 
     @abstractmethod
     def find(
@@ -170,15 +214,36 @@ class Editor(ABC):
     ) -> list[Found]:
         for edit in (e for g in groups for e in g):
             check_edit(edit)
-        if self.needs_state and any(s is None for s in states):
-            raise MissingState(
-                f"editor '{self.name}' must be prepared first: errata prepare {backbone.name} "
-                f"--editor {self.name} --benchmark NAME@train --out DIR, then pass --state DIR."
-            )
+        for state in states:
+            self._check_state(backbone, state)
         found = self.find(backbone, groups, states, seed=seed)
         for group, state, one in zip(groups, states, found, strict=True):
             one.patch.with_header(self._header(backbone, state, seed), group).requires_grad_(False)
         return found
+
+    def _check_state(self, backbone: Backbone, state: State | None) -> None:
+        """Raises MissingState, FingerprintMismatch or BadSpec: never works without a word."""
+        if state is None:
+            if self.uses_state:
+                raise MissingState(
+                    f"editor '{self.name}', as it is set, works from a state: errata prepare "
+                    f"{backbone.name} --editor {self.name} --benchmark NAME@train --out DIR, then "
+                    f"pass --state DIR. {self.without_state}"
+                )
+            return
+        if state.fingerprint and state.fingerprint != backbone.fingerprint():
+            raise FingerprintMismatch(
+                f"the state of '{self.name}' was made for another model "
+                f"({state.fingerprint[:12]}), not for {backbone.name} "
+                f"({backbone.fingerprint()[:12]}). Prepare it again on this model."
+            )
+        now = self._state_settings()
+        other = [k for k in now if k in state.settings and state.settings[k] != now[k]]
+        if other:
+            raise BadSpec(
+                f"the state of '{self.name}' was made with {other[0]}={state.settings[other[0]]}, "
+                f"now it is {now[other[0]]}. Prepare it again, or set it as it was."
+            )
 
     def _header(self, backbone: Backbone, state: State | None, seed: int) -> Header:
         return Header(
@@ -188,7 +253,7 @@ class Editor(ABC):
             revision=backbone.revision,
             fingerprint=backbone.fingerprint(),
             dtype=str(backbone.dtype).removeprefix("torch."),
-            state=state.digest() if state is not None and state.tensors else "",
+            state=(state.origin or state.digest()) if state is not None else "",
             seed=seed,
             versions=versions(),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

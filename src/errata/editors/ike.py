@@ -33,6 +33,8 @@ class Ike(Editor):
     """Facts in context."""
 
     name = "ike"
+    state_settings = ("encoder", "corpus")
+    without_state = "Without one: --set demonstrations=0, which shows the new fact alone."
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"encoder": "backbone"},
         "paper": {"demonstrations": 32, "scope": "always", "encoder": "minilm", "facts": 1},
@@ -55,20 +57,20 @@ class Ike(Editor):
         encoder: Literal["auto", "minilm", "backbone"] = "auto"
         corpus: int = 1000
 
-    def prepare(self, backbone: Backbone, cases: Sequence[Case], *, seed: int = 0) -> State | None:
+    @property
+    def uses_state(self) -> bool:
+        return bool(self.config.demonstrations > 0)
+
+    def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         """Demonstrations from training cases and their vectors; cheap, made when first needed."""
-        if not self.config.demonstrations or not cases:
-            return None
-        order = torch.randperm(len(cases), generator=generator(seed, self.name))[
-            : self.config.corpus
-        ].tolist()
+        rng = generator(seed, self.name)
+        order = torch.randperm(len(cases), generator=rng)[: self.config.corpus].tolist()
         lines = [line for i in order for line in demonstrations(cases[i])]
+        if not lines:
+            return None
         encoder = choose(self.config.encoder)
-        return State(
-            self.name,
-            {"lines": lines, "encoder": encoder},
-            {"vectors": embed(lines, encoder, backbone)},
-        )
+        vectors = embed(lines, encoder, backbone)
+        return State(self.name, {"lines": lines, "encoder": encoder}, {"vectors": vectors})
 
     def find(
         self,

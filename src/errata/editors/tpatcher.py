@@ -25,13 +25,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
+from errata.core.backbone import Backbone, Batch
 from errata.core.editor import State
 from errata.core.patch import Patch
 from errata.core.types import Case, Edit
 from errata.finding.gradient import GradientEditor, generator
 from errata.finding.memory import locality_prompts, site_inputs
-from errata.finding.search import Settings, encode_edits, per_group
+from errata.finding.search import Settings, encode_edits
 from errata.finding.watch import Watch
 from errata.patches.neurons import Neurons
 
@@ -40,6 +40,8 @@ class TPatcher(GradientEditor):
     """New FFN neurons with activation and memory losses."""
 
     name = "tpatcher"
+    state_settings = ("layers", "memory", "prompts")
+    without_state = "Without one: --set memory_weight=0, which spares nothing around the edit."
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {
             "layers": (-2,),
@@ -98,13 +100,17 @@ class TPatcher(GradientEditor):
     def sites(self, backbone: Backbone) -> list[str]:
         return [f"text.{backbone.layer(i)}.mlp" for i in self.config.layers]
 
-    def prepare(self, backbone: Backbone, cases: Sequence[Case], *, seed: int = 0) -> State | None:
+    @property
+    def uses_state(self) -> bool:
+        return bool(self.config.memory_weight > 0)
+
+    def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         """FFN inputs on training prompts; cheap, made when first needed."""
         c = self.config
-        if not c.memory_weight or not cases:
-            return None
         rng = generator(seed, self.name)
         prompts = locality_prompts(cases, c.prompts, rng)
+        if not prompts:
+            return None
         states = site_inputs(backbone, prompts, self.sites(backbone), c.memory, rng)
         return State(self.name, {"prompts": len(prompts)}, states)
 
@@ -116,7 +122,7 @@ class TPatcher(GradientEditor):
         seed: int,
     ) -> Patch:
         c, sites = self.config, self.sites(backbone)
-        queries = self._queries(backbone, groups, sites)
+        queries = self._queries(backbone, groups)
         parts: dict[str, dict[str, Tensor]] = {}
         for site in sites:
             q_Ren = queries[site]
@@ -137,22 +143,29 @@ class TPatcher(GradientEditor):
         assert c.neurons > 0
         return Neurons(parts, act=backbone.activation(sites[0]), rows=len(groups))
 
-    def _queries(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], sites: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """[R, e, n] FFN inputs where target tokens are predicted; a group's edits take turns."""
-        batch, rows = encode_edits(backbone, groups, eos=self.config.eos)
-        watch = Watch(sites)
-        with torch.no_grad(), backbone.applied(watch):
-            backbone.logits(batch, rows=rows)
+    def _places(self, batch: Batch, rows: Tensor, groups: Sequence[Sequence[Edit]]) -> Tensor:
+        """[R, e, 2] (batch row, column) of each neuron's own place: where it is to fire.
+
+        The places are those that predict target tokens; a group's edits take turns.
+        """
         places: list[list[tuple[int, int]]] = [[] for _ in groups]
         for turn in range(max(len(t) for t in batch.targets)):
             for b, (r, target) in enumerate(zip(rows.tolist(), batch.targets, strict=True)):
                 if turn < len(target):
                     places[r].append((b, int(batch.lengths[b]) - 1 + turn))
-        e = self.config.neurons * max(len(g) for g in groups)
-        chosen = torch.tensor([[p[j % len(p)] for j in range(e)] for p in places])
-        return {s: watch.x[s].float().cpu()[chosen[..., 0], chosen[..., 1]] for s in sites}
+        e = self.config.neurons * len(groups[0])
+        return torch.tensor([[p[j % len(p)] for j in range(e)] for p in places])
+
+    def _queries(
+        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], *patches: Patch
+    ) -> dict[str, Tensor]:
+        """Site -> [R, e, n] FFN inputs at the neurons' own places, with `patches` live too."""
+        batch, rows = encode_edits(backbone, groups, eos=self.config.eos)
+        watch = Watch(self.sites(backbone))
+        with torch.no_grad(), backbone.applied(*patches, watch):
+            backbone.logits(batch, rows=rows)
+        at = self._places(batch, rows, groups)
+        return {s: x.float().cpu()[at[..., 0], at[..., 1]] for s, x in watch.x.items()}
 
     def losses(
         self,
@@ -166,74 +179,82 @@ class TPatcher(GradientEditor):
         if not c.act_weight and not c.memory_weight:
             return None, None
         batch, rows = encode_edits(backbone, groups, eos=c.eos)
-        memory = (
-            {s: _memories(states, s, backbone.device_of(s)) for s in sites}
-            if c.memory_weight
-            else {}
-        )
+        at = self._places(batch, rows, groups)
+        memory = {s: _memory(states, s, backbone.device_of(s)) for s in sites if c.memory_weight}
         watch = Watch(sites)
 
         def penalty() -> Tensor:
-            total = torch.zeros(len(groups), device=rows.device)
+            total = torch.zeros(len(groups))
             for site in sites:
-                u_BMe, real_BM = self._at_targets(
-                    patch, site, watch.x[site], batch.lengths, batch.targets, rows
-                )
-                own_B = torch.where(real_BM[..., None], u_BMe, u_BMe.new_full((), -1e4)).amax(
-                    1
-                )  # best place per neuron
-                fire_B = torch.exp(-own_B).topk(min(5, own_B.shape[-1]), dim=-1).values.mean(-1)
-                total = total + c.act_weight * per_group(fire_B, rows, len(groups))
-                kept = memory.get(site)
-                if kept is not None:
-                    total = total + c.memory_weight * self._memory_loss(
-                        patch, site, kept, own_B, rows
-                    )
+                part, q_Ren = patch.part(site), watch.x[site][at[..., 0], at[..., 1]].float()
+                own_Re = torch.einsum("ren,rne->re", q_Ren, part["key"]) + part["key_bias"]
+                fire_R = torch.exp(-own_Re).topk(min(5, own_Re.shape[1]), dim=1).values.mean(1)
+                total = total + c.act_weight * fire_R.to(total.device)
+                if site in memory:
+                    kept_R = self._memory_loss(part, memory[site], own_Re)
+                    total = total + c.memory_weight * kept_R.to(total.device)
             return total
 
         return penalty, watch
 
-    def _at_targets(
-        self,
-        patch: Neurons,
-        site: str,
-        x: Tensor,
-        lengths: Tensor,
-        targets: Sequence[Sequence[int]],
-        rows: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """[B, M, e] key pre-activations where targets are predicted, [B, M] which are real."""
-        longest = max(len(t) for t in targets)
-        steps = torch.arange(longest, device=x.device)
-        columns = (lengths.to(x.device)[:, None] - 1 + steps).clamp(max=x.shape[1] - 1)
-        real = steps < torch.tensor([len(t) for t in targets], device=x.device)[:, None]
-        picked = x[torch.arange(x.shape[0], device=x.device)[:, None], columns]
-        return patch.preactivations(site, picked, rows), real
-
-    def _memory_loss(
-        self, patch: Neurons, site: str, memory: Tensor, own_B: Tensor, rows: Tensor
-    ) -> Tensor:
-        """[R] the two top-k terms over memory states [S, n]."""
-        c, count = self.config, patch.rows or 1
-        part = patch.part(site)
-        u_RSe = memory @ part["key"] + part["key_bias"][:, None]
-        own_Re = torch.stack([own_B[rows == r].amax(0) for r in range(count)])
+    def _memory_loss(self, part: Mapping[str, Tensor], memory: Memory, own_Re: Tensor) -> Tensor:
+        """[R] the two top-k terms over the memory states of each row."""
+        c = self.config
+        u_RSe = memory.states @ part["key"] + part["key_bias"][:, None]
+        if memory.count_R is not None:
+            real = torch.arange(u_RSe.shape[1], device=u_RSe.device) < memory.count_R[:, None]
+            u_RSe = torch.where(real[..., None], u_RSe, u_RSe.new_full((), -1e4))
         top = min(c.top, u_RSe.shape[1] * u_RSe.shape[2])
-        silent = (
-            torch.exp((u_RSe - c.gamma).clamp(max=20)).flatten(1).topk(top, dim=1).values.mean(1)
-        )
-        apart = (
-            torch.exp((u_RSe - own_Re[:, None] + c.beta).clamp(max=20))
-            .flatten(1)
-            .topk(top, dim=1)
-            .values.mean(1)
-        )
-        return silent + apart
+        size: Tensor | int = top
+        if memory.count_R is not None:
+            size = (memory.count_R * u_RSe.shape[2]).clamp(max=c.top)
+
+        def worst(margin_RSe: Tensor) -> Tensor:
+            return margin_RSe.clamp(max=20).exp().flatten(1).topk(top, dim=1).values.sum(1) / size
+
+        return worst(u_RSe - c.gamma) + worst(u_RSe - own_Re[:, None] + c.beta)
+
+    def carry(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        patch: Patch,
+    ) -> list[State | None]:
+        """Each row's memory grows by its edit's own states, so that later neurons spare them."""
+        if not self.config.memory_weight:
+            return list(states)
+        queries = self._queries(backbone, groups, patch)
+        carried: list[State | None] = []
+        for r, state in enumerate(states):
+            assert state is not None
+            tensors = dict(state.tensors)
+            for site, q_Ren in queries.items():
+                past = tensors.get(f"past/{site}")
+                new = torch.unique(q_Ren[r], dim=0)
+                tensors[f"past/{site}"] = new if past is None else torch.cat([past, new])
+            carried.append(replace(state, tensors=tensors, origin=state.origin or state.digest()))
+        return carried
 
 
-def _memories(states: Sequence[State | None], site: str, device: torch.device) -> Tensor | None:
-    """The memory [S, n]; rows share one, which `prepare` made."""
-    for state in states:
-        if state is not None and site in state.tensors:
-            return state.tensors[site].to(device).float()
-    return None
+@dataclass(frozen=True)
+class Memory:
+    """States that neurons spare: one [S, n] for all rows, or [R, S, n], count_R of them real."""
+
+    states: Tensor
+    count_R: Tensor | None = None
+
+
+def _memory(states: Sequence[State | None], site: str, device: torch.device) -> Memory:
+    """The training states, and behind them each row's own past edits."""
+    known = [s for s in states if s is not None]
+    assert len(known) == len(states), "the editor checks that there is a state"
+    base = known[0].tensors[site]
+    if all(s.tensors[site] is base and f"past/{site}" not in s.tensors for s in known):
+        return Memory(base.to(device).float())
+    rows = [
+        torch.cat([s.tensors[site], s.tensors.get(f"past/{site}", base[:0])]).float() for s in known
+    ]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    count_R = torch.tensor([len(r) for r in rows])
+    return Memory(padded.to(device), count_R.to(device))

@@ -62,9 +62,15 @@ class GradientEditor(Editor):
         """(extra losses [R] after each forward, a recording patch for them)."""
         return None, None
 
-    def carry(self, state: State | None, patch: Patch) -> State | None:
-        """The state to hand to the next edit."""
-        return state
+    def carry(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        patch: Patch,
+    ) -> list[State | None]:
+        """The states to hand to the next edits, one per group; `patch` holds the found rows."""
+        return list(states)
 
     def find(
         self,
@@ -74,26 +80,45 @@ class GradientEditor(Editor):
         *,
         seed: int,
     ) -> list[Found]:
-        found: list[Found] = []
-        size = self._chunk(backbone, groups, states, seed)
-        stack = backbone.wires.stack
-        assert size >= len(groups) or not _has_rows(stack), (
-            "row patches are live: all rows must be found at once"
-        )
-        for i in range(0, len(groups), size):
-            part, own = groups[i : i + size], states[i : i + size]
+        found: dict[int, Found] = {}
+        for indices in self._chunks(backbone, groups, states, seed):
+            part, own = [groups[i] for i in indices], [states[i] for i in indices]
             patch = self.start(backbone, part, own, seed).to_backbone(backbone)
             penalty, watch = self.losses(backbone, part, own, patch)
             log = search(backbone, part, patch, self.settings(), penalty=penalty, watch=watch)
-            for row, state in enumerate(own):
+            carried = self.carry(backbone, part, own, patch)
+            for row, index in enumerate(indices):
                 one = patch.row(row)  # type: ignore[operator]
                 one.search = {
                     "steps": log.steps[row],
                     "loss": log.loss[row],
                     "reached": log.reached[row],
                 }
-                found.append(Found(one, self.carry(state, one)))
-        return found
+                found[index] = Found(one, carried[row])
+        return [found[i] for i in range(len(groups))]
+
+    def _chunks(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
+    ) -> list[list[int]]:
+        """Groups that are found together: of equal size, and as many as fit into the budget.
+
+        Where row patches are live, group i is on row i, and all groups are found at once.
+        """
+        if _has_rows(backbone.wires.stack):
+            assert len({len(g) for g in groups}) <= 1, "groups on row patches must be of equal size"
+            return [list(range(len(groups)))]
+        by_size: dict[int, list[int]] = {}
+        for i, group in enumerate(groups):
+            by_size.setdefault(len(group), []).append(i)
+        chunks = []
+        for same in by_size.values():
+            size = self._chunk(backbone, [groups[i] for i in same], [states[i] for i in same], seed)
+            chunks += [same[k : k + size] for k in range(0, len(same), size)]
+        return chunks
 
     def _chunk(
         self,
@@ -103,8 +128,8 @@ class GradientEditor(Editor):
         seed: int,
     ) -> int:
         """How many rows fit into the budget: patch, gradient and two moments in float32."""
-        if len(groups) <= 1 or _has_rows(backbone.wires.stack):
-            return max(1, len(groups))
+        if len(groups) <= 1:
+            return 1
         one = self.start(backbone, groups[:1], states[:1], seed)
         numbers = sum(p.numel() for p in one.parameters())
         return int(max(1, min(len(groups), BUDGET // (16 * max(1, numbers)))))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from errata.core.backbone import Backbone
-from errata.core.errors import TooLong
+from errata.core.errors import BadEdit, BadImage, TooLong
 from errata.core.protocol import Ask
 from errata.core.types import LOCALITY_KINDS, Answer, Probe, Prompt, Scored
 
@@ -53,7 +53,7 @@ def ask_all(
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         for i, answer in zip(
-            part, _batch(backbone, [asked[i] for i in part], step, before, legacy), strict=True
+            part, _careful(backbone, [asked[i] for i in part], step, before, legacy), strict=True
         ):
             answers[i] = answer
         if on_batch is not None:
@@ -65,6 +65,30 @@ def _cost(probe: Probe) -> tuple[bool, int, str]:
     """Sort key: equal shapes together, probes of one image side by side."""
     images = probe.prompt.images
     return (bool(images), len(probe.prompt.text) // 8, images[0].uri if images else "")
+
+
+def _careful(
+    backbone: Backbone, asked: Sequence[Asked], step: int, before: Before | None, legacy: bool
+) -> list[Answer]:
+    """As `_batch`; a question that cannot be asked is answered by its reason, not by a crash."""
+    try:
+        return _batch(backbone, asked, step, before, legacy)
+    except (TooLong, BadImage, BadEdit) as e:
+        if len(asked) == 1:
+            return [unscored(asked[0].ask, step, str(e))]
+        return [a for one in asked for a in _careful(backbone, [one], step, before, legacy)]
+
+
+def unscored(ask: Ask, step: int, reason: str) -> Answer:
+    """The place of an answer that could not be had; counted and shown, never a zero."""
+    return Answer(
+        case=ask.case,
+        probe=ask.probe.id,
+        step=step,
+        tag=ask.tag,
+        stopped=False,
+        notes={"unscored": reason},
+    )
 
 
 def _batch(
@@ -128,9 +152,12 @@ def ask_prompts(backbone: Backbone, prompts: Sequence[Prompt], *, cap: int = 32)
 
 
 def too_long(backbone: Backbone, probe: Probe) -> str | None:
-    """Why a probe cannot be asked at all, or None."""
+    """Why a probe cannot be asked at all, or None. Its longest answer and an end token must fit."""
     try:
-        backbone.encode([probe.prompt], [probe.reference])
-    except TooLong as e:
+        batch = backbone.encode([probe.prompt], [probe.reference])
+    except (TooLong, BadEdit) as e:
         return str(e)
+    need = int(batch.lengths[0]) + len(batch.targets[0]) + EXTRA + 1
+    if need > backbone.context:
+        return f"prompt and longest answer need {need} tokens of {backbone.context}"
     return None

@@ -12,7 +12,7 @@ import resource
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,11 @@ from errata.core.backbone import Backbone
 from errata.core.benchmark import BenchmarkSpec
 from errata.core.editor import Editor, State
 from errata.core.errors import BadRun
-from errata.core.patch import Patch
-from errata.core.protocol import Protocol, Step, Unit
-from errata.core.types import Answer, Probe, to_json
-from errata.patches.rows import Rows
+from errata.core.protocol import Protocol, Unit
+from errata.core.types import Answer, to_json
 from errata.runs import score
-from errata.runs.asking import Asked, ask_all
-from errata.runs.plan import Plan, make_plan, protocol_of, save_plan, select
+from errata.runs.plan import Plan, make_plan, plan_json, protocol_of, select
+from errata.runs.units import Clock, Runner, Track
 
 ROWS = 16
 Progress = Callable[[str, int, int], None]
@@ -46,25 +44,8 @@ class Done:
     asked: int
     peak_mb: float
     searches: tuple[dict[str, Any], ...] = ()
-
-
-@dataclass
-class Track:
-    """A lane while its unit runs: the patch and the editor's state so far."""
-
-    patch: Patch | None = None
-    state: State | None = None
-
-
-@dataclass
-class Clock:
-    """Seconds and counts of a unit's phases."""
-
-    edit: float = 0.0
-    ask: float = 0.0
-    edits: int = 0
-    asked: int = 0
-    searches: list[dict[str, Any]] = field(default_factory=list)
+    failed: tuple[str, ...] = ()
+    demonstrations_dropped: int = 0
 
 
 def bench(
@@ -98,7 +79,16 @@ def bench(
     plan = make_plan(selection, spec, order, rows=rows, seed=seed)
     before_seconds = time.perf_counter() - started
     settings = _settings(
-        backbone, editor, spec, order, state, seed=seed, limit=limit, rows=rows, legacy=legacy
+        backbone,
+        editor,
+        spec,
+        order,
+        state,
+        seed=seed,
+        limit=limit,
+        rows=rows,
+        legacy=legacy,
+        data_sha256=plan.data,
     )
     _open(out, settings, plan, selection.before, command)
     done = _resume(out, plan)
@@ -129,82 +119,11 @@ def prepared(
     backbone: Backbone, editor: Editor, spec: BenchmarkSpec, *, seed: int, root: Path | None
 ) -> State | None:
     """The state of an editor that learns cheaply, from the train split of the same benchmark."""
-    if editor.needs_state or type(editor).prepare is Editor.prepare:
+    if editor.needs_state or not editor.uses_state:
         return None
     train = BenchmarkSpec(spec.name, spec.tasks, "train", spec.variant)
     loaded = registry.load("benchmarks", spec.name)().load(train, root=root, seed=seed)
     return editor.prepare(backbone, loaded.cases, seed=seed)
-
-
-class Runner:
-    """Runs units: all lanes of a unit are edited together and asked together."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        editor: Editor,
-        state: State | None,
-        protocol: Protocol,
-        panel: Sequence[Probe],
-        before: Mapping[tuple[str, str], Answer],
-        *,
-        seed: int,
-        legacy: bool = False,
-    ) -> None:
-        self.backbone, self.editor, self.state, self.protocol = backbone, editor, state, protocol
-        self.panel, self.before, self.seed, self.legacy = panel, before, seed, legacy
-
-    def run(self, unit: Unit) -> tuple[list[Answer], Clock, list[Track]]:
-        tracks = [Track(state=self.state) for _ in unit.lanes]
-        clock = Clock()
-        everything: list[Answer] = []
-        steps = self.protocol.steps(unit, self.panel)
-        number = 0
-        try:
-            step = next(steps)
-            while True:
-                self._edit(step, tracks, clock)
-                answers = self._ask(step, tracks, clock, number)
-                everything += answers
-                number += 1
-                step = steps.send(answers)
-        except StopIteration:
-            return everything, clock, tracks
-
-    def _edit(self, step: Step, tracks: Sequence[Track], clock: Clock) -> None:
-        started = time.perf_counter()
-        if step.on == "clean":
-            for track in tracks:
-                track.patch, track.state = None, self.state
-        groups = [t.edits for t in step.turns]
-        live = [t.patch for t in tracks]
-        previous = (
-            Rows([p for p in live if p is not None]) if all(p is not None for p in live) else None
-        )
-        assert previous is not None or not any(p is not None for p in live), (
-            "lanes of a unit advance together"
-        )
-        with self.backbone.applied(previous):
-            found = self.editor.edit_groups(
-                self.backbone, groups, [t.state for t in tracks], seed=self.seed
-            )
-        for track, one in zip(tracks, found, strict=True):
-            track.patch = one.patch if track.patch is None else track.patch.join(one.patch)
-            track.state = one.state
-            clock.searches.append(dict(getattr(one.patch, "search", {})))
-        clock.edit += time.perf_counter() - started
-        clock.edits += sum(len(g) for g in groups)
-
-    def _ask(self, step: Step, tracks: Sequence[Track], clock: Clock, number: int) -> list[Answer]:
-        started = time.perf_counter()
-        asked = [Asked(a, row) for row, turn in enumerate(step.turns) for a in turn.asks]
-        with self.backbone.applied(Rows([t.patch for t in tracks if t.patch is not None])):
-            answers = ask_all(
-                self.backbone, asked, step=number, before=self.before, legacy=self.legacy
-            )
-        clock.ask += time.perf_counter() - started
-        clock.asked += len(asked)
-        return answers
 
 
 def _settings(
@@ -231,6 +150,7 @@ def _settings(
         "state": state.digest() if state is not None else "",
         "benchmark": str(spec),
         "protocol": protocol.spec,
+        "versions": patches.versions(),
         **options,
     }
 
@@ -238,34 +158,38 @@ def _settings(
 def _open(
     out: Path, settings: Mapping[str, Any], plan: Plan, before: Sequence[Answer], command: str
 ) -> None:
-    """Starts the folder, or checks that it holds the same run. Raises BadRun."""
+    """Starts the folder, or checks that it holds the same run, unchanged. Raises BadRun."""
     path = out / "manifest.json"
     _sweep(out)
+    planned = {
+        "plan.json": (record.dumps(plan_json(plan), indent=1) + "\n").encode(),
+        "before.jsonl": "".join(record.dumps(to_json(a)) + "\n" for a in before).encode(),
+    }
     if path.exists():
         held = record.read_json(path)
         different = [k for k, v in settings.items() if held.get(k) != from_plain(v)]
-        if different or held.get("data_sha256") != plan.data:
-            what = (
-                ", ".join(f"{k} ({held.get(k)} there, {settings[k]} now)" for k in different[:3])
-                or "the benchmark's data"
-            )
+        if different:
+            what = ", ".join(f"{k} ({held.get(k)} there, {settings[k]} now)" for k in different[:3])
             raise BadRun(
                 f"{out} holds another run: {what} differ. "
                 "Choose another --out, or delete that folder."
             )
+        for name, data in planned.items():
+            if not (out / name).exists() or (out / name).read_bytes() != data:
+                raise BadRun(
+                    f"{out / name} is not what this run began with. "
+                    "Delete the folder and run again."
+                )
         return
-    started = {"plan.json", "before.jsonl"}  # a run killed before its manifest, which comes last
-    if out.exists() and any(f.name not in started for f in out.iterdir()):
+    # a run killed before its manifest, which comes last, has only these
+    if out.exists() and any(f.name not in planned for f in out.iterdir()):
         raise BadRun(f"{out} is not empty and holds no run. Choose another --out.")
-    save_plan(plan, out)
-    (out / "before.jsonl").unlink(missing_ok=True)
-    record.append_lines(out / "before.jsonl", before)
+    for name, data in planned.items():
+        record.write_bytes(out / name, data)
     manifest = {
         **settings,
         "command": command,
-        "data_sha256": plan.data,
         "git": _commit(),
-        "versions": patches.versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     record.write_json(path, manifest)
@@ -331,6 +255,8 @@ def _finish(out: Path, unit: Unit, answers: Sequence[Answer], clock: Clock) -> D
         clock.asked,
         _peak(),
         tuple(clock.searches),
+        tuple(clock.failed),
+        clock.demonstrations_dropped,
     )
     record.append_lines(out / "done.jsonl", [done])
     return done

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from errata.core import record, registry
+from errata.core import registry
 from errata.core.backbone import Backbone
 from errata.core.benchmark import BenchmarkSpec
-from errata.core.errors import BadImage, BadSpec
-from errata.core.images import hash_image
+from errata.core.errors import BadEdit, BadImage, BadSpec
+from errata.core.images import hash_image, split_uri
+from errata.core.patch import versions
 from errata.core.protocol import Ask, Protocol, Unit
 from errata.core.types import (
     LOCALITY_KINDS,
@@ -36,7 +37,7 @@ from errata.core.types import (
 )
 from errata.metrics._rules import normalise
 from errata.runs import cache
-from errata.runs.asking import Asked, ask_all, too_long
+from errata.runs.asking import BATCH, EXTRA, Asked, ask_all, too_long
 
 VERSION = 1
 BLOCK = 32  # cases asked together; part of what makes a plan reproducible
@@ -99,8 +100,14 @@ def select(
     key = digest(
         [
             VERSION,
+            versions(),
+            [BATCH, EXTRA, BLOCK],
             backbone.fingerprint(),
             str(backbone.dtype),
+            backbone.device_of("").type,
+            benchmark.version,
+            [to_json(p) for p in panel],
+            _files(candidates),
             getattr(backbone, "style", ""),
             str(spec),
             data,
@@ -123,6 +130,25 @@ def select(
         )
     cache.store(key, _to_json(selection))
     return selection
+
+
+def _files(cases: Sequence[Case]) -> str:
+    """Hash of the state of every image file that could be asked: mending one is a new plan."""
+    paths = {
+        image.uri
+        for case in cases
+        for prompt in (case.edit.prompt, *(p.prompt for p in case.probes))
+        for image in prompt.images
+        if split_uri(image.uri)[0] is None
+    }
+    states = []
+    for path in sorted(paths):
+        try:
+            stat = Path(path).stat()
+            states.append([path, stat.st_size, stat.st_mtime_ns])
+        except OSError:
+            states.append([path, 0, 0])
+    return digest(states)
 
 
 def _ask_candidates(
@@ -170,7 +196,7 @@ def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
     try:
         edit = replace(case.edit, prompt=_hashed(case.edit.prompt))
         reason = too_long(backbone, edit_probe)
-    except BadImage as e:
+    except (BadImage, BadEdit) as e:
         reason = str(e)
     if reason:
         return None, [Skip(case.id, reason)]
@@ -179,7 +205,7 @@ def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
         try:
             whole = replace(probe, prompt=_hashed(probe.prompt))
             reason = too_long(backbone, whole)
-        except BadImage as e:
+        except (BadImage, BadEdit) as e:
             whole, reason = probe, str(e)
         if reason:
             skips.append(Skip(f"{case.id}/{probe.id}", reason))
@@ -293,29 +319,25 @@ def _base(cases: Sequence[Case], selection: Selection) -> dict[str, Any]:
     return {k: {"value": sum(v) / len(v), "n": len(v)} for k, v in sorted(hits.items())}
 
 
-def save_plan(plan: Plan, folder: Path) -> None:
-    record.write_json(
-        folder / "plan.json",
-        {
-            "schema": VERSION,
-            "benchmark": plan.benchmark,
-            "protocol": plan.protocol,
-            "cases": [to_json(c) for c in plan.cases],
-            "panel": [to_json(p) for p in plan.panel],
-            "units": [
-                {
-                    "id": u.id,
-                    "lanes": [
-                        {"id": lane.id, "cases": [c.id for c in lane.cases]} for lane in u.lanes
-                    ],
-                }
-                for u in plan.units
-            ],
-            "dropped": [to_json(s) for s in plan.dropped],
-            "base_accuracy": plan.base_accuracy,
-            "data": plan.data,
-        },
-    )
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """What `plan.json` holds."""
+    return {
+        "schema": VERSION,
+        "benchmark": plan.benchmark,
+        "protocol": plan.protocol,
+        "cases": [to_json(c) for c in plan.cases],
+        "panel": [to_json(p) for p in plan.panel],
+        "units": [
+            {
+                "id": u.id,
+                "lanes": [{"id": one.id, "cases": [c.id for c in one.cases]} for one in u.lanes],
+            }
+            for u in plan.units
+        ],
+        "dropped": [to_json(s) for s in plan.dropped],
+        "base_accuracy": plan.base_accuracy,
+        "data": plan.data,
+    }
 
 
 def _to_json(s: Selection) -> dict[str, Any]:
