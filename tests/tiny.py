@@ -136,6 +136,95 @@ def llava_parts(layers: int = 4, width: int = 32) -> tuple[Any, Any]:
     return _finish(LlavaForConditionalGeneration(config)), processor
 
 
+def mistral(window: int = 12) -> HfVlm:
+    """LLaVA around a text model that looks back `window` tokens only."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig
+
+    model, processor = llava_parts()
+    given = model.config.to_dict()
+    text = MistralConfig(
+        vocab_size=given["text_config"]["vocab_size"],
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        sliding_window=window,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    config = LlavaConfig(**{**given, "text_config": text.to_dict()})
+    return HfVlm(_finish(LlavaForConditionalGeneration(config)), processor, name="tiny-mistral")
+
+
+class GemmaProcessor:
+    """What Gemma 3's processor does: the mark that the text holds is not the image token."""
+
+    image_token = "<|vision_start|>"
+    chat_template = None
+
+    def __init__(self) -> None:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        self.tokenizer = tokenizer()
+        self.image_processor = CLIPImageProcessorPil(
+            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+        )
+
+    def __call__(
+        self, text: list[str], images: list[Any], return_tensors: str
+    ) -> dict[str, torch.Tensor]:
+        if text[0].count(self.image_token) != len(images):
+            raise ValueError(f"The number of {self.image_token} tokens in each prompt is off.")
+        full = f"\n\n{self.image_token}{'<image>' * 4}<|vision_end|>\n\n"
+        made = self.tokenizer(
+            [text[0].replace(self.image_token, full)], return_tensors=return_tensors
+        )
+        pixels = self.image_processor(images=images, return_tensors=return_tensors)
+        types = (made["input_ids"] == 3).long()
+        return {**made, "pixel_values": pixels["pixel_values"], "token_type_ids": types}
+
+
+def gemma3() -> HfVlm:
+    """Image tokens see each other in both directions; every second block has a window."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    config = Gemma3Config(
+        text_config=dict(
+            vocab_size=len(tokenizer()),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=512,
+            sliding_window=9,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            query_pre_attn_scalar=8,
+        ),
+        vision_config=dict(
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=7,
+        ),
+        mm_tokens_per_image=4,
+        image_token_index=3,
+        boi_token_index=4,
+        eoi_token_index=5,
+    )
+    model = _finish(Gemma3ForConditionalGeneration(config))
+    return HfVlm(model, GemmaProcessor(), name="tiny-gemma3")
+
+
 def blip2() -> HfVlm:
     from transformers import (
         Blip2Config,
@@ -211,7 +300,9 @@ class QwenProcessor:
         made = self.image_processor(images=images, return_tensors=return_tensors)
         count = int(made["image_grid_thw"][0].prod()) // 4
         shown = text[0].replace(self.image_token, self.image_token * count)
-        return {**self.tokenizer([shown], return_tensors=return_tensors), **made}
+        encoded = self.tokenizer([shown], return_tensors=return_tensors)
+        types = (encoded["input_ids"] == 6).int()
+        return {**encoded, **made, "mm_token_type_ids": types}
 
 
 def qwen25() -> HfVlm:
@@ -308,9 +399,11 @@ FAMILIES: dict[str, Callable[[], HfVlm]] = {
     "qwen2.5": qwen25,
     "qwen3": qwen3,
 }
+#: text models with blocks that see a limited number of columns
+WINDOWED: dict[str, Callable[[], HfVlm]] = {"mistral": mistral, "gemma3": gemma3}
 
 
 @functools.cache
 def shared(family: str) -> HfVlm:
     """One instance per family and process: use never changes a backbone, which tests check."""
-    return FAMILIES[family]()
+    return {**FAMILIES, **WINDOWED}[family]()

@@ -4,16 +4,14 @@ A forward is split in three: what lies below the text model (vision tower, bridg
 text model's *own* forward, and the head at the positions asked for. The text model can be entered
 at any block: blocks below are bypassed and the stream is substituted, its own code does the rest.
 
-Rows are right padded. A continuation is appended behind all columns of the batch, and the columns
-between a row's prompt and its continuation are masked: only `Ctx.lengths` is ever needed.
+Rows are right padded; a continuation is appended behind all columns of the batch (`_tail`).
 
 Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream width.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,11 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from errata.core.backbone import Backbone, Batch, Entered, Generated, Question
+from errata.backbones._tail import TrunkQuestion
+from errata.core.backbone import Backbone, Batch, Entered, Question
+from errata.core.errors import BadBackbone
 from errata.core.ports import Ctx
-from errata.core.types import Scored
 
-DECIMALS = 5  # of recorded log-probabilities
+#: layer types whose memory is keys and values per column; a window or chunk counts columns
+_KNOWN_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "dummy", "moe", "mlp")
 
 
 class _StopForward(Exception):
@@ -240,6 +240,9 @@ class TrunkBackbone(Backbone):
             return self._through(trunk, ctx, cache=cache), trunk
         batch = what.batch
         self._check_resumable(what)
+        assert _same_rows(ctx.rows, what.rows, batch.size), (
+            "a state is asked with the rows that it was entered with"
+        )
         if what.layer < 0:
             trunk = self._below(batch, ctx, what.tower)
             return self._through(trunk, ctx, cache=cache), trunk
@@ -297,8 +300,37 @@ class TrunkBackbone(Backbone):
             batch, layer, trunk=trunk, stream=stream, cache=lower, rows=rows, stack=stack
         )
 
+    @property
+    def windowed(self) -> bool:
+        """Whether a block looks back over a limited number of columns only."""
+        return "sliding_attention" in self._layer_types()
+
+    @property
+    def chunk(self) -> int:
+        """How many columns a continuation may have: blocks with chunks do not look past them."""
+        config: Any = getattr(self.text, "config", None)
+        chunked = "chunked_attention" in self._layer_types()
+        return int(config.attention_chunk_size) if chunked else 10**9
+
+    def _layer_types(self) -> set[str]:
+        config: Any = getattr(self.text, "config", None)
+        given = getattr(config, "layer_types", None)
+        if given is not None:
+            return set(given)
+        if getattr(config, "sliding_window", None) is not None:
+            return {"sliding_attention"}
+        chunked = getattr(config, "attention_chunk_size", None) is not None
+        return {"chunked_attention" if chunked else "full_attention"}
+
     def _new_cache(self) -> Any:
-        return DynamicCache(config=getattr(self.text, "config", None))
+        """All keys and values, of blocks with a window too: a tail shifts a row's columns."""
+        foreign = sorted(self._layer_types() - set(_KNOWN_LAYERS))
+        if foreign:
+            raise BadBackbone(
+                f"{self.name} has blocks of type {', '.join(foreign)}, whose memory errata cannot "
+                "continue from. Use a model with full or sliding-window attention only."
+            )
+        return DynamicCache(config=None if self.windowed else getattr(self.text, "config", None))
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -326,7 +358,7 @@ class TrunkBackbone(Backbone):
         with torch.no_grad():
             stream, trunk = self._start(what, ctx, cache)
             ctx.prefilled = True
-            yield _TrunkQuestion(self, batch, ctx, cache, trunk, stream)
+            yield TrunkQuestion(self, batch, ctx, cache, trunk, stream)
 
     def _positions(
         self, trunk: Mapping[str, Any], lengths: Tensor, offset: Tensor, m: int
@@ -338,159 +370,11 @@ class TrunkBackbone(Backbone):
             given = given.expand(-1, lengths.shape[0], -1)
             last = given[:, torch.arange(lengths.shape[0], device=given.device), lengths - 1]
             return last[:, :, None] + 1 + steps
-        return lengths[:, None] + steps
+        # Clamped for rows that are padding by now: learnt positions end with the context.
+        return (lengths[:, None] + steps).clamp(max=self.context - 1)
 
 
-class _Tail:
-    """A continuation that grows: some rows of a question behind their prompts."""
-
-    def __init__(self, q: _TrunkQuestion, index: Tensor, kept: Tensor) -> None:
-        """`index`: which rows. `kept` [len(index)]: how many target tokens stay in the cache."""
-        self.q = q
-        self.index = index
-        batch = q.batch
-        everything = index.shape[0] == batch.size
-        self.cache = copy.copy(q.cache)
-        self.cache.layers = [copy.copy(layer) for layer in q.cache.layers]
-        if not everything:
-            self.cache.batch_select_indices(index)
-        self.ctx = q.ctx if everything else q.ctx.select(index)
-        self.lengths = batch.lengths[index]
-        columns = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-        self.mask = batch.mask[index] * (columns < (self.lengths + kept)[:, None])
-        self.offset = kept.clone()
-        self.trunk = dict(q.trunk)
-        given = self.trunk.get("position_ids")
-        if isinstance(given, Tensor) and given.dim() == 3 and given.shape[1] == batch.size:
-            self.trunk["position_ids"] = given[:, index]
-
-    def feed(self, ids: Tensor, real: Tensor | None = None) -> Tensor:
-        """Appends ids [b, m] (columns where `real` is 0 are padding): logits [b, m, V]."""
-        bb, ctx = self.q.bb, self.ctx
-        self.mask = torch.cat([self.mask, torch.ones_like(ids) if real is None else real], dim=1)
-        ctx.shape, ctx.mask = (ids.shape[0], ids.shape[1]), self.mask
-        positions = bb._positions(self.trunk, self.lengths, self.offset, ids.shape[1])
-        trunk = {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions}
-        stream = bb._through(trunk, ctx, cache=self.cache)
-        self.offset = self.offset + ids.shape[1]
-        return bb._head(stream, ctx)
-
-
-class _TrunkQuestion(Question):
-    def __init__(
-        self,
-        bb: TrunkBackbone,
-        batch: Batch,
-        ctx: Ctx,
-        cache: Any,
-        trunk: dict[str, Any],
-        stream: Tensor,
-    ) -> None:
-        self.bb, self.batch, self.ctx = bb, batch, ctx
-        self.cache, self.trunk, self.stream = cache, trunk, stream
-        self._logits: Tensor | None = None
-        self._tail: _Tail | None = None
-
-    @property
-    def logits(self) -> Tensor:
-        if self._logits is None:
-            self._logits = self.bb._asked(self.stream, self.batch, self.ctx)
-        return self._logits
-
-    def scores(self) -> list[Scored]:
-        return _scored(self.logits, self.batch.targets)
-
-    def feed(self, ids: Tensor) -> Tensor:
-        if self._tail is None:
-            everything = torch.arange(self.batch.size, device=self.batch.ids.device)
-            self._tail = _Tail(self, everything, torch.zeros_like(everything))
-        return self._tail.feed(ids)
-
-    def score(self, ids: Sequence[Sequence[int]]) -> list[Scored]:
-        first = self.logits[:, :1]
-        longest = max((len(i) for i in ids), default=0) - 1
-        rows = [b for b, i in enumerate(ids) if len(i) > 1]
-        if not rows:
-            return _scored(first, ids)
-        device = self.batch.ids.device
-        index = torch.tensor(rows, device=device)
-        fed = torch.zeros(len(rows), longest, dtype=torch.long, device=device)
-        real = torch.zeros_like(fed)
-        for n, b in enumerate(rows):
-            fed[n, : len(ids[b]) - 1] = torch.tensor(list(ids[b][:-1]), device=device)
-            real[n, : len(ids[b]) - 1] = 1
-        tail = _Tail(self, index, torch.zeros_like(index))
-        more = torch.zeros(self.batch.size, longest, first.shape[-1], device=first.device)
-        more[index.to(first.device)] = tail.feed(fed, real)
-        return _scored(torch.cat([first, more], dim=1), ids)
-
-    def greedy(self, caps: Sequence[int]) -> list[Generated]:
-        """The targets serve as a guess: as far as the model would say them, nothing runs again."""
-        best = self.logits.argmax(-1).tolist()
-        said: list[list[int]] = []
-        done: list[bool | None] = []
-        for b in range(self.batch.size):
-            ids, end = _follow(
-                best[b], self.batch.targets[b] if self.batch.targets else (), caps[b], self.bb.stops
-            )
-            said.append(ids)
-            done.append(end)
-        rows = [b for b, end in enumerate(done) if end is None]
-        if rows:
-            self._go_on(rows, said, done, caps)
-        return [Generated(tuple(i), bool(end)) for i, end in zip(said, done, strict=True)]
-
-    def _go_on(
-        self, rows: list[int], said: list[list[int]], done: list[bool | None], caps: Sequence[int]
-    ) -> None:
-        device = self.batch.ids.device
-        kept = torch.tensor([len(said[b]) - 1 for b in rows], device=device)
-        tail = _Tail(self, torch.tensor(rows, device=device), kept)
-        while any(done[b] is None for b in rows):
-            fed = torch.tensor([[said[b][-1]] for b in rows], device=device)
-            best = tail.feed(fed)[:, -1].argmax(-1).tolist()
-            for b, token in zip(rows, best, strict=True):
-                if done[b] is not None:
-                    continue
-                if token in self.bb.stops:
-                    done[b] = True
-                elif len(said[b]) >= caps[b]:
-                    done[b] = False
-                else:
-                    said[b].append(token)
-
-    def top(self, k: int) -> list[tuple[tuple[int, ...], ...]]:
-        ids = self.bb._head(self.stream, self.ctx).topk(k, dim=-1).indices
-        mask = self.batch.mask.bool()
-        return [tuple(tuple(p) for p in ids[b][mask[b]].tolist()) for b in range(self.batch.size)]
-
-
-def _follow(
-    best: list[int], guess: Sequence[int], cap: int, stops: frozenset[int]
-) -> tuple[list[int], bool | None]:
-    """(ids, stopped) as far as `best` follows `guess`; stopped is None when decoding must go on."""
-    ids: list[int] = []
-    for j, token in enumerate(best[: len(guess) + 1]):
-        if token in stops:
-            return ids, True
-        if len(ids) >= cap:
-            return ids, False
-        ids.append(token)
-        if j >= len(guess) or token != guess[j]:
-            break
-    return ids, None
-
-
-def _scored(logits: Tensor, targets: Sequence[Sequence[int]]) -> list[Scored]:
-    """Scores of each row's target from logits [B, >= M, V]."""
-    logp = torch.log_softmax(logits, dim=-1)
-    best = logits.argmax(-1)
-    out = []
-    for b, ids in enumerate(targets):
-        n = len(ids)
-        picked = logp[b, :n].gather(
-            -1, torch.tensor(list(ids), dtype=torch.long, device=logp.device)[:, None]
-        )
-        logprobs = tuple(round(float(v), DECIMALS) for v in picked[:, 0])
-        out.append(Scored(tuple(ids), logprobs, tuple(best[b, :n].tolist())))
-    return out
+def _same_rows(a: Tensor | None, b: Tensor | None, size: int) -> bool:
+    """Whether both name the same rows; None names row b for batch row b."""
+    everyone = torch.arange(size)
+    return torch.equal(*((everyone if r is None else r.cpu().long()) for r in (a, b)))

@@ -7,8 +7,7 @@ One file for all of them: sites are found by structure (`_sites`), the forward m
 
 from __future__ import annotations
 
-import hashlib
-import json
+import inspect
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from errata.backbones import _sites
+from errata.backbones import _sites, _stored, _tokens
 from errata.backbones._trunk import TrunkBackbone
 from errata.core.backbone import Batch
-from errata.core.errors import BadBackbone, BadSpec, TooLong
+from errata.core.errors import BadBackbone, BadEdit, BadSpec, TooLong
 from errata.core.images import load_image
 from errata.core.ports import Wires
 from errata.core.types import Image, Prompt
@@ -34,7 +32,7 @@ Style = Literal["raw", "easyedit", "chat"]
 class HfVlm(TrunkBackbone):
     """A vision-language model on the ordinary transformers classes."""
 
-    bundled: ClassVar[tuple[str, ...]] = ("micro-vlm",)
+    bundled: ClassVar[Mapping[str, str]] = {"micro-vlm": "microworld"}
     capabilities = frozenset({"text", "image", "generate", "resume"})
 
     def __init__(
@@ -69,10 +67,12 @@ class HfVlm(TrunkBackbone):
                 "Is it a vision model?"
             )
         self.image_id = int(image_id)
-        self.image_token = self.tokenizer.convert_ids_to_tokens(self.image_id)
+        self.image_token = self._placeholder()
+        self.placeholder_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
         self.markup = self._markup()
-        self.stops = _stops(self.tokenizer, model)
-        self._pixels: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self.marks = _tokens.marks(self.tokenizer, model.config, self.image_token)
+        self.stops = _tokens.stops(self.tokenizer, model)
+        self._seen: OrderedDict[str, _tokens.Seen] = OrderedDict()
         self._tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
         self._fingerprint = ""
 
@@ -118,7 +118,8 @@ class HfVlm(TrunkBackbone):
             ) from None
         if device is not None:
             model = model.to(device)
-        source = Path(path) if Path(path).is_dir() else None
+        commit = getattr(model.config, "_commit_hash", None)
+        source = _stored.folder(path, revision, commit)
         return cls(model, processor, name=name, revision=revision or "", style=style, source=source)
 
     @property
@@ -147,17 +148,10 @@ class HfVlm(TrunkBackbone):
         return known[name]
 
     def fingerprint(self) -> str:
-        """Over stored tensors, so that loading in another dtype does not change it."""
+        """Over stored tensors where there are files, so that the load dtype does not change it."""
         if not self._fingerprint:
-            given: Any = self.model.config
-            config = {k: v for k, v in given.to_dict().items() if k not in _VOLATILE}
-            h = hashlib.sha256(json.dumps(_stable(config), sort_keys=True, default=str).encode())
-            stored = sorted(self.source.glob("*.safetensors")) if self.source else []
-            if stored:
-                _hash_files(h, stored)
-            else:
-                _hash_memory(h, self.model)
-            self._fingerprint = h.hexdigest()
+            config: Any = self.model.config
+            self._fingerprint = _stored.fingerprint(config.to_dict(), self.model, self.source)
         return self._fingerprint
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -190,34 +184,63 @@ class HfVlm(TrunkBackbone):
                 )
         return "".join(parts)
 
+    def _placeholder(self) -> str:
+        """What the processor replaces by an image's tokens; most often the image token itself."""
+        image_token = str(self.tokenizer.convert_ids_to_tokens(self.image_id))
+        given = str(getattr(self.processor, "image_token", None) or image_token)
+        unknown = (None, getattr(self.tokenizer, "unk_token_id", None))
+        return image_token if self.tokenizer.convert_tokens_to_ids(given) in unknown else given
+
     def _markup(self) -> str:
-        """What stands for an image: one image token, wrapped as the family's config says."""
+        """What stands for an image: one placeholder, wrapped as the family's config says."""
         config = self.model.config
         ends = [getattr(config, f"vision_{e}_token_id", None) for e in ("start", "end")]
         if None not in ends:
             start, end = self.tokenizer.convert_ids_to_tokens(ends)
             return f"{start}{self.image_token}{end}"
-        return self.image_token if self._image_before_bos else f"{self.image_token}\n"
+        if self._image_before_bos or self.placeholder_id != self.image_id:
+            return self.image_token
+        return f"{self.image_token}\n"
 
     @property
     def _image_before_bos(self) -> bool:
         """BLIP-2's processor puts its query tokens in front of the text's own BOS."""
         return hasattr(self.processor, "num_query_tokens")
 
-    def _image(self, image: Image) -> dict[str, Tensor]:
-        """What the processor makes of one image, and how many tokens it takes (`count`)."""
-        key = image.uri
-        if key in self._pixels:
-            self._pixels.move_to_end(key)
-            return self._pixels[key]
-        text = "" if self._image_before_bos else self.markup
-        made = self.processor(text=[text], images=[load_image(image)], return_tensors="pt")
-        count = (made["input_ids"][0] == self.image_id).sum()
-        skip = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
-        self._pixels[key] = {**{k: v for k, v in made.items() if k not in skip}, "count": count}
-        if len(self._pixels) > 512:
-            self._pixels.popitem(last=False)
-        return self._pixels[key]
+    def processed(self, prompt: Prompt) -> dict[str, Tensor]:
+        """What the family's own processor makes of a prompt: keywords of the model's forward."""
+        shown = self.shown(prompt)
+        if self._image_before_bos:
+            shown = shown.replace(self.image_token, "")
+        images = [load_image(i) for i in prompt.images]
+        options: dict[str, Any] = {"images": images} if images else {}
+        if self.style == "chat":
+            options["add_special_tokens"] = False
+        process = self.processor if images else self.tokenizer
+        made = process(text=[shown], return_tensors="pt", **options)
+        return {k: v for k, v in made.items() if images or k in ("input_ids", "attention_mask")}
+
+    def _image(self, image: Image) -> tuple[str, _tokens.Seen]:
+        """The image's key, and what the processor makes of it."""
+        key = _tokens.image_key(image)
+        if key not in self._seen:
+            before = self._image_before_bos
+            text = "" if before else self.markup
+            parameters = inspect.signature(self.model.forward).parameters
+            self._seen[key] = _tokens.see(
+                image,
+                lambda picture: self.processor(text=[text], images=[picture], return_tensors="pt"),
+                name=self.name,
+                markup=self.markup,
+                plain=() if before else self._ids(text, True),
+                placeholder=self.placeholder_id,
+                image_id=self.image_id,
+                takes=parameters.__contains__,
+            )
+            if len(self._seen) > 512:
+                self._seen.popitem(last=False)
+        self._seen.move_to_end(key)
+        return key, self._seen[key]
 
     def _ids(self, text: str, special: bool) -> tuple[int, ...]:
         key = (text, special)
@@ -227,16 +250,16 @@ class HfVlm(TrunkBackbone):
             self._tokens[key] = tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
         return self._tokens[key]
 
-    def _prompt_ids(self, text: str, counts: Sequence[int]) -> tuple[int, ...]:
+    def _prompt_ids(self, text: str, images: Sequence[_tokens.Seen]) -> tuple[int, ...]:
         special = self.style != "chat"
-        if self._image_before_bos and counts:
-            return (self.image_id,) * sum(counts) + self._ids(
-                text.replace(self.image_token, ""), special
-            )
+        if self._image_before_bos and images:
+            front = tuple(i for seen in images for i in seen.ids)
+            return front + self._ids(text.replace(self.image_token, ""), special)
         ids: list[int] = []
-        left = list(counts)
+        left = list(images)
         for token in self._ids(text, special):
-            ids.extend([token] * (left.pop(0) if token == self.image_id else 1))
+            ids.extend(left.pop(0).ids if token == self.placeholder_id else (token,))
+        assert not left, f"{self.name}: a prompt's text shows fewer images than the prompt has"
         return tuple(ids)
 
     def answer_ids(self, text: str, prompt: Prompt) -> tuple[int, ...]:
@@ -244,6 +267,7 @@ class HfVlm(TrunkBackbone):
         text = text.strip()
         if not text:
             return ()
+        _tokens.check_text(text, self.marks, f"the answer '{text[:60]}'")
         shown = self.shown(prompt)
         glue = "" if shown[-1:].isspace() else " "
         special = self.style != "chat"
@@ -260,14 +284,19 @@ class HfVlm(TrunkBackbone):
         eos: bool = False,
         rows: Sequence[int] | None = None,
     ) -> Batch:
+        """As declared; raises BadEdit or BadImage for a row that cannot be put to the model."""
+        assert prompts, "encode was given no prompts"
         rows = rows if rows is not None else range(len(prompts))
         shown = tuple(self.rewritten(p, r) for p, r in zip(prompts, rows, strict=True))
-        images = [(b, i) for b, p in enumerate(shown) for i in p.images]
-        made = [self._image(i) for _, i in images]
-        counts: list[list[int]] = [[] for _ in shown]
-        for (b, _), m in zip(images, made, strict=True):
-            counts[b].append(int(m["count"]))
-        ids = [list(self._prompt_ids(self.shown(p), c)) for p, c in zip(shown, counts, strict=True)]
+        for p in shown:
+            _tokens.check_text(p.text, self.marks, f"prompt '{p.text[:60]}'")
+        images = [(b, *self._image(i)) for b, p in enumerate(shown) for i in p.images]
+        ids = [
+            list(self._prompt_ids(self.shown(p), [seen for r, _, seen in images if r == b]))
+            for b, p in enumerate(shown)
+        ]
+        if not all(ids):
+            raise BadEdit(f"prompt {ids.index([])} of {len(ids)} is empty. Give it a text.")
         lengths = [len(i) for i in ids]
         end = [int(self.tokenizer.eos_token_id)] if eos else []
         ends = tuple(
@@ -281,7 +310,7 @@ class HfVlm(TrunkBackbone):
                     f"{self.name} takes {self.context}. Shorten the prompt or the target."
                 )
             i.extend(e)
-        return self._batch(shown, ids, lengths, ends, images, made)
+        return self._batch(shown, ids, lengths, ends, images)
 
     def _batch(
         self,
@@ -289,9 +318,9 @@ class HfVlm(TrunkBackbone):
         ids: list[list[int]],
         lengths: list[int],
         ends: tuple[tuple[int, ...], ...],
-        images: list[tuple[int, Image]],
-        made: list[dict[str, Tensor]],
+        images: list[tuple[int, str, _tokens.Seen]],
     ) -> Batch:
+        """`images`: (row, key, tensors) of each image, in the order of the rows."""
         device = self.device_of("embed")
         longest = max(map(len, ids))
         pad = self.tokenizer.pad_token_id
@@ -301,76 +330,22 @@ class HfVlm(TrunkBackbone):
         mask = (columns < torch.tensor([len(i) for i in ids], device=device)[:, None]).long()
         vision = (padded == self.image_id) & (mask == 1)
         inputs: dict[str, Tensor] = {"input_ids": padded, "attention_mask": mask}
-        for key in made[0] if made else ():
-            if key != "count":
-                joined = torch.cat([m[key] for m in made]).to(device)
-                inputs[key] = joined.to(self.dtype) if joined.is_floating_point() else joined
-        if "image_grid_thw" in inputs:
-            inputs["mm_token_type_ids"] = vision.int()
+        made = [seen for _, _, seen in images]
+        for key in made[0].tensors if made else ():
+            joined = torch.cat([seen.tensors[key] for seen in made]).to(device)
+            inputs[key] = joined.to(self.dtype) if joined.is_floating_point() else joined
+        for key in made[0].types if made else ():
+            inputs[key] = vision.to(torch.int if key == "mm_token_type_ids" else torch.long)
         return Batch(
             prompts=shown,
             inputs=inputs,
             lengths=torch.tensor(lengths, device=device),
             vision=vision,
-            image_rows=torch.tensor([b for b, _ in images], dtype=torch.long),
-            image_sizes=torch.tensor([int(m["count"]) for m in made], dtype=torch.long),
-            image_keys=tuple(i.uri for _, i in images),
+            image_rows=torch.tensor([b for b, _, _ in images], dtype=torch.long),
+            image_sizes=torch.tensor([seen.count for seen in made], dtype=torch.long),
+            image_keys=tuple(key for _, key, _ in images),
             targets=ends,
         )
-
-
-_VOLATILE = (
-    "dtype",
-    "torch_dtype",
-    "_name_or_path",
-    "transformers_version",
-    "_attn_implementation_autoset",
-)
-
-
-def _stable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _stable(v) for k, v in value.items() if k not in _VOLATILE}
-    return value
-
-
-def _hash_files(h: Any, paths: list[Path]) -> None:
-    for path in paths:
-        with safe_open(path, framework="pt") as f:
-            for key in sorted(f.keys()):
-                _hash_tensor(h, key, f.get_tensor(key))
-
-
-def _hash_memory(h: Any, model: torch.nn.Module) -> None:
-    seen: set[int] = set()
-    for key, tensor in sorted(model.state_dict().items()):
-        if tensor.data_ptr() and tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        _hash_tensor(h, key, tensor)
-
-
-def _hash_tensor(h: Any, key: str, tensor: Tensor) -> None:
-    h.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
-    flat = tensor.detach().cpu().contiguous().flatten()
-    for chunk in torch.split(flat.view(torch.uint8), 1 << 26):
-        h.update(chunk.numpy().tobytes())
-
-
-def _stops(tokenizer: Any, model: Any) -> frozenset[int]:
-    """Ids that end an answer: every end token, and every token with a line break in it."""
-    ends = [tokenizer.eos_token_id, getattr(model.config, "eos_token_id", None)]
-    generation = getattr(model, "generation_config", None)
-    ends.append(getattr(generation, "eos_token_id", None))
-    stops = {
-        int(e)
-        for group in ends
-        if group is not None
-        for e in (group if isinstance(group, list) else [group])
-    }
-    breaks = ("\n", "Ċ", "<0x0A>")
-    stops |= {i for token, i in tokenizer.get_vocab().items() if any(b in token for b in breaks)}
-    return frozenset(stops)
 
 
 def _bundled(name: str) -> str:

@@ -63,7 +63,7 @@ def examine(bb: Backbone, image: str) -> dict[str, Any]:
         "sites": _sites(bb),
         "missing": _folded(list(getattr(layout, "missing", ()))),
         "sample": _sample(bb, prompt, batch),
-        "own forward": _own_forward(bb, batch),
+        "own forward": _own_forward(bb, prompt, batch),
     }
 
 
@@ -102,19 +102,33 @@ def _sample(bb: Backbone, prompt: Prompt, batch: Batch) -> dict[str, Any]:
     }
 
 
-def _own_forward(bb: Backbone, batch: Batch) -> dict[str, Any]:
-    """The model's own forward against the one that errata assembles, at the last prompt token."""
+def _own_forward(bb: Backbone, prompt: Prompt, batch: Batch) -> dict[str, Any]:
+    """Processor and model by themselves against what errata assembles, at the last prompt token.
+
+    A backbone without a method `processed` is compared on errata's own batch.
+    """
     import torch
 
+    processed = getattr(bb, "processed", None)
+    given = processed(prompt) if processed else dict(batch.inputs)
+    device = bb.device_of("embed")
+    given = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    given = {
+        k: v.to(bb.dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+        for k, v in given.items()
+    }
     with torch.no_grad():
         ours = bb.logits(batch)[0, 0]
-        own = bb.model(**batch.inputs).logits[0, int(batch.lengths[0]) - 1].float()
+        own = bb.model(**given).logits[0, -1].float()
+    n = int(batch.lengths[0])
+    same = given["input_ids"][0].tolist() == batch.ids[0, :n].tolist()
     gap = float((ours.cpu() - own.cpu()).abs().max())
     finite = bool(ours.isfinite().all())
     tolerance = 1e-4 if bb.dtype == torch.float32 else 0.1
     return {
+        "same tokens": same,
         "largest difference of a logit": f"{gap:.2e}",
-        "equal": finite and gap <= tolerance,
+        "equal": same and finite and gap <= tolerance,
         "finite": finite,
     }
 

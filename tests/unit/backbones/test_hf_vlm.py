@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
 import pytest
 import torch
+from PIL import Image as Pil
 
-from errata.backbones import load
+from errata.backbones import _stored, load
+from errata.cli import doctor
 from errata.core import registry
-from errata.core.errors import BadSpec, TooLong
-from errata.core.types import Edit, Prompt
+from errata.core.errors import BadBackbone, BadEdit, BadImage, BadSpec, TooLong
+from errata.core.types import Edit, Image, Prompt
 from tests import tiny
 
 
@@ -107,3 +114,161 @@ def test_equal_images_go_through_the_tower_once(pictures: list[str]) -> None:
         torch.testing.assert_close(
             together[b], bb.logits(bb.encode([prompt]))[0], atol=1e-4, rtol=1e-4
         )
+
+
+def draw(path: Path, seed: int) -> str:
+    pixels = np.random.default_rng(seed).integers(0, 255, (28, 28, 3), dtype=np.uint8)
+    Pil.fromarray(pixels).save(path)
+    return str(path)
+
+
+def test_a_picture_that_was_written_again_is_another(tmp_path: Path) -> None:
+    bb, path = tiny.shared("llava"), draw(tmp_path / "a.png", 1)
+    prompt = Prompt.of("Which?", path)
+    before, first = bb.encode([prompt]), bb.logits(bb.encode([prompt]))
+    assert torch.equal(bb.logits(bb.encode([prompt])), first)
+    draw(tmp_path / "a.png", 2)
+    again = bb.encode([prompt])
+    assert again.image_keys != before.image_keys
+    assert not torch.equal(bb.logits(again), first)
+    with pytest.raises(BadImage, match="sha256"):
+        bb.encode([Prompt.of("Which?", Image(path, "0" * 64))])
+    Path(path).unlink()
+    with pytest.raises(BadImage, match="no such file"):
+        bb.encode([prompt])
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.WINDOWED])
+def test_a_mark_for_images_in_a_text_is_refused(family: str, pictures: list[str]) -> None:
+    bb = tiny.shared(family)
+    for mark in {bb.image_token, bb.tokenizer.convert_ids_to_tokens(bb.image_id)}:
+        for picture in (None, pictures[0]):
+            with pytest.raises(BadEdit, match=f"prompt 'What is .* holds the text .{mark[:3]}"):
+                bb.encode([Prompt.of("Fine"), Prompt.of(f"What is {mark} here?", picture)])
+        with pytest.raises(BadEdit, match="the answer"):
+            bb.encode([Prompt.of("Which?")], [f"a {mark}"])
+
+
+def test_what_else_cannot_be_encoded() -> None:
+    bb = tiny.shared("llava")
+    with pytest.raises(AssertionError, match="no prompts"):
+        bb.encode([])
+    with pytest.raises(BadEdit, match="surrogate"):
+        bb.encode([Prompt.of("half \ud800 of it")])
+    chat = tiny.HfVlm(bb.model, tiny.llava_parts()[1], style="chat")
+    chat.processor.chat_template = (
+        "{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}"
+    )
+    with pytest.raises(BadEdit, match="prompt 1 of 2 is empty"):
+        chat.encode([Prompt.of("Which?"), Prompt.of("")])
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.WINDOWED])
+def test_doctor_compares_with_the_familys_own_processor(family: str, pictures: list[str]) -> None:
+    own = doctor.examine(tiny.shared(family), pictures[0])["own forward"]
+    assert own["same tokens"] and own["equal"]
+
+
+def test_image_tokens_see_each_other_where_the_processor_says_so(pictures: list[str]) -> None:
+    bb = tiny.shared("gemma3")
+    batch = bb.encode([Prompt.of("Which?", pictures[0]), Prompt.of("Which?")])
+    assert torch.equal(batch.inputs["token_type_ids"], batch.vision.long())
+    causal = {k: v for k, v in batch.inputs.items() if k != "token_type_ids"}
+    with torch.no_grad():
+        own = bb.model(**causal).logits[0, int(batch.lengths[0]) - 1]
+    assert not torch.allclose(bb.logits(batch)[0, 0], own, atol=1e-3)
+    shown = bb.decode(batch.ids[0].tolist())
+    assert shown.endswith("Which?")
+    start, end = 4, 5
+    assert [i for i in batch.ids[0].tolist() if i in (3, start, end)] == [start, 3, 3, 3, 3, end]
+
+
+def test_a_processor_that_refuses_the_markup_is_one_line(pictures: list[str]) -> None:
+    prompt = Prompt.of("Which?", pictures[0])
+
+    class Refuses:
+        image_token, chat_template, tokenizer = "<image>", None, tiny.tokenizer()
+
+        def __call__(self, text: Any, images: list[Any], **_: Any) -> Any:
+            raise ValueError("Prompt contained 0 image tokens but received 1 images.")
+
+    class IgnoresIt(Refuses):
+        def __call__(self, text: Any, images: list[Any], **_: Any) -> Any:
+            return {"input_ids": torch.tensor([[1, 9, 9]])}
+
+    class SmallOnly(Refuses):
+        def __call__(self, text: Any, images: list[Any], **_: Any) -> Any:
+            if images[0].size != (64, 64):
+                raise ValueError("absolute aspect ratio must be smaller than 200")
+
+    class TwoWays(Refuses):
+        def __call__(self, text: Any, images: list[Any], **_: Any) -> Any:
+            ids = self.tokenizer(text[0].replace("<image>", "<image>" * 4), return_tensors="pt")
+            return {**ids, "token_type_ids": torch.zeros_like(ids["input_ids"])}
+
+    def wrapped(processor: Any) -> tiny.HfVlm:
+        return tiny.HfVlm(tiny.shared("llava").model, processor, name="other")
+
+    with pytest.raises(BadBackbone, match=r"other: its processor takes no image marked '<image>"):
+        wrapped(Refuses()).encode([prompt])
+    with pytest.raises(BadBackbone, match="does not put image tokens where"):
+        wrapped(IgnoresIt()).encode([prompt])
+    with pytest.raises(BadImage, match="the processor of other refuses it"):
+        wrapped(SmallOnly()).encode([prompt])
+    gemma = tiny.HfVlm(tiny.shared("gemma3").model, TwoWays(), name="other")
+    with pytest.raises(BadBackbone, match="token_type_ids do not mark image tokens"):
+        gemma.encode([prompt])
+
+
+@pytest.mark.parametrize("family", tiny.WINDOWED)
+def test_a_window_counts_a_rows_own_tokens(family: str, pictures: list[str]) -> None:
+    """Neither other rows' lengths nor a reference between prompt and answer take up its room."""
+    bb = tiny.shared(family)
+    assert bb.windowed and not tiny.shared("llava").windowed
+    short = [Prompt.of("What is it?"), Prompt.of("Which?", pictures[0])]
+    far = Prompt.of("Is the thing red or blue or green, please tell me at once?" * 2)
+    alone = [bb.generate(bb.encode([p]), [8])[0] for p in (*short, far)]
+    references = ["zzzzzzzzzzzzzzzzzzzzzzzzzzzz", "~", "##########"]
+    batch = bb.encode([*short, far], references)
+    assert bb.generate(batch, [8] * 3) == alone
+    with bb.ask(batch) as q:
+        together = q.score([g.ids for g in alone])
+    for prompt, said, scored in zip((*short, far), alone, together, strict=True):
+        assert scored.argmax == said.ids
+        with bb.ask(bb.encode([prompt])) as q:
+            np.testing.assert_allclose(q.score([said.ids])[0].logprobs, scored.logprobs, atol=1e-4)
+
+
+def test_blocks_with_another_memory_are_refused() -> None:
+    bb = tiny.llava()
+    bb.text.config.layer_types = ["linear_attention", "full_attention"] * 2
+    batch = bb.encode([Prompt.of("Which?")])
+    bb.logits(batch)
+    with pytest.raises(BadBackbone, match="blocks of type linear_attention"):
+        bb.generate(batch, [2])
+
+
+def test_a_hub_model_is_hashed_as_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layout of the hub's cache, with the weights in bfloat16."""
+    commit = "0" * 40
+    home = tmp_path / "models--some--one"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    snapshot = home / "snapshots" / commit
+    model, processor = tiny.llava_parts()
+    model.to(torch.bfloat16).save_pretrained(snapshot)
+    processor.save_pretrained(snapshot)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert _stored.folder("some/one", None, None) == snapshot
+    assert _stored.folder("some/one", "main", commit) == snapshot
+    assert _stored.folder("some/other", None, None) is None
+    full, half = (tiny.HfVlm.load("some/one", dtype=d) for d in ("float32", "bfloat16"))
+    assert full.dtype == torch.float32 and half.dtype == torch.bfloat16
+    before = full.fingerprint()
+    assert half.fingerprint() == before
+    half.source, half._fingerprint = None, ""
+    assert half.fingerprint() != before  # nothing stored: what is in memory
+    (snapshot / "consolidated.safetensors").write_bytes(b"another copy that nobody loads")
+    assert _stored.fingerprint(full.model.config.to_dict(), full.model, snapshot) == before

@@ -1,0 +1,106 @@
+"""The stored tensors of a model: where they lie, and a hash over them and the config."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+_VOLATILE = (
+    "dtype",
+    "torch_dtype",
+    "_name_or_path",
+    "transformers_version",
+    "_attn_implementation_autoset",
+)
+
+
+def folder(name: str, revision: str | None, commit: str | None) -> Path | None:
+    """The folder with the files that `from_pretrained(name)` read: itself, or a hub snapshot.
+
+    `commit`: the one that transformers resolved `revision` to. None: not found on this machine.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=commit or revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def fingerprint(config: Mapping[str, Any], model: torch.nn.Module, source: Path | None) -> str:
+    """sha256 over the config and the tensors: stored ones where there are some, else in memory.
+
+    Stored tensors keep their own dtype, so the load dtype does not matter; in memory it does.
+    """
+    h = hashlib.sha256(json.dumps(_stable(config), sort_keys=True, default=str).encode())
+    stored = _files(source) if source is not None else []
+    for path in stored:
+        if path.suffix == ".safetensors":
+            _hash_tensors(h, path)
+        else:
+            _hash_bytes(h, path)
+    if not stored:
+        _hash_memory(h, model)
+    return h.hexdigest()
+
+
+def _files(source: Path) -> list[Path]:
+    """The weight files that transformers would load, in order of name."""
+    for single, ending in (("model.safetensors", "safetensors"), ("pytorch_model.bin", "bin")):
+        index = source / f"{single}.index.json"
+        if (source / single).is_file():
+            return [source / single]
+        if index.is_file():
+            shards = json.loads(index.read_text("utf-8"))["weight_map"].values()
+            found = [source / name for name in sorted(set(shards))]
+        else:
+            found = sorted(source.glob(f"*.{ending}")) if ending == "safetensors" else []
+        if found and all(path.is_file() for path in found):
+            return found
+    return []
+
+
+def _stable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _stable(v) for k, v in value.items() if k not in _VOLATILE}
+    return value
+
+
+def _hash_tensors(h: Any, path: Path) -> None:
+    with safe_open(path, framework="pt") as f:
+        for key in sorted(f.keys()):
+            _hash_tensor(h, key, f.get_tensor(key))
+
+
+def _hash_bytes(h: Any, path: Path) -> None:
+    h.update(path.name.encode())
+    with path.open("rb") as f:
+        while chunk := f.read(1 << 26):
+            h.update(chunk)
+
+
+def _hash_memory(h: Any, model: torch.nn.Module) -> None:
+    seen: set[int] = set()
+    for key, tensor in sorted(model.state_dict().items()):
+        if tensor.data_ptr() and tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        _hash_tensor(h, key, tensor)
+
+
+def _hash_tensor(h: Any, key: str, tensor: Tensor) -> None:
+    h.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
+    flat = tensor.detach().cpu().contiguous().flatten()
+    for chunk in torch.split(flat.view(torch.uint8), 1 << 26):
+        h.update(chunk.numpy().tobytes())
