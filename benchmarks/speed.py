@@ -183,12 +183,12 @@ def asking(backbone: HfVlm, cases: Sequence[Case], repeats: int) -> dict[str, An
     def from_pixels() -> list[Answer]:
         answers: list[Answer] = []
         for one in asked:
-            backbone._pixels.clear()
+            backbone.forget()
             answers += ask_all(backbone, [one], step=-1, batch_size=1)
         known = {(a.case, a.probe): a for a in answers}
         with backbone.applied(patch):
             for one in asked:
-                backbone._pixels.clear()
+                backbone.forget()
                 answers += ask_all(backbone, [one], step=0, before=known, batch_size=1)
         return answers
 
@@ -220,7 +220,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="micro-vlm only, one repeat")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    repeats = 1 if args.quick else 3
     cases = cases_of(16)
     edits = [c.edit for c in cases]
     backbones: list[Callable[[], HfVlm]] = [lambda: errata.load("micro-vlm")]  # type: ignore[list-item,return-value]
@@ -233,18 +232,27 @@ def main() -> None:
     for make in backbones:
         backbone = make()
         small = backbone.name == "micro-vlm"
+        repeats = 3 if small and not args.quick else 1
         asked = cases if small else cases[: 4 if "576" not in backbone.name else 1]
-        results[backbone.name] = {
-            "finding": [
-                finding(backbone, edits, e, 10 if small else 4, repeats)
-                for e in ("ft_l", "tpatcher")
-            ],
-            "resuming": resuming(backbone, edits[: 16 if small else 4], repeats),
-            "asking": asking(backbone, asked, repeats),
-        }
-        print(json.dumps({backbone.name: results[backbone.name]}, indent=1), flush=True)
-    if args.out:
-        args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        found = results[backbone.name] = {}
+        for name, measure in (
+            ("asking", lambda b=backbone, r=repeats, a=asked: asking(b, a, r)),
+            (
+                "resuming",
+                lambda b=backbone, r=repeats, s=small: resuming(b, edits[: 16 if s else 4], r),
+            ),
+            (
+                "finding",
+                lambda b=backbone, r=repeats, s=small: [
+                    finding(b, edits if s else edits[:8], e, 10 if s else 3, r)
+                    for e in ("ft_l", "tpatcher")
+                ],
+            ),
+        ):
+            found[name] = measure()
+            print(backbone.name, name, json.dumps(found[name]), flush=True)
+            if args.out:
+                args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

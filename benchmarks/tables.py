@@ -4,6 +4,9 @@ Usage, in the repository root:
 
     python benchmarks/tables.py RUN [RUN ...]            one row per run
     python benchmarks/tables.py --pairs RUN RUN [...]    paired differences between all runs
+    python benchmarks/tables.py --fill docs/results.md   every marked table of a page
+
+A marked table stands between `<!-- tables.py ARGUMENTS -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +115,30 @@ def pairs(runs: list[Path]) -> list[str]:
     return lines
 
 
-def main() -> None:
+MARKED = re.compile(r"(<!-- tables\.py (?P<arguments>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fill(page: Path) -> None:
+    """Makes every marked table of a page anew, from the runs that its marker names."""
+
+    def table(m: re.Match[str]) -> str:
+        return m[1] + "\n".join(made(m["arguments"].split())) + "\n" + m[3]
+
+    page.write_text(MARKED.sub(table, page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def made(arguments: list[str] | None = None) -> list[str]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--pairs", action="store_true")
     parser.add_argument("--scorer", default="exact")
-    args = parser.parse_args()
-    lines = pairs(args.runs) if args.pairs else rows(args.runs, args.scorer)
-    print("\n".join(lines))
+    parser.add_argument("--fill", type=Path)
+    args = parser.parse_args(arguments)
+    if args.fill:
+        fill(args.fill)
+        return []
+    return pairs(args.runs) if args.pairs else rows(args.runs, args.scorer)
 
 
 if __name__ == "__main__":
-    main()
+    print("\n".join(made()))

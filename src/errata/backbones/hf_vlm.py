@@ -122,6 +122,11 @@ class HfVlm(TrunkBackbone):
         source = _stored.folder(path, revision, commit)
         return cls(model, processor, name=name, revision=revision or "", style=style, source=source)
 
+    def forget(self) -> None:
+        """Drops prepared images and tokenised texts; they are made again when needed."""
+        self._seen.clear()
+        self._tokens.clear()
+
     @property
     def width(self) -> int:
         return int(self.text_config.hidden_size)
