@@ -262,6 +262,15 @@ def test_context_joins_into_one_memory(backbone: tiny.HfVlm) -> None:
     assert "blue" in both.rewrite(Prompt.of("Which shape of the ring is it?"), backbone).text
 
 
+def test_of_equal_questions_the_latest_fact_is_nearest(backbone: tiny.HfVlm) -> None:
+    facts = [Fact("What colour?", c) for c in ("red", "green", "blue")]
+    vectors = embed([f.question for f in facts], "backbone", backbone)
+    shown = Context(facts, Layout(facts=2), vectors).rewrite(Prompt.of("What colour?"), backbone)
+    assert shown.text == (
+        "New Fact: What colour? green\nNew Fact: What colour? blue\nPrompt: What colour?"
+    )
+
+
 def test_too_long_a_context_drops_the_least_similar_demonstrations(backbone: tiny.HfVlm) -> None:
     demos = tuple(f"New Fact: number {i} x\nPrompt: number {i} x\n\n" for i in range(40))
     vectors = embed(["What colour?"], "backbone", backbone)

@@ -88,7 +88,9 @@ class Context(Patch):
         if layout.scope == "always" and len(self.facts) <= 1:
             return list(range(len(self.facts)))
         near = self.vectors @ embed([text], layout.encoder, backbone)[0].to(self.vectors.device)
-        order = torch.argsort(near, descending=True, stable=True)[: layout.facts].tolist()
+        # of equally near facts the latest first: a fact told again is the one in force
+        rank = torch.argsort((near.flip(0) * 1e5).round(), descending=True, stable=True)
+        order = [len(self.facts) - 1 - i for i in rank[: layout.facts].tolist()]
         if layout.scope == "retrieved":
             order = [i for i in order if float(near[i]) >= layout.threshold]
         return order
