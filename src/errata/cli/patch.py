@@ -17,12 +17,11 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder with patch
 @app.command("show")
 def show(folder: Folder, as_json: shared.AsJson = False) -> None:
     """Show where a patch comes from, where it acts, and its facts."""
-    from errata.core.patch import read_head
-    from errata.core.record import read_lines
-    from errata.core.types import Edit, to_json
+    from errata.core.patch import read_edits, read_head
+    from errata.core.types import to_json
 
     head = read_head(folder)
-    edits = read_lines(folder / "edits.jsonl", Edit)
+    edits = read_edits(folder, head)
     if as_json:
         shared.print_json({**head, "edits": [to_json(e) for e in edits]})
         return

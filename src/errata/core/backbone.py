@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.core.errors import BadSpec
-from errata.core.patch import Patch
+from errata.core.patch import Patch, check_model, joined
 from errata.core.ports import Site, Wires
 from errata.core.types import Prompt, Scored
 
@@ -259,19 +259,24 @@ class Backbone(ABC):
 
     @contextmanager
     def applied(self, *patches: Patch | None) -> Iterator[None]:
-        """The patches are live inside, on top of what is; on leaving, exactly what was before."""
+        """The patches are live inside, on top of what is; on leaving, exactly what was before.
+
+        Raises FingerprintMismatch for one that was made for another model.
+        """
         outer = self.wires.stack
-        for patch in patches:
-            for name in patch.sites if patch is not None else ():
+        given = [p for p in patches if p is not None]
+        for patch in given:
+            check_model(patch, self)
+            for name in patch.sites:
                 self.site(name)
-        self.wires.switch((*outer, *(p for p in patches if p is not None)))
+        self.wires.switch((*outer, *given))
         try:
             yield
         finally:
             self.wires.switch(outer)
 
     def rewritten(self, prompt: Prompt, row: int = 0) -> Prompt:
-        """The prompt after all live patches have rewritten it, in order."""
-        for patch in self.wires.stack:
+        """The prompt after all live patches of its row have rewritten it, in order."""
+        for patch in joined([p for live in self.wires.stack for p in live.on_row(row)]):
             prompt = patch.rewrite(prompt, self, row)
         return prompt

@@ -61,7 +61,11 @@ class FingerprintMismatch(UserError):
 
 
 class BadPatch(UserError):
-    """A folder that is not a patch, or whose content does not match its header."""
+    """A folder that is not a patch, or whose content does not match its header.
+
+    Also a patch that does not say which model it was made for, and one that rewrites the prompt
+    when the model itself is called.
+    """
 
 
 class BadRun(UserError):

@@ -7,23 +7,26 @@ shapes in `errata.patches`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from errata.core import registry
-from errata.core.errors import BadPatch, FingerprintMismatch
-from errata.core.record import append_lines, read_lines, write_bytes, write_json
-from errata.core.types import Edit, Prompt
+from errata.core.errors import BadPatch, FingerprintMismatch, UnknownName
+from errata.core.record import dumps, write_bytes, write_json
+from errata.core.types import Edit, Prompt, from_json, to_json
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
@@ -47,6 +50,18 @@ class Header:
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The content of `patch.json`: the files next to it are named by their sha256."""
+
+    format: int
+    header: Header
+    sites: tuple[str, ...]
+    settings: Mapping[str, Any]
+    sha256: str
+    edits_sha256: str
 
 
 class Patch(nn.Module, ABC):
@@ -85,6 +100,14 @@ class Patch(nn.Module, ABC):
         """The patches that this one consists of, in order."""
         return [self]
 
+    def on_row(self, row: int) -> list[Patch]:
+        """The patches that row `row` meets, in order."""
+        return self.parts()
+
+    def members(self) -> Sequence[Patch] | None:
+        """What a combinator was put together from, each with its own header; else None."""
+        return None
+
     @abstractmethod
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(JSON-ready settings, tensors keyed by `<site>/<name>`)."""
@@ -97,11 +120,12 @@ class Patch(nn.Module, ABC):
     def join(self, other: Patch) -> Patch:
         """Both patches as one, `other` on top.
 
-        Shapes whose union is not one after the other override this.
+        Shapes whose union is not one after the other override this, and fall back to it for a
+        patch that they have no union with. Patches that are live together are joined, see `joined`.
         """
         from errata.patches.stack import Stack
 
-        return Stack([self, other])
+        return Stack([self, other], apart=type(other) is type(self))
 
     @classmethod
     def fuse(cls, patches: Sequence[Self]) -> Self | None:
@@ -129,6 +153,36 @@ class Patch(nn.Module, ABC):
     def site_of(self, tensor: str) -> str:
         """The site that a parameter or buffer of this module belongs to ("" = the text model)."""
         return ""
+
+
+def joined(stack: Sequence[Patch]) -> list[Patch]:
+    """The same patches, flat, with one union where a shape overrides `join` (memories, facts)."""
+    done: list[Patch] = []
+    for part in (p for patch in stack for p in patch.parts()):
+        for i, earlier in enumerate(done):
+            both = earlier.join(part) if _joins(earlier, part) else None
+            if both is not None and both.members() is None:
+                done[i] = both
+                break
+        else:
+            done.append(part)
+    return done
+
+
+def _joins(a: Patch, b: Patch) -> bool:
+    """One shape with a union of its own, found, and made for one model."""
+    return (
+        type(a) is type(b)
+        and type(a).join is not Patch.join
+        and len({a.header.fingerprint, b.header.fingerprint} - {""}) <= 1
+        and not any(p.requires_grad for one in (a, b) for p in one.parameters())
+    )
+
+
+def common_header(patches: Sequence[Patch]) -> Header:
+    """The first header that names a model; the parts of a combinator keep their own."""
+    first = patches[0].header if patches else Header()
+    return next((p.header for p in patches if p.header.fingerprint), first)
 
 
 def fused(stack: Sequence[Patch]) -> tuple[Patch, ...]:
@@ -180,39 +234,65 @@ def unpack(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
 def save(patch: Patch, folder: Path) -> None:
     """Writes `patch.json`, `patch.safetensors`, `edits.jsonl` and `README.md`.
 
-    Each file is written whole or not at all.
+    Each file is written whole or not at all. Raises BadPatch for a patch that names no model.
     """
+    _check_named(patch, folder)
     settings, tensors = pack(patch)
-    stored = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    stored = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     blob = to_safetensors(stored, metadata={"format": str(FORMAT)})
-    import hashlib
-
+    lines = "".join(dumps(to_json(e)) + "\n" for e in patch.edits).encode()
     head = {
         "format": FORMAT,
         "header": asdict(patch.header),
         "sites": sorted(patch.sites),
         "settings": settings,
-        "sha256": hashlib.sha256(blob).hexdigest(),
+        "sha256": _sha256(blob),
+        "edits_sha256": _sha256(lines),
     }
-    (folder / "edits.jsonl").unlink(missing_ok=True)
-    append_lines(folder / "edits.jsonl", patch.edits)
+    numbers = sum(v.numel() for v in stored.values())
+    write_bytes(folder / "edits.jsonl", lines)
     write_bytes(folder / "patch.safetensors", blob)
-    write_bytes(
-        folder / "README.md", _card(patch, sum(v.numel() for v in stored.values())).encode()
-    )
+    write_bytes(folder / "README.md", _card(patch, numbers).encode())
     write_json(folder / "patch.json", head)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _headers(patch: Patch) -> Iterator[Header]:
+    """The patch's own header, and those of its parts."""
+    yield patch.header
+    for member in patch.members() or ():
+        yield from _headers(member)
+
+
+def _check_named(patch: Patch, folder: Path) -> None:
+    """Raises BadPatch where the patch, or a part of it, does not name the model it was made for."""
+    members = patch.members()
+    if not members and not patch.header.fingerprint:
+        raise BadPatch(
+            f"{folder}: the patch ({_kind(patch)}) does not say which model it was made for. "
+            "Give it the fingerprint: patch.with_header(Header(backbone=backbone.name, "
+            "fingerprint=backbone.fingerprint()), edits)."
+        )
+    for member in members or ():
+        if member.members() is None or member.members():  # a stack of nothing names no model
+            _check_named(member, folder)
 
 
 def read_head(folder: Path) -> dict[str, Any]:
     """The content of `patch.json`, checked. Raises BadPatch."""
     try:
         head = json.loads((folder / "patch.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise BadPatch(
             f"{folder} is not a patch: it has no patch.json. "
             "`errata edit ... --out DIR` writes one."
         ) from None
-    except ValueError as e:
+    except OSError as e:
+        raise BadPatch(f"{folder}/patch.json cannot be read ({e.strerror}).") from None
+    except (ValueError, RecursionError) as e:
         raise BadPatch(
             f"{folder}/patch.json is not valid JSON ({e}). Restore it from a copy."
         ) from None
@@ -222,40 +302,91 @@ def read_head(folder: Path) -> dict[str, Any]:
             f"{folder} has patch format {given}, this errata reads {FORMAT}. "
             "Install the matching version."
         )
+    try:
+        from_json(Head, head)
+    except ValueError as e:
+        raise BadPatch(
+            f"{folder}/patch.json is not as errata writes it ({e}). Restore it from a copy."
+        ) from None
     return head
 
 
-def load(folder: Path, backbone: Backbone | None = None) -> Patch:
-    """Reads a patch, bit for bit as saved. With a backbone, refuses one made for another model."""
-    import hashlib
+def read_edits(folder: Path, head: Mapping[str, Any]) -> list[Edit]:
+    """The facts of a patch, checked against its head. Raises BadPatch."""
+    lines = _read(folder, "edits.jsonl", head["edits_sha256"])
+    try:
+        return [from_json(Edit, json.loads(line)) for line in lines.splitlines()]
+    except ValueError as e:
+        raise BadPatch(f"{folder}/edits.jsonl cannot be read ({e}).") from None
 
+
+def _read(folder: Path, name: str, sha256: str) -> bytes:
+    """A file that must be what its hash says. Raises BadPatch."""
+    try:
+        data = (folder / name).read_bytes()
+    except FileNotFoundError:
+        raise BadPatch(f"{folder} has no {name}. Restore it from a copy.") from None
+    except OSError as e:
+        raise BadPatch(f"{folder}/{name} cannot be read ({e.strerror}).") from None
+    if _sha256(data) != sha256:
+        raise BadPatch(
+            f"{folder}/{name} does not match the hash in patch.json. Restore it from a copy."
+        )
+    return data
+
+
+def load(folder: Path, backbone: Backbone | None = None) -> Patch:
+    """Reads a patch, bit for bit as saved. With a backbone, refuses one made for another model.
+
+    Whatever is wrong with the folder raises BadPatch.
+    """
     head = read_head(folder)
-    header = Header(**head["header"])
+    header = from_json(Header, head["header"])
     if backbone is not None:
         check(header, backbone, folder)
+    blob = _read(folder, "patch.safetensors", head["sha256"])
+    edits = read_edits(folder, head)
     try:
-        blob = (folder / "patch.safetensors").read_bytes()
-    except FileNotFoundError:
-        raise BadPatch(f"{folder} has no patch.safetensors. Restore it from a copy.") from None
-    if hashlib.sha256(blob).hexdigest() != head["sha256"]:
+        patch = unpack(head["settings"], from_safetensors(blob))
+    except UnknownName as e:
         raise BadPatch(
-            f"{folder}/patch.safetensors does not match the hash in patch.json. "
-            "Restore it from a copy."
-        )
-    try:
-        with safe_open(folder / "patch.safetensors", framework="pt") as f:
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
-    except SafetensorError as e:
-        raise BadPatch(
-            f"{folder}/patch.safetensors cannot be read ({e}). Restore it from a copy."
+            f"{folder} is of a shape that is not installed: {e} Install what brings it."
         ) from None
-    edits = read_lines(folder / "edits.jsonl", Edit)
-    patch = unpack(head["settings"], tensors).with_header(header, edits).requires_grad_(False)
-    return patch.to_backbone(backbone) if backbone is not None else patch
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, AssertionError,
+            RuntimeError) as e:  # fmt: skip
+        raise BadPatch(
+            f"{folder}: the settings in patch.json do not fit its tensors "
+            f"({type(e).__name__}: {e}). Restore it from a copy."
+        ) from None
+    patch.with_header(header, edits).requires_grad_(False)
+    if sorted(patch.sites) != head["sites"]:
+        raise BadPatch(f"{folder}/patch.json names other sites than its tensors do.")
+    _check_named(patch, folder)
+    if backbone is None:
+        return patch
+    check_model(patch, backbone, folder)
+    return patch.to_backbone(backbone)
 
 
 def check(header: Header, backbone: Backbone, what: object) -> None:
-    """Raises FingerprintMismatch, naming both models."""
+    """Raises FingerprintMismatch, naming both models; another dtype is only warned of."""
+    _check_fingerprint(header, backbone, what)
+    here = str(backbone.dtype).removeprefix("torch.")
+    if header.dtype and header.dtype != here:
+        warnings.warn(
+            f"{what} was found on {header.backbone} in {header.dtype}, here it is in {here}: "
+            "answers may differ a little.",
+            stacklevel=3,
+        )
+
+
+def check_model(patch: Patch, backbone: Backbone, what: object = None) -> None:
+    """Raises FingerprintMismatch when the patch, or a part of it, was made for another model."""
+    for header in _headers(patch):
+        _check_fingerprint(header, backbone, what or f"a patch of '{header.editor}'")
+
+
+def _check_fingerprint(header: Header, backbone: Backbone, what: object) -> None:
     if header.fingerprint and header.fingerprint != backbone.fingerprint():
         raise FingerprintMismatch(
             f"{what} was made for {header.backbone} ({header.fingerprint[:12]}), "
@@ -281,9 +412,13 @@ __all__ = [
     "Header",
     "Patch",
     "check",
+    "check_model",
+    "common_header",
     "fused",
+    "joined",
     "load",
     "pack",
+    "read_edits",
     "read_head",
     "replace",
     "save",

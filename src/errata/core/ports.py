@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from errata.core.errors import MissingMask
+from errata.core.errors import BadPatch, MissingMask
 
 if TYPE_CHECKING:
     from errata.core.patch import Patch
@@ -230,10 +230,10 @@ class Wires:
 
     def switch(self, stack: tuple[Patch, ...]) -> None:
         """Makes exactly the patches of `stack` live, in this order. Same shapes are fused first."""
-        from errata.core.patch import fused
+        from errata.core.patch import fused, joined
 
         self.stack = stack
-        live = fused(stack)
+        live = fused(joined([p for patch in stack for p in patch.parts() if p.sites]))
         for name, port in self.ports.items():
             port.live = tuple(p for p in live if name in p.sites)
 
@@ -280,6 +280,12 @@ class Wires:
         """A call of the model outside any question: the prompt is whatever the mask covers."""
         if not self.raw or not self.stack:
             return
+        rewriting = next((p for p in self.stack if p.rewrites), None)
+        if rewriting is not None:
+            raise BadPatch(
+                f"this patch ({type(rewriting).__name__}) rewrites the prompt, which a call of the "
+                "model itself does not show it. Ask through backbone.ask or errata.ask."
+            )
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
         if ids is None:
             return

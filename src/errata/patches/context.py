@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from errata.core.errors import TooLong
-from errata.core.patch import Patch
+from errata.core.patch import Patch, common_header
 from errata.core.types import Prompt
 from errata.patches._embed import embed
 
@@ -47,7 +47,10 @@ class Layout:
 
 
 class Context(Patch):
-    """Facts and demonstrations in front of the prompt."""
+    """Facts and demonstrations in front of the prompt.
+
+    `dropped` counts the demonstrations that did not fit, over all rewrites so far.
+    """
 
     vectors: Tensor
 
@@ -102,7 +105,8 @@ class Context(Patch):
         union = Context(
             (*self.facts, *other.facts), self.layout, torch.cat([self.vectors, other.vectors])
         )
-        return union.with_header(self.header, (*self.edits, *other.edits))
+        union.dropped = self.dropped + other.dropped
+        return union.with_header(common_header([self, other]), (*self.edits, *other.edits))
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {"facts": [asdict(f) for f in self.facts], "layout": asdict(self.layout)}, {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from errata.core.patch import Patch, fused
+from errata.core.patch import Patch, common_header, fused
 from errata.core.ports import map_decision
 from errata.core.types import Prompt
 from errata.patches.stack import pack_parts, unpack_parts
@@ -32,6 +32,7 @@ class Rows(Patch):
         self.patches = nn.ModuleList(patches)
         self.decides = any(p.decides for p in patches)
         self.edits = tuple(e for p in patches for e in p.edits)
+        self.header = common_header(patches)
         self.layers = _layers(patches)
         self.sites = (
             self.sites
@@ -41,6 +42,12 @@ class Rows(Patch):
 
     def of(self, index: int) -> Patch:
         return self.patches[index]  # type: ignore[return-value]
+
+    def members(self) -> list[Patch]:
+        return list(self.patches)  # type: ignore[arg-type]
+
+    def on_row(self, row: int) -> list[Patch]:
+        return self.of(row).on_row(0)
 
     @property
     def count(self) -> int:
@@ -71,19 +78,19 @@ class Rows(Patch):
 
     def _each(self, site: str, x: Tensor, y: Tensor, ctx: Ctx, run: Any) -> Tensor:
         """Every patch on its own rows; the question's memo keeps its decisions at full height."""
-        rows = ctx.rows_of(site, x)
+        vision = ctx.wires.sites[site].stream == "vision"
+        of_x, of_y = ctx.rows_of(site, x), ctx.rows_of(site, y)
         parts = []
-        for i in torch.unique(rows).tolist():
+        for i in torch.unique(of_y).tolist():
             p = self.of(i)
-            index = (rows == i).nonzero()[:, 0]
+            index = (of_y == i).nonzero()[:, 0]
             if site not in p.sites:
                 parts.append((index, y[index]))
                 continue
-            own = ctx.select(index) if ctx.lengths is not None else replace(ctx, memo={})
-            own.rows = torch.zeros_like(index)
+            own = _of_images(ctx, index) if vision else _of_rows(ctx, index)
             known = set(own.memo)
-            spread = partial(_spread, index=index, rows=x.shape[0])
-            parts.append((index, run(p, x[index], y[index], own)))
+            parts.append((index, run(p, x[of_x == i], y[index], own)))
+            spread = partial(_spread, index=index, rows=y.shape[0])
             for key in own.memo.keys() - known:
                 ctx.memo[key] = map_decision(own.memo[key], spread)
         order = torch.cat([i for i, _ in parts])
@@ -103,6 +110,27 @@ class Rows(Patch):
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         return cls(unpack_parts(settings, tensors))
+
+
+def _of_rows(ctx: Ctx, index: Tensor) -> Ctx:
+    """The question for rows `index` of the batch, as row 0 of a patch of its own."""
+    own = ctx.select(index) if ctx.lengths is not None else replace(ctx, memo={})
+    own.rows = torch.zeros_like(index)
+    return own
+
+
+def _of_images(ctx: Ctx, index: Tensor) -> Ctx:
+    """The same at a vision site, whose entries are images or their patches, not rows of a batch."""
+    return replace(
+        ctx,
+        lengths=None,
+        mask=None,
+        vision=None,
+        rows=None,
+        image_rows=torch.zeros_like(index),
+        image_sizes=None,
+        memo={},
+    )
 
 
 def _spread(value: Tensor, index: Tensor, rows: int) -> Tensor:
