@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.core.errors import BadSpec, MissingMask
+from errata.core.errors import BadPatch, BadSpec, MissingMask
 from errata.core.patch import Patch, fused
 from errata.core.ports import Ctx
 from errata.core.types import Edit, Prompt
@@ -280,3 +280,114 @@ def test_too_long_a_context_drops_the_least_similar_demonstrations(backbone: tin
     assert kept == list(range(len(kept))) and 0 < len(kept) < 40
     assert patch.dropped == 40 - len(kept)
     assert shown.index(demos[0]) > shown.index(demos[len(kept) - 1])
+
+
+def fact(backbone: tiny.HfVlm, question: str, answer: str, demos: int = 0) -> Context:
+    shown = tuple(f"New Fact: number {i} x\nPrompt: number {i} x\n\n" for i in range(demos))
+    vectors = embed([question], "backbone", backbone)
+    return Context([Fact(question, answer, shown)], Layout(facts=2), vectors)
+
+
+def test_facts_that_live_together_are_joined(backbone: tiny.HfVlm) -> None:
+    """Whether applied together, one on top of the other, or as rows: facts are never nested."""
+    one, two = fact(backbone, "What colour?", "red"), fact(backbone, "Which shape is it?", "blue")
+    low = Delta({"text.2.attn.q": {"A": torch.randn(2, 32), "B": torch.randn(32, 2)}})
+    low.requires_grad_(False)
+    asked = Prompt.of("What colour?")
+    wanted = one.join(two).rewrite(asked, backbone).text
+    assert wanted.count("Prompt:") == 1 and "red" in wanted and "blue" in wanted
+    stack = Stack([one, low, two])
+    assert [type(p) for p in stack.parts()] == [Context, Delta]
+    cases: list[list[list[Patch]]] = [
+        [[one, low, two]],
+        [[one], [low, two]],
+        [[stack]],
+        [[Stack([one, low])], [two]],
+        [[one.join(low).join(two)]],
+        [[Rows([low, Stack([one, low])])], [two]],
+        [[Rows([low, one])], [Rows([low, two])]],
+    ]
+    for live in cases:
+        with backbone.applied(*live[0]):
+            alone = backbone.rewritten(asked, 1)
+            for more in live[1:]:
+                with backbone.applied(*more):
+                    assert backbone.rewritten(asked, 1).text == wanted
+            if len(live) == 1:
+                assert alone.text == wanted
+            assert backbone.rewritten(asked, 1) == alone
+    assert backbone.rewritten(asked, 1) == asked
+
+
+def test_facts_of_different_layouts_stay_apart(backbone: tiny.HfVlm) -> None:
+    one = fact(backbone, "What colour?", "red")
+    two = Context([Fact("Which?", "blue")], Layout(facts=3), one.vectors)
+    both = one.join(two)
+    assert both.parts() == [one, two] == Stack([both]).parts()
+    with backbone.applied(one, two):
+        assert backbone.rewritten(Prompt.of("What?")).text.count("Prompt:") == 2
+
+
+def test_dropped_demonstrations_are_counted_over_all_rewrites(backbone: tiny.HfVlm) -> None:
+    one, two = (fact(backbone, q, "red", demos=40) for q in ("What colour?", "Which shape?"))
+    one.rewrite(Prompt.of("What colour?"), backbone)
+    once = one.dropped
+    one.rewrite(Prompt.of("What colour?"), backbone)
+    assert type(once) is int and one.dropped == 2 * once > 0
+    two.rewrite(Prompt.of("Which shape?"), backbone)
+    both = one.join(two)
+    assert isinstance(both, Context) and both.dropped == one.dropped + two.dropped
+    with backbone.applied(Rows([Stack([]), both])):
+        backbone.encode([Prompt.of("What colour?")], rows=[1])
+    assert type(both.dropped) is int and both.dropped > one.dropped + two.dropped
+
+
+def test_a_raw_call_under_a_rewriting_patch_raises(backbone: tiny.HfVlm) -> None:
+    batch = backbone.encode([Prompt.of("What colour?")])
+    patch = fact(backbone, "What colour?", "red")
+    with torch.no_grad():
+        for live in (patch, Stack([patch]), Rows([patch])):
+            with backbone.applied(live):
+                with pytest.raises(BadPatch, match=r"rewrites the prompt.*errata\.ask"):
+                    backbone.model(**batch.inputs)
+                with pytest.raises(BadPatch, match="rewrites the prompt"):
+                    backbone.model.generate(**batch.inputs, max_new_tokens=2)
+                with backbone.ask(backbone.encode([Prompt.of("What colour?")], rows=[0])) as q:
+                    q.greedy([2])
+        backbone.model(**batch.inputs)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_rows_of_different_shapes_at_vision_sites(family: str, pictures: list[str]) -> None:
+    backbone = tiny.shared(family)
+    rng = torch.Generator().manual_seed(3)
+
+    def low(site: str) -> Delta:
+        n, o = backbone.weight(site)
+        part = {
+            "A": torch.randn(2, n, generator=rng) * 0.3,
+            "B": torch.randn(o, 2, generator=rng) * 0.3,
+        }
+        return Delta({site: part}).requires_grad_(False)
+
+    sites = [s for s in backbone.wires.sites if s.startswith("bridge.")][:1] or ["bridge"]
+    seen = [low(sites[0]), low("text.2.mlp.down"), low(sites[0]).join(low("text.1.mlp.down"))]
+    patch = Rows(seen)
+    assert patch.layers is None
+    asked = [
+        Prompt.of("Which thing?"),
+        Prompt.of("What is the colour of the ring?", pictures[1]),
+        Prompt.of("What?", pictures[0]),
+        Prompt.of("Which?", pictures[0]),
+        Prompt.of("Which shape?", pictures[2]),
+    ]
+    rows = [1, 0, 0, 1, 2]
+    with backbone.applied(patch):
+        together = backbone.logits(backbone.encode(asked, rows=rows), rows=torch.tensor(rows))
+    for i, (prompt, row) in enumerate(zip(asked, rows, strict=True)):
+        with backbone.applied(seen[row]):
+            alone = backbone.logits(backbone.encode([prompt]))
+        torch.testing.assert_close(together[i], alone[0], atol=1e-3, rtol=1e-3)
+        plain = backbone.logits(backbone.encode([prompt]))
+        seen_here = row == 1 or bool(prompt.images)
+        assert torch.allclose(plain, alone, atol=1e-3) != seen_here

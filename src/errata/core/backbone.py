@@ -31,7 +31,6 @@ class Batch:
     lengths: [B] prompt tokens, image tokens included; a row's target starts there.
     vision:  [B, T] True for image tokens. image_rows: [N] whose image is whose. image_sizes: [N].
     image_keys: one key per image, equal for equal images. targets: ids per row, () for none.
-    notes: per row, what a rewriting patch reports (such as demonstrations dropped).
     """
 
     prompts: tuple[Prompt, ...]
