@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
+    from errata import Case
     from errata.core.backbone import Backbone
 
 NOUNS = ("Case", "Edit", "Probe", "Answer")
@@ -88,7 +89,8 @@ def attempt(name: str, bb: Backbone) -> str:
     with torch.no_grad():
         before = bb.logits(batch)
     try:
-        patch = editor(name).for_backbone(bb).edit(bb, [edit]).patch
+        made = editor(name).for_backbone(bb)
+        patch = made.edit(bb, [edit], made.prepare(bb, [_lesson()])).patch
         with torch.no_grad(), bb.applied(patch):
             during = bb.logits(bb.encode([edit.prompt], [edit.target]))
         with torch.no_grad():
@@ -97,6 +99,14 @@ def attempt(name: str, bb: Backbone) -> str:
         return f"no: {e}"
     assert torch.equal(before, after), f"{name} on {bb.name} was not undone"
     return "no effect" if torch.equal(before, during) else "yes"
+
+
+def _lesson() -> Case:
+    """A training case for editors that learn what to spare."""
+    from errata import Case, Edit, Probe, Prompt
+
+    spared = Probe("l", Prompt.of("Who made the other one?"), "t_locality", reference="Corvin")
+    return Case("lesson", Edit(Prompt.of("Where is it from?"), "Aldham"), (spared,))
 
 
 def _row(cells: Iterable[str]) -> str:

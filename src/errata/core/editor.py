@@ -257,6 +257,7 @@ class Editor(ABC):
             seed=seed,
             versions=versions(),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            notes={"style": getattr(backbone, "style", "")},
         )
 
 

@@ -197,7 +197,15 @@ def _open(
 
 def _sweep(out: Path) -> None:
     """Temporary files of a run that was killed while it wrote one."""
-    for name in ("plan.json", "manifest.json", "done.jsonl", "scores.json", "timing.json"):
+    names = (
+        "plan.json",
+        "before.jsonl",
+        "manifest.json",
+        "done.jsonl",
+        "scores.json",
+        "timing.json",
+    )
+    for name in names:
         for left in out.glob(f".{name}.*"):
             left.unlink(missing_ok=True)
 
