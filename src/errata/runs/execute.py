@@ -302,6 +302,8 @@ def _write_timing(
         out / "timing.json",
         {
             "phases": phases,
+            "failed": [case for d in done for case in d.failed],
+            "demonstrations_dropped": sum(d.demonstrations_dropped for d in done),
             "edit_seconds": [d.edit_seconds / d.edits for d in done for _ in range(d.edits)],
             "search": {
                 "n": len(searches),
