@@ -1,0 +1,109 @@
+"""What shapes made of named tensors per site have in common: storing, rows, packing.
+
+Tensors are float32. With `rows` set, each has a leading row dimension: row b of a batch uses row
+ctx.rows[b]. A subclass says what its tensors do (`change`) and how several patches become one
+(`fuse`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from errata.core.patch import Patch
+from errata.core.ports import Ctx
+from errata.patches._rows import per_row, picked
+
+Parts = Mapping[str, Mapping[str, Tensor]]
+
+
+class PartsPatch(Patch):
+    """Adds to the outputs of its sites what its tensors make of their inputs."""
+
+    #: keyword arguments of the constructor beside `parts` and `rows`, JSON-ready attributes
+    option_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, parts: Parts, *, rows: int | None = None) -> None:
+        super().__init__(tuple(parts))
+        self.rows = rows
+        self.names = {site: f"p{i}" for i, site in enumerate(parts)}
+        self.parts_ = nn.ModuleDict(
+            {
+                self.names[site]: nn.ParameterDict({k: _parameter(v) for k, v in tensors.items()})
+                for site, tensors in parts.items()
+            }
+        )
+
+    @abstractmethod
+    def change(self, x: Tensor, part: Mapping[str, Tensor]) -> Tensor:
+        """What is added for x [..., m, n]; the tensors' leading dimensions match x's."""
+
+    def options(self) -> dict[str, Any]:
+        """Settings beside the tensors."""
+        return {name: getattr(self, name) for name in self.option_names}
+
+    def part(self, site: str) -> dict[str, nn.Parameter]:
+        part = self.parts_[self.names[site]]
+        assert isinstance(part, nn.ParameterDict)
+        return dict(part.items())
+
+    def form(self) -> tuple[Any, ...]:
+        """Equal for patches that have the same tensors at the same sites, shapes apart."""
+        names = tuple((s, tuple(sorted(self.part(s)))) for s in sorted(self.names))
+        return (names, tuple(sorted(self.options().items())))
+
+    def site_of(self, tensor: str) -> str:
+        by_name = {v: k for k, v in self.names.items()}
+        return by_name[tensor.split(".")[1]]
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        part, x32 = self.part(site), x.float()
+        if self.rows is None:
+            change = self.change(x32, part)
+        else:
+            rows = ctx.rows_of(site, x)
+            change = per_row(x32, rows, self.rows, lambda v, i: self.change(v, picked(part, i)))
+        return y + change.to(y.dtype)
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        tensors: dict[str, Tensor] = {
+            f"{s}/{k}": p for s in self.names for k, p in self.part(s).items()
+        }
+        return {"rows": self.rows, **self.options()}, tensors
+
+    @classmethod
+    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            site, name = key.rsplit("/", 1)
+            parts.setdefault(site, {})[name] = tensor
+        options = {name: settings[name] for name in cls.option_names}
+        return cls(parts, rows=settings["rows"], **options)
+
+    @classmethod
+    def in_rows(cls, patches: Sequence[Self]) -> Self | None:
+        first = patches[0]
+        shapes = {(p.form(), tuple(t.shape for t in p.parameters())) for p in patches}
+        if len(shapes) != 1 or any(p.rows is not None for p in patches):
+            return None
+        parts = {
+            s: {k: torch.stack([p.part(s)[k].detach() for p in patches]) for k in first.part(s)}
+            for s in first.names
+        }
+        return cls(parts, rows=len(patches), **first.options()).requires_grad_(False)
+
+    def row(self, index: int) -> Self:
+        """Row `index` as a patch of its own."""
+        assert self.rows is not None
+        parts = {
+            s: {k: p.detach()[index].clone() for k, p in self.part(s).items()} for s in self.names
+        }
+        return type(self)(parts, **self.options())
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    return value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().float())
