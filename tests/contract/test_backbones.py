@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 import torch
 
+from errata.contract.editors import weights
 from errata.core.backbone import Backbone
 from errata.core.errors import TooLong
 from errata.core.types import Prompt
@@ -23,13 +22,6 @@ TARGETS = ["green", "blue ring", "", "ring", "red"]
 @pytest.fixture(params=FAMILIES)
 def backbone(request: pytest.FixtureRequest) -> tiny.HfVlm:
     return tiny.shared(request.param)
-
-
-def weights(backbone: Backbone) -> str:
-    h = hashlib.sha256()
-    for name, tensor in backbone.model.state_dict().items():
-        h.update(name.encode() + tensor.numpy().tobytes())
-    return h.hexdigest()
 
 
 def random_delta(backbone: Backbone, layer: int, seed: int, scale: float = 0.3) -> Delta:

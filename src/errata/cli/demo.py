@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ def demo(
 ) -> None:
     """Edit the bundled model with four methods; measure, undo, report."""
     from errata.cli._progress import reporting
+    from errata.contract.editors import weights
     from errata.report.html import write_report
     from errata.report.results import read_settings
     from errata.report.tables import terminal_table
@@ -56,7 +56,7 @@ def demo(
         f"{len(EDITORS)} editors make {limit} edits each on {MODEL}, one at a time ({BENCHMARK})."
     )
     bb = shared.open_backbone(MODEL)
-    weights = weights_hash(bb)
+    untouched = weights(bb)
     runs = []
     for name in EDITORS:
         editor = shared.make_editor(name, None, None)
@@ -68,7 +68,7 @@ def demo(
         runs.append(run)
     for setting in read_settings(runs):
         shared.console().print(terminal_table(setting))
-    undo = show_undo(bb, runs[0], out / "patch", weights, seed)
+    undo = show_undo(bb, runs[0], out / "patch", untouched, seed)
     _print_undo(undo, out / "patch")
     report = write_report(runs, out / "report.html", title="errata demo")
     print(f"\n{time.perf_counter() - started:.0f} s in all. Open the report: {report.resolve()}")
@@ -86,8 +86,9 @@ def _fresh(out: Path) -> None:
     (out / MARK).write_text("written by errata demo, which may delete this folder\n")
 
 
-def show_undo(bb: Backbone, run: Path, folder: Path, weights: str, seed: int) -> Undo:
+def show_undo(bb: Backbone, run: Path, folder: Path, untouched: str, seed: int) -> Undo:
     """Makes one edit of a run again, saves it, applies it from the file, and drops it."""
+    from errata.contract.editors import weights
     from errata.core.patch import load, save
     from errata.runs.asking import ask_prompts
 
@@ -105,7 +106,7 @@ def show_undo(bb: Backbone, run: Path, folder: Path, weights: str, seed: int) ->
         before.text,
         edited.text,
         undone.text,
-        weights_hash(bb) == weights,
+        weights(bb) == untouched,
     )
 
 
@@ -120,17 +121,6 @@ def _a_case_that_took(run: Path) -> Case:
             if row.probe.kind == "reliability" and exact.score(row.before, row.after, row.probe):
                 return folder.cases[asked.case]
     return next(iter(folder.cases.values()))
-
-
-def weights_hash(bb: Backbone) -> str:
-    """sha256 over every tensor of the model as it is in memory now."""
-    import torch
-
-    h = hashlib.sha256()
-    for name, tensor in sorted(bb.model.state_dict().items()):
-        h.update(name.encode())
-        h.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return h.hexdigest()
 
 
 def _print_undo(undo: Undo, folder: Path) -> None:

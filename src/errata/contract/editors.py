@@ -68,10 +68,9 @@ def checks(cls: type[Editor], world: World) -> list[tuple[str, Callable[[], None
 def weights(backbone: Backbone) -> str:
     """sha256 of every tensor of the model."""
     h = hashlib.sha256()
-    for name, tensor in backbone.model.state_dict().items():
-        h.update(
-            name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        )
+    for name, tensor in sorted(backbone.model.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().flatten()
+        h.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 

@@ -14,6 +14,7 @@ from errata.core.editor import Editor, Found, State
 from errata.core.patch import Patch
 from errata.core.types import Edit
 from errata.finding.search import Settings, search
+from errata.patches.rows import Rows
 
 #: bytes that the patches of one search may take with their gradients and moments
 BUDGET = 4 << 30
@@ -136,7 +137,7 @@ class GradientEditor(Editor):
 
 
 def _has_rows(stack: Sequence[Patch]) -> bool:
-    return any(type(p).__name__ == "Rows" for p in stack)
+    return any(isinstance(p, Rows) for p in stack)
 
 
 def generator(seed: int, *names: object) -> torch.Generator:

@@ -67,21 +67,19 @@ def search(
     active = torch.ones(count, dtype=torch.bool, device=rows.device)
     steps = torch.zeros(count, dtype=torch.long, device=rows.device)
     optimiser = RowAdam(patch, settings)
-    for turn in range(settings.steps + 1):
-        with torch.enable_grad(), backbone.applied(patch, watch):
+    with torch.enable_grad(), backbone.applied(patch, watch):
+        for turn in range(settings.steps + 1):
             logits = backbone.logits(state, rows=rows)
             loss_B, right_B = target_loss(logits, batch)
             loss_R = per_group(loss_B, rows, count)
+            _check_finite(loss_R, groups)
+            right_R = per_group(right_B.float(), rows, count).eq(1)
+            active = active & ~((loss_R.detach() < settings.stop_loss) & right_R)
+            if turn == settings.steps or not bool(active.any()):
+                break
             extra = 0.0 if penalty is None else penalty().to(loss_R.device).sum()
-            total = loss_R.sum() + extra
-        _check_finite(loss_R, groups)
-        active = active & ~(
-            (loss_R.detach() < settings.stop_loss) & per_group(right_B.float(), rows, count).eq(1)
-        )
-        if turn == settings.steps or not bool(active.any()):
-            break
-        optimiser.step(total, active)
-        steps += active.long()
+            optimiser.step(loss_R.sum() + extra, active)
+            steps += active.long()
     return Log(tuple(steps.tolist()), tuple(loss_R.tolist()), tuple((~active).tolist()))
 
 

@@ -53,7 +53,6 @@ class Selection:
     panel: tuple[Probe, ...]
     before: tuple[Answer, ...]
     dropped: tuple[Skip, ...]
-    seen: int
     data: str
 
 
@@ -163,7 +162,6 @@ def _ask_candidates(
     cases: list[Case] = []
     before: list[Answer] = []
     dropped: list[Skip] = []
-    seen = 0
     for start in range(0, len(candidates), BLOCK):
         if len(cases) >= wanted:
             break
@@ -173,7 +171,6 @@ def _ask_candidates(
             dropped += why
             if ready is not None:
                 block.append(ready)
-        seen += len(candidates[start : start + BLOCK])
         answers = _answers(backbone, block, legacy)
         for case in block:
             kept, why = judge(case, answers)
@@ -185,7 +182,7 @@ def _ask_candidates(
             progress("asking the unedited model", min(len(cases), wanted), wanted)
     asked = [Asked(Ask("panel", p)) for p in panel]
     before += ask_all(backbone, asked, step=-1, legacy=legacy)
-    return Selection(tuple(cases), tuple(panel), tuple(before), tuple(dropped), seen, "")
+    return Selection(tuple(cases), tuple(panel), tuple(before), tuple(dropped), "")
 
 
 def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
@@ -346,7 +343,6 @@ def _to_json(s: Selection) -> dict[str, Any]:
         "panel": [to_json(p) for p in s.panel],
         "before": [to_json(a) for a in s.before],
         "dropped": [to_json(d) for d in s.dropped],
-        "seen": s.seen,
         "data": s.data,
     }
 
@@ -357,6 +353,5 @@ def _from_json(data: Mapping[str, Any]) -> Selection:
         from_json(tuple[Probe, ...], data["panel"]),
         from_json(tuple[Answer, ...], data["before"]),
         from_json(tuple[Skip, ...], data["dropped"]),
-        data["seen"],
         data["data"],
     )
