@@ -30,6 +30,18 @@ FAST: dict[str, dict[str, Any]] = {
     "lora": {"steps": 8, "lr": 1e-2},
     "tpatcher": {"steps": 8, "memory": 200, "prompts": 20, "memory_weight": 0.1},
     "ike": {"encoder": "backbone"},
+    "unike": {
+        "steps": 6,
+        "top": 3,
+        "epochs": 2,
+        "width": 16,
+        "memory": 50,
+        "encoder": "backbone",
+        "layers": (-2, -1),
+        "latent_layers": (-2, -1),
+        "neurons": 4,
+        "stop_loss": 1e-3,
+    },
 }
 
 
@@ -55,6 +67,7 @@ def world(
                 Probe("l", Prompt.of(f"What is Fact {i}?"), "t_locality", reference="ring"),
                 Probe("m", edits[(i + 1) % 4].prompt, "m_locality", reference="red"),
             ),
+            origin="correction",
         )
         for i, e in enumerate(edits)
     ]

@@ -28,6 +28,8 @@ _UP, _GATE, _DOWN = (
     ("gate_proj", "w1"),
     ("down_proj", "fc2", "c_proj", "w2"),
 )
+_ATTENTION_NORMS = ("input_layernorm", "self_attn_layer_norm", "layer_norm1", "ln_1", "norm1")
+_HEAD_NORMS = {"q_norm": ("q_norm",), "k_norm": ("k_norm",)}
 _NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder")
 _BRIDGES = (
@@ -119,6 +121,12 @@ def _block_sites(prefix: str, block: nn.Module, stream: str, missing: list[str])
             sites.append(Site(f"{prefix}.attn.{part}", found, found, stream))
         elif stream == "text":
             missing.append(f"{prefix}.attn.{part}")
+    for part, norm in (
+        ("norm", _child(block, _ATTENTION_NORMS)),
+        *((name, _child(inner, names) if inner else None) for name, names in _HEAD_NORMS.items()),
+    ):
+        if norm is not None:
+            sites.append(Site(f"{prefix}.attn.{part}", norm, norm, stream))
     if mlp is not None:
         sites.append(Site(f"{prefix}.mlp", mlp, mlp, stream))
     elif up is not None and down is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from errata.backbones import _sites, _stored, _tokens
 from errata.backbones._trunk import TrunkBackbone
-from errata.core.backbone import Batch
+from errata.core.backbone import Batch, Heads
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, TooLong
 from errata.core.images import load_image
 from errata.core.ports import Wires
@@ -151,6 +151,18 @@ class HfVlm(TrunkBackbone):
                 f"Known: {', '.join(known)}."
             )
         return known[name]
+
+    def heads(self, layer: int) -> Heads:
+        for part in ("norm", "q", "k", "v", "o"):
+            if f"text.{layer}.attn.{part}" not in self.wires.sites:
+                raise BadBackbone(
+                    f"{self.name}: block {layer} has no separate attention '{part}', which a "
+                    "memory mixed into it needs. Use a model with q, k, v and o projections."
+                )
+        attention: Any = self.site(f"text.{layer}.attn").first
+        size = int(attention.head_dim)
+        queries, keys = (self.weight(f"text.{layer}.attn.{p}")[1] // size for p in ("q", "k"))
+        return Heads(queries, keys, size, float(getattr(attention, "scaling", size**-0.5)))
 
     def fingerprint(self) -> str:
         """Over stored tensors where there are files, so that the load dtype does not change it."""

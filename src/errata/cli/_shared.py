@@ -135,7 +135,7 @@ def load_state(text: str | None, editor: Editor) -> State | None:
     if text is None:
         return None
     from errata.core.editor import State
-    from errata.runs.cache import home
+    from errata.core.states import home, link
 
     folder = Path(text)
     if not folder.is_dir() and re.fullmatch(r"[0-9a-f]{8,64}", text):
@@ -153,6 +153,7 @@ def load_state(text: str | None, editor: Editor) -> State | None:
             f"--benchmark B --out {folder}`."
         )
     state = State.load(folder)
+    link(folder, state.digest())
     if state.editor != editor.name:
         raise BadSpec(
             f"{folder} holds a state of editor '{state.editor}', not of '{editor.name}'. Give "

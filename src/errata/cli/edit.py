@@ -91,7 +91,7 @@ def _learn(
     """The state of an editor that learns cheaply; the bundled models have a benchmark of theirs."""
     from errata.cli.prepare import training_spec
     from errata.core import registry
-    from errata.runs.cache import home
+    from errata.core.states import keep
 
     benchmark = benchmark or bb.bundled.get(bb.name)
     if benchmark is None:
@@ -100,8 +100,7 @@ def _learn(
     cases = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed).cases
     state = ed.prepare(bb, cases, seed=seed)
     if state is not None:
-        folder = home() / "states" / state.digest()[:16]
-        state.save(folder)
+        folder = keep(state)
         print(f"learnt from {spec}; the state is kept in {folder} (--state {folder.name})")
     return state
 

@@ -37,7 +37,7 @@ def prepare(
     """Train or collect an editor's state and write it to a folder."""
     spec = training_spec(benchmark)
     from errata.core import registry
-    from errata.runs.cache import home
+    from errata.core.states import keep, link
 
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
     ed = shared.make_editor(editor, preset, settings)
@@ -51,8 +51,12 @@ def prepare(
         print(f"editor '{editor}' needs no preparation; nothing was written")
         return
     digest = state.digest()
-    folder = out or home() / "states" / digest[:16]
-    state.save(folder)
+    if out is None:
+        folder = keep(state)
+    else:
+        folder = out
+        state.save(folder)
+        link(folder, digest)
     print(f"state {digest[:16]} of {len(loaded.cases[:limit])} cases written to {folder}")
 
 

@@ -23,6 +23,7 @@ from errata.core.editor import Editor, State
 from errata.core.errors import BadEdit, BadSpec, FingerprintMismatch
 from errata.core.patch import check as check_fingerprint
 from errata.core.patch import load, save
+from errata.core.states import keep
 from errata.core.types import Case, Edit, Prompt
 from errata.finding.gradient import GradientEditor
 from errata.patches.rows import Rows
@@ -104,7 +105,10 @@ def holds_weights(editor: Editor, world: World) -> None:
 def holds_saving(editor: Editor, world: World) -> None:
     """A patch saved is the patch loaded, bit for bit."""
     bb, folder = world.backbone, world.folder / f"saved-{editor.name}"
-    found = editor.edit(bb, world.edits[:2], _state(editor, world))
+    state = _state(editor, world)
+    found = editor.edit(bb, world.edits[:2], state)
+    if state is not None and editor.needs_state:
+        keep(state)  # where a patch that shares it finds it again
     save(found.patch, folder)
     loaded = load(folder, bb)
     assert loaded.header.editor == editor.name and loaded.edits == tuple(world.edits[:2])

@@ -55,6 +55,16 @@ class Batch:
         return self.inputs["input_ids"]
 
 
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """A block's attention: numbers of query and key heads, features per head, score scale."""
+
+    queries: int
+    keys: int
+    size: int
+    scale: float
+
+
 @dataclass(frozen=True, eq=False)
 class Entered:
     """The state that enters block `layer`: what lies below has run and will not run again.
@@ -255,6 +265,10 @@ class Backbone(ABC):
     @abstractmethod
     def activation(self, site: str) -> str:
         """Name of the FFN's activation: silu, relu, gelu or gelu_tanh."""
+
+    @abstractmethod
+    def heads(self, layer: int) -> Heads:
+        """The attention of text block `layer`. Raises BadBackbone where it has another form."""
 
     @contextmanager
     def applied(self, *patches: Patch | None) -> Iterator[None]:

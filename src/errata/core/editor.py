@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load as from_safetensors
+from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
@@ -52,7 +52,7 @@ class State:
         for name in sorted(self.tensors):
             h.update(name.encode())
             h.update(
-                self.tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                self.tensors[name].detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
             )
         return h.hexdigest()
 
@@ -65,6 +65,7 @@ class State:
             "fingerprint": self.fingerprint,
             "settings": dict(self.settings),
             "origin": self.origin,
+            "digest": self.digest(),
         }
         record.write_json(folder / "state.json", head)
 
@@ -72,7 +73,7 @@ class State:
     def load(cls, folder: Path) -> State:
         try:
             head = record.read_json(folder / "state.json")
-            tensors = from_safetensors((folder / "state.safetensors").read_bytes())
+            tensors = load_file(folder / "state.safetensors")  # memory-mapped
         except FileNotFoundError:
             raise MissingState(
                 f"{folder} holds no editor state. `errata prepare` writes one."
@@ -154,6 +155,14 @@ class Editor(ABC):
         """The state itself; called by `prepare`, which notes what it was made for."""
         return None
 
+    def shipped_state(self, backbone: Backbone) -> State | None:
+        """The state that comes with a bundled model and fits the editor as it is set."""
+        from errata.core import states
+
+        wanted = self._state_settings()
+        shipped = states.shipped(self.name, backbone.fingerprint())
+        return next((s for s in shipped if dict(s.settings) == wanted), None)
+
     def _state_settings(self) -> dict[str, Any]:
         config = _plain(self.config)
         return {name: config[name] for name in self.state_settings}
@@ -214,6 +223,9 @@ class Editor(ABC):
     ) -> list[Found]:
         for edit in (e for g in groups for e in g):
             check_edit(edit)
+        if self.uses_state and any(s is None for s in states):
+            shipped = self.shipped_state(backbone)
+            states = [s if s is not None else shipped for s in states]
         for state in states:
             self._check_state(backbone, state)
         found = self.find(backbone, groups, states, seed=seed)

@@ -100,6 +100,10 @@ class Patch(nn.Module, ABC):
         """The patches that this one consists of, in order."""
         return [self]
 
+    def acting(self) -> list[Patch]:
+        """What ports show their tensors to: combinators of equal shapes act as those."""
+        return [self]
+
     def on_row(self, row: int) -> list[Patch]:
         """The patches that row `row` meets, in order."""
         return self.parts()

@@ -233,7 +233,8 @@ class Wires:
         from errata.core.patch import fused, joined
 
         self.stack = stack
-        live = fused(joined([p for patch in stack for p in patch.parts() if p.sites]))
+        parts = [q for patch in stack for p in patch.parts() if p.sites for q in p.acting()]
+        live = fused(joined(parts))
         for name, port in self.ports.items():
             port.live = tuple(p for p in live if name in p.sites)
 

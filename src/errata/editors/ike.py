@@ -19,13 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-
 from errata.core.backbone import Backbone
 from errata.core.editor import Editor, Found, State
 from errata.core.types import Case, Edit
+from errata.finding.demonstrations import corpus, similar
 from errata.finding.gradient import generator
-from errata.finding.retrieve import choose, embed, nearest
+from errata.finding.retrieve import choose, embed
 from errata.patches.context import Context, Fact, Layout
 
 
@@ -64,12 +63,10 @@ class Ike(Editor):
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         """Demonstrations from training cases and their vectors; cheap, made when first needed."""
         rng = generator(seed, self.name)
-        order = torch.randperm(len(cases), generator=rng)[: self.config.corpus].tolist()
-        lines = [line for i in order for line in demonstrations(cases[i])]
+        encoder = choose(self.config.encoder)
+        lines, vectors = corpus(backbone, cases, self.config.corpus, encoder, rng)
         if not lines:
             return None
-        encoder = choose(self.config.encoder)
-        vectors = embed(lines, encoder, backbone)
         return State(self.name, {"lines": lines, "encoder": encoder}, {"vectors": vectors})
 
     def find(
@@ -97,20 +94,6 @@ class Ike(Editor):
         """The k demonstrations nearest to the edit's own copy line, nearest first."""
         if state is None or not self.config.demonstrations:
             return ()
-        stated = f"{edit.prompt.text} {edit.target.strip()}"
-        query = f"New Fact: {stated}\nPrompt: {stated}\n\n"
-        vector = embed([query], str(state.meta["encoder"]), backbone)[0]
-        order = nearest(state.tensors["vectors"], vector, self.config.demonstrations)
-        return tuple(state.meta["lines"][i] for i in order)
-
-
-def demonstrations(case: Case) -> list[str]:
-    """Copy, update and retain: the three lines that a training case gives."""
-    x, y = case.edit.prompt.text, case.edit.target.strip()
-    lines = [f"New Fact: {x} {y}\nPrompt: {x} {y}\n\n"]
-    for kind in ("t_generality", "t_locality"):
-        probe = next((p for p in case.probes if p.kind == kind), None)
-        if probe is not None:
-            answer = y if kind == "t_generality" else probe.reference.strip()
-            lines.append(f"New Fact: {x} {y}\nPrompt: {probe.prompt.text} {answer}\n\n")
-    return lines
+        meta, vectors = state.meta, state.tensors["vectors"]
+        encoder, count = str(meta["encoder"]), self.config.demonstrations
+        return similar(backbone, edit, meta["lines"], vectors, encoder, count)

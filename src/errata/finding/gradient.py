@@ -15,6 +15,7 @@ from errata.core.patch import Patch
 from errata.core.types import Edit
 from errata.finding.search import Settings, search
 from errata.patches.rows import Rows
+from errata.patches.stack import Stack
 
 #: bytes that the patches of one search may take with their gradients and moments
 BUDGET = 4 << 30
@@ -73,6 +74,15 @@ class GradientEditor(Editor):
         """The states to hand to the next edits, one per group; `patch` holds the found rows."""
         return list(states)
 
+    def beside(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+    ) -> list[Patch] | None:
+        """A patch per group that needs no search: live during it, and part of the edit."""
+        return None
+
     def find(
         self,
         backbone: Backbone,
@@ -84,19 +94,33 @@ class GradientEditor(Editor):
         found: dict[int, Found] = {}
         for indices in self._chunks(backbone, groups, states, seed):
             part, own = [groups[i] for i in indices], [states[i] for i in indices]
-            patch = self.start(backbone, part, own, seed).to_backbone(backbone)
-            penalty, watch = self.losses(backbone, part, own, patch)
-            log = search(backbone, part, patch, self.settings(), penalty=penalty, watch=watch)
-            carried = self.carry(backbone, part, own, patch)
+            beside = self.beside(backbone, part, own)
+            with backbone.applied(Rows(beside).to_backbone(backbone) if beside else None):
+                rows = self._search(backbone, part, own, seed)
             for row, index in enumerate(indices):
-                one = patch.row(row)  # type: ignore[operator]
-                one.search = {
-                    "steps": log.steps[row],
-                    "loss": log.loss[row],
-                    "reached": log.reached[row],
-                }
-                found[index] = Found(one, carried[row])
+                patch, state = rows[row]
+                if beside:
+                    patch = _with(beside[row], patch)
+                found[index] = Found(patch, state)
         return [found[i] for i in range(len(groups))]
+
+    def _search(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
+    ) -> list[tuple[Patch, State | None]]:
+        patch = self.start(backbone, groups, states, seed).to_backbone(backbone)
+        penalty, watch = self.losses(backbone, groups, states, patch)
+        log = search(backbone, groups, patch, self.settings(), penalty=penalty, watch=watch)
+        carried = self.carry(backbone, groups, states, patch)
+        rows: list[tuple[Patch, State | None]] = []
+        for r in range(len(groups)):
+            one = patch.row(r)  # type: ignore[operator]
+            one.search = {"steps": log.steps[r], "loss": log.loss[r], "reached": log.reached[r]}
+            rows.append((one, carried[r]))
+        return rows
 
     def _chunks(
         self,
@@ -134,6 +158,12 @@ class GradientEditor(Editor):
         one = self.start(backbone, groups[:1], states[:1], seed)
         numbers = sum(p.numel() for p in one.parameters())
         return int(max(1, min(len(groups), BUDGET // (16 * max(1, numbers)))))
+
+
+def _with(beside: Patch, searched: Patch) -> Patch:
+    both = Stack([beside, searched])
+    both.search = searched.search
+    return both
 
 
 def _has_rows(stack: Sequence[Patch]) -> bool:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from errata.core.errors import BadRun
+from errata.core.text import normalise
 from errata.core.types import Answer, Probe, Scored
 
 #: The five kinds that every paper reports.
 PAPER_TARGETS = frozenset({"reliability", "t_generality", "m_generality"})
 PAPER_LOCALITY = frozenset({"t_locality", "m_locality"})
-
-
-def normalise(text: str) -> str:
-    """NFC, stripped, casefolded, without one trailing full stop."""
-    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).strip().casefold())
-    return text.removesuffix(".").rstrip()
 
 
 def exact_match(after: Answer, probe: Probe) -> float | None:

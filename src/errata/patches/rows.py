@@ -46,6 +46,9 @@ class Rows(Patch):
     def members(self) -> list[Patch]:
         return list(self.patches)  # type: ignore[arg-type]
 
+    def acting(self) -> list[Patch]:
+        return self.layers or [self]
+
     def on_row(self, row: int) -> list[Patch]:
         return self.of(row).on_row(0)
 
@@ -61,19 +64,9 @@ class Rows(Patch):
         return self.of(row).rewrite(prompt, backbone, 0)
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
-        if self.layers is not None:
-            for q in self.layers:
-                if site in q.sites:
-                    y = q.at(site, x, y, ctx)
-            return y
         return self._each(site, x, y, ctx, lambda p, a, b, c: p.at(site, a, b, c))
 
     def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
-        if self.layers is not None:
-            for q in self.layers:
-                if site in q.sites:
-                    x = q.before(site, x, ctx)
-            return x
         return self._each(site, x, x, ctx, lambda p, a, b, c: p.before(site, b, c))
 
     def _each(self, site: str, x: Tensor, y: Tensor, ctx: Ctx, run: Any) -> Tensor:

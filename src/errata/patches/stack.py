@@ -30,8 +30,15 @@ class Stack(Patch):
         super().__init__(tuple({s for p in flat for s in p.sites}))
         self.patches = nn.ModuleList(flat)
         self.decides = any(p.decides for p in flat)
-        self.edits = tuple(e for p in flat for e in p.edits)
+        self.edits = tuple(dict.fromkeys(e for p in flat for e in p.edits))
         self.header = common_header(flat)
+
+    def with_header(self, header: Header, edits: Sequence[Edit]) -> Self:
+        """Also that of parts which have none yet: they were found together."""
+        for p in self.parts():
+            if not p.header.fingerprint:
+                p.with_header(header, edits)
+        return super().with_header(header, edits)
 
     def parts(self) -> list[Patch]:
         return list(self.patches)  # type: ignore[arg-type]

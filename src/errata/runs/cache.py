@@ -7,18 +7,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 from errata.core import record
 from errata.core.errors import DiskFull
-
-
-def home() -> Path:
-    """ERRATA_HOME, or a folder in the user's cache."""
-    given = os.environ.get("ERRATA_HOME")
-    return Path(given) if given else Path.home() / ".cache" / "errata"
+from errata.core.states import home
 
 
 def load(key: str) -> Any | None:

@@ -118,9 +118,14 @@ def bench(
 def prepared(
     backbone: Backbone, editor: Editor, spec: BenchmarkSpec, *, seed: int, root: Path | None
 ) -> State | None:
-    """The state of an editor that learns cheaply, from the train split of the same benchmark."""
-    if editor.needs_state or not editor.uses_state:
+    """The state of an editor that learns cheaply, from the train split of the same benchmark.
+
+    Of an editor that must be prepared: the one that comes with the model, if any does.
+    """
+    if not editor.uses_state:
         return None
+    if editor.needs_state:
+        return editor.shipped_state(backbone)
     train = BenchmarkSpec(spec.name, spec.tasks, "train", spec.variant)
     loaded = registry.load("benchmarks", spec.name)().load(train, root=root, seed=seed)
     return editor.prepare(backbone, loaded.cases, seed=seed)

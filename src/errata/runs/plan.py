@@ -23,6 +23,7 @@ from errata.core.errors import BadEdit, BadImage, BadSpec
 from errata.core.images import hash_image, split_uri
 from errata.core.patch import versions
 from errata.core.protocol import Ask, Protocol, Unit
+from errata.core.text import normalise
 from errata.core.types import (
     LOCALITY_KINDS,
     Answer,
@@ -35,7 +36,6 @@ from errata.core.types import (
     from_json,
     to_json,
 )
-from errata.metrics._rules import normalise
 from errata.runs import cache
 from errata.runs.asking import BATCH, EXTRA, Asked, ask_all, too_long
 

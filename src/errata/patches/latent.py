@@ -1,0 +1,386 @@
+"""Latent: an external key-value memory mixed into the attention outputs of some blocks (UniKE).
+
+Source: Pan et al., NeurIPS 2024, Sec. 3.2-3.3 and App. A; the resolutions of what the paper leaves
+open are those of `errata.editors.unike`.
+
+In a block, once per question and from the prompt alone: the residual stream that enters it, at the
+last prompt token (h_pre), retrieves the K entries (h_sem, h_pos) of the memory whose h_sem is
+nearest by cosine; and alpha = clamp(cos(Enc^Sem(sum_i w_i h_pos,i), h_pre), 0, 1), w the mean over
+heads of the attention weights that h_pre gives them. Both are frozen for the answer. Then, for
+every token,
+
+    h = (1 - alpha) h_input + alpha h_know,   h_know = Attn(q, k(LN(h_pos)), v(LN(h_pos)))
+
+with the block's own projections, norm, heads and scale, and no rotary embedding, as stored states
+have no position. The mixture happens in front of the output projection, which equals mixing behind
+it. Cosines are of states minus `centre`, the mean of the memory's h_sem (zero where not centred).
+
+The memory of a model is shared state, named by its hash and held by reference; a patch has rows of
+its own beside it (an edit's memory). Patches of one shared memory that are live together are joined
+into one memory, never mixed in twice.
+
+Shapes: B rows, T columns, d width, K retrieved, N shared entries, e own entries, H query heads, G
+key heads, f features per head; own entries are [R, e, d] in a row patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+import torch
+from torch import Tensor
+
+from errata.core.backbone import Heads
+from errata.core.patch import Patch, common_header
+from errata.core.ports import Ctx
+from errata.patches._spaces import Weights, encode, unit
+
+if TYPE_CHECKING:
+    from errata.core.backbone import Backbone
+    from errata.core.editor import State
+
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the memory is used.
+
+    top: K. alpha: `query` (one per question and block), `token` (one per prompt token; answer
+    tokens keep that of the last prompt token), or a number. attention: `projected` (the block's own
+    q and k decide the weights) or `cosine` (softmax over cos(h_pre, h_sem) / temperature, for all
+    tokens). cutoff: entries less similar than this are not used; without any, alpha is 0.
+    """
+
+    top: int = 40
+    alpha: Literal["query", "token"] | float = "query"
+    attention: Literal["projected", "cosine"] = "projected"
+    temperature: float = 0.1
+    cutoff: float = -1.0
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The shared memory of one block: sem, pos [N, d], the semantic encoder, the mean of sem."""
+
+    sem: Tensor
+    pos: Tensor
+    encoder: Weights
+    centre: Tensor
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """[N] lengths of sem - centre."""
+        parts = [
+            (c.float() - self.centre.float()).norm(dim=1) for c in torch.split(self.sem, CHUNK)
+        ]
+        return torch.cat(parts) if parts else self.sem.new_zeros(0).float()
+
+    def cosines(self, query_Bd: Tensor) -> Tensor:
+        """[B, N] cosines to unit vectors in centred space; half-precision entries stay so."""
+        if not len(self.sem):
+            return query_Bd.new_zeros(query_Bd.shape[0], 0)
+        shift_B1 = query_Bd @ self.centre.float()[:, None]
+        dots = torch.cat([query_Bd @ c.float().T for c in torch.split(self.sem, CHUNK)], dim=1)
+        return (dots - shift_B1) / self.norms.clamp(min=1e-12)
+
+    def to(self, device: torch.device) -> Entries:
+        if self.sem.device == device:
+            return self
+        moved = {k: v.to(device) for k, v in self.encoder.items()}
+        return Entries(self.sem.to(device), self.pos.to(device), moved, self.centre.to(device))
+
+
+def _in_heads(x: Tensor, size: int) -> Tensor:
+    """[..., n] -> [..., n / size, size]."""
+    return x.reshape(*x.shape[:-1], -1, size)
+
+
+class Knowledge:
+    """The shared memory of several blocks, by reference; `digest` names the state it lives in."""
+
+    def __init__(self, digest: str, blocks: Mapping[int, Entries]) -> None:
+        self.digest, self.blocks = digest, dict(blocks)
+
+    @classmethod
+    def of(cls, state: State) -> Self:
+        """From tensors `text.{i}/{sem,pos,centre}` and `text.{i}/enc_sem/*` of a state."""
+        layers = sorted({int(k.split("/")[0][5:]) for k in state.tensors if k.endswith("/sem")})
+        blocks = {}
+        for i in layers:
+            own = under(state.tensors, f"text.{i}/")
+            encoder = under(own, "enc_sem/")
+            blocks[i] = Entries(own["sem"], own["pos"], encoder, own["centre"])
+        return cls(state.origin or state.digest(), blocks)
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name begins so, without that beginning."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+class Latent(Patch):
+    """Memory mixed into attention at blocks `heads`, with own entries per block.
+
+    `own`: block -> (sem, pos), each [e, d], or [R, e, d] with `rows`; `real` [R, e] marks the
+    entries of a row patch whose rows have different numbers of them.
+    """
+
+    decides = True
+    real: Tensor | None
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        heads: Mapping[int, Heads],
+        own: Mapping[int, tuple[Tensor, Tensor]],
+        options: Options,
+        *,
+        rows: int | None = None,
+        real: Tensor | None = None,
+    ) -> None:
+        super().__init__([f"text.{i}.{s}" for i in heads for s in ("in", "attn.q", "attn.o")])
+        self.knowledge, self.heads, self.options, self.rows = knowledge, dict(heads), options, rows
+        self.register_buffer("real", real)
+        for i, (sem, pos) in own.items():
+            self.register_buffer(f"sem_{i}", sem.detach().float())
+            self.register_buffer(f"pos_{i}", pos.detach().float())
+        self.blocks: dict[int, Entries] = {i: knowledge.blocks[i] for i in heads}
+        self._stream: dict[int, Tensor] = {}
+        self._query: dict[int, Tensor] = {}
+
+    def own(self, layer: int) -> tuple[Tensor, Tensor]:
+        return getattr(self, f"sem_{layer}"), getattr(self, f"pos_{layer}")
+
+    # -- acting -------------------------------------------------------------------------------
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        layer = int(site.split(".")[1])
+        if site.endswith(".in"):
+            self._stream[layer] = x
+            ctx.decide(self, site, lambda: self._retrieved(layer, x, ctx))
+        elif site.endswith(".attn.q"):
+            self._query[layer] = y
+        return y
+
+    def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
+        if not site.endswith(".attn.o"):
+            return x
+        layer = int(site.split(".")[1])
+        found = ctx.memo[id(self), f"text.{layer}.in"]
+        h_BTd, q_BTn = self._stream.pop(layer), self._query.pop(layer)
+        keys, values = ctx.decide(
+            self, f"text.{layer}.attn", lambda: self._projected(layer, found, ctx)
+        )
+        w_BHTK = self._weights(layer, q_BTn, keys, found, ctx)
+        know = torch.einsum("bhtk,bkhf->bthf", w_BHTK, self._per_query_head(layer, values))
+        alpha_BT = self._alpha(layer, site, h_BTd, w_BHTK, found, ctx)
+        alpha = alpha_BT.to(x.device)[..., None]
+        return ((1 - alpha) * x.float() + alpha * know.flatten(2)).to(x.dtype)
+
+    @torch.no_grad()
+    def _retrieved(self, layer: int, x: Tensor, ctx: Ctx) -> dict[str, Tensor]:
+        """The K nearest entries of each question: decided once, in the unscored prompt."""
+        shared = self.blocks[layer]
+        h_Bd = ctx.last_prompt(x, self).float()
+        query = unit(h_Bd - shared.centre.float())
+        cos_BN = shared.cosines(query)
+        sem, pos = self.own(layer)
+        rows = ctx.rows_of(f"text.{layer}.in", x) if self.rows is not None else None
+        if rows is not None:
+            sem, pos = sem[rows], pos[rows]
+        elif sem.dim() == 2:
+            sem, pos = (t.expand(len(h_Bd), *t.shape) for t in (sem, pos))
+        cos_Be = torch.einsum("bed,bd->be", unit(sem - shared.centre.float()), query)
+        if self.real is not None:
+            assert rows is not None
+            cos_Be = cos_Be.masked_fill(~self.real[rows], -2.0)
+        cos = torch.cat([cos_Be, cos_BN], dim=1)
+        best, index = cos.topk(min(self.options.top, cos.shape[1]), dim=1)
+        e = cos_Be.shape[1]
+        own_BK = index < e
+        picked = shared.pos[(index - e).clamp(min=0)].float() if len(shared.pos) else 0.0
+        if e:
+            mine = pos.gather(1, index.clamp(max=e - 1)[..., None].expand(-1, -1, pos.shape[2]))
+            picked = torch.where(own_BK[..., None], mine, picked)
+        used = best >= max(self.options.cutoff, -1.5)
+        return {"h": h_Bd, "pos": cast(Tensor, picked), "cos": best, "own": own_BK, "used": used}
+
+    @torch.no_grad()
+    def _projected(
+        self, layer: int, found: Mapping[str, Tensor], ctx: Ctx
+    ) -> tuple[Tensor, Tensor]:
+        """([B, K, G, f] keys, values) of the retrieved entries, by the block's own modules."""
+        at, size = f"text.{layer}.attn", self.heads[layer].size
+        dtype = self._query_dtype(layer, ctx)
+        normed = ctx.call(f"{at}.norm", found["pos"].to(dtype))
+        keys = _in_heads(ctx.call(f"{at}.k", normed), size)
+        if f"{at}.k_norm" in ctx.wires.sites:
+            keys = ctx.call(f"{at}.k_norm", keys)
+        values = _in_heads(ctx.call(f"{at}.v", normed), size)
+        return keys.float(), values.float()
+
+    def _query_dtype(self, layer: int, ctx: Ctx) -> torch.dtype:
+        weight = ctx.wires.sites[f"text.{layer}.attn.k"].first.weight
+        assert isinstance(weight, Tensor)
+        return weight.dtype if weight.dtype.is_floating_point else torch.float32
+
+    def _per_query_head(self, layer: int, grouped: Tensor) -> Tensor:
+        """[B, K, G, f] -> [B, K, H, f]: query heads share key heads in groups."""
+        heads = self.heads[layer]
+        return grouped.repeat_interleave(heads.queries // heads.keys, dim=2)
+
+    def _weights(
+        self, layer: int, q_BTn: Tensor, keys: Tensor, found: Mapping[str, Tensor], ctx: Ctx
+    ) -> Tensor:
+        """[B, H, T, K] attention weights of every token over the retrieved entries."""
+        heads = self.heads[layer]
+        b, t, _ = q_BTn.shape
+        if self.options.attention == "cosine":
+            score = (found["cos"] / self.options.temperature)[:, None, None]
+            score = score.expand(b, heads.queries, t, -1)
+        else:
+            q = _in_heads(q_BTn, heads.size)
+            if f"text.{layer}.attn.q_norm" in ctx.wires.sites:
+                q = ctx.call(f"text.{layer}.attn.q_norm", q)
+            keys = self._per_query_head(layer, keys)
+            score = torch.einsum("bthf,bkhf->bhtk", q.float(), keys) * heads.scale
+        unused = ~found["used"][:, None, None]
+        return score.masked_fill(unused, -1e30).softmax(-1)
+
+    @torch.no_grad()
+    def _alpha(
+        self,
+        layer: int,
+        site: str,
+        h_BTd: Tensor,
+        w_BHTK: Tensor,
+        found: Mapping[str, Tensor],
+        ctx: Ctx,
+    ) -> Tensor:
+        """[B, T] share of the memory in each token's attention output; no gradient through it."""
+        shared, alpha = self.blocks[layer], self.options.alpha
+        any_B = found["used"].any(1).float()
+
+        def similarity(w: Tensor, h: Tensor) -> Tensor:
+            know = encode(torch.einsum("btk,bkd->btd", w, found["pos"]), shared.encoder)
+            cosine = (unit(know) * unit(h.float() - shared.centre.float())).sum(-1)
+            return cosine.clamp(0, 1) * any_B[:, None]
+
+        def frozen() -> Tensor:
+            if not isinstance(alpha, str):
+                return any_B * alpha
+            last = ctx.last_prompt(w_BHTK.mean(1), self)
+            return similarity(last[:, None], found["h"][:, None])[:, 0]
+
+        kept_B: Tensor = ctx.decide(self, site, frozen)
+        kept_BT = kept_B[:, None].expand(-1, h_BTd.shape[1])
+        if alpha != "token" or ctx.prefilled:
+            return kept_BT
+        assert ctx.lengths is not None
+        of_prompt = torch.arange(h_BTd.shape[1], device=h_BTd.device) < ctx.lengths[:, None]
+        return torch.where(of_prompt, similarity(w_BHTK.mean(1), h_BTd), kept_BT)
+
+    # -- as data ------------------------------------------------------------------------------
+
+    def to_backbone(self, backbone: Backbone) -> Self:
+        super().to_backbone(backbone)
+        self.blocks = {
+            i: self.knowledge.blocks[i].to(backbone.device_of(f"text.{i}.in")) for i in self.heads
+        }
+        self.knowledge.blocks.update(self.blocks)
+        return self
+
+    def site_of(self, tensor: str) -> str:
+        layer = tensor.rsplit("_", 1)[-1]
+        return f"text.{layer}.in" if layer.isdigit() else ""
+
+    def join(self, other: Patch) -> Patch:
+        """One memory with the own entries of both."""
+        if (
+            not isinstance(other, Latent)
+            or (other.knowledge.digest, other.options, other.heads)
+            != (self.knowledge.digest, self.options, self.heads)
+            or len({self.rows, other.rows} - {None}) > 1
+        ):
+            return super().join(other)
+        rows = self.rows if self.rows is not None else other.rows
+        one, two = self._lifted(rows), other._lifted(rows)
+        own = {
+            i: (torch.cat([one[i][0], two[i][0]], -2), torch.cat([one[i][1], two[i][1]], -2))
+            for i in self.heads
+        }
+        real = None
+        if rows is not None and not (self.real is None and other.real is None):
+            real = torch.cat([self._marks(rows), other._marks(rows)], dim=1)
+        union = Latent(self.knowledge, self.heads, own, self.options, rows=rows, real=real)
+        union.blocks = self.blocks
+        return union.with_header(common_header([self, other]), (*self.edits, *other.edits))
+
+    def _lifted(self, rows: int | None) -> dict[int, tuple[Tensor, Tensor]]:
+        """Own entries, with a row dimension where `rows` asks for one."""
+        own = {i: self.own(i) for i in self.heads}
+        if rows is None or self.rows is not None:
+            return own
+        return {
+            i: (s.expand(rows, *s.shape), p.expand(rows, *p.shape)) for i, (s, p) in own.items()
+        }
+
+    def _marks(self, rows: int) -> Tensor:
+        if self.real is not None:
+            return self.real
+        sem = self._lifted(rows)[next(iter(self.heads))][0]
+        return torch.ones(sem.shape[:2], dtype=torch.bool, device=sem.device)
+
+    @classmethod
+    def in_rows(cls, patches: Sequence[Self]) -> Self | None:
+        first = patches[0]
+        forms = {(p.knowledge.digest, p.options, tuple(p.heads.items()), p.rows) for p in patches}
+        if len(forms) != 1 or first.rows is not None:
+            return None
+        pad = torch.nn.utils.rnn.pad_sequence
+        own = {
+            i: (
+                pad([p.own(i)[0] for p in patches], batch_first=True),
+                pad([p.own(i)[1] for p in patches], batch_first=True),
+            )
+            for i in first.heads
+        }
+        counts = torch.tensor([len(p.own(next(iter(p.heads)))[0]) for p in patches])
+        real = None
+        if len(set(counts.tolist())) > 1:
+            real = torch.arange(int(counts.max())) < counts[:, None]
+            real = real.to(first.own(next(iter(first.heads)))[0].device)
+        made = cls(first.knowledge, first.heads, own, first.options, rows=len(patches), real=real)
+        made.blocks = first.blocks
+        return made
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        tensors: dict[str, Tensor] = {}
+        for i in self.heads:
+            sem, pos = self.own(i)
+            tensors |= {f"text.{i}.in/sem": sem, f"text.{i}.in/pos": pos}
+        if self.real is not None:
+            tensors["real"] = self.real
+        settings = {
+            "state": self.knowledge.digest,
+            "heads": {str(i): asdict(h) for i, h in self.heads.items()},
+            "options": asdict(self.options),
+            "rows": self.rows,
+        }
+        return settings, tensors
+
+    @classmethod
+    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Raises MissingState where the shared memory is not on this machine."""
+        from errata.core import states
+
+        heads = {int(i): Heads(**h) for i, h in settings["heads"].items()}
+        own = {i: (tensors[f"text.{i}.in/sem"], tensors[f"text.{i}.in/pos"]) for i in heads}
+        knowledge = Knowledge.of(states.find(str(settings["state"])))
+        options = Options(**settings["options"])
+        real = tensors.get("real")
+        return cls(knowledge, heads, own, options, rows=settings["rows"], real=real)
