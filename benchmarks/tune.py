@@ -21,6 +21,7 @@ import torch
 
 import errata
 from errata.core import registry
+from errata.core.editor import State
 from errata.runs.execute import bench
 
 PAPER = ("reliability", "t_generality", "m_generality", "t_locality", "m_locality")
@@ -55,6 +56,17 @@ SPACES: dict[str, dict[str, list[Any]]] = {
         "memory_weight": [1.0, 10.0, 100.0],
         "value_scale": [1.0, 3.0, 10.0],
     },
+    "unike": {
+        "lr": [3e-3, 1e-2],
+        "steps": [50, 100, 200],
+        "stop_loss": [3e-3, 1e-2, 5e-2],
+        "memory_weight": [0.0, 0.1, 0.3, 1.0],
+        "act_weight": [0.1, 1.0],
+        "value_scale": [1.0, 3.0, 10.0],
+        "alpha": ["query", 0.3, 0.5, 0.7],
+        "cutoff": [-1.0, 0.8, 0.85, 0.9],
+        "beta": [0.03, 0.1, 0.3],
+    },
     "ike": {
         "demonstrations": [0, 2, 4, 8],
         "scope": ["always", "retrieved"],
@@ -67,8 +79,7 @@ SPACES: dict[str, dict[str, list[Any]]] = {
 def trials(editor: str, count: int, seed: int) -> list[dict[str, Any]]:
     """The defaults, then distinct random points of the editor's space."""
     rng = random.Random(f"{seed}|{editor}")
-    fixed = {"encoder": "backbone"} if editor == "ike" else {}
-    points: list[dict[str, Any]] = [fixed]
+    points: list[dict[str, Any]] = [{k: v[0] for k, v in SPACES[editor].items() if len(v) == 1}]
     while len(points) < count:
         point = {k: rng.choice(v) for k, v in SPACES[editor].items()}
         if point not in points:
@@ -89,10 +100,12 @@ def main() -> None:
     parser.add_argument("--editor", action="append")
     parser.add_argument("--backbone", default="micro-vlm")
     parser.add_argument("--benchmark", default="microworld:vqa@dev")
+    parser.add_argument("--state", type=Path, help="prepared, for editors that need one")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
     backbone = errata.load(args.backbone)
+    state = State.load(args.state) if args.state else None
     results: dict[str, Any] = {}
     for editor in args.editor or SPACES:
         tried = []
@@ -102,7 +115,9 @@ def main() -> None:
             # a preset that does not exist for the backbone: settings are exactly the point
             made = registry.load("editors", editor)(**point)
             made.for_backbone = lambda _, made=made: made
-            bench(backbone, made, args.benchmark, "one_step", out / "run", limit=args.limit)
+            own = state if state is not None and state.editor == editor else None
+            run = out / "run"
+            bench(backbone, made, args.benchmark, "one_step", run, limit=args.limit, state=own)
             scores = json.loads((out / "run" / "scores.json").read_text(encoding="utf-8"))
             shutil.rmtree(out)
             means = {k: round(scores["metrics"][f"{k}.exact"]["value"], 3) for k in OBJECTIVE}

@@ -65,6 +65,7 @@ from errata.finding.retrieve import choose, embed
 from errata.finding.triplets import collect, ends, usable
 from errata.patches.context import Context, Fact, Layout
 from errata.patches.latent import Knowledge, Latent, Options
+from errata.patches.rows import Rows
 
 #: fewer triplets than this train no encoder worth the name
 LEAST = 4
@@ -118,6 +119,7 @@ class UniKE(NeuronEditor):
         temperature: float = 0.1
         cutoff: float = -1.0
         own_rows: Literal["none", "final", "every"] = "final"
+        own_stream: bool = True
         zeta: Literal["truthfulness", "semantic", "random", "off"] = "truthfulness"
         beta: float = 0.1
         demonstrations: int = 4
@@ -199,18 +201,30 @@ class UniKE(NeuronEditor):
         assert len(known) == len(groups), "the editor checks that there is a state"
         if kind == "prompt":
             return [self._context(backbone, g, s) for g, s in zip(groups, known, strict=True)]
-        return self._latents(backbone, groups, known[0])
+        return [*self._latents(backbone, groups, known[0])]
 
     def _latents(
         self, backbone: Backbone, groups: Sequence[Sequence[Edit]], state: State
-    ) -> list[Patch]:
+    ) -> list[Latent]:
         c = self.config
-        layers = [backbone.layer(i) for i in c.latent_layers]
+        layers = sorted(backbone.layer(i) for i in c.latent_layers)
         knowledge = self._knowledge(state)
         heads = {i: backbone.heads(i) for i in layers}
         options = Options(c.top, c.alpha, c.attention, c.temperature, c.cutoff)
-        own = self._own(backbone, groups, layers)
-        return [Latent(knowledge, heads, own[r], options) for r in range(len(groups))]
+        own: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in groups]
+
+        def with_blocks(blocks: Sequence[int]) -> list[Latent]:
+            some = {i: heads[i] for i in blocks}
+            return [
+                Latent(knowledge, some, {i: rows[i] for i in blocks}, options) for rows in own
+            ]
+
+        for n, i in enumerate(layers):
+            below = with_blocks(layers[:n]) if c.own_stream and n else None
+            with backbone.applied(Rows(below).to_backbone(backbone) if below else None):
+                for rows, found in zip(own, self._own(backbone, groups, [i]), strict=True):
+                    rows |= found
+        return with_blocks(layers)
 
     def _own(
         self, backbone: Backbone, groups: Sequence[Sequence[Edit]], layers: Sequence[int]
