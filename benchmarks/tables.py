@@ -30,6 +30,7 @@ COLUMNS = (
     "portability",
     "retention",
     "mean5",
+    "mean6",
     "joint",
 )
 PAIR_KEYS = (

@@ -91,6 +91,9 @@ class Stub(Backbone):
     def activation(self, site: str) -> str:
         return "relu"
 
+    def heads(self, layer: int) -> NoReturn:
+        raise AssertionError("the stub has no attention")
+
     def encode(
         self, prompts: Sequence[Prompt], targets: Any = None, *, eos: bool = False, rows: Any = None
     ) -> Any:

@@ -35,7 +35,12 @@ class Ike(Editor):
     state_settings = ("encoder", "corpus")
     without_state = "Without one: --set demonstrations=0, which shows the new fact alone."
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "micro-vlm": {"encoder": "backbone"},
+        "micro-vlm": {
+            "encoder": "backbone",
+            "demonstrations": 0,
+            "scope": "retrieved",
+            "threshold": 0.5,
+        },
         "paper": {"demonstrations": 32, "scope": "always", "encoder": "minilm", "facts": 1},
         "zero_shot": {"demonstrations": 0},
     }

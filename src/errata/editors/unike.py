@@ -77,13 +77,25 @@ class UniKE(NeuronEditor):
     name = "unike"
     needs_state = True
     state_settings = (
-        "latent_layers", "triplets", "width", "epochs", "encoder_lr", "encoder_temperature",
-        "centre", "layers", "memory", "prompts", "encoder",
+        "triplets", "width", "epochs", "encoder_lr", "encoder_temperature", "centre", "memory",
+        "prompts", "encoder",
     )  # fmt: skip
     without_state = (
         "Without one: --set extrinsic=none --set zeta=off --set memory_weight=0, neurons alone."
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "micro-vlm": {
+            "encoder": "backbone",
+            "lr": 3e-3,
+            "steps": 100,
+            "stop_loss": 1e-2,
+            "memory_weight": 0.1,
+            "act_weight": 1.0,
+            "value_scale": 1.0,
+            "alpha": 0.7,
+            "cutoff": 0.85,
+            "beta": 0.03,
+        },
         "paper": {"lr": 7.5e-4, "steps": 10, "value_scale": 1.0, "clip": 0.0},
     }
 
@@ -178,6 +190,7 @@ class UniKE(NeuronEditor):
         *,
         seed: int,
     ) -> list[Found]:
+        self._check_blocks(backbone, [s for s in states if s is not None])
         if self.config.intrinsic:
             return super().find(backbone, groups, states, seed=seed)
         beside = self.beside(backbone, groups, states)
@@ -187,6 +200,23 @@ class UniKE(NeuronEditor):
                 "Leave one of the two on."
             )
         return [Found(p, s) for p, s in zip(beside, states, strict=True)]
+
+    def _check_blocks(self, backbone: Backbone, states: Sequence[State]) -> None:
+        """Raises BadSpec for a block that the state was not prepared for."""
+        c = self.config
+        needed = set()
+        if c.extrinsic == "latent":
+            needed |= {(i, f"text.{i}/sem") for i in map(backbone.layer, c.latent_layers)}
+        if c.intrinsic and c.zeta != "off":
+            needed |= {(i, f"text.{i}/zeta/length") for i in map(backbone.layer, c.layers)}
+        if c.intrinsic and c.memory_weight:
+            needed |= {(i, f"text.{i}.mlp") for i in map(backbone.layer, c.layers)}
+        missing = sorted({i for i, name in needed if any(name not in s.tensors for s in states)})
+        if missing:
+            raise BadSpec(
+                f"the state of 'unike' was not prepared for text block {missing[0]}. Prepare it "
+                "with that block in latent_layers and layers, or leave the block out."
+            )
 
     def beside(
         self,
@@ -215,9 +245,7 @@ class UniKE(NeuronEditor):
 
         def with_blocks(blocks: Sequence[int]) -> list[Latent]:
             some = {i: heads[i] for i in blocks}
-            return [
-                Latent(knowledge, some, {i: rows[i] for i in blocks}, options) for rows in own
-            ]
+            return [Latent(knowledge, some, {i: rows[i] for i in blocks}, options) for rows in own]
 
         for n, i in enumerate(layers):
             below = with_blocks(layers[:n]) if c.own_stream and n else None
@@ -272,7 +300,7 @@ class UniKE(NeuronEditor):
     def shared(
         self, backbone: Backbone, sites: Sequence[str], states: Sequence[State | None], seed: int
     ) -> dict[str, Tensor]:
-        """beta zeta' per FFN. Raises BadSpec for a block that has no zeta."""
+        """beta zeta' per FFN."""
         c = self.config
         if c.zeta == "off" or not c.beta:
             return {}
@@ -281,11 +309,6 @@ class UniKE(NeuronEditor):
         made = {}
         for site in sites:
             block = site.removesuffix(".mlp")
-            if f"{block}/zeta/length" not in state.tensors:
-                raise BadSpec(
-                    f"the state of 'unike' has no zeta for {block}. Prepare it with that block in "
-                    "latent_layers, or set zeta=off."
-                )
             if c.zeta == "random":
                 direction = torch.randn(backbone.width, generator=generator(seed, "zeta", block))
                 direction = direction / direction.norm()

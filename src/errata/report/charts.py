@@ -12,7 +12,7 @@ from typing import Any
 from errata.report.results import Result, Setting
 from errata.report.tables import COLUMNS, SHOULD_CHANGE, Cell, cell_of
 
-BAR_KINDS = tuple(k for k in COLUMNS if k not in ("mean5", "joint"))
+BAR_KINDS = tuple(k for k in COLUMNS if k not in ("mean5", "mean6", "joint"))
 
 LABEL, TRACK, STEP = 104, 150, 22
 """Bars: width of the labels, width of 100 %, height of a row."""

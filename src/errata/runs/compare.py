@@ -17,8 +17,8 @@ from errata.core.errors import BadRun
 from errata.core.runfolder import PANEL, RunFolder, read_run
 from errata.runs.bootstrap import DIGITS, Bootstrap
 from errata.runs.sheet import (
-    MEAN5,
-    MEAN5_SCORERS,
+    MEAN_SCORERS,
+    MEANS,
     TAGS,
     Cell,
     Column,
@@ -93,13 +93,14 @@ def _differences(
             if group:
                 out[column.key(group)] = _entry([one], [1.0], boot)
         out[column.key()] = _entry(list(pairs.values()), [1.0] * len(pairs), boot)
-    for scorer in MEAN5_SCORERS:
+    for scorer in MEAN_SCORERS:
         for tag in TAGS:
-            kinds = [paired.get(Column(kind, scorer, tag)) for kind in MEAN5]
-            if all(kinds):
-                flat = [(p, 1 / len(k)) for k in kinds if k for p in k.values()]
-                key = Column("mean5", scorer, tag).key()
-                out[key] = _entry([p for p, _ in flat], [w for _, w in flat], boot)
+            for mean, wanted in MEANS.items():
+                kinds = [paired.get(Column(kind, scorer, tag)) for kind in wanted]
+                if all(kinds):
+                    flat = [(p, 1 / len(k)) for k in kinds if k for p in k.values()]
+                    key = Column(mean, scorer, tag).key()
+                    out[key] = _entry([p for p, _ in flat], [w for _, w in flat], boot)
     return {key: entry for key, entry in out.items() if entry is not None}
 
 

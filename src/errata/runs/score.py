@@ -12,8 +12,8 @@ from errata.core.runfolder import Asked, RunFolder, read_run
 from errata.core.types import TARGET_KINDS
 from errata.runs.bootstrap import DIGITS, RESAMPLES, SEED, Bootstrap, Estimate
 from errata.runs.sheet import (
-    MEAN5,
-    MEAN5_SCORERS,
+    MEAN_SCORERS,
+    MEANS,
     TAGS,
     Cell,
     Column,
@@ -60,20 +60,21 @@ def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]
 
 
 def summarise(sheet: Sheet, boot: Bootstrap) -> dict[str, dict[str, Any]]:
-    """All metric entries of a sheet: groups, means over the groups, and `mean5`."""
+    """All metric entries of a sheet: groups, means over the groups, and means over kinds."""
     out: dict[str, dict[str, Any]] = {}
     for column, groups in sheet.items():
         for group, cells in groups.items():
             if group:
                 out[column.key(group)] = _entry([cells], [1.0], boot)
         out[column.key()] = _entry(list(groups.values()), [1.0] * len(groups), boot)
-    for scorer in MEAN5_SCORERS:
+    for scorer in MEAN_SCORERS:
         for tag in TAGS:
-            kinds = [sheet.get(Column(kind, scorer, tag)) for kind in MEAN5]
-            if all(kinds):
-                out[Column("mean5", scorer, tag).key()] = _mean_of_kinds(
-                    [groups for groups in kinds if groups], boot
-                )
+            for mean, wanted in MEANS.items():
+                kinds = [sheet.get(Column(kind, scorer, tag)) for kind in wanted]
+                if all(kinds):
+                    out[Column(mean, scorer, tag).key()] = _mean_of_kinds(
+                        [groups for groups in kinds if groups], boot
+                    )
     return out
 
 
