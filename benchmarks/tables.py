@@ -4,6 +4,7 @@ Usage, in the repository root:
 
     python benchmarks/tables.py RUN [RUN ...]            one row per run
     python benchmarks/tables.py --pairs RUN RUN [...]    paired differences between all runs
+    python benchmarks/tables.py --pairs RUN [...] --against RUN --columns mean5 mean6
     python benchmarks/tables.py --fill docs/results.md   every marked table of a page
 
 A marked table stands between `<!-- tables.py ARGUMENTS -->` and `<!-- end -->`.
@@ -57,7 +58,7 @@ def cell(metrics: dict[str, Any], key: str) -> str:
     return value
 
 
-def rows(runs: list[Path], scorer: str) -> list[str]:
+def rows(runs: list[Path], scorer: str, wanted: list[str], by: str) -> list[str]:
     used = []
     loaded = []
     for run in runs:
@@ -66,13 +67,11 @@ def rows(runs: list[Path], scorer: str) -> list[str]:
         timing = json.loads((run / "timing.json").read_text(encoding="utf-8"))
         loaded.append((manifest, scores, timing))
         used += [
-            c
-            for c in COLUMNS
-            if scores["metrics"].get(f"{c}.{scorer}", {}).get("value") is not None
+            c for c in wanted if scores["metrics"].get(f"{c}.{scorer}", {}).get("value") is not None
         ]
-    columns = [c for c in COLUMNS if c in used]
+    columns = [c for c in wanted if c in used]
     lines = [
-        "| editor | n | " + " | ".join(columns) + " | s/edit |",
+        f"| {by} | n | " + " | ".join(columns) + " | s/edit |",
         "|---|---|" + "---|" * (len(columns) + 1),
     ]
     base = loaded[0][1]["metrics"]
@@ -81,28 +80,35 @@ def rows(runs: list[Path], scorer: str) -> list[str]:
         b = base.get(f"{c}.{scorer}", {}).get("base")
         unedited.append("–" if b is None else f"{100 * b:.1f}")
     lines.append("| *(base accuracy)* | | " + " | ".join(unedited) + " | |")
-    for manifest, scores, timing in loaded:
+    for run, (manifest, scores, timing) in zip(runs, loaded, strict=True):
         metrics = scores["metrics"]
         edit = timing["phases"]["edit"]
         first = metrics[f"reliability.{scorer}"]
         n = f"{first['n']}" + (f" / {first['units']} seq." if first["units"] != first["n"] else "")
         cells = [cell(metrics, f"{c}.{scorer}") for c in columns]
         lines.append(
-            f"| {manifest['editor']} | {n} | {' | '.join(cells)} "
+            f"| {_name(run, manifest, by)} | {n} | {' | '.join(cells)} "
             f"| {edit['seconds'] / max(1, edit['count']):.3f} |"
         )
     return lines
 
 
-def pairs(runs: list[Path]) -> list[str]:
-    """Paired differences in the groups that tell methods apart; bold: the interval excludes 0."""
-    keys = [f"{k}.exact" for k in PAIR_KEYS]
-    lines = ["| pair (b − a) | " + " | ".join(PAIR_KEYS) + " |", "|---|" + "---|" * len(keys)]
-    for a, b in itertools.combinations(runs, 2):
+def _name(run: Path, manifest: dict[str, Any], by: str) -> str:
+    """The editor, or what stands behind the last dash of the folder's name."""
+    return str(manifest["editor"]) if by == "editor" else run.name.rsplit("-", 1)[-1]
+
+
+def pairs(
+    runs: list[Path], scorer: str, wanted: list[str], by: str, against: Path | None
+) -> list[str]:
+    """Paired differences; bold: the interval excludes 0. All pairs, or each against one run."""
+    keys = [f"{k}.{scorer}" for k in wanted]
+    lines = ["| pair (b − a) | " + " | ".join(wanted) + " |", "|---|" + "---|" * len(keys)]
+    chosen = [(a, against) for a in runs] if against else list(itertools.combinations(runs, 2))
+    for a, b in chosen:
         found = compare_runs(a, b)
-        names = [
-            json.loads((r / "manifest.json").read_text(encoding="utf-8"))["editor"] for r in (a, b)
-        ]
+        manifests = (json.loads((r / "manifest.json").read_text("utf-8")) for r in (a, b))
+        names = [_name(r, m, by) for r, m in zip((a, b), manifests, strict=True)]
         cells = []
         for key in keys:
             entry = found["metrics"].get(key)
@@ -133,12 +139,18 @@ def made(arguments: list[str] | None = None) -> list[str]:
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--pairs", action="store_true")
     parser.add_argument("--scorer", default="exact")
+    parser.add_argument("--against", type=Path, help="pairs: each run against this one")
+    parser.add_argument("--columns", nargs="+", help="instead of the usual ones")
+    parser.add_argument("--by", choices=("editor", "variant"), default="editor")
     parser.add_argument("--fill", type=Path)
     args = parser.parse_args(arguments)
     if args.fill:
         fill(args.fill)
         return []
-    return pairs(args.runs) if args.pairs else rows(args.runs, args.scorer)
+    if args.pairs:
+        columns = args.columns or list(PAIR_KEYS)
+        return pairs(args.runs, args.scorer, columns, args.by, args.against)
+    return rows(args.runs, args.scorer, args.columns or list(COLUMNS), args.by)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`demo`: the main job on the bundled model. Four editors, measured, undone, and a report."""
+"""`demo`: the main job on the bundled model. Five editors, measured, undone, and a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from errata.core.types import Case
 
 MODEL = "micro-vlm"
-EDITORS = ("ft_l", "ft_v", "tpatcher", "ike")
+EDITORS = ("ft_l", "ft_v", "tpatcher", "ike", "unike")
 BENCHMARK = "microworld:vqa"
 MARK = ".errata-demo"
 
@@ -42,7 +42,7 @@ def demo(
     limit: Annotated[int, typer.Option(min=1, help="Edits per editor.")] = 40,
     seed: shared.Seed = 0,
 ) -> None:
-    """Edit the bundled model with four methods; measure, undo, report."""
+    """Edit the bundled model with five methods; measure, undo, report."""
     from errata.cli._progress import reporting
     from errata.contract.editors import weights
     from errata.report.html import write_report
