@@ -70,9 +70,7 @@ class Reference:
     def heads_of(self, attn: Any, n_Td: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [T, H, f], k and v [T, G, f] before rotation."""
         f = attn.head_dim
-        q, k, v = (
-            p(n_Td).unflatten(-1, (-1, f)) for p in (attn.q_proj, attn.k_proj, attn.v_proj)
-        )
+        q, k, v = (p(n_Td).unflatten(-1, (-1, f)) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
         if hasattr(attn, "q_norm"):
             q, k = attn.q_norm(q), attn.k_norm(k)
         return q, k, v
@@ -183,7 +181,9 @@ def against_reference(bb: tiny.HfVlm, patch: Latent, prompt: Prompt, answer: str
     return reference
 
 
-@pytest.mark.parametrize("options", [{"alpha": 0.5}, {"alpha": "query"}, {"alpha": "token"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"alpha": 0.5}, {"alpha": "query"}, {"alpha": "token"}], ids=str
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_equals_the_forward_by_hand(
     family: str, options: dict[str, Any], pictures: list[str]

@@ -22,7 +22,9 @@ def test_a_ridge_line_by_hand() -> None:
 
 def test_labels_need_not_be_balanced() -> None:
     """x = 0, 0, 3 with labels -1, -1, 1 is met exactly: y = 2 x / 3 - 1."""
-    line = ridge_probe(torch.tensor([[0.0], [0.0], [3.0]]), torch.tensor([-1.0, -1.0, 1.0]), ridge=0)
+    line = ridge_probe(
+        torch.tensor([[0.0], [0.0], [3.0]]), torch.tensor([-1.0, -1.0, 1.0]), ridge=0
+    )
     assert line.tolist() == pytest.approx([2 / 3, -1.0])
 
 

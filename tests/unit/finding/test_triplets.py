@@ -34,7 +34,8 @@ class Scripted:
     def encode(self, prompts: Sequence[Prompt], targets: Sequence[str] | None = None) -> Any:
         numbers = [int(p.text.split()[-1][:-1]) for p in prompts]
         return SimpleNamespace(
-            numbers=numbers, targets=tuple(tuple(t.encode()) for t in targets or [""] * len(numbers))
+            numbers=numbers,
+            targets=tuple(tuple(t.encode()) for t in targets or [""] * len(numbers)),
         )
 
     def generate(self, batch: Any, caps: Sequence[int]) -> list[Generated]:

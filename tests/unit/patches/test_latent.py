@@ -333,6 +333,32 @@ def test_rows_of_different_numbers_of_entries(
     torch.testing.assert_close(together, wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.xfail(strict=True, reason="which of equally near entries is taken is left to topk")
+def test_of_equally_near_entries_rows_and_singles_take_the_same(
+    bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt]
+) -> None:
+    """`own_rows=every` gives all entries of an edit one h_sem: where K cuts, order decides."""
+
+    def tied(count: int, seed: int) -> Latent:
+        rng = torch.Generator().manual_seed(seed)
+        own = {
+            i: (
+                torch.randn(1, 32, generator=rng).repeat(count, 1),
+                torch.randn(count, 32, generator=rng),
+            )
+            for i in LAYERS
+        }
+        heads = {i: bb.heads(i) for i in LAYERS}
+        return Latent(known, heads, own, Options(top=3, alpha=0.5))
+
+    prompts = asked[:4]
+    for seed in range(8):
+        patches = [tied(n, 10 * seed + n) for n in (4, 9, 7, 20)]
+        together = logits(bb, prompts, Rows(patches))
+        apart = alone(bb, prompts, [[p] for p in patches])
+        torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+
+
 def test_rows_of_different_shapes_equal_one_by_one(
     bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt]
 ) -> None:
@@ -374,9 +400,7 @@ def test_one_patch_on_two_rows_beside_another_shape(
     one = latent(bb, known)
     stacks: list[Patch] = [one, one, low(bb)]
     apart = alone(bb, asked[:3], [[s] for s in stacks])
-    torch.testing.assert_close(
-        logits(bb, asked[:3], Rows(stacks)), apart, atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(logits(bb, asked[:3], Rows(stacks)), apart, atol=1e-4, rtol=1e-4)
 
 
 # -- edges ------------------------------------------------------------------------------------
@@ -404,9 +428,7 @@ def test_a_memory_of_own_entries_only(bb: tiny.HfVlm, asked: list[Prompt]) -> No
     assert not torch.allclose(logits(bb, asked[:4], patch), logits(bb, asked[:4]), atol=1e-2)
 
 
-def test_entering_above_keeps_logits(
-    bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt]
-) -> None:
+def test_entering_above_keeps_logits(bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt]) -> None:
     patch = latent(bb, known, alpha="query")
     batch = bb.encode(asked[:5], ["green ring"] * 5)
     with torch.no_grad(), bb.applied(patch):
@@ -415,7 +437,12 @@ def test_entering_above_keeps_logits(
 
 
 @pytest.mark.parametrize(
-    "layer", [0, 1, pytest.param(3, marks=pytest.mark.xfail(strict=True, reason="decisions below are lost"))]
+    "layer",
+    [
+        0,
+        1,
+        pytest.param(3, marks=pytest.mark.xfail(strict=True, reason="decisions below are lost")),
+    ],
 )
 def test_entering_for_generation_keeps_decisions(
     bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt], layer: int
