@@ -248,6 +248,7 @@ class TrunkBackbone(Backbone):
             return self._through(trunk, ctx, cache=cache), trunk
         ctx.shape = (batch.size, batch.ids.shape[1])
         trunk = dict(what.trunk)
+        ctx.memo.update(what.memo)
         assert what.stream is not None
         stream = self._through(trunk, ctx, cache=cache, enter=(what.layer, what.stream))
         if cache is not None and what.layer > 0:
@@ -297,8 +298,9 @@ class TrunkBackbone(Backbone):
         if cache is not None:
             lower = tuple((cache.layers[i].keys, cache.layers[i].values) for i in range(layer))
         return Entered(
-            batch, layer, trunk=trunk, stream=stream, cache=lower, rows=rows, stack=stack
-        )
+            batch, layer, trunk=trunk, stream=stream, cache=lower, rows=rows, stack=stack,
+            memo=dict(ctx.memo),
+        )  # fmt: skip
 
     @property
     def windowed(self) -> bool:

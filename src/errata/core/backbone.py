@@ -72,7 +72,7 @@ class Entered:
     layer -1 means: after the vision tower. `trunk` are the keywords of the text model's own
     forward, `stream` [B, T, d] the input of the block, `cache` the keys and values of the lower
     blocks. `stack` was live below, with `rows` [B]; only patches that act at `layer` or above may
-    be added later.
+    be added later. `memo` are the decisions that were made below.
     """
 
     batch: Batch
@@ -83,6 +83,7 @@ class Entered:
     tower: Any = None
     rows: Tensor | None = None
     stack: tuple[Patch, ...] = ()
+    memo: Mapping[tuple[int, str], Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

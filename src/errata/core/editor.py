@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
@@ -71,16 +72,20 @@ class State:
 
     @classmethod
     def load(cls, folder: Path) -> State:
+        if not (folder / "state.json").is_file():
+            raise MissingState(f"{folder} holds no editor state. `errata prepare` writes one.")
+        head = record.read_json(folder / "state.json")
         try:
-            head = record.read_json(folder / "state.json")
             tensors = load_file(folder / "state.safetensors")  # memory-mapped
-        except FileNotFoundError:
+            editor, meta = str(head["editor"]), dict(head["meta"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
             raise MissingState(
-                f"{folder} holds no editor state. `errata prepare` writes one."
+                f"the state in {folder} is damaged ({type(e).__name__}: {e}). Restore it from a "
+                "copy, or prepare it again."
             ) from None
         return cls(
-            head["editor"],
-            head["meta"],
+            editor,
+            meta,
             tensors,
             head.get("fingerprint", ""),
             head.get("settings", {}),
@@ -230,7 +235,9 @@ class Editor(ABC):
             self._check_state(backbone, state)
         found = self.find(backbone, groups, states, seed=seed)
         for group, state, one in zip(groups, states, found, strict=True):
-            one.patch.with_header(self._header(backbone, state, seed), group).requires_grad_(False)
+            header = self._header(backbone, state, seed)
+            for part in (*one.patch.parts(), one.patch):
+                part.with_header(header, group).requires_grad_(False)
         return found
 
     def _check_state(self, backbone: Backbone, state: State | None) -> None:

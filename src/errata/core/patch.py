@@ -165,7 +165,7 @@ def joined(stack: Sequence[Patch]) -> list[Patch]:
     for part in (p for patch in stack for p in patch.parts()):
         for i, earlier in enumerate(done):
             both = earlier.join(part) if _joins(earlier, part) else None
-            if both is not None and both.members() is None:
+            if type(both) is type(earlier):
                 done[i] = both
                 break
         else:

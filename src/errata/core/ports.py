@@ -233,8 +233,8 @@ class Wires:
         from errata.core.patch import fused, joined
 
         self.stack = stack
-        parts = [q for patch in stack for p in patch.parts() if p.sites for q in p.acting()]
-        live = fused(joined(parts))
+        parts = [p for patch in stack for p in patch.parts() if p.sites]
+        live = fused(joined([q for p in joined(parts) for q in p.acting()]))
         for name, port in self.ports.items():
             port.live = tuple(p for p in live if name in p.sites)
 

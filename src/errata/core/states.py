@@ -16,7 +16,7 @@ from typing import Any
 
 from errata.core import record
 from errata.core.editor import State
-from errata.core.errors import DiskFull, MissingState
+from errata.core.errors import DiskFull, MissingState, UserError
 
 
 def home() -> Path:
@@ -41,11 +41,11 @@ def keep(state: State) -> Path:
 def link(folder: Path, digest: str) -> None:
     """Lets `find` see a state in a folder of the user's. A home that cannot be written is left."""
     at = place(digest)
-    if at.is_symlink() and not at.exists():
-        at.unlink()
-    if at.exists() or at.resolve() == folder.resolve():
+    if (_head(at) or {}).get("digest") == digest or at.resolve() == folder.resolve():
         return
     try:
+        if at.is_symlink():  # what it leads to is gone, or another state by now
+            at.unlink()
         at.parent.mkdir(parents=True, exist_ok=True)
         at.symlink_to(folder.resolve(), target_is_directory=True)
     except (OSError, DiskFull):
@@ -83,7 +83,7 @@ def _shipped() -> list[Path]:
 def _head(folder: Path) -> dict[str, Any] | None:
     try:
         head = record.read_json(folder / "state.json")
-    except (OSError, ValueError):
+    except (OSError, ValueError, UserError):
         return None
     return head if isinstance(head, dict) else None
 

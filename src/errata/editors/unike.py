@@ -43,6 +43,7 @@ What the paper leaves open, and what is done here:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -95,6 +96,8 @@ class UniKE(NeuronEditor):
             "alpha": 0.7,
             "cutoff": 0.85,
             "beta": 0.03,
+            "memory_beta": 0.03,
+            "memory_top": 40,
         },
         "paper": {"lr": 7.5e-4, "steps": 10, "value_scale": 1.0, "clip": 0.0},
     }
@@ -143,6 +146,23 @@ class UniKE(NeuronEditor):
         centre: bool = True
         encoder: Literal["auto", "minilm", "backbone"] = "auto"
         corpus: int = 500
+
+    def __init__(self, preset: str | None = None, **passed: Any) -> None:
+        super().__init__(preset, **passed)
+        c = self.config
+        alpha = c.alpha if isinstance(c.alpha, float) else 0.0
+        for name, value, low, high in (
+            ("alpha", alpha, 0.0, 1.0),
+            ("cutoff", c.cutoff, -1.0, 1.0),
+            ("top", c.top, 0, math.inf),
+            ("temperature", c.temperature, 1e-6, math.inf),
+            ("demonstrations", c.demonstrations, 0, math.inf),
+        ):
+            if not low <= value <= high:
+                upper = "" if high == math.inf else f" and at most {high:g}"
+                raise BadSpec(
+                    f"editor 'unike': {name}={value} is out of range. Give at least {low:g}{upper}."
+                )
 
     @property
     def uses_state(self) -> bool:

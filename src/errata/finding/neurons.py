@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from errata.core.backbone import Backbone, Batch
 from errata.core.editor import State
+from errata.core.errors import BadSpec
 from errata.core.patch import Patch
 from errata.core.types import Case, Edit
 from errata.finding.gradient import GradientEditor, generator
@@ -37,8 +39,9 @@ class NeuronEditor(GradientEditor):
     class Config(GradientEditor.Config):
         """layers: text blocks. neurons: per layer and edit.
 
-        act_weight, memory_weight: of l_a and l_m. gamma, beta, top: of l_m. memory: stored states
-        per layer. value_scale: step size of values relative to keys.
+        act_weight, memory_weight: of l_a and l_m. memory_gamma, memory_beta, memory_top: of l_m
+        (gamma, beta, k). memory: stored states per layer. value_scale: step size of values relative
+        to keys.
         """
 
         lr: float = 1e-2
@@ -48,12 +51,21 @@ class NeuronEditor(GradientEditor):
         neurons: int = 5
         act_weight: float = 1.0
         memory_weight: float = 10.0
-        gamma: float = -3.0
-        beta: float = 3.0
-        top: int = 1000
+        memory_gamma: float = -3.0
+        memory_beta: float = 3.0
+        memory_top: int = 1000
         memory: int = 4000
         prompts: int = 600
         value_scale: float = 10.0
+
+    def __init__(self, preset: str | None = None, **passed: Any) -> None:
+        super().__init__(preset, **passed)
+        c = self.config
+        if not c.layers or c.neurons < 1:
+            raise BadSpec(
+                f"editor '{self.name}': layers={list(c.layers)}, neurons={c.neurons} leave nothing "
+                "to add. Give at least one text block and one neuron."
+            )
 
     def settings(self) -> Settings:
         return replace(super().settings(), lr_scale={"value": self.config.value_scale})
@@ -82,7 +94,7 @@ class NeuronEditor(GradientEditor):
         states: Sequence[State | None],
         seed: int,
     ) -> Patch:
-        c, sites = self.config, self.sites(backbone)
+        sites = self.sites(backbone)
         queries = self._queries(backbone, groups)
         parts: dict[str, dict[str, Tensor]] = {}
         for site in sites:
@@ -101,7 +113,6 @@ class NeuronEditor(GradientEditor):
             if backbone.gated(site):
                 part |= {"up": torch.zeros(rows, n, e), "up_bias": torch.ones(rows, e)}
             parts[site] = part
-        assert c.neurons > 0
         shared = self.shared(backbone, sites, states, seed)
         for site, direction in shared.items():
             parts[site]["shared"] = direction.float().repeat(len(groups), 1)
@@ -177,15 +188,15 @@ class NeuronEditor(GradientEditor):
         if memory.count_R is not None:
             real = torch.arange(u_RSe.shape[1], device=u_RSe.device) < memory.count_R[:, None]
             u_RSe = torch.where(real[..., None], u_RSe, u_RSe.new_full((), -1e4))
-        top = min(c.top, u_RSe.shape[1] * u_RSe.shape[2])
+        top = min(c.memory_top, u_RSe.shape[1] * u_RSe.shape[2])
         size: Tensor | int = top
         if memory.count_R is not None:
-            size = (memory.count_R * u_RSe.shape[2]).clamp(max=c.top)
+            size = (memory.count_R * u_RSe.shape[2]).clamp(max=c.memory_top)
 
         def worst(margin_RSe: Tensor) -> Tensor:
             return margin_RSe.clamp(max=20).exp().flatten(1).topk(top, dim=1).values.sum(1) / size
 
-        return worst(u_RSe - c.gamma) + worst(u_RSe - own_Re[:, None] + c.beta)
+        return worst(u_RSe - c.memory_gamma) + worst(u_RSe - own_Re[:, None] + c.memory_beta)
 
     def carry(
         self,

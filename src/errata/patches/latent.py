@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ class Entries:
 
 def _in_heads(x: Tensor, size: int) -> Tensor:
     """[..., n] -> [..., n / size, size]."""
-    return x.reshape(*x.shape[:-1], -1, size)
+    return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
 
 
 class Knowledge:
@@ -199,15 +199,19 @@ class Latent(Patch):
             assert rows is not None
             cos_Be = cos_Be.masked_fill(~self.real[rows], -2.0)
         cos = torch.cat([cos_Be, cos_BN], dim=1)
-        best, index = cos.topk(min(self.options.top, cos.shape[1]), dim=1)
+        # stable, so that of equally near entries rows and single patches take the same
+        ranked, order = cos.sort(dim=1, descending=True, stable=True)
+        best, index = ranked[:, : self.options.top], order[:, : self.options.top]
         e = cos_Be.shape[1]
         own_BK = index < e
-        picked = shared.pos[(index - e).clamp(min=0)].float() if len(shared.pos) else 0.0
+        picked = h_Bd.new_zeros(*index.shape, h_Bd.shape[1])
+        if len(shared.pos):
+            picked = shared.pos[(index - e).clamp(min=0)].float()
         if e:
             mine = pos.gather(1, index.clamp(max=e - 1)[..., None].expand(-1, -1, pos.shape[2]))
             picked = torch.where(own_BK[..., None], mine, picked)
         used = best >= max(self.options.cutoff, -1.5)
-        return {"h": h_Bd, "pos": cast(Tensor, picked), "cos": best, "own": own_BK, "used": used}
+        return {"h": h_Bd, "pos": picked, "cos": best, "own": own_BK, "used": used}
 
     @torch.no_grad()
     def _projected(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from errata.core.patch import Patch, common_header, fused
 from errata.core.ports import map_decision
 from errata.core.types import Prompt
-from errata.patches.stack import pack_parts, unpack_parts
+from errata.patches.stack import Stack, pack_parts, unpack_parts
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
@@ -39,6 +39,16 @@ class Rows(Patch):
             if self.layers is None
             else frozenset(s for q in self.layers for s in q.sites)
         )
+
+    def join(self, other: Patch) -> Patch:
+        """Row by row: what row i meets of both is one stack, with the unions that this makes."""
+        if not isinstance(other, Rows) or other.count != self.count:
+            return super().join(other)
+        return Rows([Stack([a, b]) for a, b in zip(self.members(), other.members(), strict=True)])
+
+    def _first(self, index: int) -> int:
+        """The first row that has the patch of this row."""
+        return next(i for i in range(self.count) if self.of(i) is self.of(index))
 
     def of(self, index: int) -> Patch:
         return self.patches[index]  # type: ignore[return-value]
@@ -74,6 +84,8 @@ class Rows(Patch):
         vision = ctx.wires.sites[site].stream == "vision"
         of_x, of_y = ctx.rows_of(site, x), ctx.rows_of(site, y)
         parts = []
+        first = torch.tensor([self._first(i) for i in range(self.count)], device=of_y.device)
+        of_x, of_y = first[of_x], first[of_y]
         for i in torch.unique(of_y).tolist():
             p = self.of(i)
             index = (of_y == i).nonzero()[:, 0]

@@ -33,13 +33,6 @@ class Stack(Patch):
         self.edits = tuple(dict.fromkeys(e for p in flat for e in p.edits))
         self.header = common_header(flat)
 
-    def with_header(self, header: Header, edits: Sequence[Edit]) -> Self:
-        """Also that of parts which have none yet: they were found together."""
-        for p in self.parts():
-            if not p.header.fingerprint:
-                p.with_header(header, edits)
-        return super().with_header(header, edits)
-
     def parts(self) -> list[Patch]:
         return list(self.patches)  # type: ignore[arg-type]
 

@@ -80,7 +80,6 @@ def test_only_states_for_the_model_are_shipped(
     assert list(states.shipped("e", "another model")) == []
 
 
-@pytest.mark.xfail(strict=True, reason="a cut tensor file is a traceback")
 def test_a_cut_state_is_the_user_s_to_mend(tmp_path: Path) -> None:
     state().save(tmp_path / "s")
     file = tmp_path / "s" / "state.safetensors"
@@ -89,7 +88,6 @@ def test_a_cut_state_is_the_user_s_to_mend(tmp_path: Path) -> None:
         State.load(tmp_path / "s")
 
 
-@pytest.mark.xfail(strict=True, reason="a head without its keys is a traceback")
 def test_a_head_of_something_else_is_the_user_s_to_mend(tmp_path: Path) -> None:
     state().save(tmp_path / "s")
     (tmp_path / "s" / "state.json").write_text("{}")
@@ -97,7 +95,6 @@ def test_a_head_of_something_else_is_the_user_s_to_mend(tmp_path: Path) -> None:
         State.load(tmp_path / "s")
 
 
-@pytest.mark.xfail(strict=True, reason="read_json reports a missing file as BadRun")
 def test_an_empty_folder_is_a_missing_state(tmp_path: Path) -> None:
     with pytest.raises(MissingState, match="holds no editor state"):
         State.load(tmp_path)
