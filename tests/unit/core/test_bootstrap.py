@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from errata.runs.bootstrap import Bootstrap
+from errata.core.bootstrap import Bootstrap
 
 
 def test_interval_of_a_proportion() -> None:
