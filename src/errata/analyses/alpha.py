@@ -260,13 +260,8 @@ class Told:
         flat = [[v.value, v.low, v.high] for v in parts]
         spread = [round(float(alpha.std()), 6)]
         spread += [round(float(q), 6) for q in np.quantile(alpha, (0.25, 0.5, 0.75))]
-        return [
-            len(rows),
-            len({s.case for s in rows}),
-            *flat[0],
-            *spread,
-            *(v for f in flat[1:] for v in f),
-        ]
+        counts = [len(rows), len({s.case for s in rows})]
+        return [*counts, *flat[0], *spread, *flat[1], *flat[2], *flat[3]]
 
 
 def _alpha(s: Seen) -> float:

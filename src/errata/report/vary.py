@@ -187,15 +187,14 @@ def _lines(kind: str, places: Sequence[Place], scorer: str, axis: str) -> Panel:
 
 
 def _bars(kind: str, places: Sequence[Place], scorer: str) -> Panel:
-    tone: Tone = (
-        "soft" if kind in ("mean5", "joint") else "changes" if kind in SHOULD_CHANGE else "stays"
-    )
+    tone: Tone = "changes" if kind in SHOULD_CHANGE else "stays"
+    tone = "soft" if kind in ("mean5", "joint") else tone
     several = len({p.series for p in places}) > 1
     rows = tuple(
         Bar(p.label if several or not p.name else f"{p.value}", _value(p.cell(kind, scorer)), tone)
         for p in places
     )
-    return Bars(COLUMNS[kind][0], rows, _notes(kind, places, scorer))
+    return Bars(COLUMNS[kind][0], rows, notes=_notes(kind, places, scorer))
 
 
 def _table(stem: str, places: Sequence[Place], scorer: str) -> Table:
