@@ -154,10 +154,10 @@ class Spaces(Analysis):
             tuple(panels),
             len(panels) // len(views),
             f"{subject.backbone.name}, {subject.benchmark}: {n} questions about {subjects} "
-            f"subjects that the encoders have not seen; at most {self.config.points} drawn. "
-            "Probe: ridge line, five folds of subjects, 95 % intervals over subjects. Answers alone: what the "
-            "answer's text gives without any state. On known facts the line is the one fitted to "
-            "the corrections: near 100 it finds truth, near 0 what the model did not expect.",
+            f"subjects that the encoders have not seen; at most {self.config.points} drawn. Probe: "
+            "ridge line, five folds of subjects, 95 % intervals over subjects. Answers alone: what "
+            "the answer's text gives without any state. On known facts the line is the one fitted "
+            "to the corrections: near 100 it finds truth, near 0 what the model did not expect.",
         )
 
 

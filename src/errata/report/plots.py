@@ -139,10 +139,10 @@ def sheet(figure: Figure) -> Sheet:
     """Panels in rows, below the title, what was done, and the legend."""
     drawn = [draw(p) for p in figure.panels]
     grid = [drawn[i : i + figure.columns] for i in range(0, len(drawn), figure.columns)]
-    widest = max((sum(p.width + GAP for p in row) - GAP for row in grid), default=0.0)
-    width = max(widest, 420.0) + 2 * MARGIN
-    head, y = _head(figure, width)
     column = max((p.width for p in drawn), default=0.0)
+    columns = max((len(row) for row in grid), default=0)
+    width = max(columns * (column + GAP) - GAP, 420.0) + 2 * MARGIN
+    head, y = _head(figure, width)
     placed = []
     for row in grid:
         placed += [
