@@ -47,7 +47,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(
             [
                 *("prepare", "micro-vlm", "--editor", "unike", "--out", str(folder)),
-                *("--benchmark", "microworld:vqa@train", "--limit", "120", *QUICK),
+                *("--benchmark", "microworld:vqa@train", "--limit", "60", *QUICK),
             ]
         )
     assert not exit_.value.code

@@ -345,9 +345,9 @@ def _figures(told: Told, subject: Subject) -> tuple[Figure, ...]:
             Bars(
                 f"block {block}",
                 tuple(
-                    Bar(name, told.mean(told.rows(name, block), of), tone)
+                    Bar(name, told.mean(rows, of), tone, len(rows))
                     for name, tone in told.labels.items()
-                    if told.rows(name, block)
+                    if (rows := told.rows(name, block))
                 ),
                 high,
             )
@@ -356,7 +356,7 @@ def _figures(told: Told, subject: Subject) -> tuple[Figure, ...]:
 
     lowest = min((s.cosine for group in told.by.values() for s in group), default=0.0)
     box = "Line: median; box: quartiles; n: questions. "
-    over = "Whiskers: 95 % intervals over cases. "
+    over = "Whiskers: 95 % intervals over cases; n: questions. "
     figures = [
         Figure(
             "alpha", "Share of the memory in attention (alpha)",

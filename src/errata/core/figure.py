@@ -64,9 +64,12 @@ class Spreads:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
+    """`n`: what the value is a mean of, where rows differ in it."""
+
     label: str
     value: Value | None
     tone: Tone
+    n: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

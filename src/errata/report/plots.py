@@ -39,8 +39,8 @@ from errata.core.record import write_bytes, write_json
 MARGIN, GAP, HEAD, NOTE = 20, 30, 26, 15
 """Edge of the figure, space between panels, height of a panel's title, of a line of notes."""
 
-LABEL, TRACK, STEP, COUNT = 118, 190, 20, 62
-"""Rows: width of the labels, of the axis, height of a row, width of the number behind it."""
+LABEL, TRACK, STEP, NUMBER, COUNT = 118, 190, 20, 40, 56
+"""Rows: width of the labels, of the axis, height of a row, width of the value and of the count."""
 
 SIDE = 210
 """Scatter: side of the square."""
@@ -264,7 +264,9 @@ def _bars(panel: Bars) -> Drawn:
     for i, row in enumerate(panel.rows):
         y = HEAD + i * STEP
         out.append(_text(LABEL - 8, y + 14, row.label, "name", "end"))
-        end = LABEL + TRACK + COUNT
+        end = LABEL + TRACK + NUMBER
+        if row.n is not None:
+            out.append(_text(end + COUNT, y + 14, f"n = {row.n}", "tick", "end"))
         if row.value is None:
             out.append(_text(end, y + 14, "–", "number", "end"))
             continue
@@ -274,7 +276,9 @@ def _bars(panel: Bars) -> Drawn:
             shape = f"M{low} {y + 10}H{high}M{low} {y + 7}v6M{high} {y + 7}v6"
             out.append(Element("path", {"class": "whisker", "d": shape}))
         out.append(_text(end, y + 14, _percent(row.value), "number", "end"))
-    return _with_notes(out, panel.notes, LABEL + TRACK + COUNT, HEAD + height + 20, panel.title)
+    counted = COUNT if any(row.n is not None for row in panel.rows) else 0
+    width = LABEL + TRACK + NUMBER + counted
+    return _with_notes(out, panel.notes, width, HEAD + height + 20, panel.title)
 
 
 @draw.register

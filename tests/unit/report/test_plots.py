@@ -35,7 +35,9 @@ def every_kind():
         (
             Scatter("dots", (Dots("a", ((0, 0), (2, 1)), "changes"),), ("note <1>",)),
             Spreads("spread", (Spread("row", values, "stays"),), notes=("n",)),
-            Bars("bars", (Bar("one", Value(0.5, 0.4, 0.75), "changes"), Bar("no", None, "soft"))),
+            Bars(
+                "bars", (Bar("one", Value(0.5, 0.4, 0.75), "changes"), Bar("no", None, "soft", 7))
+            ),
             Lines(
                 "lines",
                 (Line("s", ((0, Value(0.0)), (10, Value(1.0, 0.9, 1.0))), "changes"),),
