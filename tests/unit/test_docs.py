@@ -115,6 +115,20 @@ def test_the_benchmark_in_the_docs_works(monkeypatch, tmp_path):
         benchmark.load(spec, root=tmp_path / "nowhere")
 
 
+def test_the_analysis_in_the_docs_works(monkeypatch, edits):
+    from errata.core.analysis import Subject
+    from errata.core.types import Case
+    from errata.report.plots import svg
+    from tests import tiny
+
+    cls = _run(_code("docs/analyses.md"), "docs/analyses.md", monkeypatch)["Lengths"]
+    cases = tuple(Case(e.id, e, ()) for e in edits)
+    found = cls().look(Subject(tiny.shared("llava"), cases))
+    assert len(found.tables[0].rows) == 4 * len(cases)
+    assert "block 3" in svg(found.figures[0])
+    assert "a first look" in found.said[0]
+
+
 @pytest.mark.trained
 @pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bundled model")
 def test_the_session_in_the_readme_says_what_it_claims(monkeypatch, tmp_path, capsys):

@@ -30,6 +30,7 @@ def _heavy_after(code: str) -> str:
         "from errata.core import registry\n"
         "[registry.load(k, n) for k in ('benchmarks', 'protocols', 'metrics')"
         " for n in registry.names(k)]",
+        "import errata.core.analysis, errata.report.plots, errata.report.vary",
         "import errata.report, errata.report.html, errata.runs.score, errata.runs.compare",
     ],
 )

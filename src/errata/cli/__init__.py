@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import (
+    analyze,
     ask,
     bench,
     check,
@@ -69,6 +70,7 @@ app.command("bench")(bench.bench)
 app.command("score")(results.score)
 app.command("report")(results.report)
 app.command("compare")(results.compare)
+app.command("analyze")(analyze.analyze)
 app.add_typer(patch.app, name="patch")
 app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)

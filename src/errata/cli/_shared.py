@@ -107,15 +107,15 @@ def open_backbone(
     )
 
 
-def parse_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
+def parse_settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:
     """`k=v` texts as values: JSON where it reads as JSON, else the text itself."""
     found: dict[str, Any] = {}
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise BadSpec(f"cannot read --set '{pair}'. Write --set name=value.")
+            raise BadSpec(f"cannot read {option} '{pair}'. Write {option} name=value.")
         if key.strip() in found:
-            raise BadSpec(f"--set {key.strip()} is given twice. Give it once.")
+            raise BadSpec(f"{option} {key.strip()} is given twice. Give it once.")
         try:
             found[key.strip()] = json.loads(value)
         except ValueError:

@@ -11,12 +11,17 @@ from errata.cli._shared import AsJson, bundled_models, print_facts, print_json
 from errata.core import registry
 from errata.core.errors import UnknownName
 
-SHOWN = ("editors", "backbones", "benchmarks", "protocols", "metrics", "patches", "judges")
+SHOWN = (
+    *("editors", "backbones", "benchmarks", "protocols", "metrics", "patches", "judges"),
+    "analyses",
+)
 Kind = Annotated[str, typer.Argument(metavar="KIND", help=", ".join(SHOWN))]
 
 
 def _kind(text: str) -> str:
-    plural = {"patch": "patches"}.get(text, text if text.endswith("s") else f"{text}s")
+    plural = {"patch": "patches", "analysis": "analyses"}.get(
+        text, text if text.endswith("s") else f"{text}s"
+    )
     if plural not in SHOWN:
         raise UnknownName("kind", text, SHOWN)
     return plural
@@ -90,6 +95,8 @@ def _facts(kind: str, cls: Any) -> dict[str, Any]:
         }
     if kind == "protocols":
         return {"version": cls.version, "default": cls("").spec}
+    if kind == "analyses":
+        return {"benchmark": cls.benchmark or "to be named", "settings": settings_of(cls.Config)}
     return {"version": cls.version} if hasattr(cls, "version") else {}
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import _shared as shared
-from errata.core.errors import UnknownName
+from errata.core.errors import BadSpec, UnknownName
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `errata bench` wrote.")]
 Metrics = Annotated[
@@ -39,9 +39,28 @@ def report(
     ] = None,
     title: Annotated[str | None, typer.Option(help="The report's heading.")] = None,
     scorer: Scorer = "exact",
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SETTING", help="Draw scores over this setting; repeatable."),
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where --vary writes SVG and CSV.")
+    ] = None,
 ) -> None:
-    """Print the tables of runs; write them as one HTML file."""
+    """Print the tables of runs; write them as one HTML file, or plot them over a setting."""
+    if bool(vary) != (plots is not None):
+        raise BadSpec(
+            "--vary SETTING and --plots DIR go together: what to draw over, and where to."
+        )
     _print_tables(runs, scorer)
+    if vary and plots is not None:
+        from errata.report.plots import write_findings
+        from errata.report.vary import varied
+
+        about = {"schema": 1, "varied": vary, "runs": [str(r) for r in runs], "scorer": scorer}
+        name = f"vary-{'-'.join(vary)}"
+        for path in write_findings(varied(runs, vary, scorer), plots, name, about):
+            print(path)
     if html is not None:
         from errata.report.html import write_report
 

@@ -10,7 +10,7 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from errata.core import record
 from errata.core.backbone import Backbone
+from errata.core.config import parse_config
 from errata.core.errors import BadEdit, BadSpec, FingerprintMismatch, MissingState
 from errata.core.patch import Header, Patch, versions
 from errata.core.types import Case, Edit
@@ -130,7 +131,7 @@ class Editor(ABC):
         self.preset = preset
         self.passed = dict(passed)
         self.config: Any = parse_config(
-            self.name, self.Config, {**self.presets.get(preset or "", {}), **passed}
+            "editor", self.name, self.Config, {**self.presets.get(preset or "", {}), **passed}
         )
 
     def for_backbone(self, backbone: Backbone) -> Editor:
@@ -291,34 +292,6 @@ def check_edit(edit: Edit) -> None:
         raise BadEdit(
             f"edit '{edit.id}' has an empty prompt. Give the question to be answered anew."
         )
-
-
-def parse_config(editor: str, cls: type, given: Mapping[str, Any]) -> Any:
-    """A frozen Config from settings given in Python or as text.
-
-    Wrong names and types raise BadSpec.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    known = {f.name for f in fields(cls)}
-    for name in given:
-        if name not in known:
-            import difflib
-
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else ""
-            raise BadSpec(
-                f"editor '{editor}' has no setting '{name}'.{hint} "
-                f"It has: {', '.join(sorted(known)) or 'none'}."
-            )
-    try:
-        return TypeAdapter(cls).validate_python(dict(given))
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(x) for x in first["loc"])
-        raise BadSpec(
-            f"editor '{editor}': setting {where}={first['input']!r}: {first['msg']}."
-        ) from None
 
 
 def _plain(config: Any) -> Any:

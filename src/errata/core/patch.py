@@ -96,6 +96,13 @@ class Patch(nn.Module, ABC):
     def rewrites(self) -> bool:
         return type(self).rewrite is not Patch.rewrite
 
+    def decided(self, ctx: Ctx) -> Mapping[int, Mapping[str, Tensor]]:
+        """What it decided for the question of `ctx`, to be looked at: block -> name -> [B, ...].
+
+        Empty for a patch that decides nothing, or tells nothing.
+        """
+        return {}
+
     def parts(self) -> list[Patch]:
         """The patches that this one consists of, in order."""
         return [self]

@@ -19,11 +19,14 @@ from typing import Any
 
 from errata.core.errors import UnknownName
 
-KINDS = ("patches", "editors", "backbones", "benchmarks", "protocols", "metrics", "judges")
+KINDS = (
+    *("patches", "editors", "backbones", "benchmarks", "protocols", "metrics", "judges"),
+    "analyses",
+)
 
 
 def _singular(kind: str) -> str:
-    return "patch" if kind == "patches" else kind.removesuffix("s")
+    return {"patches": "patch", "analyses": "analysis"}.get(kind, kind.removesuffix("s"))
 
 
 def _package(kind: str) -> str:

@@ -8,7 +8,7 @@ as a true and as a wrong one, so that knowing the answer helps nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,14 +35,23 @@ def decisions(x: Tensor, probe: Tensor) -> Tensor:
 
 def answers_alone(train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]]) -> float:
     """Accuracy of telling (true, wrong) answers apart by how often each was which in `train`."""
+    right = by_answer(train)
+    marks = [right(t, True) for t, _ in test] + [right(w, False) for _, w in test]
+    return sum(marks) / max(1, len(marks))
+
+
+def by_answer(train: Sequence[tuple[str, str]]) -> Callable[[str, bool], float]:
+    """(answer, whether it is true) -> 1 where the answers of `train` tell that, else 0.
+
+    An answer is called what it was more often; half where it was both equally often, or never.
+    """
     true, wrong = Counter(t for t, _ in train), Counter(w for _, w in train)
 
-    def right(answer: str, label: int) -> float:
+    def right(answer: str, truth: bool) -> float:
         lead = true[answer] - wrong[answer]
-        return 0.5 if lead == 0 else float((lead > 0) == (label > 0))
+        return 0.5 if lead == 0 else float((lead > 0) == truth)
 
-    marks = [right(t, 1) for t, _ in test] + [right(w, -1) for _, w in test]
-    return sum(marks) / max(1, len(marks))
+    return right
 
 
 def balanced(
@@ -52,11 +61,14 @@ def balanced(
 
     right_pos, right_neg: [n] 1 where the state of the true, of the wrong answer was told right.
     """
-    true, wrong = Counter(t for t, _ in answers), Counter(w for _, w in answers)
-    total = weight = 0.0
-    for i, (t, w) in enumerate(answers):
-        for answer, mark, own in ((t, right_pos[i], true), (w, right_neg[i], wrong)):
-            share = min(true[answer], wrong[answer]) / own[answer]
-            total += share * mark.item()
-            weight += share
+    share_pos, share_neg = (torch.tensor(s, dtype=torch.float64) for s in shares(answers))
+    weight = (share_pos.sum() + share_neg.sum()).item()
+    total = (share_pos @ right_pos.double() + share_neg @ right_neg.double()).item()
     return total / weight if weight else None
+
+
+def shares(answers: Sequence[tuple[str, str]]) -> tuple[list[float], list[float]]:
+    """Weights of the true and of the wrong answers by which each answer is as often both."""
+    true, wrong = Counter(t for t, _ in answers), Counter(w for _, w in answers)
+    both = {a: min(true[a], wrong[a]) for a in {*true, *wrong}}
+    return [both[t] / true[t] for t, _ in answers], [both[w] / wrong[w] for _, w in answers]

@@ -176,6 +176,9 @@ class Latent(Patch):
             self, f"text.{layer}.attn", lambda: self._projected(layer, found, ctx)
         )
         w_BHTK = self._weights(layer, q_BTn, keys, found, ctx)
+        ctx.decide(
+            self, f"text.{layer}.attn.w", lambda: ctx.last_prompt(w_BHTK.detach().mean(1), self)
+        )
         know = torch.einsum("bhtk,bkhf->bthf", w_BHTK, self._per_query_head(layer, values))
         alpha_BT = self._alpha(layer, site, h_BTd, w_BHTK, found, ctx)
         alpha = alpha_BT.to(x.device)[..., None]
@@ -277,7 +280,7 @@ class Latent(Patch):
         def frozen() -> Tensor:
             if not isinstance(alpha, str):
                 return any_B * alpha
-            last = ctx.last_prompt(w_BHTK.mean(1), self)
+            last: Tensor = ctx.memo[id(self), f"text.{layer}.attn.w"]
             return similarity(last[:, None], found["h"][:, None])[:, 0]
 
         kept_B: Tensor = ctx.decide(self, site, frozen)
@@ -287,6 +290,25 @@ class Latent(Patch):
         assert ctx.lengths is not None
         of_prompt = torch.arange(h_BTd.shape[1], device=h_BTd.device) < ctx.lengths[:, None]
         return torch.where(of_prompt, similarity(w_BHTK.mean(1), h_BTd), kept_BT)
+
+    def decided(self, ctx: Ctx) -> dict[int, dict[str, Tensor]]:
+        """Per block: `alpha` [B]; of the retrieved entries, nearest first, [B, K]: `cosine`,
+        `weight` (their share of the last prompt token's attention to the memory, mean over heads),
+        `own` (an entry of the patch, not of the shared memory) and `used`.
+        """
+        told = {}
+        for i in self.heads:
+            found = ctx.memo.get((id(self), f"text.{i}.in"))
+            alpha = ctx.memo.get((id(self), f"text.{i}.attn.o"))
+            if found is not None and alpha is not None:
+                told[i] = {
+                    "alpha": alpha,
+                    "cosine": found["cos"],
+                    "weight": ctx.memo[id(self), f"text.{i}.attn.w"],
+                    "own": found["own"],
+                    "used": found["used"],
+                }
+        return told
 
     # -- as data ------------------------------------------------------------------------------
 

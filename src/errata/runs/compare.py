@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errata.core.bootstrap import DIGITS, Bootstrap
 from errata.core.errors import BadRun
 from errata.core.runfolder import PANEL, RunFolder, read_run
-from errata.runs.bootstrap import DIGITS, Bootstrap
 from errata.runs.sheet import (
     MEAN_SCORERS,
     MEANS,

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from errata.core.bootstrap import DIGITS, RESAMPLES, SEED, Bootstrap, Estimate
 from errata.core.record import write_json
 from errata.core.runfolder import Asked, RunFolder, read_run
 from errata.core.types import TARGET_KINDS
-from errata.runs.bootstrap import DIGITS, RESAMPLES, SEED, Bootstrap, Estimate
 from errata.runs.sheet import (
     MEAN_SCORERS,
     MEANS,

@@ -9,7 +9,9 @@ import pytest
 from errata.core import registry
 
 
-@pytest.mark.parametrize("kind", ["editors", "backbones", "benchmarks", "protocols", "metrics"])
+@pytest.mark.parametrize(
+    "kind", ["editors", "backbones", "benchmarks", "protocols", "metrics", "analyses"]
+)
 def test_list_names_everything_with_a_summary(errata, kind):
     ran = errata("list", kind, "--json")
     rows = json.loads(ran.out)

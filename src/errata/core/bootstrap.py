@@ -64,6 +64,25 @@ class Bootstrap:
         low, high = np.nanpercentile(resampled_R, [2.5, 97.5])
         return Estimate(_round(value), (_round(low), _round(high)), units)
 
+    def ratio(self, parts: Mapping[str, tuple[float, float]]) -> Estimate | None:
+        """sum a / sum b over units, from unit -> (a, b); a weighted mean has a = sum w score.
+
+        None where the weights sum to nothing, as in a resample that is then left out.
+        """
+        parts_L2 = np.zeros((max(len(self._row), 1), 2))
+        for unit, part in parts.items():
+            parts_L2[self._row[unit]] = part
+        top, bottom = parts_L2.sum(0)
+        if bottom <= 0:
+            return None
+        units = int((parts_L2[:, 1] > 0).sum())
+        if units < 2:
+            return Estimate(_round(top / bottom), None, units)
+        sums_R2 = self._weights_RL @ parts_L2
+        kept_R2 = sums_R2[sums_R2[:, 1] > 0]
+        low, high = np.percentile(kept_R2[:, 0] / kept_R2[:, 1], [2.5, 97.5])
+        return Estimate(_round(top / bottom), (_round(low), _round(high)), units)
+
 
 def _mixed(sums_RG: Floats, counts_RG: Floats, mix_G: Floats) -> Floats:
     """sum_g mix_g mean_g over the groups that have a count; NaN where none has."""

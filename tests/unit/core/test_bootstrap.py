@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from errata.runs.bootstrap import Bootstrap
+from errata.core.bootstrap import Bootstrap
 
 
 def test_interval_of_a_proportion() -> None:
@@ -35,3 +35,24 @@ def test_units_of_unequal_size_and_groups() -> None:
 def test_nothing() -> None:
     assert Bootstrap([]).mean([{}], [1.0]) is None
     assert Bootstrap(["a"]).mean([], []) is None
+
+
+def test_a_ratio_of_sums_is_a_weighted_mean() -> None:
+    boot = Bootstrap(["a", "b"])
+    found = boot.ratio({"a": (3.0, 4.0), "b": (0.0, 2.0)})
+    assert found is not None and (found.value, found.units) == (0.5, 2)
+    assert found.ci95 == (0.0, 0.75), "b alone and a alone are each a quarter of the resamples"
+
+
+def test_a_ratio_agrees_with_the_mean_where_all_weights_are_one() -> None:
+    units = {f"u{i}": [float(i % 3 == 0)] * (1 + i % 2) for i in range(20)}
+    boot = Bootstrap(sorted(units))
+    ratio = boot.ratio({u: (sum(s), float(len(s))) for u, s in units.items()})
+    assert ratio is not None and ratio == boot.mean([units], [1.0])
+
+
+def test_a_ratio_without_weight_is_none() -> None:
+    boot = Bootstrap(["a", "b"])
+    assert boot.ratio({"a": (0.0, 0.0)}) is None
+    one = boot.ratio({"a": (1.0, 2.0)})
+    assert one is not None and one.ci95 is None, "one unit has no interval"

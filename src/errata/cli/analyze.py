@@ -1,0 +1,177 @@
+"""`analyze`: look into a model, an edit or a state; pictures and the numbers behind them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from errata.cli import _shared as shared
+from errata.core.errors import BadSpec, MissingState
+
+if TYPE_CHECKING:
+    from errata.core.analysis import Analysis, Subject
+    from errata.core.backbone import Backbone
+    from errata.core.editor import Editor, State
+
+
+def analyze(
+    analysis: Annotated[
+        str, typer.Argument(metavar="ANALYSIS", help="See `errata list analyses`.")
+    ],
+    backbone: shared.BackboneName,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="For SVG and CSV files.")],
+    editor: Annotated[
+        str | None, typer.Option("--editor", help="Whose edits; by default that of the state.")
+    ] = None,
+    preset: shared.Preset = None,
+    settings: shared.Settings = None,
+    state: shared.StateDir = None,
+    benchmark: Annotated[
+        str | None, typer.Option(help="name[:task[+task]][@split][/variant].")
+    ] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", metavar="K=V", help="A setting of the analysis, see `errata show analysis`."
+        ),
+    ] = None,
+    layer: Annotated[
+        list[int] | None,
+        typer.Option("--layer", help="Only this block, from the end where negative; repeatable."),
+    ] = None,
+    seed: shared.Seed = 0,
+    limit: shared.Limit = None,
+    rows: shared.RowsOption = 16,
+    root: shared.Root = None,
+    style: shared.Style = "raw",
+    dtype: shared.Dtype = "auto",
+    device: shared.Device = None,
+    device_map: shared.DeviceMap = None,
+    revision: shared.Revision = None,
+    trust_remote_code: shared.Trust = False,
+) -> None:
+    """Look into a model, an edit or a state: pictures and CSV.
+
+    The cases are the benchmark's, as they come, whatever the model answers.
+    """
+    look = make_analysis(analysis, own, layer)
+    from errata.report.plots import check_folder, write_findings
+
+    check_folder(out)
+    ed = _editor(look, editor, preset, settings, state)
+    known = shared.load_state(state, ed) if ed is not None else None
+    cases, spec = _cases(look, benchmark, root=root, seed=seed, limit=limit)
+    bb = shared.open_backbone(
+        backbone, style=style, dtype=dtype, device=device, device_map=device_map,
+        revision=revision, trust=trust_remote_code,
+    )  # fmt: skip
+    from errata.cli._progress import reporting
+    from errata.core.analysis import Subject
+
+    if ed is not None:
+        ed = ed.for_backbone(bb)
+        known = _state_of(ed, bb, known)
+    with reporting() as progress:
+        subject = Subject(bb, cases, spec, ed, known, seed, rows, progress)
+        findings = look.look(subject)
+    for line in findings.said:
+        print(line)
+    for path in write_findings(findings, out, look.name, _about(look, subject, limit)):
+        print(path)
+
+
+def make_analysis(name: str, pairs: list[str] | None, layers: list[int] | None) -> Analysis:
+    """The analysis as it is set. Raises UnknownName or BadSpec, before a model is loaded."""
+    from errata.core import registry
+
+    cls = registry.load("analyses", name)
+    passed = shared.parse_settings(pairs, option="--with")
+    if layers:
+        if "layers" in passed:
+            raise BadSpec("--layer and --with layers say the same. Give one of them.")
+        passed["layers"] = layers
+    made: Analysis = cls(**passed)
+    return made
+
+
+def _editor(
+    look: Analysis,
+    name: str | None,
+    preset: str | None,
+    settings: list[str] | None,
+    state: str | None,
+) -> Editor | None:
+    """The editor that was named, else that of the state."""
+    if name is None and state is not None:
+        from errata.core.editor import State
+
+        folder = Path(state)
+        if not folder.is_dir():
+            raise MissingState(
+                f"there is no state in {state}. Give its folder, or name its --editor too, to find "
+                "it by its hash."
+            )
+        name = State.load(folder).editor
+    if name is None:
+        if preset or settings:
+            raise BadSpec("--set and --preset are of an editor. Name it with --editor.")
+        if look.from_state:
+            raise MissingState(
+                f"analysis '{look.name}' looks at an editor's state. Give --state DIR, which "
+                "`errata prepare` writes, or --editor NAME for the one that comes with the model."
+            )
+        return None
+    return shared.make_editor(name, preset, settings)
+
+
+def _cases(
+    look: Analysis, given: str | None, *, root: Path | None, seed: int, limit: int | None
+) -> tuple[tuple[Any, ...], str]:
+    from errata.core import registry
+    from errata.core.benchmark import BenchmarkSpec
+
+    text = given or look.benchmark
+    if not text:
+        return (), ""
+    spec = BenchmarkSpec.parse(text)
+    loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
+    return loaded.cases[:limit], str(spec)
+
+
+def _state_of(editor: Editor, backbone: Backbone, given: State | None) -> State | None:
+    """The state to look at, checked against the model."""
+    if given is None:
+        return editor.shipped_state(backbone) if editor.uses_state else None
+    if given.fingerprint and given.fingerprint != backbone.fingerprint():
+        from errata.core.errors import FingerprintMismatch
+
+        raise FingerprintMismatch(
+            f"the state of '{editor.name}' was made for another model ({given.fingerprint[:12]}), "
+            f"not for {backbone.name} ({backbone.fingerprint()[:12]}). Prepare it again on this "
+            "model."
+        )
+    return given
+
+
+def _about(look: Analysis, subject: Subject, limit: int | None) -> dict[str, Any]:
+    """What a reader needs to make the same pictures again."""
+    from dataclasses import asdict
+
+    from errata.core.patch import versions
+
+    ed, state = subject.editor, subject.state
+    return {
+        "schema": 1,
+        "analysis": look.name,
+        "settings": asdict(look.config),
+        "backbone": subject.backbone.name,
+        "fingerprint": subject.backbone.fingerprint(),
+        "editor": None if ed is None else {"name": ed.name, **ed.summary},
+        "state": "" if state is None else state.digest(),
+        "benchmark": subject.benchmark,
+        "limit": limit,
+        "seed": subject.seed,
+        "versions": versions(),
+    }

@@ -1,0 +1,365 @@
+"""Figures as SVG files, drawn from `errata.core.figure`, and their tables as CSV.
+
+Each panel becomes a list of SVG elements; the template only prints them. A file stands alone: it
+has its own colours, for a light and for a dark page. Coordinates are SVG user units.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from errata.core.errors import BadSpec
+from errata.core.figure import (
+    Bars,
+    Dots,
+    Figure,
+    Findings,
+    Level,
+    Line,
+    Lines,
+    Panel,
+    Scatter,
+    Spreads,
+    Table,
+    Value,
+)
+from errata.core.record import write_bytes, write_json
+
+MARGIN, GAP, HEAD, NOTE = 20, 30, 26, 15
+"""Edge of the figure, space between panels, height of a panel's title, of a line of notes."""
+
+LABEL, TRACK, STEP, NUMBER, COUNT = 118, 190, 20, 40, 56
+"""Rows: width of the labels, of the axis, height of a row, width of the value and of the count."""
+
+SIDE = 210
+"""Scatter: side of the square."""
+
+PLOT_W, PLOT_H, LEFT, FOOT = 230, 130, 34, 32
+"""Lines: the plot area, and the space for the axes' labels."""
+
+GRID = 60
+"""Points at which a density is drawn."""
+
+GLYPH = 6.1
+"""Mean width of a letter at 11 units."""
+
+
+@dataclass(frozen=True)
+class Element:
+    """One SVG element; `text` is its content."""
+
+    tag: str
+    attributes: dict[str, Any]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A panel: its elements, relative to its own corner, and its size."""
+
+    elements: tuple[Element, ...]
+    width: float
+    height: float
+    x: float = 0.0
+    y: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A whole figure, ready for the template."""
+
+    title: str
+    width: float
+    height: float
+    head: tuple[Element, ...]
+    panels: tuple[Drawn, ...]
+
+
+def write_findings(
+    findings: Findings, folder: Path, name: str, about: Mapping[str, Any]
+) -> list[Path]:
+    """Writes an SVG and a CSV file for each figure and table, and `name`.json; returns them.
+
+    `about` says what was looked at. Raises BadSpec where `folder` is a file.
+    """
+    check_folder(folder)
+    written = []
+    for figure in findings.figures:
+        written.append(folder / f"{figure.name}.svg")
+        write_bytes(written[-1], svg(figure).encode())
+    for table in findings.tables:
+        written.append(folder / f"{table.name}.csv")
+        write_bytes(written[-1], as_csv(table).encode())
+    written.append(folder / f"{name}.json")
+    write_json(written[-1], {**about, "said": list(findings.said), **findings.facts})
+    return written
+
+
+def check_folder(folder: Path) -> None:
+    """Raises BadSpec for a path that is no folder and can become none."""
+    existing = next((p for p in (folder, *folder.parents) if p.exists()), folder)
+    if existing.exists() and not existing.is_dir():
+        raise BadSpec(f"{existing} is a file. Give a folder for the figures.")
+
+
+def as_csv(table: Table) -> str:
+    """Text with a heading; None is empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(table.rows)
+    return out.getvalue()
+
+
+def svg(figure: Figure) -> str:
+    """The figure as the text of a file."""
+    env = jinja2.Environment(
+        loader=jinja2.PackageLoader("errata.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = Markup(env.get_template("plot.css.jinja").render())
+    return env.get_template("plot.svg.jinja").render(sheet=sheet(figure), style=style)
+
+
+def sheet(figure: Figure) -> Sheet:
+    """Panels in rows, below the title, what was done, and the legend."""
+    drawn = [draw(p) for p in figure.panels]
+    grid = [drawn[i : i + figure.columns] for i in range(0, len(drawn), figure.columns)]
+    column = max((p.width for p in drawn), default=0.0)
+    columns = max((len(row) for row in grid), default=0)
+    width = max(columns * (column + GAP) - GAP, 420.0) + 2 * MARGIN
+    head, y = _head(figure, width)
+    placed = []
+    for row in grid:
+        placed += [
+            Drawn(p.elements, p.width, p.height, MARGIN + k * (column + GAP), y)
+            for k, p in enumerate(row)
+        ]
+        y += max(p.height for p in row) + GAP
+    return Sheet(figure.title, _r(width), _r(y - GAP + MARGIN), head, tuple(placed))
+
+
+def _head(figure: Figure, width: float) -> tuple[tuple[Element, ...], float]:
+    """Title, caption and legend, and where the panels begin."""
+    out = [_text(MARGIN, MARGIN + 14, figure.title, "title")]
+    y = MARGIN + 14.0
+    letters = int((width - 2 * MARGIN) / (GLYPH * 0.98))
+    for line in textwrap.wrap(figure.caption, letters):
+        y += NOTE
+        out.append(_text(MARGIN, y, line, "note"))
+    x, begun = float(MARGIN), False
+    for shape, tone, label in _legend(figure.panels):
+        needed = 22 + GLYPH * len(label) + 18
+        if not begun or x + needed > width - MARGIN:
+            x, y, begun = float(MARGIN), y + (20 if not begun else NOTE + 2), True
+        out += _key(shape, tone, x, y)
+        out.append(_text(x + 22, y, label, "name"))
+        x += needed
+    return tuple(out), y + 22
+
+
+def _legend(panels: Sequence[Panel]) -> list[tuple[str, str, str]]:
+    """(shape, tone, label) of everything that several panels share, each once."""
+    found: dict[tuple[str, str, str], None] = {}
+    for panel in panels:
+        marks: tuple[Dots | Line | Level, ...] = ()
+        if isinstance(panel, Scatter):
+            marks = panel.dots
+        elif isinstance(panel, Lines):
+            marks = (*panel.lines, *panel.levels)
+        elif isinstance(panel, Spreads | Bars):
+            words = {"changes": "should follow the edit", "stays": "should stay as it was"}
+            tones = {row.tone for row in panel.rows}
+            for tone, label in words.items():
+                if tone in tones:
+                    found["bar", tone, label] = None
+        for mark in marks:
+            found[type(mark).__name__.lower(), mark.tone, mark.label] = None
+    return list(found)
+
+
+def _key(shape: str, tone: str, x: float, y: float) -> list[Element]:
+    if shape == "dots":
+        return [Element("circle", {"class": f"dot {tone}", "cx": x + 8, "cy": y - 4, "r": 3.4})]
+    if shape == "bar":
+        return [_box(x, y - 9, 14, 9, f"fill {tone}")]
+    line = {"class": f"line {tone}" + (" level" if shape == "level" else "")}
+    out = [Element("path", {**line, "d": f"M{x} {y - 4}h16"})]
+    if shape == "line":
+        out.append(Element("circle", {"class": f"point {tone}", "cx": x + 8, "cy": y - 4, "r": 3}))
+    return out
+
+
+# -- panels -----------------------------------------------------------------------------------
+
+
+@singledispatch
+def draw(panel: object) -> Drawn:
+    """The elements of a panel."""
+    raise AssertionError(type(panel))
+
+
+@draw.register
+def _scatter(panel: Scatter) -> Drawn:
+    out = [_text(0, 13, panel.title, "heading"), _box(0, HEAD, SIDE, SIDE, "frame")]
+    every = np.array([p for d in panel.dots for p in d.points])
+    low, high = every.min(0), every.max(0)
+    span = float(max(high - low)) or 1.0
+    middle = (low + high) / 2
+    room = SIDE - 16
+    radius = 2.6 if len(every) < 300 else 1.9
+    order = [(k, d.tone, p) for d in panel.dots for k, p in enumerate(d.points)]
+    for _, tone, (x, y) in sorted(order, key=lambda o: o[0]):  # neither kind covers the other
+        place = {
+            "cx": _r(SIDE / 2 + room * (x - middle[0]) / span),
+            "cy": _r(HEAD + SIDE / 2 - room * (y - middle[1]) / span),
+        }
+        out.append(Element("circle", {"class": f"dot {tone}", **place, "r": radius}))
+    return _with_notes(out, panel.notes, SIDE, HEAD + SIDE + 4, panel.title)
+
+
+@draw.register
+def _spreads(panel: Spreads) -> Drawn:
+    height = STEP * len(panel.rows)
+    out = [_text(0, 13, panel.title, "heading"), *_axis(panel.low, panel.high, height)]
+    for i, row in enumerate(panel.rows):
+        y = HEAD + i * STEP
+        out.append(_text(LABEL - 8, y + 14, row.label, "name", "end"))
+        values = np.array(row.values)
+
+        def at(v: float) -> float:
+            return LABEL + TRACK * (v - panel.low) / (panel.high - panel.low)
+
+        grid, density = _density(values, panel.low, panel.high)
+        top = [f"{_r(at(x))} {_r(y + 10 - 8 * d)}" for x, d in zip(grid, density, strict=True)]
+        back = [f"{_r(at(x))} {_r(y + 10 + 8 * d)}" for x, d in zip(grid, density, strict=True)]
+        shape = "M" + "L".join([*top, *reversed(back)]) + "Z"
+        out.append(Element("path", {"class": f"violin {row.tone}", "d": shape}))
+        first, median, third = (at(float(q)) for q in np.quantile(values, (0.25, 0.5, 0.75)))
+        out.append(_box(_r(first), y + 7, _r(max(third - first, 0.8)), 6, "quartiles"))
+        out.append(Element("path", {"class": "median", "d": f"M{_r(median)} {y + 5}v10"}))
+        end = LABEL + TRACK + COUNT
+        out.append(_text(end, y + 14, f"n = {len(values)}", "tick", "end"))
+    return _with_notes(out, panel.notes, LABEL + TRACK + COUNT, HEAD + height + 20, panel.title)
+
+
+@draw.register
+def _bars(panel: Bars) -> Drawn:
+    height, scale = STEP * len(panel.rows), TRACK / panel.high
+    out = [_text(0, 13, panel.title, "heading"), *_axis(0.0, panel.high, height, percent=True)]
+    for i, row in enumerate(panel.rows):
+        y = HEAD + i * STEP
+        out.append(_text(LABEL - 8, y + 14, row.label, "name", "end"))
+        end = LABEL + TRACK + NUMBER
+        if row.n is not None:
+            out.append(_text(end + COUNT, y + 14, f"n = {row.n}", "tick", "end"))
+        if row.value is None:
+            out.append(_text(end, y + 14, "–", "number", "end"))
+            continue
+        out.append(_box(LABEL, y + 4, _r(scale * row.value.value), 12, f"fill {row.tone}"))
+        if row.value.low is not None and row.value.high is not None:
+            low, high = (_r(LABEL + scale * v) for v in (row.value.low, row.value.high))
+            shape = f"M{low} {y + 10}H{high}M{low} {y + 7}v6M{high} {y + 7}v6"
+            out.append(Element("path", {"class": "whisker", "d": shape}))
+        out.append(_text(end, y + 14, _percent(row.value), "number", "end"))
+    counted = COUNT if any(row.n is not None for row in panel.rows) else 0
+    width = LABEL + TRACK + NUMBER + counted
+    return _with_notes(out, panel.notes, width, HEAD + height + 20, panel.title)
+
+
+@draw.register
+def _lines(panel: Lines) -> Drawn:
+    ticks = sorted({x for line in panel.lines for x, _ in line.points})
+    place = {x: LEFT + PLOT_W * (i + 0.5) / max(len(ticks), 1) for i, x in enumerate(ticks)}
+
+    def at(v: float) -> float:
+        return _r(HEAD + PLOT_H * (1 - v))
+
+    out = [_text(0, 13, panel.title, "heading")]
+    for v in (0.0, 0.25, 0.5, 0.75, 1.0):
+        out.append(Element("path", {"class": "grid", "d": f"M{LEFT} {at(v)}h{PLOT_W}"}))
+        out.append(_text(LEFT - 6, at(v) + 4, f"{100 * v:.0f}", "tick", "end"))
+    for x, where in place.items():
+        out.append(_text(_r(where), HEAD + PLOT_H + 15, f"{x:g}", "tick", "middle"))
+    out.append(_text(LEFT + PLOT_W / 2, HEAD + PLOT_H + 29, panel.axis, "tick", "middle"))
+    for level in panel.levels:
+        if level.value.low is not None and level.value.high is not None:
+            high, low = at(level.value.high), at(level.value.low)
+            out.append(_box(LEFT, high, PLOT_W, _r(low - high), f"band {level.tone}"))
+        shape = f"M{LEFT} {at(level.value.value)}h{PLOT_W}"
+        out.append(Element("path", {"class": f"line level {level.tone}", "d": shape}))
+    for k, line in enumerate(panel.lines):
+        aside = 3.0 * (k - (len(panel.lines) - 1) / 2)  # whiskers of two lines side by side
+        out += _series(line, place, aside, at)
+    return _with_notes(out, panel.notes, LEFT + PLOT_W + 6, HEAD + PLOT_H + FOOT, panel.title)
+
+
+def _series(line: Line, place: dict[float, float], aside: float, at: Any) -> Iterator[Element]:
+    dots = [(_r(place[x] + aside), v) for x, v in sorted(line.points, key=lambda p: p[0])]
+    path = "".join(f"{'L' if i else 'M'}{x} {at(v.value)}" for i, (x, v) in enumerate(dots))
+    yield Element("path", {"class": f"line {line.tone}", "d": path})
+    for x, v in dots:
+        if v.low is not None and v.high is not None:
+            shape = (
+                f"M{x} {at(v.low)}V{at(v.high)}M{x - 2.5} {at(v.low)}h5M{x - 2.5} {at(v.high)}h5"
+            )
+            yield Element("path", {"class": f"line thin {line.tone}", "d": shape})
+        yield Element("circle", {"class": f"point {line.tone}", "cx": x, "cy": at(v.value), "r": 3})
+
+
+def _axis(low: float, high: float, height: float, *, percent: bool = False) -> Iterator[Element]:
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x = LABEL + TRACK * share
+        value = low + share * (high - low)
+        yield Element("path", {"class": "grid", "d": f"M{x} {HEAD}v{height}"})
+        shown = f"{100 * value:.3g}" if percent else f"{value:g}"
+        yield _text(x, HEAD + height + 14, shown, "tick", "middle")
+
+
+def _density(values: np.ndarray[Any, Any], low: float, high: float) -> tuple[Any, Any]:
+    """(places, heights up to 1) of a kernel density; the ends are where values end."""
+    width = 0.02 * (high - low)
+    ends = max(low, float(values.min()) - 2 * width), min(high, float(values.max()) + 2 * width)
+    grid = np.linspace(*ends, GRID)
+    density = np.exp(-0.5 * ((grid[:, None] - values[None]) / width) ** 2).sum(1)
+    return grid, density / density.max()
+
+
+def _with_notes(
+    out: list[Element], notes: Sequence[str], width: float, y: float, title: str
+) -> Drawn:
+    for note in notes:
+        y += NOTE
+        out.append(_text(0, y, note, "note"))
+    letters = max((len(n) for n in notes), default=0) * GLYPH * 0.96
+    return Drawn(tuple(out), max(width, letters, len(title) * GLYPH * 1.1), y + 4)
+
+
+def _text(x: float, y: float, text: str, style: str, anchor: str = "start") -> Element:
+    return Element("text", {"class": style, "x": x, "y": y, "text-anchor": anchor}, text)
+
+
+def _box(x: float, y: float, width: float, height: float, style: str) -> Element:
+    return Element("rect", {"class": style, "x": x, "y": y, "width": width, "height": height})
+
+
+def _percent(value: Value) -> str:
+    return f"{100 * value.value:.1f}"
+
+
+def _r(x: float) -> float:
+    return round(float(x), 2)

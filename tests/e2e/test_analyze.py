@@ -1,0 +1,127 @@
+"""`errata analyze` and `errata report --vary` from the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from errata.cli import main
+from errata.cli._shared import bundled_models
+
+QUICK = (
+    *("--set", "epochs=2", "--set", "width=16", "--set", "encoder=backbone", "--set", "corpus=5"),
+    *("--set", "memory=20", "--set", "prompts=10", "--set", "latent_layers=[-2,-1]"),
+)
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def errata(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    def run(*arguments: object) -> Ran:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return Ran(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small state of the bundled model, quickly made and of no use but for tests."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.raises(SystemExit) as exit_:
+        main(
+            [
+                *("prepare", "micro-vlm", "--editor", "unike", "--out", str(folder)),
+                *("--benchmark", "microworld:vqa@train", "--limit", "60", *QUICK),
+            ]
+        )
+    assert not exit_.value.code
+    return folder
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open() as f:
+        return list(csv.DictReader(f))
+
+
+@pytest.mark.trained
+@pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bundled model")
+def test_spaces(errata, state, tmp_path):
+    out = tmp_path / "spaces"
+    ran = errata(
+        *("analyze", "spaces", "micro-vlm", "--state", state, "--limit", 60, "--layer", -1),
+        *("--with", "picture=pca", "--with", "known=8", "--out", out),
+    )
+    assert ran.code == 0, ran.err
+    assert {p.name for p in out.iterdir()} == {
+        *("spaces.json", "spaces.csv", "spaces-pca.csv", "spaces-pca.svg"),
+    }
+    told = json.loads((out / "spaces.json").read_text())
+    assert (told["analysis"], told["editor"]["name"], told["limit"]) == ("spaces", "unike", 60)
+    rows = read(out / "spaces.csv")
+    assert [(r["block"], r["space"]) for r in rows] == [
+        *(("7", "states"), ("7", "semantic"), ("7", "truthfulness")),
+    ]
+    assert all(0 <= float(r["probe"]) <= 1 for r in rows)
+    of_block = told["blocks"]["7"]
+    assert of_block["spaces"]["states"]["probe"]["value"] == float(rows[0]["probe"])
+    assert "probe on states" in of_block["when prepared"]
+    assert ET.parse(out / "spaces-pca.svg").getroot().tag.endswith("svg")
+    assert "a first look" in ran.out
+
+
+@pytest.mark.trained
+@pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bundled model")
+def test_alpha(errata, state, tmp_path):
+    out = tmp_path / "alpha"
+    ran = errata(
+        *("analyze", "alpha", "micro-vlm", "--editor", "unike", "--state", state, *QUICK),
+        *("--set", "intrinsic=false", "--set", "alpha=0.25", "--limit", 3, "--out", out),
+    )
+    assert ran.code == 0, ran.err
+    rows = read(out / "alpha-questions.csv")
+    assert {r["alpha"] for r in rows} == {"0.25"} and {r["block"] for r in rows} == {"6", "7"}
+    assert len({r["case"] for r in rows}) == 3
+    assert "block 7: alpha on the edit 0.25" in ran.out
+
+
+def test_bad_input_is_one_line(errata, tmp_path):
+    (tmp_path / "file").write_text("x")
+    out = ("--out", tmp_path / "out")
+    for arguments, words in (
+        (("analyze", "alfa", "micro-vlm", *out), "Did you mean 'alpha'?"),
+        (("analyze", "spaces", "micro-vlm", *out), "Give --state DIR"),
+        (("analyze", "spaces", "micro-vlm", "--state", tmp_path / "no", *out), "no state in"),
+        (("analyze", "alpha", "micro-vlm", "--with", "x", *out), "Write --with name=value"),
+        (("analyze", "alpha", "micro-vlm", "--set", "top=5", *out), "Name it with --editor"),
+        (("analyze", "alpha", "micro-vlm", "--with", "layers=[1]", "--layer", 1, *out), "one of"),
+        (("analyze", "alpha", "micro-vlm", "--out", tmp_path / "file"), "is a file"),
+        (("analyze", "alpha", "micro-vlm", "--benchmark", "nowhere", *out), "unknown benchmark"),
+        (("report", tmp_path, "--vary", "top"), "go together"),
+    ):
+        extra = ("--editor", "ft_l") if "nowhere" in arguments else ()
+        ran = errata(*arguments, *extra)
+        assert ran.code == 2, arguments
+        assert words in ran.err and ran.err.count("\n") == 1, ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_analyses_are_listed_and_shown(errata):
+    rows = json.loads(errata("list", "analyses", "--json").out)
+    assert {"spaces", "alpha"} <= {r["name"] for r in rows}
+    assert "picture: Literal" in errata("show", "analysis", "spaces").out
