@@ -131,8 +131,8 @@ def test_components(
 
 
 OPTIONS: list[str] = [
-    *(f"alpha={a}" for a in ("query", "token", 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0, 1)),
-    *(f"top={k}" for k in (5, 10, 20, 40, 80)),
+    *(f"alpha={a}" for a in ("query", "token", 0.1, 0.9)),
+    *(f"top={k}" for k in (10, 80)),
     "attention=cosine", "temperature=0.5", "cutoff=0.4", "own_rows=none", "own_rows=every",
     "zeta=off", "zeta=random", "zeta=semantic", "zeta=truthfulness", "beta=0", "neurons=1",
     "neurons=20", "act_weight=1", "eos=false",
@@ -143,7 +143,7 @@ OPTIONS: list[str] = [
 def test_every_setting_reaches_the_patch(
     bb: tiny.HfVlm, state: State, edits: list[Edit], text: str
 ) -> None:
-    editor = unike(**parse_settings([text]))
+    editor = unike(steps=1, **parse_settings([text]))
     memory, neurons = editor.edit(bb, edits[2:3], state).patch.parts()
     assert isinstance(memory, Latent) and isinstance(neurons, Neurons)
     name, value = next(iter(parse_settings([text]).items()))
