@@ -1,5 +1,6 @@
 #!/bin/sh
-# The ablations of UniKE: Table 4 on eval, Figure 4 on dev (nothing was chosen by it), on one thread.
+# The ablations of UniKE: Table 4 on eval (its last row is runs/results/unike-TASK-one_step), Figure 4 on
+# dev (nothing was chosen by it), on one thread.
 #   sh benchmarks/unike.sh [table4 fig4a fig4b fig4c]      resumes what is there
 set -eu
 export OMP_NUM_THREADS=1
@@ -19,7 +20,6 @@ for part in ${*:-table4 fig4a fig4b fig4c}; do
       run "table4-$task-latent" "microworld:$task" 240 --set intrinsic=false
       run "table4-$task-intrinsic+ike" "microworld:$task" 240 --set extrinsic=prompt --set zeta=off
       run "table4-$task-intrinsic+latent" "microworld:$task" 240 $plain
-      run "table4-$task-full" "microworld:$task" 240
     done
     ;;
   fig4a)

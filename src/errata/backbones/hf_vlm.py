@@ -162,6 +162,11 @@ class HfVlm(TrunkBackbone):
         attention: Any = self.site(f"text.{layer}.attn").first
         size = int(attention.head_dim)
         queries, keys = (self.weight(f"text.{layer}.attn.{p}")[1] // size for p in ("q", "k"))
+        if self.weight(f"text.{layer}.attn.o")[0] != queries * size:
+            raise BadBackbone(
+                f"{self.name}: the queries of block {layer} are not as wide as what its heads put "
+                "out (gated queries). A memory cannot be mixed into this attention."
+            )
         return Heads(queries, keys, size, float(getattr(attention, "scaling", size**-0.5)))
 
     def fingerprint(self) -> str:

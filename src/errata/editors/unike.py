@@ -219,7 +219,7 @@ class UniKE(NeuronEditor):
                 "editor 'unike' with intrinsic=false and extrinsic=none edits nothing. "
                 "Leave one of the two on."
             )
-        return [Found(p, s) for p, s in zip(beside, states, strict=True)]
+        return [Found(p.to_backbone(backbone), s) for p, s in zip(beside, states, strict=True)]
 
     def _check_blocks(self, backbone: Backbone, states: Sequence[State]) -> None:
         """Raises BadSpec for a block that the state was not prepared for."""

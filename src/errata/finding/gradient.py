@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from errata.core.backbone import Backbone
 from errata.core.editor import Editor, Found, State
+from errata.core.errors import BadSpec
 from errata.core.patch import Patch
 from errata.core.types import Edit
 from errata.finding.search import Settings, search
@@ -36,6 +38,15 @@ class GradientEditor(Editor):
         stop_loss: float = 1e-2
         clip: float = 0.0
         eos: bool = True
+
+    def __init__(self, preset: str | None = None, **passed: Any) -> None:
+        super().__init__(preset, **passed)
+        c = self.config
+        if not c.lr > 0 or c.steps < 0:
+            raise BadSpec(
+                f"editor '{self.name}': lr={c.lr}, steps={c.steps} cannot be searched with. Give "
+                "lr above 0 and at least 0 steps."
+            )
 
     def settings(self) -> Settings:
         c = self.config

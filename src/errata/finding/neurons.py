@@ -61,6 +61,8 @@ class NeuronEditor(GradientEditor):
     def __init__(self, preset: str | None = None, **passed: Any) -> None:
         super().__init__(preset, **passed)
         c = self.config
+        if not c.memory_weight >= 0:
+            raise BadSpec(f"editor '{self.name}': memory_weight={c.memory_weight}. Give 0 or more.")
         if not c.layers or c.neurons < 1:
             raise BadSpec(
                 f"editor '{self.name}': layers={list(c.layers)}, neurons={c.neurons} leave nothing "

@@ -109,6 +109,12 @@ def ends(
     return {i: v[row, last] for i, v in x.items()}, {i: v[row, at] for i, v in x.items()}, counts
 
 
+def _halved(x: Tensor) -> Tensor:
+    """In half precision; as bfloat16 where a value is too large for float16."""
+    small = x.half()
+    return small if bool(small.isfinite().all()) else x.bfloat16()
+
+
 def states_of(
     backbone: Backbone, triplets: Sequence[tuple[Prompt, str, str]], layers: Sequence[int]
 ) -> States:
@@ -121,5 +127,5 @@ def states_of(
         _, neg, _ = ends(backbone, prompts, [t[2] for t in part], layers)
         for into, states in zip(found, (sem, pos, neg), strict=True):
             for i in layers:
-                into[i].append(states[i].half().cpu())
+                into[i].append(_halved(states[i].cpu()))
     return States(*({i: torch.cat(v) for i, v in part.items()} for part in found))
