@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from errata.core.errors import BadSpec
 from errata.core.figure import (
+    Bar,
     Bars,
     Dots,
     Figure,
@@ -30,6 +31,7 @@ from errata.core.figure import (
     Lines,
     Panel,
     Scatter,
+    Spread,
     Spreads,
     Table,
     Value,
@@ -51,8 +53,8 @@ PLOT_W, PLOT_H, LEFT, FOOT = 230, 130, 34, 32
 GRID = 60
 """Points at which a density is drawn."""
 
-GLYPH = 6.1
-"""Mean width of a letter at 11 units."""
+GLYPH, TITLE = 6.1, 9.0
+"""Mean width of a letter of a label, of the figure's title."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def sheet(figure: Figure) -> Sheet:
     grid = [drawn[i : i + figure.columns] for i in range(0, len(drawn), figure.columns)]
     column = max((p.width for p in drawn), default=0.0)
     columns = max((len(row) for row in grid), default=0)
-    width = max(columns * (column + GAP) - GAP, 420.0) + 2 * MARGIN
+    width = max(columns * (column + GAP) - GAP, TITLE * len(figure.title), 420.0) + 2 * MARGIN
     head, y = _head(figure, width)
     placed = []
     for row in grid:
@@ -234,15 +236,15 @@ def _scatter(panel: Scatter) -> Drawn:
 
 @draw.register
 def _spreads(panel: Spreads) -> Drawn:
-    height = STEP * len(panel.rows)
-    out = [_text(0, 13, panel.title, "heading"), *_axis(panel.low, panel.high, height)]
+    height, label = STEP * len(panel.rows), _label_width(panel.rows)
+    out = [_text(0, 13, panel.title, "heading"), *_axis(label, panel.low, panel.high, height)]
     for i, row in enumerate(panel.rows):
         y = HEAD + i * STEP
-        out.append(_text(LABEL - 8, y + 14, row.label, "name", "end"))
+        out.append(_text(label - 8, y + 14, row.label, "name", "end"))
         values = np.array(row.values)
 
         def at(v: float) -> float:
-            return LABEL + TRACK * (v - panel.low) / (panel.high - panel.low)
+            return label + TRACK * (v - panel.low) / (panel.high - panel.low)
 
         grid, density = _density(values, panel.low, panel.high)
         top = [f"{_r(at(x))} {_r(y + 10 - 8 * d)}" for x, d in zip(grid, density, strict=True)]
@@ -252,32 +254,36 @@ def _spreads(panel: Spreads) -> Drawn:
         first, median, third = (at(float(q)) for q in np.quantile(values, (0.25, 0.5, 0.75)))
         out.append(_box(_r(first), y + 7, _r(max(third - first, 0.8)), 6, "quartiles"))
         out.append(Element("path", {"class": "median", "d": f"M{_r(median)} {y + 5}v10"}))
-        end = LABEL + TRACK + COUNT
+        end = label + TRACK + COUNT
         out.append(_text(end, y + 14, f"n = {len(values)}", "tick", "end"))
-    return _with_notes(out, panel.notes, LABEL + TRACK + COUNT, HEAD + height + 20, panel.title)
+    return _with_notes(out, panel.notes, label + TRACK + COUNT, HEAD + height + 20, panel.title)
 
 
 @draw.register
 def _bars(panel: Bars) -> Drawn:
-    height, scale = STEP * len(panel.rows), TRACK / panel.high
-    out = [_text(0, 13, panel.title, "heading"), *_axis(0.0, panel.high, height, percent=True)]
+    height, label = STEP * len(panel.rows), _label_width(panel.rows)
+    scale = TRACK / panel.high
+    out = [
+        _text(0, 13, panel.title, "heading"),
+        *_axis(label, 0.0, panel.high, height, percent=True),
+    ]
     for i, row in enumerate(panel.rows):
         y = HEAD + i * STEP
-        out.append(_text(LABEL - 8, y + 14, row.label, "name", "end"))
-        end = LABEL + TRACK + NUMBER
+        out.append(_text(label - 8, y + 14, row.label, "name", "end"))
+        end = label + TRACK + NUMBER
         if row.n is not None:
             out.append(_text(end + COUNT, y + 14, f"n = {row.n}", "tick", "end"))
         if row.value is None:
             out.append(_text(end, y + 14, "–", "number", "end"))
             continue
-        out.append(_box(LABEL, y + 4, _r(scale * row.value.value), 12, f"fill {row.tone}"))
+        out.append(_box(label, y + 4, _r(scale * row.value.value), 12, f"fill {row.tone}"))
         if row.value.low is not None and row.value.high is not None:
-            low, high = (_r(LABEL + scale * v) for v in (row.value.low, row.value.high))
+            low, high = (_r(label + scale * v) for v in (row.value.low, row.value.high))
             shape = f"M{low} {y + 10}H{high}M{low} {y + 7}v6M{high} {y + 7}v6"
             out.append(Element("path", {"class": "whisker", "d": shape}))
         out.append(_text(end, y + 14, _percent(row.value), "number", "end"))
     counted = COUNT if any(row.n is not None for row in panel.rows) else 0
-    width = LABEL + TRACK + NUMBER + counted
+    width = label + TRACK + NUMBER + counted
     return _with_notes(out, panel.notes, width, HEAD + height + 20, panel.title)
 
 
@@ -321,9 +327,15 @@ def _series(line: Line, place: dict[float, float], aside: float, at: Any) -> Ite
         yield Element("circle", {"class": f"point {line.tone}", "cx": x, "cy": at(v.value), "r": 3})
 
 
-def _axis(low: float, high: float, height: float, *, percent: bool = False) -> Iterator[Element]:
+def _label_width(rows: Sequence[Spread | Bar]) -> float:
+    return max(LABEL, *(_r(GLYPH * len(row.label) + 12) for row in rows)) if rows else LABEL
+
+
+def _axis(
+    left: float, low: float, high: float, height: float, *, percent: bool = False
+) -> Iterator[Element]:
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x = LABEL + TRACK * share
+        x = left + TRACK * share
         value = low + share * (high - low)
         yield Element("path", {"class": "grid", "d": f"M{x} {HEAD}v{height}"})
         shown = f"{100 * value:.3g}" if percent else f"{value:g}"

@@ -82,6 +82,15 @@ def test_nothing_lies_outside_the_page():
                 assert 0 <= y + float(e.attrib["y"]) + float(e.attrib.get("height", 0)) <= height
 
 
+def test_long_words_are_not_cut():
+    row = Bar("a series with a long name, setting=value", Value(0.5), "changes")
+    panel = Bars("p", (row,))
+    (name,) = elements(panel, "text", "name")
+    assert name["text-anchor"] == "end" and name["x"] >= 5 * len(row.label)
+    title = "A title that is much longer than its only panel is wide, and wider still"
+    assert plots.sheet(Figure("f", title, (panel,), 1)).width > 8 * len(title)
+
+
 def test_bars_are_as_long_as_they_say():
     panel = Bars("p", (Bar("a", Value(0.5, 0.4, 0.75), "changes"),))
     (bar,) = elements(panel, "rect", "changes")
