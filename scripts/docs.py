@@ -90,7 +90,7 @@ def attempt(name: str, bb: Backbone) -> str:
         before = bb.logits(batch)
     try:
         made = editor(name).for_backbone(bb)
-        patch = made.edit(bb, [edit], made.prepare(bb, [_lesson()])).patch
+        patch = made.edit(bb, [edit], made.prepare(bb, _lessons())).patch
         with torch.no_grad(), bb.applied(patch):
             during = bb.logits(bb.encode([edit.prompt], [edit.target]))
         with torch.no_grad():
@@ -101,12 +101,17 @@ def attempt(name: str, bb: Backbone) -> str:
     return "no effect" if torch.equal(before, during) else "yes"
 
 
-def _lesson() -> Case:
-    """A training case for editors that learn what to spare."""
+def _lessons() -> list[Case]:
+    """Training cases for editors that learn what to spare, or what the model does not know."""
     from errata import Case, Edit, Probe, Prompt
 
     spared = Probe("l", Prompt.of("Who made the other one?"), "t_locality", reference="Corvin")
-    return Case("lesson", Edit(Prompt.of("Where is it from?"), "Aldham"), (spared,))
+    truths = {"Where is it from?": "Aldham", "Who made it?": "Sorrel", "What is it?": "a ring"}
+    asked = [(Prompt.of(q, p), a) for q, a in truths.items() for p in (None, PICTURE)]
+    return [
+        Case(f"lesson {i}", Edit(prompt, answer), (spared,), origin="correction")
+        for i, (prompt, answer) in enumerate(asked)
+    ]
 
 
 def _row(cells: Iterable[str]) -> str:
