@@ -343,6 +343,7 @@ def remembering(folder: Path, state: State, count: int) -> dict[str, Any]:
     loaded += note(f"{count - 1} more loaded", lambda: [patches.load(p) for p in places[1:]])
     ends = {p.blocks[layers[0]].sem.data_ptr() for p in loaded}
     told["memories_of_all_patches"] = len(ends)
+    told["copies_on_an_accelerator"] = len({id(p.knowledge) for p in loaded})
     query = torch.ones(1, width) / width**0.5
     for turn in ("first", "second"):
         note(f"{turn} retrieval of all blocks",
