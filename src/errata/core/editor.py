@@ -49,6 +49,11 @@ class State:
         return self._digest
 
     @cached_property
+    def views(self) -> dict[str, Any]:
+        """What was made of the tensors once and is shared by all who use the state; not stored."""
+        return {}
+
+    @cached_property
     def _digest(self) -> str:
         h = hashlib.sha256(record.dumps(dict(self.meta)).encode())
         for name in sorted(self.tensors):

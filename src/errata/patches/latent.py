@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from torch import Tensor
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from errata.core.backbone import Backbone
     from errata.core.editor import State
 
-CHUNK = 4096
+#: entries that are brought to float32 at once
+CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,18 @@ class Knowledge:
 
     @classmethod
     def of(cls, state: State) -> Self:
-        """From tensors `text.{i}/{sem,pos,centre}` and `text.{i}/enc_sem/*` of a state."""
+        """From tensors `text.{i}/{sem,pos,centre}` and `text.{i}/enc_sem/*` of a state; once."""
+        if "knowledge" in state.views:
+            return cast(Self, state.views["knowledge"])
         layers = sorted({int(k.split("/")[0][5:]) for k in state.tensors if k.endswith("/sem")})
         blocks = {}
         for i in layers:
             own = under(state.tensors, f"text.{i}/")
             encoder = under(own, "enc_sem/")
             blocks[i] = Entries(own["sem"], own["pos"], encoder, own["centre"])
-        return cls(state.origin or state.digest(), blocks)
+        made = cls(state.origin or state.digest(), blocks)
+        state.views["knowledge"] = made
+        return made
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -147,3 +147,14 @@ def test_a_link_to_a_folder_that_holds_another_state_by_now(
     state.save(tmp_path / "S2")
     states.link(tmp_path / "S2", state.digest())
     load(folder, bb)
+
+
+def test_patches_of_one_state_hold_one_memory(
+    bb: tiny.HfVlm, stored: tuple[State, Stack, Path]
+) -> None:
+    state, _, folder = stored
+    states.keep(state)
+    one, two = (load(folder, bb).parts()[0] for _ in range(2))
+    assert isinstance(one, Latent) and isinstance(two, Latent)
+    assert one.knowledge is two.knowledge
+    assert one.blocks[LAYERS[0]].sem.data_ptr() == two.blocks[LAYERS[0]].sem.data_ptr()
