@@ -51,7 +51,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
+from errata.core.backbone import Backbone, Entered
 from errata.core.editor import Found, State
 from errata.core.errors import BadData, BadSpec
 from errata.core.patch import Patch
@@ -63,6 +63,7 @@ from errata.finding.gradient import generator
 from errata.finding.memory import locality_prompts, site_inputs
 from errata.finding.neurons import NeuronEditor
 from errata.finding.retrieve import choose, embed
+from errata.finding.search import encode_edits
 from errata.finding.triplets import collect, ends, usable
 from errata.patches.context import Context, Fact, Layout
 from errata.patches.latent import Knowledge, Latent, Options
@@ -262,37 +263,38 @@ class UniKE(NeuronEditor):
         heads = {i: backbone.heads(i) for i in layers}
         options = Options(c.top, c.alpha, c.attention, c.temperature, c.cutoff)
         own: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in groups]
+        if c.own_rows == "none":
+            empty = torch.empty(0, backbone.width)
+            own = [{i: (empty, empty) for i in layers} for _ in groups]
 
         def with_blocks(blocks: Sequence[int]) -> list[Latent]:
             some = {i: heads[i] for i in blocks}
             return [Latent(knowledge, some, {i: rows[i] for i in blocks}, options) for rows in own]
 
-        for n, i in enumerate(layers):
-            below = with_blocks(layers[:n]) if c.own_stream and n else None
-            with backbone.applied(Rows(below).to_backbone(backbone) if below else None):
-                for rows, found in zip(own, self._own(backbone, groups, [i]), strict=True):
-                    rows |= found
+        if c.own_rows != "none":
+            batch, of_edit = encode_edits(backbone, groups, eos=False)
+            state_below = backbone.enter(batch, layers[0], rows=of_edit)
+            for n, i in enumerate(layers):
+                below = with_blocks(layers[:n]) if c.own_stream and n else None
+                with backbone.applied(Rows(below).to_backbone(backbone) if below else None):
+                    self._read(backbone, state_below, of_edit, i, own)
         return with_blocks(layers)
 
-    def _own(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], layers: Sequence[int]
-    ) -> list[dict[int, tuple[Tensor, Tensor]]]:
-        """Per group and block, (h_sem, h_pos) [e, d] of its own edits, found on what is live."""
-        empty = torch.empty(0, backbone.width)
-        if self.config.own_rows == "none":
-            return [{i: (empty, empty) for i in layers} for _ in groups]
-        flat = [(r, e) for r, g in enumerate(groups) for e in g]
-        rows = [r for r, _ in flat]
+    def _read(
+        self,
+        backbone: Backbone,
+        entered: Entered,
+        of_edit: Tensor,
+        layer: int,
+        own: list[dict[int, tuple[Tensor, Tensor]]],
+    ) -> None:
+        """Adds the block's (h_sem, h_pos) [e, d] of each group's edits, found on what is live."""
         every = self.config.own_rows == "every"
-        sem, pos, counts = ends(
-            backbone, [e.prompt for _, e in flat], [e.target for _, e in flat], layers,
-            rows=rows, every=every,
-        )  # fmt: skip
-        of_row = torch.tensor(rows).repeat_interleave(counts)
-        return [
-            {i: (sem[i][of_row == r], pos[i][of_row == r]) for i in layers}
-            for r in range(len(groups))
-        ]
+        sem, pos, counts = ends(backbone, entered, [layer], every=every)
+        of_row = of_edit.to(counts.device).repeat_interleave(counts)
+        for r, rows in enumerate(own):
+            mine = (of_row == r).to(sem[layer].device)
+            rows[layer] = (sem[layer][mine], pos[layer][mine])
 
     def _knowledge(self, state: State) -> Knowledge:
         digest = state.origin or state.digest()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
+from errata.core.backbone import Backbone, Batch, Entered
 from errata.core.text import normalise
 from errata.core.types import Case, Prompt
 from errata.finding.watch import Watch
@@ -80,24 +80,18 @@ def collect(backbone: Backbone, cases: Sequence[Case]) -> tuple[list[Triplet], d
 
 
 def ends(
-    backbone: Backbone,
-    prompts: Sequence[Prompt],
-    answers: Sequence[str],
-    layers: Sequence[int],
-    *,
-    rows: Sequence[int] | None = None,
-    every: bool = False,
+    backbone: Backbone, what: Batch | Entered, layers: Sequence[int], *, every: bool = False
 ) -> tuple[dict[int, Tensor], dict[int, Tensor], Tensor]:
-    """Per block, states at the last token of each prompt, and of each prompt with its answer.
+    """Per block, states at the last token of each prompt, and of each prompt with its target.
 
-    [n, d] each; with `every`, an entry for every token of the answers. Last, [len(prompts)] the
-    number of entries of each prompt.
+    [n, d] each; with `every`, an entry for every token of the targets. Last, [B] the number of
+    entries of each row.
     """
     sites = {i: f"text.{i}.in" for i in layers}
-    batch = backbone.encode(prompts, answers, rows=rows)
+    batch = what if isinstance(what, Batch) else what.batch
     watch = Watch(sites.values())
     with torch.no_grad(), backbone.applied(watch):
-        backbone.logits(batch, rows=None if rows is None else torch.tensor(rows))
+        backbone.logits(what)
     places = [
         (b, start - 1, start - 1 + k)
         for b, (start, answer) in enumerate(zip(batch.lengths.tolist(), batch.targets, strict=True))
@@ -123,8 +117,8 @@ def states_of(
     for start in range(0, len(triplets), CHUNK):
         part = triplets[start : start + CHUNK]
         prompts = [t[0] for t in part]
-        sem, pos, _ = ends(backbone, prompts, [t[1] for t in part], layers)
-        _, neg, _ = ends(backbone, prompts, [t[2] for t in part], layers)
+        sem, pos, _ = ends(backbone, backbone.encode(prompts, [t[1] for t in part]), layers)
+        _, neg, _ = ends(backbone, backbone.encode(prompts, [t[2] for t in part]), layers)
         for into, states in zip(found, (sem, pos, neg), strict=True):
             for i in layers:
                 into[i].append(_halved(states[i].cpu()))

@@ -33,7 +33,7 @@ def knowledge(bb, count=6):
 
 def latent(bb, prompts, **options):
     """A memory whose own entries are the states of `prompts` themselves."""
-    sem, pos, _ = ends(bb, prompts, ["red"] * len(prompts), list(LAYERS))
+    sem, pos, _ = ends(bb, bb.encode(prompts, ["red"] * len(prompts)), list(LAYERS))
     own = {i: (sem[i], pos[i]) for i in LAYERS}
     heads = {i: bb.heads(i) for i in LAYERS}
     return Latent(

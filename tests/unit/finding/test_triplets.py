@@ -134,7 +134,7 @@ def test_ends_are_the_streams_at_the_last_tokens(family: str, ragged: list[Promp
     """Against each question alone, and the stream of the text 'question answer' itself."""
     bb = tiny.shared(family)
     answers = ["green", "blue thing of red", "ring", "x", "red ring of green"]
-    sem, pos, counts = ends(bb, ragged, answers, [1, 3])
+    sem, pos, counts = ends(bb, bb.encode(ragged, answers), [1, 3])
     assert counts.tolist() == [1] * 5
     for b, (prompt, answer) in enumerate(zip(ragged, answers, strict=True)):
         for what, states in ((prompt, sem), (prompt.with_text(f"{prompt.text} {answer}"), pos)):
@@ -152,9 +152,9 @@ def test_every_token_of_an_answer(ragged: list[Prompt]) -> None:
     batch = bb.encode(ragged, answers)
     lengths = [len(t) for t in batch.targets]
     assert max(lengths) > min(lengths)
-    sem, pos, counts = ends(bb, ragged, answers, [2], every=True)
+    sem, pos, counts = ends(bb, bb.encode(ragged, answers), [2], every=True)
     assert counts.tolist() == lengths and len(sem[2]) == len(pos[2]) == sum(lengths)
-    once_sem, once_pos, _ = ends(bb, ragged, answers, [2])
+    once_sem, once_pos, _ = ends(bb, bb.encode(ragged, answers), [2])
     last = counts.cumsum(0) - 1
     assert torch.equal(pos[2][last], once_pos[2])
     assert torch.equal(sem[2][last], once_sem[2])

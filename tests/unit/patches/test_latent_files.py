@@ -17,7 +17,7 @@ from errata.patches.delta import Delta
 from errata.patches.latent import Knowledge, Latent
 from errata.patches.stack import Stack
 from tests import tiny
-from tests.latents import knowledge, latent
+from tests.latents import LAYERS, knowledge, latent
 
 
 @pytest.fixture(scope="module")
