@@ -91,7 +91,18 @@ def test_alpha(errata, state, tmp_path):
     out = tmp_path / "alpha"
     ran = errata(
         *("analyze", "alpha", "micro-vlm", "--editor", "unike", "--state", state, *QUICK),
-        *("--set", "intrinsic=false", "--set", "alpha=0.25", "--set", "cutoff=-1", "--limit", 3, "--out", out),
+        *(
+            "--set",
+            "intrinsic=false",
+            "--set",
+            "alpha=0.25",
+            "--set",
+            "cutoff=-1",
+            "--limit",
+            3,
+            "--out",
+            out,
+        ),
     )
     assert ran.code == 0, ran.err
     rows = read(out / "alpha-questions.csv")
