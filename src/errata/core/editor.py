@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +88,21 @@ class State:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Where long preparations keep what they need to go on, and whom they tell how far they are.
+
+    `progress` is called with (what, done, total). Without a folder, a killed one starts anew.
+    """
+
+    folder: Path | None = None
+    progress: Callable[[str, int, int], None] | None = None
+
+    def report(self, what: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(what, done, total)
+
+
+@dataclass(frozen=True)
 class Found:
     """One result of an edit: the increment, and the state to hand to the next edit."""
 
@@ -143,9 +158,20 @@ class Editor(ABC):
         """Whether the editor, as it is set, works from a prepared state."""
         return self.needs_state
 
-    def prepare(self, backbone: Backbone, cases: Sequence[Case], *, seed: int = 0) -> State | None:
-        """What the editor learns once from training cases; None where it uses none."""
-        state = self.learn(backbone, cases, seed=seed) if self.uses_state else None
+    def prepare(
+        self,
+        backbone: Backbone,
+        cases: Sequence[Case],
+        *,
+        seed: int = 0,
+        work: Work | None = None,
+    ) -> State | None:
+        """What the editor learns once from training cases; None where it uses none.
+
+        With a folder in `work`, a training that was killed goes on where its checkpoint is.
+        """
+        work = work or Work()
+        state = self.train(backbone, cases, seed=seed, work=work) if self.uses_state else None
         if state is None:
             return None
         return replace(state, fingerprint=backbone.fingerprint(), settings=self._state_settings())
@@ -153,6 +179,12 @@ class Editor(ABC):
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         """The state itself; called by `prepare`, which notes what it was made for."""
         return None
+
+    def train(
+        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: Work
+    ) -> State | None:
+        """As `learn`, for editors that take long over it; see `errata.finding.train`."""
+        return self.learn(backbone, cases, seed=seed)
 
     def _state_settings(self) -> dict[str, Any]:
         config = _plain(self.config)
