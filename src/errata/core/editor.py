@@ -51,9 +51,8 @@ class State:
         h = hashlib.sha256(record.dumps(dict(self.meta)).encode())
         for name in sorted(self.tensors):
             h.update(name.encode())
-            h.update(
-                self.tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-            )
+            flat = self.tensors[name].detach().cpu().contiguous().flatten()
+            h.update(flat.view(torch.uint8).numpy().tobytes())
         return h.hexdigest()
 
     def save(self, folder: Path) -> None:
