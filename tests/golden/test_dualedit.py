@@ -249,7 +249,13 @@ def test_noise_influence_equals_each_module_run_by_itself(
     batch = backbone.encode([prompt] * (1 + count))
     columns = batch.vision[0].nonzero()[:count, 0]
     found = noise_influence(
-        backbone, batch, columns, layers=[1, 3], sigma=sigma, draws=1, rng=generator(5)
+        backbone,
+        batch,
+        columns[:, None].unbind(),
+        layers=[1, 3],
+        sigma=sigma,
+        draws=1,
+        rng=generator(5),
     )
     one = backbone.encode([prompt])
     rng, calls = generator(5), {}
@@ -282,7 +288,13 @@ def test_noise_leaves_the_stream_as_it_is(backbone: tiny.HfVlm, edits: list[Edit
 
     def measured(layers: list[int], sigma: float) -> dict[int, torch.Tensor]:
         return noise_influence(
-            backbone, batch, columns, layers=layers, sigma=sigma, draws=1, rng=generator(1)
+            backbone,
+            batch,
+            columns[:, None].unbind(),
+            layers=layers,
+            sigma=sigma,
+            draws=1,
+            rng=generator(1),
         )
 
     quiet = measured([0, 2], 0.0)

@@ -1,11 +1,11 @@
-"""How much image tokens bear on a question: noise on one of them, seen at the last prompt token.
+"""How much image tokens bear on a question: noise on some of them, seen at the last prompt token.
 
 Source: VisEdit (Chen et al., AAAI 2025), its attribution of visual representations: at the input of
-an attention module, Gaussian noise is added to one image token; its influence is 1 - cosine between
+an attention module, Gaussian noise is added to image tokens; their influence is 1 - cosine between
 the module's clean and noisy output at the last prompt token. Every module is measured by itself:
 behind it the stream goes on as if nothing had happened.
 
-Shapes: N tokens looked at, T columns, d stream width.
+Shapes: N places looked at (a token, or a window of them), T columns, d stream width.
 """
 
 from __future__ import annotations
@@ -22,21 +22,27 @@ from errata.core.ports import Ctx
 
 
 class _Noise(Patch):
-    """Row 0 is clean; row 1 + n has noise at columns[n]. `influence[site]` [N] after a forward."""
+    """Row 0 is clean; row 1 + n has noise at places[n]. `influence[site]` [N] after a forward."""
 
     def __init__(
-        self, sites: Sequence[str], columns: Tensor, last: int, sigma: float, rng: torch.Generator
+        self,
+        sites: Sequence[str],
+        places: Sequence[Tensor],
+        last: int,
+        sigma: float,
+        rng: torch.Generator,
     ) -> None:
         super().__init__(sites)
-        self.columns, self.last, self.sigma, self.rng = columns, last, sigma, rng
+        self.last, self.sigma, self.rng = last, sigma, rng
+        sizes = torch.tensor([len(p) for p in places])
+        self.rows = torch.arange(1, len(places) + 1).repeat_interleave(sizes)
+        self.columns = torch.cat([p.cpu() for p in places])
         self.influence: dict[str, Tensor] = {}
 
     def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
-        count = len(self.columns)
-        noise = torch.randn(count, x.shape[-1], generator=self.rng).to(x) * self.sigma
-        rows = torch.arange(1, count + 1, device=x.device)
+        noise = torch.randn(len(self.columns), x.shape[-1], generator=self.rng) * self.sigma
         noisy = x.clone()
-        noisy[rows, self.columns.to(x.device)] += noise
+        noisy[self.rows.to(x.device), self.columns.to(x.device)] += noise.to(x)
         return noisy
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
@@ -56,24 +62,24 @@ class _Noise(Patch):
 def noise_influence(
     backbone: Backbone,
     rows: Batch | Entered,
-    columns: Tensor,
+    places: Sequence[Tensor],
     *,
     layers: Sequence[int],
     sigma: float,
     draws: int,
     rng: torch.Generator,
 ) -> dict[int, Tensor]:
-    """Layer -> [N] influence of the tokens at `columns` [N], the mean over `draws`.
+    """Layer -> [N] influence of places (columns of image tokens each), the mean over `draws`.
 
     `rows` holds the same question 1 + N times (row 0 stays clean), without live patches.
     """
     batch = rows if isinstance(rows, Batch) else rows.batch
-    assert batch.size == len(columns) + 1, (batch.size, len(columns))
+    assert batch.size == len(places) + 1, (batch.size, len(places))
     last = int(batch.lengths[0]) - 1
     sites = {i: f"text.{i}.attn" for i in layers}
     total: dict[int, Tensor] = {}
     for _ in range(draws):
-        noise = _Noise(tuple(sites.values()), columns, last, sigma, rng)
+        noise = _Noise(tuple(sites.values()), places, last, sigma, rng)
         with backbone.applied(noise):
             backbone.logits(rows)
         for i, site in sites.items():

@@ -233,7 +233,7 @@ class Adapter(Patch):
         index = columns_BN[..., None].expand(-1, -1, y.shape[-1])
         old_BNd = y.gather(1, index)
         new_BNd = old_BNd + self._change(i, old_BNd.float(), chosen_B).to(y.dtype)
-        live_BN = wanted_BT.gather(1, columns_BN) & open_B[:, None]
+        live_BN = wanted_BT.gather(1, columns_BN) & open_B.to(y.device)[:, None]
         return y.scatter(1, index, torch.where(live_BN[..., None], new_BNd, old_BNd))
 
     def _route(self, y: Tensor, ctx: Ctx) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Analyses: what an edit does inside the model, and why. One file each, run by `errata analyze`."""
