@@ -28,6 +28,27 @@ def test_scores_by_hand() -> None:
     assert module_scores(value, chance)[0].tolist() == pytest.approx(wanted)
 
 
+def outputs(
+    backbone: tiny.HfVlm, prompt: Prompt
+) -> tuple[dict[tuple[int, int], torch.Tensor], int]:
+    """What every module says at the last token, and the token that the model says."""
+    seen: dict[tuple[int, int], torch.Tensor] = {}
+
+    def keep(at: tuple[int, int], out: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        seen[at] = (out[0] if isinstance(out, tuple) else out)[0, -1]
+
+    handles = [
+        module.register_forward_hook(lambda _, x, out, at=(i, m): keep(at, out))
+        for i, block in enumerate(backbone.blocks)
+        for m, module in enumerate((block.self_attn, block.mlp))
+    ]
+    with torch.no_grad():
+        logits = backbone.model(**backbone.encode([prompt]).inputs).logits
+    for handle in handles:
+        handle.remove()
+    return seen, int(logits[0, -1].argmax())
+
+
 def test_modules_are_read_as_the_model_reads_its_stream(ragged: list[Prompt]) -> None:
     """Against hooks on the model's own modules, one question at a time."""
     backbone = tiny.shared("llava")
@@ -35,23 +56,9 @@ def test_modules_are_read_as_the_model_reads_its_stream(ragged: list[Prompt]) ->
     assert found.shape == (len(ragged), backbone.depth, 2)
     norm, head = backbone.site("final_norm").first, backbone.site("head").first
     for p, prompt in enumerate(ragged):
-        seen: dict[tuple[int, int], torch.Tensor] = {}
-        handles = []
-        for i, block in enumerate(backbone.blocks):
-            for m, module in enumerate((block.self_attn, block.mlp)):
-
-                def keep(
-                    _: object, args: object, out: object, at: tuple[int, int] = (i, m)
-                ) -> None:
-                    y = out[0] if isinstance(out, tuple) else out
-                    seen[at] = y[0, -1]  # type: ignore[index]
-
-                handles.append(module.register_forward_hook(keep))
+        seen, token = outputs(backbone, prompt)
         with torch.no_grad():
-            token = int(backbone.model(**backbone.encode([prompt]).inputs).logits[0, -1].argmax())
             logits = {at: head(norm(x[None]))[0] for at, x in seen.items()}
-        for handle in handles:
-            handle.remove()
         largest = max(abs(float(v[token])) for v in logits.values())
         for (i, m), v in logits.items():
             share, chance = float(v[token]) / largest, float(v.softmax(-1)[token])
