@@ -31,6 +31,8 @@ FAST: dict[str, dict[str, Any]] = {
     "lora": {"steps": 8, "lr": 1e-2},
     "tpatcher": {"steps": 8, "memory": 200, "prompts": 20, "memory_weight": 0.1},
     "ike": {"encoder": "backbone"},
+    "mend": {"steps": 3, "batch": 2, "layers": (1, 2), "rank": 8, "edit_lr": -1e-2},
+    "ke": {"steps": 3, "batch": 2, "layers": (1, 2), "hidden": 8, "condition": 8, "width": 8},
     "serac": {"steps": 4, "batch": 2, "held_out": 0, "width": 16, "slots": 2, "warmup": 0},
     "lte": {"steps": 3, "batch": 2, "held_out": 0, "rank": 2, "warmup": 0, "encoder": "backbone"},
     "dualedit": {"text_layer": 1, "visual_layer": 2, **SMALL, "gate_cases": 4},

@@ -65,6 +65,7 @@ class State:
             "settings": dict(self.settings),
             "origin": self.origin,
         }
+        record.write_bytes(folder / "README.md", _card(self).encode())
         record.write_json(folder / "state.json", head)
 
     @classmethod
@@ -86,15 +87,73 @@ class State:
         )
 
 
+def _card(state: State) -> str:
+    """What the state is, and how a trained one came about: what a reader of the folder sees."""
+    numbers = sum(t.numel() for t in state.tensors.values())
+    lines = [
+        f"# State of the errata editor `{state.editor}`",
+        "",
+        f"For the model with fingerprint `{state.fingerprint[:12]}`: {numbers} numbers in "
+        f"{len(state.tensors)} tensors. State hash `{state.digest()[:16]}`.",
+        "",
+        f"    errata bench BACKBONE --editor {state.editor} --state . --benchmark B --out RUN",
+        "",
+    ]
+    if state.settings:
+        lines += ["It works with these settings: " + record.dumps(dict(state.settings)) + ".", ""]
+    training = state.meta.get("training")
+    if isinstance(training, Mapping):
+        lines += _training_table(training)
+    return "\n".join(lines)
+
+
+def _training_table(training: Mapping[str, Any]) -> list[str]:
+    """An account as `errata.finding.train` gives it: one sentence, and the loss curve."""
+    end = "stopped early" if training["stopped_early"] else "all steps done"
+    curve = training["curve"]
+    names = sorted({n for point in curve for part in ("train", "held_out") for n in point[part]})
+    lines = [
+        f"Trained {training['parameters']} parameters on {training['cases']} cases "
+        f"({training['held_out']} more held out) for {training['steps']} steps, "
+        f"{training['epochs']} epochs; {end}; the weights are those of step "
+        f"{training['best_step']}, the best on the held-out cases.",
+        "",
+        "Each cell: mean on training cases since the line above / on held-out cases.",
+        "",
+        "| step | " + " | ".join(names) + " |",
+        "| --- |" + " --- |" * len(names),
+    ]
+    for point in curve:
+        cells = [
+            f"{_cell(point['train'], name)} / {_cell(point['held_out'], name)}" for name in names
+        ]
+        lines.append(f"| {point['step']} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _cell(values: Mapping[str, float], name: str) -> str:
+    return f"{values[name]:.3g}" if name in values else "-"
+
+
 @dataclass(frozen=True)
 class Work:
     """Where long preparations keep what they need to go on, and whom they tell how far they are.
 
-    `progress` is called with (what, done, total). Without a folder, a killed one starts anew.
+    `progress` is called with (what, done, total). Without a folder, a killed one starts anew. Who
+    called `prepare` calls `clear` once the state is saved.
     """
 
     folder: Path | None = None
     progress: Callable[[str, int, int], None] | None = None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        return None if self.folder is None else self.folder / "training.safetensors"
+
+    def clear(self) -> None:
+        """Drops the checkpoint of a training whose result is safe."""
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
 
     def report(self, what: str, done: int, total: int) -> None:
         if self.progress is not None:

@@ -20,8 +20,6 @@ from torch import Tensor
 from errata.core import record
 from errata.core.errors import BadRun
 
-NAME = "training.safetensors"
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -34,7 +32,7 @@ class Checkpoint:
     optimiser: Mapping[str, Any]
 
 
-def save(folder: Path, point: Checkpoint) -> None:
+def save(path: Path, point: Checkpoint) -> None:
     tensors = {f"module/{k}": v for k, v in point.module.items()}
     tensors |= {f"best/{k}": v for k, v in point.best.items()}
     plain: dict[str, dict[str, Any]] = {}
@@ -51,13 +49,12 @@ def save(folder: Path, point: Checkpoint) -> None:
     }
     stored = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     blob = to_safetensors(stored, metadata={"head": record.dumps(head)})
-    record.write_bytes(folder / NAME, blob)
+    record.write_bytes(path, blob)
 
 
-def load(folder: Path) -> Checkpoint | None:
-    """The checkpoint of a folder, None where there is none. Raises BadRun for a damaged one."""
-    path = folder / NAME
-    if not path.exists():
+def load(path: Path | None) -> Checkpoint | None:
+    """The checkpoint, None where there is none. Raises BadRun for a damaged one."""
+    if path is None or not path.exists():
         return None
     try:
         with safe_open(str(path), "pt") as f:
@@ -81,10 +78,6 @@ def load(folder: Path) -> Checkpoint | None:
             parts[where][name] = tensor
     optimiser = {"state": state, "param_groups": head["optimiser"]["param_groups"]}
     return Checkpoint(head["plan"], head["progress"], parts["module"], parts["best"], optimiser)
-
-
-def delete(folder: Path) -> None:
-    (folder / NAME).unlink(missing_ok=True)
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:

@@ -36,13 +36,13 @@ CURVE = 40  # most points of a loss curve that a state keeps
 class Training:
     """How an editor's network is trained; base of the `Config` of editors that are.
 
-    steps: updates at most. batch: cases per forward; accumulate: forwards per update. lr: of Adam,
-    after `warmup` steps, `constant` or along a `cosine` to a tenth. clip: gradient norm (0 = none).
-    gen, loc: rows of a case per step, out of a pool of gen_pool and loc_pool rows per case, taken
-    in turn from the probes of gen_kinds and loc_kinds. held_out: cases that are not trained on;
-    every `every` steps their loss is taken, and after `patience` times without a new best the
-    training stops. keep: steps between checkpoints. cache_gb: for states behind the frozen trunk.
-    eos: the end token is part of the targets.
+    steps: updates at most. batch: cases per forward; accumulate: forwards per update. lr: after
+    `warmup` steps, `constant`, along a `cosine` to a tenth, or `linear` to zero. clip: gradient
+    norm (0 = none). gen, loc: rows of a case per step, out of a pool of gen_pool and loc_pool rows
+    per case, taken in turn from the probes of gen_kinds and loc_kinds. held_out: cases that are not
+    trained on; every `every` steps their loss is taken, and after `patience` times without a new
+    best the training stops. keep: steps between checkpoints. cache_gb: for states behind the frozen
+    trunk. eos: the end token is part of the targets.
     """
 
     steps: int = 2000
@@ -50,7 +50,7 @@ class Training:
     accumulate: int = 1
     lr: float = 1e-3
     warmup: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
     clip: float = 1.0
     gen: int = 2
     loc: int = 2
@@ -100,6 +100,10 @@ class Trainee(ABC):
     def stepped(self) -> None:
         """Called after each update."""
         return
+
+    def score(self, means: Mapping[str, float]) -> float:
+        """What is smallest at the best step, from means over the held-out cases."""
+        return means["total"]
 
     def validated(self, means: Mapping[str, float]) -> None:
         """Called after each look at the held-out cases; what it changes belongs into buffers."""
@@ -256,6 +260,8 @@ class _Loop:
         if self.c.schedule == "constant":
             return 1.0
         gone = (step - self.c.warmup) / max(1, self.c.steps - self.c.warmup)
+        if self.c.schedule == "linear":
+            return 1.0 - gone
         return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * gone))
 
     def _update(self, step: int) -> None:
@@ -323,7 +329,7 @@ class _Loop:
         trained = _means(p.sums)
         p.curve.append({"step": p.step, "train": _rounded(trained), "held_out": _rounded(held)})
         p.sums = {}
-        score = held.get("total", trained.get("total", math.inf)) if self.held else -p.step
+        score = self.trainee.score(held) if self.held else -p.step
         if p.best is None or score < p.best:
             p.best, p.best_step, p.stale = score, p.step, 0
             self.best = {k: v.detach().clone() for k, v in self.trainee.module.state_dict().items()}
@@ -365,26 +371,27 @@ class _Loop:
         }
 
     def _save(self) -> None:
-        if self.work.folder is None:
+        path = self.work.checkpoint
+        if path is None:
             return
         if self.accelerator.is_main_process:
             point = checkpoint.Checkpoint(
                 self.plan, asdict(self.progress), self.trainee.module.state_dict(), self.best,
                 self.optimiser.state_dict(),
             )  # fmt: skip
-            checkpoint.save(self.work.folder, point)
+            checkpoint.save(path, point)
         self.accelerator.wait_for_everyone()
 
     def _resumed(self) -> Progress:
         """Goes on from the folder's checkpoint, if there is one."""
-        point = checkpoint.load(self.work.folder) if self.work.folder is not None else None
+        point = checkpoint.load(self.work.checkpoint)
         if point is None:
             return self.progress
         if point.plan != self.plan:
             raise BadRun(
                 f"{self.work.folder} holds an unfinished training with other settings, cases, seed "
-                f"or model. Repeat that command, delete {checkpoint.NAME} in it, or choose another "
-                "--out."
+                "or model. Repeat that command, delete training.safetensors in it, or choose "
+                "another --out."
             )
         self.trainee.module.load_state_dict(dict(point.module))
         checkpoint.restore_optimiser(self.optimiser, point.optimiser)
@@ -454,8 +461,6 @@ class TrainedEditor(Editor):
         extra = self.extra(backbone, trainee, cases)
         meta = {"training": {**done.account, "seed": seed}, **extra}
         tensors = {k: v.detach().cpu() for k, v in done.tensors.items()}
-        if work.folder is not None:
-            checkpoint.delete(work.folder)
         return State(self.name, meta, tensors)
 
 

@@ -15,7 +15,6 @@ from errata.core.backbone import Backbone, Entered
 from errata.core.editor import Work
 from errata.core.errors import BadData, BadRun, NotFinite
 from errata.core.types import Case, Edit, Probe, Prompt
-from errata.finding import checkpoint
 from errata.finding.train import Trained, Trainee, Training, train
 from errata.finding.turns import Pools, Row, Turn
 from errata.patches.delta import Delta
@@ -88,7 +87,7 @@ def test_a_killed_training_ends_with_the_same_bits(
     whole = run(cases, config)
     with pytest.raises(Killed):
         train(bb, cases, Shared(bb, config), seed=1, work=Work(tmp_path, killed_at(at)))
-    assert (tmp_path / checkpoint.NAME).exists() == (at >= 2)
+    assert (tmp_path / "training.safetensors").exists() == (at >= 2)
     again = train(bb, cases, Shared(bb, config), seed=1, work=Work(tmp_path))
     assert again.account == whole.account
     for name, value in whole.tensors.items():
@@ -186,7 +185,7 @@ def test_another_training_in_the_folder_is_refused(cases: list[Case], tmp_path: 
         train(bb, cases, Shared(bb, FAST), seed=1, work=Work(tmp_path, killed_at(3)))
     with pytest.raises(BadRun, match="other settings"):
         train(bb, cases, Shared(bb, FAST), seed=2, work=Work(tmp_path))
-    (tmp_path / checkpoint.NAME).write_bytes(b"torn")
+    (tmp_path / "training.safetensors").write_bytes(b"torn")
     with pytest.raises(BadRun, match="Delete it"):
         train(bb, cases, Shared(bb, FAST), seed=1, work=Work(tmp_path))
 
