@@ -11,7 +11,8 @@ import torch
 from errata.core.errors import BadPatch, MissingMask
 from errata.core.patch import Header, load, save
 from errata.core.types import Edit, Prompt
-from errata.finding.adapting import banked, seen_at
+from errata.finding.adapting import banked
+from errata.finding.glimpse import seen_at
 from errata.finding.search import encode_edits
 from errata.patches.adapter import (
     Adapter,
@@ -41,10 +42,11 @@ def test_cross_attention_by_hand() -> None:
     x = (3, 1) is normed to (1, -1); E has (2, 0) -> (1, -1), (0, 4) -> (-1, 1) and a padded row.
     Scores are (2, -2) / sqrt 2, so the first gets p = sigmoid(4 / sqrt 2); out = (2p - 1) (1, -1).
     """
-    net = CrossAttention(2, 2, 1)
+    net = CrossAttention(2, 2, 1, 0)
     for linear in (net.enter, net.query, net.key, net.value, net.leave):
         identity(linear)
-    k, v = net.memory(torch.tensor([[[2.0, 0.0], [0.0, 4.0], [9.0, -9.0]]]))
+    e = torch.tensor([[[2.0, 0.0], [0.0, 4.0], [9.0, -9.0]]])
+    k, v = net.memory(e, torch.tensor([0]))
     out = net(torch.tensor([[[3.0, 1.0]]]), k, v, torch.tensor([[True, True, False]]))
     p = 1 / (1 + math.exp(-4 / math.sqrt(2)))
     torch.testing.assert_close(out, torch.tensor([[[2 * p - 1, 1 - 2 * p]]]), atol=1e-4, rtol=1e-4)
@@ -53,16 +55,27 @@ def test_cross_attention_by_hand() -> None:
 def test_heads_attend_apart() -> None:
     """Two heads over halves of four channels equal two single heads over two channels each."""
     torch.manual_seed(0)
-    net = CrossAttention(4, 4, 2)
+    net = CrossAttention(4, 4, 2, 0)
     for linear in (net.enter, net.query, net.key, net.value, net.leave):
         identity(linear)
     x, e = torch.randn(1, 3, 4), torch.randn(1, 5, 4)
     real = torch.ones(1, 5, dtype=torch.bool)
-    out = net(x, *net.memory(e), real)
+    out = net(x, *net.memory(e, torch.tensor([4])), real)
     q, k = net.norm_x(x), net.norm_e(e)
     for h in (slice(0, 2), slice(2, 4)):
         weights = (q[0, :, h] @ k[0, :, h].T / math.sqrt(2)).softmax(-1)
         torch.testing.assert_close(out[0, :, h], weights @ k[0, :, h])
+
+
+def test_target_tokens_are_marked_in_order() -> None:
+    """Last prompt token at column 1, two marks: columns 2 and 3 get one each, 4 the last again."""
+    net = CrossAttention(2, 2, 1, 2)
+    identity(net.value)
+    net.mark.data = torch.tensor([[10.0, 0.0], [0.0, 10.0]])
+    e = torch.tensor([[[1.0, -1.0]] * 5])
+    v = net.memory(e, torch.tensor([1]))[1][0]
+    wanted = [[1, -1], [1, -1], [11, -1], [1, 9], [1, 9]]
+    torch.testing.assert_close(v, torch.tensor(wanted).float(), atol=1e-4, rtol=1e-4)
 
 
 def test_influence_by_hand() -> None:

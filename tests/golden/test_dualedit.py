@@ -14,7 +14,8 @@ from errata.core.errors import BadEdit, BadSpec
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.dualedit import DualEdit
 from errata.editors.visedit import VisEdit
-from errata.finding.adapting import AdapterTrainee, seen_at, similarities, tuned
+from errata.finding.adapting import AdapterTrainee, similarities, tuned
+from errata.finding.glimpse import seen_at
 from errata.finding.gradient import generator
 from errata.finding.influence import noise_influence
 from errata.finding.train import Row

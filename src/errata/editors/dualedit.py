@@ -17,6 +17,9 @@ Differences:
 - the KL of text-only locality (appendix A) is trained; the code skips it.
 - the code's cross-attention is used (residual, layer norms, width 1024, heads), not the paper's
   formula (no residual, full rank); its last linear map starts at zero.
+- `marks`: a learnt mark on the target tokens of the edit's states, so that the network need not
+  find out by content which tokens are the answer, nor their order. Preset `micro-vlm` has 8: after
+  100 steps 35 % of held-out edits are right, against 8 % without after 150. `paper` has none.
 - several edits live side by side, routed by the gate's cosine; the code holds a single one.
 - a layer set to null leaves that modality alone (the paper's single-modality rows).
 """
@@ -40,7 +43,7 @@ class DualEdit(AdapterEditor):
     """Cross-attention adapters on text and image tokens, gated."""
 
     name = "dualedit"
-    state_settings = ("text_layer", "visual_layer", "mid", "heads", "eos")
+    state_settings = ("text_layer", "visual_layer", "mid", "heads", "marks", "eos")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {
             "text_layer": 16,
@@ -56,7 +59,25 @@ class DualEdit(AdapterEditor):
             "clip": 0.0,
             "eos": False,
         },
-        "micro-vlm": {},
+        "micro-vlm": {
+            "text_layer": 1,
+            "visual_layer": 1,
+            "mid": 256,
+            "heads": 8,
+            "marks": 8,
+            "lr": 3e-3,
+            "warmup": 30,
+            "schedule": "cosine",
+            "batch": 16,
+            "steps": 1000,
+            "every": 50,
+            "patience": 20,
+            "held_out": 48,
+            "loc": 1,
+            "loc_pool": 3,
+            "loc_kinds": ("t_locality", "m_locality", "near_locality"),
+            "loc_weight": 1.0,
+        },
     }
 
     @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ Differences:
   rephrased one, but indexes a single number where it wants the slice, so that the target always
   belongs to the edit's own picture. Here it is measured on the very question that is ranked.
 - targets do not change while training, so each is measured once, in a forward of its own.
-- the last linear map of the cross-attention starts at zero.
+- the last linear map of the cross-attention starts at zero; `marks` tells the edit's target tokens
+  from its prompt (none in `paper`), see `errata.finding.adapting`.
 - several edits live side by side, routed by the cosine of last prompt tokens (the code holds a
   single one); gate `none` (as published) lets every question with an image pass, `prompt` adds
   DualEdit's gate without its leak.
@@ -38,7 +39,8 @@ from torch.nn.functional import logsigmoid
 from errata.core.backbone import Backbone
 from errata.core.errors import BadEdit
 from errata.core.types import Case, Edit, Prompt, digest
-from errata.finding.adapting import AdapterEditor, AdapterTrainee, seen_at, site_behind
+from errata.finding.adapting import AdapterEditor, AdapterTrainee, site_behind
+from errata.finding.glimpse import seen_at
 from errata.finding.gradient import generator
 from errata.finding.influence import noise_influence
 from errata.finding.train import Trainee, Turn
@@ -50,7 +52,7 @@ class VisEdit(AdapterEditor):
 
     name = "visedit"
     modalities = frozenset({"image"})
-    state_settings = ("layer", "mid", "heads", "eos")
+    state_settings = ("layer", "mid", "heads", "marks", "eos")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {
             "layer": 18,
@@ -69,7 +71,27 @@ class VisEdit(AdapterEditor):
             "loc_kinds": ("m_locality",),
             "eos": False,
         },
-        "micro-vlm": {},
+        "micro-vlm": {
+            "layer": 1,
+            "noise_layers": (2, 3, 4),
+            "mid": 256,
+            "heads": 8,
+            "marks": 8,
+            "lr": 3e-3,
+            "warmup": 30,
+            "schedule": "cosine",
+            "batch": 16,
+            "steps": 1000,
+            "every": 50,
+            "patience": 20,
+            "held_out": 48,
+            "loc": 1,
+            "loc_pool": 3,
+            "loc_kinds": ("m_locality", "near_locality"),
+            "loc_weight": 1.0,
+            "tokens": 8,
+            "mapped": 4,
+        },
     }
 
     @dataclass(frozen=True, kw_only=True)
@@ -78,7 +100,7 @@ class VisEdit(AdapterEditor):
 
         influence_weight: of the mapper's three losses. noise_layers: attention modules that noise
         is measured in, () = all above `layer`. sigma, draws: of the noise. tokens: image tokens
-        looked at per case.
+        looked at per case. mapped: cases of a turn that the mapper learns from, 0 = all.
         """
 
         layer: int = 18
@@ -88,6 +110,7 @@ class VisEdit(AdapterEditor):
         sigma: float = 0.7
         draws: int = 1
         tokens: int = 24
+        mapped: int = 0
 
     def places(self, backbone: Backbone) -> list[Place]:
         return [Place(site_behind(backbone, self.config.layer), "visual", influence=True)]
@@ -144,7 +167,8 @@ class _VisEditTrainee(AdapterTrainee):
         assert mapper is not None
         stream_BTd = seen_at(self.backbone, turn.state, [site])[site].float()
         named: dict[str, list[Tensor]] = {"rank": [], "up": [], "down": []}
-        for case in range(len(turn.cases)):
+        some = self.config.mapped or len(turn.cases)  # type: ignore[attr-defined]
+        for case in range(min(some, len(turn.cases))):
             opens, closes = (
                 self._rows(turn, case, inside=True),
                 self._rows(turn, case, inside=False),

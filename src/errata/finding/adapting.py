@@ -17,16 +17,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone, Batch, Entered
+from errata.core.backbone import Backbone, Batch
 from errata.core.editor import Found, State
 from errata.core.errors import BadSpec
 from errata.core.patch import Patch
-from errata.core.ports import Ctx
 from errata.core.types import Case, Edit, Prompt
+from errata.finding.glimpse import seen_at
 from errata.finding.gradient import generator
 from errata.finding.search import encode_edits
 from errata.finding.train import TrainedEditor, Trainee, Turn
-from errata.finding.watch import Watch
 from errata.patches.adapter import Adapter, Bank, Gate, Network, Place
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
@@ -43,31 +42,6 @@ def site_behind(backbone: Backbone, layer: int) -> str:
     """
     found = backbone.layer(layer)
     return f"text.{found}.block" if found == backbone.depth - 1 else f"text.{found + 1}.in"
-
-
-def seen_at(
-    backbone: Backbone, what: Batch | Entered, sites: Sequence[str], rows: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Streams [B, T, d] at `sites`, without gradients; nothing above the last of them is run."""
-    glimpse = _Glimpse(sites)
-    with torch.no_grad(), backbone.applied(glimpse):
-        try:
-            backbone.logits(what, rows=rows)
-        except _Enough:
-            pass
-    return glimpse.y
-
-
-class _Enough(Exception):
-    """Ends a forward that has shown what was asked for."""
-
-
-class _Glimpse(Watch):
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
-        super().at(site, x, y, ctx)
-        if self.sites <= self.y.keys():
-            raise _Enough
-        return y
 
 
 def banked(places: Sequence[Place], gate: Gate, batch: Batch, seen: Mapping[str, Tensor]) -> Bank:
@@ -91,7 +65,9 @@ class AdapterTrainee(Trainee):
         c, places = editor.config, editor.places(backbone)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator(seed, editor.name))))
-            self.module = Network(places, width=backbone.width, mid=c.mid, heads=c.heads)
+            self.module = Network(
+                places, width=backbone.width, mid=c.mid, heads=c.heads, marks=c.marks
+            )
         for i, place in enumerate(places):
             self.module.attention[i].to(backbone.device_of(place.site))
             if place.influence:
@@ -118,7 +94,8 @@ class AdapterEditor(TrainedEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TrainedEditor.Config):
-        """mid, heads: of the cross-attention.
+        """mid, heads: of the cross-attention. marks: that many target tokens of an edit carry a
+        learnt mark (0: none, as published; the network then has to tell them by their content).
 
         rel_weight, gen_weight, loc_weight: of the losses, each a mean over its rows. gate: prompt,
         leaky or none, see `errata.patches.adapter.Gate`; it can be changed without training again.
@@ -128,6 +105,7 @@ class AdapterEditor(TrainedEditor):
 
         mid: int = 1024
         heads: int = 8
+        marks: int = 0
         rel_weight: float = 1.0
         gen_weight: float = 2.0
         loc_weight: float = 2.0

@@ -19,6 +19,7 @@ from torch import Tensor
 from errata.core.backbone import Backbone, Batch, Entered
 from errata.core.patch import Patch
 from errata.core.ports import Ctx
+from errata.finding.glimpse import Enough, run_until_enough
 
 
 class _Noise(Patch):
@@ -48,6 +49,8 @@ class _Noise(Patch):
     def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
         seen = y[:, self.last].float()
         self.influence[site] = 1 - torch.cosine_similarity(seen[1:], seen[:1], dim=-1)
+        if self.sites <= self.influence.keys():
+            raise Enough
         return y[:1].expand_as(y)
 
     def pack(self) -> NoReturn:
@@ -80,8 +83,7 @@ def noise_influence(
     total: dict[int, Tensor] = {}
     for _ in range(draws):
         noise = _Noise(tuple(sites.values()), places, last, sigma, rng)
-        with backbone.applied(noise):
-            backbone.logits(rows)
+        run_until_enough(backbone, rows, noise)
         for i, site in sites.items():
             total[i] = total.get(i, torch.zeros(())) + noise.influence[site].cpu() / draws
     return total

@@ -37,12 +37,18 @@ Tokens = Literal["visual", "text", "all"]
 
 
 class CrossAttention(nn.Module):
-    """x [B, N, d], E [B, S, d] -> what is added to x [B, N, d]; nothing before any training."""
+    """x [B, N, d], E [B, S, d] -> what is added to x [B, N, d]; nothing before any training.
 
-    def __init__(self, width: int, mid: int, heads: int) -> None:
+    With `marks`, the first target tokens of E carry a learnt mark of their own each, all later ones
+    the last mark, the prompt none.
+    """
+
+    def __init__(self, width: int, mid: int, heads: int, marks: int) -> None:
         super().__init__()
         assert mid % heads == 0, (mid, heads)
-        self.heads = heads
+        self.heads, self.marks = heads, marks
+        if marks:
+            self.mark = nn.Parameter(torch.randn(marks, width))
         self.norm_x, self.norm_e = nn.LayerNorm(width), nn.LayerNorm(width)
         self.enter, self.query = nn.Linear(width, mid), nn.Linear(mid, mid)
         self.key, self.value = nn.Linear(width, mid), nn.Linear(width, mid)
@@ -54,9 +60,13 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def memory(self, e_KSd: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [K, S, m] of edits."""
+    def memory(self, e_KSd: Tensor, ends_K: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [K, S, m] of edits whose last prompt tokens are at `ends_K`."""
         normed = self.norm_e(e_KSd)
+        if self.marks:
+            behind_KS = torch.arange(e_KSd.shape[1], device=e_KSd.device) - ends_K[:, None]
+            marked = self.mark[(behind_KS - 1).clamp(0, self.marks - 1)]
+            normed = normed + marked * (behind_KS > 0)[..., None]
         return self.key(normed), self.value(normed)
 
     def forward(self, x_BNd: Tensor, k_BSm: Tensor, v_BSm: Tensor, real_BS: Tensor) -> Tensor:
@@ -108,11 +118,13 @@ class Place:
 class Network(nn.Module):
     """The trained part: one cross-attention per place, and an influence mapper where asked for."""
 
-    def __init__(self, places: Sequence[Place], *, width: int, mid: int, heads: int) -> None:
+    def __init__(
+        self, places: Sequence[Place], *, width: int, mid: int, heads: int, marks: int = 0
+    ) -> None:
         super().__init__()
         self.places = tuple(places)
-        self.sizes = {"width": width, "mid": mid, "heads": heads}
-        self.attention = nn.ModuleList(CrossAttention(width, mid, heads) for _ in places)
+        self.sizes = {"width": width, "mid": mid, "heads": heads, "marks": marks}
+        self.attention = nn.ModuleList(CrossAttention(**self.sizes) for _ in places)
         self.influence = nn.ModuleDict(
             {str(i): Influence(width, mid, heads) for i, p in enumerate(places) if p.influence}
         )
@@ -256,17 +268,17 @@ class Adapter(Patch):
         attention = self.network.attention[i]
         assert isinstance(attention, CrossAttention)
         states_KSd: Tensor = getattr(self, f"states_{i}")
-        chosen_B = chosen_B.to(states_KSd.device)
+        chosen_B, ends_K = chosen_B.to(states_KSd.device), self.ends.to(states_KSd.device)
         if states_KSd.shape[0] <= chosen_B.shape[0]:  # whichever side is fewer is projected
-            k_BSm, v_BSm = (t[chosen_B] for t in attention.memory(states_KSd))
+            k_BSm, v_BSm = (t[chosen_B] for t in attention.memory(states_KSd, ends_K))
         else:
-            k_BSm, v_BSm = attention.memory(states_KSd[chosen_B])
+            k_BSm, v_BSm = attention.memory(states_KSd[chosen_B], ends_K[chosen_B])
         columns = torch.arange(states_KSd.shape[1], device=states_KSd.device)
         real_BS = columns < self.lengths.to(columns.device)[chosen_B][:, None]
         change: Tensor = attention(x_BNd, k_BSm, v_BSm, real_BS)
         mapper = self.network.mapper(i)
         if mapper is not None:
-            prompt_Bd = states_KSd[chosen_B, self.ends.to(columns.device)[chosen_B]]
+            prompt_Bd = states_KSd[chosen_B, ends_K[chosen_B]]
             change = change * torch.sigmoid(mapper(x_BNd, prompt_Bd))[..., None]
         return change
 
