@@ -7,7 +7,7 @@ the rates, gradients of two cases per update, clip 100, 0.1 gen + 1.0 KL).
 
 The gradient of a linear map is sum_t d_t x_t^T over tokens (`finding.factors`). Per token, input
 and output gradient are normalised with running statistics of the training, passed through two
-low-rank residual layers h + relu(s * (U V h + b) + t), and split again; the update is
+low-rank residual layers h + max(0, s * (U V h + b) + t), and split again; the update is
 rate * sum_t d'_t x'_t^T. Matrices of one shape share U, V and b; scale s, shift t and rate are a
 matrix's own. The result is a low-rank delta whose rank is the number of tokens that the edit's
 loss reaches. K edits of a group add up.
@@ -52,7 +52,18 @@ class Mend(TrainedEditor):
     name = "mend"
     state_settings = ("layers", "parts", "rank", "depth", "eos")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "micro-vlm": {},
+        "micro-vlm": {
+            "layers": (4, 5, 6, 7),
+            "edit_lr": -1e-3,
+            "lr": 1e-3,
+            "warmup": 20,
+            "schedule": "cosine",
+            "steps": 600,
+            "batch": 8,
+            "c_loc": 0.5,
+            "loc_kinds": ("t_locality", "m_locality", "near_locality"),
+            "keep": 50,
+        },
         "paper": {
             "layers": (-3, -2, -1),
             "rank": 1920,
@@ -215,7 +226,8 @@ class Transform(nn.Module):
         spread = torch.where(self.count > 1, spread, torch.ones_like(spread))
         h = (torch.cat([x, d], dim=-1) - self.mean) / (spread + 1e-7)
         for V, U, b, s, t in zip(self.V, self.U, self.b, self.s, self.t, strict=True):
-            h = h + torch.relu(s[matrix] * (h @ V.T @ U.T + b) + t[matrix])
+            # clamp, whose slope at 0 is 1: relu has 0 there, and all units start at exactly 0
+            h = h + (s[matrix] * (h @ V.T @ U.T + b) + t[matrix]).clamp(min=0)
         return h[..., : self.n], h[..., self.n :]
 
 
