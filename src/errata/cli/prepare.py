@@ -59,7 +59,7 @@ def prepare(
     cases, start = loaded.cases[:limit], time.monotonic()
     workplace = out or _workplace(home(), ed, bb, spec, limit, seed)
     with reporting(editor) as progress:
-        work = Work(workplace, progress)
+        work = Work(workplace, progress if _writes() else None)
         state = ed.prepare(bb, cases, seed=seed, work=work)
     if state is None:
         print(f"editor '{editor}' needs no preparation; nothing was written")
@@ -102,7 +102,7 @@ def _own_device() -> str | None:
 
 
 def _writes() -> bool:
-    """Of several processes one writes the state."""
+    """Of several processes one speaks, and writes the state."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -21,9 +21,10 @@ Differences: the constraint is the paper's KL on questions that must stay, VLKEB
 norm of dW, which leaves locality to chance; rephrasings may be part of the loss (`c_gen`, 0 in
 `paper`), as in Mitchell et al.'s version; the old answer is what the model at hand says to the
 edit's prompt (`belief`: MMEdit's `pred` is BLIP-2's answer, the wrong belief for any other model);
-`scale` makes up for the softmax, whose entries are about 1 / o (`paper` has 1). The condition sees
-no image, as in the port: two edits with the same texts differ in G only. Gradients are float32,
-the port takes those of half-precision weights.
+`scale` makes up for the softmax, whose entries are about 1 / o (`paper` has 1); with `descent` the
+untrained network is a step down the gradient, whose sign is otherwise drawn at random per input
+(off in `paper`). The condition sees no image, as in the port: two edits with the same texts differ
+in G only. Gradients are float32, the port takes those of half-precision weights.
 """
 
 from __future__ import annotations
@@ -61,13 +62,26 @@ class Ke(TrainedEditor):
     name = "ke"
     state_settings = ("layers", "parts", "hidden", "condition", "width", "scale", "belief", "eos")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "micro-vlm": {},
+        "micro-vlm": {
+            "layers": (4, 5, 6, 7),
+            "lr": 1e-3,
+            "warmup": 20,
+            "schedule": "cosine",
+            "steps": 600,
+            "batch": 8,
+            "loc_kinds": ("t_locality", "m_locality", "near_locality"),
+            "margin": 0.1,
+            "multiplier": 0.5,
+            "lr_multiplier": 1e-2,
+            "keep": 50,
+        },
         "paper": {
             "layers": (-3, -2, -1),
             "hidden": 128,
             "condition": 1024,
             "width": 128,
             "scale": 1.0,
+            "descent": False,
             "lr": 3e-4,
             "warmup": 1000,
             "schedule": "linear",
@@ -90,6 +104,7 @@ class Ke(TrainedEditor):
         strength of an update. tokens: of the text that is read. belief: the old answer is the
         model's `own`, or as `given` with the edit. c_rel, c_gen: weights of the losses. margin,
         margin_end, shrink: of the KL. multiplier, lr_multiplier: where it starts, its step.
+        descent: the untrained network takes a plain step down the gradient.
         """
 
         layers: tuple[int, ...] = (-4, -3, -2)
@@ -97,7 +112,7 @@ class Ke(TrainedEditor):
         hidden: int = 128
         condition: int = 256
         width: int = 128
-        scale: float = 1000.0
+        scale: float = 32.0
         tokens: int = 32
         belief: Literal["own", "given"] = "own"
         c_rel: float = 1.0
@@ -106,6 +121,7 @@ class Ke(TrainedEditor):
         margin_end: float = 1e-7
         shrink: float = 0.8
         multiplier: float = 1.0
+        descent: bool = True
         lr_multiplier: float = 1e-1
 
     def sites(self, backbone: Backbone) -> list[str]:
@@ -122,12 +138,11 @@ class Ke(TrainedEditor):
         return made.to(backbone.device_of(""))
 
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
-        edits = {c.id: c.edit for c in cases}
-        texts: dict[str, str] = {}
-        ids = list(edits)
-        for i in range(0, len(ids), CHUNK):
-            part = ids[i : i + CHUNK]
-            said = self._conditions(backbone, [edits[k] for k in part], [0] * len(part))
+        edits = list(dict.fromkeys(c.edit for c in cases))
+        texts: dict[Edit, str] = {}
+        for i in range(0, len(edits), CHUNK):
+            part = edits[i : i + CHUNK]
+            said = self._conditions(backbone, part, [0] * len(part))
             texts.update(zip(part, said, strict=True))
         return _Trainee(backbone, self, self.network(backbone, seed), texts)
 
@@ -207,6 +222,9 @@ class Network(nn.Module):
             )
             for n, o in shapes.values()
         )
+        if c.descent:
+            for (n, _), head in zip(shapes.values(), self.heads, strict=True):
+                _start_as_descent(head, n)
         self.multiplier = nn.Parameter(torch.tensor([c.multiplier]))
         self.register_buffer("margin", torch.tensor([c.margin]))
 
@@ -237,9 +255,19 @@ class Network(nn.Module):
         return out
 
 
+def _start_as_descent(head: nn.Module, n: int) -> None:
+    """a_in = -1 and b_in = 0 whatever the condition: dW = -scale / 2 * softmax(a_out) * G."""
+    assert isinstance(head, nn.Sequential)
+    last: Any = head[2]
+    with torch.no_grad():
+        last.parametrizations.weight.original0[: 2 * n] = 0.0  # the length of a row's weights
+        last.bias[:n] = -1.0
+        last.bias[n : 2 * n] = 0.0
+
+
 class _Trainee(Trainee):
     def __init__(
-        self, backbone: Backbone, editor: Ke, network: Network, texts: Mapping[str, str]
+        self, backbone: Backbone, editor: Ke, network: Network, texts: Mapping[Edit, str]
     ) -> None:
         super().__init__(backbone, editor.config)
         self.c: Ke.Config = editor.config
@@ -260,7 +288,7 @@ class _Trainee(Trainee):
 
     def losses(self, turn: Turn) -> Mapping[str, Tensor]:
         gradient = factors(self.backbone, turn.edits, self.sites)
-        texts = [self.texts[c.id] for c in turn.cases]
+        texts = [self.texts[c.edit] for c in turn.cases]
         update = self.network(gradient, *tokens(self.backbone, texts, self.c.tokens))
         parts = {s: {"A": a, "B": b.transpose(1, 2)} for s, (a, b, _) in update.items()}
         with self.backbone.applied(LiveDelta(parts, len(turn.cases))):

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from errata.core.backbone import Backbone
@@ -199,7 +199,11 @@ class _Loop:
             eos=self.c.eos,
             limit=int(self.c.cache_gb * 2**30),
         )
-        self.accelerator = Accelerator(mixed_precision="no", device_placement=False)
+        # a step without a row of some role leaves parameters without a gradient
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.accelerator = Accelerator(
+            mixed_precision="no", device_placement=False, kwargs_handlers=[unused]
+        )
         self.optimiser = trainee.optimiser()
         self.rates = [float(g["lr"]) for g in self.optimiser.param_groups]
         self.model: Any = self.accelerator.prepare_model(_Losses(trainee), device_placement=False)
@@ -330,6 +334,7 @@ class _Loop:
         p.curve.append({"step": p.step, "train": _rounded(trained), "held_out": _rounded(held)})
         p.sums = {}
         score = self.trainee.score(held) if self.held else -p.step
+        self._check_finite(torch.tensor(score), p.step)
         if p.best is None or score < p.best:
             p.best, p.best_step, p.stale = score, p.step, 0
             self.best = {k: v.detach().clone() for k, v in self.trainee.module.state_dict().items()}

@@ -85,16 +85,17 @@ class Pools:
         self.backbone, self.rows_of = backbone, rows_of
         self.floor, self.eos, self.limit = floor, eos, limit
         self.bytes = 0
-        self._kept: dict[str, tuple[Piece, ...]] = {}
+        self._kept: dict[tuple[str, str], tuple[Piece, ...]] = {}
 
     def of(self, case: Case) -> tuple[Piece, ...]:
         """The pool of a case; it is kept while there is room."""
-        if case.id in self._kept:
-            return self._kept[case.id]
+        key = (case.task, case.id)
+        if key in self._kept:
+            return self._kept[key]
         pool = self._make(list(self.rows_of(case)))
         size = sum(p.bytes for p in pool)
         if self.bytes + size <= self.limit:
-            self._kept[case.id] = pool
+            self._kept[key] = pool
             self.bytes += size
         return pool
 
