@@ -69,6 +69,16 @@ class _Training(Trainee):
             out.append(alone)
         return out
 
+    def optimiser(self) -> torch.optim.Optimizer:
+        """LoRA's factor alpha / r is part of B, as a factor of its step size."""
+        c: Any = self.config
+        scale = c.alpha / c.rank if c.rank else 1.0
+        groups = [
+            {"params": [p], "lr": c.lr * (scale if name.endswith(".B") else 1.0)}
+            for name, p in self.module.named_parameters()
+        ]
+        return torch.optim.Adam(groups, lr=c.lr)
+
     def losses(self, turn: Turn) -> Mapping[str, Tensor]:
         with self.backbone.applied(self.module):
             return turn.losses(turn.logits())
@@ -84,7 +94,7 @@ class Lte(TrainedEditor):
     name = "lte"
     state_settings = ("rank", "layers", "parts", "encoder", "by_image", "recall", "eos")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "micro-vlm": {"encoder": "backbone"},
+        "micro-vlm": {"encoder": "backbone", "steps": 400, "lr": 2e-3},
         "paper": {
             "rank": 8, "alpha": 16.0, "lr": 3e-4, "batch": 8, "accumulate": 16,
             "schedule": "cosine", "scope": "always", "by_image": False, "encoder": "minilm",
@@ -112,9 +122,9 @@ class Lte(TrainedEditor):
         warmup: int = 30
         schedule: Literal["constant", "cosine"] = "cosine"
         gen: int = 2
-        loc: int = 3
-        gen_pool: int = 4
-        loc_pool: int = 4
+        loc: int = 4
+        gen_pool: int = 2
+        loc_pool: int = 2
         held_out: int = 32
         gen_kinds: tuple[str, ...] = ("t_generality", "m_generality", "portability")
         loc_kinds: tuple[str, ...] = ("near_locality", "t_locality", "m_locality")
@@ -153,16 +163,17 @@ class Lte(TrainedEditor):
         floor = min(self._layers(backbone))
         return _Training(backbone, self.config, self._delta(backbone, seed), floor)
 
-    def _layout(self, threshold: float) -> Layout:
+    def _layout(self, encoder: str, threshold: float) -> Layout:
         c = self.config
         return Layout(
-            scope=c.scope, threshold=threshold, facts=c.facts, encoder=choose(c.encoder),
-            style="update", by_image=c.by_image,
+            scope=c.scope, threshold=threshold, facts=c.facts, encoder=encoder, style="update",
+            by_image=c.by_image,
         )  # fmt: skip
 
     def extra(self, backbone: Backbone, trainee: Trainee, cases: Sequence[Case]) -> dict[str, Any]:
         """The cosine that lets `recall` of the in-scope questions of training cases through."""
-        c, layout = self.config, self._layout(0.0)
+        c, encoder = self.config, choose(self.config.encoder)
+        layout = self._layout(encoder, 0.0)
         rng = generator(0, self.name, "threshold")
         order = torch.randperm(len(cases), generator=rng)[:THRESHOLD_CASES].tolist()
         wanted: list[float] = []
@@ -174,10 +185,14 @@ class Lte(TrainedEditor):
             for probe, near in zip(probes, (vectors[1:] @ vectors[0]).tolist(), strict=True):
                 (wanted if probe.kind in TARGET_KINDS else other).append(near)
         if not wanted:
-            return {"threshold": 0.0}
+            return {"encoder": encoder, "threshold": 0.0}
         threshold = float(torch.tensor(wanted).quantile(1 - c.recall))
         shown = sum(n >= threshold for n in other) / max(1, len(other))
-        return {"threshold": round(threshold, 4), "shown_out_of_scope": round(shown, 4)}
+        return {
+            "encoder": encoder,
+            "threshold": round(threshold, 4),
+            "shown_out_of_scope": round(shown, 4),
+        }
 
     def find(
         self,
@@ -197,7 +212,8 @@ class Lte(TrainedEditor):
                 deltas[digest].load_state_dict(dict(state.tensors))
                 deltas[digest].requires_grad_(False)
             given = self.config.threshold
-            layout = self._layout(state.meta["threshold"] if given is None else given)
+            encoder = choose(state.meta["encoder"])
+            layout = self._layout(encoder, state.meta["threshold"] if given is None else given)
             vectors = vectors_of([e.prompt for e in group], layout, backbone)
             facts = Context([_fact(e) for e in group], layout, vectors)
             header = self._header(backbone, state, seed)
