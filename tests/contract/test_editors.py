@@ -24,6 +24,7 @@ from tests import tiny
 PROPERTIES = [f for n, f in vars(contract).items() if n.startswith("holds_")]
 # Few steps: Adam moves a weight whose gradient is rounding noise by a whole step, either way, so
 # that rows and single searches part after some steps (2e-6 after 3, 7e-4 after 4 for ft_v here).
+SMALL = {"mid": 16, "heads": 4, "steps": 6, "batch": 2, "lr": 1e-2}
 FAST: dict[str, dict[str, Any]] = {
     "ft_l": {"steps": 8, "lr": 1e-2},
     "ft_v": {"steps": 3, "lr": 1e-2},
@@ -42,6 +43,12 @@ FAST: dict[str, dict[str, Any]] = {
         "neurons": 4,
         "stop_loss": 1e-3,
     },
+    "mend": {"steps": 3, "batch": 2, "layers": (1, 2), "rank": 8, "edit_lr": -1e-2},
+    "ke": {"steps": 3, "batch": 2, "layers": (1, 2), "hidden": 8, "condition": 8, "width": 8},
+    "serac": {"steps": 4, "batch": 2, "held_out": 0, "width": 16, "slots": 2, "warmup": 0},
+    "lte": {"steps": 3, "batch": 2, "held_out": 0, "rank": 2, "warmup": 0, "encoder": "backbone"},
+    "dualedit": {"text_layer": 1, "visual_layer": 2, **SMALL, "gate_cases": 4},
+    "visedit": {"layer": 1, **SMALL, "tokens": 2, "gate_cases": 4},
 }
 
 
@@ -128,7 +135,7 @@ def test_the_contract_finds_what_it_is_there_for(world: contract.World) -> None:
 
 
 def test_the_quarantine_has_a_reason_for_every_row() -> None:
-    """Rows of tests/QUARANTINE.md are `| editor | property | reason |`; there are none today."""
+    """Rows of tests/QUARANTINE.md are `| editor | property | reason |`; today the leaking gate."""
     text = (Path(__file__).parents[1] / "QUARANTINE.md").read_text(encoding="utf-8")
     rows = [
         r
@@ -136,4 +143,4 @@ def test_the_quarantine_has_a_reason_for_every_row() -> None:
         if r.startswith("| ") and not r.startswith(("| editor", "| ---"))
     ]
     assert all(len(r.split("|")) == 5 and r.split("|")[3].strip() for r in rows)
-    assert len(rows) == 0
+    assert [r.split("|")[1].strip() for r in rows] == ["dualedit (gate=leaky)"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +15,9 @@ from errata.cli import _shared as shared
 from errata.core.errors import BadSpec
 
 if TYPE_CHECKING:
+    from errata.core.backbone import Backbone
     from errata.core.benchmark import BenchmarkSpec
+    from errata.core.editor import Editor
 
 
 def prepare(
@@ -34,21 +39,32 @@ def prepare(
     revision: shared.Revision = None,
     trust_remote_code: shared.Trust = False,
 ) -> None:
-    """Train or collect an editor's state and write it to a folder."""
+    """Train or collect an editor's state and write it to a folder.
+
+    A training that was killed goes on where its last checkpoint is when the command is repeated.
+    """
     spec = training_spec(benchmark)
-    from errata.core import registry
-    from errata.core.states import keep, link
+    from errata.cli._progress import reporting
+    from errata.core import record, registry
+    from errata.core.editor import Work
+    from errata.core.states import home, keep, link
 
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
     ed = shared.make_editor(editor, preset, settings)
     bb = shared.open_backbone(
-        backbone, style=style, dtype=dtype, device=device, device_map=device_map,
+        backbone, style=style, dtype=dtype, device=device or _own_device(), device_map=device_map,
         revision=revision, trust=trust_remote_code,
     )  # fmt: skip
     ed = ed.for_backbone(bb)
-    state = ed.prepare(bb, loaded.cases[:limit], seed=seed)
+    cases, start = loaded.cases[:limit], time.monotonic()
+    workplace = out or _workplace(home(), ed, bb, spec, limit, seed)
+    with reporting(editor) as progress:
+        work = Work(workplace, progress if _writes() else None)
+        state = ed.prepare(bb, cases, seed=seed, work=work)
     if state is None:
         print(f"editor '{editor}' needs no preparation; nothing was written")
+        return
+    if not _writes():
         return
     digest = state.digest()
     if out is None:
@@ -57,7 +73,41 @@ def prepare(
         folder = out
         state.save(folder)
         link(folder, digest)
-    print(f"state {digest[:16]} of {len(loaded.cases[:limit])} cases written to {folder}")
+    work.clear()
+    if workplace != folder:
+        with suppress(OSError):
+            workplace.rmdir()
+    seconds = round(time.monotonic() - start, 1)
+    record.write_json(folder / "timing.json", {"seconds": seconds})
+    print(f"state {digest[:16]} of {len(cases)} cases written to {folder} in {seconds} s")
+
+
+def _workplace(
+    home: Path, editor: Editor, bb: Backbone, spec: BenchmarkSpec, limit: int | None, seed: int
+) -> Path:
+    """Where a training without --out keeps its checkpoint: the same place for the same command."""
+    from errata.core.types import digest
+
+    what = {
+        "editor": editor.name, "settings": editor.summary["config"], "backbone": bb.fingerprint(),
+        "benchmark": str(spec), "limit": limit or 0, "seed": seed,
+    }  # fmt: skip
+    return home / "training" / digest(what)[:16]
+
+
+def _own_device() -> str | None:
+    """Under `accelerate launch` on several GPUs every process has its own."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None:
+        return None
+    import torch
+
+    return f"cuda:{rank}" if torch.cuda.is_available() else None
+
+
+def _writes() -> bool:
+    """Of several processes one speaks, and writes the state."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def training_spec(text: str) -> BenchmarkSpec:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -58,9 +58,8 @@ class State:
         h = hashlib.sha256(record.dumps(dict(self.meta)).encode())
         for name in sorted(self.tensors):
             h.update(name.encode())
-            h.update(
-                self.tensors[name].detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
-            )
+            flat = self.tensors[name].detach().cpu().contiguous().flatten()
+            h.update(flat.view(torch.uint8).numpy().tobytes())
         return h.hexdigest()
 
     def save(self, folder: Path) -> None:
@@ -74,6 +73,7 @@ class State:
             "origin": self.origin,
             "digest": self.digest(),
         }
+        record.write_bytes(folder / "README.md", _card(self).encode())
         record.write_json(folder / "state.json", head)
 
     @classmethod
@@ -97,6 +97,79 @@ class State:
             head.get("settings", {}),
             head.get("origin", ""),
         )
+
+
+def _card(state: State) -> str:
+    """What the state is, and how a trained one came about: what a reader of the folder sees."""
+    numbers = sum(t.numel() for t in state.tensors.values())
+    lines = [
+        f"# State of the errata editor `{state.editor}`",
+        "",
+        f"For the model with fingerprint `{state.fingerprint[:12]}`: {numbers} numbers in "
+        f"{len(state.tensors)} tensors. State hash `{state.digest()[:16]}`.",
+        "",
+        f"    errata bench BACKBONE --editor {state.editor} --state . --benchmark B --out RUN",
+        "",
+    ]
+    if state.settings:
+        lines += ["It works with these settings: " + record.dumps(dict(state.settings)) + ".", ""]
+    training = state.meta.get("training")
+    if isinstance(training, Mapping):
+        lines += _training_table(training)
+    return "\n".join(lines)
+
+
+def _training_table(training: Mapping[str, Any]) -> list[str]:
+    """An account as `errata.finding.train` gives it: one sentence, and the loss curve."""
+    end = "stopped early" if training["stopped_early"] else "all steps done"
+    curve = training["curve"]
+    names = sorted({n for point in curve for part in ("train", "held_out") for n in point[part]})
+    lines = [
+        f"Trained {training['parameters']} parameters on {training['cases']} cases "
+        f"({training['held_out']} more held out) for {training['steps']} steps, "
+        f"{training['epochs']} epochs; {end}; the weights are those of step "
+        f"{training['best_step']}, the best on the held-out cases.",
+        "",
+        "Each cell: mean on training cases since the line above / on held-out cases.",
+        "",
+        "| step | " + " | ".join(names) + " |",
+        "| --- |" + " --- |" * len(names),
+    ]
+    for point in curve:
+        cells = [
+            f"{_cell(point['train'], name)} / {_cell(point['held_out'], name)}" for name in names
+        ]
+        lines.append(f"| {point['step']} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _cell(values: Mapping[str, float], name: str) -> str:
+    return f"{values[name]:.3g}" if name in values else "-"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where long preparations keep what they need to go on, and whom they tell how far they are.
+
+    `progress` is called with (what, done, total). Without a folder, a killed one starts anew. Who
+    called `prepare` calls `clear` once the state is saved.
+    """
+
+    folder: Path | None = None
+    progress: Callable[[str, int, int], None] | None = None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        return None if self.folder is None else self.folder / "training.safetensors"
+
+    def clear(self) -> None:
+        """Drops the checkpoint of a training whose result is safe."""
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
+
+    def report(self, what: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(what, done, total)
 
 
 @dataclass(frozen=True)
@@ -155,9 +228,20 @@ class Editor(ABC):
         """Whether the editor, as it is set, works from a prepared state."""
         return self.needs_state
 
-    def prepare(self, backbone: Backbone, cases: Sequence[Case], *, seed: int = 0) -> State | None:
-        """What the editor learns once from training cases; None where it uses none."""
-        state = self.learn(backbone, cases, seed=seed) if self.uses_state else None
+    def prepare(
+        self,
+        backbone: Backbone,
+        cases: Sequence[Case],
+        *,
+        seed: int = 0,
+        work: Work | None = None,
+    ) -> State | None:
+        """What the editor learns once from training cases; None where it uses none.
+
+        With a folder in `work`, a training that was killed goes on where its checkpoint is.
+        """
+        work = work or Work()
+        state = self.train(backbone, cases, seed=seed, work=work) if self.uses_state else None
         if state is None:
             return None
         return replace(state, fingerprint=backbone.fingerprint(), settings=self._state_settings())
@@ -165,6 +249,12 @@ class Editor(ABC):
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         """The state itself; called by `prepare`, which notes what it was made for."""
         return None
+
+    def train(
+        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: Work
+    ) -> State | None:
+        """As `learn`, for editors that take long over it; see `errata.finding.train`."""
+        return self.learn(backbone, cases, seed=seed)
 
     def shipped_state(self, backbone: Backbone) -> State | None:
         """The state that comes with a bundled model and fits the editor as it is set."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from errata.patches._embed import ENCODERS, choose, embed
+from errata.patches._embed import ENCODERS, choose, embed, embed_seen
 
-__all__ = ["ENCODERS", "choose", "embed", "nearest"]
+__all__ = ["ENCODERS", "choose", "embed", "embed_seen", "nearest"]
 
 
 def nearest(vectors: Tensor, query: Tensor, k: int) -> list[int]:

@@ -43,21 +43,43 @@ def embed(texts: Sequence[str], encoder: str, backbone: Backbone) -> Tensor:
             _minilm().encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
         )
         return torch.nn.functional.normalize(vectors.float(), dim=-1)
-    return torch.cat([_states(texts[i : i + 64], backbone) for i in range(0, len(texts), 64)])
+    prompts = [Prompt.of(t) for t in texts]
+    return torch.cat([_states(prompts[i : i + 64], backbone) for i in range(0, len(texts), 64)])
 
 
-def _states(texts: Sequence[str], backbone: Backbone) -> Tensor:
-    """Mean over tokens of the stream that enters the middle block, centred within each row."""
+def embed_seen(prompts: Sequence[Prompt], encoder: str, backbone: Backbone) -> Tensor:
+    """Unit vectors of texts and images: their cosine is the mean of the two cosines.
+
+    An image is the backbone's states at its tokens. Prompts without one are alike in that, and
+    unlike every prompt with one.
+    """
+    text = embed([p.text for p in prompts], encoder, backbone)
+    seen = torch.zeros(len(prompts), backbone.width + 1)
+    seen[:, -1] = 1.0
+    rows = [i for i, p in enumerate(prompts) if p.images]
+    for start in range(0, len(rows), 64):
+        part = rows[start : start + 64]
+        states = _states([prompts[i] for i in part], backbone, images=True)
+        seen[part] = torch.nn.functional.pad(states, (0, 1))
+    return torch.cat([text.cpu(), seen], dim=1) / 2**0.5
+
+
+def _states(prompts: Sequence[Prompt], backbone: Backbone, *, images: bool = False) -> Tensor:
+    """Mean over tokens of the stream that enters the middle block, centred within each row.
+
+    Over all tokens of texts, or over image tokens only.
+    """
     stack = backbone.wires.stack
     backbone.wires.switch(())
     try:
-        batch = backbone.encode([Prompt.of(t) for t in texts])
+        batch = backbone.encode(prompts)
         state = backbone.enter(batch, max(1, backbone.depth // 2))
     finally:
         backbone.wires.switch(stack)
     assert state.stream is not None
-    mask = batch.mask[..., None].float().clone()
-    mask[:, 0] = 0.0  # the begin token is the same everywhere and very long
+    mask = (batch.vision if images else batch.mask)[..., None].float().clone()
+    if not images:
+        mask[:, 0] = 0.0  # the begin token is the same everywhere and very long
     mean = (state.stream.float() * mask).sum(1) / mask.sum(1).clamp(min=1.0)
     return torch.nn.functional.normalize(mean - mean.mean(-1, keepdim=True), dim=-1).cpu()
 

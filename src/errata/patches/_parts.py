@@ -96,6 +96,17 @@ class PartsPatch(Patch):
         }
         return cls(parts, rows=len(patches), **first.options()).requires_grad_(False)
 
+    @classmethod
+    def together(cls, patches: Sequence[Self]) -> Self:
+        """The rows of several row patches of one form, one after the other."""
+        first = patches[0]
+        assert len({p.form() for p in patches}) == 1 and all(p.rows for p in patches)
+        parts = {
+            s: {k: torch.cat([p.part(s)[k].detach() for p in patches]) for k in first.part(s)}
+            for s in first.names
+        }
+        return cls(parts, rows=sum(p.rows or 0 for p in patches), **first.options())
+
     def row(self, index: int) -> Self:
         """Row `index` as a patch of its own."""
         assert self.rows is not None

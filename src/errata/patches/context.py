@@ -1,8 +1,11 @@
 """Context: rewrites the prompt, putting facts and demonstrations in front of it (IKE, LTE).
 
-Nothing inside the model changes. Which facts are shown is decided from the prompt's text alone,
-before any answer exists. A prompt that would not fit drops its least similar demonstrations first
-and counts them.
+Nothing inside the model changes. Which facts are shown is decided from the prompt alone, from its
+text or from text and image, before any answer exists. A prompt that would not fit drops its least
+similar demonstrations first and counts them.
+
+Two styles: `fact` (IKE; the facts as text behind the question's image) and `update` (LTE; each fact
+with its own image, in front of the question and its image).
 
 Tensors: `vectors` [F, d], one unit vector per fact's question, of the encoder named in the
 settings.
@@ -19,8 +22,8 @@ from torch import Tensor
 
 from errata.core.errors import TooLong
 from errata.core.patch import Patch, common_header
-from errata.core.types import Prompt
-from errata.patches._embed import embed
+from errata.core.types import Image, Prompt, Segment, from_json
+from errata.patches._embed import embed, embed_seen
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
@@ -28,22 +31,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One edited fact as text, with its demonstrations, the most similar first."""
+    """One edited fact as text, with its demonstrations, the most similar first.
+
+    `images` belong to the question and are shown by the style `update` only.
+    """
 
     question: str
     answer: str
     demonstrations: tuple[str, ...] = ()
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How facts become a prompt. `threshold` is used by scope `retrieved` only."""
+    """How facts become a prompt. `threshold` is used by scope `retrieved` only.
+
+    by_image: facts are retrieved by text and image, not by text alone.
+    """
 
     scope: Literal["always", "retrieved"] = "always"
     threshold: float = 0.7
     facts: int = 4
     encoder: str = "backbone"
     reserve: int = 32
+    style: Literal["fact", "update"] = "fact"
+    by_image: bool = False
 
 
 class Context(Patch):
@@ -65,16 +77,13 @@ class Context(Patch):
         return True
 
     def rewrite(self, prompt: Prompt, backbone: Backbone, row: int = 0) -> Prompt:
-        order = self._chosen(prompt.text, backbone)
+        order = self._chosen(prompt, backbone)
         if not order:
             return prompt
+        facts = [self.facts[i] for i in reversed(order)]
         demonstrations = list(self.facts[order[0]].demonstrations)
-        lines = [
-            f"New Fact: {self.facts[i].question} {self.facts[i].answer}\n" for i in reversed(order)
-        ]
-        tail = "".join(lines) + f"Prompt: {prompt.text}"
         while True:
-            shown = prompt.with_text("".join(reversed(demonstrations)) + tail)
+            shown = compose(prompt, facts, demonstrations, self.layout.style)
             if fits(shown, backbone, self.layout.reserve):
                 return shown
             if not demonstrations:
@@ -85,12 +94,13 @@ class Context(Patch):
             demonstrations.pop()
             self.dropped += 1
 
-    def _chosen(self, text: str, backbone: Backbone) -> list[int]:
+    def _chosen(self, prompt: Prompt, backbone: Backbone) -> list[int]:
         """Facts to show, the most similar first; none when the prompt is out of scope."""
         layout = self.layout
         if layout.scope == "always" and len(self.facts) <= 1:
             return list(range(len(self.facts)))
-        near = self.vectors @ embed([text], layout.encoder, backbone)[0].to(self.vectors.device)
+        query = vectors_of([prompt], layout, backbone)[0]
+        near = self.vectors @ query.to(self.vectors.device)
         # of equally near facts the latest first: a fact told again is the one in force
         rank = torch.argsort((near.flip(0) * 1e5).round(), descending=True, stable=True)
         order = [len(self.facts) - 1 - i for i in rank[: layout.facts].tolist()]
@@ -115,10 +125,30 @@ class Context(Patch):
 
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        facts = [
-            Fact(f["question"], f["answer"], tuple(f["demonstrations"])) for f in settings["facts"]
-        ]
+        facts = [from_json(Fact, f) for f in settings["facts"]]
         return cls(facts, Layout(**settings["layout"]), tensors["vectors"])
+
+
+def vectors_of(prompts: Sequence[Prompt], layout: Layout, backbone: Backbone) -> Tensor:
+    """[n, d] unit vectors of prompts, as the layout retrieves by them."""
+    if layout.by_image:
+        return embed_seen(prompts, layout.encoder, backbone)
+    return embed([p.text for p in prompts], layout.encoder, backbone)
+
+
+def compose(
+    prompt: Prompt, facts: Sequence[Fact], demonstrations: Sequence[str], style: str
+) -> Prompt:
+    """The prompt behind the facts; of the demonstrations the first stands nearest to it."""
+    if style == "fact":
+        lines = "".join(f"New Fact: {f.question} {f.answer}\n" for f in facts)
+        return prompt.with_text(
+            "".join(reversed(demonstrations)) + lines + f"Prompt: {prompt.text}"
+        )
+    front: list[Segment] = []
+    for f in facts:
+        front += ["[Updated Information] ", *f.images, f"{f.question} {f.answer}\n"]
+    return Prompt((*front, "[Query] ", *prompt.segments))
 
 
 def fits(prompt: Prompt, backbone: Backbone, reserve: int) -> bool:

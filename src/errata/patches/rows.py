@@ -148,7 +148,7 @@ def _layers(patches: Sequence[Patch]) -> list[Patch] | None:
     """Stacks of equal height as a list of row patches, one per height; None when shapes differ."""
     if not patches or any(q.requires_grad for p in patches for q in p.parameters()):
         return None
-    stacks = [fused([p]) for p in patches]
+    stacks = [[q for q in fused([p]) if q.sites] for p in patches]  # rewriting is done row by row
     if len({len(s) for s in stacks}) != 1:
         return None
     layers: list[Patch] = []

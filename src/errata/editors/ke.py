@@ -1,0 +1,312 @@
+"""KE (KnowledgeEditor): an LSTM reads the edit and masks the gradient that is applied.
+
+Source: De Cao et al., EMNLP 2021; the multimodal port is VLKEB's KE at 10951b7 (preset `paper`: up
+and down projections of the last three blocks, sizes 128 / 1024 / 128, RMSprop 3e-4 with 1000 steps
+of warm-up and a linear end after 30000, one edit per step, Lagrange multiplier by ascent with step
+0.1, margin 1e-3, shrunk by 0.8 whenever more than 90 % of the validation edits succeed).
+
+The text "old answer >> new answer || question" is read by a bi-LSTM over a trained copy of the
+model's embeddings; its final states become a condition c. For each matrix W [o, n] a small network
+maps c to a_in, b_in [n], a_out, b_out [o] and eta, and with the gradient G of the edit's loss
+
+    dW = scale * sigmoid(eta) * (G * (softmax(a_out) a_in^T) + softmax(b_out) b_in^T).
+
+G is a sum over tokens (`finding.factors`), so dW is kept as a low-rank delta: one rank per token
+and one for the second term. K edits of a group add up, each with its own condition.
+
+The constraint: minimise the edit's loss subject to KL(unedited || edited) <= margin on training
+locality; the multiplier is raised while the KL is above the margin, and is never negative.
+
+Differences: the constraint is the paper's KL on questions that must stay, VLKEB's port has only a
+norm of dW, which leaves locality to chance; rephrasings may be part of the loss (`c_gen`, 0 in
+`paper`), as in Mitchell et al.'s version; the old answer is what the model at hand says to the
+edit's prompt (`belief`: MMEdit's `pred` is BLIP-2's answer, the wrong belief for any other model);
+`scale` makes up for the softmax, whose entries are about 1 / o (`paper` has 1); with `descent` the
+untrained network is a step down the gradient, whose sign is otherwise drawn at random per input
+(off in `paper`). The condition sees no image, as in the port: two edits with the same texts differ
+in G only. Gradients are float32, the port takes those of half-precision weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from errata.core.backbone import Backbone
+from errata.core.editor import Found, State
+from errata.core.types import Case, Edit, Prompt
+from errata.finding.factors import (
+    Factors,
+    LiveDelta,
+    delta_of,
+    factors,
+    floor_of,
+    group_factors,
+)
+from errata.finding.gradient import generator
+from errata.finding.train import TrainedEditor, Trainee, Turn
+
+CHUNK = 32  # prompts whose old answers are asked together
+CAP = 16  # tokens of an old answer
+
+
+class Ke(TrainedEditor):
+    """Masks the gradient of an edit as a network says that reads the edit."""
+
+    name = "ke"
+    state_settings = ("layers", "parts", "hidden", "condition", "width", "scale", "belief", "eos")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "micro-vlm": {
+            "layers": (4, 5, 6, 7),
+            "lr": 1e-3,
+            "warmup": 20,
+            "schedule": "cosine",
+            "steps": 600,
+            "batch": 8,
+            "loc_kinds": ("t_locality", "m_locality", "near_locality"),
+            "margin": 0.1,
+            "multiplier": 0.5,
+            "lr_multiplier": 1e-2,
+            "keep": 50,
+        },
+        "paper": {
+            "layers": (-3, -2, -1),
+            "hidden": 128,
+            "condition": 1024,
+            "width": 128,
+            "scale": 1.0,
+            "descent": False,
+            "lr": 3e-4,
+            "warmup": 1000,
+            "schedule": "linear",
+            "steps": 30000,
+            "batch": 1,
+            "gen": 0,
+            "c_gen": 0.0,
+            "margin": 1e-3,
+            "every": 1000,
+            "keep": 500,
+            "eos": False,
+        },
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TrainedEditor.Config):
+        """layers, parts: text blocks and their linear sites.
+
+        hidden: of the LSTM. condition: width of c. width: of each matrix's network. scale: largest
+        strength of an update. tokens: of the text that is read. belief: the old answer is the
+        model's `own`, or as `given` with the edit. c_rel, c_gen: weights of the losses. margin,
+        margin_end, shrink: of the KL. multiplier, lr_multiplier: where it starts, its step.
+        descent: the untrained network takes a plain step down the gradient.
+        """
+
+        layers: tuple[int, ...] = (-4, -3, -2)
+        parts: tuple[str, ...] = ("mlp.up", "mlp.down")
+        hidden: int = 128
+        condition: int = 256
+        width: int = 128
+        scale: float = 32.0
+        tokens: int = 32
+        belief: Literal["own", "given"] = "own"
+        c_rel: float = 1.0
+        c_gen: float = 1.0
+        margin: float = 0.1
+        margin_end: float = 1e-7
+        shrink: float = 0.8
+        multiplier: float = 1.0
+        descent: bool = True
+        lr_multiplier: float = 1e-1
+
+    def sites(self, backbone: Backbone) -> list[str]:
+        layers = sorted(backbone.layer(i) for i in self.config.layers)
+        return [f"text.{i}.{part}" for i in layers for part in self.config.parts]
+
+    def network(self, backbone: Backbone, seed: int) -> Network:
+        shapes = {site: backbone.weight(site) for site in self.sites(backbone)}
+        words = backbone.site("embed").first.weight
+        assert isinstance(words, Tensor)
+        with torch.random.fork_rng(devices=[]):  # modules of torch draw from the global generator
+            torch.manual_seed(generator(seed, self.name).initial_seed() % 2**63)
+            made = Network(shapes, words.detach().float().cpu(), self.config)
+        return made.to(backbone.device_of(""))
+
+    def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
+        edits = list(dict.fromkeys(c.edit for c in cases))
+        texts: dict[Edit, str] = {}
+        for i in range(0, len(edits), CHUNK):
+            part = edits[i : i + CHUNK]
+            said = self._conditions(backbone, part, [0] * len(part))
+            texts.update(zip(part, said, strict=True))
+        return _Trainee(backbone, self, self.network(backbone, seed), texts)
+
+    def find(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        *,
+        seed: int,
+    ) -> list[Found]:
+        networks: dict[int, Network] = {}
+        found = []
+        gradients = group_factors(backbone, groups, self.sites(backbone), eos=self.config.eos)
+        for row, (gradient, state, group) in enumerate(zip(gradients, states, groups, strict=True)):
+            assert state is not None, "the editor checks that there is a state"
+            if id(state) not in networks:
+                networks[id(state)] = self._trained(backbone, state)
+            texts = self._conditions(backbone, group, [row] * len(group))
+            ids, lengths = tokens(backbone, texts, self.config.tokens)
+            with torch.no_grad():
+                update = networks[id(state)](gradient, ids, lengths)
+            found.append(Found(delta_of(update, range(len(group))), state))
+        return found
+
+    def _trained(self, backbone: Backbone, state: State) -> Network:
+        network = self.network(backbone, 0)
+        network.load_state_dict(dict(state.tensors))
+        return network.eval()
+
+    def _conditions(
+        self, backbone: Backbone, edits: Sequence[Edit], rows: Sequence[int]
+    ) -> list[str]:
+        """What the LSTM reads; the old answer is asked of the model as it is now."""
+        if self.config.belief == "given":
+            old = [e.old or "" for e in edits]
+        else:
+            batch = backbone.encode([e.prompt for e in edits], rows=rows)
+            index = torch.tensor(list(rows), device=batch.ids.device)
+            said = backbone.generate(batch, [CAP] * len(edits), rows=index)
+            old = [backbone.decode(g.ids) for g in said]
+        return [
+            f"{o} >> {e.target.strip()} || {e.prompt.text}" for o, e in zip(old, edits, strict=True)
+        ]
+
+
+def tokens(backbone: Backbone, texts: Sequence[str], most: int) -> tuple[Tensor, Tensor]:
+    """Token ids [B, T] and how many are real [B], cut off at `most`; no patch takes part."""
+    stack = backbone.wires.stack
+    backbone.wires.switch(())
+    try:
+        batch = backbone.encode([Prompt.of(t) for t in texts])
+    finally:
+        backbone.wires.switch(stack)
+    return batch.ids[:, :most], batch.lengths.clamp(max=most)
+
+
+class Network(nn.Module):
+    """The reader, one small network per matrix, and what belongs to the constraint."""
+
+    margin: Tensor
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, int]], words: Tensor, config: Ke.Config
+    ) -> None:
+        super().__init__()
+        c = config
+        self.shapes, self.scale = dict(shapes), c.scale
+        self.words = nn.Embedding(words.shape[0], words.shape[1], _weight=words.clone())
+        self.lstm = nn.LSTM(words.shape[1], c.hidden, batch_first=True, bidirectional=True)
+        self.condition = nn.Linear(2 * c.hidden, c.condition)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                weight_norm(nn.Linear(c.condition, c.width)),
+                nn.Tanh(),
+                weight_norm(nn.Linear(c.width, 2 * (n + o) + 1)),
+            )
+            for n, o in shapes.values()
+        )
+        if c.descent:
+            for (n, _), head in zip(shapes.values(), self.heads, strict=True):
+                _start_as_descent(head, n)
+        self.multiplier = nn.Parameter(torch.tensor([c.multiplier]))
+        self.register_buffer("margin", torch.tensor([c.margin]))
+
+    def read(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """[B, C] the condition of texts [B, T]."""
+        packed = pack_padded_sequence(
+            self.words(ids), lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        _, (last, _) = self.lstm(packed)
+        out: Tensor = torch.tanh(self.condition(torch.cat([last[0], last[1]], dim=-1)))
+        return out
+
+    def forward(
+        self, gradient: Mapping[str, Factors], ids: Tensor, lengths: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Site -> (A [B, T + 1, n], B [B, T + 1, o], used [B, T + 1])."""
+        c = self.read(ids, lengths)
+        out = {}
+        for (site, (n, o)), head in zip(self.shapes.items(), self.heads, strict=True):
+            a_in, b_in, a_out, b_out, eta = head(c).split([n, n, o, o, 1], dim=-1)
+            f = gradient[site]
+            strength = (self.scale * torch.sigmoid(eta))[:, None]
+            d = torch.where(f.used[..., None], f.d, f.d.new_zeros(()))
+            left = torch.cat([d * a_out.softmax(-1)[:, None], b_out.softmax(-1)[:, None]], dim=1)
+            right = torch.cat([f.x * a_in[:, None], b_in[:, None]], dim=1)
+            used = torch.cat([f.used, f.used.new_ones(len(c), 1)], dim=1)
+            out[site] = (right, strength * left, used)
+        return out
+
+
+def _start_as_descent(head: nn.Module, n: int) -> None:
+    """a_in = -1 and b_in = 0 whatever the condition: dW = -scale / 2 * softmax(a_out) * G."""
+    assert isinstance(head, nn.Sequential)
+    last: Any = head[2]
+    with torch.no_grad():
+        last.parametrizations.weight.original0[: 2 * n] = 0.0  # the length of a row's weights
+        last.bias[:n] = -1.0
+        last.bias[n : 2 * n] = 0.0
+
+
+class _Trainee(Trainee):
+    def __init__(
+        self, backbone: Backbone, editor: Ke, network: Network, texts: Mapping[Edit, str]
+    ) -> None:
+        super().__init__(backbone, editor.config)
+        self.c: Ke.Config = editor.config
+        self.module = self.network = network
+        self.texts = texts
+        self.sites = editor.sites(backbone)
+        self.floor = floor_of(self.sites)
+        self.weights = {"rel": self.c.c_rel, "gen": self.c.c_gen, "constraint": 1.0}
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        learnt = [p for n, p in self.network.named_parameters() if n != "multiplier"]
+        raised = {"lr": self.c.lr_multiplier, "maximize": True}
+        groups: list[dict[str, Any]] = [
+            {"params": learnt},
+            {"params": [self.network.multiplier], **raised},
+        ]
+        return torch.optim.RMSprop(groups, lr=self.c.lr, centered=True)
+
+    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+        gradient = factors(self.backbone, turn.edits, self.sites)
+        texts = [self.texts[c.edit] for c in turn.cases]
+        update = self.network(gradient, *tokens(self.backbone, texts, self.c.tokens))
+        parts = {s: {"A": a, "B": b.transpose(1, 2)} for s, (a, b, _) in update.items()}
+        with self.backbone.applied(LiveDelta(parts, len(turn.cases))):
+            out = turn.losses(turn.logits())
+        if "loc" in out:
+            over = out["loc"] - self.network.margin[0]
+            out["constraint"] = self.network.multiplier[0] * over
+        return out
+
+    def stepped(self) -> None:
+        with torch.no_grad():
+            self.network.multiplier.clamp_(min=0.0)
+
+    def score(self, means: Mapping[str, float]) -> float:
+        """The multiplier changes, so that totals of different steps do not compare."""
+        return sum(means.get(name, 0.0) for name in ("rel", "gen", "loc"))
+
+    def validated(self, means: Mapping[str, float]) -> None:
+        asked = [means[n] for n in ("rel_right", "gen_right") if n in means]
+        if asked and min(asked) > 0.9:
+            self.network.margin.mul_(self.c.shrink).clamp_(min=self.c.margin_end)

@@ -1,0 +1,222 @@
+"""LTE: a model aligned once to obey edits that it is shown; each edit is then a retrieved prompt.
+
+Source: Jiang et al., ACL 2024, and its code (four kinds of rows per fact: in scope and out of
+scope, with and without the edit in front; LoRA r 8, alpha 16, step 3e-4, or the full model, 2e-5;
+facts retrieved by the cosine of the edit's prompt, always shown). VLM port: LiveEdit lte_vl (the
+edit's image is shown with it, so that two images are in context; L = NLL in scope with the edit +
+1/2 [KL(base || without) + KL(base || with)] out of scope; step 5e-6; shown above cosine 0.3).
+
+Differences:
+- the alignment is a delta, part of the patch, and acts out of scope too: locality is measured
+  against the unedited model and shows what the alignment costs (LiveEdit's evaluator takes its
+  "before" answers from the aligned model, which hides it);
+- K edits share one delta (`patches.alignment`) and add their facts to one memory, of which the
+  nearest `facts` are shown (EasyEdit and LiveEdit: 1);
+- retrieval by text alone cannot tell two edits with one prompt apart (every caption edit is `a
+  photo of`), so it is by text and image unless `by_image` is off; the cosine above which an edit is
+  shown is chosen on training cases (`recall` of in-scope questions get their edit) unless given;
+- one edit is shown in training, with its image, as when asked (the original shows up to three, in
+  text); no dropout; the delta is low rank or dense at chosen linear sites, not the whole model;
+- training and asking use one template (the original's differ in a word).
+
+Presets: `paper` (LoRA as published, MiniLM for mpnet, which errata does not bring), `vlm_port`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from errata.core.backbone import Backbone
+from errata.core.editor import Found, State
+from errata.core.types import TARGET_KINDS, Case, Edit
+from errata.finding.gradient import generator
+from errata.finding.retrieve import choose
+from errata.finding.train import Row, TrainedEditor, Trainee, Turn
+from errata.patches.alignment import Alignment
+from errata.patches.context import Context, Fact, Layout, compose, vectors_of
+from errata.patches.stack import Stack
+
+THRESHOLD_CASES = 200  # training cases that the cosine is chosen on
+
+
+class _Training(Trainee):
+    """The delta, on questions with and without the edit in front."""
+
+    module: Alignment
+
+    def __init__(self, backbone: Backbone, config: Any, module: Alignment, floor: int) -> None:
+        super().__init__(backbone, config)
+        self.module, self.floor = module, floor
+        self.weights = {"rel": 1.0, "gen": 1.0, "loc": config.loc_weight}
+
+    def rows(self, case: Case, rng: torch.Generator) -> list[Row]:
+        """In scope behind the edit; out of scope behind it and alone; the edit's prompt alone."""
+        fact = [_fact(case.edit)]
+        out: list[Row] = []
+        for row in super().rows(case, rng):
+            shown = replace(row, prompt=compose(row.prompt, fact, (), "update"))
+            if row.role == "loc":
+                out += [replace(shown, before=row.prompt), replace(row, before=row.prompt)]
+            else:
+                out.append(shown)
+        if case.edit.old:
+            alone = Row("loc", case.edit.prompt, case.edit.old, "alone", case.edit.prompt)
+            out.append(alone)
+        return out
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """LoRA's factor alpha / r is part of B, as a factor of its step size."""
+        c: Any = self.config
+        scale = c.alpha / c.rank if c.rank else 1.0
+        groups = [
+            {"params": [p], "lr": c.lr * (scale if name.endswith(".B") else 1.0)}
+            for name, p in self.module.named_parameters()
+        ]
+        return torch.optim.Adam(groups, lr=c.lr)
+
+    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+        with self.backbone.applied(self.module):
+            return turn.losses(turn.logits())
+
+
+def _fact(edit: Edit) -> Fact:
+    return Fact(edit.prompt.text, edit.target.strip(), images=edit.prompt.images)
+
+
+class Lte(TrainedEditor):
+    """An alignment delta, and a memory of edits shown in front of questions near them."""
+
+    name = "lte"
+    state_settings = ("rank", "layers", "parts", "encoder", "by_image", "recall", "eos")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "micro-vlm": {"encoder": "backbone", "steps": 400, "lr": 2e-3},
+        "paper": {
+            "rank": 8, "alpha": 16.0, "lr": 3e-4, "batch": 8, "accumulate": 16,
+            "schedule": "cosine", "scope": "always", "by_image": False, "encoder": "minilm",
+            "parts": ("attn.q", "attn.k", "attn.v", "attn.o"), "layers": (), "eos": True,
+        },
+        "vlm_port": {
+            "rank": 0, "lr": 5e-6, "batch": 1, "threshold": 0.3, "by_image": False,
+            "encoder": "minilm", "layers": (), "eos": False,
+        },
+    }  # fmt: skip
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TrainedEditor.Config):
+        """rank: of the delta, 0 = dense; alpha: LoRA's. layers: text blocks, () = all; parts:
+        linear sites of a block. loc_weight: of the KL out of scope.
+
+        scope: show the nearest edits always, or only above `threshold` (None: chosen on training
+        cases so that `recall` of in-scope questions get their edit). facts: most edits shown.
+        encoder, by_image: of retrieval.
+        """
+
+        steps: int = 600
+        batch: int = 4
+        lr: float = 1e-3
+        warmup: int = 30
+        schedule: Literal["constant", "cosine"] = "cosine"
+        gen: int = 2
+        loc: int = 4
+        gen_pool: int = 2
+        loc_pool: int = 2
+        held_out: int = 32
+        gen_kinds: tuple[str, ...] = ("t_generality", "m_generality", "portability")
+        loc_kinds: tuple[str, ...] = ("near_locality", "t_locality", "m_locality")
+        rank: int = 16
+        alpha: float = 16.0
+        layers: tuple[int, ...] = ()
+        parts: tuple[str, ...] = (
+            "attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down",
+        )  # fmt: skip
+        loc_weight: float = 1.0
+        scope: Literal["always", "retrieved"] = "retrieved"
+        threshold: float | None = None
+        recall: float = 0.98
+        facts: int = 1
+        encoder: Literal["auto", "minilm", "backbone"] = "auto"
+        by_image: bool = True
+
+    def _layers(self, backbone: Backbone) -> list[int]:
+        given = [backbone.layer(i) for i in self.config.layers]
+        return given or list(range(backbone.depth))
+
+    def _delta(self, backbone: Backbone, seed: int, identity: str = "") -> Alignment:
+        """The delta before training: it adds nothing."""
+        rank, parts = self.config.rank, {}
+        sites = [f"text.{i}.{part}" for i in self._layers(backbone) for part in self.config.parts]
+        for site in sites:
+            into, out = backbone.weight(site)
+            if not rank:
+                parts[site] = {"dense": torch.zeros(out, into)}
+                continue
+            drawn = torch.randn(rank, into, generator=generator(seed, self.name, site))
+            parts[site] = {"A": drawn / into**0.5, "B": torch.zeros(out, rank)}
+        return Alignment(parts, identity=identity).to_backbone(backbone)
+
+    def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
+        floor = min(self._layers(backbone))
+        return _Training(backbone, self.config, self._delta(backbone, seed), floor)
+
+    def _layout(self, encoder: str, threshold: float) -> Layout:
+        c = self.config
+        return Layout(
+            scope=c.scope, threshold=threshold, facts=c.facts, encoder=encoder, style="update",
+            by_image=c.by_image,
+        )  # fmt: skip
+
+    def extra(self, backbone: Backbone, trainee: Trainee, cases: Sequence[Case]) -> dict[str, Any]:
+        """The cosine that lets `recall` of the in-scope questions of training cases through."""
+        c, encoder = self.config, choose(self.config.encoder)
+        layout = self._layout(encoder, 0.0)
+        rng = generator(0, self.name, "threshold")
+        order = torch.randperm(len(cases), generator=rng)[:THRESHOLD_CASES].tolist()
+        wanted: list[float] = []
+        other: list[float] = []
+        for case in (cases[i] for i in order):
+            probes = [p for p in case.probes if p.kind in (*c.gen_kinds, *c.loc_kinds)]
+            prompts = [case.edit.prompt, *(p.prompt for p in probes)]
+            vectors = vectors_of(prompts, layout, backbone)
+            for probe, near in zip(probes, (vectors[1:] @ vectors[0]).tolist(), strict=True):
+                (wanted if probe.kind in TARGET_KINDS else other).append(near)
+        if not wanted:
+            return {"encoder": encoder, "threshold": 0.0}
+        threshold = float(torch.tensor(wanted).quantile(1 - c.recall))
+        shown = sum(n >= threshold for n in other) / max(1, len(other))
+        return {
+            "encoder": encoder,
+            "threshold": round(threshold, 4),
+            "shown_out_of_scope": round(shown, 4),
+        }
+
+    def find(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        *,
+        seed: int,
+    ) -> list[Found]:
+        deltas: dict[str, Alignment] = {}
+        found = []
+        for group, state in zip(groups, states, strict=True):
+            assert state is not None, "the editor checks that there is a state"
+            digest = state.digest()
+            if digest not in deltas:
+                deltas[digest] = self._delta(backbone, seed, digest)
+                deltas[digest].load_state_dict(dict(state.tensors))
+                deltas[digest].requires_grad_(False)
+            given = self.config.threshold
+            encoder = choose(state.meta["encoder"])
+            layout = self._layout(encoder, state.meta["threshold"] if given is None else given)
+            vectors = vectors_of([e.prompt for e in group], layout, backbone)
+            facts = Context([_fact(e) for e in group], layout, vectors)
+            header = self._header(backbone, state, seed)
+            delta = deltas[digest].with_header(header, ())
+            found.append(Found(Stack([delta, facts.with_header(header, group)]), state))
+        return found

@@ -1,0 +1,304 @@
+"""SERAC: a memory of edits, a scope classifier, and a small model that answers in their scope.
+
+Source: Mitchell et al., ICML 2022, and its code (scope: exp(-|e_q - e_m|^2) against 0.5, a hard
+switch when supervised; loss 0.1 NLL of the counterfactual model on in-scope questions + 1.0
+balanced BCE; Adam 1e-5, 10 accumulated: preset `paper`). Multimodal ports: EasyEdit SERAC_MULTI
+(14cea82: soft mixing, 50 000 steps of batch 1: preset `vlm_port`), LiveEdit serac_vl (frozen norm
+and head over a small model of projected embeddings).
+
+The multimodal port's classifier reads prompt + TARGET of the question that is asked, so that a
+caption edit, whose prompt is always `a photo of`, is told apart by the gold answer; it never sees
+the image; its counterfactual model sees the image through a projection that is drawn at random for
+every edit; and it has no loss on image locality. Here:
+
+- the scope is decided at the last prompt token from image and question alone (`patches.route`),
+  and trained on rephrased questions, re-rendered images and what follows from an edit against near
+  and far locality and the other edits of the batch;
+- edits are embedded by their prompt, not by prompt and answer, and have a projection of their own;
+- scope and counterfactual model are no second backbone and no pretrained text encoder, but small
+  attention networks on the frozen backbone's streams (`patches.counterfactual`), trained from
+  scratch, so that their step size is larger than the papers' outside the presets named after them;
+- the counterfactual model is trained on what an edit implies as well, where the benchmark has such
+  questions: its answer is then not the stored one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from errata.core.backbone import Backbone, Entered
+from errata.core.editor import Found, State
+from errata.core.types import Case, Edit
+from errata.finding.asked import Prompts, answers, head_states
+from errata.finding.gradient import generator
+from errata.finding.search import target_loss
+from errata.finding.train import TrainedEditor, Trainee, Turn
+from errata.finding.watch import Watch
+from errata.patches._reader import initialise
+from errata.patches.counterfactual import Counterfactual, Speaker
+from errata.patches.route import Layout, Route, Scope, Switch
+
+CHUNK = 64  # groups that are read at once
+
+
+class Network(nn.Module):
+    """What is trained: `scope` and `speaker`, which share nothing."""
+
+    def __init__(self, width: int, config: Any) -> None:
+        super().__init__()
+        c = config
+        self.scope = Scope(
+            width, c.width, slots=c.slots, blocks=c.scope_blocks, heads=c.heads, key=c.key
+        )
+        self.speaker = Speaker(width, c.width, slots=c.slots, blocks=c.blocks, heads=c.heads)
+
+
+class _Training(Trainee):
+    """Scope and counterfactual model, on rows entered at the block that the scope reads."""
+
+    module: Network
+
+    def __init__(self, backbone: Backbone, config: Any, layer: int, module: Network) -> None:
+        super().__init__(backbone, config)
+        self.module, self.floor = module, layer
+        self.weights = {"answer": config.edit_weight, "scope": config.scope_weight}
+
+    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+        state = turn.state
+        assert isinstance(state, Entered) and state.stream is not None
+        return {
+            **self._scope(turn, Prompts.of(state.stream, state.batch)),
+            **self._answer(turn),
+        }
+
+    def _scope(self, turn: Turn, prompts: Prompts) -> dict[str, Tensor]:
+        """Balanced BCE of the similarities of all questions with all edits of the turn.
+
+        A third each: what is in an edit's scope, what its own case says is not, other cases.
+        """
+        query_Be, edit_Be = self.module.scope(*prompts.parts)
+        key_Ce = edit_Be[_first(turn)]
+        gap_BC = (query_Be[:, None] - key_Ce).square().sum(-1)
+        own_BC, about_BC = _labels(turn)
+        own_BC, about_BC = own_BC.to(gap_BC.device), about_BC.to(gap_BC.device)
+        loc = turn.index("loc")
+        hard_BC = torch.zeros_like(about_BC)
+        hard_BC[loc, turn.of_case[loc]] = True
+        missed, hard, other = gap_BC[own_BC], gap_BC[hard_BC], gap_BC[about_BC & ~hard_BC]
+        # negatives of the case's own are few among those of other cases, and count as much
+        loss = missed.mean() + sum(_outside(gap) for gap in (hard, other) if len(gap))
+        limit = -math.log(self.config.threshold)  # type: ignore[attr-defined]
+        watched = {
+            "open_in": (missed < limit).float(),
+            "closed_out": (hard >= limit).float(),
+            "closed_other": (other >= limit).float(),
+        }
+        return {"scope": loss, **{k: v.mean() for k, v in watched.items() if len(v)}}
+
+    def _answer(self, turn: Turn) -> dict[str, Tensor]:
+        """Mean NLL of in-scope answers, each with its own edit in view."""
+        index = turn.index("rel", "gen")
+        state = turn.part(index)
+        assert isinstance(state, Entered) and state.stream is not None
+        of_case = turn.of_case[index]
+        prompts = Prompts.of(state.stream, state.batch)
+        states_Bmd = head_states(self.backbone, state)
+        stated, real = answers(self.backbone, state.batch, states_Bmd)
+        places = {row: n for n, row in enumerate(index)}
+        first = torch.tensor([places[i] for i in _first(turn).tolist()], device=of_case.device)
+        speaker = self.module.speaker
+        edits = speaker.read_edit(prompts.take(first).parts, stated[first])
+        slots = edits.shape[1] - real.shape[1]
+        seen = torch.ones(len(index), slots, dtype=torch.bool, device=real.device)
+        memory = torch.cat([edits[of_case], speaker.read_question(*prompts.parts)], dim=1)
+        mask = torch.cat([seen, real[first][of_case], seen], dim=1)
+        said = speaker(states_Bmd, memory, mask)
+        logits = self.backbone.wires.call("head", said.to(self.backbone.dtype)).float()
+        nll_B, right_B = target_loss(logits, state.batch)
+        out = {"answer": nll_B.mean(), "answer_right": right_B.float().mean()}
+        implied = [n for n, i in enumerate(index) if turn.pieces[i].row.kind == "portability"]
+        if implied:
+            out["implied_right"] = right_B[implied].float().mean()
+        return out
+
+
+def _outside(gap: Tensor) -> Tensor:
+    """Mean of -log(1 - exp(-gap)); its slope at 0 is bounded by the floor."""
+    return -torch.log(-torch.expm1(-gap.clamp(min=1e-3))).mean()
+
+
+def _first(turn: Turn) -> Tensor:
+    """[C] the row of each case's edit."""
+    owners = turn.of_case.tolist()
+    return torch.tensor(
+        [owners.index(c) for c in range(len(turn.cases))], device=turn.of_case.device
+    )
+
+
+def _labels(turn: Turn) -> tuple[Tensor, Tensor]:
+    """([B, C] in the scope of the edit, [B, C] not in it); neither where that is not known.
+
+    A case says so of its own probes. Of another case's edit nothing is known where both are about
+    one thing (equal scopes, or equal prompts where the benchmark declares no scope).
+    """
+    role_in = torch.tensor([p.row.role != "loc" for p in turn.pieces])
+    own = turn.of_case.cpu()[:, None] == torch.arange(len(turn.cases))
+    thing = [dict(c.scope) for c in turn.cases]
+    count = range(len(thing))
+    apart = torch.tensor([[_apart(turn, thing, a, b) for b in count] for a in count])
+    other = apart[turn.of_case.cpu()] & ~own
+    return own & role_in[:, None], (own & ~role_in[:, None]) | other
+
+
+def _apart(turn: Turn, thing: Sequence[Mapping[str, str]], a: int, b: int) -> bool:
+    """Whether no question around edit a can be about edit b."""
+    shared = thing[a].keys() & thing[b].keys()
+    if shared:
+        return sum(thing[a][k] != thing[b][k] for k in shared) > 0
+    return turn.cases[a].edit.prompt != turn.cases[b].edit.prompt
+
+
+class Serac(TrainedEditor):
+    """Memory, scope classifier and counterfactual model."""
+
+    name = "serac"
+    state_settings = (
+        "layer", "width", "slots", "scope_blocks", "blocks", "heads", "key", "eos"
+    )  # fmt: skip
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "micro-vlm": {"steps": 1200, "width": 64, "layer": 4},
+        "paper": {
+            "lr": 1e-5, "batch": 1, "accumulate": 10, "edit_weight": 0.1, "scope_weight": 1.0,
+            "threshold": 0.5, "switch": "hard", "eos": False,
+        },
+        "vlm_port": {
+            "lr": 1e-5, "batch": 1, "steps": 50_000, "edit_weight": 0.1, "scope_weight": 1.0,
+            "switch": "soft", "clip": 100.0, "eos": False,
+        },
+    }  # fmt: skip
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TrainedEditor.Config):
+        """layer: the block whose input scope and small model read (None = the middle one).
+
+        width, heads, slots: of both networks; scope_blocks, key: of the scope; blocks: of the small
+        model. edit_weight, scope_weight: of the losses. switch: hard takes the small model's answer
+        where similarity > threshold; soft mixes both models' next-token distributions.
+        """
+
+        steps: int = 1600
+        batch: int = 16
+        schedule: Literal["constant", "cosine"] = "cosine"
+        warmup: int = 50
+        gen: int = 3
+        loc: int = 4
+        gen_pool: int = 5
+        gen_kinds: tuple[str, ...] = ("t_generality", "m_generality", "portability")
+        loc_kinds: tuple[str, ...] = ("near_locality", "t_locality", "m_locality")
+        layer: int | None = None
+        width: int = 128
+        heads: int = 4
+        slots: int = 8
+        scope_blocks: int = 2
+        blocks: int = 3
+        key: int = 64
+        edit_weight: float = 1.0
+        scope_weight: float = 1.0
+        switch: Switch = "hard"
+        threshold: float = 0.5
+
+    def _layer(self, backbone: Backbone) -> int:
+        given = self.config.layer
+        return backbone.layer(backbone.depth // 2 if given is None else given)
+
+    def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
+        net = Network(backbone.width, self.config)
+        initialise(net, generator(seed, self.name))
+        net.speaker.start()
+        net.scope.start()
+        net.to(backbone.device_of(""))
+        return _Training(backbone, self.config, self._layer(backbone), net)
+
+    def find(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        *,
+        seed: int,
+    ) -> list[Found]:
+        """Nothing is searched: each edit is read once, and what was read is its memory."""
+        nets: dict[str, Network] = {}
+        patches: list[list[Route]] = [[] for _ in groups]
+        flat = [(g, e) for g, group in enumerate(groups) for e in group]
+        for start in range(0, len(flat), CHUNK):
+            part = flat[start : start + CHUNK]
+            rows = torch.tensor([g for g, _ in part])
+            memory = self._read(backbone, [e for _, e in part], rows)
+            for n, g in enumerate(rows.tolist()):
+                state = states[g]
+                assert state is not None, "the editor checks that there is a state"
+                digest = state.digest()
+                if digest not in nets:
+                    nets[digest] = self._network(backbone, state)
+                patches[g].append(self._route(backbone, nets[digest], digest, memory, n))
+        return [
+            Found(_union(own).to_backbone(backbone), state)
+            for own, state in zip(patches, states, strict=True)
+        ]
+
+    def _read(
+        self, backbone: Backbone, edits: Sequence[Edit], rows: Tensor
+    ) -> tuple[Prompts, Tensor, Tensor]:
+        """(the edits' prompts, their answers' tokens, which of these are real)."""
+        batch = backbone.encode(
+            [e.prompt for e in edits],
+            [e.target for e in edits],
+            eos=self.config.eos,
+            rows=rows.tolist(),
+        )
+        site = f"text.{self._layer(backbone)}.in"
+        watch = Watch((site,))
+        with backbone.applied(watch):
+            states_Bmd = head_states(backbone, batch, rows)
+        stated, real = answers(backbone, batch, states_Bmd)
+        return Prompts.of(watch.x[site], batch), stated, real
+
+    def _network(self, backbone: Backbone, state: State) -> Network:
+        net = Network(backbone.width, self.config)
+        net.load_state_dict(dict(state.tensors))
+        return net.to(backbone.device_of("")).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def _route(
+        self,
+        backbone: Backbone,
+        net: Network,
+        digest: str,
+        memory: tuple[Prompts, Tensor, Tensor],
+        n: int,
+    ) -> Route:
+        """The route of one edit, from row n of what was read."""
+        c, site = self.config, f"text.{self._layer(backbone)}.in"
+        at = torch.tensor([n])
+        prompts, stated, real = memory[0].take(at), memory[1][at], memory[2][at]
+        _, key = net.scope(*prompts.parts)
+        slots = net.speaker.read_edit(prompts.parts, stated)
+        seen = torch.ones(1, slots.shape[1] - real.shape[1], dtype=torch.bool, device=real.device)
+        branch = Counterfactual(net.speaker, site, slots, torch.cat([seen, real], dim=1))
+        return Route(net.scope, key, branch, Layout(site, c.switch, c.threshold, digest))
+
+
+def _union(routes: Sequence[Route]) -> Route:
+    """One memory of a group's edits, in their order."""
+    union: Any = routes[0]
+    for route in routes[1:]:
+        union = union.join(route)
+    assert isinstance(union, Route)
+    return union

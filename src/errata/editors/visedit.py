@@ -1,0 +1,222 @@
+"""VisEdit: an adapter on the image tokens of one layer, weighed by an influence mapper.
+
+Source: Chen et al., AAAI 2025 (VisEdit), and its code at 26419f2 (where it is called VEAD). Behind
+one block the image tokens attend to the states that the edit (prompt and target) has there; what
+they get is weighed per token by an influence mapper, which compares the token with the edit's last
+prompt token. Both are trained once, with l = NLL(rel) + NLL(T-gen) + NLL(M-gen) + KL(M-loc) + 0.1
+(rank + up + down), and frozen. An edit is one forward of its own sequence. Preset `paper`: LLaVA,
+layer 18, attention modules 19 to 30, width 1024, 8 heads, Adam 1e-4, batches of 4.
+
+The mapper's targets: Gaussian noise (sigma 0.7) on one image token at the input of an attention
+module, influence 1 - cosine of its output at the last prompt token, the mean over modules,
+normalised over the tokens looked at. rank: cross-entropy of the mapper's softmax to it; up and
+down: the mapper opens on pictures of the edit and closes on pictures of locality questions.
+
+Differences:
+- the code means to measure the noise on the picture whose tokens are ranked, which may be the
+  rephrased one, but indexes a single number where it wants the slice, so that the target always
+  belongs to the edit's own picture. Here it is measured on the very question that is ranked.
+- targets do not change while training, so each is measured once, in a forward of its own.
+- the last linear map of the cross-attention starts at zero; `marks` tells the edit's target tokens
+  from its prompt (none in `paper`), see `errata.finding.adapting`.
+- several edits live side by side, routed by the cosine of last prompt tokens (the code holds a
+  single one); gate `none` (as published) lets every question with an image pass, `prompt` adds
+  DualEdit's gate without its leak.
+- text-only questions have no image tokens: their locality is 100 by construction, and an edit
+  without an image is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from errata.core.backbone import Backbone
+from errata.core.errors import BadEdit
+from errata.core.types import Case, Edit, Prompt, digest
+from errata.finding.adapting import AdapterEditor, AdapterTrainee, site_behind
+from errata.finding.glimpse import seen_at
+from errata.finding.gradient import generator
+from errata.finding.influence import noise_influence
+from errata.finding.train import Trainee, Turn
+from errata.patches.adapter import Place
+
+
+class VisEdit(AdapterEditor):
+    """Cross-attention adapter on image tokens, weighed by their influence."""
+
+    name = "visedit"
+    modalities = frozenset({"image"})
+    state_settings = ("layer", "mid", "heads", "marks", "eos")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {
+            "layer": 18,
+            "noise_layers": tuple(range(19, 31)),
+            "mid": 1024,
+            "heads": 8,
+            "lr": 1e-4,
+            "batch": 4,
+            "steps": 50_000,
+            "every": 1000,
+            "keep": 1000,
+            "patience": 50,
+            "clip": 0.0,
+            "loc": 1,
+            "loc_weight": 1.0,
+            "loc_kinds": ("m_locality",),
+            "eos": False,
+        },
+        "micro-vlm": {
+            "layer": 1,
+            "noise_layers": (2, 3, 4),
+            "mid": 256,
+            "heads": 8,
+            "marks": 8,
+            "lr": 3e-3,
+            "warmup": 30,
+            "schedule": "cosine",
+            "batch": 16,
+            "steps": 1000,
+            "every": 50,
+            "patience": 20,
+            "held_out": 48,
+            "loc": 1,
+            "loc_pool": 3,
+            "loc_kinds": ("m_locality", "near_locality"),
+            "loc_weight": 1.0,
+            "tokens": 8,
+            "mapped": 4,
+        },
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(AdapterEditor.Config):
+        """layer: the block behind which image tokens are rewritten, negative from the end.
+
+        influence_weight: of the mapper's three losses. noise_layers: attention modules that noise
+        is measured in, () = all above `layer`. sigma, draws: of the noise. tokens: image tokens
+        looked at per case. mapped: cases of a turn that the mapper learns from, 0 = all.
+        """
+
+        layer: int = 18
+        gate: Literal["prompt", "none"] = "none"
+        influence_weight: float = 0.1
+        noise_layers: tuple[int, ...] = ()
+        sigma: float = 0.7
+        draws: int = 1
+        tokens: int = 24
+        mapped: int = 0
+
+    def places(self, backbone: Backbone) -> list[Place]:
+        return [Place(site_behind(backbone, self.config.layer), "visual", influence=True)]
+
+    def loss_weights(self) -> dict[str, float]:
+        w = self.config.influence_weight
+        return {**super().loss_weights(), "rank": w, "up": w, "down": w}
+
+    def check(self, edit: Edit) -> None:
+        if not edit.prompt.images:
+            raise BadEdit(
+                f"edit '{edit.id or edit.prompt.text[:60]}' has no image; visedit changes image "
+                "tokens only. Give --image FILE, or use dualedit."
+            )
+
+    def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
+        return _VisEditTrainee(backbone, self, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """columns [N] of image tokens, influence [N] of these, summing to 1."""
+
+    columns: Tensor
+    influence: Tensor
+
+
+class _VisEditTrainee(AdapterTrainee):
+    """Adds the influence mapper's losses."""
+
+    def __init__(self, backbone: Backbone, editor: VisEdit, seed: int) -> None:
+        super().__init__(backbone, editor, seed)
+        self.seed = seed
+        self.layers = [backbone.layer(i) for i in self.config.noise_layers]  # type: ignore[attr-defined]
+        self.layers = self.layers or list(
+            range(backbone.layer(editor.config.layer) + 1, backbone.depth)
+        )
+        self.targets: dict[Prompt, _Target] = {}
+
+    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+        patch = self.patch(turn)
+        with self.backbone.applied(patch):
+            named = dict(turn.losses(turn.logits()))
+        if self.weights["rank"]:
+            rows = torch.arange(len(turn.cases), device=patch.ends.device)
+            prompts_Rd = patch.bank.states[0][rows, patch.ends]
+            named.update(self._mapped(turn, prompts_Rd))
+        return named
+
+    def _mapped(self, turn: Turn, prompts_Rd: Tensor) -> dict[str, Tensor]:
+        """The mapper's three losses, each a mean over the cases that have it."""
+        site = self.module.places[0].site
+        mapper = self.module.mapper(0)
+        assert mapper is not None
+        stream_BTd = seen_at(self.backbone, turn.state, [site])[site].float()
+        named: dict[str, list[Tensor]] = {"rank": [], "up": [], "down": []}
+        some = self.config.mapped or len(turn.cases)  # type: ignore[attr-defined]
+        for case in range(min(some, len(turn.cases))):
+            opens, closes = (
+                self._rows(turn, case, inside=True),
+                self._rows(turn, case, inside=False),
+            )
+            if opens:
+                row = opens[int(torch.randint(len(opens), (), generator=turn.rng))]
+                target = self._target(turn, row)
+                logits = mapper(stream_BTd[row, target.columns][None], prompts_Rd[case][None])[0]
+                named["rank"].append(-(target.influence * logits.log_softmax(0)).sum())
+                named["up"].append(-logsigmoid(logits).mean())
+            if closes:
+                row = closes[int(torch.randint(len(closes), (), generator=turn.rng))]
+                columns = self._columns(turn, row, turn.rng)
+                logits = mapper(stream_BTd[row, columns][None], prompts_Rd[case][None])[0]
+                named["down"].append(-logsigmoid(-logits).mean())
+        return {k: torch.stack(v).mean() for k, v in named.items() if v}
+
+    def _rows(self, turn: Turn, case: int, *, inside: bool) -> list[int]:
+        """Rows of a case with a picture that the mapper opens on (the edit's question), or not."""
+        asked = turn.cases[case].edit.prompt.text
+        found = []
+        for row in (turn.of_case == case).nonzero()[:, 0].tolist():
+            piece = turn.pieces[row]
+            if not bool(piece.vision.any()):
+                continue
+            if inside and piece.row.role != "loc" and piece.row.prompt.text == asked:
+                found.append(row)
+            elif not inside and piece.row.kind == "m_locality":
+                found.append(row)
+        return found
+
+    def _columns(self, turn: Turn, row: int, rng: torch.Generator) -> Tensor:
+        """Some image columns of a row."""
+        columns = turn.pieces[row].vision.nonzero()[:, 0]
+        drawn = torch.randperm(len(columns), generator=rng)[: self.config.tokens]  # type: ignore[attr-defined]
+        return columns[drawn.sort().values.to(columns.device)]
+
+    def _target(self, turn: Turn, row: int) -> _Target:
+        """The noise's influence for a row, drawn and measured from its prompt alone."""
+        prompt, c = turn.pieces[row].row.prompt, self.config
+        if prompt not in self.targets:
+            assert isinstance(c, VisEdit.Config)
+            rng = generator(self.seed, "noise", digest(prompt))
+            columns = self._columns(turn, row, rng)
+            by_layer = noise_influence(
+                self.backbone, turn.part([row] * (1 + len(columns))), columns[:, None].unbind(),
+                layers=self.layers, sigma=c.sigma, draws=c.draws, rng=rng,
+            )  # fmt: skip
+            mean_N = torch.stack(list(by_layer.values())).mean(0).clamp(min=1e-12)
+            self.targets[prompt] = _Target(columns, (mean_N / mean_N.sum()).to(columns.device))
+        return self.targets[prompt]

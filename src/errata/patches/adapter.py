@@ -1,0 +1,370 @@
+"""Adapter: a trained network that mixes an edit's own representation into chosen tokens.
+
+At its sites, h <- h + g * f(h, E): f is cross-attention from the stream to E, what the same site
+sees when the edit (prompt and target) is put to the unedited model; g is 1, or an influence in
+[0, 1] per image token. Only tokens of the prompt are rewritten: image tokens (`visual`), the text
+behind the image and before the last prompt token (`text`), or both (`all`). They exist in the
+prefill alone, so that decoding with a cache equals decoding without.
+
+The network is trained once, for all edits. It is held by reference and known by the hash of its
+content: patches that share it share one copy, and their union is a bank of edits. A question is
+routed to the edit with the nearest gate key, once, at the gate's site, where the stream is still
+unedited; with gate `prompt` it passes only when the cosine reaches the threshold.
+
+Shapes: B rows, T columns, K edits in the bank, S columns of an edit, N chosen columns, d stream
+width, m network width, h heads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
+
+from errata.core.errors import MissingMask
+from errata.core.patch import Patch, common_header
+from errata.core.ports import Ctx
+
+Tokens = Literal["visual", "text", "all"]
+
+
+class CrossAttention(nn.Module):
+    """x [B, N, d], E [B, S, d] -> what is added to x [B, N, d]; nothing before any training.
+
+    With `marks`, the first target tokens of E carry a learnt mark of their own each, all later ones
+    the last mark, the prompt none.
+    """
+
+    def __init__(self, width: int, mid: int, heads: int, marks: int) -> None:
+        super().__init__()
+        assert mid % heads == 0, (mid, heads)
+        self.heads, self.marks = heads, marks
+        if marks:
+            self.mark = nn.Parameter(torch.randn(marks, width))
+        self.norm_x, self.norm_e = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.enter, self.query = nn.Linear(width, mid), nn.Linear(mid, mid)
+        self.key, self.value = nn.Linear(width, mid), nn.Linear(width, mid)
+        self.leave = nn.Linear(mid, width)
+        for linear in (self.enter, self.query, self.key, self.value):
+            # scores of order 1 from the start: an even mean over E hides its few target tokens
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def memory(self, e_KSd: Tensor, ends_K: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [K, S, m] of edits whose last prompt tokens are at `ends_K`."""
+        normed = self.norm_e(e_KSd)
+        if self.marks:
+            behind_KS = torch.arange(e_KSd.shape[1], device=e_KSd.device) - ends_K[:, None]
+            marked = self.mark[(behind_KS - 1).clamp(0, self.marks - 1)]
+            normed = normed + marked * (behind_KS > 0)[..., None]
+        return self.key(normed), self.value(normed)
+
+    def forward(self, x_BNd: Tensor, k_BSm: Tensor, v_BSm: Tensor, real_BS: Tensor) -> Tensor:
+        q = self._split(self.query(self.enter(self.norm_x(x_BNd))))
+        mixed = scaled_dot_product_attention(
+            q, self._split(k_BSm), self._split(v_BSm), attn_mask=real_BS[:, None, None]
+        )
+        out: Tensor = self.leave(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+class Influence(nn.Module):
+    """How much each image token bears on an edit's question: logits [B, N]."""
+
+    def __init__(self, width: int, mid: int, heads: int) -> None:
+        super().__init__()
+        assert width % heads == 0, (width, heads)
+        self.heads = heads
+        for side in ("token", "prompt"):
+            self.add_module(f"{side}_norm", nn.LayerNorm(width))
+            self.add_module(f"{side}_up", nn.Linear(width, mid))
+            self.add_module(f"{side}_down", nn.Linear(mid, width))
+
+    def forward(self, x_BNd: Tensor, prompt_Bd: Tensor) -> Tensor:
+        token, prompt = self._side("token", x_BNd), self._side("prompt", prompt_Bd[:, None])
+        # the mean over heads of products scaled by sqrt(d / h) is one product, scaled
+        scale = 1 / (math.sqrt(x_BNd.shape[-1] / self.heads) * self.heads)
+        return (token * prompt).sum(-1) * scale
+
+    def _side(self, side: str, x: Tensor) -> Tensor:
+        normed = getattr(self, f"{side}_norm")(x)
+        hidden = torch.relu(getattr(self, f"{side}_up")(normed))
+        out: Tensor = normed + getattr(self, f"{side}_down")(hidden)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One adapter: its site, the tokens it rewrites, whether it weighs them by influence."""
+
+    site: str
+    tokens: Tokens
+    influence: bool = False
+
+
+class Network(nn.Module):
+    """The trained part: one cross-attention per place, and an influence mapper where asked for."""
+
+    def __init__(
+        self, places: Sequence[Place], *, width: int, mid: int, heads: int, marks: int = 0
+    ) -> None:
+        super().__init__()
+        self.places = tuple(places)
+        self.sizes = {"width": width, "mid": mid, "heads": heads, "marks": marks}
+        self.attention = nn.ModuleList(CrossAttention(**self.sizes) for _ in places)
+        self.influence = nn.ModuleDict(
+            {str(i): Influence(width, mid, heads) for i, p in enumerate(places) if p.influence}
+        )
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Network:
+        """The network of `settings`, over the given tensors themselves (they are not copied)."""
+        with torch.device("meta"):
+            made = cls([Place(**p) for p in settings["places"]], **settings["sizes"])
+        made.load_state_dict({k: v.detach() for k, v in tensors.items()}, assign=True)
+        return made.requires_grad_(False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"places": [asdict(p) for p in self.places], "sizes": self.sizes}
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of settings and tensors. Read when training is over: it is computed once."""
+        h = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            h.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return h.hexdigest()
+
+    def index(self, site: str) -> int:
+        return [p.site for p in self.places].index(site)
+
+    def mapper(self, index: int) -> Influence | None:
+        found = self.influence[str(index)] if str(index) in self.influence else None
+        assert found is None or isinstance(found, Influence)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """When an edit acts. `site` is where gate keys are compared, below or at the lowest adapter.
+
+    prompt: cosine of the last prompt tokens >= threshold. none: always (keys still choose which
+    edit). leaky: as published, the last token of question AND answer, which during scoring belongs
+    to the gold answer; it exists to measure what that leak is worth.
+    """
+
+    kind: Literal["prompt", "none", "leaky"]
+    site: str
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Edits: what the unedited model makes of each.
+
+    states: per place [K, S, d], zeros behind lengths [K]. ends: [K] column of the last prompt
+    token. keys: [K, d] gate keys. owner: [K] row that the edit belongs to, 0 without rows.
+    """
+
+    states: tuple[Tensor, ...]
+    keys: Tensor
+    lengths: Tensor
+    ends: Tensor
+    owner: Tensor
+
+    @classmethod
+    def union(cls, banks: Sequence[Bank], owners: Sequence[Tensor]) -> Bank:
+        """All edits of all banks; owners[i] are the rows of those of bank i."""
+        longest = max(b.states[0].shape[1] for b in banks)
+
+        def wide(x: Tensor) -> Tensor:
+            return nn.functional.pad(x, (0, 0, 0, longest - x.shape[1]))
+
+        places = zip(*(b.states for b in banks), strict=True)
+        return cls(
+            tuple(torch.cat([wide(x) for x in place]) for place in places),
+            torch.cat([b.keys for b in banks]),
+            torch.cat([b.lengths for b in banks]),
+            torch.cat([b.ends for b in banks]),
+            torch.cat(list(owners)),
+        )
+
+
+class Adapter(Patch):
+    """A bank of edits read by one trained network. `network` may be shared by many patches."""
+
+    decides = True
+    keys: Tensor
+    lengths: Tensor
+    ends: Tensor
+    owner: Tensor
+
+    def __init__(self, network: Network, bank: Bank, gate: Gate, *, rows: int | None = None):
+        super().__init__((*(p.site for p in network.places), gate.site))
+        self.network, self.gate, self.rows = network, gate, rows
+        for i, states in enumerate(bank.states):
+            self.register_buffer(f"states_{i}", states)
+        for name in ("keys", "lengths", "ends", "owner"):
+            self.register_buffer(name, getattr(bank, name))
+
+    @property
+    def bank(self) -> Bank:
+        states = tuple(getattr(self, f"states_{i}") for i in range(len(self.network.places)))
+        return Bank(states, self.keys, self.lengths, self.ends, self.owner)
+
+    # -- acting -------------------------------------------------------------------------------
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        if ctx.prefilled:
+            return y
+        if site == self.gate.site:
+            ctx.decide(self, site, lambda: self._route(y, ctx))
+        if site not in [p.site for p in self.network.places]:
+            return y
+        chosen_B, open_B = ctx.memo[id(self), self.gate.site]
+        i = self.network.index(site)
+        wanted_BT = _wanted(self.network.places[i].tokens, ctx, y, self)
+        count = int(wanted_BT.sum(1).max())
+        if not count:
+            return y
+        columns_BN = torch.argsort(wanted_BT.int(), dim=1, descending=True, stable=True)[:, :count]
+        index = columns_BN[..., None].expand(-1, -1, y.shape[-1])
+        old_BNd = y.gather(1, index)
+        new_BNd = old_BNd + self._change(i, old_BNd.float(), chosen_B).to(y.dtype)
+        live_BN = wanted_BT.gather(1, columns_BN) & open_B.to(y.device)[:, None]
+        return y.scatter(1, index, torch.where(live_BN[..., None], new_BNd, old_BNd))
+
+    def _route(self, y: Tensor, ctx: Ctx) -> tuple[Tensor, Tensor]:
+        """[B] the edit that each row is routed to, [B] whether the gate lets it act."""
+        if self.gate.kind == "leaky":
+            state_Bd = _last_real(y, ctx, self)
+        else:
+            state_Bd = ctx.last_prompt(y, self)
+        near_BK = cosine_similarity(state_Bd.float()[:, None], self.keys[None], dim=-1)
+        if self.rows is not None:
+            foreign = self.owner[None] != ctx.rows_of(self.gate.site, y)[:, None]
+            near_BK = near_BK.masked_fill(foreign, -torch.inf)
+        # of equally near edits the latest: a fact told again is the one in force
+        chosen_B = self.owner.shape[0] - 1 - (near_BK * 1e5).round().flip(1).argmax(1)
+        nearest_B = near_BK.gather(1, chosen_B[:, None])[:, 0]
+        least = -torch.inf if self.gate.kind == "none" else self.gate.threshold
+        return chosen_B, (nearest_B >= least) & nearest_B.isfinite()
+
+    def _change(self, i: int, x_BNd: Tensor, chosen_B: Tensor) -> Tensor:
+        attention = self.network.attention[i]
+        assert isinstance(attention, CrossAttention)
+        states_KSd: Tensor = getattr(self, f"states_{i}")
+        chosen_B, ends_K = chosen_B.to(states_KSd.device), self.ends.to(states_KSd.device)
+        if states_KSd.shape[0] <= chosen_B.shape[0]:  # whichever side is fewer is projected
+            k_BSm, v_BSm = (t[chosen_B] for t in attention.memory(states_KSd, ends_K))
+        else:
+            k_BSm, v_BSm = attention.memory(states_KSd[chosen_B], ends_K[chosen_B])
+        columns = torch.arange(states_KSd.shape[1], device=states_KSd.device)
+        real_BS = columns < self.lengths.to(columns.device)[chosen_B][:, None]
+        change: Tensor = attention(x_BNd, k_BSm, v_BSm, real_BS)
+        mapper = self.network.mapper(i)
+        if mapper is not None:
+            prompt_Bd = states_KSd[chosen_B, ends_K[chosen_B]]
+            change = change * torch.sigmoid(mapper(x_BNd, prompt_Bd))[..., None]
+        return change
+
+    # -- combining and storing ------------------------------------------------------------------
+
+    def form(self) -> tuple[Any, ...]:
+        """Equal for patches whose edits can lie in one bank."""
+        return (self.network.digest, self.gate)
+
+    def join(self, other: Patch) -> Patch:
+        """One bank with both patches' edits. Networks are compared by content, not by place."""
+        if not isinstance(other, Adapter) or not (self.rows is other.rows is None):
+            return super().join(other)
+        if self.form() != other.form():
+            return super().join(other)
+        union = Bank.union([self.bank, other.bank], [self.owner, other.owner])
+        both = Adapter(self.network, union, self.gate).requires_grad_(False)
+        return both.with_header(common_header([self, other]), (*self.edits, *other.edits))
+
+    @classmethod
+    def in_rows(cls, patches: Sequence[Self]) -> Self | None:
+        first = patches[0]
+        if any(p.rows is not None or p.form() != first.form() for p in patches):
+            return None
+        owners = [torch.full_like(p.owner, r) for r, p in enumerate(patches)]
+        union = Bank.union([p.bank for p in patches], owners)
+        return cls(first.network, union, first.gate, rows=len(patches)).requires_grad_(False)
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        bank = self.bank
+        tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"{p.site}/states": s for p, s in zip(self.network.places, bank.states,
+                                                          strict=True)}  # fmt: skip
+        for name in ("keys", "lengths", "ends", "owner"):
+            tensors[f"{self.gate.site}/{name}"] = getattr(bank, name)
+        settings = {
+            "rows": self.rows,
+            "gate": asdict(self.gate),
+            "network": self.network.settings,
+            "network_sha256": self.network.digest,
+        }
+        return settings, tensors
+
+    @classmethod
+    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        own = {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("network/")}
+        network, gate = Network.of(settings["network"], own), Gate(**settings["gate"])
+        if network.digest != settings["network_sha256"]:
+            raise ValueError("the network is not the one that the patch names")
+        bank = Bank(
+            tuple(tensors[f"{p.site}/states"] for p in network.places),
+            *(tensors[f"{gate.site}/{name}"] for name in ("keys", "lengths", "ends", "owner")),
+        )
+        return cls(network, bank, gate, rows=settings["rows"])
+
+    def site_of(self, tensor: str) -> str:
+        owner, *path = tensor.split(".")
+        if owner == "network":
+            return self.network.places[int(path[1])].site
+        if owner.startswith("states_"):
+            return self.network.places[int(owner.removeprefix("states_"))].site
+        return self.gate.site
+
+
+def _wanted(tokens: Tokens, ctx: Ctx, y: Tensor, patch: Patch) -> Tensor:
+    """[B, T] the columns that an adapter rewrites."""
+    if ctx.vision is None or ctx.lengths is None:
+        raise MissingMask(
+            f"{type(patch).__name__} acts on image tokens or on the prompt's text, but the model "
+            "was called without saying which columns these are. Ask through backbone.ask, "
+            "backbone.generate or errata.ask."
+        )
+    vision_BT = ctx.vision.to(y.device)[:, : y.shape[1]].bool()
+    if tokens == "visual":
+        return vision_BT
+    columns = torch.arange(y.shape[1], device=y.device)
+    # text is what lies behind the image (behind the begin token where there is none)
+    after_B = (vision_BT * columns).amax(1)
+    text_BT = (columns > after_B[:, None]) & (columns < ctx.lengths.to(y.device)[:, None] - 1)
+    return text_BT if tokens == "text" else text_BT | vision_BT
+
+
+def _last_real(y: Tensor, ctx: Ctx, patch: Patch) -> Tensor:
+    """[B, d] the state at each row's last real column, the answer's where there is one."""
+    if ctx.mask is None:
+        raise MissingMask(f"{type(patch).__name__} needs an attention mask to find the last token.")
+    columns = torch.arange(y.shape[1], device=y.device)
+    last_B = (ctx.mask.to(y.device)[:, : y.shape[1]] * columns).amax(1)
+    return y[torch.arange(y.shape[0], device=y.device), last_B]

@@ -1,0 +1,143 @@
+"""Counterfactual: a small language model that answers in an edit's scope (SERAC's second model).
+
+It stands on the frozen backbone and takes the place of its last layers. For every answer token it
+reads three things and speaks through the backbone's own head:
+
+- where the answer is: the backbone's last normed state at that token (the head's input), which
+  carries image, question and the answer so far;
+- the question: its prompt, read once at prefill from the stream that enters one block;
+- the edit: its prompt (image and question), read in the same way, and its answer's tokens, each as
+  (its embedding, the token before it, the state that was to say it).
+
+It is given no answer to copy out: what it says is a distribution over the vocabulary, a token at a
+time. All that it needs of earlier tokens is in the state at the present one, and all that it keeps
+of the prompt is decided at prefill, so decoding with a cache is decoding without.
+
+A row patch: row k is edit k. Float32 whatever the backbone's dtype.
+
+Shapes: B rows, m asked columns, T columns, K edits, S slots, n answer tokens, d, w, V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from errata.core.patch import Patch
+from errata.core.ports import Ctx
+from errata.patches._reader import CrossBlock, Reader, prompt_columns
+
+
+class Speaker(nn.Module):
+    """The network. `slots` vectors stand for a prompt; `blocks` read them at each answer token."""
+
+    def __init__(
+        self, into: int, width: int, *, slots: int = 8, blocks: int = 3, heads: int = 4
+    ) -> None:
+        super().__init__()
+        self.settings = {
+            "into": into, "width": width, "slots": slots, "blocks": blocks, "heads": heads,
+        }  # fmt: skip
+        self.question = Reader(into, width, slots=slots, blocks=2, heads=heads)
+        self.stated = Reader(into, width, slots=slots, blocks=2, heads=heads)
+        self.norm_tokens = nn.ModuleList(nn.LayerNorm(into) for _ in range(3))
+        self.tokens = nn.Linear(3 * into, width)
+        self.mix = nn.Linear(width, width)
+        self.kinds = nn.Parameter(torch.zeros(3, width))
+        self.norm_in = nn.LayerNorm(into)
+        self.into = nn.Linear(into, width)
+        self.blocks = nn.ModuleList(CrossBlock(width, heads) for _ in range(blocks))
+        self.norm_out = nn.LayerNorm(width)
+        self.out = nn.Linear(width, into)
+
+    def start(self) -> None:
+        """Before training it says what the backbone says."""
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def read_edit(
+        self,
+        prompt: tuple[Tensor, Tensor, Tensor],
+        answer_Kn3d: Tensor,
+    ) -> Tensor:
+        """[K, S + n, w] from `Reader`'s arguments for the edit's prompt and, per answer token,
+        (embedding, embedding of the token before, state that was to say it).
+        """
+        parts = [norm(answer_Kn3d[:, :, i]) for i, norm in enumerate(self.norm_tokens)]
+        tokens = self.mix(nn.functional.gelu(self.tokens(torch.cat(parts, dim=-1))))
+        return torch.cat([self.stated(*prompt) + self.kinds[0], tokens + self.kinds[1]], dim=1)
+
+    def read_question(self, stream: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+        """[B, S, w]; arguments as `Reader`'s."""
+        read: Tensor = self.question(stream.float(), mask, last.float()) + self.kinds[2]
+        return read
+
+    def forward(self, state_Bmd: Tensor, memory_BSw: Tensor, mask_BS: Tensor) -> Tensor:
+        """[B, m, d] states to put in place of the head's input."""
+        x = self.into(self.norm_in(state_Bmd.float()))
+        for block in self.blocks:
+            x = block(x, memory_BSw, mask_BS)
+        said: Tensor = state_Bmd.float() + self.out(self.norm_out(x))
+        return said
+
+
+class Counterfactual(Patch):
+    """Row k answers as if edit k were true. memory [K, S + n, w], real [K, S + n]."""
+
+    memory: Tensor
+    real: Tensor
+
+    def __init__(self, net: Speaker, site: str, memory: Tensor, real: Tensor) -> None:
+        super().__init__((site, "head"))
+        self.net, self.site = net, site
+        self.observes = frozenset({site})
+        self.register_buffer("memory", memory.detach().float())
+        self.register_buffer("real", real.bool())
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        if site == self.site:
+            ctx.decide(self, self.site, lambda: self._question(x, ctx))
+            return y
+        question_BSw = ctx.decide(self, self.site, lambda: self._question(x, ctx))
+        rows = ctx.rows_of(site, x)
+        seen_BS = torch.ones(question_BSw.shape[:2], dtype=torch.bool, device=x.device)
+        memory = torch.cat([self.memory[rows], question_BSw.to(x.device)], dim=1)
+        real = torch.cat([self.real[rows], seen_BS], dim=1)
+        return ctx.call("head", self.net(x, memory, real).to(x.dtype))
+
+    def _question(self, x: Tensor, ctx: Ctx) -> Tensor:
+        last = ctx.last_prompt(x, self)
+        return self.net.read_question(x, prompt_columns(ctx, x.shape[1]).to(x.device), last)
+
+    @classmethod
+    def together(cls, patches: Sequence[Self]) -> Self:
+        """The edits of several patches of one network, one after the other."""
+        longest = max(p.memory.shape[1] for p in patches)
+
+        def wide(t: Tensor) -> Tensor:
+            gap = t.new_zeros((t.shape[0], longest - t.shape[1], *t.shape[2:]))
+            return torch.cat([t, gap], dim=1)
+
+        memory = torch.cat([wide(p.memory) for p in patches])
+        real = torch.cat([wide(p.real) for p in patches])
+        return cls(patches[0].net, patches[0].site, memory, real)
+
+    def site_of(self, tensor: str) -> str:
+        return "head"
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        tensors = {f"head/net.{k}": v for k, v in self.net.state_dict().items()}
+        tensors |= {"head/memory": self.memory, "head/real": self.real}
+        return {"site": self.site, "net": self.net.settings}, tensors
+
+    @classmethod
+    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        net = Speaker(**settings["net"])
+        front = "head/net."
+        net.load_state_dict(
+            {k.removeprefix(front): v for k, v in tensors.items() if k.startswith(front)}
+        )
+        return cls(net, settings["site"], tensors["head/memory"], tensors["head/real"])

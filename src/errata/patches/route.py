@@ -1,0 +1,235 @@
+"""Route: a scope test, then another patch or another small model (SERAC, WISE).
+
+The memory holds one key per edit. At prefill the prompt, image and text alike, is read from the
+stream that enters one block and becomes a query; the nearest key is the edit that the question may
+be about, and similarity = exp(-|query - key|^2) (as in SERAC, Mitchell et al. 2022) says whether it
+is. That is decided once per question, before any answer exists, and frozen. Nothing of this patch
+acts below the place where it decides, so the stream that it reads is not edited by it.
+
+`branch` is a row patch with one row per key: row i is what edit i does. It may be deltas or neurons
+above the deciding block, or a small model at the head (`counterfactual`).
+
+- hard switch: where similarity > threshold the branch's value, elsewhere the given, bit for bit.
+- soft switch, for a branch at the head only: log((1 - s) p_base + s p_branch) in place of the
+  logits, s the similarity, whatever the threshold. It is a mixture of next-token distributions, a
+  token at a time, not of whole answers, and its entries are log-probabilities. Where s underflows
+  to 0, the logits are the base's bit for bit. A model that caps its logits behind its head caps
+  these too.
+
+Shapes: B rows, T columns, K keys, e their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from errata.core import patch as core
+from errata.core.patch import Patch, common_header
+from errata.core.ports import Ctx
+from errata.patches._reader import Reader, prompt_columns
+
+Switch = Literal["hard", "soft"]
+R = TypeVar("R", bound="Route")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """site: the stream `text.{i}.in` that the scope is decided from. network: hash of what was
+    trained; only routes with one network can be united.
+    """
+
+    site: str
+    switch: Switch = "hard"
+    threshold: float = 0.5
+    network: str = ""
+
+
+class Scope(nn.Module):
+    """Prompts as points: a question lies near the edits whose scope it is in.
+
+    Edits and questions share a reader; each has a projection of its own, because being in scope is
+    not symmetric (what follows from a name is in the scope of the name, not the reverse).
+    """
+
+    def __init__(
+        self,
+        into: int,
+        width: int,
+        *,
+        slots: int = 8,
+        blocks: int = 2,
+        heads: int = 4,
+        key: int = 64,
+    ) -> None:
+        super().__init__()
+        self.settings = {
+            "into": into, "width": width, "slots": slots, "blocks": blocks, "heads": heads,
+            "key": key,
+        }  # fmt: skip
+        self.reader = Reader(into, width, slots=slots, blocks=blocks, heads=heads)
+        self.norm = nn.LayerNorm(slots * width)
+        self.of_query = nn.Linear(slots * width, key)
+        self.of_edit = nn.Linear(slots * width, key)
+
+    def start(self) -> None:
+        """Before training an edit lies where its own prompt does, and others about 2^0.5 away."""
+        with torch.no_grad():
+            self.of_query.weight.mul_(self.of_query.out_features**-0.5)
+        self.of_edit.load_state_dict(self.of_query.state_dict())
+
+    def forward(self, stream: Tensor, mask: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """(as a question [B, e], as an edit [B, e]); arguments as `Reader`'s."""
+        read = self.norm(self.reader(stream.float(), mask, last.float()).flatten(1))
+        return self.of_query(read), self.of_edit(read)
+
+
+class Route(Patch):
+    """A memory of edits and what each does in its scope.
+
+    keys [K, e]; owner [K]: the batch row (ctx.rows) that may meet each key, None = every row.
+    """
+
+    decides = True
+    keys: Tensor
+    owner: Tensor | None
+
+    def __init__(
+        self,
+        scope: Scope,
+        keys: Tensor,
+        branch: Patch,
+        layout: Layout,
+        owner: Tensor | None = None,
+    ) -> None:
+        super().__init__((layout.site, *branch.sites))
+        assert layout.site.endswith(".in"), f"a route decides on a block's input: {layout.site}"
+        self.observes: frozenset[str] = getattr(branch, "observes", frozenset())
+        assert layout.switch == "hard" or branch.sites - self.observes == {"head"}, (
+            "a soft switch mixes next-token distributions, so its branch acts at the head alone"
+        )
+        self.scope, self.branch, self.layout = scope, branch, layout
+        self.register_buffer("keys", keys.detach().float())
+        self.register_buffer("owner", owner)
+
+    def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
+        if site == self.layout.site:
+            self.decision(x, ctx)
+        if site in self.observes or site not in self.branch.sites:
+            return x
+        entry_B, similarity_B = self.decision(x, ctx)
+        new = self.branch.before(site, x, replace(ctx, rows=entry_B))
+        return x if new is x else torch.where(self._open(similarity_B, x), new, x)
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        if site in self.observes:
+            self.branch.at(site, x, y, ctx)
+            return y
+        if site not in self.branch.sites:
+            return y
+        entry_B, similarity_B = self.decision(x, ctx)
+        new = self.branch.at(site, x, y, replace(ctx, rows=entry_B))
+        if self.layout.switch == "soft":
+            return mixed(y, new, similarity_B)
+        return torch.where(self._open(similarity_B, y), new, y)
+
+    def _open(self, similarity_B: Tensor, y: Tensor) -> Tensor:
+        return (similarity_B > self.layout.threshold).to(y.device)[:, None, None]
+
+    def decision(self, x: Tensor, ctx: Ctx) -> tuple[Tensor, Tensor]:
+        """(entry [B] of the nearest key, similarity [B]); x is read at prefill only."""
+        decided: tuple[Tensor, Tensor] = ctx.decide(
+            self, self.layout.site, lambda: self._decide(x, ctx)
+        )
+        return decided
+
+    def _decide(self, x: Tensor, ctx: Ctx) -> tuple[Tensor, Tensor]:
+        last = ctx.last_prompt(x, self)
+        query_Be, _ = self.scope(x, prompt_columns(ctx, x.shape[1]).to(x.device), last)
+        rows = None if self.owner is None else ctx.rows_of(self.layout.site, x)
+        return self.nearest(query_Be, rows)
+
+    def nearest(self, query_Be: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(entry [B], similarity [B]) among the keys that row rows[b] may meet."""
+        gap_BK = (query_Be[:, None] - self.keys).square().sum(-1)
+        if self.owner is not None:
+            assert rows is not None
+            gap_BK = gap_BK.masked_fill(self.owner != rows[:, None], torch.inf)
+        # of equally near edits the latest: a fact told again is the one in force
+        rank_BK = (gap_BK.flip(1) * 1e5).round()
+        entry_B = self.keys.shape[0] - 1 - rank_BK.argmin(1)
+        return entry_B, torch.exp(-gap_BK.gather(1, entry_B[:, None])[:, 0])
+
+    def join(self, other: Patch) -> Patch:
+        """The union of both memories; the nearest edit of all decides."""
+        if not isinstance(other, Route) or not _alike([self, other]):
+            return super().join(other)
+        union = _united([self, other], None)
+        return union.with_header(common_header([self, other]), (*self.edits, *other.edits))
+
+    @classmethod
+    def in_rows(cls, patches: Sequence[Self]) -> Self | None:
+        """One memory in which every key knows its row."""
+        if not _alike(patches):
+            return None
+        sizes = torch.tensor([len(p.keys) for p in patches])
+        owner = torch.arange(len(patches)).repeat_interleave(sizes)
+        union = _united(patches, owner.to(patches[0].keys.device))
+        return union.requires_grad_(False)
+
+    def site_of(self, tensor: str) -> str:
+        first, _, rest = tensor.partition(".")
+        return self.branch.site_of(rest) if first == "branch" else self.layout.site
+
+    def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        site = self.layout.site
+        assert self.owner is None, "a route in rows is put together when it is used, never saved"
+        own, inner = core.pack(self.branch)
+        tensors = {f"{site}/scope.{k}": v for k, v in self.scope.state_dict().items()}
+        tensors |= {f"{site}/keys": self.keys, **{f"branch/{k}": v for k, v in inner.items()}}
+        settings = {"layout": asdict(self.layout), "scope": self.scope.settings, "branch": own}
+        return settings, tensors
+
+    @classmethod
+    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        layout, scope = Layout(**settings["layout"]), Scope(**settings["scope"])
+        front = f"{layout.site}/scope."
+        scope.load_state_dict(
+            {k.removeprefix(front): v for k, v in tensors.items() if k.startswith(front)}
+        )
+        inner = {k.removeprefix("branch/"): v for k, v in tensors.items() if k[:7] == "branch/"}
+        branch = core.unpack(settings["branch"], inner)
+        return cls(scope, tensors[f"{layout.site}/keys"], branch, layout)
+
+
+def mixed(base_BTV: Tensor, other_BTV: Tensor, share_B: Tensor) -> Tensor:
+    """log((1 - s) softmax(base) + s softmax(other)); rows with s = 0 are `base` bit for bit."""
+    s = share_B.to(base_BTV.device)[:, None, None]
+    one = torch.log1p(-s) + base_BTV.float().log_softmax(-1)
+    two = torch.log(s) + other_BTV.float().log_softmax(-1)
+    return torch.where(s > 0, torch.logaddexp(one, two).to(base_BTV.dtype), base_BTV)
+
+
+def _alike(patches: Sequence[Route]) -> bool:
+    """One trained network and one way to switch, no rows yet, and branches that can be united."""
+    return (
+        len({(p.layout, type(p.branch)) for p in patches}) == 1
+        and bool(patches[0].layout.network)
+        and all(p.owner is None for p in patches)
+    )
+
+
+def _united(patches: Sequence[R], owner: Tensor | None) -> R:
+    first = patches[0]
+    branch: Any = type(first.branch)
+    return type(first)(
+        first.scope,
+        torch.cat([p.keys for p in patches]),
+        branch.together([p.branch for p in patches]),
+        first.layout,
+        owner,
+    )
