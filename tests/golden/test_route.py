@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.core.errors import BadPatch, MissingMask
+from errata.core.editor import State
+from errata.core.errors import MissingMask, MissingState
 from errata.core.patch import Header, Patch, joined, load, save
+from errata.core.states import keep
 from errata.core.types import Edit, Prompt
 from errata.finding.gradient import generator
 from errata.finding.watch import Watch
@@ -71,9 +73,9 @@ def route(
     *,
     switch: str = "hard",
     threshold: float = 0.9999,
-    network: str = "n",
+    state: str = "n",
 ) -> Route:
-    layout = Layout(SITE, switch, threshold, network)  # type: ignore[arg-type]
+    layout = Layout(SITE, switch, threshold, state)  # type: ignore[arg-type]
     edits = [Edit(p, "x") for p in prompts]
     made = Route(scope, keys_of(backbone, scope, prompts), branch, layout)
     header = Header(fingerprint=backbone.fingerprint())
@@ -146,11 +148,13 @@ def _parts(patch: Delta) -> dict[str, dict[str, Tensor]]:
     return {s: {k: p.detach() for k, p in patch.part(s).items()} for s in patch.names}
 
 
-def edited(speaker: Speaker, count: int, tokens: int, seed: int = 0) -> Counterfactual:
+def edited(
+    speaker: Speaker, count: int, tokens: int, seed: int = 0, state: str = ""
+) -> Counterfactual:
     rng = generator(seed, "memory")
     memory = torch.randn(count, 2 + tokens, 16, generator=rng)
     real = torch.ones(count, 2 + tokens, dtype=torch.bool)
-    return Counterfactual(speaker, SITE, memory, real).requires_grad_(False)
+    return Counterfactual(speaker, SITE, memory, real, state=state).requires_grad_(False)
 
 
 def test_the_soft_switch_mixes_what_the_two_models_say(
@@ -274,22 +278,33 @@ def test_join_is_one_memory_whose_nearest_edit_wins(
     torch.testing.assert_close(
         told_again[0], logits(backbone, again, ragged)[0], atol=1e-5, rtol=1e-5
     )
-    foreign = route(backbone, scope, ragged[:1], edited(speaker, 1, 1), network="other")
+    foreign = route(backbone, scope, ragged[:1], edited(speaker, 1, 1), state="other")
     assert isinstance(a.join(foreign), Stack)
+
+
+def stated(scope: Scope, speaker: Speaker, name: str = "test") -> State:
+    """Both networks as what `prepare` writes."""
+    tensors = {f"scope.{k}": v for k, v in scope.state_dict().items()}
+    tensors |= {f"speaker.{k}": v for k, v in speaker.state_dict().items()}
+    sizes = {"scope": scope.settings, "speaker": speaker.settings}
+    return State("test", {**sizes, "name": name}, tensors)
 
 
 def test_a_route_to_deltas_and_to_a_small_model_is_saved_and_loaded(
     backbone: tiny.HfVlm, scope: Scope, speaker: Speaker, ragged: list[Prompt], tmp_path: Path
 ) -> None:
-    for n, branch in enumerate((delta(0.2, 0.7), edited(speaker, 2, 3))):
-        patch = route(backbone, scope, ragged[:2], branch)
+    """The networks stay in the state that the patch names."""
+    state = stated(scope, speaker)
+    keep(state)
+    for n, branch in enumerate((delta(0.2, 0.7), edited(speaker, 2, 3, state=state.digest()))):
+        patch = route(backbone, scope, ragged[:2], branch, state=state.digest())
         save(patch, tmp_path / str(n))
         loaded = load(tmp_path / str(n), backbone)
         assert torch.equal(logits(backbone, loaded, ragged), logits(backbone, patch, ragged))
         again = load(tmp_path / str(n), backbone).join(patch)
         assert isinstance(again, Route) and again.keys.shape[0] == 4
-    torn = load(tmp_path / "1", backbone).pack()[1]
-    assert all(k.split("/")[0] in (SITE, "branch") for k in torn)
+    names = set(load(tmp_path / "1", backbone).pack()[1])
+    assert names == {f"{SITE}/keys", "branch/head/memory", "branch/head/real"}
 
 
 def test_a_route_without_a_mask_raises(
@@ -328,12 +343,10 @@ def test_an_edited_stream_is_no_business_of_the_route(
     assert torch.equal(seen[0], seen[1])
 
 
-def test_a_broken_route_is_refused(
+def test_a_route_whose_networks_are_not_here_says_so(
     backbone: tiny.HfVlm, scope: Scope, speaker: Speaker, ragged: list[Prompt], tmp_path: Path
 ) -> None:
-    patch = route(backbone, scope, ragged[:1], edited(speaker, 1, 3))
-    save(patch, tmp_path)
-    head = (tmp_path / "patch.json").read_text(encoding="utf-8")
-    (tmp_path / "patch.json").write_text(head.replace('"key": 4', '"key": 5'), encoding="utf-8")
-    with pytest.raises(BadPatch):
+    state = stated(scope, speaker, "never kept")
+    save(route(backbone, scope, ragged[:1], delta(1.0), state=state.digest()), tmp_path)
+    with pytest.raises(MissingState, match=state.digest()[:16]):
         load(tmp_path, backbone)

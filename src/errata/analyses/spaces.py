@@ -34,7 +34,6 @@ from errata.core.types import Case, Prompt
 from errata.finding.contrast import encode, unit
 from errata.finding.probe import by_answer, decisions, ridge_probe, shares
 from errata.finding.triplets import EXTRA_TOKENS, collect, states_of, usable
-from errata.patches.latent import under
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
@@ -222,7 +221,7 @@ Answers = tuple[Tensor, Tensor]
 
 def encoded(state: State, layer: int, encoder: str, pos: Tensor, neg: Tensor) -> Answers:
     """Unit vectors of both sides in a space of the state; of the states as they are for ""."""
-    weights = under(state.tensors, f"text.{layer}/{encoder}/") if encoder else {}
+    weights = state.under(f"text.{layer}/{encoder}/") if encoder else {}
     pos, neg = (unit(encode(h.float(), weights) if weights else h.float()) for h in (pos, neg))
     return pos, neg
 

@@ -48,6 +48,10 @@ class State:
     def digest(self) -> str:
         return self._digest
 
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose name begins so, without that beginning."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
     @cached_property
     def views(self) -> dict[str, Any]:
         """What was made of the tensors once and is shared by all who use the state; not stored."""

@@ -50,13 +50,9 @@ CHUNK = 64  # groups that are read at once
 class Network(nn.Module):
     """What is trained: `scope` and `speaker`, which share nothing."""
 
-    def __init__(self, width: int, config: Any) -> None:
+    def __init__(self, scope: Scope, speaker: Speaker) -> None:
         super().__init__()
-        c = config
-        self.scope = Scope(
-            width, c.width, slots=c.slots, blocks=c.scope_blocks, heads=c.heads, key=c.key
-        )
-        self.speaker = Speaker(width, c.width, slots=c.slots, blocks=c.blocks, heads=c.heads)
+        self.scope, self.speaker = scope, speaker
 
 
 class _Training(Trainee):
@@ -218,12 +214,21 @@ class Serac(TrainedEditor):
         return backbone.layer(backbone.depth // 2 if given is None else given)
 
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
-        net = Network(backbone.width, self.config)
+        c, width = self.config, backbone.width
+        net = Network(
+            Scope(width, c.width, slots=c.slots, blocks=c.scope_blocks, heads=c.heads, key=c.key),
+            Speaker(width, c.width, slots=c.slots, blocks=c.blocks, heads=c.heads),
+        )
         initialise(net, generator(seed, self.name))
         net.speaker.start()
         net.scope.start()
         net.to(backbone.device_of(""))
-        return _Training(backbone, self.config, self._layer(backbone), net)
+        return _Training(backbone, c, self._layer(backbone), net)
+
+    def extra(self, backbone: Backbone, trainee: Trainee, cases: Sequence[Case]) -> dict[str, Any]:
+        assert isinstance(trainee, _Training)
+        net = trainee.module
+        return {"scope": net.scope.settings, "speaker": net.speaker.settings}
 
     def find(
         self,
@@ -234,7 +239,6 @@ class Serac(TrainedEditor):
         seed: int,
     ) -> list[Found]:
         """Nothing is searched: each edit is read once, and what was read is its memory."""
-        nets: dict[str, Network] = {}
         patches: list[list[Route]] = [[] for _ in groups]
         flat = [(g, e) for g, group in enumerate(groups) for e in group]
         for start in range(0, len(flat), CHUNK):
@@ -244,10 +248,7 @@ class Serac(TrainedEditor):
             for n, g in enumerate(rows.tolist()):
                 state = states[g]
                 assert state is not None, "the editor checks that there is a state"
-                digest = state.digest()
-                if digest not in nets:
-                    nets[digest] = self._network(backbone, state)
-                patches[g].append(self._route(backbone, nets[digest], digest, memory, n))
+                patches[g].append(self._route(backbone, state, memory, n))
         return [
             Found(_union(own).to_backbone(backbone), state)
             for own, state in zip(patches, states, strict=True)
@@ -270,29 +271,22 @@ class Serac(TrainedEditor):
         stated, real = answers(backbone, batch, states_Bmd)
         return Prompts.of(watch.x[site], batch), stated, real
 
-    def _network(self, backbone: Backbone, state: State) -> Network:
-        net = Network(backbone.width, self.config)
-        net.load_state_dict(dict(state.tensors))
-        return net.to(backbone.device_of("")).requires_grad_(False).eval()
-
     @torch.no_grad()
     def _route(
-        self,
-        backbone: Backbone,
-        net: Network,
-        digest: str,
-        memory: tuple[Prompts, Tensor, Tensor],
-        n: int,
+        self, backbone: Backbone, state: State, memory: tuple[Prompts, Tensor, Tensor], n: int
     ) -> Route:
         """The route of one edit, from row n of what was read."""
         c, site = self.config, f"text.{self._layer(backbone)}.in"
+        device = backbone.device_of(site)
+        scope, speaker = Scope.of(state).to(device), Speaker.of(state).to(device)
         at = torch.tensor([n])
         prompts, stated, real = memory[0].take(at), memory[1][at], memory[2][at]
-        _, key = net.scope(*prompts.parts)
-        slots = net.speaker.read_edit(prompts.parts, stated)
+        _, key = scope(*prompts.parts)
+        slots = speaker.read_edit(prompts.parts, stated)
         seen = torch.ones(1, slots.shape[1] - real.shape[1], dtype=torch.bool, device=real.device)
-        branch = Counterfactual(net.speaker, site, slots, torch.cat([seen, real], dim=1))
-        return Route(net.scope, key, branch, Layout(site, c.switch, c.threshold, digest))
+        real = torch.cat([seen, real], dim=1)
+        branch = Counterfactual(speaker, site, slots, real, state=state.digest())
+        return Route(scope, key, branch, Layout(site, c.switch, c.threshold, state.digest()))
 
 
 def _union(routes: Sequence[Route]) -> Route:

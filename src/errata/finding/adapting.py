@@ -166,14 +166,10 @@ class AdapterEditor(TrainedEditor):
     ) -> list[Found]:
         for edit in (e for g in groups for e in g):
             self.check(edit)
-        networks: dict[int, Network] = {}
         found = []
-        banks = self._banks(backbone, groups, states)
-        for bank, state in zip(banks, states, strict=True):
+        for bank, state in zip(self._banks(backbone, groups, states), states, strict=True):
             assert state is not None, "the editor checks that there is a state"
-            if id(state) not in networks:
-                networks[id(state)] = shared_network(backbone, state)
-            patch = Adapter(networks[id(state)], bank, self.gate(backbone, state))
+            patch = Adapter(Network.of(state), bank, self.gate(backbone, state))
             found.append(Found(patch.to_backbone(backbone), state))
         return found
 
@@ -214,22 +210,6 @@ def _single(bank: Bank, b: int) -> Bank:
         states, bank.keys[one].clone(), bank.lengths[one].clone(), bank.ends[one].clone(),
         torch.zeros_like(bank.owner[one]),
     )  # fmt: skip
-
-
-def shared_network(backbone: Backbone, state: State) -> Network:
-    """The state's network: the copy that a live patch already holds, where there is one."""
-    network = Network.of(state.meta["network"], state.tensors)
-    for patch in _live(backbone):
-        if isinstance(patch, Adapter) and patch.network.digest == network.digest:
-            return patch.network
-    return network
-
-
-def _live(backbone: Backbone) -> Iterator[Patch]:
-    for patch in backbone.wires.stack:
-        count = patch.count if isinstance(patch, Rows) else 1
-        for row in range(count):
-            yield from patch.on_row(row)
 
 
 @contextmanager

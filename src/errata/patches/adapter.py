@@ -6,8 +6,8 @@ sees when the edit (prompt and target) is put to the unedited model; g is 1, or 
 behind the image and before the last prompt token (`text`), or both (`all`). They exist in the
 prefill alone, so that decoding with a cache equals decoding without.
 
-The network is trained once, for all edits. It is held by reference and known by the hash of its
-content: patches that share it share one copy, and their union is a bank of edits. A question is
+The network is trained once, for all edits, and lives in a state that a patch names by its hash:
+patches that share it share one copy, and their union is a bank of edits. A question is
 routed to the edit with the nearest gate key, once, at the gate's site, where the stream is still
 unedited; with gate `prompt` it passes only when the cosine reaches the threshold.
 
@@ -17,13 +17,10 @@ width, m network width, h heads.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +29,10 @@ from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 from errata.core.errors import MissingMask
 from errata.core.patch import Patch, common_header
 from errata.core.ports import Ctx
+from errata.patches._trained import trained
+
+if TYPE_CHECKING:
+    from errata.core.editor import State
 
 Tokens = Literal["visual", "text", "all"]
 
@@ -122,7 +123,7 @@ class Network(nn.Module):
         self, places: Sequence[Place], *, width: int, mid: int, heads: int, marks: int = 0
     ) -> None:
         super().__init__()
-        self.places = tuple(places)
+        self.places, self.state = tuple(places), ""
         self.sizes = {"width": width, "mid": mid, "heads": heads, "marks": marks}
         self.attention = nn.ModuleList(CrossAttention(**self.sizes) for _ in places)
         self.influence = nn.ModuleDict(
@@ -130,24 +131,16 @@ class Network(nn.Module):
         )
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Network:
-        """The network of `settings`, over the given tensors themselves (they are not copied)."""
-        with torch.device("meta"):
-            made = cls([Place(**p) for p in settings["places"]], **settings["sizes"])
-        made.load_state_dict({k: v.detach() for k, v in tensors.items()}, assign=True)
-        return made.requires_grad_(False)
+    def of(cls, state: State) -> Network:
+        """The network of a state, made once and shared by all patches that work from it."""
+        s = state.meta["network"]
+        net = trained(state, lambda: cls([Place(**p) for p in s["places"]], **s["sizes"]))
+        net.state = state.digest()
+        return net
 
     @property
     def settings(self) -> dict[str, Any]:
         return {"places": [asdict(p) for p in self.places], "sizes": self.sizes}
-
-    @cached_property
-    def digest(self) -> str:
-        """sha256 of settings and tensors. Read when training is over: it is computed once."""
-        h = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            h.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        return h.hexdigest()
 
     def index(self, site: str) -> int:
         return [p.site for p in self.places].index(site)
@@ -205,7 +198,7 @@ class Bank:
 
 
 class Adapter(Patch):
-    """A bank of edits read by one trained network. `network` may be shared by many patches."""
+    """A bank of edits read by one trained network, which many patches share."""
 
     decides = True
     keys: Tensor
@@ -286,7 +279,7 @@ class Adapter(Patch):
 
     def form(self) -> tuple[Any, ...]:
         """Equal for patches whose edits can lie in one bank."""
-        return (self.network.digest, self.gate)
+        return (self.network.state or id(self.network), self.gate)
 
     def join(self, other: Patch) -> Patch:
         """One bank with both patches' edits. Networks are compared by content, not by place."""
@@ -308,26 +301,25 @@ class Adapter(Patch):
         return cls(first.network, union, first.gate, rows=len(patches)).requires_grad_(False)
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        assert self.network.state, "a network that lives in no state is never saved"
         bank = self.bank
-        tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
-        tensors |= {f"{p.site}/states": s for p, s in zip(self.network.places, bank.states,
-                                                          strict=True)}  # fmt: skip
+        seen = zip(self.network.places, bank.states, strict=True)
+        tensors = {f"{p.site}/states": s for p, s in seen}
         for name in ("keys", "lengths", "ends", "owner"):
             tensors[f"{self.gate.site}/{name}"] = getattr(bank, name)
         settings = {
             "rows": self.rows,
             "gate": asdict(self.gate),
-            "network": self.network.settings,
-            "network_sha256": self.network.digest,
+            "state": self.network.state,
         }
         return settings, tensors
 
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        own = {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("network/")}
-        network, gate = Network.of(settings["network"], own), Gate(**settings["gate"])
-        if network.digest != settings["network_sha256"]:
-            raise ValueError("the network is not the one that the patch names")
+        """Raises MissingState where the trained network is not on this machine."""
+        from errata.core import states
+
+        network, gate = Network.of(states.find(str(settings["state"]))), Gate(**settings["gate"])
         bank = Bank(
             tuple(tensors[f"{p.site}/states"] for p in network.places),
             *(tensors[f"{gate.site}/{name}"] for name in ("keys", "lengths", "ends", "owner")),

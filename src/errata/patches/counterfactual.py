@@ -13,6 +13,8 @@ It is given no answer to copy out: what it says is a distribution over the vocab
 time. All that it needs of earlier tokens is in the state at the present one, and all that it keeps
 of the prompt is decided at prefill, so decoding with a cache is decoding without.
 
+The network lives in `state`, named by its hash (meta `speaker`, tensors `speaker.*`).
+
 A row patch: row k is edit k. Float32 whatever the backbone's dtype.
 
 Shapes: B rows, m asked columns, T columns, K edits, S slots, n answer tokens, d, w, V.
@@ -21,7 +23,7 @@ Shapes: B rows, m asked columns, T columns, K edits, S slots, n answer tokens, d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,10 @@ from torch import Tensor, nn
 from errata.core.patch import Patch
 from errata.core.ports import Ctx
 from errata.patches._reader import CrossBlock, Reader, prompt_columns
+from errata.patches._trained import trained
+
+if TYPE_CHECKING:
+    from errata.core.editor import State
 
 
 class Speaker(nn.Module):
@@ -52,6 +58,11 @@ class Speaker(nn.Module):
         self.blocks = nn.ModuleList(CrossBlock(width, heads) for _ in range(blocks))
         self.norm_out = nn.LayerNorm(width)
         self.out = nn.Linear(width, into)
+
+    @classmethod
+    def of(cls, state: State) -> Speaker:
+        """The trained one of a state."""
+        return trained(state, lambda: cls(**state.meta["speaker"]), "speaker.")
 
     def start(self) -> None:
         """Before training it says what the backbone says."""
@@ -90,9 +101,11 @@ class Counterfactual(Patch):
     memory: Tensor
     real: Tensor
 
-    def __init__(self, net: Speaker, site: str, memory: Tensor, real: Tensor) -> None:
+    def __init__(
+        self, net: Speaker, site: str, memory: Tensor, real: Tensor, *, state: str = ""
+    ) -> None:
         super().__init__((site, "head"))
-        self.net, self.site = net, site
+        self.net, self.site, self.state = net, site, state
         self.observes = frozenset({site})
         self.register_buffer("memory", memory.detach().float())
         self.register_buffer("real", real.bool())
@@ -123,21 +136,22 @@ class Counterfactual(Patch):
 
         memory = torch.cat([wide(p.memory) for p in patches])
         real = torch.cat([wide(p.real) for p in patches])
-        return cls(patches[0].net, patches[0].site, memory, real)
+        return cls(patches[0].net, patches[0].site, memory, real, state=patches[0].state)
 
     def site_of(self, tensor: str) -> str:
         return "head"
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        tensors = {f"head/net.{k}": v for k, v in self.net.state_dict().items()}
-        tensors |= {"head/memory": self.memory, "head/real": self.real}
-        return {"site": self.site, "net": self.net.settings}, tensors
+        assert self.state, "a small model that lives in no state is never saved"
+        tensors = {"head/memory": self.memory, "head/real": self.real}
+        return {"site": self.site, "state": self.state}, tensors
 
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        net = Speaker(**settings["net"])
-        front = "head/net."
-        net.load_state_dict(
-            {k.removeprefix(front): v for k, v in tensors.items() if k.startswith(front)}
-        )
-        return cls(net, settings["site"], tensors["head/memory"], tensors["head/real"])
+        """Raises MissingState where the trained network is not on this machine."""
+        from errata.core import states
+
+        digest = str(settings["state"])
+        net = Speaker.of(states.find(digest))
+        memory, real = tensors["head/memory"], tensors["head/real"]
+        return cls(net, settings["site"], memory, real, state=digest)

@@ -114,17 +114,11 @@ class Knowledge:
         layers = sorted({int(k.split("/")[0][5:]) for k in state.tensors if k.endswith("/sem")})
         blocks = {}
         for i in layers:
-            own = under(state.tensors, f"text.{i}/")
-            encoder = under(own, "enc_sem/")
+            own, encoder = state.under(f"text.{i}/"), state.under(f"text.{i}/enc_sem/")
             blocks[i] = Entries(own["sem"], own["pos"], encoder, own["centre"])
         made = cls(state.origin or state.digest(), blocks)
         state.views["knowledge"] = made
         return made
-
-
-def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name begins so, without that beginning."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 class Latent(Patch):

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,10 @@ from errata.core import patch as core
 from errata.core.patch import Patch, common_header
 from errata.core.ports import Ctx
 from errata.patches._reader import Reader, prompt_columns
+from errata.patches._trained import trained
+
+if TYPE_CHECKING:
+    from errata.core.editor import State
 
 Switch = Literal["hard", "soft"]
 R = TypeVar("R", bound="Route")
@@ -39,14 +43,14 @@ R = TypeVar("R", bound="Route")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """site: the stream `text.{i}.in` that the scope is decided from. network: hash of what was
-    trained; only routes with one network can be united.
+    """site: the stream `text.{i}.in` that the scope is decided from. state: hash of the state with
+    the trained scope (meta `scope`, tensors `scope.*`); only routes of one state can be united.
     """
 
     site: str
     switch: Switch = "hard"
     threshold: float = 0.5
-    network: str = ""
+    state: str = ""
 
 
 class Scope(nn.Module):
@@ -75,6 +79,11 @@ class Scope(nn.Module):
         self.norm = nn.LayerNorm(slots * width)
         self.of_query = nn.Linear(slots * width, key)
         self.of_edit = nn.Linear(slots * width, key)
+
+    @classmethod
+    def of(cls, state: State) -> Scope:
+        """The trained one of a state."""
+        return trained(state, lambda: cls(**state.meta["scope"]), "scope.")
 
     def start(self) -> None:
         """Before training an edit lies where its own prompt does, and others about 2^0.5 away."""
@@ -189,18 +198,16 @@ class Route(Patch):
         site = self.layout.site
         assert self.owner is None, "a route in rows is put together when it is used, never saved"
         own, inner = core.pack(self.branch)
-        tensors = {f"{site}/scope.{k}": v for k, v in self.scope.state_dict().items()}
-        tensors |= {f"{site}/keys": self.keys, **{f"branch/{k}": v for k, v in inner.items()}}
-        settings = {"layout": asdict(self.layout), "scope": self.scope.settings, "branch": own}
-        return settings, tensors
+        tensors = {f"{site}/keys": self.keys, **{f"branch/{k}": v for k, v in inner.items()}}
+        return {"layout": asdict(self.layout), "branch": own}, tensors
 
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        layout, scope = Layout(**settings["layout"]), Scope(**settings["scope"])
-        front = f"{layout.site}/scope."
-        scope.load_state_dict(
-            {k.removeprefix(front): v for k, v in tensors.items() if k.startswith(front)}
-        )
+        """Raises MissingState where the trained scope is not on this machine."""
+        from errata.core import states
+
+        layout = Layout(**settings["layout"])
+        scope = Scope.of(states.find(layout.state))
         inner = {k.removeprefix("branch/"): v for k, v in tensors.items() if k[:7] == "branch/"}
         branch = core.unpack(settings["branch"], inner)
         return cls(scope, tensors[f"{layout.site}/keys"], branch, layout)
@@ -215,10 +222,10 @@ def mixed(base_BTV: Tensor, other_BTV: Tensor, share_B: Tensor) -> Tensor:
 
 
 def _alike(patches: Sequence[Route]) -> bool:
-    """One trained network and one way to switch, no rows yet, and branches that can be united."""
+    """One trained scope and one way to switch, no rows yet, and branches that can be united."""
     return (
         len({(p.layout, type(p.branch)) for p in patches}) == 1
-        and bool(patches[0].layout.network)
+        and bool(patches[0].layout.state)
         and all(p.owner is None for p in patches)
     )
 
