@@ -15,6 +15,7 @@ import torch
 from errata.backbones import load
 from errata.core import registry
 from errata.core.backbone import Backbone
+from errata.finding.train import TrainedEditor
 from errata.runs.execute import bench
 
 SPEC = "microworld:vqa@dev"
@@ -27,7 +28,9 @@ def micro() -> Backbone:
 
 
 def run(backbone: Backbone, out: Path, editor: str, protocol: str, limit: int = 12) -> Path:
-    made = registry.load("editors", editor)(**({"encoder": "backbone"} if editor == "ike" else {}))
+    cls = registry.load("editors", editor)
+    few = {"steps": 2, "batch": 2, "held_out": 0} if issubclass(cls, TrainedEditor) else {}
+    made = cls(**few, **({"encoder": "backbone"} if editor == "ike" else {}))
     return bench(backbone, made, SPEC, protocol, out, limit=limit, rows=4)
 
 
