@@ -82,14 +82,18 @@ def attempt(name: str, bb: Backbone) -> str:
 
     from errata import Edit, Prompt, UserError, editor
     from errata.core import registry
+    from errata.finding.train import TrainedEditor
+    from tests.fast import FAST
 
-    shown = PICTURE if "image" in registry.load("editors", name).modalities else None
+    cls = registry.load("editors", name)
+    shown = PICTURE if "image" in cls.modalities else None
     edit = Edit(Prompt.of("What colour is the thing?", shown), "green", id="table")
     batch = bb.encode([edit.prompt], [edit.target])
     with torch.no_grad():
         before = bb.logits(batch)
     try:
-        made = editor(name).for_backbone(bb)
+        settings = FAST[name] if issubclass(cls, TrainedEditor) else {}
+        made = editor(name, **settings).for_backbone(bb)
         patch = made.edit(bb, [edit], made.prepare(bb, _lessons())).patch
         with torch.no_grad(), bb.applied(patch):
             during = bb.logits(bb.encode([edit.prompt], [edit.target]))
@@ -109,7 +113,12 @@ def _lessons() -> list[Case]:
     truths = {"Where is it from?": "Aldham", "Who made it?": "Sorrel", "What is it?": "a ring"}
     asked = [(Prompt.of(q, p), a) for q, a in truths.items() for p in (None, PICTURE)]
     return [
-        Case(f"lesson {i}", Edit(prompt, answer), (spared,), origin="correction")
+        Case(
+            f"lesson {i}",
+            Edit(prompt, answer),
+            (Probe("g", prompt, "t_generality", reference=answer), spared),
+            origin="correction",
+        )
         for i, (prompt, answer) in enumerate(asked)
     ]
 

@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from errata.backbones import load
+from errata.benchmarks.microworld import Microworld
 from errata.core import registry
 from errata.core.backbone import Backbone
+from errata.core.benchmark import BenchmarkSpec
+from errata.core.editor import Editor
 from errata.finding.train import TrainedEditor
 from errata.runs.execute import bench
 
@@ -29,9 +32,13 @@ def micro() -> Backbone:
 
 def run(backbone: Backbone, out: Path, editor: str, protocol: str, limit: int = 12) -> Path:
     cls = registry.load("editors", editor)
-    few = {"steps": 2, "batch": 2, "held_out": 0} if issubclass(cls, TrainedEditor) else {}
-    made = cls(**few, **({"encoder": "backbone"} if editor == "ike" else {}))
-    return bench(backbone, made, SPEC, protocol, out, limit=limit, rows=4)
+    made: Editor = cls(**({"encoder": "backbone"} if editor == "ike" else {}))
+    state = None
+    if issubclass(cls, TrainedEditor):
+        made = cls(steps=2, batch=2, held_out=0).for_backbone(backbone)
+        cases = Microworld().load(BenchmarkSpec.parse("microworld:vqa@train")).cases
+        state = made.prepare(backbone, cases[:8])
+    return bench(backbone, made, SPEC, protocol, out, limit=limit, rows=4, state=state)
 
 
 def test_killed_twice_and_resumed(micro: Backbone, tmp_path: Path) -> None:

@@ -166,6 +166,9 @@ class _Losses(nn.Module):
         named = dict(self.trainee.losses(turn))
         weights = self.trainee.weights
         total = torch.stack([w * named[n] for n, w in weights.items() if n in named]).sum()
+        if torch.is_grad_enabled() and not total.requires_grad:
+            # no row of this turn meets the module (an adapter of image tokens, texts alone)
+            total = total + 0.0 * next(self.trainee.module.parameters()).sum()
         return total, {"total": total.detach(), **{k: v.detach() for k, v in named.items()}}
 
 
