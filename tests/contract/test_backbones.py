@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from errata.contract.editors import weights
 from errata.core.backbone import Backbone
 from errata.core.errors import TooLong
 from errata.core.types import Prompt
+from errata.finding.search import target_loss
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
@@ -105,6 +108,25 @@ def test_a_guess_does_not_change_the_answer(backbone: tiny.HfVlm, ragged: list[P
     guesses = [backbone.decode(g.ids) for g in plain]
     for targets in (TARGETS, guesses):
         assert backbone.generate(backbone.encode(ragged, targets), [6] * len(ragged)) == plain
+
+
+def test_the_last_ffn_at_the_answer_alone_gives_the_same_gradients(
+    backbone: tiny.HfVlm, ragged: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Targets of several lengths: the longest row's short one repeats that row's last column."""
+    batch = backbone.encode(ragged, ["red" if not t else t for t in TARGETS])
+    found = []
+    for narrow in (True, False):
+        if not narrow:
+            monkeypatch.setattr(backbone, "_last_ffn_at", lambda columns: nullcontext())
+        low = [random_delta(backbone, layer, 3).requires_grad_(True) for layer in (1, 3)]
+        with torch.enable_grad(), backbone.applied(*low):
+            logits = backbone.logits(batch)
+            loss = target_loss(logits, batch)[0].sum()
+        grads = torch.autograd.grad(loss, [p for patch in low for p in patch.parameters()])
+        found.append((logits.detach(), *grads))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layer", range(-1, 4))

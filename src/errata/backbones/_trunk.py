@@ -192,10 +192,16 @@ class TrunkBackbone(Backbone):
         *,
         cache: Any = None,
         enter: tuple[int, Tensor] | None = None,
+        columns: Tensor | None = None,
     ) -> Tensor:
-        """[B, T, d] last stream of the text model, from its input or from block `enter[0]` on."""
+        """[B, T, d] last stream of the text model, from its input or from block `enter[0]` on.
+
+        With `columns` [B, n] it is right in these alone.
+        """
         with ExitStack() as stack:
             stack.enter_context(self.wires.question(ctx))
+            if columns is not None:
+                stack.enter_context(self._last_ffn_at(columns))
             if enter is not None and enter[0] > 0:
                 layer, stream = enter
                 for block in self.blocks[:layer]:
@@ -215,6 +221,32 @@ class TrunkBackbone(Backbone):
             out = self.text(**trunk, past_key_values=cache, use_cache=cache is not None)
         return out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]  # type: ignore[no-any-return]
 
+    @contextmanager
+    def _last_ffn_at(self, columns: Tensor) -> Iterator[None]:
+        """The last block's FFN, two thirds of its work, runs at `columns` [B, n] alone."""
+        name = f"text.{self.depth - 1}"
+        site = self.wires.sites.get(f"{name}.mlp")
+        behind = (f"{name}.mlp", f"{name}.block", "final_norm")
+        ports = (port for s, port in self.wires.ports.items() if s.startswith(behind))
+        live = [p for port in ports for p in port.live]
+        if site is None or site.last is not site.first or not all(p.pointwise for p in live):
+            yield
+            return
+        original = site.first.forward
+        # shorter targets repeat their row's last column, which counts once
+        first = torch.diff(columns, dim=1, prepend=columns[:, :1] - 1) > 0
+
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            at = (torch.arange(x.shape[0], device=x.device)[:, None], columns.to(x.device))
+            out = original(x[at], *args, **kwargs)
+            y = out[0] if isinstance(out, tuple) else out
+            once = y * first.to(y.device)[..., None]
+            whole = torch.zeros_like(x).index_put(at, once.to(x.dtype), accumulate=True)
+            return (whole, *out[1:]) if isinstance(out, tuple) else whole
+
+        with _forward_as(site.first, forward):
+            yield
+
     def _head(self, stream: Tensor, ctx: Ctx) -> Tensor:
         with self.wires.question(ctx):
             logits: Tensor = self.head(stream)
@@ -233,11 +265,13 @@ class TrunkBackbone(Backbone):
             image_sizes=batch.image_sizes,
         )
 
-    def _start(self, what: Batch | Entered, ctx: Ctx, cache: Any) -> tuple[Tensor, dict[str, Any]]:
+    def _start(
+        self, what: Batch | Entered, ctx: Ctx, cache: Any, columns: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Stream behind the last block for a batch or a state, and the trunk keywords."""
         if isinstance(what, Batch):
             trunk = self._below(what, ctx, [])
-            return self._through(trunk, ctx, cache=cache), trunk
+            return self._through(trunk, ctx, cache=cache, columns=columns), trunk
         batch = what.batch
         self._check_resumable(what)
         assert _same_rows(ctx.rows, what.rows, batch.size), (
@@ -245,12 +279,13 @@ class TrunkBackbone(Backbone):
         )
         if what.layer < 0:
             trunk = self._below(batch, ctx, what.tower)
-            return self._through(trunk, ctx, cache=cache), trunk
+            return self._through(trunk, ctx, cache=cache, columns=columns), trunk
         ctx.shape = (batch.size, batch.ids.shape[1])
         trunk = dict(what.trunk)
         ctx.memo.update(what.memo)
         assert what.stream is not None
-        stream = self._through(trunk, ctx, cache=cache, enter=(what.layer, what.stream))
+        enter = (what.layer, what.stream)
+        stream = self._through(trunk, ctx, cache=cache, enter=enter, columns=columns)
         if cache is not None and what.layer > 0:
             assert what.cache is not None, (
                 "enter(..., for_generation=True) is needed to continue from a state"
@@ -338,17 +373,22 @@ class TrunkBackbone(Backbone):
 
     def _asked(self, stream: Tensor, batch: Batch, ctx: Ctx) -> Tensor:
         """[B, 1 + M, V] logits at the last prompt token and at the target tokens."""
-        extra = max((len(t) for t in batch.targets), default=0)
-        columns = batch.lengths[:, None] - 1 + torch.arange(1 + extra, device=batch.lengths.device)
-        columns = columns.clamp(max=stream.shape[1] - 1).to(stream.device)
+        columns = self._columns(batch).to(stream.device)
         rows = torch.arange(stream.shape[0], device=stream.device)[:, None]
         return self._head(stream[rows, columns], ctx)
+
+    @staticmethod
+    def _columns(batch: Batch) -> Tensor:
+        """[B, 1 + M] the last prompt token and the target tokens, or what stands in their place."""
+        extra = max((len(t) for t in batch.targets), default=0)
+        columns = batch.lengths[:, None] - 1 + torch.arange(1 + extra, device=batch.lengths.device)
+        return columns.clamp(max=batch.ids.shape[1] - 1)
 
     def logits(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Tensor:
         batch = what if isinstance(what, Batch) else what.batch
         rows = what.rows if rows is None and isinstance(what, Entered) else rows
         ctx = self._ctx(batch, rows)
-        stream, _ = self._start(what, ctx, None)
+        stream, _ = self._start(what, ctx, None, self._columns(batch))
         return self._asked(stream, batch, ctx)
 
     @contextmanager

@@ -69,10 +69,13 @@ class Patch(nn.Module, ABC):
 
     `decides`: the patch makes decisions from the prompt (it then needs prompt lengths or a mask).
     `sites`: the sites where it acts; empty for a patch that only rewrites the prompt.
+    `pointwise`: what it does to a column depends on that column alone, so that it may be shown only
+    those that the answer is read from.
     """
 
     plugin_kind: ClassVar[str] = "patches"
     decides: bool = False
+    pointwise: bool = False
 
     def __init__(self, sites: Sequence[str] = ()) -> None:
         super().__init__()

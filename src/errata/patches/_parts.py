@@ -27,6 +27,8 @@ class PartsPatch(Patch):
     #: keyword arguments of the constructor beside `parts` and `rows`, JSON-ready attributes
     option_names: ClassVar[tuple[str, ...]] = ()
 
+    pointwise = True
+
     def __init__(self, parts: Parts, *, rows: int | None = None) -> None:
         super().__init__(tuple(parts))
         self.rows = rows
