@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from errata.core.editor import State
-from errata.core.errors import MissingMask, MissingState
+from errata.core.errors import BadPatch, MissingMask, MissingState
 from errata.core.patch import Header, load, save
 from errata.core.states import keep
 from errata.core.types import Edit, Prompt
@@ -31,6 +31,8 @@ from errata.patches.stack import Stack
 from tests import tiny
 
 TEXT, IMAGE = "text.1.in", "text.2.in"
+#: the gate at the lowest adapter, and above both
+GATES = ("", "text.3.in", "text.3.block")
 
 
 def identity(linear: torch.nn.Linear) -> None:
@@ -114,12 +116,19 @@ def stated(net: Network) -> State:
 
 
 def adapter(
-    backbone: tiny.HfVlm, net: Network, edits: list[Edit], gate: str = "none", tau: float = 0.99
+    backbone: tiny.HfVlm,
+    net: Network,
+    edits: list[Edit],
+    gate: str = "none",
+    tau: float = 0.99,
+    at: str = "",
 ) -> Adapter:
-    site = min(p.site for p in net.places)
+    """`at`: where the gate's keys are, the lowest adapter's site unless named."""
+    site = at or min(p.site for p in net.places)
     how = Gate(gate, site, tau)  # type: ignore[arg-type]
     batch, _ = encode_edits(backbone, [[e] for e in edits], eos=True)
-    bank = banked(net.places, how, batch, seen_at(backbone, batch, [p.site for p in net.places]))
+    sites = list({*(p.site for p in net.places), site})
+    bank = banked(net.places, how, batch, seen_at(backbone, batch, sites))
     bank = Bank(bank.states, bank.keys, bank.lengths, bank.ends, torch.zeros_like(bank.owner))
     header = Header(backbone=backbone.name, fingerprint=backbone.fingerprint())
     return Adapter(net, bank, how).requires_grad_(False).with_header(header, edits)
@@ -154,24 +163,26 @@ def test_only_the_tokens_named_are_rewritten(
             assert torch.equal(moved[b], wanted), (tokens, b)
 
 
+@pytest.mark.parametrize("at", GATES)
 def test_a_closed_gate_gives_the_base_bit_for_bit(
-    backbone: tiny.HfVlm, both: Network, ragged: list[Prompt], edits: list[Edit]
+    backbone: tiny.HfVlm, both: Network, ragged: list[Prompt], edits: list[Edit], at: str
 ) -> None:
     """Row 0 is the edit's own question: the gate opens there, and nowhere else."""
     batch = backbone.encode(ragged)
     clean = backbone.logits(batch)
-    with backbone.applied(adapter(backbone, both, edits[:1], "prompt", 0.9999)):
+    with backbone.applied(adapter(backbone, both, edits[:1], "prompt", 0.9999, at)):
         edited = backbone.logits(batch)
     same = [torch.equal(a, b) for a, b in zip(edited, clean, strict=True)]
     assert same == [False, True, True, True, True]
 
 
+@pytest.mark.parametrize("at", GATES)
 def test_a_question_with_an_answer_decides_as_without(
-    backbone: tiny.HfVlm, both: Network, edits: list[Edit]
+    backbone: tiny.HfVlm, both: Network, edits: list[Edit], at: str
 ) -> None:
     """The gate opens on the edit's question whatever answer follows; the leaking one does not."""
     for gate, wanted in (("prompt", [True, True, True]), ("leaky", [False, True, False])):
-        patch = adapter(backbone, both, edits[:1], gate, 0.9999)
+        patch = adapter(backbone, both, edits[:1], gate, 0.9999, at)
         target = edits[0].target + "</s>"
         opened = []
         for answer in (None, target, "blue ring"):
@@ -180,7 +191,7 @@ def test_a_question_with_an_answer_decides_as_without(
                 backbone.applied(patch),
                 backbone.ask(backbone.encode([edits[0].prompt], given)) as q,
             ):
-                opened.append(bool(q.ctx.memo[id(patch), TEXT][1][0]))  # type: ignore[attr-defined]
+                opened.append(bool(q.ctx.memo[id(patch), patch.gate.site][1][0]))  # type: ignore[attr-defined]
         assert opened == wanted, gate
 
 
@@ -226,14 +237,20 @@ def test_adapters_of_two_networks_or_gates_stay_apart(
     assert isinstance(first.join(second), Adapter)
 
 
+@pytest.mark.parametrize("at", GATES)
 @pytest.mark.parametrize("gate", ["none", "prompt"])
 def test_rows_of_banks_equal_each_bank_alone(
-    backbone: tiny.HfVlm, both: Network, ragged: list[Prompt], edits: list[Edit], gate: str
+    backbone: tiny.HfVlm,
+    both: Network,
+    ragged: list[Prompt],
+    edits: list[Edit],
+    gate: str,
+    at: str,
 ) -> None:
     """Banks of different sizes; fused, and one by one beside another shape."""
     banks = [
-        adapter(backbone, both, edits[:3], gate, 0.5),
-        adapter(backbone, both, edits[3:], gate, 0.5),
+        adapter(backbone, both, edits[:3], gate, 0.5, at),
+        adapter(backbone, both, edits[3:], gate, 0.5, at),
     ]
     low = Delta({"text.2.attn.q": {"A": torch.randn(2, 32), "B": torch.randn(32, 2)}})
     low.requires_grad_(False)
@@ -255,11 +272,12 @@ def test_rows_of_banks_equal_each_bank_alone(
                 assert backbone.generate(one, [5])[0] == said[b]
 
 
+@pytest.mark.parametrize("at", GATES)
 def test_decoding_with_a_cache_equals_decoding_without(
-    backbone: tiny.HfVlm, both: Network, edits: list[Edit]
+    backbone: tiny.HfVlm, both: Network, edits: list[Edit], at: str
 ) -> None:
     prompt = edits[0].prompt
-    with backbone.applied(adapter(backbone, both, edits[:2], "prompt", 0.5)):
+    with backbone.applied(adapter(backbone, both, edits[:2], "prompt", 0.5, at)):
         said = backbone.generate(backbone.encode([prompt]), [6])[0].ids
         ids: list[int] = []
         for _ in said:
@@ -269,6 +287,49 @@ def test_decoding_with_a_cache_equals_decoding_without(
                 break  # these ids are no text of their own, so they cannot be put again
             ids.append(int(backbone.logits(batch)[0, len(ids)].argmax()))
     assert ids and tuple(ids) == said[: len(ids)]
+
+
+@pytest.mark.parametrize("at", ["text.2.in", *GATES[1:]])
+def test_a_gate_further_up_decides_from_the_unedited_stream(
+    backbone: tiny.HfVlm, both: Network, ragged: list[Prompt], edits: list[Edit], at: str
+) -> None:
+    """By hand: cosines of last prompt tokens in a forward without any patch. What lives beside the
+    adapter is seen, and a state entered anywhere gives the same.
+    """
+    patch = adapter(backbone, both, edits[:1], "prompt", 0.0, at)
+    batch = backbone.encode(ragged)
+    rows = torch.arange(batch.size)
+    beside = Delta({"text.1.mlp.down": {"A": torch.randn(2, 64), "B": torch.randn(32, 2) / 4}})
+    for other in (None, beside.requires_grad_(False)):
+        with backbone.applied(other):
+            state = seen_at(backbone, batch, [at])[at][rows, batch.lengths - 1]
+        near = torch.cosine_similarity(state, patch.keys, dim=-1)
+        patch.gate = Gate("prompt", at, float(near.sort().values[2:4].mean()))
+        with backbone.applied(other, patch):
+            with backbone.ask(batch) as q:
+                assert torch.equal(q.ctx.memo[id(patch), at][1], near >= patch.gate.threshold)  # type: ignore[attr-defined]
+            whole = backbone.logits(batch)
+            for layer in range(-1, backbone.depth):
+                entered = backbone.enter(batch, layer)
+                torch.testing.assert_close(backbone.logits(entered), whole, atol=1e-4, rtol=1e-4)
+        with backbone.applied(other):
+            below = backbone.enter(batch, 1)
+        if other is None:
+            with backbone.applied(patch):
+                torch.testing.assert_close(backbone.logits(below), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_a_raw_call_leaves_no_room_for_a_gate_further_up(
+    backbone: tiny.HfVlm, both: Network, edits: list[Edit]
+) -> None:
+    patch = adapter(backbone, both, edits[:1], "prompt", 0.5, "text.3.in")
+    batch = backbone.encode([edits[0].prompt])
+    with (
+        torch.no_grad(),
+        backbone.applied(patch),
+        pytest.raises(BadPatch, match=r"backbone\.ask"),
+    ):
+        backbone.model(**batch.inputs)
 
 
 def test_a_raw_call_cannot_know_the_image_tokens(

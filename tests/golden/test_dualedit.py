@@ -20,7 +20,7 @@ from errata.finding.gradient import generator
 from errata.finding.influence import noise_influence
 from errata.finding.train import Row
 from errata.finding.turns import Pools, Turn
-from errata.patches.adapter import Adapter, Gate
+from errata.patches.adapter import Adapter
 from errata.patches.rows import Rows
 from tests import tiny
 
@@ -154,8 +154,9 @@ def test_the_gate_is_tuned_without_answers(backbone: tiny.HfVlm, cases: list[Cas
         for c in cases
     ]
     for kind, same in (("prompt", True), ("leaky", False)):
-        gate = Gate(kind, "text.2.in")  # type: ignore[arg-type]
-        one, two = (similarities(backbone, some, gate) for some in (cases, changed))
+        sites = ["text.2.in", "text.3.block"]
+        both = [similarities(backbone, some, kind, sites) for some in (cases, changed)]  # type: ignore[arg-type]
+        one, two = both[0]["text.2.in"], both[1]["text.2.in"]
         pairs = [(one[i][k], two[i][k]) for i in (0, 1) for k in one[i]]
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs) == same
 

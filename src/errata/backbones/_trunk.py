@@ -12,7 +12,7 @@ Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,13 +51,16 @@ def _forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None
 
 
 @contextmanager
-def _stop_at(module: nn.Module) -> Iterator[None]:
-    """The forward stops when `module` is about to run; the exception carries its arguments."""
+def _stop_at(module: nn.Module, *, seen: bool = False) -> Iterator[None]:
+    """The forward stops when `module` is about to run; the exception carries its arguments.
+
+    `seen`: after the module's port has shown its input to patches.
+    """
 
     def stop(_: nn.Module, args: Any, kwargs: Any) -> None:
         raise _StopForward((args, kwargs))
 
-    handle = module.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True, prepend=not seen)
     try:
         yield
     finally:
@@ -221,6 +224,41 @@ class TrunkBackbone(Backbone):
             out = self.text(**trunk, past_key_values=cache, use_cache=cache is not None)
         return out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]  # type: ignore[no-any-return]
 
+    @torch.no_grad()
+    def _rehearse(
+        self,
+        trunk: Mapping[str, Any],
+        ctx: Ctx,
+        enter: tuple[int, Tensor] | None = None,
+        *,
+        below: int | None = None,
+    ) -> None:
+        """Lets patches that decide above where they act decide, in a forward that ends there.
+
+        `below`: only those that act below this block.
+        """
+        waiting = {
+            id(p): self.block_of(p.ahead) + (not p.ahead.endswith(".in"))
+            for p in self.wires.rehearsal()
+            if (id(p), p.ahead) not in ctx.memo
+            and (below is None or min(map(self.block_of, p.sites)) < below)
+        }
+        if not waiting:
+            return
+        before, shape, top = dict(ctx.memo), ctx.shape, max(waiting.values())
+        end = _stop_at(self.blocks[top], seen=True) if top < self.depth else nullcontext()
+        ctx.rehearsing = True
+        try:
+            with end:
+                self._through(trunk, ctx, enter=enter)
+        except _StopForward:
+            pass
+        finally:
+            ctx.rehearsing, ctx.shape = False, shape
+        made = {k: v for k, v in ctx.memo.items() if k[0] in waiting}
+        ctx.memo.clear()
+        ctx.memo.update({**before, **made})
+
     @contextmanager
     def _last_ffn_at(self, columns: Tensor) -> Iterator[None]:
         """The last block's FFN, two thirds of its work, runs at `columns` [B, n] alone."""
@@ -271,6 +309,7 @@ class TrunkBackbone(Backbone):
         """Stream behind the last block for a batch or a state, and the trunk keywords."""
         if isinstance(what, Batch):
             trunk = self._below(what, ctx, [])
+            self._rehearse(trunk, ctx)
             return self._through(trunk, ctx, cache=cache, columns=columns), trunk
         batch = what.batch
         self._check_resumable(what)
@@ -279,12 +318,14 @@ class TrunkBackbone(Backbone):
         )
         if what.layer < 0:
             trunk = self._below(batch, ctx, what.tower)
+            self._rehearse(trunk, ctx)
             return self._through(trunk, ctx, cache=cache, columns=columns), trunk
         ctx.shape = (batch.size, batch.ids.shape[1])
         trunk = dict(what.trunk)
         ctx.memo.update(what.memo)
         assert what.stream is not None
         enter = (what.layer, what.stream)
+        self._rehearse(trunk, ctx, enter)
         stream = self._through(trunk, ctx, cache=cache, enter=enter, columns=columns)
         if cache is not None and what.layer > 0:
             assert what.cache is not None, (
@@ -323,6 +364,7 @@ class TrunkBackbone(Backbone):
                     batch, 0, trunk=trunk, stream=torch.empty(0), cache=(), rows=rows, stack=stack
                 )
             cache = self._new_cache() if for_generation else None
+            self._rehearse(trunk, ctx, below=layer)
             with _stop_at(self.blocks[layer]):
                 try:
                     self._through(trunk, ctx, cache=cache)

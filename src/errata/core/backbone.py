@@ -225,10 +225,11 @@ class Backbone(ABC):
             return self.depth - 1
         if patch.rewrites or any(s.startswith("vision") for s in patch.sites):
             return None
-        edge = min((self._floor(s) for s in patch.sites), default=self.depth - 1)
+        edge = min((self.block_of(s) for s in patch.sites), default=self.depth - 1)
         return edge
 
-    def _floor(self, site: str) -> int:
+    def block_of(self, site: str) -> int:
+        """The text block of a site; the last one behind all blocks, -1 below the text model."""
         if site.startswith("text."):
             return int(site.split(".")[1])
         return self.depth - 1 if site in ("final_norm", "head") else -1

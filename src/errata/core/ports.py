@@ -51,6 +51,8 @@ class Ctx:
     image_rows: [N] the batch row of each image, in the order in which the vision tower sees them.
     image_sizes: [N] relative number of vision positions per image, for towers that flatten images.
     memo:    decisions, made once at prefill and read afterwards; keyed (id of patch, site).
+    rehearsing: a forward before the question's own, in which patches that decide higher up than
+    they act decide, and change nothing.
     """
 
     wires: Wires
@@ -62,6 +64,7 @@ class Ctx:
     image_sizes: Tensor | None = None
     shape: tuple[int, int] = (0, 0)
     prefilled: bool = False
+    rehearsing: bool = False
     memo: dict[tuple[int, str], Any] = field(default_factory=dict)
 
     def last_prompt(self, x: Tensor, patch: Patch) -> Tensor:
@@ -238,6 +241,11 @@ class Wires:
         for name, port in self.ports.items():
             port.live = tuple(p for p in live if name in p.sites)
 
+    def rehearsal(self) -> list[Patch]:
+        """The live patches that decide above a site where they act."""
+        live = {id(m): m for port in self.ports.values() for p in port.live for m in p.modules()}
+        return [m for m in live.values() if getattr(m, "ahead", "")]  # type: ignore[misc]
+
     @contextmanager
     def question(self, ctx: Ctx) -> Iterator[Ctx]:
         """Everything inside belongs to one question."""
@@ -286,6 +294,11 @@ class Wires:
             raise BadPatch(
                 f"this patch ({type(rewriting).__name__}) rewrites the prompt, which a call of the "
                 "model itself does not show it. Ask through backbone.ask or errata.ask."
+            )
+        if self.rehearsal():
+            raise BadPatch(
+                "this patch decides from a block above those that it changes, which a call of the "
+                "model itself leaves no room for. Ask through backbone.ask or errata.ask."
             )
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
         if ids is None:

@@ -72,8 +72,8 @@ class AdapterTrainee(Trainee):
             self.module.attention[i].to(backbone.device_of(place.site))
             if place.influence:
                 self.module.influence[str(i)].to(backbone.device_of(place.site))
-        self.gate = Gate("none", editor.gate_site(backbone))
-        self.floor = min(backbone._floor(p.site) for p in places)
+        lowest = min((p.site for p in places), key=backbone.block_of)
+        self.gate, self.floor = Gate("none", lowest), backbone.block_of(lowest)
         self.weights = editor.loss_weights()
 
     def patch(self, turn: Turn) -> Adapter:
@@ -98,9 +98,10 @@ class AdapterEditor(TrainedEditor):
         learnt mark (0: none, as published; the network then has to tell them by their content).
 
         rel_weight, gen_weight, loc_weight: of the losses, each a mean over its rows. gate: prompt,
-        leaky or none, see `errata.patches.adapter.Gate`; it can be changed without training again.
-        threshold: of the gate; null = the one that was tuned on training cases. gate_cases: how
-        many of these.
+        leaky or none, see `errata.patches.adapter.Gate`. gate_layer: the block behind which keys
+        are compared, null for the lowest adapter's; a higher one has read the image, and questions
+        are then rehearsed up to there, unedited. Both can be changed without training again.
+        threshold: of the gate; null = the one tuned on training cases. gate_cases: how many.
         """
 
         mid: int = 1024
@@ -110,6 +111,7 @@ class AdapterEditor(TrainedEditor):
         gen_weight: float = 2.0
         loc_weight: float = 2.0
         gate: Literal["prompt", "none", "leaky"] = "prompt"
+        gate_layer: int | None = None
         threshold: float | None = None
         gate_cases: int = 256
 
@@ -118,8 +120,10 @@ class AdapterEditor(TrainedEditor):
         """The adapters, at least one."""
 
     def gate_site(self, backbone: Backbone) -> str:
-        """The lowest adapter's site: what passes there is still unedited."""
-        return min((p.site for p in self.places(backbone)), key=backbone._floor)
+        """Where gate keys are compared: the lowest adapter's site unless one is set."""
+        if self.config.gate_layer is not None:
+            return site_behind(backbone, self.config.gate_layer)
+        return min((p.site for p in self.places(backbone)), key=backbone.block_of)
 
     def loss_weights(self) -> dict[str, float]:
         c = self.config
@@ -136,25 +140,29 @@ class AdapterEditor(TrainedEditor):
         assert isinstance(trainee, AdapterTrainee)
         order = torch.randperm(len(cases), generator=generator(0, "gate")).tolist()
         some = [cases[i] for i in order[: self.config.gate_cases]]
-        site = self.gate_site(backbone)
+        sites = [site_behind(backbone, i) for i in range(backbone.depth)]
         return {
             "network": trainee.module.settings,
             "thresholds": {
-                kind: tuned(*similarities(backbone, some, Gate(kind, site)))
+                kind: {
+                    s: tuned(*near) for s, near in similarities(backbone, some, kind, sites).items()
+                }
                 for kind in ("prompt", "leaky")
             },
         }
 
     def gate(self, backbone: Backbone, state: State) -> Gate:
         """The gate as set, with the state's threshold where none is set."""
-        c = self.config
-        tau = c.threshold if c.threshold is not None else state.meta["thresholds"].get(c.gate, 0.0)
+        c, site = self.config, self.gate_site(backbone)
+        if c.gate == "none":
+            return Gate("none", site)
+        tau = state.meta["thresholds"][c.gate][site] if c.threshold is None else c.threshold
         if tau is None:
             raise BadSpec(
                 f"the training cases of this state of '{self.name}' did not hold what its gate's "
                 "threshold is tuned on. Set one: --set threshold=0.8, or --set gate=none."
             )
-        return Gate(c.gate, self.gate_site(backbone), 0.0 if c.gate == "none" else float(tau))
+        return Gate(c.gate, site, float(tau))
 
     def find(
         self,
@@ -236,42 +244,54 @@ def _others(patches: Sequence[Patch]) -> list[Patch]:
 
 
 def similarities(
-    backbone: Backbone, cases: Sequence[Case], gate: Gate
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Cosines of a case's probes with its edit, by kind: (in scope, out of scope), [P] each."""
-    keys = gate_states(
-        backbone, [c.edit.prompt for c in cases], [c.edit.target for c in cases], gate
-    )
+    backbone: Backbone,
+    cases: Sequence[Case],
+    kind: Literal["prompt", "leaky"],
+    sites: Sequence[str],
+) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Site -> cosines of cases' probes with their edits, by kind: (in scope, out of scope), [P]."""
+    leaky = kind == "leaky"
+    edits = [(c.edit.prompt, c.edit.target) for c in cases]
+    keys = [seen for seen, _ in _gate_states(backbone, edits, sites, leaky)]
+    keys_at = {s: torch.cat([k[s] for k in keys]) for s in sites}
     asked = [(i, p) for i, c in enumerate(cases) for p in c.probes if p.reference.strip()]
     asked = [(i, p) for i, p in asked if p.kind in (*IN_SCOPE, *OUT_OF_SCOPE)]
-    if not asked:
-        return {}, {}
-    states = gate_states(
-        backbone, [p.prompt for _, p in asked], [p.reference for _, p in asked], gate
-    )
-    near = torch.cosine_similarity(states, keys[[i for i, _ in asked]], dim=-1)
-    kinds = {k: [n for n, (_, p) in enumerate(asked) if p.kind == k] for _, p in asked
-             for k in (p.kind,)}  # fmt: skip
-    found = {k: near[index] for k, index in kinds.items()}
-    return (
-        {k: v for k, v in found.items() if k in IN_SCOPE},
-        {k: v for k, v in found.items() if k in OUT_OF_SCOPE},
-    )
+    near: dict[str, list[Tensor]] = {s: [] for s in sites}
+    for seen, few in _gate_states(
+        backbone, [(p.prompt, p.reference) for _, p in asked], sites, leaky
+    ):
+        own = [i for i, _ in asked[few]]
+        for s in sites:
+            near[s].append(torch.cosine_similarity(seen[s], keys_at[s][own], dim=-1))
+    index: dict[str, list[int]] = {}
+    for n, (_, p) in enumerate(asked):
+        index.setdefault(p.kind, []).append(n)
+    out = {}
+    for s in sites:
+        all_near = torch.cat(near[s]) if near[s] else torch.empty(0)
+        found = {k: all_near[at] for k, at in index.items()}
+        out[s] = (
+            {k: v for k, v in found.items() if k in IN_SCOPE},
+            {k: v for k, v in found.items() if k in OUT_OF_SCOPE},
+        )
+    return out
 
 
-def gate_states(
-    backbone: Backbone, prompts: Sequence[Prompt], answers: Sequence[str], gate: Gate
-) -> Tensor:
-    """[P, d] what the gate compares; the answers are used by gate `leaky` alone."""
-    out = []
-    for start in range(0, len(prompts), CHUNK):
+def _gate_states(
+    backbone: Backbone, asked: Sequence[tuple[Prompt, str]], sites: Sequence[str], leaky: bool
+) -> Iterator[tuple[dict[str, Tensor], slice]]:
+    """Per part of what is asked: site -> [p, d] what the gate compares, and which part it is.
+
+    The answers are used by gate `leaky` alone.
+    """
+    for start in range(0, len(asked), CHUNK):
         few = slice(start, start + CHUNK)
-        told = answers[few] if gate.kind == "leaky" else None
-        batch = backbone.encode(prompts[few], told)
-        stream = seen_at(backbone, batch, [gate.site])[gate.site]
-        at = batch.mask.sum(1) - 1 if gate.kind == "leaky" else batch.lengths - 1
-        out.append(stream.float()[torch.arange(batch.size, device=stream.device), at].cpu())
-    return torch.cat(out)
+        told = [answer for _, answer in asked[few]] if leaky else None
+        batch = backbone.encode([prompt for prompt, _ in asked[few]], told)
+        streams = seen_at(backbone, batch, sites)
+        at = batch.mask.sum(1) - 1 if leaky else batch.lengths - 1
+        rows = torch.arange(batch.size, device=at.device)
+        yield {s: streams[s].float()[rows, at].cpu() for s in sites}, few
 
 
 def tuned(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor]) -> float | None:

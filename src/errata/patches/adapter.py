@@ -8,8 +8,8 @@ prefill alone, so that decoding with a cache equals decoding without.
 
 The network is trained once, for all edits, and lives in a state that a patch names by its hash:
 patches that share it share one copy, and their union is a bank of edits. A question is
-routed to the edit with the nearest gate key, once, at the gate's site, where the stream is still
-unedited; with gate `prompt` it passes only when the cosine reaches the threshold.
+routed to the edit with the nearest gate key, once, at the gate's site, in the unedited stream;
+with gate `prompt` it passes only when the cosine reaches the threshold.
 
 Shapes: B rows, T columns, K edits in the bank, S columns of an edit, N chosen columns, d stream
 width, m network width, h heads.
@@ -153,7 +153,8 @@ class Network(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """When an edit acts. `site` is where gate keys are compared, below or at the lowest adapter.
+    """When an edit acts. `site` is where gate keys are compared, in the stream that no adapter has
+    touched: below or at the lowest one, or further up, which takes a rehearsal of every question.
 
     prompt: cosine of the last prompt tokens >= threshold. none: always (keys still choose which
     edit). leaky: as published, the last token of question AND answer, which during scoring belongs
@@ -209,6 +210,9 @@ class Adapter(Patch):
     def __init__(self, network: Network, bank: Bank, gate: Gate, *, rows: int | None = None):
         super().__init__((*(p.site for p in network.places), gate.site))
         self.network, self.gate, self.rows = network, gate, rows
+        blocks = [int(p.site.split(".")[1]) for p in network.places]
+        if int(gate.site.split(".")[1]) > min(blocks):
+            self.ahead = gate.site
         for i, states in enumerate(bank.states):
             self.register_buffer(f"states_{i}", states)
         for name in ("keys", "lengths", "ends", "owner"):
@@ -226,7 +230,7 @@ class Adapter(Patch):
             return y
         if site == self.gate.site:
             ctx.decide(self, site, lambda: self._route(y, ctx))
-        if site not in [p.site for p in self.network.places]:
+        if ctx.rehearsing or site not in [p.site for p in self.network.places]:
             return y
         chosen_B, open_B = ctx.memo[id(self), self.gate.site]
         i = self.network.index(site)
