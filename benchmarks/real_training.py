@@ -119,11 +119,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     shape = SHAPES[args.shape]
     start = held(args.device)
-    backbone = random_model(args.shape, args.depth or shape.depth, args.vision, args.dtype, args.device)  # fmt: skip
+    depth = args.depth or shape.depth
+    backbone = random_model(args.shape, depth, args.vision, args.dtype, args.device)
     backbone._fingerprint = backbone.name  # a checkpoint's files are hashed once, not timed here
     weights = sum(p.numel() * p.element_size() for p in backbone.model.parameters())
     told: dict[str, Any] = {
-        "shape": asdict(shape), "depth": args.depth or shape.depth, "dtype": args.dtype,
+        "shape": asdict(shape), "depth": depth, "dtype": args.dtype,
         "device": args.device, "torch": torch.__version__, "editor": args.editor,
         "weights": weights, "copies_before": round((held(args.device) - start) / weights, 3),
     }  # fmt: skip

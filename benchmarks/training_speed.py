@@ -20,6 +20,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -62,7 +63,7 @@ def ours(backbone: Backbone, editor: Any, cases: Sequence[Case], steps: int) -> 
     config = type(editor)(**{**editor.passed, "steps": epoch + steps})
     trainee: Trainee = config.trainee(backbone, cases, 0)
     train(backbone, cases, trainee, seed=0, work=Work(None, tick))
-    each = [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+    each = [b - a for a, b in pairwise(ticks)]
     return {
         "cold": BATCH / median(each[1:epoch]),
         "warm": BATCH / median(each[epoch : epoch + steps]),
