@@ -20,8 +20,7 @@ Differences:
 - the code's cross-attention is used (residual, layer norms, width 1024, heads), not the paper's
   formula (no residual, full rank); its last linear map starts at zero.
 - `marks`: a learnt mark on the target tokens of the edit's states, so that the network need not
-  find out by content which tokens are the answer, nor their order. Preset `micro-vlm` has 8, `paper`
-  none.
+  find out by content which tokens are the answer, nor their order (8 in `micro-vlm`, 0 in `paper`).
 - several edits live side by side, routed by the gate's cosine; the code holds a single one.
 - a layer set to null leaves that modality alone (the paper's single-modality rows).
 """
