@@ -73,6 +73,7 @@ class VisEdit(AdapterEditor):
         },
         "micro-vlm": {
             "layer": 1,
+            "gate_layer": 5,
             "noise_layers": (2, 3, 4),
             "mid": 256,
             "heads": 8,
@@ -87,7 +88,7 @@ class VisEdit(AdapterEditor):
             "held_out": 48,
             "loc": 1,
             "loc_pool": 3,
-            "loc_kinds": ("m_locality", "near_locality"),
+            "loc_kinds": ("m_locality",),
             "loc_weight": 1.0,
             "tokens": 8,
             "mapped": 4,
