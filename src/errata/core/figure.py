@@ -84,7 +84,7 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Fractions over some setting: x -> value."""
+    """Values over some setting: x -> value."""
 
     label: str
     points: tuple[tuple[float, Value], ...]
@@ -102,16 +102,43 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Fractions over a setting; the values of x that occur are evenly spaced."""
+    """Values over a setting, from 0 to `high`; the values of x that occur are evenly spaced.
+
+    percent: they are fractions, shown in per cent.
+    """
 
     title: str
     lines: tuple[Line, ...]
     levels: tuple[Level, ...] = ()
     axis: str = ""
     notes: tuple[str, ...] = ()
+    high: float = 1.0
+    percent: bool = True
 
 
-Panel = Scatter | Spreads | Bars | Lines
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """A matrix of values as colours; NaN is blank.
+
+    low, high: ends of the colour scale, the least and the largest value where None. middle: values
+    below it have another colour, and both sides have one scale. image: PNG bytes under the cells,
+    which then make up a square or, where there are more columns than rows, an oblong picture;
+    shown grey where any cell has a value, so that colour is heat. axis: what the columns are.
+    """
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+    low: float | None = None
+    high: float | None = None
+    middle: float | None = None
+    image: bytes | None = None
+    axis: str = ""
+    notes: tuple[str, ...] = ()
+
+
+Panel = Scatter | Spreads | Bars | Lines | Heat
 
 
 @dataclass(frozen=True, slots=True)
