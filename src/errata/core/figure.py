@@ -6,6 +6,7 @@ and a panel its notes: the numbers that a reader must see before believing the p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +14,14 @@ from typing import Any, Literal
 Tone = Literal["changes", "stays", "right", "wrong", "soft"]
 """A colour by meaning: asks for the new answer, must stay as it was, true, false, everything else.
 In a panel of lines they only tell series apart."""
+
+
+def ceiling(top: float) -> float:
+    """A round end for an axis: the least of 1, 2, 5 times a power of ten that is not below."""
+    if top <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(top))
+    return next(float(f"{m * power:.3g}") for m in (1, 2, 5, 10) if m * power >= top * (1 - 1e-9))
 
 
 @dataclass(frozen=True, slots=True)
