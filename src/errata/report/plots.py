@@ -97,7 +97,9 @@ def write_findings(
         written.append(folder / f"{table.name}.csv")
         write_bytes(written[-1], as_csv(table).encode())
     written.append(folder / f"{name}.json")
-    write_json(written[-1], {**about, "said": list(findings.said), **findings.facts})
+    shown = [{"name": f.name, "title": f.title, "caption": f.caption} for f in findings.figures]
+    listed = {"figures": shown, "tables": [t.name for t in findings.tables]}
+    write_json(written[-1], {**about, **listed, "said": list(findings.said), **findings.facts})
     return written
 
 
