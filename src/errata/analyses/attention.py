@@ -164,9 +164,9 @@ class Told:
                         tone,
                     )
                     for group, tone in TONES.items()
-                    # one token alone has its share, which would hide what image and text get
+                    # a token or two have their share, which would hide what image and text get
                     if (key := (who, measure, group)) in self.scores
-                    and (measure, group) != ("per_token", "begin")
+                    and (measure == "share" or group not in ("begin", "answer"))
                 )
                 tops = [v.high or v.value for line in lines for _, v in line.points]
                 high = 1.0 if measure == "share" else ceiling(max(tops))

@@ -135,7 +135,7 @@ class Gate(Analysis):
         }  # fmt: skip
         return Findings(
             (told.histograms(shown, where), *told.heats(where)),
-            (told.table(), told.questions()),
+            (told.table(), told.questions(shown)),
             facts,
             (*told.lines(), *first_look(len(cases), "cases")),
         )
@@ -194,10 +194,14 @@ class Told:
         self.found, self.known, self.layers, self.boot = found, known, layers, boot
         first = found["prompt", layers[0]]
         self.inside, self.outside = sorted(first.inside, reverse=True), sorted(first.outside)
+        self._aucs = {
+            (r, i, kind): boot.auc(_pooled(kinds.inside), kinds.outside.get(kind, {}))
+            for (r, i), kinds in found.items()
+            for kind in self.outside
+        }
 
     def auc(self, reading: str, layer: int, kind: str) -> Estimate | None:
-        kinds = self.found[reading, layer]
-        return self.boot.auc(_pooled(kinds.inside), kinds.outside.get(kind, {}))
+        return self._aucs[reading, layer, kind]
 
     def threshold(self, reading: str, layer: int, kind: str) -> float | None:
         """Tuned on training cases for one kind, or for all, each counting as one."""
@@ -333,11 +337,12 @@ class Told:
                     rows.append((r, i, kind, *_flat(auc), tau, *_flat(right), inside, n))
         return Table("gate", columns, rows)
 
-    def questions(self) -> Table:
-        """Every cosine."""
+    def questions(self, shown: Sequence[int]) -> Table:
+        """Every cosine that is drawn."""
         rows = [
             (case, kind, reading, layer, round(v, 5))
             for (reading, layer), kinds in self.found.items()
+            if layer in shown
             for side in (kinds.inside, kinds.outside)
             for kind, cases in side.items()
             for case, vs in cases.items()

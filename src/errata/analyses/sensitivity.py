@@ -258,6 +258,15 @@ class Told:
                     for g, p in found.items()
                 ]
                 out.append(f"{unit} sigma {size}: most sensitive: {', '.join(parts)}")
+        for unit in UNITS:
+            for size in self.sizes(unit):
+                found = [(i, v) for u, s, i, v in self.differences() if (u, s) == (unit, size)]
+                block, v = max(found, key=lambda f: abs(f[1].value))
+                ends = "" if v.low is None else f" ({v.low:.2f} to {v.high:.2f})"
+                out.append(
+                    f"{unit} sigma {size:g}: KL of both minus the two KLs is furthest from 0 in "
+                    f"block {block}: {v.value:.2f}{ends}"
+                )
         return tuple(out)
 
     def table(self) -> Table:

@@ -49,7 +49,7 @@ def test_a_folder_is_read_back(folder):
     )  # fmt: skip
     assert look.command == (
         "errata analyze attention 'tiny <model>' --benchmark made:up@dev --limit 5 --seed 0 "
-        "--with top=3 --with 'layers=[1, 2]' --out one"
+        "--with 'layers=[1, 2]' --with top=3 --out one"
     )
     (picture,) = look.pictures
     drawn = base64.b64decode(picture.data.split(",")[1]).decode()
