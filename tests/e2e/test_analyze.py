@@ -111,6 +111,54 @@ def test_alpha(errata, state, tmp_path):
     assert "block 7: alpha on the edit 0.25" in ran.out
 
 
+@pytest.mark.trained
+@pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bundled model")
+def test_studies_of_modalities_end_in_one_report(errata, tmp_path):
+    """DualEdit's and VisEdit's studies: files of one command each, shown by `errata report`."""
+    made = {
+        "attention": (("attention.svg",), ("attention.csv",)),
+        "sensitivity": (
+            ("sensitivity-absolute.svg", "sensitivity-relative.svg"),
+            ("sensitivity.csv", "sensitivity-excess.csv"),
+        ),
+        "gate": (
+            ("gate.svg", "gate-auc.svg", "gate-accuracy.svg"), ("gate.csv", "gate-questions.csv"),
+        ),
+        "attribution": (
+            ("attribution.svg", "attribution-images.svg"),
+            ("attribution.csv", "attribution-images.csv"),
+        ),
+    }  # fmt: skip
+    few = {
+        "attention": (),
+        "sensitivity": ("--with", "layers=[1,5]", "--with", "absolute=[1.0]"),
+        "gate": ("--with", "layers=[2]", "--with", "train=4"),
+        "attribution": ("--with", "maps=1", "--with", "layers=[1,2]", "--with", "draws=1"),
+    }
+    for name, (figures, tables) in made.items():
+        out = tmp_path / name
+        ran = errata("analyze", name, "micro-vlm", "--limit", 3, "--out", out, *few[name])
+        assert ran.code == 0, ran.err
+        assert {p.name for p in out.iterdir()} == {*figures, *tables, f"{name}.json"}
+        for figure in figures:
+            assert ET.parse(out / figure).getroot().tag.endswith("svg")
+        assert "a first look" in ran.out
+    shares = [r for r in read(tmp_path / "attention" / "attention.csv") if r["measure"] == "share"]
+    assert all(0 <= float(r["value"]) <= 1 for r in shares)
+    assert {r["block"] for r in read(tmp_path / "gate" / "gate.csv")} == {"2"}
+    one = ("attribution", "micro-vlm", "--out", tmp_path / "one", "--with", "prompt=Which shape?")
+    picture = "image=microworld:shape=ring,colour=blue,pattern=striped,accent=black,size=big,"
+    picture += "position=top,background=beige,seed=1"
+    ran = errata("analyze", *one, "--with", picture, "--with", "maps=1", "--with", "draws=1")
+    assert ran.code == 0, ran.err
+    assert "first look" not in ran.out
+    page = tmp_path / "r.html"
+    folders = [x for name in made for x in ("--analysis", tmp_path / name)]
+    ran = errata("report", *folders, "--html", page)
+    assert ran.code == 0, ran.err
+    assert page.read_text().count("data:image/svg+xml;base64,") == 8
+
+
 def test_bad_input_is_one_line(errata, tmp_path):
     (tmp_path / "file").write_text("x")
     out = ("--out", tmp_path / "out")
@@ -124,6 +172,9 @@ def test_bad_input_is_one_line(errata, tmp_path):
         (("analyze", "alpha", "micro-vlm", "--out", tmp_path / "file"), "is a file"),
         (("analyze", "alpha", "micro-vlm", "--benchmark", "nowhere", *out), "unknown benchmark"),
         (("report", tmp_path, "--vary", "top"), "go together"),
+        (("report", "--analysis", tmp_path), "Give --html FILE"),
+        (("report", "--analysis", tmp_path, "--html", tmp_path / "r.html"), "holds no analysis"),
+        (("report", "--html", tmp_path / "r.html"), "no run was named"),
     ):
         extra = ("--editor", "ft_l") if "nowhere" in arguments else ()
         ran = errata(*arguments, *extra)
@@ -134,5 +185,6 @@ def test_bad_input_is_one_line(errata, tmp_path):
 
 def test_analyses_are_listed_and_shown(errata):
     rows = json.loads(errata("list", "analyses", "--json").out)
-    assert {"spaces", "alpha"} <= {r["name"] for r in rows}
+    known = {"spaces", "alpha", "attention", "sensitivity", "gate", "attribution"}
+    assert known <= {r["name"] for r in rows}
     assert "picture: Literal" in errata("show", "analysis", "spaces").out

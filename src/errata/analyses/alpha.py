@@ -27,20 +27,12 @@ from errata.core.errors import BadSpec
 from errata.core.figure import Bar, Bars, Figure, Findings, Spread, Spreads, Table, Tone, Value
 from errata.core.patch import Patch
 from errata.core.types import KINDS, TARGET_KINDS, Case, Probe
+from errata.core.wording import label
 from errata.patches.rows import Rows
 
 BATCH = 64
 #: kinds whose questions are about the edited fact itself
 SAME_FACT = ("reliability", "t_generality", "m_generality")
-WORDS = {
-    "reliability": "the edit",
-    "t_generality": "rephrase",
-    "m_generality": "other image",
-    "portability": "what follows",
-    "near_locality": "near",
-    "t_locality": "far, text",
-    "m_locality": "far, image",
-}
 #: kinds against which alpha of the edited fact is ranked
 OTHERS = {"near": ("near_locality",), "far": ("t_locality", "m_locality")}
 TEXT = "every text-only one"
@@ -278,17 +270,6 @@ def _weight(s: Seen) -> float:
 
 def _cosine(s: Seen) -> float:
     return s.cosine
-
-
-def label(kind: str, group: str) -> str:
-    """What a kind of question is called in a picture."""
-    word = WORDS.get(kind, kind.replace("_", " "))
-    if kind in ("t_locality", "m_locality") and group in ("", "far"):
-        return word
-    group = group.replace("_", " ")
-    if group.startswith(word):
-        return group
-    return f"{word}: {group}" if group else word
 
 
 def _shown(value: Value) -> str:

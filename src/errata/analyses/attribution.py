@@ -9,26 +9,126 @@ question v is divided by the largest |v|, and the score is sign(v) |v|^(1/2) p^(
 Image tokens: noise (sigma 0.7, 10 draws) on a window of (2 r + 1)^2 of them at the input of an
 attention module; 1 - cosine of its clean and noisy output at the last prompt token.
 
+Looked at are a benchmark's cases, or one question: `image` and `prompt`. The maps lie over the
+middle of the picture in the shape of the grid, which is what a processor that scales and crops
+shows to the model; image tokens that are no places in the picture (a Q-Former's queries) have none.
+
 Shapes: P prompts, L blocks, N image tokens, V vocabulary, d stream width.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.backbone import Backbone
+from errata.core.bootstrap import Bootstrap
 from errata.core.errors import BadSpec
-from errata.core.types import Prompt
+from errata.core.figure import Figure, Findings, Heat, Panel, Table, Value
+from errata.core.images import load_image
+from errata.core.types import Image, Prompt
 from errata.finding.gradient import generator
 from errata.finding.influence import noise_influence
 from errata.finding.watch import Watch
 
 MODULES = ("attn", "mlp")
+WORDS = {"attn": "attention", "mlp": "feed-forward"}
 CHUNK = 32
+PIXELS = 336
+"""Longest side of a picture in a figure."""
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """One question's map [len(layers), rows, columns]."""
+
+    name: str
+    prompt: Prompt
+    layers: tuple[int, ...]
+    influence: Tensor
+
+
+class Attribution(Analysis):
+    """Modules that speak for the answer, and image tokens that it is read from."""
+
+    name = "attribution"
+    benchmark = "microworld:vqa@dev"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Analysis.Config):
+        """image, prompt: one picture (a path) and one question, instead of a benchmark's.
+
+        maps: of how many questions the image tokens are shown. layers: blocks of these maps, from
+        the end where negative; all when empty. drawn: how many of them have a picture each, evenly
+        spaced; all are in the mean. radius, sigma, draws: of the noise. grid: rows and columns of
+        the image tokens, where they are no square.
+        """
+
+        image: str = ""
+        prompt: str = ""
+        maps: int = 4
+        layers: tuple[int, ...] = ()
+        drawn: int = 4
+        radius: int = 1
+        sigma: float = 0.7
+        draws: int = 10
+        grid: tuple[int, int] | None = None
+
+    @property
+    def default(self) -> str:
+        return "" if self.config.image else self.benchmark
+
+    def look(self, subject: Subject) -> Findings:
+        """Raises BadSpec for half a question, or image tokens without a grid; BadImage."""
+        named, bb, c = self._questions(subject), subject.backbone, self.config
+        layers = tuple(sorted({bb.layer(i) for i in c.layers}) or range(bb.depth))
+        scores = module_attribution(bb, [p for _, p in named])
+        boot = Bootstrap([name for name, _ in named])
+        maps = []
+        for name, prompt in named[: c.maps]:
+            found = visual_attribution(
+                bb, prompt, layers, radius=c.radius, sigma=c.sigma, draws=c.draws, grid=c.grid,
+                seed=subject.seed,
+            )  # fmt: skip
+            maps.append(Mapped(name, prompt, layers, found))
+            subject.progress("mapping pictures", len(maps), min(c.maps, len(named)))
+        means = _means([name for name, _ in named], scores, boot)
+        where = f"{bb.name}, {subject.benchmark or 'one question'}"
+        figures = [_modules(means, bb.depth, f"{where}: n = {len(named)}. ")]
+        tables = [_module_table(means, bb.depth, len(named))]
+        if maps:
+            how = f"noise of sigma {c.sigma:g} on {2 * c.radius + 1} x {2 * c.radius + 1} tokens"
+            figures.append(_pictures(maps, c.drawn, f"{where}. ", f"{how}, {c.draws} draws"))
+            tables.append(_map_table(maps))
+        best = {m: max(range(bb.depth), key=lambda i: means[m, i].value) for m in MODULES}
+        said = [f"{WORDS[m]} speaks most for the answer in block {i} ({means[m, i].value:.2f})"
+                for m, i in best.items()]  # fmt: skip
+        facts = {"questions": len(named), "mapped": [m.name for m in maps], "blocks": list(layers)}
+        short = () if c.image else first_look(len(named), "questions")
+        return Findings(tuple(figures), tuple(tables), facts, (*said, *short))
+
+    def _questions(self, subject: Subject) -> list[tuple[str, Prompt]]:
+        c = self.config
+        if bool(c.image) != bool(c.prompt):
+            raise BadSpec("image=FILE and prompt=TEXT go together: what is asked about what.")
+        if not c.image:
+            found = [(x.id, x.edit.prompt) for x in subject.cases if len(x.edit.prompt.images) == 1]
+            if not found:
+                raise BadSpec(
+                    "attribution needs questions about one image each. Name a --benchmark with "
+                    "some, or give --with image=FILE and --with prompt=TEXT."
+                )
+            return found
+        if subject.cases:
+            raise BadSpec("a --benchmark and --with image=FILE are two subjects. Give one of them.")
+        load_image(Image(c.image))
+        return [("question", Prompt.of(c.prompt, c.image))]
 
 
 @torch.no_grad()
@@ -83,7 +183,8 @@ def grid_of(count: int) -> tuple[int, int]:
     side = math.isqrt(count)
     if side * side != count:
         raise BadSpec(
-            f"the picture has {count} tokens, which is no square. Give the grid as (rows, columns)."
+            f"the picture has {count} tokens, which is no square. Give their grid, such as "
+            "--with grid=[12,16], or draw no maps (--with maps=0)."
         )
     return side, side
 
@@ -121,3 +222,92 @@ def visual_attribution(
         )
         out[:, start : start + CHUNK] = torch.stack([each[i] for i in found])
     return out.reshape(len(found), *grid)
+
+
+# -- what is shown ----------------------------------------------------------------------------
+
+
+def _means(names: Sequence[str], scores: Tensor, boot: Bootstrap) -> dict[tuple[str, int], Value]:
+    """(module, block) -> mean score with its interval."""
+    out = {}
+    for k, module in enumerate(MODULES):
+        for i in range(scores.shape[1]):
+            units = {n: [v] for n, v in zip(names, scores[:, i, k].tolist(), strict=True)}
+            found = boot.mean([units], [1.0])
+            assert found is not None
+            out[module, i] = Value(found.value, *(found.ci95 or (None, None)))
+    return out
+
+
+def _modules(means: Mapping[tuple[str, int], Value], depth: int, where: str) -> Figure:
+    panel = Heat(
+        "mean score of each module",
+        tuple(WORDS[m] for m in MODULES),
+        tuple(map(str, range(depth))),
+        tuple(tuple(means[m, i].value for i in range(depth)) for m in MODULES),
+        middle=0.0,
+        axis="block",
+    )
+    return Figure(
+        "attribution", "What speaks for the answer", (panel,), 1,
+        f"{where}Each module's output at the last prompt token, read by the final norm and the "
+        "head: the root of the said token's logit (as a share of the largest of its question) "
+        "times its probability, with the logit's sign.",
+    )  # fmt: skip
+
+
+def _pictures(maps: Sequence[Mapped], drawn: int, where: str, how: str) -> Figure:
+    panels: list[Panel] = []
+    first = maps[0].layers
+    shown = [first[(2 * i + 1) * len(first) // (2 * n)] for n in (min(drawn, len(first)),)
+             for i in range(n)]  # fmt: skip
+    for m in maps:
+        rows, columns = m.influence.shape[1:]
+        png = picture(m.prompt.images[0], (rows, columns))
+
+        def heat(title: str, values: Tensor, png: bytes = png) -> Heat:
+            cells = tuple(map(tuple, values.tolist()))
+            return Heat(title, ("",) * len(cells), ("",) * len(cells[0]), cells, image=png)
+
+        words = m.prompt.text if len(m.prompt.text) <= 44 else f"{m.prompt.text[:43]}…"
+        panels.append(heat(words, torch.full((rows, columns), math.nan)))
+        panels.append(heat(f"mean of {len(m.layers)} blocks", m.influence.mean(0)))
+        panels += [heat(f"block {i}", m.influence[m.layers.index(i)]) for i in shown]
+    return Figure(
+        "attribution-images", "Where the answer is read from", tuple(panels), 2 + len(shown),
+        f"{where}1 - cosine of an attention's clean and noised output at the last prompt token, "
+        f"{how}; each map has its own scale.",
+    )  # fmt: skip
+
+
+def picture(image: Image, grid: tuple[int, int]) -> bytes:
+    """PNG of the middle of an image, in the shape of the grid. Raises BadImage."""
+    seen = load_image(image)
+    rows, columns = grid
+    unit = min(seen.width / columns, seen.height / rows)
+    width, height = unit * columns, unit * rows
+    left, top = (seen.width - width) / 2, (seen.height - height) / 2
+    part = seen.crop((round(left), round(top), round(left + width), round(top + height)))
+    part.thumbnail((PIXELS, PIXELS))
+    out = io.BytesIO()
+    part.save(out, "PNG")
+    return out.getvalue()
+
+
+def _module_table(means: Mapping[tuple[str, int], Value], depth: int, n: int) -> Table:
+    rows = [
+        (m, i, v.value, v.low, v.high, n)
+        for m in MODULES for i in range(depth) for v in (means[m, i],)
+    ]  # fmt: skip
+    return Table("attribution", ("module", "block", "score", "low", "high", "n"), rows)
+
+
+def _map_table(maps: Sequence[Mapped]) -> Table:
+    rows = [
+        (m.name, layer, r, c, round(v, 6))
+        for m in maps
+        for layer, cells in zip(m.layers, m.influence.tolist(), strict=True)
+        for r, row in enumerate(cells)
+        for c, v in enumerate(row)
+    ]
+    return Table("attribution-images", ("question", "block", "row", "column", "influence"), rows)

@@ -51,6 +51,23 @@ def _forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None
 
 
 @contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    """Attention is computed step by step, so that its weights exist; fused kernels have none."""
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        if hasattr(config := getattr(module, "config", None), "_attn_implementation_internal"):
+            configs[id(config)] = config
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    for config in configs.values():
+        config._attn_implementation_internal = "eager"
+    try:
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+
+
+@contextmanager
 def _stop_at(module: nn.Module, *, seen: bool = False) -> Iterator[None]:
     """The forward stops when `module` is about to run; the exception carries its arguments.
 
@@ -432,6 +449,30 @@ class TrunkBackbone(Backbone):
         ctx = self._ctx(batch, rows)
         stream, _ = self._start(what, ctx, None, self._columns(batch))
         return self._asked(stream, batch, ctx)
+
+    @torch.no_grad()
+    def attention(self, batch: Batch, columns: Tensor) -> Tensor:
+        seen: dict[int, Tensor] = {}
+        rows = torch.arange(batch.size)[:, None]
+
+        def keep(i: int, out: Any) -> None:
+            weights = out[1] if isinstance(out, tuple) and len(out) > 1 else None
+            if not isinstance(weights, Tensor) or weights.dim() != 4:
+                raise BadBackbone(
+                    f"{self.name}: block {i} does not show what it attends to. Choose a model "
+                    "whose attention has the `eager` implementation of transformers."
+                )
+            chosen = weights.transpose(1, 2)[rows.to(weights.device), columns.to(weights.device)]
+            seen[i] = chosen.transpose(1, 2).float().cpu()
+
+        with ExitStack() as stack:
+            stack.enter_context(_eager(self.text))
+            for i in range(self.depth):
+                module = self.site(f"text.{i}.attn").first
+                handle = module.register_forward_hook(lambda _, x, out, i=i: keep(i, out))
+                stack.callback(handle.remove)
+            self._start(batch, self._ctx(batch, None), None)
+        return torch.stack([seen[i] for i in range(self.depth)])
 
     @contextmanager
     def ask(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Iterator[Question]:

@@ -11,7 +11,7 @@ from errata.cli import _shared as shared
 from errata.core.errors import BadSpec, MissingState
 
 if TYPE_CHECKING:
-    from errata.core.analysis import Analysis, Subject
+    from errata.core.analysis import Analysis, Split, Subject
     from errata.core.backbone import Backbone
     from errata.core.editor import Editor, State
 
@@ -74,11 +74,13 @@ def analyze(
         ed = ed.for_backbone(bb)
         known = _state_of(ed, bb, known)
     with reporting() as progress:
-        subject = Subject(bb, cases, spec, ed, known, seed, rows, progress)
+        split = _other_split(spec, root, seed)
+        subject = Subject(bb, cases, spec, ed, known, seed, rows, progress, split)
         findings = look.look(subject)
     for line in findings.said:
         print(line)
-    for path in write_findings(findings, out, look.name, _about(look, subject, limit)):
+    about = _about(look, subject, limit, _passed(own, layer))
+    for path in write_findings(findings, out, look.name, about):
         print(path)
 
 
@@ -87,13 +89,18 @@ def make_analysis(name: str, pairs: list[str] | None, layers: list[int] | None) 
     from errata.core import registry
 
     cls = registry.load("analyses", name)
+    made: Analysis = cls(**_passed(pairs, layers))
+    return made
+
+
+def _passed(pairs: list[str] | None, layers: list[int] | None) -> dict[str, Any]:
+    """The analysis' settings that were given."""
     passed = shared.parse_settings(pairs, option="--with")
     if layers:
         if "layers" in passed:
             raise BadSpec("--layer and --with layers say the same. Give one of them.")
         passed["layers"] = layers
-    made: Analysis = cls(**passed)
-    return made
+    return passed
 
 
 def _editor(
@@ -132,12 +139,30 @@ def _cases(
     from errata.core import registry
     from errata.core.benchmark import BenchmarkSpec
 
-    text = given or look.benchmark
+    text = given or look.default
     if not text:
         return (), ""
     spec = BenchmarkSpec.parse(text)
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
     return loaded.cases[:limit], str(spec)
+
+
+def _other_split(spec: str, root: Path | None, seed: int) -> Split:
+    from dataclasses import replace
+
+    from errata.core import registry
+    from errata.core.analysis import no_split
+    from errata.core.benchmark import BenchmarkSpec
+    from errata.core.types import Case
+
+    def cases(split: str) -> tuple[Case, ...]:
+        other = BenchmarkSpec.parse(str(replace(BenchmarkSpec.parse(spec), split=split)))
+        found: tuple[Case, ...] = (
+            registry.load("benchmarks", other.name)().load(other, root=root, seed=seed).cases
+        )
+        return found
+
+    return cases if spec else no_split
 
 
 def _state_of(editor: Editor, backbone: Backbone, given: State | None) -> State | None:
@@ -155,7 +180,9 @@ def _state_of(editor: Editor, backbone: Backbone, given: State | None) -> State 
     return given
 
 
-def _about(look: Analysis, subject: Subject, limit: int | None) -> dict[str, Any]:
+def _about(
+    look: Analysis, subject: Subject, limit: int | None, passed: dict[str, Any]
+) -> dict[str, Any]:
     """What a reader needs to make the same pictures again."""
     from dataclasses import asdict
 
@@ -166,6 +193,7 @@ def _about(look: Analysis, subject: Subject, limit: int | None) -> dict[str, Any
         "schema": 1,
         "analysis": look.name,
         "settings": asdict(look.config),
+        "arguments": passed,
         "backbone": subject.backbone.name,
         "fingerprint": subject.backbone.fingerprint(),
         "editor": None if ed is None else {"name": ed.name, **ed.summary},

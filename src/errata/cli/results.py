@@ -33,9 +33,15 @@ def score(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Scored runs.")],
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN...]", help="Scored runs.")
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the report as one HTML file.")
+    ] = None,
+    analysis: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Show what `errata analyze` wrote there; repeatable."),
     ] = None,
     title: Annotated[str | None, typer.Option(help="The report's heading.")] = None,
     scorer: Scorer = "exact",
@@ -47,12 +53,19 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Where --vary writes SVG and CSV.")
     ] = None,
 ) -> None:
-    """Print the tables of runs; write them as one HTML file, or plot them over a setting."""
+    """Print the tables of runs; write them as one HTML file, or plot them over a setting.
+
+    Analyses go into the HTML file, behind the runs or alone.
+    """
+    runs = runs or []
+    if analysis and html is None:
+        raise BadSpec("--analysis DIR goes into an HTML report. Give --html FILE too.")
     if bool(vary) != (plots is not None):
         raise BadSpec(
             "--vary SETTING and --plots DIR go together: what to draw over, and where to."
         )
-    _print_tables(runs, scorer)
+    if runs or not analysis:
+        _print_tables(runs, scorer)
     if vary and plots is not None:
         from errata.report.plots import write_findings
         from errata.report.vary import varied
@@ -64,7 +77,8 @@ def report(
     if html is not None:
         from errata.report.html import write_report
 
-        print(f"report written to {write_report(runs, html, title=title)}")
+        made = write_report(runs, html, analyses=analysis or (), title=title)
+        print(f"report written to {made}")
 
 
 def compare(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from errata.core.config import parse_config
+from errata.core.errors import BadSpec
 from errata.core.figure import Findings
 from errata.core.types import Case
 
@@ -25,13 +26,26 @@ ENOUGH = 100
 Progress = Callable[[str, int, int], None]
 
 
+Split = Callable[[str], tuple[Case, ...]]
+
+
+def no_split(split: str) -> tuple[Case, ...]:
+    """Where the cases come from no benchmark."""
+    raise BadSpec(
+        f"this analysis needs cases of the split '{split}' too. Name a --benchmark that has it."
+    )
+
+
 def silent(what: str, done: int, total: int) -> None:
     """No progress shown."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at. `cases` are the benchmark's candidates, whatever the model answers."""
+    """What is looked at. `cases` are the benchmark's candidates, whatever the model answers.
+
+    `split` gives those of another split of the same benchmark, all of them.
+    """
 
     backbone: Backbone
     cases: tuple[Case, ...] = ()
@@ -41,6 +55,7 @@ class Subject:
     seed: int = 0
     rows: int = 16
     progress: Progress = silent
+    split: Split = no_split
 
 
 class Analysis(ABC):
@@ -61,6 +76,11 @@ class Analysis(ABC):
 
     def __init__(self, **passed: Any) -> None:
         self.config: Any = parse_config("analysis", self.name, self.Config, passed)
+
+    @property
+    def default(self) -> str:
+        """The benchmark to look at where none is named; "" for none."""
+        return self.benchmark
 
     @abstractmethod
     def look(self, subject: Subject) -> Findings:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from errata.core.errors import BadSpec
+from errata.core.errors import BadBackbone, BadSpec
 from errata.core.patch import Patch, check_model, joined
 from errata.core.ports import Site, Wires
 from errata.core.types import Prompt, Scored
@@ -271,6 +271,14 @@ class Backbone(ABC):
     @abstractmethod
     def heads(self, layer: int) -> Heads:
         """The attention of text block `layer`. Raises BadBackbone where it has another form."""
+
+    def attention(self, batch: Batch, columns: Tensor) -> Tensor:
+        """[L, B, h, Q, T] how much each head of each block looks at every column (they sum to 1).
+
+        columns: [B, Q] who looks. As the model's own attention computes it, with the live patches.
+        Raises BadBackbone where the model does not show its attention.
+        """
+        raise BadBackbone(f"{self.name} does not show its attention. Choose another model.")
 
     @contextmanager
     def applied(self, *patches: Patch | None) -> Iterator[None]:

@@ -64,6 +64,50 @@ class Bootstrap:
         low, high = np.nanpercentile(resampled_R, [2.5, 97.5])
         return Estimate(_round(value), (_round(low), _round(high)), units)
 
+    def peak(self, values: Mapping[str, Sequence[float]]) -> tuple[int, float]:
+        """Where the mean of unit -> [K] is highest, and in how many resamples it is there."""
+        rows_LK = np.zeros((max(len(self._row), 1), len(next(iter(values.values())))))
+        there_L = np.zeros(len(rows_LK))
+        for unit, row in values.items():
+            rows_LK[self._row[unit]], there_L[self._row[unit]] = row, 1.0
+        best = int(rows_LK.sum(0).argmax())
+        drawn_R = self._weights_RL @ there_L > 0
+        at_R = (self._weights_RL @ rows_LK).argmax(1)[drawn_R]
+        return best, _round((at_R == best).mean())
+
+    def auc(
+        self, above: Mapping[str, Sequence[float]], below: Mapping[str, Sequence[float]]
+    ) -> Estimate | None:
+        """The share of pairs (one of `above`, one of `below`) in order; an equal pair is half one.
+
+        Pairs are of all units with all, as for one threshold that serves them all.
+        """
+        sides = [[(v, self._row[u]) for u, vs in side.items() for v in vs]
+                 for side in (above, below)]  # fmt: skip
+        if not all(sides):
+            return None
+        flat = np.array([v for side in sides for v, _ in side])
+        values, place = np.unique(flat, return_inverse=True)
+        where, counts_RV = np.split(place, [len(sides[0])]), []
+        everyone_1L = np.ones((1, self._weights_RL.shape[1]))
+        weights = np.concatenate([everyone_1L, self._weights_RL])
+        for side, at in zip(sides, where, strict=True):
+            order = np.argsort(at, kind="stable")
+            rows = np.array([r for _, r in side])[order]
+            sums = np.zeros((len(weights), len(values)))
+            starts = np.flatnonzero(np.diff(at[order], prepend=-1))
+            sums[:, at[order][starts]] = np.add.reduceat(weights[:, rows], starts, axis=1)
+            counts_RV.append(sums)
+        up, down = counts_RV
+        lower = np.cumsum(down, axis=1) - down / 2
+        pairs = up.sum(1) * down.sum(1)
+        shares = (up * lower).sum(1)[pairs > 0] / pairs[pairs > 0]
+        units = len({r for side in sides for _, r in side})
+        if units < 2:
+            return Estimate(_round(shares[0]), None, units)
+        low, high = np.percentile(shares[1:], [2.5, 97.5])
+        return Estimate(_round(shares[0]), (_round(low), _round(high)), units)
+
     def ratio(self, parts: Mapping[str, tuple[float, float]]) -> Estimate | None:
         """sum a / sum b over units, from unit -> (a, b); a weighted mean has a = sum w score.
 

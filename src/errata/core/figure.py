@@ -6,6 +6,7 @@ and a panel its notes: the numbers that a reader must see before believing the p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +14,14 @@ from typing import Any, Literal
 Tone = Literal["changes", "stays", "right", "wrong", "soft"]
 """A colour by meaning: asks for the new answer, must stay as it was, true, false, everything else.
 In a panel of lines they only tell series apart."""
+
+
+def ceiling(top: float) -> float:
+    """A round end for an axis: the least of 1, 2, 5 times a power of ten that is not below."""
+    if top <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(top))
+    return next(float(f"{m * power:.3g}") for m in (1, 2, 5, 10) if m * power >= top * (1 - 1e-9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,7 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Fractions over some setting: x -> value."""
+    """Values over some setting: x -> value."""
 
     label: str
     points: tuple[tuple[float, Value], ...]
@@ -102,16 +111,43 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Fractions over a setting; the values of x that occur are evenly spaced."""
+    """Values over a setting, from 0 to `high`; the values of x that occur are evenly spaced.
+
+    percent: they are fractions, shown in per cent.
+    """
 
     title: str
     lines: tuple[Line, ...]
     levels: tuple[Level, ...] = ()
     axis: str = ""
     notes: tuple[str, ...] = ()
+    high: float = 1.0
+    percent: bool = True
 
 
-Panel = Scatter | Spreads | Bars | Lines
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """A matrix of values as colours; NaN is blank.
+
+    low, high: ends of the colour scale, the least and the largest value where None. middle: values
+    below it have another colour, and both sides have one scale. image: PNG bytes under the cells,
+    which then make up a square or, where there are more columns than rows, an oblong picture;
+    shown grey where any cell has a value, so that colour is heat. axis: what the columns are.
+    """
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+    low: float | None = None
+    high: float | None = None
+    middle: float | None = None
+    image: bytes | None = None
+    axis: str = ""
+    notes: tuple[str, ...] = ()
+
+
+Panel = Scatter | Spreads | Bars | Lines | Heat
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, from any number of scored runs."""
+"""The report: one HTML file that needs nothing else, from scored runs and from analyses."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from markupsafe import Markup
 from errata.core.record import dumps, write_bytes
 from errata.report import charts
 from errata.report.gallery import cards
+from errata.report.looks import Look, read_looks
 from errata.report.results import Setting, read_settings
 from errata.report.tables import (
     COLUMNS,
@@ -29,22 +30,40 @@ CURVE_KINDS = ("reliability", "t_generality", "m_locality", "near_locality")
 
 
 def write_report(
-    runs: Sequence[Path], html: Path, *, title: str | None = None, gallery: int = GALLERY
+    runs: Sequence[Path],
+    html: Path,
+    *,
+    analyses: Sequence[Path] = (),
+    title: str | None = None,
+    gallery: int = GALLERY,
 ) -> Path:
-    """Writes the report of scored run folders and returns its path. Raises BadRun."""
-    write_bytes(html, render_report(runs, title=title, gallery=gallery).encode())
+    """Writes the report of scored runs and of analyses and returns its path. Raises BadRun."""
+    text = render_report(runs, analyses=analyses, title=title, gallery=gallery)
+    write_bytes(html, text.encode())
     return html
 
 
-def render_report(runs: Sequence[Path], *, title: str | None = None, gallery: int = GALLERY) -> str:
-    """The report as text, with at most `gallery` cases shown in full. Raises BadRun."""
-    settings = read_settings(runs)
+def render_report(
+    runs: Sequence[Path],
+    *,
+    analyses: Sequence[Path] = (),
+    title: str | None = None,
+    gallery: int = GALLERY,
+) -> str:
+    """The report as text, with at most `gallery` cases shown in full.
+
+    runs, analyses: folders that `errata bench` and `errata analyze` wrote; either may be empty, not
+    both. Raises BadRun.
+    """
+    looks = read_looks(analyses)
+    settings = read_settings(runs) if runs or not looks else []
     shown, total = cards(settings, gallery)
     env = _environment()
     script = env.get_template("script.js.jinja").render()
     return env.get_template("report.html.jinja").render(
-        title=title or _title(settings),
+        title=title or (_title(settings) if settings else _looks_title(looks)),
         settings=settings,
+        looks=looks,
         seeds=_distinct(str(r.manifest.get("seed", "–")) for s in settings for r in s.results),
         scorers=SCORERS,
         cards=shown,
@@ -63,6 +82,13 @@ def _title(settings: Sequence[Setting]) -> str:
     editors = _distinct(r.editor for s in settings for r in s.results)
     what = editors[0] if len(editors) == 1 else f"{len(editors)} editors"
     return f"{what} on {' and '.join(backbones)}"
+
+
+def _looks_title(looks: Sequence[Look]) -> str:
+    names, backbones = (_distinct(getattr(x, k) for x in looks) for k in ("name", "backbone"))
+    return (
+        f"{', '.join(names)} of {' and '.join(b.rstrip('/').rsplit('/', 1)[-1] for b in backbones)}"
+    )
 
 
 def _distinct(values: Iterable[str]) -> list[str]:

@@ -26,6 +26,7 @@ from errata.core.figure import (
     Dots,
     Figure,
     Findings,
+    Heat,
     Level,
     Line,
     Lines,
@@ -37,9 +38,21 @@ from errata.core.figure import (
     Value,
 )
 from errata.core.record import write_bytes, write_json
+from errata.report.heat import heat
+from errata.report.marks import (
+    GLYPH,
+    HEAD,
+    NOTE,
+    Drawn,
+    Element,
+    box,
+    rounded,
+    text,
+    with_notes,
+)
 
-MARGIN, GAP, HEAD, NOTE = 20, 30, 26, 15
-"""Edge of the figure, space between panels, height of a panel's title, of a line of notes."""
+MARGIN, GAP = 20, 30
+"""Edge of the figure, space between panels."""
 
 LABEL, TRACK, STEP, NUMBER, COUNT = 118, 190, 20, 40, 56
 """Rows: width of the labels, of the axis, height of a row, width of the value and of the count."""
@@ -53,28 +66,8 @@ PLOT_W, PLOT_H, LEFT, FOOT = 230, 130, 34, 32
 GRID = 60
 """Points at which a density is drawn."""
 
-GLYPH, TITLE = 6.1, 9.0
-"""Mean width of a letter of a label, of the figure's title."""
-
-
-@dataclass(frozen=True)
-class Element:
-    """One SVG element; `text` is its content."""
-
-    tag: str
-    attributes: dict[str, Any]
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A panel: its elements, relative to its own corner, and its size."""
-
-    elements: tuple[Element, ...]
-    width: float
-    height: float
-    x: float = 0.0
-    y: float = 0.0
+TITLE = 9.0
+"""Mean width of a letter of the figure's title."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,9 @@ def write_findings(
         written.append(folder / f"{table.name}.csv")
         write_bytes(written[-1], as_csv(table).encode())
     written.append(folder / f"{name}.json")
-    write_json(written[-1], {**about, "said": list(findings.said), **findings.facts})
+    shown = [{"name": f.name, "title": f.title, "caption": f.caption} for f in findings.figures]
+    listed = {"figures": shown, "tables": [t.name for t in findings.tables]}
+    write_json(written[-1], {**about, **listed, "said": list(findings.said), **findings.facts})
     return written
 
 
@@ -152,24 +147,24 @@ def sheet(figure: Figure) -> Sheet:
             for k, p in enumerate(row)
         ]
         y += max(p.height for p in row) + GAP
-    return Sheet(figure.title, _r(width), _r(y - GAP + MARGIN), head, tuple(placed))
+    return Sheet(figure.title, rounded(width), rounded(y - GAP + MARGIN), head, tuple(placed))
 
 
 def _head(figure: Figure, width: float) -> tuple[tuple[Element, ...], float]:
     """Title, caption and legend, and where the panels begin."""
-    out = [_text(MARGIN, MARGIN + 14, figure.title, "title")]
+    out = [text(MARGIN, MARGIN + 14, figure.title, "title")]
     y = MARGIN + 14.0
     letters = int((width - 2 * MARGIN) / (GLYPH * 0.98))
     for line in textwrap.wrap(figure.caption, letters):
         y += NOTE
-        out.append(_text(MARGIN, y, line, "note"))
+        out.append(text(MARGIN, y, line, "note"))
     x, begun = float(MARGIN), False
     for shape, tone, label in _legend(figure.panels):
         needed = 22 + GLYPH * len(label) + 18
         if not begun or x + needed > width - MARGIN:
             x, y, begun = float(MARGIN), y + (20 if not begun else NOTE + 2), True
         out += _key(shape, tone, x, y)
-        out.append(_text(x + 22, y, label, "name"))
+        out.append(text(x + 22, y, label, "name"))
         x += needed
     return tuple(out), y + 22
 
@@ -198,7 +193,7 @@ def _key(shape: str, tone: str, x: float, y: float) -> list[Element]:
     if shape == "dots":
         return [Element("circle", {"class": f"dot {tone}", "cx": x + 8, "cy": y - 4, "r": 3.4})]
     if shape == "bar":
-        return [_box(x, y - 9, 14, 9, f"fill {tone}")]
+        return [box(x, y - 9, 14, 9, f"fill {tone}")]
     line = {"class": f"line {tone}" + (" level" if shape == "level" else "")}
     out = [Element("path", {**line, "d": f"M{x} {y - 4}h16"})]
     if shape == "line":
@@ -217,7 +212,7 @@ def draw(panel: object) -> Drawn:
 
 @draw.register
 def _scatter(panel: Scatter) -> Drawn:
-    out = [_text(0, 13, panel.title, "heading"), _box(0, HEAD, SIDE, SIDE, "frame")]
+    out = [text(0, 13, panel.title, "heading"), box(0, HEAD, SIDE, SIDE, "frame")]
     every = np.array([p for d in panel.dots for p in d.points])
     low, high = every.min(0), every.max(0)
     span = float(max(high - low)) or 1.0
@@ -227,36 +222,42 @@ def _scatter(panel: Scatter) -> Drawn:
     order = [(k, d.tone, p) for d in panel.dots for k, p in enumerate(d.points)]
     for _, tone, (x, y) in sorted(order, key=lambda o: o[0]):  # neither kind covers the other
         place = {
-            "cx": _r(SIDE / 2 + room * (x - middle[0]) / span),
-            "cy": _r(HEAD + SIDE / 2 - room * (y - middle[1]) / span),
+            "cx": rounded(SIDE / 2 + room * (x - middle[0]) / span),
+            "cy": rounded(HEAD + SIDE / 2 - room * (y - middle[1]) / span),
         }
         out.append(Element("circle", {"class": f"dot {tone}", **place, "r": radius}))
-    return _with_notes(out, panel.notes, SIDE, HEAD + SIDE + 4, panel.title)
+    return with_notes(out, panel.notes, SIDE, HEAD + SIDE + 4, panel.title)
 
 
 @draw.register
 def _spreads(panel: Spreads) -> Drawn:
     height, label = STEP * len(panel.rows), _label_width(panel.rows)
-    out = [_text(0, 13, panel.title, "heading"), *_axis(label, panel.low, panel.high, height)]
+    out = [text(0, 13, panel.title, "heading"), *_axis(label, panel.low, panel.high, height)]
     for i, row in enumerate(panel.rows):
         y = HEAD + i * STEP
-        out.append(_text(label - 8, y + 14, row.label, "name", "end"))
+        out.append(text(label - 8, y + 14, row.label, "name", "end"))
         values = np.array(row.values)
 
         def at(v: float) -> float:
             return label + TRACK * (v - panel.low) / (panel.high - panel.low)
 
         grid, density = _density(values, panel.low, panel.high)
-        top = [f"{_r(at(x))} {_r(y + 10 - 8 * d)}" for x, d in zip(grid, density, strict=True)]
-        back = [f"{_r(at(x))} {_r(y + 10 + 8 * d)}" for x, d in zip(grid, density, strict=True)]
+        top = [
+            f"{rounded(at(x))} {rounded(y + 10 - 8 * d)}"
+            for x, d in zip(grid, density, strict=True)
+        ]
+        back = [
+            f"{rounded(at(x))} {rounded(y + 10 + 8 * d)}"
+            for x, d in zip(grid, density, strict=True)
+        ]
         shape = "M" + "L".join([*top, *reversed(back)]) + "Z"
         out.append(Element("path", {"class": f"violin {row.tone}", "d": shape}))
         first, median, third = (at(float(q)) for q in np.quantile(values, (0.25, 0.5, 0.75)))
-        out.append(_box(_r(first), y + 7, _r(max(third - first, 0.8)), 6, "quartiles"))
-        out.append(Element("path", {"class": "median", "d": f"M{_r(median)} {y + 5}v10"}))
+        out.append(box(rounded(first), y + 7, rounded(max(third - first, 0.8)), 6, "quartiles"))
+        out.append(Element("path", {"class": "median", "d": f"M{rounded(median)} {y + 5}v10"}))
         end = label + TRACK + COUNT
-        out.append(_text(end, y + 14, f"n = {len(values)}", "tick", "end"))
-    return _with_notes(out, panel.notes, label + TRACK + COUNT, HEAD + height + 20, panel.title)
+        out.append(text(end, y + 14, f"n = {len(values)}", "tick", "end"))
+    return with_notes(out, panel.notes, label + TRACK + COUNT, HEAD + height + 20, panel.title)
 
 
 @draw.register
@@ -264,27 +265,27 @@ def _bars(panel: Bars) -> Drawn:
     height, label = STEP * len(panel.rows), _label_width(panel.rows)
     scale = TRACK / panel.high
     out = [
-        _text(0, 13, panel.title, "heading"),
+        text(0, 13, panel.title, "heading"),
         *_axis(label, 0.0, panel.high, height, percent=True),
     ]
     for i, row in enumerate(panel.rows):
         y = HEAD + i * STEP
-        out.append(_text(label - 8, y + 14, row.label, "name", "end"))
+        out.append(text(label - 8, y + 14, row.label, "name", "end"))
         end = label + TRACK + NUMBER
         if row.n is not None:
-            out.append(_text(end + COUNT, y + 14, f"n = {row.n}", "tick", "end"))
+            out.append(text(end + COUNT, y + 14, f"n = {row.n}", "tick", "end"))
         if row.value is None:
-            out.append(_text(end, y + 14, "–", "number", "end"))
+            out.append(text(end, y + 14, "–", "number", "end"))
             continue
-        out.append(_box(label, y + 4, _r(scale * row.value.value), 12, f"fill {row.tone}"))
+        out.append(box(label, y + 4, rounded(scale * row.value.value), 12, f"fill {row.tone}"))
         if row.value.low is not None and row.value.high is not None:
-            low, high = (_r(label + scale * v) for v in (row.value.low, row.value.high))
+            low, high = (rounded(label + scale * v) for v in (row.value.low, row.value.high))
             shape = f"M{low} {y + 10}H{high}M{low} {y + 7}v6M{high} {y + 7}v6"
             out.append(Element("path", {"class": "whisker", "d": shape}))
-        out.append(_text(end, y + 14, _percent(row.value), "number", "end"))
+        out.append(text(end, y + 14, _percent(row.value), "number", "end"))
     counted = COUNT if any(row.n is not None for row in panel.rows) else 0
     width = label + TRACK + NUMBER + counted
-    return _with_notes(out, panel.notes, width, HEAD + height + 20, panel.title)
+    return with_notes(out, panel.notes, width, HEAD + height + 20, panel.title)
 
 
 @draw.register
@@ -293,29 +294,30 @@ def _lines(panel: Lines) -> Drawn:
     place = {x: LEFT + PLOT_W * (i + 0.5) / max(len(ticks), 1) for i, x in enumerate(ticks)}
 
     def at(v: float) -> float:
-        return _r(HEAD + PLOT_H * (1 - v))
+        return rounded(HEAD + PLOT_H * (1 - v / panel.high))
 
-    out = [_text(0, 13, panel.title, "heading")]
-    for v in (0.0, 0.25, 0.5, 0.75, 1.0):
+    out = [text(0, 13, panel.title, "heading")]
+    for v in (panel.high * share for share in (0.0, 0.25, 0.5, 0.75, 1.0)):
         out.append(Element("path", {"class": "grid", "d": f"M{LEFT} {at(v)}h{PLOT_W}"}))
-        out.append(_text(LEFT - 6, at(v) + 4, f"{100 * v:.0f}", "tick", "end"))
+        shown = f"{100 * v:.3g}" if panel.percent else f"{v:.3g}"
+        out.append(text(LEFT - 6, at(v) + 4, shown, "tick", "end"))
     for x, where in place.items():
-        out.append(_text(_r(where), HEAD + PLOT_H + 15, f"{x:g}", "tick", "middle"))
-    out.append(_text(LEFT + PLOT_W / 2, HEAD + PLOT_H + 29, panel.axis, "tick", "middle"))
+        out.append(text(rounded(where), HEAD + PLOT_H + 15, f"{x:g}", "tick", "middle"))
+    out.append(text(LEFT + PLOT_W / 2, HEAD + PLOT_H + 29, panel.axis, "tick", "middle"))
     for level in panel.levels:
         if level.value.low is not None and level.value.high is not None:
             high, low = at(level.value.high), at(level.value.low)
-            out.append(_box(LEFT, high, PLOT_W, _r(low - high), f"band {level.tone}"))
+            out.append(box(LEFT, high, PLOT_W, rounded(low - high), f"band {level.tone}"))
         shape = f"M{LEFT} {at(level.value.value)}h{PLOT_W}"
         out.append(Element("path", {"class": f"line level {level.tone}", "d": shape}))
     for k, line in enumerate(panel.lines):
         aside = 3.0 * (k - (len(panel.lines) - 1) / 2)  # whiskers of two lines side by side
         out += _series(line, place, aside, at)
-    return _with_notes(out, panel.notes, LEFT + PLOT_W + 6, HEAD + PLOT_H + FOOT, panel.title)
+    return with_notes(out, panel.notes, LEFT + PLOT_W + 6, HEAD + PLOT_H + FOOT, panel.title)
 
 
 def _series(line: Line, place: dict[float, float], aside: float, at: Any) -> Iterator[Element]:
-    dots = [(_r(place[x] + aside), v) for x, v in sorted(line.points, key=lambda p: p[0])]
+    dots = [(rounded(place[x] + aside), v) for x, v in sorted(line.points, key=lambda p: p[0])]
     path = "".join(f"{'L' if i else 'M'}{x} {at(v.value)}" for i, (x, v) in enumerate(dots))
     yield Element("path", {"class": f"line {line.tone}", "d": path})
     for x, v in dots:
@@ -327,8 +329,13 @@ def _series(line: Line, place: dict[float, float], aside: float, at: Any) -> Ite
         yield Element("circle", {"class": f"point {line.tone}", "cx": x, "cy": at(v.value), "r": 3})
 
 
+@draw.register
+def _heat(panel: Heat) -> Drawn:
+    return heat(panel)
+
+
 def _label_width(rows: Sequence[Spread | Bar]) -> float:
-    return max(LABEL, *(_r(GLYPH * len(row.label) + 12) for row in rows)) if rows else LABEL
+    return max(LABEL, *(rounded(GLYPH * len(row.label) + 12) for row in rows)) if rows else LABEL
 
 
 def _axis(
@@ -339,7 +346,7 @@ def _axis(
         value = low + share * (high - low)
         yield Element("path", {"class": "grid", "d": f"M{x} {HEAD}v{height}"})
         shown = f"{100 * value:.3g}" if percent else f"{value:g}"
-        yield _text(x, HEAD + height + 14, shown, "tick", "middle")
+        yield text(x, HEAD + height + 14, shown, "tick", "middle")
 
 
 def _density(values: np.ndarray[Any, Any], low: float, high: float) -> tuple[Any, Any]:
@@ -351,27 +358,5 @@ def _density(values: np.ndarray[Any, Any], low: float, high: float) -> tuple[Any
     return grid, density / density.max()
 
 
-def _with_notes(
-    out: list[Element], notes: Sequence[str], width: float, y: float, title: str
-) -> Drawn:
-    for note in notes:
-        y += NOTE
-        out.append(_text(0, y, note, "note"))
-    letters = max((len(n) for n in notes), default=0) * GLYPH * 0.96
-    return Drawn(tuple(out), max(width, letters, len(title) * GLYPH * 1.1), y + 4)
-
-
-def _text(x: float, y: float, text: str, style: str, anchor: str = "start") -> Element:
-    return Element("text", {"class": style, "x": x, "y": y, "text-anchor": anchor}, text)
-
-
-def _box(x: float, y: float, width: float, height: float, style: str) -> Element:
-    return Element("rect", {"class": style, "x": x, "y": y, "width": width, "height": height})
-
-
 def _percent(value: Value) -> str:
     return f"{100 * value.value:.1f}"
-
-
-def _r(x: float) -> float:
-    return round(float(x), 2)

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from errata.analyses.alpha import Alpha, Seen, Told, label, live, observed
+from errata.analyses.alpha import Alpha, Seen, Told, live, observed
 from errata.core import registry
 from errata.core.analysis import Subject
 from errata.core.errors import BadSpec
 from errata.core.types import Case, Probe, Prompt
+from errata.core.wording import label
 from errata.finding.triplets import ends
 from errata.patches.latent import Entries, Knowledge, Latent, Options
 from tests import tiny

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image as Pillow
 
 from errata.analyses.attribution import (
+    Attribution,
     grid_of,
     module_attribution,
     module_scores,
+    picture,
     visual_attribution,
     windows,
 )
-from errata.core.errors import BadSpec
-from errata.core.types import Prompt
+from errata.core.analysis import Subject
+from errata.core.errors import BadImage, BadSpec
+from errata.core.figure import Heat
+from errata.core.types import Case, Edit, Image, Prompt
 from errata.finding.gradient import generator
 from errata.finding.influence import noise_influence
 from tests import tiny
@@ -105,3 +112,63 @@ def test_what_cannot_be_mapped_is_refused(pictures: list[str]) -> None:
     assert grid_of(576) == (24, 24)
     with pytest.raises(BadSpec, match="no square"):
         grid_of(32)
+
+
+def cases(edits: list[Edit]) -> tuple[Case, ...]:
+    return tuple(Case(e.id, e, ()) for e in edits)
+
+
+def test_means_and_maps_of_cases(edits: list[Edit]) -> None:
+    backbone = tiny.shared("llava")
+    look = Attribution(maps=2, layers=(1, -1), drawn=1, draws=1)
+    found = look.look(Subject(backbone, cases(edits), "made:up", seed=5))
+    scores = module_attribution(backbone, [e.prompt for e in edits])
+    (panel,) = found.figures[0].panels
+    assert isinstance(panel, Heat) and panel.middle == 0.0
+    for k in range(2):
+        assert panel.values[k] == pytest.approx(scores[:, :, k].mean(0).tolist(), abs=2e-6)
+    assert [f.name for f in found.figures] == ["attribution", "attribution-images"]
+    pictures = found.figures[1].panels
+    assert len(pictures) == 2 * 3 and found.figures[1].columns == 3
+    one = visual_attribution(backbone, edits[0].prompt, [1, 3], draws=1, seed=5)
+    blank, mean, block = pictures[:3]
+    assert isinstance(blank, Heat) and isinstance(mean, Heat) and isinstance(block, Heat)
+    assert math.isnan(blank.values[0][0]) and blank.image is not None
+    assert [v for row in mean.values for v in row] == pytest.approx(one.mean(0).flatten().tolist())
+    assert block.title == "block 3" and block.values[0][0] == pytest.approx(float(one[1, 0, 0]))
+    rows = [r for r in found.tables[1].rows if r[0] == "e0" and r[1] == 1]
+    assert [r[4] for r in rows] == pytest.approx(one[0].flatten().tolist(), abs=1e-6)
+    assert "a first look" in found.said[-1]
+
+
+def test_one_question(pictures: list[str]) -> None:
+    look = Attribution(image=pictures[0], prompt="Which shape?", layers=(0,), draws=1)
+    assert look.default == "" and Attribution().default.startswith("microworld")
+    found = look.look(Subject(tiny.shared("llava")))
+    assert found.facts["mapped"] == ["question"] and not any("first look" in s for s in found.said)
+    no_maps = Attribution(image=pictures[0], prompt="Which shape?", maps=0)
+    assert len(no_maps.look(Subject(tiny.shared("llava"))).figures) == 1
+
+
+def test_half_a_question_and_two_subjects_are_refused(
+    edits: list[Edit], pictures: list[str]
+) -> None:
+    backbone = tiny.shared("llava")
+    with pytest.raises(BadSpec, match="go together"):
+        Attribution(image=pictures[0]).look(Subject(backbone))
+    with pytest.raises(BadSpec, match="one image each"):
+        Attribution().look(Subject(backbone))
+    with pytest.raises(BadSpec, match="two subjects"):
+        Attribution(image=pictures[0], prompt="x").look(Subject(backbone, cases(edits)))
+    with pytest.raises(BadImage):
+        Attribution(image="nowhere.png", prompt="x").look(Subject(backbone))
+
+
+def test_the_picture_is_the_middle_that_the_model_sees(tmp_path: Path) -> None:
+    wide = Pillow.new("RGB", (60, 20), "red")
+    wide.paste("blue", (20, 0, 40, 20))
+    wide.save(tmp_path / "wide.png")
+    seen = Pillow.open(io.BytesIO(picture(Image(str(tmp_path / "wide.png")), (2, 2))))
+    assert seen.size == (20, 20) and seen.getcolors() == [(400, (0, 0, 255))]
+    whole = Pillow.open(io.BytesIO(picture(Image(str(tmp_path / "wide.png")), (1, 3))))
+    assert whole.size == (60, 20)

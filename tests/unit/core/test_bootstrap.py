@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from errata.core.bootstrap import Bootstrap
@@ -56,3 +57,34 @@ def test_a_ratio_without_weight_is_none() -> None:
     assert boot.ratio({"a": (0.0, 0.0)}) is None
     one = boot.ratio({"a": (1.0, 2.0)})
     assert one is not None and one.ci95 is None, "one unit has no interval"
+
+
+def test_auc_by_counting_pairs():
+    above = {"a": [0.9, 0.5], "b": [0.4]}
+    below = {"a": [0.5], "b": [0.1, 0.45]}
+    found = Bootstrap(["a", "b"]).auc(above, below)
+    # 0.9 beats three, 0.5 beats two and ties with one, 0.4 beats one: 6.5 of 9
+    assert found.value == round(6.5 / 9, 6) and found.units == 2
+    # resamples: both units as they are; twice a: (1 + .5) / 2; twice b: (0 + 1) / 2
+    assert found.ci95 == (0.5, 0.75)
+
+
+def test_auc_of_what_is_parted_and_of_nothing():
+    boot = Bootstrap([str(i) for i in range(20)])
+    apart = boot.auc({str(i): [1.0 + i] for i in range(20)}, {str(i): [0.5] for i in range(20)})
+    assert apart.value == 1.0 and apart.ci95 == (1.0, 1.0)
+    assert boot.auc({}, {"0": [1.0]}) is None
+    assert boot.auc({"0": [1.0]}, {"0": [0.0]}).ci95 is None, "one unit has no interval"
+    rng = np.random.default_rng(0)
+    same = {str(i): rng.normal(size=30).tolist() for i in range(20)}
+    other = {str(i): rng.normal(size=30).tolist() for i in range(20)}
+    low, high = boot.auc(same, other).ci95
+    assert low < 0.5 < high
+
+
+def test_peak_and_how_sure_it_is():
+    boot = Bootstrap(["a", "b"])
+    assert boot.peak({"a": [0.0, 1.0, 0.0], "b": [0.0, 2.0, 1.0]}) == (1, 1.0)
+    best, agree = boot.peak({"a": [3.0, 0.0], "b": [0.0, 1.0]})
+    # 3 to 1 with both, and with twice a; only twice b, a quarter of resamples, has it elsewhere
+    assert best == 0 and abs(agree - 0.75) < 0.03

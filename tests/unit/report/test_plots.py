@@ -153,3 +153,12 @@ def test_a_file_is_no_folder(tmp_path):
     for folder in (tmp_path / "f", tmp_path / "f" / "below"):
         with pytest.raises(BadSpec, match="is a file"):
             plots.check_folder(folder)
+
+
+def test_lines_have_a_range_of_their_own():
+    line = Line("s", ((0, Value(0.0)), (1, Value(2.0))), "changes")
+    panel = Lines("p", (line,), high=4.0, percent=False)
+    low, middle = elements(panel, "circle", "point")
+    assert low["cy"] - middle["cy"] == plots.PLOT_H / 2
+    ticks = [e.text for e in plots.draw(panel).elements if e.attributes.get("class") == "tick"]
+    assert ticks[:5] == ["0", "1", "2", "3", "4"]

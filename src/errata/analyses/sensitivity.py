@@ -1,0 +1,289 @@
+"""Sensitivity: what noise on image or text does to the answer, block by block.
+
+Source: DualEdit Fig. 2 (Shi et al. 2025): KL divergence between the clean and the perturbed output
+when Gaussian noise of several sizes is added to the visual, the textual, or all representations at
+a layer. Here: KL(clean || noised) of the first answer token's distribution, noise on the stream
+that enters a block. Text is what DualEdit's adapter rewrites, without the last prompt token, whose
+state becomes the answer itself and is a row of its own; the begin token is never touched.
+
+The stream grows with depth, so that one sigma is loud below and faint above. Two figures therefore:
+`absolute`, as published, and `relative`, where sigma is a multiple of the standard deviation that
+the noised tokens' own states have in that question at that block.
+
+`excess` is KL(both) - KL(visual) - KL(text): 0 where the two simply add up.
+
+Shapes: B questions, T columns, d stream width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.core.analysis import Analysis, Subject, first_look
+from errata.core.backbone import Batch
+from errata.core.bootstrap import Bootstrap
+from errata.core.errors import BadSpec
+from errata.core.figure import Figure, Findings, Line, Lines, Table, Tone, Value, ceiling
+from errata.core.ports import Ctx
+from errata.finding.gradient import generator
+from errata.finding.modality import Modality
+from errata.finding.watch import Watch
+
+TONES: tuple[Tone, ...] = ("soft", "changes", "stays", "wrong", "right")
+WORDS = {
+    "visual": "noise on image tokens",
+    "text": "noise on the question's text",
+    "both": "noise on both",
+    "last": "noise on the last prompt token",
+}
+UNITS = ("absolute", "relative")
+
+Key = tuple[str, str, float]
+"""(absolute or relative, which tokens, sigma)."""
+
+
+@dataclass
+class Seen:
+    """case -> [L]: kl per key, std per group."""
+
+    kl: dict[Key, dict[str, list[float]]]
+    std: dict[str, dict[str, list[float]]]
+
+
+class Noise(Watch):
+    """Adds noise [B, T, d] times sigma at the columns of mask [B, T]; `std` [B] of what is there.
+
+    With `relative`, sigma is in units of that.
+    """
+
+    def __init__(
+        self, site: str, mask: Tensor, noise: Tensor, sigma: float, *, relative: bool
+    ) -> None:
+        super().__init__((site,))
+        self.mask, self.noise, self.sigma, self.relative = mask, noise, sigma, relative
+        self.std = torch.empty(0)
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        mask_BT1 = self.mask.to(y.device)[..., None]
+        state = y.float() * mask_BT1
+        count_B = (mask_BT1.sum((1, 2)) * y.shape[-1]).clamp(min=1)
+        mean_B = state.sum((1, 2)) / count_B
+        self.std = ((state.square().sum((1, 2)) / count_B) - mean_B.square()).clamp(min=0).sqrt()
+        size = self.sigma * (self.std[:, None, None] if self.relative else 1.0)
+        return y + (self.noise.to(y.device) * size * mask_BT1).to(y.dtype)
+
+
+class Sensitivity(Analysis):
+    """KL of the answer under noise on image, text, both, and the last token."""
+
+    name = "sensitivity"
+    benchmark = "microworld:vqa@dev"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Analysis.Config):
+        """absolute, relative: sizes of noise, see above; at most five each, none for no figure.
+
+        layers: blocks whose input gets noise, from the end where negative; all when empty. draws:
+        of noise per question and block, the same for every size and group.
+        """
+
+        absolute: tuple[float, ...] = (0.3, 1.0, 3.0)
+        relative: tuple[float, ...] = (0.3, 1.0, 3.0)
+        layers: tuple[int, ...] = ()
+        draws: int = 1
+
+    def look(self, subject: Subject) -> Findings:
+        """Raises BadSpec without a question about an image, or with sizes that make no figure."""
+        c = self.config
+        for unit in UNITS:
+            sizes = getattr(c, unit)
+            if len(sizes) > len(TONES) or any(s <= 0 for s in sizes):
+                raise BadSpec(f"{unit}={list(sizes)}: give up to {len(TONES)} sizes above 0.")
+        if not (c.absolute or c.relative) or c.draws < 1:
+            raise BadSpec("there is no noise to add. Give absolute or relative sizes, and draws.")
+        cases = [x for x in subject.cases if x.edit.prompt.images]
+        if not cases:
+            raise BadSpec("sensitivity needs questions about images. Name a --benchmark with some.")
+        layers = sorted({subject.backbone.layer(i) for i in c.layers})
+        layers = layers or list(range(subject.backbone.depth))
+        sizes = [(unit, s) for unit in UNITS for s in getattr(c, unit)]
+        seen = Seen({}, {})
+        for start in range(0, len(cases), subject.rows):
+            part = cases[start : start + subject.rows]
+            batch = subject.backbone.encode([x.edit.prompt for x in part])
+            noised(subject, batch, [x.id for x in part], layers, sizes, c.draws, seen)
+            subject.progress("adding noise", start + len(part), len(cases))
+        told = Told(seen, layers, Bootstrap([x.id for x in cases]))
+        where = f"{subject.backbone.name}, {subject.benchmark}: {len(cases)} questions. "
+        figures = tuple(told.figure(u, where) for u in UNITS if getattr(c, u))
+        said = (*told.lines(), *first_look(len(cases), "questions"))
+        facts = {"cases": len(cases), "blocks": layers, "std": told.stds(), "peaks": told.peaks()}
+        return Findings(figures, (told.table(), told.excess()), facts, said)
+
+
+def groups(batch: Batch) -> dict[str, Tensor]:
+    """Which tokens get noise, [B, T] each."""
+    m = Modality.of(batch)
+    return {"visual": m.visual, "text": m.text, "both": m.visual | m.text, "last": m.last}
+
+
+@torch.no_grad()
+def noised(
+    subject: Subject,
+    batch: Batch,
+    names: Sequence[str],
+    layers: Sequence[int],
+    sizes: Sequence[tuple[str, float]],
+    draws: int,
+    seen: Seen,
+) -> None:
+    """Fills `seen` with what noise does to the questions of a batch."""
+    bb = subject.backbone
+    clean = bb.logits(batch)[:, 0].log_softmax(-1)
+    for at, layer in enumerate(layers):
+        entered = bb.enter(batch, layer)
+        for draw in range(draws):
+            noise = torch.zeros(*batch.ids.shape, bb.width)
+            for b, name in enumerate(names):  # so that it does not depend on the batch
+                rng = generator(subject.seed, "sensitivity", name, layer, draw)
+                n = int(batch.lengths[b])
+                noise[b, :n] = torch.randn(n, bb.width, generator=rng)
+            for group, mask in groups(batch).items():
+                for unit, size in sizes:
+                    patch = Noise(
+                        f"text.{layer}.in", mask, noise, size, relative=unit == "relative"
+                    )
+                    found = bb.resume(entered, patch)[:, 0].log_softmax(-1)
+                    kl_B = (clean.exp() * (clean - found)).sum(-1).clamp(min=0).tolist()
+                    _add(seen.kl.setdefault((unit, group, size), {}), names, at, kl_B, draws)
+                if not draw:
+                    _add(seen.std.setdefault(group, {}), names, at, patch.std.tolist(), 1)
+
+
+def _add(
+    rows: dict[str, list[float]], names: Sequence[str], at: int, values: Sequence[float], draws: int
+) -> None:
+    for name, value in zip(names, values, strict=True):
+        row = rows.setdefault(name, [])
+        row.extend([0.0] * (at + 1 - len(row)))
+        row[at] += value / draws
+
+
+class Told:
+    """What can be said of what was seen."""
+
+    def __init__(self, seen: Seen, layers: Sequence[int], boot: Bootstrap) -> None:
+        self.seen, self.layers, self.boot = seen, layers, boot
+
+    def mean(self, rows: dict[str, list[float]], at: int) -> Value:
+        found = self.boot.mean([{case: [row[at]] for case, row in rows.items()}], [1.0])
+        assert found is not None
+        return Value(found.value, *(found.ci95 or (None, None)))
+
+    def sizes(self, unit: str) -> list[float]:
+        return sorted({size for u, _, size in self.seen.kl if u == unit})
+
+    def peaks(self) -> dict[str, Any]:
+        """unit -> sigma -> group -> the block with the highest KL, and how many resamples agree."""
+        out: dict[str, Any] = {}
+        for (unit, group, size), rows in self.seen.kl.items():
+            at, agree = self.boot.peak(rows)
+            found: dict[str, Any] = out.setdefault(unit, {}).setdefault(f"{size:g}", {})
+            found[group] = {"block": self.layers[at], "agree": agree}
+        return out
+
+    def stds(self) -> dict[str, list[float]]:
+        """Group -> per block, the mean standard deviation of its states."""
+        return {
+            group: [self.mean(rows, i).value for i in range(len(self.layers))]
+            for group, rows in self.seen.std.items()
+        }
+
+    def figure(self, unit: str, where: str) -> Figure:
+        panels = []
+        for group, words in WORDS.items():
+            lines = tuple(
+                Line(
+                    f"σ = {size:g}" + (" × std" if unit == "relative" else ""),
+                    tuple(
+                        (layer, self.mean(self.seen.kl[unit, group, size], i))
+                        for i, layer in enumerate(self.layers)
+                    ),
+                    tone,
+                )
+                for size, tone in zip(self.sizes(unit), TONES, strict=False)
+            )
+            top = max(v.high or v.value for line in lines for _, v in line.points)
+            panels.append(Lines(words, lines, axis="block", high=ceiling(top), percent=False))
+        std = "; ".join(
+            f"{group} {values[0]:.2g} to {values[-1]:.2g}"
+            for group, values in self.stds().items()
+            if group != "both"
+        )
+        how = (
+            "σ in units of the noised tokens' own standard deviation"
+            if unit == "relative"
+            else "σ in units of the stream"
+        )
+        return Figure(
+            f"sensitivity-{unit}", f"Sensitivity to noise, {unit}", tuple(panels), 2,
+            f"{where}KL(clean || noised) of the first answer token in nats, noise on the stream "
+            f"that enters a block; {how}. 95 % bootstrap intervals over questions. Standard "
+            f"deviation of the states from the first block shown to the last: {std}.",
+        )  # fmt: skip
+
+    def differences(self) -> Iterator[tuple[str, float, int, Value]]:
+        """(unit, sigma, block, KL of both minus the two KLs)."""
+        for unit in UNITS:
+            for size in self.sizes(unit):
+                parts = [self.seen.kl[unit, g, size] for g in ("both", "visual", "text")]
+                rows = {
+                    case: [b - v - t for b, v, t in zip(*(p[case] for p in parts), strict=True)]
+                    for case in parts[0]
+                }
+                for i, layer in enumerate(self.layers):
+                    yield unit, size, layer, self.mean(rows, i)
+
+    def lines(self) -> tuple[str, ...]:
+        out = []
+        for unit, sizes in self.peaks().items():
+            for size, found in sizes.items():
+                parts = [
+                    f"{g} block {p['block']} ({p['agree']:.0%} of resamples)"
+                    for g, p in found.items()
+                ]
+                out.append(f"{unit} sigma {size}: most sensitive: {', '.join(parts)}")
+        for unit in UNITS:
+            for size in self.sizes(unit):
+                found = [(i, v) for u, s, i, v in self.differences() if (u, s) == (unit, size)]
+                block, v = max(found, key=lambda f: abs(f[1].value))
+                ends = "" if v.low is None else f" ({v.low:.2f} to {v.high:.2f})"
+                out.append(
+                    f"{unit} sigma {size:g}: KL of both minus the two KLs is furthest from 0 in "
+                    f"block {block}: {v.value:.2f}{ends}"
+                )
+        return tuple(out)
+
+    def table(self) -> Table:
+        columns = (
+            *("unit", "tokens", "sigma", "block", "kl", "low", "high", "n"),
+            *("std", "sigma_absolute", "sigma_relative"),
+        )
+        rows = []
+        for (unit, group, size), cases in self.seen.kl.items():
+            for i, layer in enumerate(self.layers):
+                v, std = self.mean(cases, i), self.mean(self.seen.std[group], i).value
+                both = (size * std, size) if unit == "relative" else (size, size / std)
+                each = (round(x, 6) for x in (std, *both))
+                rows.append((unit, group, size, layer, v.value, v.low, v.high, len(cases), *each))
+        return Table("sensitivity", columns, rows)
+
+    def excess(self) -> Table:
+        columns = ("unit", "sigma", "block", "excess", "low", "high")
+        found = [(u, s, i, v.value, v.low, v.high) for u, s, i, v in self.differences()]
+        return Table("sensitivity-excess", columns, found)

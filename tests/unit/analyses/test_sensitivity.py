@@ -1,0 +1,124 @@
+"""`analyze sensitivity`: KL under noise, against the model run with hooks of its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from errata.analyses.sensitivity import Noise, Seen, Sensitivity, Told, groups, noised
+from errata.core.analysis import Subject
+from errata.core.bootstrap import Bootstrap
+from errata.core.errors import BadSpec
+from errata.core.types import Case, Prompt
+from errata.finding.gradient import generator
+from tests import tiny
+
+
+def cases(edits):
+    return tuple(Case(e.id, e, ()) for e in edits)
+
+
+def directly(bb, prompt, layer, columns, noise):
+    """KL of the next token when noise [n, d] is added to what enters a block, by a plain hook."""
+    inputs = bb.encode([prompt]).inputs
+
+    def add(_, args, kwargs):
+        x = (args[0] if args else kwargs["hidden_states"]).clone()
+        x[0, columns] += noise
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+    with torch.no_grad():
+        clean = bb.model(**inputs).logits[0, -1].double()
+        handle = bb.blocks[layer].register_forward_pre_hook(add, with_kwargs=True)
+        dirty = bb.model(**inputs).logits[0, -1].double()
+        handle.remove()
+    p, q = clean.softmax(-1), dirty.softmax(-1)
+    return float((p * (p / q).log()).sum())
+
+
+@pytest.mark.parametrize("family", ["llava", "blip2"])
+def test_kl_is_that_of_noise_at_these_tokens(family, edits):
+    bb = tiny.shared(family)
+    some, seen = edits[:2], Seen({}, {})
+    batch = bb.encode([e.prompt for e in some])
+    sizes = [("absolute", 0.5), ("relative", 2.0)]
+    noised(Subject(bb, seed=3), batch, [e.id for e in some], [0, 2], sizes, 1, seen)
+    for b, edit in enumerate(some):
+        for at, layer in enumerate((0, 2)):
+            n = int(batch.lengths[b])
+            draw = torch.randn(
+                n, bb.width, generator=generator(3, "sensitivity", edit.id, layer, 0)
+            )
+            for group, mask in groups(batch).items():
+                columns = mask[b].nonzero()[:, 0]
+                wanted = directly(bb, edit.prompt, layer, columns, 0.5 * draw[columns])
+                found = seen.kl["absolute", group, 0.5][edit.id][at]
+                assert found == pytest.approx(wanted, rel=2e-3, abs=1e-5)
+                std = seen.std[group][edit.id][at]
+                wanted = directly(bb, edit.prompt, layer, columns, 2.0 * std * draw[columns])
+                found = seen.kl["relative", group, 2.0][edit.id][at]
+                assert found == pytest.approx(wanted, rel=2e-3, abs=1e-5)
+
+
+def test_noise_touches_its_columns_only_and_knows_their_spread():
+    y = torch.tensor([[[1.0, 3.0], [5.0, 7.0], [100.0, 100.0]]])
+    mask = torch.tensor([[True, True, False]])
+    noise = torch.ones(1, 3, 2)
+    patch = Noise("text.0.in", mask, noise, 2.0, relative=True)
+    out = patch.at("text.0.in", y, y, None)
+    spread = 5.0**0.5  # of 1, 3, 5, 7
+    assert patch.std.tolist() == pytest.approx([spread])
+    torch.testing.assert_close(out - y, mask[..., None] * torch.full((1, 3, 2), 2 * spread))
+    plain = Noise("text.0.in", mask, noise, 2.0, relative=False)
+    torch.testing.assert_close(plain.at("", y, y, None)[0, 0], torch.tensor([3.0, 5.0]))
+
+
+def test_groups_are_what_they_say(pictures):
+    batch = tiny.shared("llava").encode([Prompt.of("Which?", pictures[0])])
+    places = {g: m[0].nonzero()[:, 0].tolist() for g, m in groups(batch).items()}
+    assert places == {
+        "visual": [1, 2, 3, 4], "text": [5, 6], "both": [1, 2, 3, 4, 5, 6], "last": [7],
+    }  # fmt: skip
+
+
+def test_excess_and_tables_by_hand():
+    kl = {
+        ("absolute", group, 2.0): {"a": [x, 0.0], "b": [x + 1, 1.0]}
+        for group, x in (("visual", 1.0), ("text", 2.0), ("both", 5.0), ("last", 0.0))
+    }
+    std = {g: {"a": [4.0, 1.0], "b": [4.0, 1.0]} for g in ("visual", "text", "both", "last")}
+    told = Told(Seen(kl, std), [3, 5], Bootstrap(["a", "b"]))
+    # 5 - 1 - 2 = 2 and 6 - 2 - 3 = 1; 0 - 0 - 0 and 1 - 1 - 1
+    assert [r[:4] for r in told.excess().rows] == [
+        ("absolute", 2.0, 3, 1.5), ("absolute", 2.0, 5, -0.5),
+    ]  # fmt: skip
+    row = next(r for r in told.table().rows if r[1:4] == ("visual", 2.0, 3))
+    assert row[4:8] == (1.5, 1.0, 2.0, 2) and row[8:] == (4.0, 2.0, 0.5)
+    peak = told.peaks()["absolute"]["2"]["both"]
+    assert peak == {"block": 3, "agree": 1.0}
+
+
+def test_an_analysis_depends_on_the_seed_alone(edits):
+    bb = tiny.shared("llava")
+    look = Sensitivity(absolute=(1.0,), relative=(0.5,), layers=(1, -1), draws=2)
+    one = look.look(Subject(bb, cases(edits), rows=4, seed=1))
+    alone = look.look(Subject(bb, cases(edits), rows=1, seed=1))
+    other = look.look(Subject(bb, cases(edits), rows=4, seed=2))
+    values = [[r[4] for r in f.tables[0].rows] for f in (one, alone, other)]
+    assert values[0] == pytest.approx(values[1], abs=2e-5) and values[0] != values[2]
+    assert {r[3] for r in one.tables[0].rows} == {1, 3}
+    assert [f.name for f in one.figures] == ["sensitivity-absolute", "sensitivity-relative"]
+    assert min(values[0]) > 0
+
+
+def test_what_makes_no_figure_is_refused(edits):
+    bb = tiny.shared("llava")
+    for options, words in (
+        ({"absolute": (0.0,)}, "sizes above 0"),
+        ({"absolute": (), "relative": ()}, "no noise"),
+        ({"relative": (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)}, "up to 5"),
+    ):
+        with pytest.raises(BadSpec, match=words):
+            Sensitivity(**options).look(Subject(bb, cases(edits)))
+    with pytest.raises(BadSpec, match="about images"):
+        Sensitivity().look(Subject(bb))
