@@ -1,7 +1,7 @@
 """What a scope test is worth when it may read the gold answer: SERAC's classifier, four readings.
 
     OMP_NUM_THREADS=1 python benchmarks/scope_leak.py [--task vqa] [--steps 500] [--limit 240]
-        [--out scope.json]
+        [--readings prompt text ...] [--out scope.json]
 
 The multimodal port of SERAC (EasyEdit) decides from the question's text together with the answer
 that is being scored, and never sees the image. Here the same network is trained on the same cases
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--task", default="vqa")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--limit", type=int, default=240)
+    parser.add_argument("--readings", nargs="+", default=list(READINGS), choices=list(READINGS))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -135,7 +136,8 @@ def main() -> None:
     lessons = cases_of(f"microworld:{args.task}@train")
     exam = cases_of(f"microworld:{args.task}@eval")[: args.limit]
     told: dict[str, Any] = {"task": args.task, "steps": args.steps, "cases": len(exam)}
-    for name, (image, answer) in READINGS.items():
+    for name in args.readings:
+        image, answer = READINGS[name]
         editor = Serac(preset="micro-vlm", steps=args.steps, layer=LAYER)
         trainee = ScopeOnly(backbone, editor, image, answer)
         done = train(backbone, lessons, trainee, seed=0)
