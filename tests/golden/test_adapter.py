@@ -183,7 +183,7 @@ def test_a_question_with_an_answer_decides_as_without(
     """The gate opens on the edit's question whatever answer follows; the leaking one does not."""
     for gate, wanted in (("prompt", [True, True, True]), ("leaky", [False, True, False])):
         patch = adapter(backbone, both, edits[:1], gate, 0.9999, at)
-        target = edits[0].target + "</s>"
+        target = edits[0].target
         opened = []
         for answer in (None, target, "blue ring"):
             given = [answer] if answer else None

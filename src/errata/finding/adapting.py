@@ -44,13 +44,23 @@ def site_behind(backbone: Backbone, layer: int) -> str:
     return f"text.{found}.block" if found == backbone.depth - 1 else f"text.{found + 1}.in"
 
 
-def banked(places: Sequence[Place], gate: Gate, batch: Batch, seen: Mapping[str, Tensor]) -> Bank:
-    """The edits of a batch as a bank, edit b belonging to row b."""
+def banked(
+    places: Sequence[Place],
+    gate: Gate,
+    batch: Batch,
+    seen: Mapping[str, Tensor],
+    *,
+    eos: bool = True,
+) -> Bank:
+    """The edits of a batch as a bank, edit b belonging to row b.
+
+    `eos`: the targets end with the end token, which the leaking gate's questions do not have.
+    """
     rows = torch.arange(batch.size, device=batch.ids.device)
     real_BT = batch.mask.bool()
     lengths = real_BT.sum(1)
     states = tuple(seen[p.site].float() * real_BT[..., None] for p in places)
-    at = lengths - 1 if gate.kind == "leaky" else batch.lengths - 1
+    at = lengths - 1 - int(eos) if gate.kind == "leaky" else batch.lengths - 1
     keys = seen[gate.site].float()[rows, at]
     return Bank(states, keys, lengths, batch.lengths - 1, rows)
 
@@ -203,7 +213,8 @@ class AdapterEditor(TrainedEditor):
                         [e.prompt for _, e in some], [e.target for _, e in some],
                         eos=self.config.eos, rows=rows.tolist(),
                     )  # fmt: skip
-                whole = banked(places, gate, batch, seen_at(backbone, batch, sites, rows))
+                seen = seen_at(backbone, batch, sites, rows)
+                whole = banked(places, gate, batch, seen, eos=self.config.eos)
                 for b, (r, _) in enumerate(some):
                     parts[r].append(_single(whole, b))
         return [Bank.union(bs, [b.owner for b in bs]) for bs in parts]
