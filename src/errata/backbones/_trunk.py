@@ -11,7 +11,7 @@ Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from errata.backbones._detours import StopForward, eager, forward_as, stop_at
 from errata.backbones._tail import TrunkQuestion
 from errata.core.backbone import Backbone, Batch, Entered, Question
 from errata.core.errors import BadBackbone
@@ -26,62 +27,6 @@ from errata.core.ports import Ctx
 
 #: layer types whose memory is keys and values per column; a window or chunk counts columns
 _KNOWN_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "dummy", "moe", "mlp")
-
-
-class _StopForward(Exception):
-    """Ends a forward once what is needed has been seen."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-@contextmanager
-def _forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """`module` runs `forward` instead of its own, which may itself be an instance attribute."""
-    had = "forward" in module.__dict__
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if had:
-            module.forward = before  # type: ignore[assignment]
-        else:
-            del module.forward
-
-
-@contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
-    """Attention is computed step by step, so that its weights exist; fused kernels have none."""
-    configs: dict[int, Any] = {}
-    for module in model.modules():
-        if hasattr(config := getattr(module, "config", None), "_attn_implementation_internal"):
-            configs[id(config)] = config
-    before = {key: config._attn_implementation_internal for key, config in configs.items()}
-    for config in configs.values():
-        config._attn_implementation_internal = "eager"
-    try:
-        yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]
-
-
-@contextmanager
-def _stop_at(module: nn.Module, *, seen: bool = False) -> Iterator[None]:
-    """The forward stops when `module` is about to run; the exception carries its arguments.
-
-    `seen`: after the module's port has shown its input to patches.
-    """
-
-    def stop(_: nn.Module, args: Any, kwargs: Any) -> None:
-        raise _StopForward((args, kwargs))
-
-    handle = module.register_forward_pre_hook(stop, with_kwargs=True, prepend=not seen)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _map(value: Any, n: int, index: Tensor) -> Any:
@@ -179,7 +124,7 @@ class TrunkBackbone(Backbone):
             saved.append(_copied(out))
             return out
 
-        with _forward_as(tower, forward):
+        with forward_as(tower, forward):
             yield
 
     def _below(self, batch: Batch, ctx: Ctx, saved: list[Any]) -> dict[str, Any]:
@@ -187,10 +132,10 @@ class TrunkBackbone(Backbone):
         ctx.shape = (batch.size, batch.ids.shape[1])
         if not batch.image_keys:
             return {"input_ids": batch.ids, "attention_mask": batch.mask}
-        with self.wires.question(ctx), self._tower_once(batch, saved), _stop_at(self.text):
+        with self.wires.question(ctx), self._tower_once(batch, saved), stop_at(self.text):
             try:
                 self.model(**batch.inputs, use_cache=False)
-            except _StopForward as stop:
+            except StopForward as stop:
                 args, kwargs = stop.value
                 assert not args, "the text model is expected to be called with keywords"
                 drop = (
@@ -226,7 +171,7 @@ class TrunkBackbone(Backbone):
                 layer, stream = enter
                 for block in self.blocks[:layer]:
                     stack.enter_context(
-                        _forward_as(block, lambda hidden_states, *a, **k: hidden_states)
+                        forward_as(block, lambda hidden_states, *a, **k: hidden_states)
                     )
 
                 def substitute(_: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -263,12 +208,12 @@ class TrunkBackbone(Backbone):
         if not waiting:
             return
         before, shape, top = dict(ctx.memo), ctx.shape, max(waiting.values())
-        end = _stop_at(self.blocks[top], seen=True) if top < self.depth else nullcontext()
+        end = stop_at(self.blocks[top], seen=True) if top < self.depth else nullcontext()
         ctx.rehearsing = True
         try:
             with end:
                 self._through(trunk, ctx, enter=enter)
-        except _StopForward:
+        except StopForward:
             pass
         finally:
             ctx.rehearsing, ctx.shape = False, shape
@@ -299,7 +244,7 @@ class TrunkBackbone(Backbone):
             whole = torch.zeros_like(x).index_put(at, once.to(x.dtype), accumulate=True)
             return (whole, *out[1:]) if isinstance(out, tuple) else whole
 
-        with _forward_as(site.first, forward):
+        with forward_as(site.first, forward):
             yield
 
     def _head(self, stream: Tensor, ctx: Ctx) -> Tensor:
@@ -382,10 +327,10 @@ class TrunkBackbone(Backbone):
                 )
             cache = self._new_cache() if for_generation else None
             self._rehearse(trunk, ctx, below=layer)
-            with _stop_at(self.blocks[layer]):
+            with stop_at(self.blocks[layer]):
                 try:
                     self._through(trunk, ctx, cache=cache)
-                except _StopForward as stop:
+                except StopForward as stop:
                     args, kwargs = stop.value
                     stream = args[0] if args else kwargs["hidden_states"]
         lower = None
@@ -466,7 +411,7 @@ class TrunkBackbone(Backbone):
             seen[i] = chosen.transpose(1, 2).float().cpu()
 
         with ExitStack() as stack:
-            stack.enter_context(_eager(self.text))
+            stack.enter_context(eager(self.text))
             for i in range(self.depth):
                 module = self.site(f"text.{i}.attn").first
                 handle = module.register_forward_hook(lambda _, x, out, i=i: keep(i, out))

@@ -1,0 +1,65 @@
+"""Detours in a model's own forward: other parts, an early end, eager attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+class StopForward(Exception):
+    """Ends a forward once what is needed has been seen."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+@contextmanager
+def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """`module` runs `forward` instead of its own, which may itself be an instance attribute."""
+    had = "forward" in module.__dict__
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if had:
+            module.forward = before  # type: ignore[assignment]
+        else:
+            del module.forward
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Attention is computed step by step, so that its weights exist; fused kernels have none."""
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        if hasattr(config := getattr(module, "config", None), "_attn_implementation_internal"):
+            configs[id(config)] = config
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    for config in configs.values():
+        config._attn_implementation_internal = "eager"
+    try:
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+
+
+@contextmanager
+def stop_at(module: nn.Module, *, seen: bool = False) -> Iterator[None]:
+    """The forward stops when `module` is about to run; the exception carries its arguments.
+
+    `seen`: after the module's port has shown its input to patches.
+    """
+
+    def stop(_: nn.Module, args: Any, kwargs: Any) -> None:
+        raise StopForward((args, kwargs))
+
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True, prepend=not seen)
+    try:
+        yield
+    finally:
+        handle.remove()
