@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,7 +75,7 @@ class Attribution(Analysis):
         prompt: str = ""
         maps: int = 4
         layers: tuple[int, ...] = ()
-        drawn: int = 4
+        drawn: int = 3
         radius: int = 1
         sigma: float = 0.7
         draws: int = 10
@@ -265,12 +266,13 @@ def _pictures(maps: Sequence[Mapped], drawn: int, where: str, how: str) -> Figur
         rows, columns = m.influence.shape[1:]
         png = picture(m.prompt.images[0], (rows, columns))
 
-        def heat(title: str, values: Tensor, png: bytes = png) -> Heat:
+        def heat(title: str, values: Tensor, png: bytes = png, notes: Sequence[str] = ()) -> Heat:
             cells = tuple(map(tuple, values.tolist()))
-            return Heat(title, ("",) * len(cells), ("",) * len(cells[0]), cells, image=png)
+            blank = ("",) * len(cells), ("",) * len(cells[0])
+            return Heat(title, *blank, cells, image=png, notes=tuple(notes))
 
-        words = m.prompt.text if len(m.prompt.text) <= 44 else f"{m.prompt.text[:43]}…"
-        panels.append(heat(words, torch.full((rows, columns), math.nan)))
+        asked = textwrap.wrap(m.prompt.text, 28, max_lines=3, placeholder=" …")
+        panels.append(heat("asked", torch.full((rows, columns), math.nan), notes=asked))
         panels.append(heat(f"mean of {len(m.layers)} blocks", m.influence.mean(0)))
         panels += [heat(f"block {i}", m.influence[m.layers.index(i)]) for i in shown]
     return Figure(

@@ -193,6 +193,9 @@ class Told:
     ) -> None:
         self.found, self.known, self.layers, self.boot = found, known, layers, boot
         first = found["prompt", layers[0]]
+        seen = {c for kinds in known.values() for side in (kinds.inside, kinds.outside)
+                for rows in side.values() for c in rows}  # fmt: skip
+        self.known_boot = Bootstrap(sorted(seen))
         self.inside, self.outside = sorted(first.inside, reverse=True), sorted(first.outside)
         self._aucs = {
             (r, i, kind): boot.auc(_pooled(kinds.inside), kinds.outside.get(kind, {}))
@@ -230,10 +233,7 @@ class Told:
             for rows in parts
         ]
         mix = [0.5 / len(kinds.inside)] * len(kinds.inside) + [0.5 / len(names)] * len(names)
-        boot = self.boot
-        if known:
-            boot = Bootstrap(sorted({c for rows in groups for c in rows}))
-        return boot.mean(groups, mix)
+        return (self.known_boot if known else self.boot).mean(groups, mix)
 
     def chosen(self) -> dict[str, int]:
         """Reading -> the block where one threshold is best, on training cases."""
@@ -250,16 +250,16 @@ class Told:
             (self.found[r, layer].inside, self.found[r, layer].outside)
             for rows in side.values() for vs in rows.values() for v in vs
         )  # fmt: skip
-        low = next(x for x in (0.8, 0.5, 0.0, -1.0) if lowest >= x)
+        low = next(x for x in (0.8, 0.5, 0.0, -0.2, -0.5, -1.0) if lowest >= x)
         panels = tuple(
             Spreads(f"{words}, block {layer}", self._rows(self.found[r, layer]), low, 1.0)
             for layer in shown
             for r, words in READINGS.items()
         )
         return Figure(
-            "gate", "Cosine with the edit", panels, len(READINGS),
+            "gate", "Cosine with the edit", panels, 2,
             f"{where}Each question with its own case's edit. Line: median; box: quartiles; n: "
-            "questions. The last column reads question and gold answer, as published: it exists "
+            "questions. The last token with the gold answer is the published reading: it exists "
             "only where the answer is already known.",
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ state becomes the answer itself and is a row of its own; the begin token is neve
 
 The stream grows with depth, so that one sigma is loud below and faint above. Two figures therefore:
 `absolute`, as published, and `relative`, where sigma is a multiple of the standard deviation that
-the noised tokens' own states have in that question at that block.
+the noised tokens' own states have in that question at that block (image and text each their own).
 
 `excess` is KL(both) - KL(visual) - KL(text): 0 where the two simply add up.
 
@@ -56,26 +56,36 @@ class Seen:
 
 
 class Noise(Watch):
-    """Adds noise [B, T, d] times sigma at the columns of mask [B, T]; `std` [B] of what is there.
+    """Adds noise [B, T, d] times sigma at the columns of each of `masks` [B, T].
 
-    With `relative`, sigma is in units of that.
+    With `relative`, sigma is in units of the standard deviation of what is there, of each mask for
+    itself: image and text tokens are of very different size. `std`: [B] per mask.
     """
 
     def __init__(
-        self, site: str, mask: Tensor, noise: Tensor, sigma: float, *, relative: bool
+        self, site: str, masks: Sequence[Tensor], noise: Tensor, sigma: float, *, relative: bool
     ) -> None:
         super().__init__((site,))
-        self.mask, self.noise, self.sigma, self.relative = mask, noise, sigma, relative
-        self.std = torch.empty(0)
+        self.masks, self.noise, self.sigma, self.relative = masks, noise, sigma, relative
+        self.std: list[Tensor] = []
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
-        mask_BT1 = self.mask.to(y.device)[..., None]
-        state = y.float() * mask_BT1
-        count_B = (mask_BT1.sum((1, 2)) * y.shape[-1]).clamp(min=1)
-        mean_B = state.sum((1, 2)) / count_B
-        self.std = ((state.square().sum((1, 2)) / count_B) - mean_B.square()).clamp(min=0).sqrt()
-        size = self.sigma * (self.std[:, None, None] if self.relative else 1.0)
-        return y + (self.noise.to(y.device) * size * mask_BT1).to(y.dtype)
+        parts = [mask.to(y.device)[..., None] for mask in self.masks]
+        self.std = [_std(y.float(), part) for part in parts]
+        size_BT1 = torch.zeros((), device=y.device)
+        for part_BT1, std_B in zip(parts, self.std, strict=True):
+            unit = std_B[:, None, None] if self.relative else 1.0
+            size_BT1 = size_BT1 + part_BT1 * unit * self.sigma
+        return y + (self.noise.to(y.device) * size_BT1).to(y.dtype)
+
+
+def _std(y_BTd: Tensor, mask_BT1: Tensor) -> Tensor:
+    """[B] over the tokens of a mask and all features; 0 where it is empty."""
+    state = y_BTd * mask_BT1
+    count_B = (mask_BT1.sum((1, 2)) * y_BTd.shape[-1]).clamp(min=1)
+    mean_B = state.sum((1, 2)) / count_B
+    spread = ((y_BTd - mean_B[:, None, None]) * mask_BT1).square().sum((1, 2)) / count_B
+    return spread.sqrt()
 
 
 class Sensitivity(Analysis):
@@ -126,10 +136,12 @@ class Sensitivity(Analysis):
         return Findings(figures, (told.table(), told.excess()), facts, said)
 
 
-def groups(batch: Batch) -> dict[str, Tensor]:
-    """Which tokens get noise, [B, T] each."""
+def groups(batch: Batch) -> dict[str, tuple[Tensor, ...]]:
+    """Which tokens get noise: masks [B, T], one per modality."""
     m = Modality.of(batch)
-    return {"visual": m.visual, "text": m.text, "both": m.visual | m.text, "last": m.last}
+    return {
+        "visual": (m.visual,), "text": (m.text,), "both": (m.visual, m.text), "last": (m.last,),
+    }  # fmt: skip
 
 
 @torch.no_grad()
@@ -153,16 +165,16 @@ def noised(
                 rng = generator(subject.seed, "sensitivity", name, layer, draw)
                 n = int(batch.lengths[b])
                 noise[b, :n] = torch.randn(n, bb.width, generator=rng)
-            for group, mask in groups(batch).items():
+            for group, masks in groups(batch).items():
                 for unit, size in sizes:
                     patch = Noise(
-                        f"text.{layer}.in", mask, noise, size, relative=unit == "relative"
+                        f"text.{layer}.in", masks, noise, size, relative=unit == "relative"
                     )
                     found = bb.resume(entered, patch)[:, 0].log_softmax(-1)
                     kl_B = (clean.exp() * (clean - found)).sum(-1).clamp(min=0).tolist()
                     _add(seen.kl.setdefault((unit, group, size), {}), names, at, kl_B, draws)
-                if not draw:
-                    _add(seen.std.setdefault(group, {}), names, at, patch.std.tolist(), 1)
+                if not draw and len(masks) == 1:
+                    _add(seen.std.setdefault(group, {}), names, at, patch.std[0].tolist(), 1)
 
 
 def _add(
@@ -221,9 +233,7 @@ class Told:
             top = max(v.high or v.value for line in lines for _, v in line.points)
             panels.append(Lines(words, lines, axis="block", high=ceiling(top), percent=False))
         std = "; ".join(
-            f"{group} {values[0]:.2g} to {values[-1]:.2g}"
-            for group, values in self.stds().items()
-            if group != "both"
+            f"{group} {values[0]:.2g} to {values[-1]:.2g}" for group, values in self.stds().items()
         )
         how = (
             "σ in units of the noised tokens' own standard deviation"
@@ -277,11 +287,21 @@ class Told:
         rows = []
         for (unit, group, size), cases in self.seen.kl.items():
             for i, layer in enumerate(self.layers):
-                v, std = self.mean(cases, i), self.mean(self.seen.std[group], i).value
-                both = (size * std, size) if unit == "relative" else (size, size / std)
-                each = (round(x, 6) for x in (std, *both))
-                rows.append((unit, group, size, layer, v.value, v.low, v.high, len(cases), *each))
+                v = self.mean(cases, i)
+                sizes = self._sizes(unit, group, size, i)
+                rows.append((unit, group, size, layer, v.value, v.low, v.high, len(cases), *sizes))
         return Table("sensitivity", columns, rows)
+
+    def _sizes(self, unit: str, group: str, size: float, at: int) -> tuple[float | None, ...]:
+        """The states' mean standard deviation, and sigma in both units.
+
+        Noise on both has two deviations, and sigma in its own unit alone.
+        """
+        if group not in self.seen.std:
+            return (None, size, None) if unit == "absolute" else (None, None, size)
+        std = self.mean(self.seen.std[group], at).value
+        both = (size * std, size) if unit == "relative" else (size, size / std if std else None)
+        return (std, *(x if x is None else round(x, 6) for x in both))
 
     def excess(self) -> Table:
         columns = ("unit", "sigma", "block", "excess", "low", "high")

@@ -82,31 +82,32 @@ class Bootstrap:
 
         Pairs are of all units with all, as for one threshold that serves them all.
         """
-        sides = [[(v, self._row[u]) for u, vs in side.items() for v in vs]
-                 for side in (above, below)]  # fmt: skip
-        if not all(sides):
+        if not any(above.values()) or not any(below.values()):
             return None
-        flat = np.array([v for side in sides for v, _ in side])
-        values, place = np.unique(flat, return_inverse=True)
-        where, counts_RV = np.split(place, [len(sides[0])]), []
-        everyone_1L = np.ones((1, self._weights_RL.shape[1]))
-        weights = np.concatenate([everyone_1L, self._weights_RL])
-        for side, at in zip(sides, where, strict=True):
-            order = np.argsort(at, kind="stable")
-            rows = np.array([r for _, r in side])[order]
-            sums = np.zeros((len(weights), len(values)))
-            starts = np.flatnonzero(np.diff(at[order], prepend=-1))
-            sums[:, at[order][starts]] = np.add.reduceat(weights[:, rows], starts, axis=1)
-            counts_RV.append(sums)
-        up, down = counts_RV
-        lower = np.cumsum(down, axis=1) - down / 2
-        pairs = up.sum(1) * down.sum(1)
-        shares = (up * lower).sum(1)[pairs > 0] / pairs[pairs > 0]
-        units = len({r for side in sides for _, r in side})
-        if units < 2:
-            return Estimate(_round(shares[0]), None, units)
-        low, high = np.percentile(shares[1:], [2.5, 97.5])
-        return Estimate(_round(shares[0]), (_round(low), _round(high)), units)
+        flat = [(v, self._row[unit]) for unit, values in below.items() for v in values]
+        value_N, row_N = np.array([v for v, _ in flat]), np.array([r for _, r in flat])
+        units = len(self._row)
+        order_LL = np.zeros((units, units))
+        for unit, values in above.items():
+            own = np.sort(np.asarray(values, dtype=np.float64))
+            not_above = np.searchsorted(own, value_N, "left") + np.searchsorted(
+                own, value_N, "right"
+            )
+            order_LL[self._row[unit]] += np.bincount(
+                row_N, weights=len(own) - not_above / 2, minlength=units
+            )
+        size_L2 = np.zeros((units, 2))
+        for k, side in enumerate((above, below)):
+            for unit, values in side.items():
+                size_L2[self._row[unit], k] = len(values)
+        found = order_LL.sum() / size_L2.sum(0).prod()
+        count = int((size_L2.sum(1) > 0).sum())
+        if count < 2:
+            return Estimate(_round(found), None, count)
+        pairs_R = (self._weights_RL @ size_L2).prod(1)
+        right_R = ((self._weights_RL @ order_LL) * self._weights_RL).sum(1)
+        low, high = np.percentile((right_R / np.maximum(pairs_R, 1))[pairs_R > 0], [2.5, 97.5])
+        return Estimate(_round(found), (_round(low), _round(high)), count)
 
     def ratio(self, parts: Mapping[str, tuple[float, float]]) -> Estimate | None:
         """sum a / sum b over units, from unit -> (a, b); a weighted mean has a = sum w score.

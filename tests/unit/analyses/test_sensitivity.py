@@ -49,35 +49,46 @@ def test_kl_is_that_of_noise_at_these_tokens(family, edits):
             draw = torch.randn(
                 n, bb.width, generator=generator(3, "sensitivity", edit.id, layer, 0)
             )
-            for group, mask in groups(batch).items():
-                columns = mask[b].nonzero()[:, 0]
+            for group, masks in groups(batch).items():
+                places = [mask[b].nonzero()[:, 0] for mask in masks]
+                columns = torch.cat(places)
                 wanted = directly(bb, edit.prompt, layer, columns, 0.5 * draw[columns])
                 found = seen.kl["absolute", group, 0.5][edit.id][at]
                 assert found == pytest.approx(wanted, rel=2e-3, abs=1e-5)
-                std = seen.std[group][edit.id][at]
-                wanted = directly(bb, edit.prompt, layer, columns, 2.0 * std * draw[columns])
+                named = [group] if len(masks) == 1 else ["visual", "text"]
+                parts = [
+                    2.0 * seen.std[g][edit.id][at] * draw[p]
+                    for g, p in zip(named, places, strict=True)
+                ]
+                wanted = directly(bb, edit.prompt, layer, columns, torch.cat(parts))
                 found = seen.kl["relative", group, 2.0][edit.id][at]
                 assert found == pytest.approx(wanted, rel=2e-3, abs=1e-5)
 
 
 def test_noise_touches_its_columns_only_and_knows_their_spread():
-    y = torch.tensor([[[1.0, 3.0], [5.0, 7.0], [100.0, 100.0]]])
-    mask = torch.tensor([[True, True, False]])
-    noise = torch.ones(1, 3, 2)
-    patch = Noise("text.0.in", mask, noise, 2.0, relative=True)
-    out = patch.at("text.0.in", y, y, None)
-    spread = 5.0**0.5  # of 1, 3, 5, 7
-    assert patch.std.tolist() == pytest.approx([spread])
-    torch.testing.assert_close(out - y, mask[..., None] * torch.full((1, 3, 2), 2 * spread))
-    plain = Noise("text.0.in", mask, noise, 2.0, relative=False)
+    y = torch.tensor([[[1.0, 3.0], [5.0, 7.0], [100.0, 100.0], [10.0, 30.0]]])
+    few = torch.tensor([[True, True, False, False]])
+    one = torch.tensor([[False, False, False, True]])
+    noise = torch.ones(1, 4, 2)
+    patch = Noise("text.0.in", (few, one), noise, 2.0, relative=True)
+    change = patch.at("text.0.in", y, y, None) - y
+    spread = 5.0**0.5  # of 1, 3, 5, 7; 10 and 30 have 10
+    assert [float(s) for s in patch.std] == pytest.approx([spread, 10.0])
+    wanted = torch.tensor([2 * spread, 2 * spread, 0.0, 20.0])[None, :, None].expand(1, 4, 2)
+    torch.testing.assert_close(change, wanted)
+    plain = Noise("text.0.in", (few, one), noise, 2.0, relative=False)
     torch.testing.assert_close(plain.at("", y, y, None)[0, 0], torch.tensor([3.0, 5.0]))
+    empty = Noise("text.0.in", (few & one,), noise, 2.0, relative=True)
+    assert torch.equal(empty.at("", y, y, None), y) and float(empty.std[0]) == 0
 
 
 def test_groups_are_what_they_say(pictures):
     batch = tiny.shared("llava").encode([Prompt.of("Which?", pictures[0])])
-    places = {g: m[0].nonzero()[:, 0].tolist() for g, m in groups(batch).items()}
+    places = {
+        g: [m[0].nonzero()[:, 0].tolist() for m in masks] for g, masks in groups(batch).items()
+    }
     assert places == {
-        "visual": [1, 2, 3, 4], "text": [5, 6], "both": [1, 2, 3, 4, 5, 6], "last": [7],
+        "visual": [[1, 2, 3, 4]], "text": [[5, 6]], "both": [[1, 2, 3, 4], [5, 6]], "last": [[7]],
     }  # fmt: skip
 
 
@@ -86,7 +97,7 @@ def test_excess_and_tables_by_hand():
         ("absolute", group, 2.0): {"a": [x, 0.0], "b": [x + 1, 1.0]}
         for group, x in (("visual", 1.0), ("text", 2.0), ("both", 5.0), ("last", 0.0))
     }
-    std = {g: {"a": [4.0, 1.0], "b": [4.0, 1.0]} for g in ("visual", "text", "both", "last")}
+    std = {g: {"a": [4.0, 1.0], "b": [4.0, 1.0]} for g in ("visual", "text", "last")}
     told = Told(Seen(kl, std), [3, 5], Bootstrap(["a", "b"]))
     # 5 - 1 - 2 = 2 and 6 - 2 - 3 = 1; 0 - 0 - 0 and 1 - 1 - 1
     assert [r[:4] for r in told.excess().rows] == [
@@ -94,6 +105,8 @@ def test_excess_and_tables_by_hand():
     ]  # fmt: skip
     row = next(r for r in told.table().rows if r[1:4] == ("visual", 2.0, 3))
     assert row[4:8] == (1.5, 1.0, 2.0, 2) and row[8:] == (4.0, 2.0, 0.5)
+    row = next(r for r in told.table().rows if r[1:4] == ("both", 2.0, 3))
+    assert row[8:] == (None, 2.0, None), "it has no deviation of its own"
     peak = told.peaks()["absolute"]["2"]["both"]
     assert peak == {"block": 3, "agree": 1.0}
 
