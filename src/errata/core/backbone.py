@@ -125,8 +125,23 @@ class Question(ABC):
         """The k likeliest ids, in order, at every real position of prompt and target."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What an edit must cross on its way to a picture: the output of `site` while drawing.
+
+    name: `tap` (the text states that are consumed), `projected`, `blocks.{i}`, `velocity`. They are
+    read by a patch at `site`, inside the real call of `draw`; the picture itself comes after them.
+    """
+
+    name: str
+    site: str
+
+
 class Backbone(ABC):
-    """A frozen model behind ports."""
+    """A frozen model behind ports.
+
+    `capabilities`: `text`, `image` (takes pictures), `generate`, `resume`, `draw` (makes pictures).
+    """
 
     plugin_kind: ClassVar[str] = "backbones"
     #: models that ship with errata, and the benchmark that each was made for
@@ -279,6 +294,26 @@ class Backbone(ABC):
         Raises BadBackbone where the model does not show its attention.
         """
         raise BadBackbone(f"{self.name} does not show its attention. Choose another model.")
+
+    def path(self) -> tuple[Stage, ...]:
+        """From the text model to the picture, in order. Raises BadBackbone."""
+        raise BadBackbone(f"{self.name} draws no pictures. Choose a model that does: micro-umm.")
+
+    def draw(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, rows: Tensor | None = None
+    ) -> list[list[Any]]:
+        """One PIL picture (RGB) per prompt and seed, with the live patches; prompts are text.
+
+        A seed fixes the initial noise, equal for all prompts. Raises BadBackbone, TooLong.
+        """
+        raise BadBackbone(f"{self.name} draws no pictures. Choose a model that does: micro-umm.")
+
+    def conditioning(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Tensor:
+        """[B, T, c] what the picture's generator is given of each prompt, with gradients.
+
+        The output of the `projected` stage; right in the columns of `mask`. Raises BadBackbone.
+        """
+        raise BadBackbone(f"{self.name} draws no pictures. Choose a model that does: micro-umm.")
 
     @contextmanager
     def applied(self, *patches: Patch | None) -> Iterator[None]:

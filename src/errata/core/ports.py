@@ -51,6 +51,7 @@ class Ctx:
     image_rows: [N] the batch row of each image, in the order in which the vision tower sees them.
     image_sizes: [N] relative number of vision positions per image, for towers that flatten images.
     memo:    decisions, made once at prefill and read afterwards; keyed (id of patch, site).
+    moment: the time of the running step of a drawing, 0 = noise, 1 = picture; None in text.
     rehearsing: a forward before the question's own, in which patches that decide higher up than
     they act decide, and change nothing.
     """
@@ -65,6 +66,7 @@ class Ctx:
     shape: tuple[int, int] = (0, 0)
     prefilled: bool = False
     rehearsing: bool = False
+    moment: float | None = None
     memo: dict[tuple[int, str], Any] = field(default_factory=dict)
 
     def last_prompt(self, x: Tensor, patch: Patch) -> Tensor:

@@ -29,11 +29,14 @@ Kind = Literal[
     "efficacy",
     "reasoning",
     "vqa",
+    "i_locality",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 #: Kinds that ask for the new answer; every other kind but portability asks that nothing changed.
 TARGET_KINDS = frozenset({"reliability", "t_generality", "m_generality", "portability", "efficacy"})
+#: Kinds whose prompt is drawn; what the picture shows is for a judge to say.
+DRAWN_KINDS = frozenset({"vqa", "i_locality"})
 LOCALITY_KINDS = frozenset({"t_locality", "m_locality", "near_locality", "retention"})
 
 
@@ -102,13 +105,43 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """What a judge is asked about a picture.
+
+    `question` is put blind; `criterion` is the sentence that holds if the picture shows `target`.
+    `old` is the answer before the edit, `category` the kind of fact (colour, maker, ...).
+    """
+
+    question: str
+    criterion: str
+    target: str
+    old: str = ""
+    category: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge saw in one picture.
+
+    `answer` is what it read ("" where it abstains), `meets` whether the picture shows the target,
+    None where that could not be said; `note` says why.
+    """
+
+    judge: str
+    answer: str = ""
+    meets: bool | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """One question asked before and after an edit.
 
     `id` is unique within its case. `group` splits a kind (`seen`, `near1`, ...; "" when the kind
     has one group). `reference` is the wanted answer (target kinds) or the gold answer (locality
     kinds; the score compares with the model's own earlier answer, the gold is used by
-    teacher-forced scores).
+    teacher-forced scores). `cap` is the number of tokens that a free text may have (0: as many as
+    the reference, and 8). A drawn kind has a `view`.
     """
 
     id: str
@@ -117,6 +150,8 @@ class Probe:
     group: str = ""
     reference: str = ""
     hop: Hop | None = None
+    cap: int = 0
+    view: View | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +189,13 @@ class Answer:
     """What a model said to one probe.
 
     `step` is -1 before any edit, else the protocol's step after which it was asked; `tag` is "" for
-    the answer that counts, `own` for the one right after the case's own edit. `text` and `ids` end
-    before the stop token; `stopped` is False when the cap was hit. `reference` scores the probe's
-    reference, `own` the model's own before-answer. `top` holds the ten likeliest ids at every
-    position of prompt and reference, in order, only when the legacy metric was asked for.
+    the answer that counts, `own` for the one right after the case's own edit; protocols that draw
+    add controls: `pre` (unedited) and `oracle` (unedited, asked with the fact stated). `text` and
+    `ids` end before the stop token; `stopped` is False when the cap was hit. `reference` scores the
+    probe's reference, `own` the model's own before-answer. `images` are the pictures that were
+    drawn, one per seed, as paths in the run's folder, `verdicts` what a judge said of each. `top`
+    holds the ten likeliest ids at every position of prompt and reference, in order, only when the
+    legacy metric was asked for.
     """
 
     case: str
@@ -170,7 +208,8 @@ class Answer:
     reference: Scored | None = None
     own: Scored | None = None
     top: tuple[tuple[int, ...], ...] | None = None
-    image: str | None = None
+    images: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
