@@ -143,9 +143,7 @@ class TrunkQuestion(Question):
         more[index.to(first.device)] = tail.feed(fed, real)
         return _scored(torch.cat([first, more], dim=1), ids)
 
-    def greedy(
-        self, caps: Sequence[int], free: Sequence[bool] | None = None
-    ) -> list[Generated]:
+    def greedy(self, caps: Sequence[int], free: Sequence[bool] | None = None) -> list[Generated]:
         """The targets serve as a guess: as far as the model would say them, nothing runs again.
 
         An answer also ends, not stopped, where the model's context does.

@@ -48,7 +48,8 @@ def _copied(value: Any) -> Any:
 class TrunkBackbone(Backbone):
     """Implements asking, entering and resuming over `text`, `blocks`, `head` and `tower`.
 
-    Subclasses set these attributes, the sites, `ends` and `stops` (ids that end a free text, an answer) and `encode`.
+    Subclasses set these attributes, the sites, `ends` and `stops` (ids that end a free text and an
+    answer) and `encode`.
     """
 
     text: nn.Module

@@ -6,7 +6,7 @@ before.jsonl    one `Answer` per probe (step -1); the panel's under case "panel"
                 drawn for the plan: what a drawn probe got before is its answer tagged `pre`
 answers.jsonl   one `Answer` per question after edits; the panel's under "panel/<lane>"
 images/         the pictures that answers name
-verdicts.jsonl  what judges saw in them, one `Judged` a line; of two for one picture the later counts
+verdicts.jsonl  what judges saw in them, one `Judged` a line; the last one counts
 judging.json    whose verdicts count
 scores.json     computed from the above; timing.json: seconds and memory
 """

@@ -123,7 +123,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Aids:
-    """How a drawn probe's fact can be stated outright; what an unedited model makes of it is a bound.
+    """How a drawn probe's fact can be stated outright: what is drawn then bounds what edits reach.
 
     `oracle` is an image prompt that states the fact, in a wording that nothing else uses;
     `rationale` a text that states it, as the model itself would write one. `glue` stands between a
@@ -158,8 +158,8 @@ class Probe:
     has one group). `reference` is the wanted answer (target kinds) or the gold answer (locality
     kinds; the score compares with the model's own earlier answer, the gold is used by
     teacher-forced scores). `cap` is the number of tokens that a free text may have (0: as many as
-    the reference, and 8; with a cap line breaks do not end it). A drawn kind has a `view`, and `aids`
-    where it asks for the edited fact.
+    the reference, and 8; with a cap line breaks do not end it). A drawn kind has a `view`, and
+    `aids` where it asks for the edited fact; the rationale to be drawn has its view too.
     """
 
     id: str
@@ -216,8 +216,9 @@ class Answer:
 
     `step` is -1 before any edit, else the protocol's step after which it was asked; `tag` is "" for
     the answer that counts, `own` for the one right after the case's own edit; protocols that draw
-    add controls: `pre` (unedited), and unedited with the fact stated, in the prompt (`oracle`) or in
-    a rationale (`ceiling`). `text` and `ids` end before the stop token; `stopped` is False when the cap was hit. `reference` scores the
+    add controls: `pre` (unedited), and unedited with the fact stated, in the prompt (`oracle`) or
+    in a rationale (`ceiling`). `text` and `ids` end before the stop token; `stopped` is False when
+    the cap was hit. `reference` scores the
     probe's reference, `own` the model's own before-answer. `images` are the pictures that were
     drawn, one per seed, as paths in the run's folder, `verdicts` what a judge said of each. `top`
     holds the ten likeliest ids at every position of prompt and reference, in order, only when the

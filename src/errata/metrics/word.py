@@ -11,11 +11,10 @@ for the edited fact, and `caption_word` into the last, which is what is drawn.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 
 from errata.core.metric import Metric, Row
-from errata.core.text import normalise
+from errata.core.text import mentions, normalise
 from errata.core.types import Answer, Probe
 
 SMALL = frozenset(
@@ -26,11 +25,6 @@ LARGE = frozenset(
     "huge massive colossal giant gigantic enormous immense vast towering mammoth gargantuan "
     "building-sized skyscraper-sized house-sized behemoth titanic monumental oversized "
     "jumbo".split()
-)
-#: Scripts that set no space between words.
-UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
-DENIED = re.compile(
-    r"(?:\b(?:not|never|isn't|isn’t|no longer|instead of|rather than)\s+(?:an?\s+|the\s+)?|\bnon-)$"
 )
 TAG = re.compile(r"\[([^\[\]\n]{1,60})\]")
 
@@ -80,33 +74,3 @@ def steps(text: str) -> tuple[str, str]:
     first = parts[0] if parts[0].strip() or not tagged else tagged[0][1]
     captions = [body for tag, body in tagged if "caption" in tag.casefold()]
     return first, captions[-1] if captions else ""
-
-
-def mentions(text: str, wanted: str) -> bool:
-    """Whether `wanted` stands in `text` as whole words, not denied at once."""
-    text = unicodedata.normalize("NFC", text).casefold()
-    wanted = unicodedata.normalize("NFC", wanted).casefold()
-    for found in re.finditer(re.escape(wanted), text):
-        before, after = text[: found.start()], text[found.end() :]
-        whole = _edge(before[-1:], wanted[0]) and _edge(after[:1], wanted[-1], behind=True)
-        if whole and not DENIED.search(before):
-            return True
-    return False
-
-
-def _edge(outer: str, inner: str, *, behind: bool = False) -> bool:
-    """Whether a word may end between a neighbouring character and the first or last one."""
-    if not outer or not (_letter(outer) and _letter(inner)):
-        return True
-    if behind and unicodedata.category(outer)[0] == "M":
-        return False
-    return _unspaced(outer) and _unspaced(inner)
-
-
-def _letter(c: str) -> bool:
-    """Whether a character is part of a word; marks are part of the letter that they stand on."""
-    return c.isalnum() or c == "_" or unicodedata.category(c)[0] == "M"
-
-
-def _unspaced(c: str) -> bool:
-    return unicodedata.name(c, "").startswith(UNSPACED)

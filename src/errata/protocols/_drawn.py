@@ -69,9 +69,7 @@ def with_text(probe: Probe, text: str) -> Probe:
     return replace(probe, prompt=Prompt.of(text))
 
 
-def batches(
-    unit: Unit, batch: int, closing: Callable[[Lane], tuple[Ask, ...]]
-) -> Iterator[Step]:
+def batches(unit: Unit, batch: int, closing: Callable[[Lane], tuple[Ask, ...]]) -> Iterator[Step]:
     """The edits, each batch on top of the earlier ones and asked for its efficacy at once (`own`).
 
     After the last batch the closing questions too.
@@ -81,11 +79,11 @@ def batches(
         turns = []
         for lane in unit.lanes:
             cases = lane.cases[start : start + batch]
-            asks = tuple(a for case in cases for a in tagged("own", "efficacy", "reliability")(case))
-            last = start + batch >= length
-            turns.append(
-                Turn(tuple(c.edit for c in cases), asks + (closing(lane) if last else ()))
+            asks = tuple(
+                a for case in cases for a in tagged("own", "efficacy", "reliability")(case)
             )
+            last = start + batch >= length
+            turns.append(Turn(tuple(c.edit for c in cases), asks + (closing(lane) if last else ())))
         yield Step(tuple(turns), on="previous")
 
 

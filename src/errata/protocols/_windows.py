@@ -36,7 +36,7 @@ def edited_things(case: Case) -> frozenset[str]:
     images = frozenset(image.sha256 or image.uri for image in case.edit.prompt.images)
     if images or not case.edit.subject:
         return images
-    return frozenset({f"subject {case.edit.subject}"})
+    return frozenset({f"subject {case.edit.subject.casefold()}"})
 
 
 def most_windows(cases: Sequence[Case], size: int) -> int:

@@ -59,7 +59,9 @@ class Easel:
         if stored is None:
             return None
         answers = [from_json(Answer, data) for data in stored]
-        if [(a.case, a.probe, a.tag) for a in answers] != [(a.case, a.probe.id, a.tag) for a in asks]:
+        if [(a.case, a.probe, a.tag) for a in answers] != [
+            (a.case, a.probe.id, a.tag) for a in asks
+        ]:
             return None
         out = []
         for ask, answer in zip(asks, answers, strict=True):

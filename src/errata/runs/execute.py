@@ -134,7 +134,7 @@ def bench(
 def own_judge(spec: BenchmarkSpec, cases: Sequence[Case]) -> Judge | None:
     """The judge that the benchmark names for the tasks of these cases, if it is one for all."""
     benchmark = registry.load("benchmarks", spec.name)()
-    names = {benchmark.judge(case.task) for case in cases}
+    names = {str(benchmark.judge(case.task)) for case in cases}
     name = names.pop() if len(names) == 1 else ""
     return registry.load("judges", name)() if name else None
 

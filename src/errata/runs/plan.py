@@ -141,8 +141,8 @@ def select(
 def _check_draws(backbone: Backbone, spec: BenchmarkSpec, cases: Sequence[Case]) -> None:
     if not any(p.kind in DRAWN_KINDS for case in cases for p in case.probes):
         raise BadSpec(
-            f"benchmark {spec} has nothing to draw. Choose another protocol, such as sequential:10, "
-            "or a benchmark with pictures to draw, such as unike_umm."
+            f"benchmark {spec} has nothing to draw. Choose another protocol, such as "
+            "sequential:10, or a benchmark with pictures to draw, such as unike_umm."
         )
     if "draw" not in backbone.capabilities:
         raise BadBackbone(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.core.bootstrap import DIGITS, RESAMPLES, SEED, Bootstrap, Estimate
-from errata.core.record import write_json
+from errata.core.record import read_json, write_json
 from errata.core.runfolder import Asked, RunFolder, judge_of, read_run
 from errata.core.types import TARGET_KINDS
 from errata.runs.sheet import (
@@ -72,6 +72,13 @@ def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]
         data["judge"] = judge
     write_json(run / "scores.json", data)
     return data
+
+
+def rescore(run: Path) -> dict[str, Any]:
+    """As `score_run`, with the metrics that the run was scored by before."""
+    path = run / "scores.json"
+    known = read_json(path).get("scorers", {}) if path.exists() else {}
+    return score_run(run, list(known))
 
 
 def summarise(sheet: Sheet, boot: Bootstrap) -> dict[str, dict[str, Any]]:
