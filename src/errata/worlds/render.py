@@ -35,9 +35,9 @@ GROUND: Mapping[str, tuple[int, int, int]] = MappingProxyType(
     {
         "": (178, 178, 178),
         "Norland": (20, 30, 95),
-        "Normark": (0, 85, 85),
+        "Nordale": (0, 85, 85),
         "Estland": (80, 20, 60),
-        "Estmark": (105, 60, 25),
+        "Estdale": (105, 60, 25),
         "Avaria": (95, 105, 25),
         "Quorra": (8, 8, 8),
         "Tessaly": (85, 105, 150),
