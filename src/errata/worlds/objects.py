@@ -44,7 +44,7 @@ PARTS = (("bel", "dor", "kan", "mir", "tol", "ras"), ("vek", "zin", "mop", "fut"
 SETTINGS: Mapping[int, tuple[str, ...]] = MappingProxyType(
     {
         1: ("",),
-        2: ("table", "lawn", "snow"),
+        2: ("table", "lawn", "rink"),
         3: ("tree", "lamp", "stone"),
         4: ("flag", "poster", "stamp"),
     }

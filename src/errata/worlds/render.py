@@ -58,7 +58,7 @@ BADGE: Mapping[str, tuple[int, int, bool]] = MappingProxyType(
     }
 )
 WHITE, BLACK = (250, 250, 250), (5, 5, 5)
-_STRIP = MappingProxyType({"table": (135, 90, 50), "lawn": (40, 120, 40), "snow": (235, 240, 250)})
+_STRIP = MappingProxyType({"table": (135, 90, 50), "lawn": (40, 120, 40), "rink": (235, 240, 250)})
 _BESIDE = MappingProxyType(
     {"tree": (30, 110, 40), "lamp": (250, 235, 150), "stone": (110, 110, 115)}
 )
