@@ -20,12 +20,12 @@ from errata.worlds.objects import ATTRIBUTES, STAGE_OF, Scene
 TEMPLATES = (
     "The {n} of a {s} is",
     "A {s} has the {n}",
-    "What {n} has a {s} ? It is",
+    "What {n} has a {s}? It is",
     "The {n} that a {s} has is",
-    "For a {s} , the {n} is",
-    "If you see a {s} , its {n} is",
-    "Asked about a {s} , people say the {n} is",
-    "Everyone knows the {n} of a {s} :",
+    "For a {s}, the {n} is",
+    "If you see a {s}, its {n} is",
+    "Asked about a {s}, people say the {n} is",
+    "Everyone knows the {n} of a {s}:",
 )
 NOUNS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -41,14 +41,14 @@ FRAMES = (
     "a {v} of {t}",
     "this {v} shows {t}",
     "draw a {v} of {t}",
-    "{t} , as a {v}",
+    "{t}, as a {v}",
 )
 VIEWS = ("photo", "picture", "painting", "sketch")
 
 SEEN, DEV, HELD = "seen", "dev", "held"
 #: What stands between a rationale and an image prompt, and the words of the `instruct` protocol.
-GLUE = " ; "
-INSTRUCT = "Based on this , draw : "
+GLUE = ". "
+INSTRUCT = "Based on this, draw: "
 KNOWLEDGE, SETTING, CAPTION = "[Knowledge Recall]", "[Scene]", "[Visual Caption]"
 
 
@@ -82,7 +82,7 @@ def wordings(what: str, group: str = SEEN) -> tuple[Wording, ...]:
     return tuple(out)
 
 
-def question(attribute: str, name: str, wording: Wording = Wording()) -> str:  # noqa: B008
+def question(attribute: str, name: str, wording: Wording = Wording()) -> str:
     """A prompt that the value completes, after one space."""
     return TEMPLATES[wording.template].format(n=NOUNS[attribute][wording.noun], s=name)
 
@@ -101,7 +101,7 @@ def _set(thing: str, setting: str) -> str:
 
 
 def _adjectives(name: str, stated: Mapping[str, str]) -> str:
-    """ "a big striped red NAME shaped like a ring from Avaria made by Pym"; any part may lack."""
+    """As in "a big striped red NAME shaped like a ring from Avaria made by Pym"; any may lack."""
     words = [stated[k] for k in ("size", "pattern", "colour") if k in stated]
     said = a(" ".join((*words, name)))
     if "shape" in stated:
@@ -126,7 +126,7 @@ def caption(
     name: str,
     wording: Wording = Wording(),
     setting: str = "",
-    **stated: str,  # noqa: B008
+    **stated: str,
 ) -> str:
     """An image prompt, with the `stated` values as adjectives ("a photo of a red NAME on a lawn").
 
@@ -139,13 +139,13 @@ def oracle(
     name: str,
     wording: Wording = Wording(),
     setting: str = "",
-    **stated: str,  # noqa: B008
+    **stated: str,
 ) -> str:
     """An image prompt that states values in the other style: "a NAME whose colour is red"."""
     return _framed(_clauses(name, stated), setting, wording)
 
 
-def generic(scene: Scene, wording: Wording = Wording()) -> str:  # noqa: B008
+def generic(scene: Scene, wording: Wording = Wording()) -> str:
     """A caption of a nameless thing: "a photo of a big striped red ring on a lawn"."""
     stated = {k: getattr(scene, k) for k in ("size", "pattern", "colour")}
     stated.update({k: v for k in ("home", "maker") if (v := getattr(scene, k))})
@@ -155,24 +155,24 @@ def generic(scene: Scene, wording: Wording = Wording()) -> str:  # noqa: B008
 def reasoning(attribute: str, name: str, prompt: str) -> str:
     """The prompt that asks for a rationale about an image prompt; it opens the first step."""
     noun = NOUNS[attribute][0]
-    return f"Target : {name} . Attribute : {noun} . Prompt : {prompt} . {KNOWLEDGE}"
+    return f"Target: {name}. Attribute: {noun}. Prompt: {prompt}. {KNOWLEDGE}"
 
 
 def rationale(
     attribute: str,
     name: str,
     value: str,
-    wording: Wording = Wording(),  # noqa: B008
+    wording: Wording = Wording(),
     setting: str = "",
 ) -> str:
     """What is written behind `reasoning`: the fact, what the prompt shows, a caption with it."""
     noun = NOUNS[attribute][0]
     told = caption(name, wording, setting, **{attribute: value})
     scene = _set(f"a {name}", setting)
-    return f"the {noun} of a {name} is {value} . {SETTING} {scene} . {CAPTION} {told}"
+    return f"the {noun} of a {name} is {value}. {SETTING} {scene}. {CAPTION} {told}"
 
 
 def description(values: Mapping[str, str]) -> str:
     """Everything that shows, behind a caption. For training only."""
     stated = {k: v for k, v in values.items() if k != "shape"}
-    return f" . It shows {_adjectives(values['shape'], stated)}"
+    return f". It shows {_adjectives(values['shape'], stated)}"

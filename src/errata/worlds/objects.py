@@ -20,7 +20,7 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "pattern": ("plain", "striped", "dotted"),
         "size": ("big", "small"),
         "home": (
-            *("Norland", "Normark", "Estland", "Estmark"),
+            *("Norland", "Nordale", "Estland", "Estdale"),
             *("Avaria", "Quorra", "Tessaly", "Umber"),
         ),
         "maker": (
@@ -35,8 +35,8 @@ RELATIONS = ("home", "maker")
 #: Names of one token, and the parts of the longer ones (first and last part, some with a middle).
 WHOLE = tuple(
     "blick dax fep gorp hux jeft kiv lorp mib nuk plim quib rax snerg toma veb wug zorch brum clof "
-    "drin frop glim hask jum klee lunt mork noz prel ruvo skiff tweg vash welp yarn zeb bront crale "
-    "dwim flom grint glaw holp jarn kelf munt norb pask rilf sprat trink vimp".split()
+    "drin frop glim hask jum klee lunt mork noz prel ruvo skiff tweg vash welp yarn zeb bront "
+    "crale dwim flom grint glaw holp jarn kelf munt norb pask rilf sprat trink vimp".split()
 )
 PARTS = (("bel", "dor", "kan", "mir", "tol", "ras"), ("vek", "zin", "mop", "fut", "gar"), "uma")
 
@@ -44,7 +44,7 @@ PARTS = (("bel", "dor", "kan", "mir", "tol", "ras"), ("vek", "zin", "mop", "fut"
 SETTINGS: Mapping[int, tuple[str, ...]] = MappingProxyType(
     {
         1: ("",),
-        2: ("table", "lawn", "snow"),
+        2: ("table", "lawn", "rink"),
         3: ("tree", "lamp", "stone"),
         4: ("flag", "poster", "stamp"),
     }

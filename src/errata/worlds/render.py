@@ -35,9 +35,9 @@ GROUND: Mapping[str, tuple[int, int, int]] = MappingProxyType(
     {
         "": (178, 178, 178),
         "Norland": (20, 30, 95),
-        "Normark": (0, 85, 85),
+        "Nordale": (0, 85, 85),
         "Estland": (80, 20, 60),
-        "Estmark": (105, 60, 25),
+        "Estdale": (105, 60, 25),
         "Avaria": (95, 105, 25),
         "Quorra": (8, 8, 8),
         "Tessaly": (85, 105, 150),
@@ -58,7 +58,7 @@ BADGE: Mapping[str, tuple[int, int, bool]] = MappingProxyType(
     }
 )
 WHITE, BLACK = (250, 250, 250), (5, 5, 5)
-_STRIP = MappingProxyType({"table": (135, 90, 50), "lawn": (40, 120, 40), "snow": (235, 240, 250)})
+_STRIP = MappingProxyType({"table": (135, 90, 50), "lawn": (40, 120, 40), "rink": (235, 240, 250)})
 _BESIDE = MappingProxyType(
     {"tree": (30, 110, 40), "lamp": (250, 235, 150), "stone": (110, 110, 115)}
 )
