@@ -1,4 +1,4 @@
-"""The contracts of benchmarks, protocols, metrics and judges over the registry; and `errata check`."""
+"""The contracts of benchmarks, protocols, metrics, judges over the registry; `errata check`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge behind an endpoint, against a stub server: what it is sent, what counts as a verdict."""
+"""The judge behind an endpoint, against a stub server: what is sent, what is a verdict."""
 
 from __future__ import annotations
 
