@@ -72,7 +72,9 @@ class Entered:
     layer -1 means: after the vision tower. `trunk` are the keywords of the text model's own
     forward, `stream` [B, T, d] the input of the block, `cache` the keys and values of the lower
     blocks. `stack` was live below, with `rows` [B]; only patches that act at `layer` or above may
-    be added later. `memo` are the decisions that were made below.
+    be added later. `memo` are the decisions that were made below. `same` [B, T]: the place, rows
+    and columns counted together, of the first column that a column equals, its own where it equals
+    none; None where nothing is known. Equal columns lie in rows of equal `rows`.
     """
 
     batch: Batch
@@ -84,6 +86,7 @@ class Entered:
     rows: Tensor | None = None
     stack: tuple[Patch, ...] = ()
     memo: Mapping[tuple[int, str], Any] = field(default_factory=dict)
+    same: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
