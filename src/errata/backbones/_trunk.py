@@ -49,13 +49,15 @@ def _copied(value: Any) -> Any:
 class TrunkBackbone(Backbone):
     """Implements asking, entering and resuming over `text`, `blocks`, `head` and `tower`.
 
-    Subclasses set these attributes, the sites, `stops` (ids that end an answer) and `encode`.
+    Subclasses set these attributes, the sites, `ends` and `stops` (ids that end a free text and an
+    answer) and `encode`.
     """
 
     text: nn.Module
     blocks: nn.ModuleList
     head: nn.Module
     tower: nn.Module | None
+    ends: frozenset[int]
     stops: frozenset[int]
     softcap: float | None = None
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped

@@ -71,7 +71,8 @@ class HfVlm(TextBackbone):
         self.placeholder_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
         self.markup = self._markup()
         self.marks = _tokens.marks(self.tokenizer, model.config, self.image_token)
-        self.stops = _tokens.stops(self.tokenizer, model)
+        self.ends = _tokens.ends(self.tokenizer, model)
+        self.stops = self.ends | _tokens.breaks(self.tokenizer)
         self._seen: OrderedDict[str, _tokens.Seen] = OrderedDict()
 
     @classmethod

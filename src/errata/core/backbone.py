@@ -109,8 +109,11 @@ class Question(ABC):
         """The batch's targets under teacher forcing, from the prefill itself."""
 
     @abstractmethod
-    def greedy(self, caps: Sequence[int]) -> list[Generated]:
-        """The greedy answer of each row, at most caps[b] tokens; ends at EOS or a line break."""
+    def greedy(self, caps: Sequence[int], free: Sequence[bool] | None = None) -> list[Generated]:
+        """The greedy answer of each row, at most caps[b] tokens; ends at EOS or a line break.
+
+        free: [B] rows of free text, which line breaks do not end.
+        """
 
     @abstractmethod
     def score(self, ids: Sequence[Sequence[int]]) -> list[Scored]:
