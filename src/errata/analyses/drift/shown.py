@@ -73,7 +73,7 @@ class Shown:
         return self.boot.mean([{c: [v] for c, v in values.items()}], [1.0])
 
     def at_stage(self, condition: str, stage: str, measure: str, group: str) -> Estimate | None:
-        """Mean over cases and kept steps; of a stage of the picture all tokens, whatever `group`."""
+        """Mean over cases and kept steps; of the picture's stages all tokens, whatever `group`."""
         rows: dict[str, list[float]] = {}
         places = self.places(stage)
         wanted = group if any(p[2] == group for p in places) else ALL
@@ -91,9 +91,9 @@ class Shown:
         return self.boot.mean([self.met(drawing)], [1.0])
 
     def link(self, place: Place, measure: str) -> tuple[Estimate | None, int, int]:
-        """AUC of a measure of the edit: cases with at least half of the pictures right above others.
+        """AUC of a measure of the edit, and how many cases are right and wrong.
 
-        And how many cases there are of either.
+        A case is right where at least half of its pictures show the target.
         """
         values = self.values("edit", place, measure)
         met = {case: sum(v) / len(v) >= 0.5 for case, v in self.met("edit").items() if v}
@@ -128,9 +128,10 @@ class Shown:
             "kept. Intervals: 95 %, over cases.",
         )  # fmt: skip
         moments = Figure(
-            "drift-moments", "Change of the picture's states, by block and time", self._moments(), 2,
-            f"{self.where}Relative change of all image tokens; time 0 is noise, 1 the picture. Later "
-            "steps hold what earlier ones changed.",
+            "drift-moments", "Change of the picture's states, by block and time",
+            self._moments(), 2,
+            f"{self.where}All image tokens; time 0 is noise, 1 the picture. Later steps hold what "
+            "earlier ones changed.",
         )  # fmt: skip
         return (path, moments, *self._pictures(), *self._four_way())
 
