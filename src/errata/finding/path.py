@@ -135,15 +135,31 @@ def passage(
             moments = tuple(times[i] for i in sorted(recorder.keep))
         else:
             raise _unseen(backbone, stage)
-    for name, tensor in (*text.items(), *steps.items()):
-        real = tensor[mask] if name in text else tensor
-        if not bool(real.isfinite().all()):
+    _check_finite(backbone, prompts, text, mask, steps)
+    pixels = torch.from_numpy(np.stack([np.stack([np.asarray(p) for p in row]) for row in drawn]))
+    return Passage(text, mask, steps, moments, pixels.float() / 255, drawn)
+
+
+def _check_finite(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    text: Mapping[str, Tensor],
+    mask: Tensor,
+    steps: Mapping[str, Tensor],
+) -> None:
+    """In the order in which they passed, so that the stage that is named is the one that failed."""
+    passed = [(name, states[mask]) for name, states in text.items()]
+    passed += [(n, t[m]) for m in range(_kept(steps)) for n, t in steps.items()]
+    for name, states in passed:
+        if not bool(states.isfinite().all()):
             raise NotFinite(
                 f"{backbone.name}: stage '{name}' became infinite or not a number while drawing "
                 f"'{prompts[0].text[:60]}'. Load with --dtype float32, or try the edit alone."
             )
-    pixels = torch.from_numpy(np.stack([np.stack([np.asarray(p) for p in row]) for row in drawn]))
-    return Passage(text, mask, steps, moments, pixels.float() / 255, drawn)
+
+
+def _kept(steps: Mapping[str, Tensor]) -> int:
+    return max((len(t) for t in steps.values()), default=0)
 
 
 def _unseen(backbone: Backbone, stage: Stage) -> BadBackbone:
