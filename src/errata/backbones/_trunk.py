@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,13 +51,15 @@ def _copied(value: Any) -> Any:
 class TrunkBackbone(Backbone):
     """Implements asking, entering and resuming over `text`, `blocks`, `head` and `tower`.
 
-    Subclasses set these attributes, the sites, `stops` (ids that end an answer) and `encode`.
+    Subclasses set these attributes, the sites, `ends` and `stops` (ids that end a free text and an
+    answer) and `encode`.
     """
 
     text: nn.Module
     blocks: nn.ModuleList
     head: nn.Module
     tower: nn.Module | None
+    ends: frozenset[int]
     stops: frozenset[int]
     softcap: float | None = None
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
@@ -299,9 +302,17 @@ class TrunkBackbone(Backbone):
                 )
 
     def enter(
-        self, batch: Batch, layer: int, *, rows: Tensor | None = None, for_generation: bool = False
+        self,
+        what: Batch | Entered,
+        layer: int,
+        *,
+        rows: Tensor | None = None,
+        for_generation: bool = False,
     ) -> Entered:
-        ctx = self._ctx(batch, rows)
+        if isinstance(what, Entered):
+            assert not for_generation, "a state is gone on from for scoring only"
+            return self._enter_from(what, layer)
+        batch, ctx = what, self._ctx(what, rows)
         saved: list[Any] = []
         stack = self.wires.stack
         with torch.no_grad():
@@ -314,17 +325,41 @@ class TrunkBackbone(Backbone):
                 )
             cache = self._new_cache() if for_generation else None
             self._rehearse(trunk, ctx, below=layer)
-            with stop_at(self.blocks[layer]):
-                try:
-                    self._through(trunk, ctx, cache=cache)
-                except StopForward as stop:
-                    args, kwargs = stop.value
-                    stream = args[0] if args else kwargs["hidden_states"]
+            stream = self._up_to(layer, trunk, ctx, cache=cache)
         lower = None
         if cache is not None:
             lower = tuple((cache.layers[i].keys, cache.layers[i].values) for i in range(layer))
         return Entered(
             batch, layer, trunk=trunk, stream=stream, cache=lower, rows=rows, stack=stack,
+            memo=dict(ctx.memo),
+        )  # fmt: skip
+
+    def _up_to(self, layer: int, trunk: Mapping[str, Any], ctx: Ctx, **options: Any) -> Tensor:
+        """The stream that enters block `layer`."""
+        with stop_at(self.blocks[layer]):
+            try:
+                self._through(trunk, ctx, **options)
+            except StopForward as stop:
+                args, kwargs = stop.value
+                stream: Tensor = args[0] if args else kwargs["hidden_states"]
+                return stream
+        raise AssertionError(f"block {layer} was never reached")
+
+    @torch.no_grad()
+    def _enter_from(self, state: Entered, layer: int) -> Entered:
+        """The state that enters a higher block, with what is live by now."""
+        if not 0 <= state.layer < layer:
+            return self.enter(state.batch, layer, rows=state.rows)
+        self._check_resumable(state)
+        ctx = self._ctx(state.batch, state.rows)
+        ctx.shape = (state.batch.size, state.batch.ids.shape[1])
+        ctx.memo.update(state.memo)
+        assert state.stream is not None
+        enter = (state.layer, state.stream)
+        self._rehearse(state.trunk, ctx, enter, below=layer)
+        stream = self._up_to(layer, state.trunk, ctx, enter=enter)
+        return replace(
+            state, layer=layer, stream=stream, cache=None, stack=self.wires.stack,
             memo=dict(ctx.memo),
         )  # fmt: skip
 

@@ -71,7 +71,8 @@ class HfVlm(TextBackbone):
         self.placeholder_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
         self.markup = self._markup()
         self.marks = _tokens.marks(self.tokenizer, model.config, self.image_token)
-        self.stops = _tokens.stops(self.tokenizer, model)
+        self.ends = _tokens.ends(self.tokenizer, model)
+        self.stops = self.ends | _tokens.breaks(self.tokenizer)
         self._seen: OrderedDict[str, _tokens.Seen] = OrderedDict()
 
     @classmethod
@@ -220,6 +221,15 @@ class HfVlm(TextBackbone):
             ids.extend(left.pop(0).ids if token == self.placeholder_id else (token,))
         assert not left, f"{self.name}: a prompt's text shows fewer images than the prompt has"
         return tuple(ids)
+
+    def _column(self, text: str, end: int, images: Sequence[_tokens.Seen]) -> int:
+        if self._image_before_bos and images:
+            before = text[:end].count(self.image_token) * len(self.image_token)
+            token = self._token(text.replace(self.image_token, ""), end - before)
+            return token + sum(len(seen.ids) for seen in images)
+        token = self._token(text, end)
+        shown = self._ids(text, self.special)[:token].count(self.placeholder_id)
+        return token + sum(len(seen.ids) for seen in images[:shown]) - shown
 
 
 def _bundled(name: str) -> str:

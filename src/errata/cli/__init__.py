@@ -23,6 +23,7 @@ from errata.cli import (
     discover,
     doctor,
     edit,
+    judge,
     patch,
     prepare,
     results,
@@ -68,6 +69,7 @@ app.command("ask")(ask.ask)
 app.command("prepare")(prepare.prepare)
 app.command("bench")(bench.bench)
 app.command("score")(results.score)
+app.command("judge")(judge.judge)
 app.command("report")(results.report)
 app.command("compare")(results.compare)
 app.command("analyze")(analyze.analyze)

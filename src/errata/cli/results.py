@@ -13,7 +13,7 @@ from errata.core.errors import BadSpec, UnknownName
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `errata bench` wrote.")]
 Metrics = Annotated[
     list[str] | None,
-    typer.Option("--metric", help="Besides exact, token and joint; repeatable."),
+    typer.Option("--metric", help="Besides the usual ones; repeatable."),
 ]
 Scorer = Annotated[str, typer.Option(help="The family of scores in the table: exact or token.")]
 

@@ -112,8 +112,11 @@ class Question(ABC):
         """The batch's targets under teacher forcing, from the prefill itself."""
 
     @abstractmethod
-    def greedy(self, caps: Sequence[int]) -> list[Generated]:
-        """The greedy answer of each row, at most caps[b] tokens; ends at EOS or a line break."""
+    def greedy(self, caps: Sequence[int], free: Sequence[bool] | None = None) -> list[Generated]:
+        """The greedy answer of each row, at most caps[b] tokens; ends at EOS or a line break.
+
+        free: [B] rows of free text, which line breaks do not end.
+        """
 
     @abstractmethod
     def score(self, ids: Sequence[Sequence[int]]) -> list[Scored]:
@@ -206,6 +209,16 @@ class Backbone(ABC):
     def answer_ids(self, text: str, prompt: Prompt) -> tuple[int, ...]:
         """Ids of a continuation of `prompt`, as `encode` would append them."""
 
+    def last_column(self, prompt: Prompt, span: str) -> int:
+        """The column, in a row that `encode` makes of `prompt`, of the last token of `span`.
+
+        `span` is text of the prompt; of several mentions the last whole one counts. Raises BadEdit.
+        """
+        raise BadBackbone(
+            f"{self.name} cannot say where a word of a prompt is. Edit at the prompt's last token: "
+            "--set token=last_prompt."
+        )
+
     @abstractmethod
     def ask(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Any:
         """Context manager that yields a Question over `what` with the live patches."""
@@ -216,9 +229,17 @@ class Backbone(ABC):
 
     @abstractmethod
     def enter(
-        self, batch: Batch, layer: int, *, rows: Tensor | None = None, for_generation: bool = False
+        self,
+        what: Batch | Entered,
+        layer: int,
+        *,
+        rows: Tensor | None = None,
+        for_generation: bool = False,
     ) -> Entered:
-        """Runs what lies below block `layer` once, unedited parts frozen; see `Entered`."""
+        """Runs what lies below block `layer` once, unedited parts frozen; see `Entered`.
+
+        From a state (of a lower block, not for generation) it goes on to block `layer`.
+        """
 
     @abstractmethod
     def device_of(self, site: str) -> torch.device:
@@ -331,6 +352,16 @@ class Backbone(ABC):
             for name in patch.sites:
                 self.site(name)
         self.wires.switch((*outer, *given))
+        try:
+            yield
+        finally:
+            self.wires.switch(outer)
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """No patch is live inside; on leaving, exactly what was before."""
+        outer = self.wires.stack
+        self.wires.switch(())
         try:
             yield
         finally:

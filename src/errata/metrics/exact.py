@@ -13,11 +13,12 @@ from errata.metrics._rules import exact_match, unchanged
 
 
 class Exact(Metric):
-    """`exact`. Unscored: an empty reference, and kinds that need a judge."""
+    """`exact`. Unscored: an empty reference."""
 
     name = "exact"
+    kinds = TARGET_KINDS | LOCALITY_KINDS
 
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
         if probe.kind in TARGET_KINDS:
             return exact_match(after, probe)
-        return unchanged(before, after) if probe.kind in LOCALITY_KINDS else None
+        return unchanged(before, after)

@@ -19,12 +19,11 @@ class Token(Metric):
     """`token`, and `token_own` for locality kinds. Unscored: answers without teacher forcing."""
 
     name = "token"
+    kinds = TARGET_KINDS | LOCALITY_KINDS
 
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
         if probe.kind in TARGET_KINDS:
             return token_accuracy(after.reference)
-        if probe.kind not in LOCALITY_KINDS:
-            return None
         where = f"case {after.case}, probe {probe.id}"
         return argmax_agreement(before.reference, after.reference, where)
 
