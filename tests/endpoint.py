@@ -1,4 +1,4 @@
-"""A local stub of the chat/completions protocol, for tests of what asks a model over the network."""
+"""A local stub of chat/completions, for tests of what asks a model over the network."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Families add what stands in a prompt besides text: `shown` and `_prompt_ids` say
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from errata.backbones._trunk import TrunkBackbone
 from errata.core.backbone import Batch, Heads
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.types import Image, Prompt
+
+_LONG = 4000  # characters from which on a text's tokens are not kept
 
 
 class TextBackbone(TrunkBackbone):
@@ -110,11 +113,53 @@ class TextBackbone(TrunkBackbone):
 
     def _ids(self, text: str, special: bool) -> tuple[int, ...]:
         key = (text, special)
+        if len(text) > _LONG:  # documents of a corpus, each seen once
+            return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
         if key not in self._tokens:
             if len(self._tokens) > 100_000:
                 self._tokens.clear()
             self._tokens[key] = tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
         return self._tokens[key]
+
+    def last_column(self, prompt: Prompt, span: str) -> int:
+        text, end = self.shown(prompt), self._end(prompt, span.strip())
+        return self._column(text, end, [self._image(i)[1] for i in prompt.images])
+
+    def _end(self, prompt: Prompt, span: str) -> int:
+        """Where the last mention of `span` ends in the shown text, found by a mark behind it."""
+        texts = [(i, s) for i, s in enumerate(prompt.segments) if isinstance(s, str)]
+        whole = re.compile(rf"(?<!\w){re.escape(span)}(?!\w)")
+        found = [(i, m.end()) for i, s in texts for m in whole.finditer(s)]
+        found = found or [(i, s.rfind(span) + len(span)) for i, s in texts if span in s]
+        if not span or not found:
+            raise BadEdit(
+                f"the subject '{span[:60]}' is not in the prompt '{prompt.text[:60]}'. Give it as "
+                "it stands there, or edit at the prompt's last token: --set token=last_prompt."
+            )
+        segment, end = found[-1]
+        mark = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in prompt.text)
+        parts = list(prompt.segments)
+        before = str(parts[segment])
+        parts[segment] = before[:end] + mark + before[end:]
+        marked = self.shown(Prompt(tuple(parts)))
+        assert marked.replace(mark, "", 1) == self.shown(prompt), "the mark changed the prompt"
+        return marked.index(mark)
+
+    def _column(self, text: str, end: int, images: Sequence[_tokens.Seen]) -> int:
+        """The column of the token that holds the last character before `end` of a shown text."""
+        return self._token(text, end)
+
+    def _token(self, text: str, end: int) -> int:
+        """As `_column`, among the tokens of the text alone."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise BadBackbone(
+                f"the tokenizer of {self.name} does not say where its tokens are in a text. Edit "
+                "at the prompt's last token: --set token=last_prompt."
+            )
+        made = self.tokenizer(text, add_special_tokens=self.special, return_offsets_mapping=True)
+        holds = [t for t, (a, b) in enumerate(made["offset_mapping"]) if a < end <= b]
+        assert holds, f"no token of {self.name} holds character {end - 1} of {text!r}"
+        return holds[-1]
 
     def answer_ids(self, text: str, prompt: Prompt) -> tuple[int, ...]:
         """One space in front of the stripped text, none after a prompt ending in white space."""

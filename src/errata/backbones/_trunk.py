@@ -13,16 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from errata.backbones._detours import StopForward, eager, forward_as, stop_at
+from errata.backbones._detours import StopForward, attention_as, forward_as, stop_at
+from errata.backbones._sparing import attending, last_block_at, packable, packed_trunk
 from errata.backbones._tail import TrunkQuestion
 from errata.core.backbone import Backbone, Batch, Entered, Question
 from errata.core.errors import BadBackbone
+from errata.core.packed import Packed
 from errata.core.ports import Ctx
 
 #: layer types whose memory is keys and values per column; a window or chunk counts columns
@@ -160,15 +163,22 @@ class TrunkBackbone(Backbone):
         cache: Any = None,
         enter: tuple[int, Tensor] | None = None,
         columns: Tensor | None = None,
+        packed: Packed | None = None,
     ) -> Tensor:
         """[B, T, d] last stream of the text model, from its input or from block `enter[0]` on.
 
-        With `columns` [B, n] it is right in these alone.
+        With `columns` [B, n] it is right in these alone. `packed`: equal columns are run once.
         """
         with ExitStack() as stack:
             stack.enter_context(self.wires.question(ctx))
+            if packed is not None:
+                assert enter is not None and cache is None
+                trunk, enter = packed_trunk(packed, trunk), (enter[0], packed.pack(enter[1]))
+                stack.enter_context(self.wires.packing(packed))
+                stack.enter_context(attending(self, packed))
             if columns is not None:
-                stack.enter_context(self._last_ffn_at(columns))
+                places = (packed or Packed.nothing(ctx.shape, columns.device)).at(columns)
+                stack.enter_context(last_block_at(self, places))
             if enter is not None and enter[0] > 0:
                 layer, stream = enter
                 for block in self.blocks[:layer]:
@@ -186,7 +196,8 @@ class TrunkBackbone(Backbone):
                 )
                 stack.callback(handle.remove)
             out = self.text(**trunk, past_key_values=cache, use_cache=cache is not None)
-        return out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]  # type: ignore[no-any-return]
+        last: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        return last if packed is None else packed.unpack(last)
 
     @torch.no_grad()
     def _rehearse(
@@ -222,32 +233,6 @@ class TrunkBackbone(Backbone):
         made = {k: v for k, v in ctx.memo.items() if k[0] in waiting}
         ctx.memo.clear()
         ctx.memo.update({**before, **made})
-
-    @contextmanager
-    def _last_ffn_at(self, columns: Tensor) -> Iterator[None]:
-        """The last block's FFN, two thirds of its work, runs at `columns` [B, n] alone."""
-        name = f"text.{self.depth - 1}"
-        site = self.wires.sites.get(f"{name}.mlp")
-        behind = (f"{name}.mlp", f"{name}.block", "final_norm")
-        ports = (port for s, port in self.wires.ports.items() if s.startswith(behind))
-        live = [p for port in ports for p in port.live]
-        if site is None or site.last is not site.first or not all(p.pointwise for p in live):
-            yield
-            return
-        original = site.first.forward
-        # shorter targets repeat their row's last column, which counts once
-        first = torch.diff(columns, dim=1, prepend=columns[:, :1] - 1) > 0
-
-        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            at = (torch.arange(x.shape[0], device=x.device)[:, None], columns.to(x.device))
-            out = original(x[at], *args, **kwargs)
-            y = out[0] if isinstance(out, tuple) else out
-            once = y * first.to(y.device)[..., None]
-            whole = torch.zeros_like(x).index_put(at, once.to(x.dtype), accumulate=True)
-            return (whole, *out[1:]) if isinstance(out, tuple) else whole
-
-        with forward_as(site.first, forward):
-            yield
 
     def _head(self, stream: Tensor, ctx: Ctx) -> Tensor:
         with self.wires.question(ctx):
@@ -290,7 +275,10 @@ class TrunkBackbone(Backbone):
         assert what.stream is not None
         enter = (what.layer, what.stream)
         self._rehearse(trunk, ctx, enter)
-        stream = self._through(trunk, ctx, cache=cache, enter=enter, columns=columns)
+        packed = packable(self, what) if cache is None and what.layer > 0 else None
+        stream = self._through(
+            trunk, ctx, cache=cache, enter=enter, columns=columns, packed=packed
+        )
         if cache is not None and what.layer > 0:
             assert what.cache is not None, (
                 "enter(..., for_generation=True) is needed to continue from a state"
@@ -314,9 +302,17 @@ class TrunkBackbone(Backbone):
                 )
 
     def enter(
-        self, batch: Batch, layer: int, *, rows: Tensor | None = None, for_generation: bool = False
+        self,
+        what: Batch | Entered,
+        layer: int,
+        *,
+        rows: Tensor | None = None,
+        for_generation: bool = False,
     ) -> Entered:
-        ctx = self._ctx(batch, rows)
+        if isinstance(what, Entered):
+            assert not for_generation, "a state is gone on from for scoring only"
+            return self._enter_from(what, layer)
+        batch, ctx = what, self._ctx(what, rows)
         saved: list[Any] = []
         stack = self.wires.stack
         with torch.no_grad():
@@ -329,17 +325,41 @@ class TrunkBackbone(Backbone):
                 )
             cache = self._new_cache() if for_generation else None
             self._rehearse(trunk, ctx, below=layer)
-            with stop_at(self.blocks[layer]):
-                try:
-                    self._through(trunk, ctx, cache=cache)
-                except StopForward as stop:
-                    args, kwargs = stop.value
-                    stream = args[0] if args else kwargs["hidden_states"]
+            stream = self._up_to(layer, trunk, ctx, cache=cache)
         lower = None
         if cache is not None:
             lower = tuple((cache.layers[i].keys, cache.layers[i].values) for i in range(layer))
         return Entered(
             batch, layer, trunk=trunk, stream=stream, cache=lower, rows=rows, stack=stack,
+            memo=dict(ctx.memo),
+        )  # fmt: skip
+
+    def _up_to(self, layer: int, trunk: Mapping[str, Any], ctx: Ctx, **options: Any) -> Tensor:
+        """The stream that enters block `layer`."""
+        with stop_at(self.blocks[layer]):
+            try:
+                self._through(trunk, ctx, **options)
+            except StopForward as stop:
+                args, kwargs = stop.value
+                stream: Tensor = args[0] if args else kwargs["hidden_states"]
+                return stream
+        raise AssertionError(f"block {layer} was never reached")
+
+    @torch.no_grad()
+    def _enter_from(self, state: Entered, layer: int) -> Entered:
+        """The state that enters a higher block, with what is live by now."""
+        if not 0 <= state.layer < layer:
+            return self.enter(state.batch, layer, rows=state.rows)
+        self._check_resumable(state)
+        ctx = self._ctx(state.batch, state.rows)
+        ctx.shape = (state.batch.size, state.batch.ids.shape[1])
+        ctx.memo.update(state.memo)
+        assert state.stream is not None
+        enter = (state.layer, state.stream)
+        self._rehearse(state.trunk, ctx, enter, below=layer)
+        stream = self._up_to(layer, state.trunk, ctx, enter=enter)
+        return replace(
+            state, layer=layer, stream=stream, cache=None, stack=self.wires.stack,
             memo=dict(ctx.memo),
         )  # fmt: skip
 
@@ -413,7 +433,7 @@ class TrunkBackbone(Backbone):
             seen[i] = chosen.transpose(1, 2).float().cpu()
 
         with ExitStack() as stack:
-            stack.enter_context(eager(self.text))
+            stack.enter_context(attention_as(self.text, "eager"))
             for i in range(self.depth):
                 module = self.site(f"text.{i}.attn").first
                 handle = module.register_forward_hook(lambda _, x, out, i=i: keep(i, out))

@@ -222,6 +222,15 @@ class HfVlm(TextBackbone):
         assert not left, f"{self.name}: a prompt's text shows fewer images than the prompt has"
         return tuple(ids)
 
+    def _column(self, text: str, end: int, images: Sequence[_tokens.Seen]) -> int:
+        if self._image_before_bos and images:
+            before = text[:end].count(self.image_token) * len(self.image_token)
+            token = self._token(text.replace(self.image_token, ""), end - before)
+            return token + sum(len(seen.ids) for seen in images)
+        token = self._token(text, end)
+        shown = self._ids(text, self.special)[:token].count(self.placeholder_id)
+        return token + sum(len(seen.ids) for seen in images[:shown]) - shown
+
 
 def _bundled(name: str) -> str:
     folder = files("errata") / "assets" / name

@@ -72,7 +72,9 @@ class Entered:
     layer -1 means: after the vision tower. `trunk` are the keywords of the text model's own
     forward, `stream` [B, T, d] the input of the block, `cache` the keys and values of the lower
     blocks. `stack` was live below, with `rows` [B]; only patches that act at `layer` or above may
-    be added later. `memo` are the decisions that were made below.
+    be added later. `memo` are the decisions that were made below. `same` [B, T]: the place, rows
+    and columns counted together, of the first column that a column equals, its own where it equals
+    none; None where nothing is known. Equal columns lie in rows of equal `rows`.
     """
 
     batch: Batch
@@ -84,6 +86,7 @@ class Entered:
     rows: Tensor | None = None
     stack: tuple[Patch, ...] = ()
     memo: Mapping[tuple[int, str], Any] = field(default_factory=dict)
+    same: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +209,16 @@ class Backbone(ABC):
     def answer_ids(self, text: str, prompt: Prompt) -> tuple[int, ...]:
         """Ids of a continuation of `prompt`, as `encode` would append them."""
 
+    def last_column(self, prompt: Prompt, span: str) -> int:
+        """The column, in a row that `encode` makes of `prompt`, of the last token of `span`.
+
+        `span` is text of the prompt; of several mentions the last whole one counts. Raises BadEdit.
+        """
+        raise BadBackbone(
+            f"{self.name} cannot say where a word of a prompt is. Edit at the prompt's last token: "
+            "--set token=last_prompt."
+        )
+
     @abstractmethod
     def ask(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Any:
         """Context manager that yields a Question over `what` with the live patches."""
@@ -216,9 +229,17 @@ class Backbone(ABC):
 
     @abstractmethod
     def enter(
-        self, batch: Batch, layer: int, *, rows: Tensor | None = None, for_generation: bool = False
+        self,
+        what: Batch | Entered,
+        layer: int,
+        *,
+        rows: Tensor | None = None,
+        for_generation: bool = False,
     ) -> Entered:
-        """Runs what lies below block `layer` once, unedited parts frozen; see `Entered`."""
+        """Runs what lies below block `layer` once, unedited parts frozen; see `Entered`.
+
+        From a state (of a lower block, not for generation) it goes on to block `layer`.
+        """
 
     @abstractmethod
     def device_of(self, site: str) -> torch.device:
@@ -331,6 +352,16 @@ class Backbone(ABC):
             for name in patch.sites:
                 self.site(name)
         self.wires.switch((*outer, *given))
+        try:
+            yield
+        finally:
+            self.wires.switch(outer)
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """No patch is live inside; on leaving, exactly what was before."""
+        outer = self.wires.stack
+        self.wires.switch(())
         try:
             yield
         finally:

@@ -80,6 +80,16 @@ def append_lines(path: Path, values: Iterable[Any]) -> None:
             os.fsync(f.fileno())
 
 
+def whole_lines(path: Path) -> None:
+    """Cuts off a last line that a kill left half written, so that more can be appended."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if not data.endswith(b"\n"):
+        with writing(path):
+            os.truncate(path, data.rfind(b"\n") + 1)
+
+
 def read_lines(path: Path, cls: type[T]) -> list[T]:
     """All complete lines.
 

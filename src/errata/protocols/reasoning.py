@@ -81,12 +81,13 @@ class Reasoning(Protocol):
         """The pictures of a case, each from the rationale of its stage."""
         by_stage = {p.group: said.get((case.id, p.id), "") for p in _of_kind(case, "reasoning")}
         for probe in _of_kind(case, "vqa"):
-            yield Ask(case.id, self._composed(probe, by_stage.get(probe.group, "")), tag)
+            yield Ask(case.id, self.composed(probe, by_stage.get(probe.group, "")), tag)
 
     def _from_stated(self, probe: Probe, aids: Aids) -> Probe:
-        return self._composed(probe, aids.rationale)
+        return self.composed(probe, aids.rationale)
 
-    def _composed(self, probe: Probe, rationale: str) -> Probe:
+    def composed(self, probe: Probe, rationale: str) -> Probe:
+        """The probe of a picture with what is drawn from a rationale; itself without one."""
         if not rationale:
             return probe
         aids = probe.aids or Aids(probe.prompt, "")

@@ -48,7 +48,7 @@ def test_a_server_that_stays_busy_is_given_up_and_the_pauses_double():
     pauses: list[float] = []
     with serving(lambda body: (500, "", {})) as stub:
         endpoint = Endpoint(stub.url, "m", tries=4, sleep=pauses.append)
-        with pytest.raises(BadEndpoint, match="answers 500 .* 4 times"):
+        with pytest.raises(BadEndpoint, match=r"answers 500 .* 4 times"):
             endpoint.chat([], max_tokens=1)
     assert pauses == [1.0, 2.0, 4.0] and len(stub.requests) == 4
 

@@ -1,0 +1,1 @@
+"""Pure tensor functions: no models, no files. Float64 inside, whatever comes in."""

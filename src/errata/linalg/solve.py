@@ -1,0 +1,40 @@
+"""The update that turns keys k into values: minimal in a metric M, in its cheap exact forms.
+
+Asked for is the dW that minimises tr(dW M dW^T) + |dW K_p|^2 + |dW K - R|^2 over new keys K and
+remembered ones K_p. With U = [K_p K] and S = M^-1 it is dW = R X with
+
+    X = the last n rows of (I + U^T S U)^-1 U^T S             (Woodbury; a solve of size N)
+
+so that only S applied to keys is needed: a Cholesky solve for a second moment (MEMIT, PMET), a
+projection divided by the ridge for a null space (AlphaEdit). X and R are a low-rank delta.
+
+Shapes: keys are rows here. N remembered and new keys of d numbers, the last n are new.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def update(keys_Nd: Tensor, smoothed_Nd: Tensor, new: int) -> Tensor:
+    """[n, d] X, float64, from keys U^T and U^T S."""
+    keys, smoothed = keys_Nd.double(), smoothed_Nd.double()
+    gram = smoothed @ keys.T
+    gram = (gram + gram.T) / 2
+    gram.diagonal().add_(1.0)
+    wanted = torch.eye(len(keys), dtype=torch.float64, device=keys.device)[:, len(keys) - new :]
+    return torch.linalg.solve(gram, wanted).T @ smoothed
+
+
+def update_within(basis_dm: Tensor, keys_Nd: Tensor, ridge: float, new: int) -> Tensor:
+    """The same for S = B B^T / ridge, by a solve of size m: cheaper once N > m."""
+    inner = keys_Nd.double() @ basis_dm.double()
+    system = inner.T @ inner
+    system.diagonal().add_(ridge)
+    return torch.linalg.solve(system, inner[len(inner) - new :].T).T @ basis_dm.double().T
+
+
+def smoothed(lower_dd: Tensor, keys_Nd: Tensor) -> Tensor:
+    """[N, d] M^-1 k for each key, from the Cholesky factor of M."""
+    return torch.cholesky_solve(keys_Nd.to(lower_dd).T, lower_dd).T
