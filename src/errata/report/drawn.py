@@ -183,8 +183,10 @@ def _sheets(pairs: Sequence[_Pair]) -> Iterator[Sheet]:
             for value in values
         ]
         yield _sheet(f"By {part}", wanted, pairs, _of_part(part))
+        if len(values) < 3:
+            continue
         plain = [(i, c[1], c[2], "") for i, c in enumerate(COLUMNS) if i in BY_PART]
-        yield _sheet(f"Mean over each {part}, of equal weight", plain, pairs, _macro(part))
+        yield _sheet(f"Mean over the parts by {part}, of equal weight", plain, pairs, _macro(part))
 
 
 def _grouped(key: str, group: str) -> str:
@@ -227,9 +229,11 @@ def _sheet(
         return found
 
     def control(tag: str, column: int, key: str) -> Cell:
+        if "locality" in key:  # what is kept is measured against this very model
+            return Cell(None)
         tagged = (cell(p, column, f"{key}@{tag}") for p in pairs)
         found = next((c for c in tagged if c.value is not None), Cell(None))
-        if tag == "pre" and found.value is None and "locality" not in key:
+        if tag == "pre" and found.value is None:
             bases = (cell(p, column, key) for p in pairs)
             base = next((c for c in bases if c.base is not None), None)
             return Cell(base.base, n=base.n, units=base.units) if base else Cell(None)

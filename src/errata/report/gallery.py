@@ -16,6 +16,8 @@ from errata.report.results import Result, Setting
 from errata.report.strips import Picture, Strip, Told, strips
 from errata.report.tables import COLUMNS
 
+#: An album with pictures that were drawn shows fewer cases: each has dozens of pictures.
+DRAWN = 24
 SIDE = 160
 """Larger pictures are scaled down to this many pixels, and to 256 colours: they are thumbnails."""
 
@@ -77,6 +79,10 @@ class _Album:
     where: str
     runs: list[tuple[Setting, Result, RunFolder]] = field(default_factory=list)
 
+    @property
+    def draws(self) -> bool:
+        return any(a.images for _, _, run in self.runs for a in run.answers.values())
+
 
 def cards(settings: Sequence[Setting], limit: int) -> tuple[list[Card], int]:
     """At most `limit` cards and the number of cases they were chosen from.
@@ -95,7 +101,8 @@ def cards(settings: Sequence[Setting], limit: int) -> tuple[list[Card], int]:
     found: list[Card] = []
     total = 0
     for album in albums.values():
-        chosen, available = _choose(album, share)
+        most = min(share, DRAWN) if album.draws else share
+        chosen, available = _choose(album, most)
         total += available
         pictures = Pictures()
         found += [_card(case, album, exact, pictures) for case in chosen]

@@ -70,10 +70,10 @@ class Told:
 
     @property
     def way(self) -> str:
-        """direct, or reasoning with its variant."""
+        """direct, or reasoning: and its variant."""
         name, _, rest = self.protocol.partition(":")
         variant = rest.partition(":")[0]
-        return f"{name} ({variant})" if variant and not variant[0].isdigit() else name
+        return f"{name}: {variant}" if variant and not variant[0].isdigit() else name
 
 
 def strips(case: Case, runs: Sequence[Told], open: Open) -> tuple[Strip, ...]:
@@ -98,7 +98,7 @@ def _strip(case: Case, probe: Probe, told: Sequence[Told], open: Open) -> Strip 
     at = sum(s.heading == BEFORE for s in shown)
     return Strip(
         probe.kind,
-        probe.group.replace("_", " "),
+        probe.group.replace("_", " ").replace("stage", "stage "),
         probe.prompt.text.strip(),
         probe.view.question,
         probe.view.target,

@@ -75,7 +75,7 @@ def _case(thing: Object, attribute: str, away: Sequence[Object], seed: int) -> C
         scope=(("name", thing.name), (attribute, old)),
         parts=(
             ("category", attribute),
-            ("drawn", "drawn" if thing.drawn else "never drawn"),
+            ("object", "drawn in training" if thing.drawn else "never drawn"),
             ("source", "attribute" if attribute in LOOKS else "relation"),
         ),
     )
