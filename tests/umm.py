@@ -35,7 +35,8 @@ def colours(i: int) -> tuple[str, str]:
 def record(i: int, stages: Sequence[int] = (1, 2)) -> dict[str, Any]:
     old, target = colours(i)
     where = {1: "", 2: " in a garden", 3: " and a lamp", 4: " on a flag"}
-    made: dict[str, Any] = {"subject": f"Velm{i}", "category": "color", "source": "attribute"}
+    category = "pattern" if i % 3 == 0 else "color"
+    made: dict[str, Any] = {"subject": f"Velm{i}", "category": category, "source": "attribute"}
     for k in stages:
         made[f"stage_{k}"] = {
             "question": f"What colour is velm{i}?",

@@ -61,6 +61,8 @@ def bench(
         revision=revision, trust=trust_remote_code,
     )  # fmt: skip
     from errata.cli._progress import reporting
+    from errata.report.drawn import studies
+    from errata.report.drawn import terminal_table as drawn_table
     from errata.report.results import read_settings
     from errata.report.tables import terminal_table
     from errata.runs.execute import bench as execute
@@ -83,8 +85,9 @@ def bench(
             image_seeds=image_seeds,
             progress=progress,
         )
-    for setting in read_settings([run]):
-        shared.console().print(terminal_table(setting))
+    found = read_settings([run])
+    for table in (*map(terminal_table, found), *map(drawn_table, studies(found))):
+        shared.console().print(table)
     print(f"run written to {run}; `errata report {run} --html FILE` shows it")
 
 

@@ -125,10 +125,15 @@ def compare(
 
 
 def _print_tables(runs: list[Path], scorer: str) -> None:
+    from errata.report.drawn import studies
+    from errata.report.drawn import terminal_table as drawn_table
     from errata.report.results import read_settings
     from errata.report.tables import SCORERS, terminal_table
 
     if scorer not in SCORERS:
         raise UnknownName("scorer", scorer, SCORERS)
-    for setting in read_settings(runs):
+    settings = read_settings(runs)
+    for setting in settings:
         shared.console().print(terminal_table(setting, scorer))
+    for study in studies(settings):
+        shared.console().print(drawn_table(study))

@@ -21,4 +21,4 @@ class Exact(Metric):
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
         if probe.kind in TARGET_KINDS:
             return exact_match(after, probe)
-        return unchanged(before, after)
+        return unchanged(before, after) if probe.kind in LOCALITY_KINDS else None

@@ -24,6 +24,8 @@ class Token(Metric):
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
         if probe.kind in TARGET_KINDS:
             return token_accuracy(after.reference)
+        if probe.kind not in LOCALITY_KINDS:
+            return None
         where = f"case {after.case}, probe {probe.id}"
         return argmax_agreement(before.reference, after.reference, where)
 

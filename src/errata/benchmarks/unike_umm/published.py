@@ -80,7 +80,7 @@ def find_file(root: Path | None) -> Path:
         if not home:
             raise BadData(
                 f"the tasks {' and '.join(SOURCES)} of unike_umm need {FILE}, which errata does "
-                "not ship: pass --root DIR, put it into the folder unike_umm of ERRATA_HOME, build one "
+                "not ship: pass --root DIR, put it into ERRATA_HOME/unike_umm, build one "
                 "with `errata data build-umm`, or choose unike_umm:microworld."
             )
         root = Path(home) / "unike_umm"
