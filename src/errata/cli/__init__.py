@@ -26,6 +26,7 @@ from errata.cli import (
     patch,
     prepare,
     results,
+    stats,
 )
 from errata.core.errors import UserError
 
@@ -66,6 +67,7 @@ app.command("show")(discover.show)
 app.command("edit")(edit.edit)
 app.command("ask")(ask.ask)
 app.command("prepare")(prepare.prepare)
+app.command("stats")(stats.stats)
 app.command("bench")(bench.bench)
 app.command("score")(results.score)
 app.command("report")(results.report)
