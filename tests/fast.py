@@ -37,6 +37,16 @@ FAST: dict[str, dict[str, Any]] = {
         "threshold": 0.2,  # a scope of four steps hardly tells yet
     },
     "lte": {"steps": 3, "batch": 2, "held_out": 0, "rank": 2, "warmup": 0, "encoder": "backbone"},
+    "rome": {"layers": (1,), "steps": 4, "ridge": 0.5},
+    "memit": {"layers": (1, 2), "steps": 4, "ridge": 0.5, "mom2_weight": 10.0},
+    "pmet": {"layers": (1, 2), "steps": 4, "ridge": 0.5, "mom2_weight": 10.0},
+    "alphaedit": {
+        "layers": (1, 2),
+        "steps": 4,
+        "threshold": "relative",
+        "L2": 0.1,
+        "nullspace_threshold": 0.5,
+    },
     "dualedit": {"text_layer": 1, "visual_layer": 2, **SMALL, "gate_cases": 4},
     "visedit": {"layer": 1, **SMALL, "tokens": 2, "gate_cases": 4},
 }

@@ -27,6 +27,7 @@ from errata.cli import (
     patch,
     prepare,
     results,
+    stats,
 )
 from errata.core.errors import UserError
 
@@ -67,6 +68,7 @@ app.command("show")(discover.show)
 app.command("edit")(edit.edit)
 app.command("ask")(ask.ask)
 app.command("prepare")(prepare.prepare)
+app.command("stats")(stats.stats)
 app.command("bench")(bench.bench)
 app.command("score")(results.score)
 app.command("judge")(judge.judge)

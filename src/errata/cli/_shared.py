@@ -154,7 +154,7 @@ def load_state(text: str | None, editor: Editor) -> State | None:
         )
     state = State.load(folder)
     link(folder, state.digest())
-    if state.editor != editor.name:
+    if state.editor != (editor.state_name or editor.name):
         raise BadSpec(
             f"{folder} holds a state of editor '{state.editor}', not of '{editor.name}'. Give "
             f"another --state, or --editor {state.editor}."

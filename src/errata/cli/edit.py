@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -80,6 +80,7 @@ def edit(
         found = ed.edit(bb, wanted, known, seed=seed).patch
         save(found, out)
         _print_answers(bb, wanted[:SHOWN], [found] * len(wanted[:SHOWN]))
+        shared.print_facts(shown_notes(found))
         print(f"patch written to {out}")
     if len(wanted) > SHOWN:
         print(f"(answers of the first {SHOWN} of {len(wanted)} edits are shown)")
@@ -91,14 +92,14 @@ def _learn(
     """The state of an editor that learns cheaply; the bundled models have a benchmark of theirs."""
     from errata.cli.prepare import training_spec
     from errata.core import registry
-    from errata.core.states import keep
+    from errata.core.states import keep, learnt
 
     benchmark = benchmark or bb.bundled.get(bb.name)
     if benchmark is None:
         return None  # the editor says what to do
     spec = training_spec(benchmark)
     cases = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed).cases
-    state = ed.prepare(bb, cases, seed=seed)
+    state = learnt(ed, bb, cases, seed=seed)
     if state is not None:
         folder = keep(state)
         print(f"learnt from {spec}; the state is kept in {folder} (--state {folder.name})")
@@ -132,6 +133,14 @@ def check_out(out: Path, *, each: bool) -> None:
     if each or not (out / "patch.json").is_file():
         what = "is not empty" if each else "is not empty and holds no patch"
         raise BadPatch(f"{out} {what}. Choose another --out, or empty it yourself.")
+
+
+def shown_notes(patch: Patch) -> dict[str, Any]:
+    """What an editor noted of the first edits, in a word per fact: null dimension, sizes, steps."""
+    notes = {k: v for k, v in patch.header.notes.items() if k != "style"}
+    if isinstance(notes.get("edits"), list):
+        notes["edits"] = notes["edits"][:SHOWN]
+    return notes
 
 
 def _find_each(

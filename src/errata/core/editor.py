@@ -112,7 +112,8 @@ def _card(state: State) -> str:
         f"For the model with fingerprint `{state.fingerprint[:12]}`: {numbers} numbers in "
         f"{len(state.tensors)} tensors. State hash `{state.digest()[:16]}`.",
         "",
-        f"    errata bench BACKBONE --editor {state.editor} --state . --benchmark B --out RUN",
+        f"    errata bench BACKBONE --editor {state.meta.get('editors', state.editor)} --state . "
+        "--benchmark B --out RUN",
         "",
     ]
     if state.settings:
@@ -197,6 +198,10 @@ class Editor(ABC):
     needs_state: ClassVar[bool] = False
     #: settings that a state depends on; they must be equal when it is used
     state_settings: ClassVar[tuple[str, ...]] = ()
+    #: what its states are called where several editors take the same ones; "" = its own name
+    state_name: ClassVar[str] = ""
+    #: a cheap state is nevertheless kept between runs, in ERRATA_HOME
+    keeps_state: ClassVar[bool] = False
     #: how to do without a state, in words, where one can
     without_state: ClassVar[str] = ""
     #: what the method can edit: `text`, `image`
@@ -268,7 +273,7 @@ class Editor(ABC):
         from errata.core import states
 
         wanted = self._state_settings()
-        shipped = states.shipped(self.name, backbone.fingerprint())
+        shipped = states.shipped(self.state_name or self.name, backbone.fingerprint())
         return next((s for s in shipped if dict(s.settings) == wanted), None)
 
     def _state_settings(self) -> dict[str, Any]:
@@ -340,6 +345,8 @@ class Editor(ABC):
         found = self.find(backbone, groups, states, seed=seed)
         for group, state, one in zip(groups, states, found, strict=True):
             header = self._header(backbone, state, seed)
+            own = getattr(one.patch, "notes", None)
+            header = replace(header, notes={**header.notes, **own}) if own else header
             for part in (*one.patch.parts(), one.patch):
                 part.with_header(header, group).requires_grad_(False)
         return found

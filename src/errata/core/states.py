@@ -8,15 +8,21 @@ with the bundled models; they are memory-mapped and read once.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from errata.core import record
 from errata.core.editor import State
 from errata.core.errors import DiskFull, MissingState, UserError
+from errata.core.patch import versions
+from errata.core.types import Case, digest, to_json
+
+if TYPE_CHECKING:
+    from errata.core.backbone import Backbone
+    from errata.core.editor import Editor
 
 
 def home() -> Path:
@@ -36,6 +42,37 @@ def keep(state: State) -> Path:
     if not (folder / "state.json").is_file():
         state.save(folder)
     return folder
+
+
+def learnt(editor: Editor, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
+    """`editor.prepare`; where it says so, what that gave earlier for all that it depends on."""
+    if not editor.keeps_state:
+        return editor.prepare(backbone, cases, seed=seed)
+    what = {
+        "state": editor.state_name or editor.name,
+        "settings": editor.summary["config"],
+        "model": backbone.fingerprint(),
+        "style": getattr(backbone, "style", ""),
+        "cases": digest([to_json(c) for c in cases]),
+        "seed": seed,
+        "versions": versions(),
+    }
+    what["settings"] = {k: what["settings"][k] for k in editor.state_settings}
+    note = home() / "learnt" / f"{digest(what)[:16]}.json"
+    known = _head_of(note)
+    if known is not None:
+        try:
+            return find(str(known.get("digest")))
+        except MissingState:
+            pass
+    state = editor.prepare(backbone, cases, seed=seed)
+    if state is not None:
+        try:
+            keep(state)
+            record.write_json(note, {"digest": state.digest()})
+        except (OSError, DiskFull):
+            pass  # a cache that cannot be written is done without
+    return state
 
 
 def link(folder: Path, digest: str) -> None:
@@ -81,8 +118,12 @@ def _shipped() -> list[Path]:
 
 
 def _head(folder: Path) -> dict[str, Any] | None:
+    return _head_of(folder / "state.json")
+
+
+def _head_of(path: Path) -> dict[str, Any] | None:
     try:
-        head = record.read_json(folder / "state.json")
+        head = record.read_json(path)
     except (OSError, ValueError, UserError):
         return None
     return head if isinstance(head, dict) else None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
+from errata.core.backbone import Backbone, Batch, Entered
 from errata.core.patch import Patch
 from errata.core.ports import Ctx
 
@@ -29,3 +31,14 @@ class Watch(Patch):
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NoReturn:
         raise AssertionError("a watch is not an edit")
+
+
+@torch.no_grad()
+def run_through(
+    backbone: Backbone, what: Batch | Entered, layer: int, *, rows: Tensor | None = None
+) -> None:
+    """Runs the model up to and with text block `layer`, for what live patches see of it."""
+    if layer + 1 < backbone.depth:
+        backbone.enter(what, layer + 1, rows=rows)
+    else:
+        backbone.logits(what, rows=rows)

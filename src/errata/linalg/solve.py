@@ -24,7 +24,8 @@ def update(keys_Nd: Tensor, smoothed_Nd: Tensor, new: int) -> Tensor:
     gram = (gram + gram.T) / 2
     gram.diagonal().add_(1.0)
     wanted = torch.eye(len(keys), dtype=torch.float64, device=keys.device)[:, len(keys) - new :]
-    return torch.linalg.solve(gram, wanted).T @ smoothed
+    weights: Tensor = torch.linalg.solve(gram, wanted)
+    return weights.T @ smoothed
 
 
 def update_within(basis_dm: Tensor, keys_Nd: Tensor, ridge: float, new: int) -> Tensor:
@@ -32,7 +33,8 @@ def update_within(basis_dm: Tensor, keys_Nd: Tensor, ridge: float, new: int) -> 
     inner = keys_Nd.double() @ basis_dm.double()
     system = inner.T @ inner
     system.diagonal().add_(ridge)
-    return torch.linalg.solve(system, inner[len(inner) - new :].T).T @ basis_dm.double().T
+    weights: Tensor = torch.linalg.solve(system, inner[len(inner) - new :].T)
+    return weights.T @ basis_dm.double().T
 
 
 def smoothed(lower_dd: Tensor, keys_Nd: Tensor) -> Tensor:

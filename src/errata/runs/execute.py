@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.core import patch as patches
-from errata.core import record, registry
+from errata.core import record, registry, states
 from errata.core.backbone import Backbone
 from errata.core.benchmark import BenchmarkSpec
 from errata.core.editor import Editor, State
@@ -152,7 +152,7 @@ def prepared(
         return editor.shipped_state(backbone)
     train = BenchmarkSpec(spec.name, spec.tasks, "train", spec.variant)
     loaded = registry.load("benchmarks", spec.name)().load(train, root=root, seed=seed)
-    return editor.prepare(backbone, loaded.cases, seed=seed)
+    return states.learnt(editor, backbone, loaded.cases, seed=seed)
 
 
 def _settings(

@@ -1,0 +1,122 @@
+"""AlphaEdit: MEMIT's values, written only where other texts' keys have next to no energy.
+
+Source: Fang et al., ICLR 2025, code at jianghoucheng/AlphaEdit f5248d3. P projects on the
+eigenvectors of the keys' second moment C whose eigenvalue is below a threshold. Per layer the
+change solves [P (K K^T + K_p K_p^T) + L2 I] X = P K R^T, dW = X^T, with R as in MEMIT and K_p the
+keys of earlier edits, measured again after each (`memory=recomputed`). The second moment weighs
+nothing beyond choosing P.
+
+Differences: as of `memit`; P is never formed and never read from a file that may be another
+model's: its smaller basis comes from an eigendecomposition in float64 (the published float32 noise
+of eigenvalues, about 1e-7 of the largest, reaches the threshold of 0.02), kept with the state; the
+solve is its dual, of the size of the keys, or the reduced basis where that is smaller. The
+threshold is absolute as published, or relative to tr(C)/d (`threshold=relative`), because the
+absolute one means something else for every scale of activations; the null dimension, |Pk|/|k| and
+`max_upd_ratio` clipping are noted per edit.
+
+`unike_umm` and `unike_umm_blip3o`, `unike_umm_omnigen2`: gxx27/UniKE f8331cb. `nullspace_cov_reg`
+adds a constant to C's diagonal, which only lowers the threshold by as much; `null_proj_alpha` < 1
+softens P to alpha P + (1 - alpha) I, which is ridge regression with L2 inside the null space and
+L2 / (1 - alpha) outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from errata.core.editor import State
+from errata.core.errors import BadSpec
+from errata.finding import stats
+from errata.finding.locate import Spreading
+from errata.linalg import covariance, solve
+from errata.linalg.nullspace import NullSpace, null_space
+
+_PUBLISHED: Mapping[str, Any] = {
+    "eos": False, "weight_decay": 0.5, "clamp": 0.75, "nullspace_threshold": 0.02, "L2": 10.0,
+}  # fmt: skip
+_UNIKE: Mapping[str, Any] = {
+    "lr": 0.1, "eos": False, "decay": "squared", "scaled": True, "max_upd_ratio": 1.0,
+    "nullspace_threshold": 0.02, "L2": 10.0,
+}  # fmt: skip
+_ON_QWEN: Mapping[str, Any] = {**_UNIKE, "layers": (6, 7, 8, 9, 10)}
+
+
+class AlphaEdit(Spreading):
+    """Projects the change on the null space of what the model keeps."""
+
+    name = "alphaedit"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "micro-vlm": {
+            "layers": (4, 5, 6), "token": "last_prompt", "threshold": "relative",
+            "nullspace_threshold": 0.1, "L2": 1.0,
+        },
+        "micro-umm": {
+            "layers": (1, 2), "threshold": "relative", "nullspace_threshold": 0.1, "L2": 1.0,
+        },
+        "unike_umm": {**_UNIKE, "layers": (4, 5, 6, 7, 8)},
+        "unike_umm_blip3o": {**_ON_QWEN, "nullspace_cov_reg": 0.01, "null_proj_alpha": 0.7,
+                             "max_upd_ratio": 0.5},
+        "unike_umm_omnigen2": {**_ON_QWEN, "nullspace_cov_reg": 0.015, "null_proj_alpha": 0.6,
+                               "max_upd_ratio": 0.4},
+        "gpt2-xl": {**_PUBLISHED, "layers": (13, 14, 15, 16, 17), "steps": 20},
+        "gpt-j": {**_PUBLISHED, "layers": (3, 4, 5, 6, 7, 8)},
+        "llama-3": {**_PUBLISHED, "layers": (4, 5, 6, 7, 8), "lr": 0.1},
+        "easyedit": {**_PUBLISHED, "layers": (4, 5, 6, 7, 8), "weight_decay": 1e-3, "clamp": 4.0,
+                     "L2": 1.0},
+    }  # fmt: skip
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Spreading.Config):
+        """nullspace_threshold: eigenvalues below it span the null space; `threshold` says whether
+        it is absolute or a multiple of tr(C)/d. L2: the ridge. null_proj_alpha, nullspace_cov_reg:
+        UniKE's, 1 and 0 = off.
+        """
+
+        memory: Literal["none", "keys", "recomputed"] = "recomputed"
+        nullspace_threshold: float = 0.02
+        threshold: Literal["absolute", "relative"] = "absolute"
+        L2: float = 10.0
+        null_proj_alpha: float = 1.0
+        nullspace_cov_reg: float = 0.0
+
+    def __init__(self, preset: str | None = None, **passed: Any) -> None:
+        super().__init__(preset, **passed)
+        c = self.config
+        if not 0 < c.null_proj_alpha <= 1 or not c.L2 > 0:
+            raise BadSpec(
+                f"editor '{self.name}': null_proj_alpha={c.null_proj_alpha}, L2={c.L2}. Give "
+                "null_proj_alpha above 0 and up to 1, and L2 above 0."
+            )
+
+    def space(self, state: State, layer: int) -> NullSpace:
+        """The null space of a layer, found once for a state."""
+        c = self.config
+        moment = stats.moment(state, layer)
+        bound = c.nullspace_threshold
+        if c.threshold == "relative":
+            bound *= covariance.scale(moment)
+        bound -= c.nullspace_cov_reg
+        name = f"null/{layer}/{bound}"
+        if name not in state.views:
+            state.views[name] = null_space(moment, bound)
+        space: NullSpace = state.views[name]
+        return space
+
+    def write(
+        self, state: State, layer: int, keys_nd: Tensor
+    ) -> tuple[Tensor, list[dict[str, Any]]]:
+        c, space = self.config, self.space(state, layer)
+        keys = torch.cat([*self.remembered(state, layer), keys_nd])
+        alpha, new = c.null_proj_alpha, len(keys_nd)
+        if space.inside and alpha == 1 and len(keys) > space.rank > 0:
+            made = solve.update_within(space.basis_dm, keys, c.L2, new)
+        else:
+            made = solve.update(keys, space.project(keys, alpha) / c.L2, new)
+        kept = space.project(keys_nd).norm(dim=1) / keys_nd.double().norm(dim=1)
+        lines = [{"null_dim": space.rank, "null_share": round(float(k), 4)} for k in kept]
+        return made, lines

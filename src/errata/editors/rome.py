@@ -1,0 +1,141 @@
+"""ROME: one fact as a rank-one change of one down projection.
+
+Source: Meng et al., NeurIPS 2022, code at kmeng01/rome 0874014. The value v is searched at the
+output of the FFN of one layer at the subject's last token; k is the mean key over 21 beginnings,
+u = C^-1 k / |C^-1 k| with the second moment C of other texts' keys (`mom2`; without it
+u = k / |k|), and the change is r u^T with r = (v - W k_1) / (k_1 . u), k_1 being the key of the
+bare prompt. Then W k_1 = v exactly. The edits of a group are made one after the other, each on top
+of those before.
+
+`same_key` divides by k . u of the averaged key instead (r-ROME, Gupta et al. 2024): with the bare
+key the denominator can get tiny, which blows models up in sequences of edits.
+
+Differences: the change is a low-rank delta in float32, nothing is written; the 20 beginnings are
+sampled with a seed behind five words (as zjunlp/EasyEdit 14cea82 does), not behind the end token,
+which many tokenizers do not put in front of a text; the value is searched at the down projection's
+output, which is that of the FFN in all models known; targets end with EOS unless a published preset
+is chosen; `ridge` as of `memit`. `memory` is ours here: C is taken with the keys of earlier edits
+added, weighed against them by `mom2_weight` as in MEMIT. (`keys` and `recomputed` are the same: a
+layer's keys do not depend on what is written into it.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from errata.core.backbone import Backbone
+from errata.core.editor import Found, State
+from errata.core.errors import BadSpec
+from errata.core.types import Edit
+from errata.finding.locate import (
+    Located,
+    Lookup,
+    carried,
+    found_of,
+    plain_mean,
+    stacked,
+    where,
+    written,
+)
+from errata.finding.stats import site_of
+from errata.finding.values import search
+from errata.linalg import solve
+
+_PUBLISHED: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "weight_decay": 0.5, "steps": 20}
+_WITHOUT: Mapping[str, Any] = {"eos": False, "mom2": False, "layers": (5,)}
+
+
+class Rome(Located):
+    """Rank-one change that maps one key to one value."""
+
+    name = "rome"
+    lengths = (5, 5, 10, 10)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "micro-vlm": {"layers": (5,), "token": "last_prompt"},
+        "micro-umm": {"layers": (1,)},
+        "unike_umm": {"layers": (8,), "lr": 0.1, "eos": False, "decay": "squared", "scaled": True},
+        "gpt2-medium": {**_PUBLISHED, "layers": (8,), "clamp": 3.0},
+        "gpt2-large": {**_PUBLISHED, "layers": (12,)},
+        "gpt2-xl": {**_PUBLISHED, "layers": (17,)},
+        "gpt-j": {**_PUBLISHED, "layers": (5,)},
+        "gpt-neox": {**_PUBLISHED, "layers": (15,)},
+        "llama-3": _WITHOUT,
+        "easyedit": _WITHOUT,
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Located.Config):
+        """layers: one block, () = at a sixth of the model's depth (5 of 32). mom2: u is taken in the metric of the moment. same_key: r-ROME.
+
+        mom2_weight: what the moment weighs against remembered keys.
+        """
+
+        mom2: bool = True
+        same_key: bool = False
+        mom2_weight: float = 15000.0
+
+    def __init__(self, preset: str | None = None, **passed: Any) -> None:
+        super().__init__(preset, **passed)
+        if len(self.config.layers) > 1:
+            raise BadSpec(
+                f"editor 'rome' writes one layer, not {list(self.config.layers)}. Give one, or use "
+                "memit."
+            )
+
+    def layers(self, backbone: Backbone) -> list[int]:
+        return [backbone.layer(i) for i in self.config.layers or (backbone.depth // 6,)]
+
+    @property
+    def uses_state(self) -> bool:
+        return bool(self.config.mom2)
+
+    def find(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        *,
+        seed: int,
+    ) -> list[Found]:
+        layer, beginnings = self.layers(backbone)[0], self.beginnings(backbone, seed)
+        site, now = site_of(layer), list(states)
+        parts: list[dict[str, dict[str, Tensor]]] = [{} for _ in groups]
+        account: list[list[dict[str, Any]]] = [[] for _ in groups]
+        for turn in range(max(map(len, groups))):
+            edits = [(r, g[turn]) for r, g in enumerate(groups) if turn < len(g)]
+            with written(backbone, parts):
+                values = search(backbone, edits, beginnings, self.search_settings([site]))
+                look = Lookup(backbone, edits, beginnings, self.config.token, layer)
+                seen, now_Eh = look.see([layer], site, top=layer)
+            keys_Ed, bare_Ed = plain_mean(seen[layer]).cpu(), seen[layer][:, 0].cpu()
+            change_Eh = values.found[site].cpu() - now_Eh.cpu()
+            for e, (r, edit) in enumerate(edits):
+                used = keys_Ed[e] if self.config.same_key else bare_Ed[e]
+                u = self.direction(now[r], layer, keys_Ed[e])
+                line = {**values.log[e], "token": where(edit, self)}
+                part = {"A": u[None], "B": change_Eh[e].double()[:, None] / (used.double() @ u)}
+                size: dict[str, Any] = {"cosine": round(float(used.double() @ u / used.norm()), 4)}
+                made = self.limited(backbone, layer, part["A"], part["B"], size)
+                stacked(parts[r], site, made)
+                account[r].append({**line, "layers": {str(layer): size}})
+                if self.config.memory != "none":
+                    now[r] = carried(now[r], {layer: keys_Ed[e : e + 1]})
+        return [
+            found_of(p, s, g, a) for p, s, g, a in zip(parts, now, groups, account, strict=True)
+        ]
+
+    def direction(self, state: State | None, layer: int, key_d: Tensor) -> Tensor:
+        """[d] u, float64: the key in the metric of the moment and of remembered keys, of norm 1."""
+        keys = torch.cat([*self.remembered(state, layer), key_d[None]]).double()
+        if self.config.mom2:
+            assert state is not None, "the editor checks that there is a state"
+            smoothed = solve.smoothed(self.factor(state, layer, self.config.mom2_weight), keys)
+        else:
+            smoothed = keys / float(key_d.double().square().sum())
+        u: Tensor = solve.update(keys, smoothed, 1)[0]
+        return torch.nn.functional.normalize(u, dim=0)
