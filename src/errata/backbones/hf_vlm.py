@@ -8,10 +8,8 @@ One file for all of them: sites are found by structure (`_sites`), the forward m
 from __future__ import annotations
 
 import inspect
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -98,7 +96,7 @@ class HfVlm(TextBackbone):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         make_processor: Any = AutoProcessor.from_pretrained
-        path = _bundled(name) if name in cls.bundled else name
+        path = _stored.bundled(name) if name in cls.bundled else name
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -220,12 +218,3 @@ class HfVlm(TextBackbone):
             ids.extend(left.pop(0).ids if token == self.placeholder_id else (token,))
         assert not left, f"{self.name}: a prompt's text shows fewer images than the prompt has"
         return tuple(ids)
-
-
-def _bundled(name: str) -> str:
-    folder = files("errata") / "assets" / name
-    if not folder.is_dir():
-        raise BadBackbone(
-            f"the bundled model '{name}' is not in this installation. Install errata again."
-        )
-    return os.fspath(Path(str(folder)))
