@@ -184,7 +184,7 @@ def picture_row(rng: random.Random) -> tuple[str, Scene]:
     if kind < 0.40:
         stated: dict[str, str] = {}
         text = any_caption(rng, thing, stated, where)
-    elif kind < 0.70:
+    elif kind < 0.75:
         stated = random_values(rng, some(rng))
         text = any_caption(rng, thing, stated, where)
     else:

@@ -24,7 +24,10 @@ from errata.backbones._micro_umm import MicroUmm, MicroUmmConfig, to_patches
 from errata.worlds.objects import ATTRIBUTES, STAGE_OF, Scene
 import micro_umm_data as data
 
+ASSETS = Path(__file__).resolve().parents[1] / "src" / "errata" / "assets" / "micro-umm"
 EMA, NULL_SHARE, CLIP = 0.998, 0.1, 0.15
+#: characters from which on a prompt is long
+LONG = 110
 
 
 def config() -> MicroUmmConfig:
@@ -216,7 +219,9 @@ def picture_loss(
     return loss
 
 
-def train_codes(model: MicroUmm, work: Path, steps: int, lr: float, rows: int, resume: bool) -> None:
+def train_codes(
+    model: MicroUmm, work: Path, steps: int, lr: float, rows: int, resume: bool
+) -> None:
     torch.manual_seed(3)
     both = nn.ModuleDict({"codes": Codes(model.config.width), "generator": model.generator})
 
@@ -241,12 +246,19 @@ def train_picture(
     def loss(step: int) -> Tensor:
         rng = random.Random(f"D/{step}")
         made = [data.picture_row(rng) for _ in range(rows)]
-        x = to_patches(data.pictures([s for _, s in made]), model.config.patch)
-        ids, mask, _ = data.text_batch([[(text, 0.0)] for text, _ in made])
-        with torch.no_grad():
-            tap = lm.model(input_ids=ids, attention_mask=mask).last_hidden_state
         noise = torch.Generator().manual_seed(1_000_000 + step)
-        return picture_loss(both["generator"], x, both["projector"](tap), mask, noise)
+        total = torch.zeros(())
+        # rationales are three times as long as captions: apart, they need half the padding
+        for part in ([m for m in made if len(m[0]) < LONG], [m for m in made if len(m[0]) >= LONG]):
+            if not part:
+                continue
+            x = to_patches(data.pictures([s for _, s in part]), model.config.patch)
+            ids, mask, _ = data.text_batch([[(text, 0.0)] for text, _ in part])
+            with torch.no_grad():
+                tap = lm.model(input_ids=ids, attention_mask=mask).last_hidden_state
+            each = picture_loss(both["generator"], x, both["projector"](tap), mask, noise)
+            total = total + each * (len(part) / rows)
+        return total
 
     trained("D", both, lr, steps, loss, work, resume=resume, ema=copy.deepcopy(both))
 
@@ -265,6 +277,13 @@ def load_codes(model: MicroUmm, work: Path) -> None:
     model.generator.load_state_dict(
         {k.removeprefix("generator."): v for k, v in kept.items() if k.startswith("generator.")}
     )
+
+
+def load_picture(model: MicroUmm, work: Path) -> None:
+    kept = torch.load(work / "D.pt")["ema"]
+    for part in ("projector", "generator"):
+        found = {k.removeprefix(f"{part}."): v for k, v in kept.items() if k.startswith(f"{part}.")}
+        getattr(model, part).load_state_dict(found)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from errata.cli import (
     demo,
     discover,
     doctor,
+    draw,
     edit,
     judge,
     patch,
@@ -78,6 +79,7 @@ app.command("analyze")(analyze.analyze)
 app.add_typer(patch.app, name="patch")
 app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)
+app.command("draw")(draw.draw)
 app.command("check")(check.check)
 
 

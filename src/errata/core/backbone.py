@@ -155,6 +155,8 @@ class Backbone(ABC):
     name: str
     revision: str = ""
     capabilities: frozenset[str] = frozenset()
+    #: what stands between a rationale and the prompt that is drawn
+    glue: str = "\n\n"
     model: nn.Module
     wires: Wires
 
@@ -338,6 +340,17 @@ class Backbone(ABC):
         The output of the `projected` stage; right in the columns of `mask`. Raises BadBackbone.
         """
         raise BadBackbone(f"{self.name} draws no pictures. Choose a model that does: micro-umm.")
+
+    def reasoning(self, prompt: Prompt, category: str) -> Prompt:
+        """Asks for a rationale of an image prompt that recalls a fact (a colour, a maker, ...).
+
+        In the words that the model was trained with, where it was. Raises BadSpec.
+        """
+        return prompt.with_text(
+            f"Think step by step about this image prompt: '{prompt.text}'. First recall the "
+            f"{category} of what it names, then say what the picture must show, then write a full "
+            "caption.\n1. [Knowledge Recall]"
+        )
 
     @contextmanager
     def applied(self, *patches: Patch | None) -> Iterator[None]:
