@@ -1,7 +1,7 @@
 #!/bin/sh
 # Ablations of DualEdit on one thread: Fig. 5 (pairs of layers), Table 1 (one modality alone, no gate) and
 # Table 3 (layers, modality, gate), on dev, where layers are chosen; and what it buys to train on the far
-# questions that are scored. Small trainings: 250 updates of 8 cases (preset: 1200 of 16), one seed.
+# questions that are scored. Small trainings: 200 updates of 8 cases (preset: 1200 of 16), one seed.
 #   sh benchmarks/dualedit.sh [fig5 table1 table3 published draw]      resumes what is there
 set -eu
 export OMP_NUM_THREADS=1
@@ -9,13 +9,13 @@ errata=${ERRATA:-.venv/bin/errata}
 here=runs/dualedit
 train() { # STATE BENCHMARK TEXT VISUAL
   test -f "$1/state.json" || "$errata" prepare micro-vlm --editor dualedit --benchmark "$2" \
-    --set "text_layer=$3" --set "visual_layer=$4" --set steps=250 --set batch=8 --set every=125 \
-    --set held_out=32 --set gate_cases=48 --out "$1"
+    --set "text_layer=$3" --set "visual_layer=$4" --set steps=200 --set batch=8 --set every=100 \
+    --set held_out=32 --set gate_cases=32 --out "$1"
 }
 run() { # GATE TEXT VISUAL
   train "$here/state-$2-$3" microworld:vqa@train "$2" "$3"
   "$errata" bench micro-vlm --editor dualedit --benchmark microworld:vqa@dev --protocol one_step \
-    --limit 100 --state "$here/state-$2-$3" --set "text_layer=$2" --set "visual_layer=$3" \
+    --limit 60 --state "$here/state-$2-$3" --set "text_layer=$2" --set "visual_layer=$3" \
     --set "gate=$1" --out "$here/$1-$2-$3"
 }
 for part in ${*:-fig5 table1 table3 published draw}; do

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import micro_umm_data as data
 from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones.micro_umm import MicroUmm
 from errata.core.types import Prompt
 from errata.judges.microworld import read
 from errata.worlds import language as lang
 from errata.worlds.objects import ATTRIBUTES, OBJECTS, SETTINGS, Object, fact
-import micro_umm_data as data
 
 ROWS = 16
 
@@ -84,6 +84,8 @@ KINDS = {
     "rationale, instruct": reasoned("instruct"),
 }
 Tally = dict[str, list[bool]]
+#: (kind of prompt, objects, attributes) -> attribute -> right or not
+Table = dict[tuple[str, str, str], Tally]
 
 
 def things(drawn: bool, n: int) -> Iterator[Object]:
@@ -118,19 +120,22 @@ def flat(tally: Tally) -> list[bool]:
     return [m for marks in tally.values() for m in marks]
 
 
-def picture_table(bb: MicroUmm, n: int, group: str, seed: str) -> str:
-    """Markdown: per kind of prompt and kind of object, percent right (number) per attribute."""
+def picture_table(bb: MicroUmm, n: int, group: str, seed: str) -> tuple[str, Table]:
+    """Per kind of prompt and kind of object, percent right (number) per attribute, in Markdown."""
     head = ["prompt", "objects", "attributes", *ATTRIBUTES, "all"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    found: Table = {}
     for kind in KINDS:
         for drawn in (True, False):
             own, rest = drawn_right(bb, kind, drawn, n, group, seed)
             for name, tally in (("stated" if kind != "implicit" else "all", own), ("others", rest)):
                 if flat(tally):
-                    cells = [percent(tally[a]) for a in ATTRIBUTES] + [percent(flat(tally))]
                     who = "drawn" if drawn else "never drawn"
+                    found[kind, who, name] = tally
+                    cells = [percent(tally[a]) for a in ATTRIBUTES] + [percent(flat(tally))]
                     lines.append(f"| {kind} | {who} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+                    print(lines[-1], flush=True)
+    return "\n".join(lines), found
 
 
 def facts_right(bb: MicroUmm, group: str) -> dict[str, list[bool]]:
@@ -210,7 +215,7 @@ def main() -> None:
     bb = from_work(args.work) if args.work else MicroUmm.load("micro-umm")
     if args.text:
         print(text_table(bb, 120))
-    print(picture_table(bb, args.pictures, args.group, "tuning"))
+    picture_table(bb, args.pictures, args.group, "tuning")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig
 
+import micro_umm_data as data
 from errata.backbones._micro_umm import MicroUmm, MicroUmmConfig, to_patches
 from errata.worlds.objects import ATTRIBUTES, STAGE_OF, Scene
-import micro_umm_data as data
 
 ASSETS = Path(__file__).resolve().parents[1] / "src" / "errata" / "assets" / "micro-umm"
 EMA, NULL_SHARE, CLIP = 0.998, 0.1, 0.15

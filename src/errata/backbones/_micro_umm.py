@@ -17,8 +17,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, LlamaConfig, LlamaForCausalLM, PreTrainedConfig
-from transformers import PreTrainedModel
+from transformers import (
+    GenerationMixin,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 
 class MicroUmmConfig(PreTrainedConfig):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -84,11 +84,10 @@ class Crossing:
     goal [B, T, c] in the columns `where` [B, T]; start_B the squared distance before the search.
     """
 
-    state: Batch | Entered
+    prompts: Batch
     rows_B: Tensor
     owner_B: Tensor
     columns_B: Tensor
-    mask_BT: Tensor
     goal: Tensor
     where: Tensor
     start_B: Tensor
@@ -105,7 +104,7 @@ class Crossing:
         """[B] squared."""
         cond = cond_BTc.float()
         if self.match == "mean":
-            return (mean_of(cond, self.mask_BT) - self.goal).square().sum(-1)
+            return (mean_of(cond, self.prompts.mask) - self.goal).square().sum(-1)
         off = torch.where(self.where[..., None], cond - self.goal, 0.0)
         return off.square().sum((1, 2))
 
@@ -145,7 +144,7 @@ def crossing(
     else:
         goal, shared = _shared(plain, stated, there, where)
     found = Crossing(
-        plain, rows_B, torch.tensor([e for e, _, _ in asked], device=device), where, plain.mask,
+        plain, rows_B, torch.tensor([e for e, _, _ in asked], device=device), where,
         goal, shared, torch.ones(len(asked)), settings.match,
     )  # fmt: skip
     start_B = found.distance(start)
@@ -186,9 +185,12 @@ def search(
     beginnings: Sequence[str],
     text: values.Settings,
     settings: Settings,
-    rng: torch.Generator,
+    rngs: Sequence[torch.Generator],
 ) -> Values:
-    """The values of all edits, on top of what is applied. Raises BadEdit, BadSpec, NotFinite."""
+    """The values of all edits, on top of what is applied; `rngs`: one per edit, for `random`.
+
+    Raises BadEdit, BadSpec, NotFinite.
+    """
     size = max(1, ROWS // (len(settings.prompts) * len(settings.oracles)))
     parts = [
         _search(backbone, edits[i : i + size], beginnings, text, settings)
@@ -198,10 +200,9 @@ def search(
     start = torch.cat([p.start[site] for p in parts])
     found = torch.cat([p.found[site] for p in parts])
     if settings.random:
-        step = (found - start).cpu()
-        chance = torch.randn(step.shape, generator=rng)
-        length = step.norm(dim=1, keepdim=True) / chance.norm(dim=1, keepdim=True)
-        found = start + (chance * length).to(start)
+        length = (found - start).norm(dim=1, keepdim=True)
+        chance = torch.stack([torch.randn(start.shape[1], generator=rng) for rng in rngs])
+        found = start + (chance / chance.norm(dim=1, keepdim=True)).to(start) * length
     return Values({site: start}, {site: found}, tuple(line for p in parts for line in p.log))
 
 
@@ -214,56 +215,54 @@ def _search(
 ) -> Values:
     q = values.question(backbone, edits, beginnings, text)
     bridge = crossing(backbone, edits, settings)
+    (site,) = text.sites
     said = Shift(text.sites, q.columns_B, q.owner_B)
     drawn = Shift(text.sites, bridge.columns_B, bridge.owner_B)
-    words, prompts = (
-        _entered(backbone, q.batch, q.rows_B, said),
-        _entered(backbone, bridge.state, bridge.rows_B, drawn),
-    )
-    (site,) = text.sites
+    words = _entered(backbone, q.batch, q.rows_B, said)
+    prompts = _entered(backbone, bridge.prompts, bridge.rows_B, drawn)
     deltas = Deltas({site: torch.zeros(len(edits), backbone.width, device=q.batch.ids.device)})
     goal = Goal(q, text, len(edits))
-    left_E = torch.ones(len(edits))
+    left_E = torch.ones(len(edits), device=q.batch.ids.device)
     with torch.enable_grad():
         for step in range(text.steps):
-            leaves = deltas.leaves()
-            said.delta = drawn.delta = leaves
+            said.delta = drawn.delta = deltas.leaves()
             with backbone.applied(drawn):
-                cond = backbone.conditioning(prompts, rows=bridge.rows_B)
-            loss_E = bridge.loss(cond, len(edits))
-            if settings.text_weight or not step:
+                way_E = bridge.loss(backbone.conditioning(prompts, rows=bridge.rows_B), len(edits))
+            left_E = torch.where(goal.active_E, way_E.detach().to(left_E), left_E)
+            loss_E = way_E
+            if settings.text_weight or not step:  # the first also says what deltas are added to
                 with backbone.applied(said):
                     logits = backbone.logits(words, rows=q.rows_B)
                 if not step:
                     deltas.begin({site: said.y[site][q.bare_E]}, text)
-                told_E = goal.loss(logits, leaves, deltas.start)
+                told_E = goal.loss(logits, said.delta, deltas.start)
                 loss_E = loss_E + settings.text_weight * told_E.to(loss_E.device)
-            left_E = torch.where(
-                goal.active_E.cpu(), bridge.loss(cond, len(edits)).detach().cpu(), left_E
-            )
             _check_finite(loss_E, edits)
             goal.stop(loss_E)
             if step == text.steps - 1 or not bool(goal.active_E.any()):
                 break
-            (grad,) = torch.autograd.grad(loss_E[goal.active_E].sum(), [leaves[site]])
-            deltas.step({site: grad}, goal.active_E, step)
+            grads = torch.autograd.grad(loss_E[goal.active_E].sum(), list(said.delta.values()))
+            deltas.step(dict(zip(said.delta, grads, strict=True)), goal.active_E, step)
+    if not settings.text_weight:  # what became of the words, which nothing asked for
+        active, goal.active_E = goal.active_E, torch.ones_like(goal.active_E)
+        with torch.no_grad(), backbone.applied(said):
+            goal.loss(backbone.logits(words, rows=q.rows_B), said.delta, deltas.start)
+        goal.active_E = active
     log = tuple(
         {**goal.log(e, deltas), "way_left": round(float(left_E[e]), 4)} for e in range(len(edits))
     )
     return Values(deltas.start, {site: deltas.start[site] + deltas.shift(site)}, log)
 
 
-def _entered(
-    backbone: Backbone, what: Batch | Entered, rows_B: Tensor, shift: Shift
-) -> Batch | Entered:
+def _entered(backbone: Backbone, batch: Batch, rows_B: Tensor, shift: Shift) -> Batch | Entered:
     entry = backbone.entry(shift)
-    return what if entry is None else backbone.enter(what, entry, rows=rows_B)
+    return batch if entry is None else backbone.enter(batch, entry, rows=rows_B)
 
 
 def _check_finite(loss_E: Tensor, edits: Sequence[tuple[int, Edit]]) -> None:
     bad = (~torch.isfinite(loss_E)).nonzero()
     if len(bad):
-        edit: Any = edits[int(bad[0])][1]
+        edit = edits[int(bad[0])][1]
         raise NotFinite(
             f"the loss of edit '{edit.id or edit.prompt.text[:60]}' became "
             f"{loss_E[int(bad[0])].item()} during the search. Lower the step size (--set lr=...), "
