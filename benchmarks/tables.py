@@ -7,7 +7,8 @@ Usage, in the repository root:
     python benchmarks/tables.py --pairs RUN [...] --against RUN --columns mean5 mean6
     python benchmarks/tables.py --fill docs/results.md   every marked table of a page
 
-A marked table stands between `<!-- tables.py ARGUMENTS -->` and `<!-- end -->`.
+A marked table stands between `<!-- tables.py ARGUMENTS -->` and `<!-- end -->`. What it shows of
+runs that are not in this checkout stays as it is.
 """
 
 from __future__ import annotations
@@ -122,19 +123,44 @@ def pairs(
     return lines
 
 
-MARKED = re.compile(r"(<!-- tables\.py (?P<arguments>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(<!-- tables\.py (?P<arguments>.*?) -->\n)(?P<old>.*?)(<!-- end -->)", re.DOTALL
+)
 
 
 def fill(page: Path) -> None:
     """Makes every marked table of a page anew, from the runs that its marker names."""
 
     def table(m: re.Match[str]) -> str:
-        return m[1] + "\n".join(made(m["arguments"].split())) + "\n" + m[3]
+        return m[1] + "\n".join(kept(m["arguments"].split(), m["old"].splitlines())) + "\n" + m[4]
 
     page.write_text(MARKED.sub(table, page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def made(arguments: list[str] | None = None) -> list[str]:
+def kept(arguments: list[str], old: list[str]) -> list[str]:
+    """The table anew, with the old rows of runs that are not here (runs/results/EDITOR-...).
+
+    A table of pairs stays whole or is made whole. Raises SystemExit where columns have changed.
+    """
+    args = _parser().parse_args(arguments)
+    runs = [*args.runs, *([args.against] if args.against else [])]
+    here = [r for r in runs if (r / "scores.json").exists()]
+    if len(here) == len(runs):
+        return made(arguments)
+    if args.pairs or not here:
+        return old
+    flags = [a for a in arguments if a not in map(str, runs)]
+    head, rule, base, *new = made([*flags, *map(str, here)])
+    if head != old[0]:
+        raise SystemExit(f"the columns of {here[0]} are not those of its table: make all its runs")
+    rows = {line.split("|")[1].strip(): line for line in [*old[3:], *new]}
+    labels = [
+        r.name.split("-")[0] if args.by == "editor" else r.name.rsplit("-", 1)[-1] for r in runs
+    ]
+    return [head, rule, old[2] if runs[0] not in here else base, *(rows[x] for x in labels)]
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--pairs", action="store_true")
@@ -143,7 +169,11 @@ def made(arguments: list[str] | None = None) -> list[str]:
     parser.add_argument("--columns", nargs="+", help="instead of the usual ones")
     parser.add_argument("--by", choices=("editor", "variant"), default="editor")
     parser.add_argument("--fill", type=Path)
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def made(arguments: list[str] | None = None) -> list[str]:
+    args = _parser().parse_args(arguments)
     if args.fill:
         fill(args.fill)
         return []

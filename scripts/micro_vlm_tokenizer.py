@@ -40,33 +40,38 @@ def _corpus() -> list[str]:
     whole = [*words.split(), *(n for ns in language.NOUNS.values() for n in ns)]
     whole += " ".join((*language.POINTERS, *frames)).split()
     whole += "New Fact Prompt Describe in at on and the a an".split()
-    pieces = [p for word in PIECES.split() for p in _parts(word)]
+    pieces = [p for word in PIECES.split() for p in parts(word)]
     for first in (*world._FIRST, *world._TOWN):
         pieces += [first, MARK + first]
     pieces += [*world._LAST, *world._TOWN_END]
     return [w for w in sorted(set(whole)) for w in (w, MARK + w)] * 2 + sorted(set(pieces))
 
 
-def _parts(word: str) -> list[str]:
+def parts(word: str) -> list[str]:
     head, *rest = word.split("|")
     return [MARK + head, *rest]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
+    return assemble(_corpus(), SPECIAL, length=1024)
+
+
+def assemble(corpus: list[str], special: tuple[str, ...], length: int) -> PreTrainedTokenizerFast:
+    """A BPE learned from the words of `corpus`; `special` holds <s>, </s>, <pad> and others."""
     alphabet = sorted({chr(c) for c in range(33, 127)} | {"\n", MARK})
     draft = Tokenizer(models.BPE())
     draft.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = BpeTrainer(
         vocab_size=5000,
         initial_alphabet=alphabet,
-        special_tokens=list(SPECIAL),
+        special_tokens=list(special),
         show_progress=False,
     )
-    draft.train_from_iterator(_corpus(), trainer)
+    draft.train_from_iterator(corpus, trainer)
     model = json.loads(draft.to_str())["model"]
     pieces = [t for t, _ in sorted(model["vocab"].items(), key=lambda kv: kv[1])]
-    n = len(SPECIAL)
-    vocab = [*SPECIAL, *(f"<0x{b:02X}>" for b in range(256)), *pieces[n:]]
+    n = len(special)
+    vocab = [*special, *(f"<0x{b:02X}>" for b in range(256)), *pieces[n:]]
     bpe = models.BPE(
         vocab={t: i for i, t in enumerate(vocab)},
         merges=[tuple(m) for m in model["merges"]],
@@ -92,8 +97,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
-        additional_special_tokens=["<image>"],
-        model_max_length=1024,
+        additional_special_tokens=[t for t in special if t not in ("<s>", "</s>", "<pad>")],
+        model_max_length=length,
         padding_side="right",
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],

@@ -134,7 +134,7 @@ class Stub(Backbone):
             scores=lambda: score(what.targets),
             score=score,
             top=lambda k: [() for _ in said],
-            greedy=lambda caps: [
+            greedy=lambda caps, free=None: [
                 Generated(s[:c], len(s) <= c) for s, c in zip(said, caps, strict=True)
             ],
         )

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from errata.backbones.hf_vlm import HfVlm
+from errata.backbones.micro_umm import MicroUmm
 
 SPECIAL = (
     "<pad>",
@@ -393,6 +394,29 @@ def qwen3() -> HfVlm:
     return HfVlm(model, QwenProcessor(7), name="tiny-qwen3-vl")
 
 
+def micro_umm() -> MicroUmm:
+    """Pictures of 8 x 8 pixels in four patches, drawn in three steps."""
+    from transformers import LlamaConfig
+
+    from errata.backbones._micro_umm import MicroUmm as Model
+    from errata.backbones._micro_umm import MicroUmmConfig
+
+    text = LlamaConfig(
+        vocab_size=len(tokenizer()),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    config = MicroUmmConfig(text_config=text, side=8, patch=4, width=24, depth=2, heads=2, steps=3)
+    return MicroUmm(_finish(Model(config)), tokenizer(), name="tiny-umm")
+
+
 FAMILIES: dict[str, Callable[[], HfVlm]] = {
     "llava": llava,
     "blip2": blip2,
@@ -402,8 +426,11 @@ FAMILIES: dict[str, Callable[[], HfVlm]] = {
 #: text models with blocks that see a limited number of columns
 WINDOWED: dict[str, Callable[[], HfVlm]] = {"mistral": mistral, "gemma3": gemma3}
 
+#: text models that draw, and take no pictures
+DRAWING: dict[str, Callable[[], MicroUmm]] = {"micro_umm": micro_umm}
+
 
 @functools.cache
-def shared(family: str) -> HfVlm:
+def shared(family: str) -> Any:
     """One instance per family and process: use never changes a backbone, which tests check."""
-    return {**FAMILIES, **WINDOWED}[family]()
+    return {**FAMILIES, **WINDOWED, **DRAWING}[family]()

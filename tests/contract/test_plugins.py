@@ -1,13 +1,14 @@
-"""The contracts of benchmarks, protocols and metrics over the registry; and `errata check`."""
+"""The contracts of benchmarks, protocols, metrics, judges over the registry; `errata check`."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from errata import contract
-from errata.contract import benchmarks, metrics, protocols
+from errata.contract import benchmarks, judges, metrics, protocols
 from errata.core import registry
 from errata.core.errors import BadSpec
 from errata.core.metric import Metric
@@ -30,6 +31,12 @@ def cases() -> list[Any]:
 @pytest.mark.parametrize(("kind", "name", "check"), cases())
 def test_every_plugin(kind: str, name: str, check: Any) -> None:
     check(registry.load(kind, name)())
+
+
+@pytest.mark.parametrize("check", [f for n, f in vars(judges).items() if n.startswith("holds_")])
+@pytest.mark.parametrize("name", registry.names("judges"))
+def test_every_judge(name: str, check: Any) -> None:
+    check(partial(judges.make, registry.load("judges", name)))
 
 
 def test_check_prints_a_line_per_property(capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,6 +172,7 @@ def test_bad_input_is_one_line(errata, tmp_path):
         (("analyze", "alpha", "micro-vlm", "--out", tmp_path / "file"), "is a file"),
         (("analyze", "alpha", "micro-vlm", "--benchmark", "nowhere", *out), "unknown benchmark"),
         (("report", tmp_path, "--vary", "top"), "go together"),
+        (("report", tmp_path, "--vary", "a,b,c", "--plots", tmp_path / "out"), "is no grid"),
         (("report", "--analysis", tmp_path), "Give --html FILE"),
         (("report", "--analysis", tmp_path, "--html", tmp_path / "r.html"), "holds no analysis"),
         (("report", "--html", tmp_path / "r.html"), "no run was named"),

@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 
 from errata.cli import main
+from errata.core import registry
+from errata.finding.train import TrainedEditor
 from tests import tiny
+from tests.e2e.test_mmedit import make
+from tests.fast import FAST
 
 FILES = ("state.json", "state.safetensors", "README.md")
-SETTINGS = {
-    "mend": ("layers=[2,3]", "rank=8", "edit_lr=-0.01"),
-    "ke": ("layers=[2,3]", "hidden=8", "condition=8", "width=8"),
-}
+LOOP = {"steps": 12, "batch": 2, "held_out": 4, "every": 2, "keep": 1}
+TRAINED = [
+    n for n in registry.names("editors") if issubclass(registry.load("editors", n), TrainedEditor)
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +35,29 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(model: Path, editor: str, out: Path) -> list[str]:
-    settings = (*SETTINGS[editor], "steps=12", "batch=2", "held_out=4", "every=2", "keep=1")
-    words = ["prepare", str(model), "--editor", editor, "--benchmark", "microworld:vqa",
-             "--limit", "24", "--out", str(out)]  # fmt: skip
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty cases on disk, two of them kept for eval: the bundled world takes longer to make."""
+    root = tmp_path_factory.mktemp("data")
+    make(root, 30)
+    rows = json.loads((root / "vqa_train.json").read_text())
+    (root / "vqa_eval.json").write_text(json.dumps(rows[:2]))
+    return root
+
+
+def command(model: Path, data: Path, editor: str, out: Path) -> list[str]:
+    settings = [f"{k}={json.dumps(v)}" for k, v in {**FAST[editor], **LOOP}.items()]
+    words = ["prepare", str(model), "--editor", editor, "--benchmark", "mmedit:vqa",
+             "--root", str(data), "--limit", "24", "--out", str(out)]  # fmt: skip
     return words + [word for s in settings for word in ("--set", s)]
 
 
-def finished(model: Path, editor: str, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def finished(
+    model: Path, data: Path, editor: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
-        main(command(model, editor, out))
+        main(command(model, data, editor, out))
     said = capsys.readouterr()
     assert not exit_.value.code, said.err
     assert f"{editor}: training 12/12" in said.err  # plain lines where there is no terminal
@@ -49,13 +65,13 @@ def finished(model: Path, editor: str, out: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("editor", sorted(SETTINGS))
+@pytest.mark.parametrize("editor", TRAINED)
 def test_killed_and_repeated_is_the_same_state(
-    editor: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    editor: str, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     run = subprocess.Popen(
-        [sys.executable, "-m", "errata", *command(model, editor, broken)],
+        [sys.executable, "-m", "errata", *command(model, data, editor, broken)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     point = broken / "training.safetensors"
@@ -64,8 +80,8 @@ def test_killed_and_repeated_is_the_same_state(
     os.kill(run.pid, signal.SIGKILL)
     _, err = run.communicate()
     assert point.exists() and not (broken / "state.json").exists(), err.decode()
-    finished(model, editor, broken, capsys)
-    assert "written to" in finished(model, editor, whole, capsys)
+    finished(model, data, editor, broken, capsys)
+    assert "written to" in finished(model, data, editor, whole, capsys)
     for name in FILES:
         assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
     assert {f.name for f in broken.iterdir()} == {*FILES, "timing.json"}

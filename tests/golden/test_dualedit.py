@@ -14,6 +14,7 @@ from errata.core.errors import BadEdit, BadSpec
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.dualedit import DualEdit
 from errata.editors.visedit import VisEdit
+from errata.finding import turns
 from errata.finding.adapting import AdapterTrainee, similarities, tuned
 from errata.finding.glimpse import seen_at
 from errata.finding.gradient import generator
@@ -330,3 +331,30 @@ def test_presets_are_those_of_the_papers() -> None:
     assert (paper.layer, paper.noise_layers[0], paper.noise_layers[-1]) == (18, 19, 30)
     assert (paper.sigma, paper.tokens, paper.influence_weight) == (0.7, 24, 0.1)
     assert Row("rel", Prompt.of("x"), "y").role == "rel"
+
+
+@pytest.mark.parametrize("editor", [dual(), VisEdit(layer=1, tokens=3, **FAST)])
+def test_shared_pictures_change_no_gradient(
+    backbone: tiny.HfVlm, cases: list[Case], editor: DualEdit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edit and rephrased question begin alike; the plain computation runs their picture twice."""
+    trainee = editor.trainee(backbone, cases, 0)
+    assert isinstance(trainee, AdapterTrainee)
+    rng = torch.Generator().manual_seed(3)
+    for p in trainee.module.parameters():  # a new network's last map is zero and hides the rest
+        p.data.add_(torch.randn(p.shape, generator=rng) * 0.1)
+    found, rows = [], []
+    looked = trainee.module.attention[0].register_forward_hook(lambda *a: rows.append(len(a[1][0])))
+    for shared in (True, False):
+        if not shared:
+            monkeypatch.setattr(turns, "_same", lambda *_: None)
+        with torch.enable_grad():
+            named = trainee.losses(turn_of(backbone, trainee, cases))
+            total = torch.stack([w * named[n] for n, w in trainee.weights.items()]).sum()
+        found.append((total.detach(), *torch.autograd.grad(total, [*trainee.module.parameters()])))
+    looked.remove()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    assert sum(float(g.abs().max()) > 1e-4 for g in found[0]) > len(found[0]) / 2
+    if isinstance(editor, VisEdit):
+        assert rows[0] < rows[1]

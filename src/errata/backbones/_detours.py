@@ -1,4 +1,4 @@
-"""Detours in a model's own forward: other parts, an early end, eager attention."""
+"""Detours in a model's own forward: other parts, an early end, another attention."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 class StopForward(Exception):
@@ -32,20 +33,30 @@ def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]
 
 
 @contextmanager
-def eager(model: nn.Module) -> Iterator[None]:
-    """Attention is computed step by step, so that its weights exist; fused kernels have none."""
+def attention_as(
+    model: nn.Module, name: str, attend: Callable[..., Any] | None = None
+) -> Iterator[None]:
+    """Attention is computed by the library's function `name`, or by `attend` under that name.
+
+    `eager`: step by step, so that its weights exist; fused kernels have none. A function that the
+    library has no masks for is given none.
+    """
     configs: dict[int, Any] = {}
     for module in model.modules():
         if hasattr(config := getattr(module, "config", None), "_attn_implementation_internal"):
             configs[id(config)] = config
     before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    if attend is not None:
+        ALL_ATTENTION_FUNCTIONS[name] = attend
     for config in configs.values():
-        config._attn_implementation_internal = "eager"
+        config._attn_implementation_internal = name
     try:
         yield
     finally:
         for key, config in configs.items():
             config._attn_implementation_internal = before[key]
+        if attend is not None:
+            ALL_ATTENTION_FUNCTIONS.pop(name)
 
 
 @contextmanager

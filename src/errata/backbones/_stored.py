@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from errata.core.errors import BadBackbone
 
 _VOLATILE = (
     "dtype",
@@ -19,6 +23,16 @@ _VOLATILE = (
     "transformers_version",
     "_attn_implementation_autoset",
 )
+
+
+def bundled(name: str) -> str:
+    """The folder of a model that ships with errata. Raises BadBackbone when it is not there."""
+    found = files("errata") / "assets" / name
+    if not found.is_dir():
+        raise BadBackbone(
+            f"the bundled model '{name}' is not in this installation. Install errata again."
+        )
+    return os.fspath(Path(str(found)))
 
 
 def folder(name: str, revision: str | None, commit: str | None) -> Path | None:

@@ -143,29 +143,35 @@ class TrunkQuestion(Question):
         more[index.to(first.device)] = tail.feed(fed, real)
         return _scored(torch.cat([first, more], dim=1), ids)
 
-    def greedy(self, caps: Sequence[int]) -> list[Generated]:
+    def greedy(self, caps: Sequence[int], free: Sequence[bool] | None = None) -> list[Generated]:
         """The targets serve as a guess: as far as the model would say them, nothing runs again.
 
         An answer also ends, not stopped, where the model's context does.
         """
         room = (self.bb.context - self.batch.lengths).tolist()
         caps = [min(cap, left) for cap, left in zip(caps, room, strict=True)]
+        stops = [self.bb.ends if f else self.bb.stops for f in free or [False] * len(caps)]
         best = self.logits.argmax(-1).tolist()
         said: list[list[int]] = []
         done: list[bool | None] = []
         for b in range(self.batch.size):
             ids, end = _follow(
-                best[b], self.batch.targets[b] if self.batch.targets else (), caps[b], self.bb.stops
+                best[b], self.batch.targets[b] if self.batch.targets else (), caps[b], stops[b]
             )
             said.append(ids)
             done.append(end)
         rows = [b for b, end in enumerate(done) if end is None]
         if rows:
-            self._go_on(rows, said, done, caps)
+            self._go_on(rows, said, done, caps, stops)
         return [Generated(tuple(i), bool(end)) for i, end in zip(said, done, strict=True)]
 
     def _go_on(
-        self, rows: list[int], said: list[list[int]], done: list[bool | None], caps: Sequence[int]
+        self,
+        rows: list[int],
+        said: list[list[int]],
+        done: list[bool | None],
+        caps: Sequence[int],
+        stops: Sequence[frozenset[int]],
     ) -> None:
         device = self.batch.ids.device
         kept = torch.tensor([len(said[b]) - 1 for b in rows], device=device)
@@ -176,7 +182,7 @@ class TrunkQuestion(Question):
             for b, token in zip(rows, best, strict=True):
                 if done[b] is not None:
                     continue
-                if token in self.bb.stops:
+                if token in stops[b]:
                     done[b] = True
                 elif len(said[b]) >= caps[b]:
                     done[b] = False

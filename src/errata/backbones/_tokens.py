@@ -152,17 +152,21 @@ def check_text(text: str, marks: Sequence[str], where: str) -> None:
         raise BadEdit(f"{where} holds half of a surrogate pair. Mend its Unicode.") from None
 
 
-def stops(tokenizer: Any, model: Any) -> frozenset[int]:
-    """Ids that end an answer: every end token, and every token with a line break in it."""
+def ends(tokenizer: Any, model: Any) -> frozenset[int]:
+    """Ids of the end tokens."""
     ends = [tokenizer.eos_token_id, getattr(model.config, "eos_token_id", None)]
     generation = getattr(model, "generation_config", None)
     ends.append(getattr(generation, "eos_token_id", None))
-    found = {
+    return frozenset(
         int(e)
         for group in ends
         if group is not None
         for e in (group if isinstance(group, list) else [group])
-    }
-    breaks = ("\n", "Ċ", "<0x0A>")
-    found |= {i for token, i in tokenizer.get_vocab().items() if any(b in token for b in breaks)}
-    return frozenset(found)
+    )
+
+
+def breaks(tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokens with a line break in them."""
+    marks = ("\n", "Ċ", "<0x0A>")
+    vocab = tokenizer.get_vocab().items()
+    return frozenset(i for token, i in vocab if any(m in token for m in marks))

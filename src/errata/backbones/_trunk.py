@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from errata.backbones._detours import StopForward, eager, forward_as, stop_at
+from errata.backbones._detours import StopForward, attention_as, forward_as, stop_at
+from errata.backbones._sparing import attending, last_block_at, packable, packed_trunk
 from errata.backbones._tail import TrunkQuestion
 from errata.core.backbone import Backbone, Batch, Entered, Question
 from errata.core.errors import BadBackbone
+from errata.core.packed import Packed
 from errata.core.ports import Ctx
 
 #: layer types whose memory is keys and values per column; a window or chunk counts columns
@@ -49,13 +51,15 @@ def _copied(value: Any) -> Any:
 class TrunkBackbone(Backbone):
     """Implements asking, entering and resuming over `text`, `blocks`, `head` and `tower`.
 
-    Subclasses set these attributes, the sites, `stops` (ids that end an answer) and `encode`.
+    Subclasses set these attributes, the sites, `ends` and `stops` (ids that end a free text and an
+    answer) and `encode`.
     """
 
     text: nn.Module
     blocks: nn.ModuleList
     head: nn.Module
     tower: nn.Module | None
+    ends: frozenset[int]
     stops: frozenset[int]
     softcap: float | None = None
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
@@ -159,15 +163,22 @@ class TrunkBackbone(Backbone):
         cache: Any = None,
         enter: tuple[int, Tensor] | None = None,
         columns: Tensor | None = None,
+        packed: Packed | None = None,
     ) -> Tensor:
         """[B, T, d] last stream of the text model, from its input or from block `enter[0]` on.
 
-        With `columns` [B, n] it is right in these alone.
+        With `columns` [B, n] it is right in these alone. `packed`: equal columns are run once.
         """
         with ExitStack() as stack:
             stack.enter_context(self.wires.question(ctx))
+            if packed is not None:
+                assert enter is not None and cache is None
+                trunk, enter = packed_trunk(packed, trunk), (enter[0], packed.pack(enter[1]))
+                stack.enter_context(self.wires.packing(packed))
+                stack.enter_context(attending(self, packed))
             if columns is not None:
-                stack.enter_context(self._last_ffn_at(columns))
+                places = (packed or Packed.nothing(ctx.shape, columns.device)).at(columns)
+                stack.enter_context(last_block_at(self, places))
             if enter is not None and enter[0] > 0:
                 layer, stream = enter
                 for block in self.blocks[:layer]:
@@ -185,7 +196,8 @@ class TrunkBackbone(Backbone):
                 )
                 stack.callback(handle.remove)
             out = self.text(**trunk, past_key_values=cache, use_cache=cache is not None)
-        return out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]  # type: ignore[no-any-return]
+        last: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        return last if packed is None else packed.unpack(last)
 
     @torch.no_grad()
     def _rehearse(
@@ -221,32 +233,6 @@ class TrunkBackbone(Backbone):
         made = {k: v for k, v in ctx.memo.items() if k[0] in waiting}
         ctx.memo.clear()
         ctx.memo.update({**before, **made})
-
-    @contextmanager
-    def _last_ffn_at(self, columns: Tensor) -> Iterator[None]:
-        """The last block's FFN, two thirds of its work, runs at `columns` [B, n] alone."""
-        name = f"text.{self.depth - 1}"
-        site = self.wires.sites.get(f"{name}.mlp")
-        behind = (f"{name}.mlp", f"{name}.block", "final_norm")
-        ports = (port for s, port in self.wires.ports.items() if s.startswith(behind))
-        live = [p for port in ports for p in port.live]
-        if site is None or site.last is not site.first or not all(p.pointwise for p in live):
-            yield
-            return
-        original = site.first.forward
-        # shorter targets repeat their row's last column, which counts once
-        first = torch.diff(columns, dim=1, prepend=columns[:, :1] - 1) > 0
-
-        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            at = (torch.arange(x.shape[0], device=x.device)[:, None], columns.to(x.device))
-            out = original(x[at], *args, **kwargs)
-            y = out[0] if isinstance(out, tuple) else out
-            once = y * first.to(y.device)[..., None]
-            whole = torch.zeros_like(x).index_put(at, once.to(x.dtype), accumulate=True)
-            return (whole, *out[1:]) if isinstance(out, tuple) else whole
-
-        with forward_as(site.first, forward):
-            yield
 
     def _head(self, stream: Tensor, ctx: Ctx) -> Tensor:
         with self.wires.question(ctx):
@@ -289,7 +275,8 @@ class TrunkBackbone(Backbone):
         assert what.stream is not None
         enter = (what.layer, what.stream)
         self._rehearse(trunk, ctx, enter)
-        stream = self._through(trunk, ctx, cache=cache, enter=enter, columns=columns)
+        packed = packable(self, what) if cache is None and what.layer > 0 else None
+        stream = self._through(trunk, ctx, cache=cache, enter=enter, columns=columns, packed=packed)
         if cache is not None and what.layer > 0:
             assert what.cache is not None, (
                 "enter(..., for_generation=True) is needed to continue from a state"
@@ -444,7 +431,7 @@ class TrunkBackbone(Backbone):
             seen[i] = chosen.transpose(1, 2).float().cpu()
 
         with ExitStack() as stack:
-            stack.enter_context(eager(self.text))
+            stack.enter_context(attention_as(self.text, "eager"))
             for i in range(self.depth):
                 module = self.site(f"text.{i}.attn").first
                 handle = module.register_forward_hook(lambda _, x, out, i=i: keep(i, out))

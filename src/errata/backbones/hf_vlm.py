@@ -8,10 +8,8 @@ One file for all of them: sites are found by structure (`_sites`), the forward m
 from __future__ import annotations
 
 import inspect
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -71,7 +69,8 @@ class HfVlm(TextBackbone):
         self.placeholder_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
         self.markup = self._markup()
         self.marks = _tokens.marks(self.tokenizer, model.config, self.image_token)
-        self.stops = _tokens.stops(self.tokenizer, model)
+        self.ends = _tokens.ends(self.tokenizer, model)
+        self.stops = self.ends | _tokens.breaks(self.tokenizer)
         self._seen: OrderedDict[str, _tokens.Seen] = OrderedDict()
 
     @classmethod
@@ -98,7 +97,7 @@ class HfVlm(TextBackbone):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         make_processor: Any = AutoProcessor.from_pretrained
-        path = _bundled(name) if name in cls.bundled else name
+        path = _stored.bundled(name) if name in cls.bundled else name
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -229,12 +228,3 @@ class HfVlm(TextBackbone):
         token = self._token(text, end)
         shown = self._ids(text, self.special)[:token].count(self.placeholder_id)
         return token + sum(len(seen.ids) for seen in images[:shown]) - shown
-
-
-def _bundled(name: str) -> str:
-    folder = files("errata") / "assets" / name
-    if not folder.is_dir():
-        raise BadBackbone(
-            f"the bundled model '{name}' is not in this installation. Install errata again."
-        )
-    return os.fspath(Path(str(folder)))

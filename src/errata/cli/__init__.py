@@ -22,7 +22,9 @@ from errata.cli import (
     demo,
     discover,
     doctor,
+    draw,
     edit,
+    judge,
     patch,
     prepare,
     results,
@@ -70,12 +72,14 @@ app.command("prepare")(prepare.prepare)
 app.command("stats")(stats.stats)
 app.command("bench")(bench.bench)
 app.command("score")(results.score)
+app.command("judge")(judge.judge)
 app.command("report")(results.report)
 app.command("compare")(results.compare)
 app.command("analyze")(analyze.analyze)
 app.add_typer(patch.app, name="patch")
 app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)
+app.command("draw")(draw.draw)
 app.command("check")(check.check)
 
 

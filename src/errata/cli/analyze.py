@@ -28,6 +28,10 @@ def analyze(
     preset: shared.Preset = None,
     settings: shared.Settings = None,
     state: shared.StateDir = None,
+    patch: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="An edit that was made; repeatable, in order."),
+    ] = None,
     benchmark: Annotated[
         str | None, typer.Option(help="name[:task[+task]][@split][/variant].")
     ] = None,
@@ -60,6 +64,7 @@ def analyze(
     from errata.report.plots import check_folder, write_findings
 
     check_folder(out)
+    _check_patches(look, patch, editor)
     ed = _editor(look, editor, preset, settings, state)
     known = shared.load_state(state, ed) if ed is not None else None
     cases, spec = _cases(look, benchmark, root=root, seed=seed, limit=limit)
@@ -69,13 +74,15 @@ def analyze(
     )  # fmt: skip
     from errata.cli._progress import reporting
     from errata.core.analysis import Subject
+    from errata.core.patch import load
 
+    patches = tuple(load(folder, bb) for folder in patch or ())
     if ed is not None:
         ed = ed.for_backbone(bb)
         known = _state_of(ed, bb, known)
     with reporting() as progress:
         split = _other_split(spec, root, seed)
-        subject = Subject(bb, cases, spec, ed, known, seed, rows, progress, split)
+        subject = Subject(bb, cases, spec, ed, known, seed, rows, progress, split, patches)
         findings = look.look(subject)
     for line in findings.said:
         print(line)
@@ -91,6 +98,18 @@ def make_analysis(name: str, pairs: list[str] | None, layers: list[int] | None) 
     cls = registry.load("analyses", name)
     made: Analysis = cls(**_passed(pairs, layers))
     return made
+
+
+def _check_patches(look: Analysis, patches: list[Path] | None, editor: str | None) -> None:
+    """Before a model is loaded. Raises BadSpec or BadPatch."""
+    from errata.core.patch import read_head
+
+    if patches and not look.takes_patch:
+        raise BadSpec(f"analysis '{look.name}' looks at no patch. Leave out --patch.")
+    if patches and editor is not None:
+        raise BadSpec("--patch is an edit that was made, --editor makes one. Give one of them.")
+    for folder in patches or ():
+        read_head(folder)
 
 
 def _passed(pairs: list[str] | None, layers: list[int] | None) -> dict[str, Any]:
@@ -198,6 +217,7 @@ def _about(
         "fingerprint": subject.backbone.fingerprint(),
         "editor": None if ed is None else {"name": ed.name, **ed.summary},
         "state": "" if state is None else state.digest(),
+        "patches": [asdict(p.header) for p in subject.patches],
         "benchmark": subject.benchmark,
         "limit": limit,
         "seed": subject.seed,

@@ -15,7 +15,11 @@ def bench(
     editor: shared.EditorName,
     benchmark: Annotated[str, typer.Option(help="name[:task[+task]][@split][/variant].")],
     protocol: Annotated[
-        str, typer.Option(help="one_step, batch:16, sequential:10, cross_task:10.")
+        str,
+        typer.Option(
+            help="one_step, batch:16, sequential:10, cross_task:10; direct:50x10, "
+            "reasoning:prepend:50x10 (replace, prepend, instruct)."
+        ),
     ],
     out: Annotated[
         Path, typer.Option(metavar="RUN", help="The run's folder; a run in it goes on.")
@@ -27,11 +31,14 @@ def bench(
     limit: shared.Limit = None,
     rows: shared.RowsOption = 16,
     metric: Annotated[
-        list[str] | None, typer.Option(help="A metric besides exact, token and joint; repeatable.")
+        list[str] | None, typer.Option(help="A metric besides the usual ones; repeatable.")
     ] = None,
     keep_patches: Annotated[
         bool, typer.Option("--keep-patches", help="Also write every patch, to RUN/patches.")
     ] = False,
+    image_seeds: Annotated[
+        int, typer.Option("--image-seeds", min=1, help="Pictures per question, where one draws.")
+    ] = 4,
     root: shared.Root = None,
     style: shared.Style = "raw",
     dtype: shared.Dtype = "auto",
@@ -54,6 +61,8 @@ def bench(
         revision=revision, trust=trust_remote_code,
     )  # fmt: skip
     from errata.cli._progress import reporting
+    from errata.report.drawn import studies
+    from errata.report.drawn import terminal_table as drawn_table
     from errata.report.results import read_settings
     from errata.report.tables import terminal_table
     from errata.runs.execute import bench as execute
@@ -73,10 +82,12 @@ def bench(
             legacy="legacy" in (metric or ()),
             metrics=metric,
             keep_patches=keep_patches,
+            image_seeds=image_seeds,
             progress=progress,
         )
-    for setting in read_settings([run]):
-        shared.console().print(terminal_table(setting))
+    found = read_settings([run])
+    for table in (*map(terminal_table, found), *map(drawn_table, studies(found))):
+        shared.console().print(table)
     print(f"run written to {run}; `errata report {run} --html FILE` shows it")
 
 

@@ -1,14 +1,15 @@
-"""`data audit` and `data verify`: facts about a benchmark's files."""
+"""`data`: facts about a benchmark's files, and building those of `unike_umm`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from errata.cli import _shared as shared
 from errata.core import registry
-from errata.core.errors import BadData
+from errata.core.errors import BadData, BadSpec
 
 app = typer.Typer(help="Look at benchmark data.", no_args_is_help=True, rich_markup_mode=None)
 Name = Annotated[str, typer.Argument(metavar="BENCHMARK", help="See `errata list benchmarks`.")]
@@ -34,3 +35,47 @@ def verify(name: Name, root: shared.Root = None, as_json: shared.AsJson = False)
         raise BadData(
             f"{name}: some files are missing or damaged (above). Get them again, then repeat."
         )
+
+
+@app.command("build-umm")
+def build_umm(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where UniKE.json is written.")],
+    rows: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Rows of CounterFact or MQuAKE; repeatable."),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="An OpenAI-compatible server, for attributes."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model to ask there.")] = None,
+    category: Annotated[
+        list[str] | None, typer.Option(help="Attribute to ask for; repeatable, else all five.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Records per category of attributes.")] = 20,
+    key_env: Annotated[
+        str, typer.Option(help="The environment variable that holds the server's key.")
+    ] = "OPENAI_API_KEY",
+    as_json: shared.AsJson = False,
+) -> None:
+    """Build records of the cross-modal benchmark from rows, and from a model's proposals.
+
+    The same command goes on where it was killed. Rejected rows are kept in rejected.jsonl.
+    """
+    from errata.benchmarks._build_umm.folder import Attributes
+    from errata.benchmarks._build_umm.folder import build_umm as build
+    from errata.benchmarks._build_umm.instruct import CATEGORIES
+    from errata.cli._progress import reporting
+    from errata.core.endpoint import Endpoint
+
+    if (endpoint is None) != (model is None):
+        raise BadSpec("--endpoint and --model go together. Give both, or neither.")
+    wanted = None
+    if endpoint is not None and model is not None:
+        server = Endpoint(endpoint, model, key_env=key_env)
+        wanted = Attributes(server, tuple(category or CATEGORIES), count)
+    elif category:
+        raise BadSpec("--category is of attributes. Name the --endpoint and --model to ask.")
+    with reporting() as progress:
+        facts = build(out, rows or [], wanted, progress)
+    shared.print_json(facts) if as_json else shared.print_facts(facts)

@@ -83,7 +83,7 @@ def _sites(bb: Backbone) -> dict[str, str]:
 
 
 def _fold(site: str) -> str:
-    return re.sub(r"^(text|vision)\.\d+\.", r"\1.{i}.", site)
+    return re.sub(r"^(text|vision|draw)\.\d+\.", r"\1.{i}.", site)
 
 
 def _folded(names: list[str]) -> list[str]:

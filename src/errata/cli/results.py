@@ -13,7 +13,7 @@ from errata.core.errors import BadSpec, UnknownName
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `errata bench` wrote.")]
 Metrics = Annotated[
     list[str] | None,
-    typer.Option("--metric", help="Besides exact, token and joint; repeatable."),
+    typer.Option("--metric", help="Besides the usual ones; repeatable."),
 ]
 Scorer = Annotated[str, typer.Option(help="The family of scores in the table: exact or token.")]
 
@@ -41,13 +41,18 @@ def report(
     ] = None,
     analysis: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Show what `errata analyze` wrote there; repeatable."),
+        typer.Option(
+            metavar="DIR", help="Show what `errata analyze` or --plots wrote there; repeatable."
+        ),
     ] = None,
     title: Annotated[str | None, typer.Option(help="The report's heading.")] = None,
     scorer: Scorer = "exact",
     vary: Annotated[
         list[str] | None,
-        typer.Option(metavar="SETTING", help="Draw scores over this setting; repeatable."),
+        typer.Option(
+            metavar="SETTING",
+            help="Draw scores over this setting; repeatable. ROWS,COLUMNS: a grid of two settings.",
+        ),
     ] = None,
     plots: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where --vary writes SVG and CSV.")
@@ -55,7 +60,7 @@ def report(
 ) -> None:
     """Print the tables of runs; write them as one HTML file, or plot them over a setting.
 
-    Analyses go into the HTML file, behind the runs or alone.
+    Analyses go into the HTML file, behind the runs or alone; so do plots.
     """
     runs = runs or []
     if analysis and html is None:
@@ -66,19 +71,41 @@ def report(
         )
     if runs or not analysis:
         _print_tables(runs, scorer)
+    shown = list(analysis or ())
     if vary and plots is not None:
-        from errata.report.plots import write_findings
-        from errata.report.vary import varied
-
-        about = {"schema": 1, "varied": vary, "runs": [str(r) for r in runs], "scorer": scorer}
-        name = f"vary-{'-'.join(vary)}"
-        for path in write_findings(varied(runs, vary, scorer), plots, name, about):
+        for path in _draw(runs, vary, scorer, plots):
             print(path)
+        shown.append(plots)
     if html is not None:
         from errata.report.html import write_report
 
-        made = write_report(runs, html, analyses=analysis or (), title=title)
+        made = write_report(runs, html, analyses=shown, title=title)
         print(f"report written to {made}")
+
+
+def _draw(runs: list[Path], vary: list[str], scorer: str, plots: Path) -> list[Path]:
+    from errata.report.grid import gridded
+    from errata.report.plots import write_findings
+    from errata.report.results import read_settings
+    from errata.report.vary import varied
+
+    pairs = [v.split(",") for v in vary if "," in v]
+    if pairs and (len(vary) > 1 or len(pairs[0]) != 2 or not all(pairs[0])):
+        raise BadSpec(
+            f"--vary {' '.join(vary)} is no grid. A grid has two settings, as in --vary "
+            "text_layer,visual_layer, and stands alone."
+        )
+    found = gridded(runs, pairs[0][0], pairs[0][1], scorer) if pairs else varied(runs, vary, scorer)
+    backbones = dict.fromkeys(s.backbone for s in read_settings(runs))
+    about = {
+        "schema": 1,
+        "varied": vary,
+        "runs": [str(r) for r in runs],
+        "scorer": scorer,
+        "backbone": ", ".join(backbones),
+    }
+    name = f"{'grid' if pairs else 'vary'}-{'-'.join(pairs[0] if pairs else vary)}"
+    return write_findings(found, plots, name, about)
 
 
 def compare(
@@ -98,10 +125,15 @@ def compare(
 
 
 def _print_tables(runs: list[Path], scorer: str) -> None:
+    from errata.report.drawn import studies
+    from errata.report.drawn import terminal_table as drawn_table
     from errata.report.results import read_settings
     from errata.report.tables import SCORERS, terminal_table
 
     if scorer not in SCORERS:
         raise UnknownName("scorer", scorer, SCORERS)
-    for setting in read_settings(runs):
+    settings = read_settings(runs)
+    for setting in settings:
         shared.console().print(terminal_table(setting, scorer))
+    for study in studies(settings):
+        shared.console().print(drawn_table(study))

@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from errata.contract import benchmarks, editors, metrics, protocols
+from errata.contract import benchmarks, editors, judges, metrics, protocols
 from errata.core import registry
 from errata.core.errors import BadSpec
 
-CHECKED = ("editors", "benchmarks", "protocols", "metrics")
+CHECKED = ("editors", "benchmarks", "protocols", "metrics", "judges")
 
 
 def checks(kind: str, name: str) -> list[tuple[str, Callable[[], None]]]:
@@ -21,7 +21,9 @@ def checks(kind: str, name: str) -> list[tuple[str, Callable[[], None]]]:
     if kind == "editors":
         folder = Path(tempfile.mkdtemp(prefix="errata-check-"))
         return editors.checks(registry.load(kind, name), editors.bundled(folder))
-    module = {"benchmarks": benchmarks, "protocols": protocols, "metrics": metrics}[kind]
+    module = {
+        "benchmarks": benchmarks, "protocols": protocols, "metrics": metrics, "judges": judges,
+    }[kind]  # fmt: skip
     return module.checks(registry.load(kind, name))  # type: ignore[no-any-return]
 
 

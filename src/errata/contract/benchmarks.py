@@ -10,7 +10,8 @@ from functools import partial
 
 from errata.core.benchmark import Benchmark, BenchmarkSpec
 from errata.core.errors import BadData
-from errata.core.types import KINDS, Case, from_json, to_json
+from errata.core.text import mentions
+from errata.core.types import DRAWN_KINDS, KINDS, MAIN_KINDS, Case, from_json, to_json
 
 
 def checks(cls: type[Benchmark]) -> list[tuple[str, Callable[[], None]]]:
@@ -20,12 +21,15 @@ def checks(cls: type[Benchmark]) -> list[tuple[str, Callable[[], None]]]:
 
 
 def _cases(benchmark: Benchmark, split: str = "eval") -> tuple[Case, ...]:
-    """The cases of a split; none where the user has not got the data."""
-    spec = BenchmarkSpec(benchmark.name, tuple(benchmark.tasks), split, benchmark.variants[-1])
-    try:
-        return benchmark.load(spec).cases
-    except BadData:
-        return ()
+    """The cases of a split, of the tasks that the user has the data of."""
+    found: tuple[Case, ...] = ()
+    for task in benchmark.tasks:
+        spec = BenchmarkSpec(benchmark.name, (task,), split, benchmark.variants[-1])
+        try:
+            found += benchmark.load(spec).cases
+        except BadData:
+            continue
+    return found
 
 
 def holds_order(benchmark: Benchmark) -> None:
@@ -36,13 +40,28 @@ def holds_order(benchmark: Benchmark) -> None:
 
 
 def holds_shape(benchmark: Benchmark) -> None:
-    """Every case has a target, a reliability probe of its own prompt, and unique probe ids."""
+    """Every case has a target, a probe of its edit's own prompt, and unique probe ids."""
     for case in _cases(benchmark):
         assert case.edit.target.strip(), case.id
         assert len({p.id for p in case.probes}) == len(case.probes), case.id
         main = [p for p in case.probes if p.kind == "reliability"]
-        assert main and all(p.prompt == case.edit.prompt for p in main), case.id
+        assert all(p.prompt == case.edit.prompt for p in main), case.id
+        assert case.main is not None and case.main.prompt == case.edit.prompt, case.id
+        assert case.main.kind in MAIN_KINDS
         assert all(p.kind in KINDS for p in case.probes)
+        for p in case.probes:
+            assert (p.view is not None) or p.kind not in DRAWN_KINDS, (case.id, p.id)
+
+
+def holds_prompts(benchmark: Benchmark) -> None:
+    """No prompt that is drawn states its target; the prompt that helps does."""
+    for case in _cases(benchmark):
+        for p in case.probes:
+            if p.aids is None or p.view is None:
+                continue
+            assert not mentions(p.prompt.text, p.view.target), (case.id, p.id)
+            assert mentions(p.aids.oracle.text, p.view.target), (case.id, p.id)
+            assert mentions(p.aids.rationale, p.view.target), (case.id, p.id)
 
 
 def holds_round_trip(benchmark: Benchmark) -> None:

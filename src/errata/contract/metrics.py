@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from errata.core.metric import Metric, Row
-from errata.core.types import KINDS, Answer, Probe, Prompt, Scored
+from errata.core.types import KINDS, Answer, Probe, Prompt, Scored, Verdict, View
 
 
 def checks(cls: type[Metric]) -> list[tuple[str, Callable[[], None]]]:
@@ -16,7 +16,9 @@ def checks(cls: type[Metric]) -> list[tuple[str, Callable[[], None]]]:
 
 
 def rows() -> list[Row]:
-    """One probe of every kind, answered in four ways, and not at all."""
+    """One probe of every kind, answered in several ways, and not at all."""
+    view = View("Which thing?", "It is a red ring.", "red ring", "blue")
+    seen, dark = Verdict("j", "red ring", True), Verdict("j", note="too dark")
     right = Scored((4, 5), (-0.1, -0.2), (4, 5))
     wrong = Scored((4, 5), (-2.0, -3.0), (9, 9))
     said = [
@@ -24,9 +26,11 @@ def rows() -> list[Row]:
         Answer("c", "p", text="blue", ids=(9,), reference=wrong, own=wrong),
         Answer("c", "p", text="", ids=()),
         Answer("c", "p", text="red ring red", ids=(4, 5, 4), stopped=False, reference=right),
+        Answer("c", "p", images=("a.png", "b.png"), verdicts=(seen, dark)),
+        Answer("c", "p", images=("a.png",), verdicts=(dark,)),
     ]
     return [
-        Row(Probe("p", Prompt.of("?"), kind, reference="red ring"), before, after)  # type: ignore[arg-type]
+        Row(Probe("p", Prompt.of("?"), kind, reference="red ring", view=view), before, after)  # type: ignore[arg-type]
         for kind in KINDS
         for before in said
         for after in said

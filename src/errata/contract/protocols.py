@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from errata.core.protocol import Protocol, Step, Unit
-from errata.core.types import Answer, Case, Edit, Kind, Probe, Prompt
+from errata.core.types import DRAWN_KINDS, Aids, Answer, Case, Edit, Kind, Probe, Prompt, View
 
 
 def checks(cls: type[Protocol]) -> list[tuple[str, Callable[[], None]]]:
@@ -16,16 +16,27 @@ def checks(cls: type[Protocol]) -> list[tuple[str, Callable[[], None]]]:
     return [(named(f), partial(f, cls())) for n, f in globals().items() if n.startswith("holds_")]
 
 
-KINDS: tuple[Kind, ...] = ("reliability", "t_locality", "m_locality")
+KINDS: tuple[Kind, ...] = (
+    *("reliability", "t_locality", "m_locality"),
+    *("efficacy", "reasoning", "vqa", "i_locality"),
+)
+VIEW = View("?", "!", "x")
 
 
-def cases(count: int = 40) -> list[Case]:
-    """Cases of two tasks with three probes each."""
+def cases(count: int = 120) -> list[Case]:
+    """Cases of two tasks with a probe of each of these kinds."""
     made = []
     for i in range(count):
         prompt = Prompt.of(f"question {i}", f"image-{i}.png")
         probes = tuple(
-            Probe(f"p{k}", prompt.with_text(f"{k} {i}"), kind, reference="x")
+            Probe(
+                f"p{k}",
+                prompt.with_text(f"{k} {i}"),
+                kind,
+                reference="x",
+                view=VIEW if kind in DRAWN_KINDS else None,
+                aids=Aids(Prompt.of(f"drawn as x {i}"), f"{i} is x") if kind == "vqa" else None,
+            )
             for k, kind in enumerate(KINDS)
         )
         made.append(
@@ -95,6 +106,16 @@ def holds_lanes(protocol: Protocol) -> None:
     for unit in protocol.plan(cases(), rows=4, seed=0):
         steps = play(protocol, unit)
         assert all(len(s.turns) == len(unit.lanes) for s in steps)
+
+
+def holds_controls(protocol: Protocol) -> None:
+    """Controls of the untouched model are asked before any edit, everything that counts after."""
+    for unit in protocol.plan(cases(), rows=4, seed=0):
+        edited = False
+        for step in play(protocol, unit):
+            edited = edited or any(t.edits for t in step.turns)
+            tags = {a.tag for t in step.turns for a in t.asks}
+            assert not tags & ({"", "own"} if not edited else {"pre", "oracle", "ceiling"}), tags
 
 
 def holds_spec(protocol: Protocol) -> None:

@@ -19,6 +19,7 @@ from errata.core.types import Case
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
     from errata.core.editor import Editor, State
+    from errata.core.patch import Patch
 
 #: fewer cases make a first look, and the result says so
 ENOUGH = 100
@@ -44,6 +45,7 @@ def silent(what: str, done: int, total: int) -> None:
 class Subject:
     """What is looked at. `cases` are the benchmark's candidates, whatever the model answers.
 
+    `patches` are edits that were made before, applied in order, for analyses that take them.
     `split` gives those of another split of the same benchmark, all of them.
     """
 
@@ -56,6 +58,7 @@ class Subject:
     rows: int = 16
     progress: Progress = silent
     split: Split = no_split
+    patches: tuple[Patch, ...] = ()
 
 
 class Analysis(ABC):
@@ -63,12 +66,14 @@ class Analysis(ABC):
 
     benchmark: what is looked at where none is named. from_state: whether it looks at a state (it is
     then given the one that comes with the model where none is named), so that an editor is needed.
+    takes_patch: whether it looks at edits that were made before.
     """
 
     plugin_kind: ClassVar[str] = "analyses"
     name: ClassVar[str]
     benchmark: ClassVar[str] = ""
     from_state: ClassVar[bool] = False
+    takes_patch: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

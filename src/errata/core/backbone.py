@@ -72,7 +72,9 @@ class Entered:
     layer -1 means: after the vision tower. `trunk` are the keywords of the text model's own
     forward, `stream` [B, T, d] the input of the block, `cache` the keys and values of the lower
     blocks. `stack` was live below, with `rows` [B]; only patches that act at `layer` or above may
-    be added later. `memo` are the decisions that were made below.
+    be added later. `memo` are the decisions that were made below. `same` [B, T]: the place, rows
+    and columns counted together, of the first column that a column equals, its own where it equals
+    none; None where nothing is known. Equal columns lie in rows of equal `rows`.
     """
 
     batch: Batch
@@ -84,6 +86,7 @@ class Entered:
     rows: Tensor | None = None
     stack: tuple[Patch, ...] = ()
     memo: Mapping[tuple[int, str], Any] = field(default_factory=dict)
+    same: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +112,11 @@ class Question(ABC):
         """The batch's targets under teacher forcing, from the prefill itself."""
 
     @abstractmethod
-    def greedy(self, caps: Sequence[int]) -> list[Generated]:
-        """The greedy answer of each row, at most caps[b] tokens; ends at EOS or a line break."""
+    def greedy(self, caps: Sequence[int], free: Sequence[bool] | None = None) -> list[Generated]:
+        """The greedy answer of each row, at most caps[b] tokens; ends at EOS or a line break.
+
+        free: [B] rows of free text, which line breaks do not end.
+        """
 
     @abstractmethod
     def score(self, ids: Sequence[Sequence[int]]) -> list[Scored]:
@@ -149,6 +155,8 @@ class Backbone(ABC):
     name: str
     revision: str = ""
     capabilities: frozenset[str] = frozenset()
+    #: what stands between a rationale and the prompt that is drawn
+    glue: str = "\n\n"
     model: nn.Module
     wires: Wires
 
@@ -332,6 +340,17 @@ class Backbone(ABC):
         The output of the `projected` stage; right in the columns of `mask`. Raises BadBackbone.
         """
         raise BadBackbone(f"{self.name} draws no pictures. Choose a model that does: micro-umm.")
+
+    def reasoning(self, prompt: Prompt, category: str) -> Prompt:
+        """Asks for a rationale of an image prompt that recalls a fact (a colour, a maker, ...).
+
+        In the words that the model was trained with, where it was. Raises BadSpec.
+        """
+        return prompt.with_text(
+            f"Think step by step about this image prompt: '{prompt.text}'. First recall the "
+            f"{category} of what it names, then say what the picture must show, then write a full "
+            "caption.\n1. [Knowledge Recall]"
+        )
 
     @contextmanager
     def applied(self, *patches: Patch | None) -> Iterator[None]:

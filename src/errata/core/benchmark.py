@@ -83,6 +83,10 @@ class Benchmark(ABC):
         """A fixed panel of questions unrelated to any edit (kind `retention`); may be empty."""
         return ()
 
+    def judge(self, task: str) -> str:
+        """The judge that reads the pictures of `task` by itself; "" where there is none."""
+        return ""
+
     def open_image(self, spec: str) -> Any:
         """The PIL image (RGB) of the URI `<name>:<spec>`, for benchmarks that render images."""
         raise BadSpec(f"benchmark '{self.name}' renders no images.")

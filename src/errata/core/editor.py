@@ -24,7 +24,7 @@ from torch import Tensor
 from errata.core import record
 from errata.core.backbone import Backbone
 from errata.core.config import parse_config
-from errata.core.errors import BadEdit, BadSpec, FingerprintMismatch, MissingState
+from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
 from errata.core.patch import Header, Patch, versions
 from errata.core.types import Case, Edit
 
@@ -206,6 +206,8 @@ class Editor(ABC):
     without_state: ClassVar[str] = ""
     #: what the method can edit: `text`, `image`
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
+    #: capabilities of a model that the search needs beside asking, such as `draw`
+    requires: ClassVar[frozenset[str]] = frozenset()
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -249,6 +251,7 @@ class Editor(ABC):
 
         With a folder in `work`, a training that was killed goes on where its checkpoint is.
         """
+        self.check_model(backbone)
         work = work or Work()
         state = self.train(backbone, cases, seed=seed, work=work) if self.uses_state else None
         if state is None:
@@ -331,6 +334,7 @@ class Editor(ABC):
         states: Sequence[State | None],
         seed: int,
     ) -> list[Found]:
+        self.check_model(backbone)
         for edit in (e for g in groups for e in g):
             check_edit(edit)
         if self.uses_state and any(s is None for s in states):
@@ -346,6 +350,16 @@ class Editor(ABC):
             for part in (*one.patch.parts(), one.patch):
                 part.with_header(header, group).requires_grad_(False)
         return found
+
+    def check_model(self, backbone: Backbone) -> None:
+        """Raises BadBackbone for a model that cannot do what the search needs."""
+        lacking = sorted(self.requires - backbone.capabilities)
+        if lacking:
+            raise BadBackbone(
+                f"editor '{self.name}' needs a model that can {' and '.join(lacking)}; "
+                f"{backbone.name} can {', '.join(sorted(backbone.capabilities))}. Choose another "
+                "model or another --editor."
+            )
 
     def _check_state(self, backbone: Backbone, state: State | None) -> None:
         """Raises MissingState, FingerprintMismatch or BadSpec: never works without a word."""

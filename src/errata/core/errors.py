@@ -76,6 +76,10 @@ class NotFinite(UserError):
     """A loss or logit became NaN or infinite while an edit was searched."""
 
 
+class BadEndpoint(UserError):
+    """A model server that cannot be reached, refuses every request, or stays busy."""
+
+
 class DiskFull(UserError):
     """The run's folder cannot be written to."""
 

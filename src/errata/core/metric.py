@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from errata.core.types import Answer, Probe
+from errata.core.types import KINDS, Answer, Probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class Metric(ABC):
     plugin_kind: ClassVar[str] = "metrics"
     name: ClassVar[str]
     version: ClassVar[str] = "1"
+    #: the kinds that it scores; probes of other kinds get no score, not even an unscored one
+    kinds: ClassVar[frozenset[str]] = frozenset(KINDS)
 
     @abstractmethod
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
@@ -33,6 +35,8 @@ class Metric(ABC):
     def score_case(self, rows: Sequence[Row]) -> Iterator[tuple[str, float | None]]:
         """(key, score) pairs of one case; a key is `<kind>[/<group>].<scorer>`."""
         for row in rows:
+            if row.probe.kind not in self.kinds:
+                continue
             group = f"/{row.probe.group}" if row.probe.group else ""
             yield (
                 f"{row.probe.kind}{group}.{self.name}",

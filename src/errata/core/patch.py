@@ -70,13 +70,17 @@ class Patch(nn.Module, ABC):
     `decides`: the patch makes decisions from the prompt (it then needs prompt lengths or a mask).
     `sites`: the sites where it acts; empty for a patch that only rewrites the prompt.
     `pointwise`: what it does to a column depends on that column alone, so that it may be shown only
-    those that the answer is read from. `ahead`: the site whose stream it decides from, where that
-    is above a site where it acts; the question is then rehearsed up to there (`Ctx.rehearsing`).
+    those that the answer is read from. `causal`: it depends on the columns up to that one and on
+    the row's `Ctx.rows` alone, never on where the prompt ends, so that questions which begin alike
+    may share their first columns (`pointwise` ones are, too). `ahead`: the site whose stream it
+    decides from, where that is above a site where it acts; the question is then rehearsed up to
+    there (`Ctx.rehearsing`).
     """
 
     plugin_kind: ClassVar[str] = "patches"
     decides: bool = False
     pointwise: bool = False
+    causal: bool = False
     ahead: str = ""
 
     def __init__(self, sites: Sequence[str] = ()) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.core.errors import BadPatch, MissingMask
+from errata.core.packed import Packed
 
 if TYPE_CHECKING:
     from errata.core.patch import Patch
@@ -54,6 +55,7 @@ class Ctx:
     moment: the time of the running step of a drawing, 0 = noise, 1 = picture; None in text.
     rehearsing: a forward before the question's own, in which patches that decide higher up than
     they act decide, and change nothing.
+    packed: which columns are known to be equal, while these are run once.
     """
 
     wires: Wires
@@ -67,6 +69,7 @@ class Ctx:
     prefilled: bool = False
     rehearsing: bool = False
     moment: float | None = None
+    packed: Packed | None = None
     memo: dict[tuple[int, str], Any] = field(default_factory=dict)
 
     def last_prompt(self, x: Tensor, patch: Patch) -> Tensor:
@@ -170,7 +173,7 @@ class Port:
             self.x = new
         if new is shaped:
             return None
-        return _with_first(args, kwargs, new.reshape(x.shape))
+        return _with_first(args, kwargs, self.wires.back(new, x, self.site))
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if not self.live or self.wires.bypass:
@@ -187,7 +190,7 @@ class Port:
             new = patch.at(self.site.name, x, new, self.wires.ctx)
         if new is shaped:
             return None
-        new = new.reshape(y.shape)
+        new = self.wires.back(new, y, self.site)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
 
@@ -260,12 +263,31 @@ class Wires:
 
     def shaped(self, x: Tensor, site: Site) -> Tensor:
         """x as [B, T, .]: the text stream's flattened batches get their shape back."""
+        packed = self.ctx.packed
+        if packed is not None and site.stream == "text":
+            return packed.unpack(x)
         if x.dim() == 3:
             return x
         if site.stream == "vision":
             return x.unsqueeze(1)
         batch = self.ctx.shape[0] or 1
         return x.reshape(batch, -1, x.shape[-1])
+
+    def back(self, new: Tensor, like: Tensor, site: Site) -> Tensor:
+        """The inverse of `shaped`, in the shape of `like`."""
+        packed = self.ctx.packed
+        if packed is not None and site.stream == "text":
+            new = packed.pack(new)
+        return new.reshape(like.shape)
+
+    @contextmanager
+    def packing(self, packed: Packed) -> Iterator[None]:
+        """The text stream of the current question is a packed row inside."""
+        ctx, ctx.packed = self.ctx, packed
+        try:
+            yield
+        finally:
+            ctx.packed = None
 
     def call(self, site: str, x: Tensor) -> Tensor:
         module = self.sites[site]

@@ -26,7 +26,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What happens to one lane in one step: the edits are made jointly, then the probes asked."""
+    """What happens to one lane in one step: the edits are made jointly, then the probes asked.
+
+    Without edits the lane stays what it is: the untouched model where nothing came before.
+    """
 
     edits: tuple[Edit, ...]
     asks: tuple[Ask, ...]
@@ -63,6 +66,8 @@ class Protocol(ABC):
     plugin_kind: ClassVar[str] = "protocols"
     name: ClassVar[str]
     version: ClassVar[str] = "1"
+    #: whether it asks for pictures; the others leave drawn probes out
+    draws: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, argument: str = "") -> None:

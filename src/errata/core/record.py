@@ -31,7 +31,7 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Writes to a temporary name in the same folder, syncs, and renames."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,8 @@ def write_bytes(path: Path, data: bytes) -> None:
             with os.fdopen(handle, "wb") as f:
                 f.write(data)
                 f.flush()
-                os.fsync(f.fileno())
+                if sync:
+                    os.fsync(f.fileno())
             os.chmod(name, 0o644)
             os.replace(name, path)
         except BaseException:
@@ -77,6 +78,16 @@ def append_lines(path: Path, values: Iterable[Any]) -> None:
             f.write(text)
             f.flush()
             os.fsync(f.fileno())
+
+
+def whole_lines(path: Path) -> None:
+    """Cuts off a last line that a kill left half written, so that more can be appended."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if not data.endswith(b"\n"):
+        with writing(path):
+            os.truncate(path, data.rfind(b"\n") + 1)
 
 
 def read_lines(path: Path, cls: type[T]) -> list[T]:

@@ -35,6 +35,8 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 #: Kinds that ask for the new answer; every other kind but portability asks that nothing changed.
 TARGET_KINDS = frozenset({"reliability", "t_generality", "m_generality", "portability", "efficacy"})
+#: Kinds of the probe that is the edit itself.
+MAIN_KINDS = frozenset({"reliability", "efficacy"})
 #: Kinds whose prompt is drawn; what the picture shows is for a judge to say.
 DRAWN_KINDS = frozenset({"vqa", "i_locality"})
 LOCALITY_KINDS = frozenset({"t_locality", "m_locality", "near_locality", "retention"})
@@ -120,6 +122,21 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Aids:
+    """How a drawn probe's fact can be stated outright: what is drawn then bounds what edits reach.
+
+    `oracle` is an image prompt that states the fact, in a wording that nothing else uses;
+    `rationale` a text that states it, as the model itself would write one. `glue` stands between a
+    rationale and an image prompt, `instruct` before the prompt where it asks to draw "the above".
+    """
+
+    oracle: Prompt
+    rationale: str
+    glue: str = "\n\n"
+    instruct: str = "Based on the above, generate an image: "
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a judge saw in one picture.
 
@@ -141,7 +158,8 @@ class Probe:
     has one group). `reference` is the wanted answer (target kinds) or the gold answer (locality
     kinds; the score compares with the model's own earlier answer, the gold is used by
     teacher-forced scores). `cap` is the number of tokens that a free text may have (0: as many as
-    the reference, and 8). A drawn kind has a `view`.
+    the reference, and 8; with a cap line breaks do not end it). A drawn kind has a `view`, and
+    `aids` where it asks for the edited fact; the rationale to be drawn has its view too.
     """
 
     id: str
@@ -152,6 +170,7 @@ class Probe:
     hop: Hop | None = None
     cap: int = 0
     view: View | None = None
+    aids: Aids | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +179,8 @@ class Case:
 
     `origin` is `counterfactual` (the base is right, the target false) or `correction` (the base is
     wrong, the target true). `scope` declares what the edit is about, as (attribute, value) pairs;
-    `asked` names the attribute that the edit changes.
+    `asked` names the attribute that the edit changes. `parts` are the (name, value) pairs under
+    which the case is also scored apart from the others, such as a category.
     """
 
     id: str
@@ -170,6 +190,12 @@ class Case:
     origin: str = "counterfactual"
     asked: str = ""
     scope: tuple[tuple[str, str], ...] = ()
+    parts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def main(self) -> Probe | None:
+        """The probe that asks the edit's own prompt; None where there is none."""
+        return next((p for p in self.probes if p.kind in MAIN_KINDS), None)
 
     def with_probes(self, probes: tuple[Probe, ...]) -> Case:
         return replace(self, probes=probes)
@@ -190,8 +216,9 @@ class Answer:
 
     `step` is -1 before any edit, else the protocol's step after which it was asked; `tag` is "" for
     the answer that counts, `own` for the one right after the case's own edit; protocols that draw
-    add controls: `pre` (unedited) and `oracle` (unedited, asked with the fact stated). `text` and
-    `ids` end before the stop token; `stopped` is False when the cap was hit. `reference` scores the
+    add controls: `pre` (unedited), and unedited with the fact stated, in the prompt (`oracle`) or
+    in a rationale (`ceiling`). `text` and `ids` end before the stop token; `stopped` is False when
+    the cap was hit. `reference` scores the
     probe's reference, `own` the model's own before-answer. `images` are the pictures that were
     drawn, one per seed, as paths in the run's folder, `verdicts` what a judge said of each. `top`
     holds the ten likeliest ids at every position of prompt and reference, in order, only when the

@@ -77,7 +77,7 @@ class _Training(Trainee):
             {"params": [p], "lr": c.lr * (scale if name.endswith(".B") else 1.0)}
             for name, p in self.module.named_parameters()
         ]
-        return torch.optim.Adam(groups, lr=c.lr)
+        return torch.optim.Adam(groups, lr=c.lr, fused=True)
 
     def losses(self, turn: Turn) -> Mapping[str, Tensor]:
         with self.backbone.applied(self.module):

@@ -246,7 +246,8 @@ class _Trainee(Trainee):
             [
                 {"params": list(self.network.transforms.parameters()), "lr": self.config.lr},
                 {"params": list(self.network.rates.parameters()), "lr": self.lr_rate},
-            ]
+            ],
+            fused=True,
         )
 
     def losses(self, turn: Turn) -> Mapping[str, Tensor]:

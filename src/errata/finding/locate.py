@@ -294,10 +294,10 @@ class Spreading(Located):
         edits = [(r, e) for r, group in enumerate(groups) for e in group]
         owner = torch.tensor([r for r, _ in edits])
         layers, beginnings = self.layers(backbone), self.beginnings(backbone, seed)
-        settings = self.values(backbone, layers[-1])
-        values = search(backbone, edits, beginnings, settings)
+        values = self.searched(backbone, edits, beginnings, seed=seed)
+        name = next(iter(values.found))
         site = self.target(layers[-1])
-        goal_Eh = values.found[settings.sites[0]].cpu()
+        goal_Eh = values.found[name].cpu()
         look = Lookup(backbone, edits, beginnings, self.config.token, layers[0])
         parts: list[Parts] = [{} for _ in groups]
         account = [
@@ -323,9 +323,7 @@ class Spreading(Located):
         with written(backbone, parts):
             after, now_Eh = look.see(layers, site, top=layers[-1])
         left = (goal_Eh - now_Eh.cpu()).norm(dim=1)
-        for e, (line, start) in enumerate(
-            zip(account, values.start[settings.sites[0]], strict=True)
-        ):
+        for e, (line, start) in enumerate(zip(account, values.start[name], strict=True)):
             whole = float((goal_Eh[e] - start.cpu()).norm())
             line["left"] = round(float(left[e]) / max(whole, 1e-12), 4)
         if self.config.memory == "recomputed":
@@ -338,6 +336,17 @@ class Spreading(Located):
                 state = carried(state, {i: kept[i][own] for i in layers})
             found.append(found_of(parts[r], state, group, [account[e] for e in own.tolist()]))
         return found
+
+    def searched(
+        self,
+        backbone: Backbone,
+        edits: Sequence[tuple[int, Edit]],
+        beginnings: Sequence[str],
+        *,
+        seed: int,
+    ) -> Values:
+        """The values of all edits; the first site's is the one that is written."""
+        return search(backbone, edits, beginnings, self.values(backbone, self.layers(backbone)[-1]))
 
     def values(self, backbone: Backbone, layer: int) -> Settings:
         """The value search. Its first site is the one whose value is written."""

@@ -95,7 +95,7 @@ class Trainee(ABC):
 
     def optimiser(self) -> torch.optim.Optimizer:
         """Over the module's parameters; a group may have its own `lr`."""
-        return torch.optim.Adam(self.module.parameters(), lr=self.config.lr)
+        return torch.optim.Adam(self.module.parameters(), lr=self.config.lr, fused=True)
 
     def stepped(self) -> None:
         """Called after each update."""

@@ -159,7 +159,8 @@ class Turn:
         pieces, rows = [self.pieces[i] for i in index], self.of_case[list(index)]
         if all(p.stream is not None for p in pieces):
             assert self.floor is not None
-            return replace(_put_together(pieces, self.floor), rows=rows)
+            state = _put_together(pieces, self.floor)
+            return replace(state, rows=rows, same=_same(pieces, rows.tolist(), state.batch.ids))
         batch = _encoded(self.backbone, [p.row for p in pieces], self.eos)
         if self.floor is None or self.floor <= 0:
             return batch
@@ -299,6 +300,24 @@ def _put_together(pieces: Sequence[Piece], floor: int) -> Entered:
         targets=tuple(p.target for p in pieces),
     )
     return Entered(batch, floor, trunk=trunk, stream=stream)
+
+
+def _same(pieces: Sequence[Piece], of_case: Sequence[int], ids_BT: Tensor) -> Tensor | None:
+    """`Entered.same`: questions of one case that begin with the same pictures, up to their end."""
+    rows, columns = ids_BT.shape
+    same = torch.arange(rows * columns, device=ids_BT.device).view(rows, columns)
+    first: dict[tuple[Any, ...], int] = {}
+    found = False
+    for b, piece in enumerate(pieces):
+        image = piece.vision.nonzero()
+        end = int(image[-1]) + 1 if len(image) else 0
+        if not end:
+            continue
+        key = (of_case[b], piece.row.prompt.images, tuple(piece.ids[:end].tolist()))
+        if (twin := first.setdefault(key, b)) != b:
+            same[b, :end] = same[twin, :end]
+            found = True
+    return same if found else None
 
 
 def _joined(name: str, given: tuple[str, Any], pieces: Sequence[Piece]) -> Any:

@@ -13,9 +13,10 @@ from errata.metrics._rules import exact_match, unchanged
 
 
 class Exact(Metric):
-    """`exact`. Unscored: an empty reference, and kinds that need a judge."""
+    """`exact`. Unscored: an empty reference."""
 
     name = "exact"
+    kinds = TARGET_KINDS | LOCALITY_KINDS
 
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
         if probe.kind in TARGET_KINDS:

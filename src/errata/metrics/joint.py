@@ -23,11 +23,12 @@ class Joint(Metric):
     """`joint`. Unscored: cases without one of the three families."""
 
     name = "joint"
+    kinds = RELIABLE | GENERAL | LOCAL
 
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
         if probe.kind in LOCAL:
             return unchanged(before, after)
-        return exact_match(after, probe) if probe.kind in RELIABLE | GENERAL else None
+        return exact_match(after, probe)
 
     def score_case(self, rows: Sequence[Row]) -> Iterator[tuple[str, float | None]]:
         if not any(row.probe.kind in RELIABLE for row in rows):

@@ -9,9 +9,7 @@ Kinds that EasyEdit does not have get no score.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from errata.core.metric import Metric, Row
+from errata.core.metric import Metric
 from errata.core.types import Answer, Probe
 from errata.metrics._rules import PAPER_LOCALITY, PAPER_TARGETS, token_accuracy
 
@@ -22,6 +20,7 @@ class Legacy(Metric):
     """`legacy`. Unscored: locality answers without `top`, which is recorded on request only."""
 
     name = "legacy"
+    kinds = PAPER_TARGETS | PAPER_LOCALITY
 
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
         if probe.kind in PAPER_TARGETS:
@@ -36,7 +35,3 @@ class Legacy(Metric):
             for a, b in zip(old[:k], new[:k], strict=True)
         ]
         return sum(pairs) / len(pairs)
-
-    def score_case(self, rows: Sequence[Row]) -> Iterator[tuple[str, float | None]]:
-        known = PAPER_TARGETS | PAPER_LOCALITY
-        yield from super().score_case([row for row in rows if row.probe.kind in known])

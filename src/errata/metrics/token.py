@@ -19,6 +19,7 @@ class Token(Metric):
     """`token`, and `token_own` for locality kinds. Unscored: answers without teacher forcing."""
 
     name = "token"
+    kinds = TARGET_KINDS | LOCALITY_KINDS
 
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
         if probe.kind in TARGET_KINDS:

@@ -213,6 +213,8 @@ class Adapter(Patch):
         blocks = [int(p.site.split(".")[1]) for p in network.places]
         if int(gate.site.split(".")[1]) > min(blocks):
             self.ahead = gate.site
+        # a row with one edit and no gate has nothing left to decide
+        self.causal = gate.kind == "none" and len(set(bank.owner.tolist())) == len(bank.owner)
         for i, states in enumerate(bank.states):
             self.register_buffer(f"states_{i}", states)
         for name in ("keys", "lengths", "ends", "owner"):
@@ -241,7 +243,8 @@ class Adapter(Patch):
         columns_BN = torch.argsort(wanted_BT.int(), dim=1, descending=True, stable=True)[:, :count]
         index = columns_BN[..., None].expand(-1, -1, y.shape[-1])
         old_BNd = y.gather(1, index)
-        new_BNd = old_BNd + self._change(i, old_BNd.float(), chosen_B).to(y.dtype)
+        change_BNd = self._changes(i, old_BNd.float(), chosen_B, columns_BN, ctx)
+        new_BNd = old_BNd + change_BNd.to(y.dtype)
         live_BN = wanted_BT.gather(1, columns_BN) & open_B.to(y.device)[:, None]
         return y.scatter(1, index, torch.where(live_BN[..., None], new_BNd, old_BNd))
 
@@ -260,6 +263,15 @@ class Adapter(Patch):
         nearest_B = near_BK.gather(1, chosen_B[:, None])[:, 0]
         least = -torch.inf if self.gate.kind == "none" else self.gate.threshold
         return chosen_B, (nearest_B >= least) & nearest_B.isfinite()
+
+    def _changes(
+        self, i: int, x_BNd: Tensor, chosen_B: Tensor, columns_BN: Tensor, ctx: Ctx
+    ) -> Tensor:
+        """`_change`, of rows whose columns are known to be equal once."""
+        if ctx.packed is None:
+            return self._change(i, x_BNd, chosen_B)
+        few, of_row = ctx.packed.distinct(columns_BN)
+        return self._change(i, x_BNd[few], chosen_B.to(few.device)[few])[of_row]
 
     def _change(self, i: int, x_BNd: Tensor, chosen_B: Tensor) -> Tensor:
         attention = self.network.attention[i]

@@ -31,19 +31,22 @@ def no_argument(name: str, argument: str) -> None:
         raise BadSpec(f"protocol '{name}' takes no argument, '{argument}' was given. Write {name}.")
 
 
-def edited_images(case: Case) -> frozenset[str]:
-    """The identity of each image of the case's edit: its hash where known, else its address."""
-    return frozenset(image.sha256 or image.uri for image in case.edit.prompt.images)
+def edited_things(case: Case) -> frozenset[str]:
+    """What is edited: the images by hash, else address; without an image, the subject."""
+    images = frozenset(image.sha256 or image.uri for image in case.edit.prompt.images)
+    if images or not case.edit.subject:
+        return images
+    return frozenset({f"subject {case.edit.subject.casefold()}"})
 
 
 def most_windows(cases: Sequence[Case], size: int) -> int:
-    """The largest number of windows of `size` cases in which no image comes twice."""
+    """The largest number of windows of `size` cases in which nothing comes twice."""
     counts: dict[frozenset[str], int] = {}
     free = 0
     for case in cases:
-        images = edited_images(case)
-        if images:
-            counts[images] = counts.get(images, 0) + 1
+        things = edited_things(case)
+        if things:
+            counts[things] = counts.get(things, 0) + 1
         else:
             free += 1
     for windows in range(len(cases) // size, 0, -1):
@@ -53,23 +56,23 @@ def most_windows(cases: Sequence[Case], size: int) -> int:
 
 
 def deal(cases: Sequence[Case], windows: Sequence[Window], size: int, rng: random.Random) -> None:
-    """Adds up to `size` shuffled cases to each window, no image twice in one window.
+    """Adds up to `size` shuffled cases to each window, no image or subject twice in one window.
 
-    Cases that share an image are dealt one after another, each to the emptiest window that may take
+    Cases that share one are dealt one after another, each to the emptiest window that may take
     it: loads then never differ by more than one, so `most_windows` windows are filled.
     """
     groups: dict[frozenset[str], list[Case]] = {}
     for case in rng.sample(list(cases), len(cases)):
-        groups.setdefault(edited_images(case) or frozenset({f"case {case.id}"}), []).append(case)
+        groups.setdefault(edited_things(case) or frozenset({f"case {case.id}"}), []).append(case)
     loads = [0] * len(windows)
-    seen: list[set[str]] = [{i for c in w for i in edited_images(c)} for w in windows]
+    seen: list[set[str]] = [{t for c in w for t in edited_things(c)} for w in windows]
     for case in (c for group in groups.values() for c in group):
-        images = edited_images(case)
-        open_ = [i for i, load in enumerate(loads) if load < size and not images & seen[i]]
+        things = edited_things(case)
+        open_ = [i for i, load in enumerate(loads) if load < size and not things & seen[i]]
         if open_:
             i = min(open_, key=loads.__getitem__)
             windows[i].append(case)
-            seen[i] |= images
+            seen[i] |= things
             loads[i] += 1
 
 
@@ -88,7 +91,8 @@ def complete(
     full = [rng.sample(w, size) for w in windows if len(w) == size]
     if not full:
         raise BadSpec(
-            f"protocol '{spec}' needs at least {size} cases with different images; {have}. "
+            f"protocol '{spec}' needs at least {size} cases with different images (without images: "
+            f"subjects); {have}. "
             "Raise --limit or choose a smaller size."
         )
     return full

@@ -11,21 +11,15 @@ from errata.core import registry
 from errata.core.errors import BadImage
 from errata.core.metric import Metric
 from errata.core.runfolder import RunFolder, read_run
-from errata.core.types import LOCALITY_KINDS, Answer, Case, Image, Probe, Prompt
+from errata.core.types import DRAWN_KINDS, LOCALITY_KINDS, Answer, Case, Image, Probe, Prompt
 from errata.report.results import Result, Setting
+from errata.report.strips import Picture, Strip, Told, strips
 from errata.report.tables import COLUMNS
 
+#: An album with pictures that were drawn shows fewer cases: each has dozens of pictures.
+DRAWN = 24
 SIDE = 160
 """Larger pictures are scaled down to this many pixels, and to 256 colours: they are thumbnails."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """`data` is a PNG data URI, or None with the reason in `problem`."""
-
-    uri: str
-    data: str | None
-    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +69,7 @@ class Card:
     task: str
     origin: str
     questions: tuple[Question, ...]
+    strips: tuple[Strip, ...] = ()
 
 
 @dataclass(slots=True)
@@ -83,6 +78,10 @@ class _Album:
 
     where: str
     runs: list[tuple[Setting, Result, RunFolder]] = field(default_factory=list)
+
+    @property
+    def draws(self) -> bool:
+        return any(a.images for _, _, run in self.runs for a in run.answers.values())
 
 
 def cards(settings: Sequence[Setting], limit: int) -> tuple[list[Card], int]:
@@ -102,9 +101,10 @@ def cards(settings: Sequence[Setting], limit: int) -> tuple[list[Card], int]:
     found: list[Card] = []
     total = 0
     for album in albums.values():
-        chosen, available = _choose(album, share)
+        most = min(share, DRAWN) if album.draws else share
+        chosen, available = _choose(album, most)
         total += available
-        pictures = _Pictures()
+        pictures = Pictures()
         found += [_card(case, album, exact, pictures) for case in chosen]
     return found[:limit], total
 
@@ -122,7 +122,7 @@ def _choose(album: _Album, limit: int) -> tuple[list[Case], int]:
     return [pool[i * len(pool) // limit] for i in range(limit)], len(seen)
 
 
-def _card(case: Case, album: _Album, exact: Metric, pictures: _Pictures) -> Card:
+def _card(case: Case, album: _Album, exact: Metric, pictures: Pictures) -> Card:
     edit = case.edit
     shown = frozenset(image.uri for image in edit.prompt.images)
     return Card(
@@ -135,13 +135,20 @@ def _card(case: Case, album: _Album, exact: Metric, pictures: _Pictures) -> Card
         task=case.task,
         origin=case.origin,
         questions=tuple(_questions(case, album, exact, pictures, shown)),
+        strips=strips(
+            case,
+            [Told(result.label, setting.protocol, run) for setting, result, run in album.runs],
+            pictures.one,
+        ),
     )
 
 
 def _questions(
-    case: Case, album: _Album, exact: Metric, pictures: _Pictures, shown: frozenset[str]
+    case: Case, album: _Album, exact: Metric, pictures: Pictures, shown: frozenset[str]
 ) -> Iterator[Question]:
     for probe in case.probes:
+        if probe.kind in DRAWN_KINDS:
+            continue
         before: Answer | None = None
         said = []
         for setting, result, run in album.runs:
@@ -184,16 +191,16 @@ def _said(
     )
 
 
-class _Pictures:
+class Pictures:
     """Thumbnails by address, each made once."""
 
     def __init__(self) -> None:
         self._known: dict[Image, Picture] = {}
 
     def of(self, prompt: Prompt) -> tuple[Picture, ...]:
-        return tuple(self._one(image) for image in prompt.images)
+        return tuple(self.one(image) for image in prompt.images)
 
-    def _one(self, image: Image) -> Picture:
+    def one(self, image: Image) -> Picture:
         if image not in self._known:
             self._known[image] = thumbnail(image)
         return self._known[image]

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from errata.core.record import dumps, write_bytes
 from errata.report import charts
+from errata.report.drawn import CONTROLS, studies
 from errata.report.gallery import cards
 from errata.report.looks import Look, read_looks
 from errata.report.results import Setting, read_settings
@@ -63,6 +64,8 @@ def render_report(
     return env.get_template("report.html.jinja").render(
         title=title or (_title(settings) if settings else _looks_title(looks)),
         settings=settings,
+        studies=studies(settings),
+        controls=CONTROLS,
         looks=looks,
         seeds=_distinct(str(r.manifest.get("seed", "–")) for s in settings for r in s.results),
         scorers=SCORERS,

@@ -1,4 +1,7 @@
-"""Folders that `errata analyze` wrote, for the report: pictures as data, numbers as tables."""
+"""Folders that `errata analyze` or `report --plots` wrote, for the report.
+
+Pictures become data, numbers tables.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One analysis. `about` says what was looked at, as the folder's JSON file does."""
+    """One analysis, or runs over a setting. `about`: what was looked at, as its JSON file says."""
 
     slug: str
     name: str
@@ -56,6 +59,10 @@ class Look:
     def command(self) -> str:
         """The command that makes these pictures again."""
         a = self.about
+        if "varied" in a:
+            words = ["errata", "report", *map(str, a.get("runs", ()))]
+            words += [w for v in a["varied"] for w in ("--vary", str(v))]
+            return shlex.join([*words, "--scorer", str(a.get("scorer")), "--plots", self.folder])
         words = ["errata", "analyze", self.name, self.backbone]
         if isinstance(editor := a.get("editor"), Mapping):
             words += ["--editor", str(editor.get("name"))]
@@ -86,7 +93,7 @@ def read_looks(folders: Sequence[Path]) -> list[Look]:
     for folder in dict.fromkeys(folders):
         here = [
             (path, told) for path in sorted(folder.glob("*.json"))
-            if isinstance(told := _told(path), dict) and "analysis" in told
+            if isinstance(told := _told(path), dict) and ("analysis" in told or "varied" in told)
         ]  # fmt: skip
         if not here:
             raise BadRun(f"{folder} holds no analysis. Give a folder that `errata analyze` wrote.")
@@ -96,7 +103,7 @@ def read_looks(folders: Sequence[Path]) -> list[Look]:
             found.append(
                 Look(
                     f"a{len(found)}",
-                    str(told["analysis"]),
+                    str(told.get("analysis") or f"over {' and '.join(told['varied'])}"),
                     told,
                     tuple(map(str, told.get("said", ()))),
                     tuple(_picture(folder, f) for f in told["figures"]),

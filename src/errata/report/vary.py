@@ -5,6 +5,9 @@ at its own (default) value of the first one that its editor has; an editor that 
 a horizontal line. Runs whose other settings are equal make one series. Numbers make lines, with
 words among them (`alpha=query`) as horizontal lines; words alone make bars.
 
+A setting that was passed as null is switched off, so that `text_layer=3, visual_layer=null` lies at
+3 of the first. Two settings that are both varied make a grid instead, see `errata.report.grid`.
+
 Intervals are those of each run alone; `errata compare` gives paired differences.
 """
 
@@ -70,19 +73,19 @@ def varied(runs: Sequence[Path], names: Sequence[str], scorer: str = "exact") ->
         suffix = f"-{setting.slug}" if len(settings) > 1 else ""
         stem = f"vary-{'-'.join(names)}{suffix}"
         figures.append(_figure(stem, setting, places, names, scorer))
-        tables.append(_table(stem, places, scorer))
+        tables.append(table(stem, places, scorer))
     return Findings(tuple(figures), tuple(tables))
 
 
 def _places(setting: Setting, names: Sequence[str]) -> list[Place]:
     found = [_place(r, names) for r in setting.results]
     if not any(p.name for p in found):
-        has = sorted({k for r in setting.results for k in _config(r)})
+        has = sorted({k for r in setting.results for k in config_of(r)})
         raise BadSpec(
             f"no editor of these runs has a setting {' or '.join(repr(n) for n in names)}. "
             f"Theirs: {', '.join(has) or 'none'}."
         )
-    found = _named(found, names)
+    found = named(found, names)
     at: dict[tuple[str, str, str], Place] = {}
     for p in found:
         key = (p.series, p.name, str(p.value))
@@ -95,14 +98,14 @@ def _places(setting: Setting, names: Sequence[str]) -> list[Place]:
     return found
 
 
-def _config(result: Result) -> Mapping[str, Any]:
+def config_of(result: Result) -> Mapping[str, Any]:
     config = result.manifest.get("config")
     return config if isinstance(config, Mapping) else {}
 
 
 def _place(result: Result, names: Sequence[str]) -> Place:
-    config = _config(result)
-    passed = [n for n in names if n in result.arguments]
+    config = config_of(result)
+    passed = [n for n in names if result.arguments.get(n) is not None]
     if len(passed) > 1:
         raise BadSpec(
             f"{result.path} was passed {' and '.join(passed)}, so it lies at no single place. Vary "
@@ -114,11 +117,11 @@ def _place(result: Result, names: Sequence[str]) -> Place:
     return Place(result, "", own[0], config.get(own[0], result.arguments.get(own[0])))
 
 
-def _named(places: Sequence[Place], names: Sequence[str]) -> list[Place]:
+def named(places: Sequence[Place], names: Sequence[str]) -> list[Place]:
     """The places with a label per series: the editor, then what tells its series apart."""
 
     def rest(p: Place) -> dict[str, Any]:
-        return {k: v for k, v in _config(p.result).items() if k not in names}
+        return {k: v for k, v in config_of(p.result).items() if k not in names}
 
     out = []
     for p in places:
@@ -127,7 +130,10 @@ def _named(places: Sequence[Place], names: Sequence[str]) -> list[Place]:
         tells = [k for k in mine if len({json.dumps(o.get(k)) for o in others}) > 1]
         words = ", ".join(f"{k}={mine[k]}" for k in tells)
         out.append(replace(p, series=f"{p.result.editor} {words}".strip()))
-    return out
+    at: dict[str, set[str]] = {}
+    for p in out:
+        at.setdefault(p.series, set()).add(p.name)
+    return [replace(p, series=f"{p.series} {p.name}") if len(at[p.series]) > 1 else p for p in out]
 
 
 def _figure(
@@ -197,7 +203,7 @@ def _bars(kind: str, places: Sequence[Place], scorer: str) -> Panel:
     return Bars(COLUMNS[kind][0], rows, notes=_notes(kind, places, scorer))
 
 
-def _table(stem: str, places: Sequence[Place], scorer: str) -> Table:
+def table(stem: str, places: Sequence[Place], scorer: str) -> Table:
     columns = (
         *("series", "editor", "setting", "setting_value", "kind", "scorer"),
         *("value", "low", "high", "n", "units", "unscored", "run"),

@@ -59,7 +59,7 @@ def compare_runs(a: Path, b: Path, metrics: Sequence[str] | None = None) -> dict
     run_a, run_b = read_run(a), read_run(b)
     _check_cases(run_a, run_b)
     _check_before(run_a, run_b)
-    scorers = load_metrics(metrics)
+    scorers = load_metrics(metrics, run_a, run_b)
     sheet_a, sheet_b = read_sheet(run_a, scorers), read_sheet(run_b, scorers)
     unit_of = _units(run_a, run_b)
     boot = Bootstrap(sorted(set(unit_of.values())))

@@ -22,9 +22,11 @@ from errata.core.backbone import Backbone
 from errata.core.benchmark import BenchmarkSpec
 from errata.core.editor import Editor, State
 from errata.core.errors import BadRun
+from errata.core.judge import Judge
 from errata.core.protocol import Protocol, Unit
-from errata.core.types import Answer, to_json
-from errata.runs import score
+from errata.core.types import Answer, Case, to_json
+from errata.runs import judging, score
+from errata.runs.drawing import SEEDS, Easel
 from errata.runs.plan import Plan, make_plan, plan_json, protocol_of, select
 from errata.runs.units import Clock, Runner, Track
 
@@ -63,18 +65,26 @@ def bench(
     legacy: bool = False,
     metrics: Sequence[str] | None = None,
     keep_patches: bool = False,
+    image_seeds: int = SEEDS,
     command: str = "",
     progress: Progress | None = None,
 ) -> Path:
     """Runs `editor` on `benchmark` under `protocol` into the folder `out`, and scores it.
 
-    Resumes what is there.
+    Resumes what is there. image_seeds: pictures per question, for a protocol that draws.
     """
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
     editor = editor.for_backbone(backbone)
     started = time.perf_counter()
     selection = select(
-        backbone, spec, seed=seed, limit=limit, root=root, legacy=legacy, progress=progress
+        backbone,
+        spec,
+        seed=seed,
+        limit=limit,
+        root=root,
+        draws=order.draws,
+        legacy=legacy,
+        progress=progress,
     )
     plan = make_plan(selection, spec, order, rows=rows, seed=seed)
     before_seconds = time.perf_counter() - started
@@ -89,6 +99,7 @@ def bench(
         rows=rows,
         legacy=legacy,
         data_sha256=plan.data,
+        **({"image_seeds": image_seeds} if order.draws else {}),
     )
     _open(out, settings, plan, selection.before, command)
     done = _resume(out, plan)
@@ -100,7 +111,10 @@ def bench(
         )
         prepare_seconds = time.perf_counter() - started
     before = {(a.case, a.probe): a for a in selection.before}
-    runner = Runner(backbone, editor, state, order, plan.panel, before, seed=seed, legacy=legacy)
+    easel = Easel(out, range(image_seeds)) if order.draws else None
+    runner = Runner(
+        backbone, editor, state, order, plan.panel, before, seed=seed, legacy=legacy, easel=easel
+    )
     for unit in plan.units[len(done) :]:
         if progress is not None:
             progress("editing and asking", len(done), len(plan.units))
@@ -111,8 +125,18 @@ def bench(
     if progress is not None:
         progress("editing and asking", len(done), len(plan.units))
     _write_timing(out, done, before_seconds, prepare_seconds)
+    if order.draws and (judge := own_judge(spec, plan.cases)):
+        judging.judge_run(out, judge, progress=progress)
     score.score_run(out, list(metrics) if metrics else None)
     return out
+
+
+def own_judge(spec: BenchmarkSpec, cases: Sequence[Case]) -> Judge | None:
+    """The judge that the benchmark names for the tasks of these cases, if it is one for all."""
+    benchmark = registry.load("benchmarks", spec.name)()
+    names = {str(benchmark.judge(case.task)) for case in cases}
+    name = names.pop() if len(names) == 1 else ""
+    return registry.load("judges", name)() if name else None
 
 
 def prepared(
@@ -209,10 +233,13 @@ def _sweep(out: Path) -> None:
         "done.jsonl",
         "scores.json",
         "timing.json",
+        "judging.json",
     )
     for name in names:
         for left in out.glob(f".{name}.*"):
             left.unlink(missing_ok=True)
+    for left in out.glob("images/*/.*.png.*"):
+        left.unlink(missing_ok=True)
 
 
 def from_plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ A benchmark yields candidates. The plan asks all their probes once, keeps a case
 for this backbone (counterfactual: the base says the old answer; correction: it does not say the
 target), drops single probes that could not tell anything (a locality probe whose before-answer is
 the target, a portability probe whose hop the base does not know), and records every drop with its
-reason.
+reason. Nothing is drawn for a plan: a protocol that draws has its own controls.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any
 from errata.core import registry
 from errata.core.backbone import Backbone
 from errata.core.benchmark import BenchmarkSpec
-from errata.core.errors import BadEdit, BadImage, BadSpec
+from errata.core.errors import BadBackbone, BadEdit, BadImage, BadSpec
 from errata.core.images import hash_image, split_uri
-from errata.core.patch import versions
 from errata.core.protocol import Ask, Protocol, Unit
 from errata.core.text import normalise
 from errata.core.types import (
+    DRAWN_KINDS,
     LOCALITY_KINDS,
+    MAIN_KINDS,
     Answer,
     Case,
     Image,
@@ -37,7 +38,7 @@ from errata.core.types import (
     to_json,
 )
 from errata.runs import cache
-from errata.runs.asking import BATCH, EXTRA, Asked, ask_all, too_long
+from errata.runs.asking import Asked, ask_all, too_long, unedited
 
 VERSION = 1
 BLOCK = 32  # cases asked together; part of what makes a plan reproducible
@@ -83,15 +84,19 @@ def select(
     seed: int,
     limit: int | None,
     root: Path | None,
+    draws: bool = False,
     legacy: bool = False,
     progress: Progress | None = None,
 ) -> Selection:
     """Asks candidates in seeded order until `limit` cases are found.
 
-    Cached by model, data and settings.
+    draws: whether the protocol draws; if not, drawn probes are dropped. Cached by model, data and
+    settings. Raises BadSpec, BadBackbone.
     """
     benchmark = registry.load("benchmarks", spec.name)()
     loaded = benchmark.load(spec, root=root, seed=seed)
+    if draws:
+        _check_draws(backbone, spec, loaded.cases)
     panel = tuple(benchmark.panel(spec, root=root))
     order = random.Random(f"{seed}|{spec}").sample(range(len(loaded.cases)), len(loaded.cases))
     candidates = [loaded.cases[i] for i in order]
@@ -99,27 +104,29 @@ def select(
     key = digest(
         [
             VERSION,
-            versions(),
-            [BATCH, EXTRA, BLOCK],
-            backbone.fingerprint(),
-            str(backbone.dtype),
-            backbone.device_of("").type,
+            BLOCK,
+            *unedited(backbone),
             benchmark.version,
             [to_json(p) for p in panel],
             _files(candidates),
-            getattr(backbone, "style", ""),
             str(spec),
             data,
             seed,
             limit or 0,
+            int(draws),
             int(legacy),
         ]
     )
     stored = cache.load(key)
     if stored is not None:
         return _from_json(stored)
+    undrawn: tuple[Skip, ...] = ()
+    if not draws:
+        candidates, undrawn = _without_drawn(candidates)
     made = _ask_candidates(backbone, candidates, panel, limit, legacy, progress)
-    selection = replace(made, dropped=(*loaded.skipped, *made.dropped), data=data)
+    planned = {c.id for c in made.cases}
+    undrawn = tuple(s for s in undrawn if s.id.partition("/")[0] in planned)
+    selection = replace(made, dropped=(*loaded.skipped, *made.dropped, *undrawn), data=data)
     if not selection.cases:
         raise BadSpec(
             f"no case of {spec} is usable on {backbone.name}: {len(candidates)} candidates, "
@@ -129,6 +136,30 @@ def select(
         )
     cache.store(key, _to_json(selection))
     return selection
+
+
+def _check_draws(backbone: Backbone, spec: BenchmarkSpec, cases: Sequence[Case]) -> None:
+    if not any(p.kind in DRAWN_KINDS for case in cases for p in case.probes):
+        raise BadSpec(
+            f"benchmark {spec} has nothing to draw. Choose another protocol, such as "
+            "sequential:10, or a benchmark with pictures to draw, such as unike_umm."
+        )
+    if "draw" not in backbone.capabilities:
+        raise BadBackbone(
+            f"{backbone.name} draws no pictures, which this protocol asks for. Choose a model that "
+            "does, such as micro-umm, or another protocol, such as sequential:10."
+        )
+
+
+def _without_drawn(cases: Sequence[Case]) -> tuple[list[Case], tuple[Skip, ...]]:
+    """The cases without what a protocol that draws nothing cannot ask."""
+    why = "this protocol draws no pictures"
+    skips = [
+        Skip(f"{case.id}/{p.id}", why) for case in cases for p in case.probes
+        if p.kind in DRAWN_KINDS
+    ]  # fmt: skip
+    kept = [c.with_probes(tuple(p for p in c.probes if p.kind not in DRAWN_KINDS)) for c in cases]
+    return kept, tuple(skips)
 
 
 def _files(cases: Sequence[Case]) -> str:
@@ -177,7 +208,7 @@ def _ask_candidates(
             dropped += why
             if kept is not None and len(cases) < wanted:
                 cases.append(kept)
-                before += [answers[kept.id, p.id] for p in kept.probes]
+                before += [answers[kept.id, p.id] for p in kept.probes if p.kind not in DRAWN_KINDS]
         if progress is not None:
             progress("asking the unedited model", min(len(cases), wanted), wanted)
     asked = [Asked(Ask("panel", p)) for p in panel]
@@ -189,6 +220,8 @@ def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
     """The case with image hashes and without unaskable probes; None for an unusable edit."""
     if not case.edit.target.strip():
         return None, [Skip(case.id, "empty target")]
+    if case.main is None:
+        return None, [Skip(case.id, "no probe asks the edit's own prompt")]
     edit_probe = Probe("edit", case.edit.prompt, "reliability", reference=case.edit.target)
     try:
         edit = replace(case.edit, prompt=_hashed(case.edit.prompt))
@@ -208,8 +241,8 @@ def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
             skips.append(Skip(f"{case.id}/{probe.id}", reason))
         else:
             probes.append(whole)
-    if not any(p.kind == "reliability" for p in probes):
-        return None, [*skips, Skip(case.id, "its reliability probe cannot be asked")]
+    if not any(p.kind in MAIN_KINDS for p in probes):
+        return None, [*skips, Skip(case.id, f"its {case.main.kind} probe cannot be asked")]
     return replace(case, edit=edit, probes=tuple(probes)), skips
 
 
@@ -229,6 +262,8 @@ def _answers(
     asked = []
     for case in cases:
         for p in case.probes:
+            if p.kind in DRAWN_KINDS:
+                continue
             asked.append(Asked(Ask(case.id, p)))
             if p.hop is not None:
                 hop = Probe(f"{p.id}/hop", p.hop.prompt, "portability", reference=p.hop.reference)
@@ -238,7 +273,8 @@ def _answers(
 
 def judge(case: Case, answers: Mapping[tuple[str, str], Answer]) -> tuple[Case | None, list[Skip]]:
     """The case with the probes that count on this backbone, or None; and why others are out."""
-    main = next(p for p in case.probes if p.kind == "reliability")
+    main = case.main
+    assert main is not None, case.id
     said = answers[case.id, main.id]
     target = case.edit.target
     if said.stopped and _equal(said.text, target):
@@ -253,6 +289,9 @@ def judge(case: Case, answers: Mapping[tuple[str, str], Answer]) -> tuple[Case |
         ]
     probes, skips = [], []
     for p in case.probes:
+        if p.kind in DRAWN_KINDS:
+            probes.append(p)
+            continue
         own = answers[case.id, p.id]
         why = ""
         if p.kind in LOCALITY_KINDS and _equal(own.text, target):
@@ -304,11 +343,13 @@ def make_plan(
 
 
 def _base(cases: Sequence[Case], selection: Selection) -> dict[str, Any]:
-    """How often the unedited model gives the reference, per kind and group."""
+    """How often the unedited model gives the reference, per kind and group; not of free texts."""
     answers = {(a.case, a.probe): a for a in selection.before}
     hits: dict[str, list[bool]] = defaultdict(list)
     for case, probes in [*((c.id, c.probes) for c in cases), ("panel", selection.panel)]:
         for p in probes:
+            if p.cap or p.kind in DRAWN_KINDS:
+                continue
             a = answers[case, p.id]
             hits[p.kind + (f"/{p.group}" if p.group else "")].append(
                 a.stopped and _equal(a.text, p.reference)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from errata.core.bootstrap import DIGITS, RESAMPLES, SEED, Bootstrap, Estimate
-from errata.core.record import write_json
-from errata.core.runfolder import Asked, RunFolder, read_run
+from errata.core.record import read_json, write_json
+from errata.core.runfolder import Asked, RunFolder, judge_of, read_run
 from errata.core.types import TARGET_KINDS
 from errata.runs.sheet import (
     MEAN_SCORERS,
@@ -32,18 +32,21 @@ SCHEMA = 1
 def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]:
     """Scores a complete run, writes `scores.json`, and returns its content.
 
-    `metrics` are scored besides exact, token and joint. `metrics` in the result maps
-    `<kind>[/<group>].<scorer>[@own]` to {value, n, units, unscored, ci95, base}: n and unscored
+    `metrics` are scored besides the default ones. `metrics` in the result maps
+    `<kind>[/<group>].<scorer>[@<tag>]` to {value, n, units, unscored, ci95, base}: n and unscored
     count cases (for `retention`, lanes), `units` the independent lanes that ci95 is resampled over;
-    base is the untouched model's accuracy on the same references. Raises BadRun, UnknownName.
+    base is the untouched model's accuracy on the same references. `by_part` has the same for the
+    cases of each part, `macro` the mean over the parts with equal weight; in `metrics` every case
+    has equal weight. Raises BadRun, UnknownName.
     """
-    scorers = load_metrics(metrics)
     folder = read_run(run)
+    scorers = load_metrics(metrics, folder)
     sheet = read_sheet(folder, scorers)
     boot = Bootstrap(list(folder.lanes))
     origins = sorted({case.origin for case in folder.cases.values()})
     after = folder.asked()
-    data = {
+    parts = _parts(folder)
+    data: dict[str, Any] = {
         "schema": SCHEMA,
         "cases": sum(map(len, folder.lanes.values())),
         "units": len(folder.lanes),
@@ -53,10 +56,29 @@ def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]
         "by_origin": {origin: summarise(select(sheet, _from(origin)), boot) for origin in origins},
         "by_position": by_position(sheet, folder),
         "capped": _capped(after),
-        "unscored_because": dict(Counter(filter(None, map(unscored_reason, after)))),
+        "unscored_because": _reasons(after),
     }
+    if parts:
+        sheets = {
+            name: {value: select(sheet, _among(ids)) for value, ids in values.items()}
+            for name, values in parts.items()
+        }
+        data["by_part"] = {
+            name: {value: summarise(part, boot) for value, part in found.items()}
+            for name, found in sheets.items()
+        }
+        data["macro"] = {name: macro(list(found.values()), boot) for name, found in sheets.items()}
+    if judge := judge_of(run):
+        data["judge"] = judge
     write_json(run / "scores.json", data)
     return data
+
+
+def rescore(run: Path) -> dict[str, Any]:
+    """As `score_run`, with the metrics that the run was scored by before."""
+    path = run / "scores.json"
+    known = read_json(path).get("scorers", {}) if path.exists() else {}
+    return score_run(run, list(known))
 
 
 def summarise(sheet: Sheet, boot: Bootstrap) -> dict[str, dict[str, Any]]:
@@ -75,6 +97,28 @@ def summarise(sheet: Sheet, boot: Bootstrap) -> dict[str, dict[str, Any]]:
                     out[Column(mean, scorer, tag).key()] = _mean_of_kinds(
                         [groups for groups in kinds if groups], boot
                     )
+    return out
+
+
+def _parts(run: RunFolder) -> dict[str, dict[str, set[str]]]:
+    """Part -> value -> the cases of it, sorted by name."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for case in run.cases.values():
+        for name, value in case.parts:
+            found.setdefault(name, {}).setdefault(value, set()).add(case.id)
+    return {name: dict(sorted(values.items())) for name, values in sorted(found.items())}
+
+
+def macro(parts: Sequence[Sheet], boot: Bootstrap) -> dict[str, dict[str, Any]]:
+    """Every entry as the mean over `parts`, whatever their sizes."""
+    out: dict[str, dict[str, Any]] = {}
+    for column in dict.fromkeys(c for part in parts for c in part):
+        held = [part[column] for part in parts if column in part]
+        for group in dict.fromkeys(g for groups in held for g in groups):
+            cells = [groups[group] for groups in held if group in groups]
+            if group:
+                out[column.key(group)] = _entry(cells, [1.0] * len(cells), boot)
+        out[column.key()] = _mean_of_kinds(held, boot)
     return out
 
 
@@ -159,6 +203,23 @@ def _capped(after: Sequence[Asked]) -> dict[str, int]:
             if row.probe.kind in TARGET_KINDS and not row.after.stopped
         )
     )
+
+
+def _reasons(after: Sequence[Asked]) -> dict[str, int]:
+    """Why cases are unscored, and why single pictures are missing; with their number."""
+    found = Counter(filter(None, map(unscored_reason, after)))
+    for asked in after:
+        if unscored_reason(asked) is None:
+            found.update(
+                str(row.after.notes["unscored"])
+                for row in asked.rows
+                if row.after.notes.get("unscored")
+            )
+    return dict(found)
+
+
+def _among(cases: set[str]) -> Callable[[Asked], bool]:
+    return lambda asked: asked.case in cases
 
 
 def _from(origin: str) -> Callable[[Asked], bool]:

@@ -9,9 +9,11 @@ from typing import NamedTuple
 from errata.core import registry
 from errata.core.metric import Metric, Row
 from errata.core.runfolder import Asked, RunFolder
+from errata.core.types import DRAWN_KINDS, Kind
 
-DEFAULT_METRICS = ("exact", "token", "joint")
-TAGS = ("", "own")
+DEFAULT_METRICS = ("exact", "token", "joint", "first_token", "word", "judge")
+#: after the last edit, after the own edit, and the controls of protocols that draw
+TAGS = ("", "own", "pre", "oracle", "ceiling")
 FIVE = ("reliability", "t_generality", "m_generality", "t_locality", "m_locality")
 #: means over kinds, each kind with the same weight: the papers' five, and with near locality
 MEANS = {"mean5": FIVE, "mean6": (*FIVE, "near_locality")}
@@ -51,18 +53,28 @@ Sheet = dict[Column, Groups]
 """column -> group -> case -> cell"""
 
 
-def load_metrics(names: Sequence[str] | None) -> list[Metric]:
-    """The default metrics and those asked for, once each. Raises UnknownName."""
-    wanted = dict.fromkeys((*DEFAULT_METRICS, *(names or ())))
-    return [registry.load("metrics", name)() for name in wanted]
+def load_metrics(names: Sequence[str] | None, *runs: RunFolder) -> list[Metric]:
+    """The default metrics that score anything in `runs`, and those asked for, once each.
+
+    Raises UnknownName.
+    """
+    kinds = {p.kind for run in runs for case in run.cases.values() for p in case.probes}
+    kinds |= {p.kind for run in runs for p in run.panel}
+    asked = [registry.load("metrics", name) for name in names or ()]
+    usual = [registry.load("metrics", name) for name in DEFAULT_METRICS]
+    wanted = dict.fromkeys((*(m for m in usual if m.kinds & kinds), *asked))
+    return [metric() for metric in wanted]
 
 
 def unscored_reason(asked: Asked) -> str | None:
     """Why nothing of a case may be scored, as the runner noted it (an edit that failed, say).
 
-    A runner sets `notes["unscored"]` on the answers that it could not get.
+    A runner sets `notes["unscored"]` on the answers that it could not get. A picture that could not
+    be drawn leaves the rest of its case as it is.
     """
     for row in asked.rows:
+        if row.probe.kind in DRAWN_KINDS:
+            continue
         if reason := row.after.notes.get("unscored") or row.before.notes.get("unscored"):
             return str(reason)
     return None
@@ -95,7 +107,12 @@ def _add(sheet: Sheet, metric: Metric, asked: Asked, tag: str) -> None:
 
 def base_score(metric: Metric, row: Row) -> float | None:
     """How well the untouched model already answers the reference, by the metric's own rule."""
-    return metric.score(row.before, row.before, replace(row.probe, kind="reliability"))
+    kind: Kind = "reliability"
+    if row.probe.kind in DRAWN_KINDS:
+        kind = "vqa"
+    elif row.probe.kind == "reasoning":
+        kind = "reasoning"
+    return metric.score(row.before, row.before, replace(row.probe, kind=kind))
 
 
 def select(sheet: Sheet, keep: Callable[[Asked], bool]) -> Sheet:

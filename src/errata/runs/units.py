@@ -16,10 +16,11 @@ from errata.core.editor import Editor, Found, State
 from errata.core.errors import BadEdit, BadImage, NotFinite, TooLong
 from errata.core.patch import Patch
 from errata.core.protocol import Ask, Lane, Protocol, Step, Unit
-from errata.core.types import Answer, Edit, Probe
+from errata.core.types import Answer, Edit, Probe, digest, to_json
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
-from errata.runs.asking import Asked, ask_all, unscored
+from errata.runs.asking import Asked, ask_all, unedited, unscored
+from errata.runs.drawing import Easel
 
 #: what is wrong with one edit, as opposed to the run
 EDIT_ERRORS = (BadEdit, BadImage, NotFinite, TooLong)
@@ -62,9 +63,11 @@ class Runner:
         *,
         seed: int,
         legacy: bool = False,
+        easel: Easel | None = None,
     ) -> None:
         self.backbone, self.editor, self.state, self.protocol = backbone, editor, state, protocol
         self.panel, self.before, self.seed, self.legacy = panel, before, seed, legacy
+        self.easel = easel
 
     def run(self, unit: Unit) -> tuple[list[Answer], Clock, list[Track]]:
         """Answers of all steps in order, times, and each lane's last patch."""
@@ -90,8 +93,11 @@ class Runner:
         if step.on == "clean":
             for track in tracks:
                 track.patch, track.state = None, self.state
-        found = self._find([t.edits for t in step.turns], tracks)
-        for track, turn, one in zip(tracks, step.turns, found, strict=True):
+        made = [(t, turn) for t, turn in zip(tracks, step.turns, strict=True) if turn.edits]
+        if not made:
+            return
+        found = self._find([turn.edits for _, turn in made], [t for t, _ in made])
+        for (track, turn), one in zip(made, found, strict=True):
             if isinstance(one, str):
                 ids = [c.id for c in track.lane.cases if c.edit in turn.edits]
                 track.failed.update(dict.fromkeys(ids, one))
@@ -123,13 +129,42 @@ class Runner:
         started = time.perf_counter()
         asks = [(a, row) for row, turn in enumerate(step.turns) for a in turn.asks]
         put = [Asked(a, row) for a, row in asks if a.case not in tracks[row].failed]
-        with self.backbone.applied(_rows(tracks)):
-            answers = iter(
-                ask_all(self.backbone, put, step=number, before=self.before, legacy=self.legacy)
-            )
+        kept = self._controls(put, number) if all(t.patch is None for t in tracks) else None
+        answers = iter(kept if kept is not None else self._put(put, tracks, number))
         clock.ask += time.perf_counter() - started
         clock.asked += len(put)
         return [_lost(a, number, tracks[row]) or next(answers) for a, row in asks]
+
+    def _put(self, put: Sequence[Asked], tracks: Sequence[Track], number: int) -> list[Answer]:
+        with self.backbone.applied(_rows(tracks) if tracks else None):
+            return ask_all(
+                self.backbone,
+                put,
+                step=number,
+                before=self.before,
+                legacy=self.legacy,
+                easel=self.easel,
+            )
+
+    def _controls(self, put: Sequence[Asked], number: int) -> list[Answer] | None:
+        """Answers of the untouched model, which another run on it may have got already."""
+        if self.easel is None or not put:
+            return None
+        asks = [one.ask for one in put]
+        key = digest([*unedited(self.backbone), *self._settings(), [_plain(a) for a in asks]])
+        known = self.easel.recall(key, asks, number)
+        if known is None:
+            known = self._put(put, [], number)
+            self.easel.remember(key, known)
+        return known
+
+    def _settings(self) -> list[object]:
+        assert self.easel is not None
+        return [list(self.easel.seeds), self.easel.batch, int(self.legacy)]
+
+
+def _plain(ask: Ask) -> list[object]:
+    return [ask.case, to_json(ask.probe), ask.tag]
 
 
 def _lost(ask: Ask, number: int, track: Track) -> Answer | None:

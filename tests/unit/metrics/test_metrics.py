@@ -36,7 +36,9 @@ BEFORE = said("blue", (9,))
 
 
 def test_names() -> None:
-    assert registry.names("metrics") == ["exact", "joint", "legacy", "token"]
+    assert registry.names("metrics") == [
+        *("exact", "first_token", "joint", "judge", "legacy", "token", "word")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,13 @@ def ids(asks: tuple[Ask, ...]) -> list[tuple[str, str, str]]:
 
 
 def test_names_and_defaults() -> None:
-    assert registry.names("protocols") == ["batch", "cross_task", "one_step", "sequential"]
+    known = ["batch", "cross_task", "direct", "one_step", "reasoning", "sequential"]
+    assert registry.names("protocols") == known
     specs = [protocol(n).spec for n in registry.names("protocols")]
-    assert specs == ["batch:16", "cross_task:10", "one_step", "sequential:10"]
+    assert specs == [
+        *("batch:16", "cross_task:10", "direct:50x10", "one_step"),
+        *("reasoning:prepend:50x10", "sequential:10"),
+    ]
     assert protocol("sequential", "020").spec == "sequential:20"
 
 

@@ -80,6 +80,18 @@ def test_a_switch_is_no_number(run):
     assert isinstance(varied(runs, ["intrinsic"]).figures[0].panels[0], Bars)
 
 
+def test_a_setting_that_is_null_is_no_place(run):
+    """T-only and V-only runs share an axis: each has the other's layer switched off."""
+    runs = [
+        run("t3", passed={"text_layer": 3, "visual_layer": None}),
+        run("v3", passed={"text_layer": None, "visual_layer": 3}),
+        run("v4", passed={"text_layer": None, "visual_layer": 4}),
+    ]
+    (figure,) = varied(runs, ["text_layer", "visual_layer"]).figures
+    lines = {line.label: [x for x, _ in line.points] for line in figure.panels[0].lines}
+    assert lines == {"tpatcher text_layer": [3], "tpatcher visual_layer": [3, 4]}
+
+
 def test_the_table_names_the_run(run):
     table = varied([run("k5", passed={"top": 5})], ["top"]).tables[0]
     rows = [dict(zip(table.columns, r, strict=True)) for r in table.rows]

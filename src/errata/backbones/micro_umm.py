@@ -1,0 +1,202 @@
+"""micro-umm: one model that knows facts and draws (`_micro_umm` has its classes).
+
+The text model is a Llama behind the shared machinery. `draw` runs it once over the prompts, takes
+the states behind its final norm (the *tap*), projects them (site `bridge`), and lets the generator
+walk from noise to a picture (sites `draw.{i}.block`, `draw.velocity`). Sites of the generator see
+[rows, image tokens, .] with the rows of all prompts, each with all its seeds, and behind them the
+same rows again without a prompt, for guidance.
+
+Shapes: B prompts, s seeds, R = B * s pictures, T prompt tokens, c width of the generator, N image
+tokens, P values of a patch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from torch import Tensor
+
+from errata.backbones import _sites, _stored, _tokens
+from errata.backbones._micro_umm import MicroUmm as Model
+from errata.backbones._micro_umm import MicroUmmConfig, from_patches
+from errata.backbones._text import TextBackbone
+from errata.core.backbone import Batch, Entered, Stage
+from errata.core.errors import BadBackbone, BadSpec
+from errata.core.ports import Site, Wires
+from errata.core.types import Prompt
+from errata.worlds import language
+from errata.worlds.objects import ATTRIBUTES, OBJECTS
+
+
+class MicroUmm(TextBackbone):
+    """A text model, a projector and a diffusion transformer behind ports."""
+
+    bundled: ClassVar[Mapping[str, str]] = {"micro-umm": "unike_umm"}
+    capabilities = frozenset({"text", "generate", "resume", "draw"})
+    glue = language.GLUE
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Any,
+        *,
+        name: str = "",
+        revision: str = "",
+        source: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name or type(model).__name__
+        self.revision = revision
+        self.source = source
+        self.projector, self.generator = model.projector, model.generator
+        self.config: MicroUmmConfig = model.config
+        self.layout = _sites.resolve(model.language_model)
+        self.layout.missing = [m for m in self.layout.missing if m not in ("vision", "bridge")]
+        self.layout.sites.extend(self._drawing_sites())
+        names = {id(m): path for path, m in model.named_modules()}
+        self.layout.paths = {s.name: names[id(s.first)] for s in self.layout.sites}
+        self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
+        self.tower = None
+        self.wires = Wires.of(model, lambda _: self.layout.sites)
+        self.text_config = model.config.text_config
+        self.ends = _tokens.ends(tokenizer, model)
+        self.stops = self.ends | _tokens.breaks(tokenizer)
+
+    @classmethod
+    def accepts(cls, config: Mapping[str, Any]) -> bool:
+        return config.get("model_type") == MicroUmmConfig.model_type
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: Any = None,
+        style: str = "raw",
+        trust_remote_code: bool = False,
+    ) -> MicroUmm:
+        """A bundled name, a folder or a hub id. Raises BadBackbone with the library's reason."""
+        from transformers import PreTrainedTokenizerFast
+
+        if style != "raw":
+            raise BadSpec(f"{name} takes its prompts as they are, not in style '{style}'. Use raw.")
+        path = _stored.bundled(name) if name in cls.bundled else name
+        if name in cls.bundled and dtype == "auto":
+            dtype = "float32"
+        try:
+            model = Model.from_pretrained(
+                path, dtype=dtype, device_map=device_map, revision=revision or "main"
+            )
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path, revision=revision or "main")
+        except (OSError, ValueError, ImportError) as e:
+            reason = str(e).strip().splitlines()[0]
+            raise BadBackbone(
+                f"cannot load '{name}' as a micro-umm: {reason} Give a bundled name "
+                f"({', '.join(cls.bundled)}), a folder with config.json, or a hub id (offline: "
+                "download it first)."
+            ) from None
+        if device is not None:
+            model = model.to(device)
+        source = _stored.folder(path, revision, getattr(model.config, "_commit_hash", None))
+        return cls(model, tokenizer, name=name, revision=revision or "", source=source)
+
+    def _drawing_sites(self) -> list[Site]:
+        made = [Site("bridge", self.projector, self.projector)]
+        for name in ("up", "down"):
+            linear = getattr(self.projector, name)
+            made.append(Site(f"bridge.{name}", linear, linear))
+        for i, block in enumerate(self.generator.blocks):
+            made.append(Site(f"draw.{i}.block", block, block, "draw"))
+        return [*made, Site("draw.velocity", self.generator, self.generator, "draw")]
+
+    def block_of(self, site: str) -> int:
+        """What draws lies behind all text blocks."""
+        if site.startswith(("bridge", "draw.")):
+            return self.depth - 1
+        return super().block_of(site)
+
+    def reasoning(self, prompt: Prompt, category: str) -> Prompt:
+        """The world's own form, which needs one of its names in the prompt and its attributes."""
+        words = set(re.findall(r"[a-z]+", prompt.text))
+        named = [o.name for o in OBJECTS if o.name in words]
+        if category not in ATTRIBUTES or len(named) != 1:
+            raise BadSpec(
+                f"{self.name} writes rationales about one object of its world and its "
+                f"{', '.join(ATTRIBUTES)}, not about the {category} of '{prompt.text[:60]}'. "
+                f"Name one object, for example 'a photo of a {OBJECTS[0].name}'."
+            )
+        return Prompt.of(language.reasoning(category, named[0], prompt.text))
+
+    # -- pictures -----------------------------------------------------------------------------
+
+    def path(self) -> tuple[Stage, ...]:
+        blocks = (Stage(f"blocks.{i}", f"draw.{i}.block") for i in range(self.config.depth))
+        return (
+            Stage("tap", "final_norm"),
+            Stage("projected", "bridge"),
+            *blocks,
+            Stage("velocity", "draw.velocity"),
+        )
+
+    def conditioning(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Tensor:
+        batch = what if isinstance(what, Batch) else what.batch
+        rows = what.rows if rows is None and isinstance(what, Entered) else rows
+        ctx = self._ctx(batch, rows)
+        tap, _ = self._start(what, ctx, None)
+        with self.wires.question(ctx):
+            projected: Tensor = self.projector(tap)
+        return projected
+
+    @torch.no_grad()
+    def draw(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, rows: Tensor | None = None
+    ) -> list[list[Any]]:
+        batch = self.encode(prompts, rows=rows.tolist() if rows is not None else None)
+        x_RNP = self.drawn(batch, seeds, rows=rows)
+        side = from_patches(x_RNP.float().cpu(), self.config.patch)
+        pixels = ((side.clamp(-1, 1) + 1) * 127.5).round().numpy().astype(np.uint8)
+        pictures = [Pillow.fromarray(p) for p in pixels]
+        s = len(seeds)
+        return [pictures[b * s : (b + 1) * s] for b in range(batch.size)]
+
+    @torch.no_grad()
+    def drawn(self, batch: Batch, seeds: Sequence[int], *, rows: Tensor | None = None) -> Tensor:
+        """[R, N, P] the pictures of `draw` before they are made bytes, values about -1 to 1."""
+        assert seeds, "draw was given no seed"
+        ctx = self._ctx(batch, rows)
+        tap, _ = self._start(batch, ctx, None)
+        of_prompt = torch.arange(batch.size).repeat_interleave(len(seeds))
+        with self.wires.question(ctx):
+            given = self.projector(tap)[of_prompt.to(tap.device)]
+            mask = batch.mask[of_prompt.to(batch.mask.device)].to(given.device)
+            nothing, first = torch.zeros_like(given), torch.zeros_like(mask)
+            nothing[:, :1], first[:, 0] = self.generator.null, 1
+            given, mask = torch.cat([given, nothing]), torch.cat([mask, first])
+            ctx.image_rows = torch.cat([of_prompt, of_prompt])
+            x = self._noise(seeds).repeat(batch.size, 1, 1).to(given)
+            steps = self.config.steps
+            for k in range(steps):
+                ctx.moment = k / steps
+                t = torch.full((2 * x.shape[0],), ctx.moment, dtype=x.dtype, device=x.device)
+                with_prompt, without = self.generator(torch.cat([x, x]), t, given, mask).chunk(2)
+                x = x + (without + self.config.guidance * (with_prompt - without)) / steps
+        return x
+
+    def _noise(self, seeds: Sequence[int]) -> Tensor:
+        """[s, N, P] the same on every device."""
+        c = self.config
+        shape = ((c.side // c.patch) ** 2, 3 * c.patch**2)
+        return torch.stack(
+            [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        )

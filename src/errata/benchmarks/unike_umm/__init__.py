@@ -1,0 +1,82 @@
+"""Does a text edit reach the picture? The UniKE benchmark for models that talk and draw.
+
+Task `microworld` is generated (see `world`) and goes with the bundled micro-umm; `attribute` and
+`relation` are the published records (UniKE.json, see `published`). The name says `umm`, as an
+unrelated work on vision-language models is called UniKE too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from errata.benchmarks.unike_umm import audit, published, world
+from errata.benchmarks.unike_umm.cases import cases
+from errata.core.benchmark import Benchmark, BenchmarkSpec, Loaded
+from errata.core.errors import BadData
+from errata.core.types import Case, Skip
+
+
+class UnikeUmm(Benchmark):
+    """One text edit per case; its completions, rationales and pictures at up to four stages."""
+
+    name: ClassVar[str] = "unike_umm"
+    version: ClassVar[str] = "1"
+    tasks: ClassVar[tuple[str, ...]] = (world.TASK, *published.SOURCES)
+
+    def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
+        """The cases of all tasks of `spec`, task after task.
+
+        The made-up world is the same in both variants.
+        """
+        found: list[Case] = []
+        skipped: list[Skip] = []
+        records: list[published.Record] = []
+        tasks = spec.tasks or self.tasks
+        if set(tasks) & set(published.SOURCES):
+            records, skipped = published.records(published.read(published.find_file(root)))
+        for task in tasks:
+            if task == world.TASK:
+                found += world.cases(spec.split, seed)
+            else:
+                made, missing = cases(records, task, spec.split, spec.variant, seed)
+                found += made
+                skipped += missing
+        return Loaded(tuple(found), tuple(skipped))
+
+    def judge(self, task: str) -> str:
+        return "microworld" if task == world.TASK else ""
+
+    def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:
+        """Facts of the made-up world, and of the published file where there is one."""
+        out: dict[str, Any] = {world.TASK: world.audit()}
+        if (path := self._file(root)) is not None:
+            rows = published.read(path)
+            out[published.FILE] = audit.audit(rows, *published.records(rows))
+        return out
+
+    def verify(self, *, root: Path | None = None) -> Mapping[str, Any]:
+        """The made-up world is always there; the published file need not be."""
+        out: dict[str, Any] = {world.TASK: "generated, needs no files", "ok": True}
+        path = self._file(root)
+        if path is None:
+            return {**out, published.FILE: "not there"}
+        rows = published.read(path)
+        records, skips = published.records(rows)
+        facts = {
+            "path": str(path),
+            "rows": len(rows),
+            "usable": len(records),
+            "unusable rows": sum(s.id.startswith("row-") for s in skips),
+        }
+        return {**out, published.FILE: facts, "ok": bool(records)}
+
+    def _file(self, root: Path | None) -> Path | None:
+        """The published file. Raises BadData where it should be in a folder that was given."""
+        try:
+            return published.find_file(root)
+        except BadData:
+            if root is not None:
+                raise
+            return None

@@ -1,0 +1,155 @@
+"""Cases of the published records: the edit at stage 1, and everything that is asked about it.
+
+What should stay is drawn from records of the train part, which no other part edits; the released
+code measures nothing of the kind. The variant `published` edits every record there is, so it has
+no such questions.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from errata.benchmarks.unike_umm.published import Record, Stage, chosen
+from errata.benchmarks.unike_umm.templates import reasoning_prompt, stated_rationale
+from errata.core.text import normalise
+from errata.core.types import Aids, Case, Edit, Kind, Probe, Prompt, Skip, View
+
+#: As published: a rationale may have this many tokens.
+RATIONALE = 512
+FAR, NEAR, PICTURES = 2, 2, 2
+
+
+def cases(
+    found: Sequence[Record], task: str, split: str, variant: str, seed: int
+) -> tuple[list[Case], list[Skip]]:
+    """The cases of a task (a record's source) in file order, and the probes that they lack."""
+    pool = _Pool.of(found, split, variant)
+    made, skips = [], []
+    for record in chosen(found, split, variant):
+        if record.source == task:
+            case, missing = _case(record, pool, seed)
+            made.append(case)
+            skips += missing
+    return made, skips
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """Where questions come from that should keep their answer; `all` for the subject's own."""
+
+    others: tuple[Record, ...]
+    all: tuple[Record, ...]
+
+    @classmethod
+    def of(cls, found: Sequence[Record], split: str, variant: str) -> _Pool:
+        if variant == "published":
+            return cls((), ())
+        away = "dev" if split == "train" else "train"
+        return cls(
+            tuple(r for r in chosen(found, away, variant) if r.first.old),
+            tuple(r for r in chosen(found, split, variant) if r.first.old),
+        )
+
+
+def _case(record: Record, pool: _Pool, seed: int) -> tuple[Case, list[Skip]]:
+    first = record.first
+    edit = Edit(Prompt.of(first.prompt), first.target, record.subject, first.old or None, record.id)
+    probes: list[Probe] = []
+    skips: list[Skip] = []
+    for stage in record.stages:
+        if stage.prompt and stage.target:
+            probes.append(_efficacy(stage))
+        else:
+            why = f"{'prompt' if not stage.prompt else 'gt_target'} is empty"
+            skips.append(Skip(f"{record.id}/efficacy/{stage.group}", why))
+        if stage.drawable:
+            skips.append(Skip(f"{record.id}/vqa/{stage.group}", stage.drawable))
+        else:
+            probes += _drawn(record, stage)
+    rng = random.Random(f"errata/unike_umm/{record.id}/{seed}")
+    probes += _kept(record, pool, rng)
+    case = Case(
+        record.id,
+        edit,
+        tuple(probes),
+        task=record.source,
+        origin="counterfactual",
+        asked=record.category,
+        scope=(("subject", record.given), (record.category, first.old)),
+        parts=(("category", record.category), ("source", record.source)),
+    )
+    return case, skips
+
+
+def _efficacy(stage: Stage) -> Probe:
+    return Probe(
+        f"efficacy/{stage.group}",
+        Prompt.of(stage.prompt),
+        "efficacy",
+        stage.group,
+        stage.target,
+    )
+
+
+def _drawn(record: Record, stage: Stage) -> Iterator[Probe]:
+    """The rationale of a stage and its picture."""
+    view = View(stage.question, stage.criterion, stage.target, stage.old, record.category)
+    aids = Aids(
+        oracle=Prompt.of(f"{stage.image_prompt.rstrip('. ')}. Shown clearly: {stage.criterion}"),
+        rationale=stated_rationale(record.category, record.given, stage.target, stage.image_prompt),
+    )
+    yield Probe(
+        f"reasoning/{stage.group}",
+        Prompt.of(reasoning_prompt(record.category, record.given, stage.image_prompt)),
+        "reasoning",
+        stage.group,
+        stage.target,
+        cap=RATIONALE,
+        view=view,
+    )
+    yield Probe(
+        f"vqa/{stage.group}", Prompt.of(stage.image_prompt), "vqa", stage.group, view=view,
+        aids=aids,
+    )  # fmt: skip
+
+
+def _kept(record: Record, pool: _Pool, rng: random.Random) -> Iterator[Probe]:
+    """Questions and pictures that the edit should leave alone."""
+    target = normalise(record.first.target)
+    others = [r for r in rng.sample(pool.others, len(pool.others)) if _other(r, record, target)]
+    far = [r for r in others if r.category != record.category]
+    like = [r for r in others if r.category == record.category]
+    own = [
+        r for r in pool.all
+        if r.id != record.id and r.category != record.category and _same_subject(r, record)
+    ]  # fmt: skip
+    yield from _asked(far[:FAR], "t_locality", "")
+    yield from _asked(own[:NEAR], "near_locality", "same_subject")
+    yield from _asked(like[:NEAR], "near_locality", "same_attribute")
+    drawable = [r for r in far[FAR:] if not r.first.drawable]
+    for i, other in enumerate(drawable[:PICTURES]):
+        yield _picture(other, i)
+
+
+def _asked(found: Sequence[Record], kind: Kind, group: str) -> Iterator[Probe]:
+    head = f"{kind}/{group}" if group else kind
+    for i, r in enumerate(found):
+        yield Probe(f"{head}/{i}", Prompt.of(r.first.prompt), kind, group, r.first.old)
+
+
+def _picture(record: Record, i: int) -> Probe:
+    first = record.first
+    criterion = f"The answer to the question is: {first.old}."
+    view = View(first.question, criterion, first.old, category=record.category)
+    return Probe(f"i_locality/{i}", Prompt.of(first.image_prompt), "i_locality", view=view)
+
+
+def _other(r: Record, record: Record, target: str) -> bool:
+    """Another subject, whose answer is not what the edit writes."""
+    return not _same_subject(r, record) and normalise(r.first.old) != target
+
+
+def _same_subject(a: Record, b: Record) -> bool:
+    return a.given.casefold() == b.given.casefold()

@@ -1,0 +1,203 @@
+"""The published file: what a record must be, and the case that it becomes.
+
+UniKE.json is a list of records {subject, category, source, stage_1 ... stage_4}; a stage is
+{question, prompt, gt, gt_target, image_prompt, visual_target, vqa_question}. The edit is stage 1's
+prompt with its `gt_target`; stages 2 to 4 only test. Where the released scripts lose something, we
+keep it: a subject stays in the form that stands in the prompt (they edit it in the case of the
+`subject` field and test the prompt's own), a prompt with a "{}" is formatted before it is asked,
+and a record or stage that cannot be used is a Skip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errata.core.errors import BadData
+from errata.core.types import Skip
+
+FILE = "UniKE.json"
+SOURCES = ("attribute", "relation")
+STAGES = ("stage_1", "stage_2", "stage_3", "stage_4")
+MEND = "Get the published file again, then run `errata data verify unike_umm --root DIR`."
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage, its texts stripped and formatted; "" for what the record lacks."""
+
+    number: int
+    prompt: str
+    old: str
+    target: str
+    image_prompt: str
+    criterion: str
+    question: str
+
+    @property
+    def group(self) -> str:
+        return f"stage{self.number}"
+
+    @property
+    def drawable(self) -> str:
+        """What keeps this stage from being drawn and judged; "" if nothing does."""
+        texts = {
+            "image_prompt": self.image_prompt,
+            "vqa_question": self.question,
+            "visual_target": self.criterion,
+            "gt_target": self.target,
+        }
+        return ", ".join(f"{key} is empty" for key, text in texts.items() if not text)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record that can be edited. `subject` is as it stands in stage 1's prompt."""
+
+    id: str
+    subject: str
+    given: str
+    category: str
+    source: str
+    stages: tuple[Stage, ...]
+    templated: bool
+
+    @property
+    def first(self) -> Stage:
+        return self.stages[0]
+
+
+def find_file(root: Path | None) -> Path:
+    """`root` itself, or UniKE.json in it, else in ERRATA_HOME. Raises BadData."""
+    if root is None:
+        home = os.environ.get("ERRATA_HOME")
+        if not home:
+            raise BadData(
+                f"the tasks {' and '.join(SOURCES)} of unike_umm need {FILE}, which errata does "
+                "not ship: pass --root DIR, put it into ERRATA_HOME/unike_umm, build one "
+                "with `errata data build-umm`, or choose unike_umm:microworld."
+            )
+        root = Path(home) / "unike_umm"
+    path = root if root.is_file() else root / FILE
+    if not path.is_file():
+        raise BadData(
+            f"{path} is not there. Put the published {FILE} into {root}, pass another --root, or "
+            "choose unike_umm:microworld, which needs no files."
+        )
+    return path
+
+
+def read(path: Path) -> list[Any]:
+    """The list in a file. Raises BadData."""
+    try:
+        data = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as e:
+        raise BadData(f"{path} cannot be read as JSON ({e}). {MEND}") from e
+    if not isinstance(data, list):
+        raise BadData(f"{path} holds no list of records. {MEND}")
+    return data
+
+
+def records(rows: Sequence[Any]) -> tuple[list[Record], list[Skip]]:
+    """The usable records in file order, and why others, or single stages, are not."""
+    found: list[Record] = []
+    skips: list[Skip] = []
+    for index, row in enumerate(rows):
+        try:
+            made = _record(index, row, skips)
+        except _Unusable as e:
+            skips.append(Skip(f"row-{index:05d}", str(e)))
+        else:
+            found.append(made)
+    return found, skips
+
+
+class _Unusable(Exception):
+    """Why a row becomes no record."""
+
+
+def _record(index: int, row: Any, skips: list[Skip]) -> Record:
+    if not isinstance(row, Mapping):
+        raise _Unusable("the row is no JSON object")
+    subject, category, source = (_text(row, k) for k in ("subject", "category", "source"))
+    if not subject:
+        raise _Unusable("the subject is empty")
+    if source not in SOURCES:
+        raise _Unusable(f"its source '{source}' is neither {' nor '.join(SOURCES)}")
+    name = f"{source}-{index:05d}"
+    stages = []
+    for number, key in enumerate(STAGES, 1):
+        if key not in row:
+            continue
+        if not isinstance(row[key], Mapping):
+            skips.append(Skip(f"{name}/stage{number}", "the stage is no JSON object"))
+        elif number > 1 and source == "relation":
+            why = "of a relation only stage 1 is read, as published"
+            skips.append(Skip(f"{name}/stage{number}", why))
+        else:
+            stages.append(_stage(number, row[key], subject))
+    if not stages or stages[0].number != 1:
+        raise _Unusable("it has no stage_1")
+    first = stages[0]
+    if not first.prompt or not first.target:
+        raise _Unusable(f"stage_1 has no {'prompt' if not first.prompt else 'gt_target'}")
+    surface = surface_form(first.prompt, subject)
+    if surface is None:
+        raise _Unusable("its subject is not in the prompt of stage_1")
+    templated = "{}" in _text(row["stage_1"], "prompt")
+    return Record(name, surface, subject, category, source, tuple(stages), templated)
+
+
+def _stage(number: int, data: Mapping[str, Any], subject: str) -> Stage:
+    return Stage(
+        number,
+        prompt=formatted(_text(data, "prompt"), subject),
+        old=_text(data, "gt"),
+        target=_text(data, "gt_target"),
+        image_prompt=formatted(_text(data, "image_prompt"), subject),
+        criterion=formatted(_text(data, "visual_target"), subject),
+        question=formatted(_text(data, "vqa_question"), subject),
+    )
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    """A field as stripped text; "" for what is missing or no text. Numbers are written out."""
+    value = data.get(key, "")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    return value.strip() if isinstance(value, str) else ""
+
+
+def formatted(text: str, subject: str) -> str:
+    """A template with the subject in its one hole; a text without a hole as it is."""
+    if text.count("{}") != 1:
+        return text
+    head, tail = (part.replace("{{", "{").replace("}}", "}") for part in text.split("{}"))
+    return f"{head}{subject}{tail}"
+
+
+def surface_form(prompt: str, subject: str) -> str | None:
+    """The subject as it stands in the prompt: in its own case, as whole words where it does."""
+    plain = re.escape(subject)
+    for pattern in (rf"(?<!\w){plain}(?!\w)", plain):
+        if found := re.search(pattern, prompt, re.IGNORECASE):
+            return found[0]
+    return None
+
+
+def part(record: Record) -> str:
+    """The split of a record, by its subject alone: a fifth train, a tenth dev, the rest eval."""
+    name = " ".join(record.given.casefold().split())
+    tenth = int(hashlib.sha256(f"unike_umm/{name}".encode()).hexdigest(), 16) % 10
+    return "train" if tenth < 2 else "dev" if tenth == 2 else "eval"
+
+
+def chosen(found: Sequence[Record], split: str, variant: str) -> Iterator[Record]:
+    """The records of a split; `published` has one list and no split."""
+    return (r for r in found if variant == "published" or part(r) == split)

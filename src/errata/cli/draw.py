@@ -1,0 +1,77 @@
+"""`draw`: one picture, with or without patches, with or without a rationale in front."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from errata.cli import _shared as shared
+from errata.core.errors import BadBackbone, BadSpec
+
+
+def draw(
+    backbone: shared.BackboneName,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
+    out: Annotated[Path, typer.Option(metavar="F.png", help="Where to write the picture.")],
+    patch: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="A patch to apply; repeatable, in order."),
+    ] = None,
+    reason: Annotated[
+        bool, typer.Option("--reason", help="Let the model write a rationale first, and use it.")
+    ] = False,
+    about: Annotated[
+        str, typer.Option(metavar="CATEGORY", help="What the rationale is to be about.")
+    ] = "colour",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest rationale.")] = 512,
+    seed: shared.Seed = 0,
+    dtype: shared.Dtype = "auto",
+    device: shared.Device = None,
+    device_map: shared.DeviceMap = None,
+    revision: shared.Revision = None,
+    trust_remote_code: shared.Trust = False,
+    as_json: shared.AsJson = False,
+) -> None:
+    """Draw one picture from a prompt and write it to a file."""
+    _check_out(out)
+    from errata.core.patch import load, read_head
+
+    for folder in patch or ():
+        read_head(folder)  # a wrong folder is reported before a model is loaded
+    bb = shared.open_backbone(
+        backbone, dtype=dtype, device=device, device_map=device_map, revision=revision,
+        trust=trust_remote_code,
+    )  # fmt: skip
+    if "draw" not in bb.capabilities:
+        raise BadBackbone(f"{bb.name} draws no pictures. Choose a model that does: micro-umm.")
+    import torch
+
+    from errata.core.types import Prompt
+    from errata.runs.asking import ask_prompts
+
+    patches = [load(folder, bb) for folder in patch or ()]
+    rationale, shown = "", Prompt.of(prompt)
+    with bb.applied(*patches):
+        if reason:
+            (answer,) = ask_prompts(bb, [bb.reasoning(shown, about)], cap=max_tokens)
+            rationale = answer.text.strip()
+            if rationale:
+                shown = Prompt.of(f"{rationale}{bb.glue}{prompt}")
+        ((picture,),) = bb.draw([shown], [seed], rows=torch.zeros(1, dtype=torch.long))
+    picture.save(out)
+    if as_json:
+        facts = {"prompt": prompt, "drawn from": shown.text, "seed": seed, "out": str(out)}
+        shared.print_json({**facts, "patches": [str(p) for p in patch or ()]})
+        return
+    if reason:
+        print(rationale)
+    print(f"{picture.width} x {picture.height} pixels in {out}")
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix.lower() not in (".png", ".webp", ".bmp"):
+        raise BadSpec(f"--out {out} is no picture's name. Write it with .png, .webp or .bmp.")
+    if not out.parent.is_dir():
+        raise BadSpec(f"there is no folder {out.parent} for --out. Make it first.")

@@ -1,0 +1,77 @@
+"""What every judge must hold: a verdict for every picture, and a reason where there is none.
+
+A judge that needs a server is made with one that does not answer: what concerns a picture alone
+must be said all the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from errata.core.errors import UserError
+from errata.core.judge import Judge
+from errata.core.types import Verdict, View
+
+VIEW = View("What colour is it?", "It is red.", "red", "blue", "colour")
+NOWHERE = {"endpoint": "http://127.0.0.1:9/v1", "model": "none", "tries": 1}
+
+
+def checks(cls: type[Judge]) -> list[tuple[str, Callable[[], None]]]:
+    from errata.contract import named
+
+    made = partial(make, cls)
+    return [(named(f), partial(f, made)) for n, f in globals().items() if n.startswith("holds_")]
+
+
+def make(cls: type[Judge]) -> Judge:
+    """A judge of this class, at nowhere if it needs a place."""
+    takes = inspect.signature(cls).parameters
+    return cls(**(NOWHERE if "endpoint" in takes else {}))
+
+
+def _judged(judge: Judge, *pictures: tuple[Path, View]) -> list[Verdict]:
+    """The verdicts; none where nothing can be judged at all, which a judge may say by an error."""
+    try:
+        return judge.judge(pictures)
+    except UserError:
+        return []
+
+
+def holds_missing(make: Callable[[], Judge]) -> None:
+    """A picture that is missing or broken gets no verdict but a reason, and no crash."""
+    with tempfile.TemporaryDirectory() as folder:
+        broken = Path(folder) / "broken.png"
+        broken.write_bytes(b"no picture")
+        verdicts = make().judge([(Path(folder) / "gone.png", VIEW), (broken, VIEW)])
+    assert [v.meets for v in verdicts] == [None, None]
+    assert all(v.note for v in verdicts)
+
+
+def holds_order(make: Callable[[], Judge]) -> None:
+    """One verdict per picture, the same each time, in the judge's own name."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plain.png"
+        Image.new("RGB", (32, 32), (200, 30, 30)).save(path)
+        judge = make()
+        one, two = (_judged(judge, (path, VIEW), (path, VIEW)) for _ in range(2))
+    assert one == two
+    assert len(one) in (0, 2)
+    assert all(v.judge == judge.identity for v in one)
+    assert all(v.meets is not None or v.note for v in one)
+
+
+def holds_identity(make: Callable[[], Judge]) -> None:
+    """Its identity begins with its name and version."""
+    judge = make()
+    assert judge.identity.startswith(f"{judge.name}@{judge.version}")
+
+
+def holds_nothing(make: Callable[[], Judge]) -> None:
+    """No pictures, no verdicts."""
+    assert make().judge([]) == []

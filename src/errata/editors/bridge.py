@@ -1,0 +1,91 @@
+"""Bridge: a value that is searched for what it does to the picture, written as MEMIT writes.
+
+Ours. The UniKE study of unified models finds that edits of text seldom reach the pictures, and
+leaves open an editor whose change survives the way. Locate-then-edit editors search the value of a
+fact by the words that follow; nothing in that loss concerns what the generator of pictures is
+given. Here the value, at the subject's last token, is searched so that the *projected* conditioning
+of image prompts that do not state the new fact becomes that of prompts that state it
+(`finding.bridging`), alone (`text_weight=0`) or together with the loss of the target's words. It is
+then spread and written as in MEMIT: the moment of other texts' keys is what keeps the conditioning
+of other prompts where it was.
+
+What it needs is made of the edit alone: `prompts` are image prompts about the subject, `oracles`
+the same with the fact, stated by the edit's own prompt and target where a template says
+`{statement}`. A test of it must draw from other wordings and scenes than these.
+Control: `random` keeps the length of the vector that was found and takes a random direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from errata.core.backbone import Backbone
+from errata.core.editor import State
+from errata.core.types import Edit
+from errata.finding import bridging, stats
+from errata.finding.gradient import generator
+from errata.finding.locate import Spreading
+from errata.finding.values import Values
+from errata.linalg import covariance
+
+
+class Bridge(Spreading):
+    """Moves what the generator is given of image prompts, by values at the subject."""
+
+    name = "bridge"
+    requires = frozenset({"draw"})
+    modalities = frozenset({"text"})
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Spreading.Config):
+        """mom2_weight: as in memit. prompts, oracles: templates of {subject}, {target},
+        {statement} (the edit's prompt and target) and, in oracles, {prompt} (the one without the
+        fact). match: what is compared, the `tokens` that both prompts share from the subject on,
+        or the `mean` over all. text_weight: what the loss of the target's words counts beside the
+        way that is left, which begins at 1. random: the control.
+        """
+
+        token: Literal["subject"] = "subject"
+        mom2_weight: float = 15000.0
+        prompts: tuple[str, ...] = ("a photo of {subject}", "a drawing of {subject}")
+        oracles: tuple[str, ...] = ("{statement}. {prompt}",)
+        match: Literal["tokens", "mean"] = "tokens"
+        text_weight: float = 1.0
+        random: bool = False
+
+    def __init__(self, preset: str | None = None, **passed: Any) -> None:
+        super().__init__(preset, **passed)
+        bridging.check_templates(self.name, self.bridge)
+
+    @property
+    def bridge(self) -> bridging.Settings:
+        c = self.config
+        return bridging.Settings(
+            prompts=c.prompts, oracles=c.oracles, match=c.match, text_weight=c.text_weight,
+            random=c.random,
+        )  # fmt: skip
+
+    def searched(
+        self,
+        backbone: Backbone,
+        edits: Sequence[tuple[int, Edit]],
+        beginnings: Sequence[str],
+        *,
+        seed: int,
+    ) -> Values:
+        text = self.values(backbone, self.layers(backbone)[-1])
+        rngs = [generator(seed, f"bridge/{e.prompt.text}/{e.target}") for _, e in edits]
+        return bridging.search(backbone, edits, beginnings, text, self.bridge, rngs)
+
+    def write(
+        self, state: State, layer: int, keys_nd: Tensor
+    ) -> tuple[Tensor, list[dict[str, Any]]]:
+        weight = self.config.mom2_weight
+        price = weight * covariance.scale(stats.moment(state, layer))
+        lines = [{"lambda_over_key": price / float(k.double().square().sum())} for k in keys_nd]
+        return self.spread(state, layer, keys_nd, weight), lines

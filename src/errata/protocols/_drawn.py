@@ -1,0 +1,92 @@
+"""What the protocols that draw share: K edits in batches of B, then everything asked; controls.
+
+No edit is made before the controls are done: pictures of the untouched model (`pre`), and of the
+untouched model with the fact stated in the prompt (`oracle`) or in a rationale (`ceiling`). They do
+not depend on the editor, so a runner may have kept them from another run. To that end each kind of
+control is a step of its own, with the same asks under every protocol.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+
+from errata.core.errors import BadSpec
+from errata.core.protocol import Ask, Lane, Step, Turn, Unit
+from errata.core.types import Aids, Answer, Case, Probe, Prompt
+from errata.protocols._windows import closing_asks
+
+EDITS, BATCH = 50, 10
+_SIZES = re.compile(r"(?P<edits>[1-9][0-9]{0,8})x(?P<batch>[1-9][0-9]{0,8})")
+
+Steps = Generator[Step, list[Answer], None]
+#: (probe, what helps to draw its fact) -> the same probe with another prompt
+Restate = Callable[[Probe, Aids], Probe]
+
+
+def sizes(name: str, argument: str) -> tuple[int, int]:
+    """K and B of `KxB`, 50 and 10 by default. Raises BadSpec."""
+    if not argument:
+        return EDITS, BATCH
+    found = _SIZES.fullmatch(argument)
+    edits, batch = (int(found["edits"]), int(found["batch"])) if found else (0, 1)
+    if edits < batch:
+        raise BadSpec(
+            f"protocol '{name}': cannot read '{argument}'. Write for example {EDITS}x{BATCH}: "
+            f"sequences of {EDITS} edits, made {BATCH} at a time."
+        )
+    return edits, batch
+
+
+def control(unit: Unit, asks: Callable[[Case], Iterator[Ask]]) -> Step:
+    """Questions to the untouched model about every case."""
+    return Step(
+        tuple(Turn((), tuple(a for case in lane.cases for a in asks(case))) for lane in unit.lanes),
+        on="clean",
+    )
+
+
+def tagged(tag: str, *kinds: str) -> Callable[[Case], Iterator[Ask]]:
+    """The probes of some kinds as they are."""
+    return lambda case: (Ask(case.id, p, tag) for p in case.probes if p.kind in kinds)
+
+
+def stated(tag: str, restate: Restate) -> Callable[[Case], Iterator[Ask]]:
+    """The pictures of the edited fact with another prompt, where a case says how."""
+    return lambda case: (
+        Ask(case.id, restate(p, p.aids), tag)
+        for p in case.probes
+        if p.kind == "vqa" and p.aids is not None
+    )
+
+
+def oracle(probe: Probe, aids: Aids) -> Probe:
+    return replace(probe, prompt=aids.oracle)
+
+
+def with_text(probe: Probe, text: str) -> Probe:
+    return replace(probe, prompt=Prompt.of(text))
+
+
+def batches(unit: Unit, batch: int, closing: Callable[[Lane], tuple[Ask, ...]]) -> Iterator[Step]:
+    """The edits, each batch on top of the earlier ones and asked for its efficacy at once (`own`).
+
+    After the last batch the closing questions too.
+    """
+    (length,) = {len(lane.cases) for lane in unit.lanes}
+    for start in range(0, length, batch):
+        turns = []
+        for lane in unit.lanes:
+            cases = lane.cases[start : start + batch]
+            asks = tuple(
+                a for case in cases for a in tagged("own", "efficacy", "reliability")(case)
+            )
+            last = start + batch >= length
+            turns.append(Turn(tuple(c.edit for c in cases), asks + (closing(lane) if last else ())))
+        yield Step(tuple(turns), on="previous")
+
+
+def closing(panel: Sequence[Probe], *without: str) -> Callable[[Lane], tuple[Ask, ...]]:
+    """All probes of a lane's cases but those of some kinds, then the panel."""
+    return lambda lane: tuple(a for a in closing_asks(lane, panel) if a.probe.kind not in without)

@@ -1,0 +1,113 @@
+"""Edit, let the model reason, then draw from what it wrote.
+
+As `direct`, but every picture of an edited fact is drawn from a rationale that the same model has
+just written to the reasoning prompt of that stage. The published works describe three ways to use
+it, and differ in which they mean: the paper says that it is prepended to the image prompt, the
+image script replaces the prompt by it, the analysis puts an instruction between the two.
+
+    replace    the rationale (the image prompt where it is empty)
+    prepend    rationale, image prompt
+    instruct   rationale, "Based on the above, generate an image: ", image prompt
+
+Where nothing stands in front of the image prompt, as no rationale was planned or it is empty, the
+picture is drawn from the prompt alone. Controls besides those of `direct`: the untouched model's
+own rationale and the picture from it (`pre`), and the picture from a rationale that states the
+target (`ceiling`): more than that no editor can expect of this way to draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from errata.core.errors import BadSpec
+from errata.core.protocol import Ask, Protocol, Step, Turn, Unit
+from errata.core.types import DRAWN_KINDS, Aids, Answer, Case, Probe
+from errata.protocols._drawn import (
+    Steps,
+    batches,
+    closing,
+    control,
+    oracle,
+    sizes,
+    stated,
+    tagged,
+    with_text,
+)
+from errata.protocols._windows import number, windows_of
+
+VARIANTS = ("replace", "prepend", "instruct")
+
+
+class Reasoning(Protocol):
+    """`reasoning:VARIANT:KxB`, prepend and 50x10 by default; either part may be left out."""
+
+    name = "reasoning"
+    draws = True
+
+    def __init__(self, argument: str = "") -> None:
+        first, _, rest = argument.partition(":")
+        if argument and first[:1].isdigit():
+            first, rest = "prepend", argument
+        self.variant = first or "prepend"
+        if self.variant not in VARIANTS:
+            raise BadSpec(
+                f"protocol '{self.name}:{argument}': '{first}' is none of {', '.join(VARIANTS)}. "
+                f"Write for example {self.name}:prepend:50x10."
+            )
+        self.edits, self.batch = sizes(self.name, rest)
+
+    def plan(self, cases: Sequence[Case], *, rows: int, seed: int) -> tuple[Unit, ...]:
+        return number(windows_of(cases, self.edits, seed, self.spec), rows)
+
+    def steps(self, unit: Unit, panel: Sequence[Probe]) -> Steps:
+        yield control(unit, stated("oracle", oracle))
+        yield control(unit, tagged("pre", *sorted(DRAWN_KINDS - {"vqa"})))
+        yield control(unit, stated("ceiling", self._from_stated))
+        answers = yield control(unit, tagged("pre", "reasoning"))
+        yield control(unit, lambda case: self._drawn(case, _rationales(answers, "pre"), "pre"))
+        answers = []
+        for step in batches(unit, self.batch, closing(panel, "vqa")):
+            answers = yield step
+        said = _rationales(answers, "")
+        yield Step(
+            tuple(
+                Turn((), tuple(a for case in lane.cases for a in self._drawn(case, said, "")))
+                for lane in unit.lanes
+            ),
+            on="previous",
+        )
+
+    def _drawn(self, case: Case, said: dict[tuple[str, str], str], tag: str) -> Iterator[Ask]:
+        """The pictures of a case, each from the rationale of its stage."""
+        by_stage = {p.group: said.get((case.id, p.id), "") for p in _of_kind(case, "reasoning")}
+        for probe in _of_kind(case, "vqa"):
+            yield Ask(case.id, self.composed(probe, by_stage.get(probe.group, "")), tag)
+
+    def _from_stated(self, probe: Probe, aids: Aids) -> Probe:
+        return self.composed(probe, aids.rationale)
+
+    def composed(self, probe: Probe, rationale: str) -> Probe:
+        """The probe of a picture with what is drawn from a rationale; itself without one."""
+        if not rationale:
+            return probe
+        aids = probe.aids or Aids(probe.prompt, "")
+        prompt = probe.prompt.text
+        text = {
+            "replace": rationale,
+            "prepend": f"{rationale}{aids.glue}{prompt}",
+            "instruct": f"{rationale}{aids.glue}{aids.instruct}{prompt}",
+        }[self.variant]
+        return with_text(probe, text)
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}:{self.variant}:{self.edits}x{self.batch}"
+
+
+def _of_kind(case: Case, kind: str) -> list[Probe]:
+    return [p for p in case.probes if p.kind == kind]
+
+
+def _rationales(answers: Sequence[Answer], tag: str) -> dict[tuple[str, str], str]:
+    """(case, probe) -> what was said, stripped."""
+    return {(a.case, a.probe): a.text.strip() for a in answers if a.tag == tag}
