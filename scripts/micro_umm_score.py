@@ -19,6 +19,7 @@ import torch
 import micro_umm_data as data
 from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones.micro_umm import MicroUmm
+from errata.core.text import mentions
 from errata.core.types import Prompt
 from errata.judges.microworld import read
 from errata.worlds import language as lang
@@ -155,28 +156,43 @@ def facts_right(bb: MicroUmm, group: str) -> dict[str, list[bool]]:
     return out
 
 
-def rationales_right(bb: MicroUmm, drawn: bool, n: int, group: str) -> dict[str, list[bool]]:
-    """attribute -> whether the rationale is word for word the true one."""
+#: what a rationale is scored on
+PARTS = ("fact", "caption", "setting", "verbatim")
+
+
+def rationales_right(bb: MicroUmm, drawn: bool, n: int, group: str) -> dict[str, Tally]:
+    """part -> attribute -> right or not, of the model's own rationales.
+
+    fact: step 1 states the true value. caption: step 3 states it too, of the same name. setting:
+    step 2 and 3 copy it. verbatim: word for word the trained rationale, its end included.
+    """
     rng = random.Random(f"rationales/{drawn}/{group}")
-    out: dict[str, list[bool]] = {a: [] for a in ATTRIBUTES}
+    out: dict[str, Tally] = {p: {a: [] for a in ATTRIBUTES} for p in PARTS}
     rows = []
     for k, o in enumerate(things(drawn, n)):
         attribute = tuple(ATTRIBUTES)[k % len(ATTRIBUTES)]
         wording = rng.choice(lang.wordings("caption", group))
         where = _place(rng, 1 + k % 4)
         asked = lang.reasoning(attribute, o.name, lang.caption(o.name, wording, where))
-        rows.append(
-            (
-                attribute,
-                asked,
-                lang.rationale(attribute, o.name, fact(o, attribute), wording, where),
-            )
-        )
+        value = fact(o, attribute)
+        want = lang.rationale(attribute, o.name, value, wording, where)
+        rows.append((attribute, asked, value, o.name, where, want))
     for k in range(0, n, 32):
         part = rows[k : k + 32]
-        batch = bb.encode([Prompt.of(p) for _, p, _ in part])
-        for (attribute, _, want), g in zip(part, bb.generate(batch, [80] * len(part)), strict=True):
-            out[attribute].append(g.stopped and bb.decode(g.ids) == want)
+        batch = bb.encode([Prompt.of(r[1]) for r in part])
+        said = bb.generate(batch, [80] * len(part))
+        for (attribute, _, value, name, where, want), g in zip(part, said, strict=True):
+            text = bb.decode(g.ids)
+            first, _, rest = text.partition(lang.SETTING)
+            scene, _, told = rest.partition(lang.CAPTION)
+            marks = (
+                first.split()[-1:] == [f"{value}."] and mentions(first, name),
+                mentions(told, value) and mentions(told, name),
+                all(mentions(t, where) or not where for t in (scene, told)),
+                g.stopped and text == want,
+            )
+            for p, mark in zip(PARTS, marks, strict=True):
+                out[p][attribute].append(mark)
     return out
 
 
@@ -187,7 +203,8 @@ def text_table(bb: MicroUmm, n: int) -> str:
     for drawn in (True, False):
         who = "drawn" if drawn else "never drawn"
         for g in ("seen", "held"):
-            rows[f"own rationale, {who}, {g} captions"] = rationales_right(bb, drawn, n, g)
+            for part, tally in rationales_right(bb, drawn, n, g).items():
+                rows[f"own rationale, {part}, {who}, {g} captions"] = tally
     for name, tally in rows.items():
         cells = [percent(tally[a]) for a in ATTRIBUTES] + [percent(flat(tally))]
         lines.append(f"| {name} | {' | '.join(cells)} |")

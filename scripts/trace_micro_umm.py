@@ -75,7 +75,8 @@ def pairs(bb: MicroUmm, rng: random.Random, n: int, form: str) -> list[Pair]:
 def _texts(rng: random.Random, a: Object, b: Object, attribute: str, form: str) -> tuple[str, str]:
     if form == "picture":
         wording = rng.choice(lang.wordings("caption"))
-        return lang.caption(a.name, wording), lang.caption(b.name, wording)
+        # with a setting, so that the name is not the last token too
+        return lang.caption(a.name, wording, "lawn"), lang.caption(b.name, wording, "lawn")
     wording = rng.choice(lang.wordings(attribute))
     return lang.question(attribute, a.name, wording), lang.question(attribute, b.name, wording)
 

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 
-class MicroUmmConfig(PreTrainedConfig):
+class MicroUmmConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """`text_config` is a LlamaConfig; the rest describes the generator and its sampler."""
 
     model_type = "micro_umm"
@@ -46,7 +46,7 @@ class MicroUmmConfig(PreTrainedConfig):
         if not isinstance(given, LlamaConfig):
             self.text_config = LlamaConfig(**(given or {}))
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
 
 class Projector(nn.Module):
@@ -74,7 +74,7 @@ class Attention(nn.Module):
 
     def forward(self, x_RNc: Tensor, y_RTc: Tensor, mask_RT: Tensor | None = None) -> Tensor:
         def split(z: Tensor) -> Tensor:
-            return z.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return z.reshape(*z.shape[:2], self.heads, -1).transpose(1, 2)
 
         seen = mask_RT[:, None, None, :].bool() if mask_RT is not None else None
         out = F.scaled_dot_product_attention(
@@ -123,9 +123,11 @@ class Generator(nn.Module):
         self.norm = nn.LayerNorm(c, elementwise_affine=False)
         self.modulation = nn.Linear(c, 2 * c)
         self.out = nn.Linear(c, values)
-        for module in (self.modulation, self.out, *(b.modulation for b in self.blocks)):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+        for module in (self, *self.blocks):
+            nn.init.zeros_(module.modulation.weight)
+            nn.init.zeros_(module.modulation.bias)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
 
     def _time(self, t_R: Tensor) -> Tensor:
         c = self.place.shape[-1]
@@ -150,12 +152,12 @@ class Generator(nn.Module):
         return (seen - x_RNP) / (1 - t_R)[:, None, None]
 
 
-class MicroUmm(PreTrainedModel, GenerationMixin):
+class MicroUmm(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
     """Text through `language_model`, pictures through `projector` and `generator`."""
 
     config_class = MicroUmmConfig
     base_model_prefix = ""
-    _tied_weights_keys: ClassVar[dict[str, str]] = {
+    _tied_weights_keys = {  # noqa: RUF012
         "language_model.lm_head.weight": "language_model.model.embed_tokens.weight"
     }
     _supports_sdpa = True
@@ -165,7 +167,7 @@ class MicroUmm(PreTrainedModel, GenerationMixin):
         self.language_model = LlamaForCausalLM(config.text_config)
         self.projector = Projector(config.text_config.hidden_size, config.width)
         self.generator = Generator(config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Every part begins as its own class makes it."""

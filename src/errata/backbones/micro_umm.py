@@ -51,13 +51,14 @@ class MicroUmm(TextBackbone):
         source: Path | None = None,
     ) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self.revision = revision
         self.source = source
         self.projector, self.generator = model.projector, model.generator
-        self.config: MicroUmmConfig = model.config
+        assert isinstance(model.config, MicroUmmConfig)
+        self.config = model.config
         self.layout = _sites.resolve(model.language_model)
         self.layout.missing = [m for m in self.layout.missing if m not in ("vision", "bridge")]
         self.layout.sites.extend(self._drawing_sites())
@@ -107,7 +108,7 @@ class MicroUmm(TextBackbone):
                 "download it first)."
             ) from None
         if device is not None:
-            model = model.to(device)
+            model.to(device)  # type: ignore[arg-type]
         source = _stored.folder(path, revision, getattr(model.config, "_commit_hash", None))
         return cls(model, tokenizer, name=name, revision=revision or "", source=source)
 
