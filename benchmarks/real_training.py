@@ -1,7 +1,8 @@
 """What a training step of `dualedit` and `mend` costs on models of real shapes, random weights.
 
     OMP_NUM_THREADS=1 python benchmarks/real_training.py --shape llava-1.5-7b --editor mend
-        [--depth 4] [--above 3] [--dtype bfloat16] [--device cuda] [--steps 4] [--out mend.json]
+        [--depth 4] [--above 3] [--accumulate 1] [--dtype bfloat16] [--device cuda] [--steps 4]
+        [--out mend.json]
 
 `--depth` cuts the text model. `mend` changes the last three blocks, so a cut model costs what the
 whole one does; `dualedit` trains through every block behind its textual adapter (15 of 32 in the
@@ -85,6 +86,8 @@ def step_seconds(
 ) -> dict[str, Any]:
     clock = time.perf_counter if args.device.startswith("cuda") else time.process_time
     own = {**COMMON, **settings(name, above, args.batch)}
+    if args.accumulate:
+        own["accumulate"] = args.accumulate
     batch = int(own.get("batch", 1))
     editor = registry.load("editors", name)(preset="paper", **own, steps=1 + args.steps)
     cases = [c for c in cases_of(64) if {p.kind for p in c.probes} >= {"m_generality"}][:batch]
@@ -113,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--accumulate", type=int, help="forwards per update (default: the paper's)")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)

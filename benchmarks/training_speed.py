@@ -1,7 +1,7 @@
 """How fast `dualedit`, `visedit` and `mend` train: samples per second beside a plain loop.
 
     OMP_NUM_THREADS=1 python benchmarks/training_speed.py [--editors dualedit visedit mend]
-        [--steps 6] [--out speed.json]
+        [--steps 6] [--cases 16] [--shares] [--out speed.json]
 
 A random LLaVA of 12 blocks, d = 512, 64 image tokens, batches of 4 cases, adapters of width 1024 at
 the papers' relative depth. A sample is one case: its edit, a rephrased question, a re-rendered
@@ -12,6 +12,9 @@ as in every later epoch. `plain`: what the published loops do, on the same warm 
 for each of the sample's questions, one for the edit's trace, one for the locality question before
 the edit, and the noise targets of the influence mapper anew in every step; DualEdit's code makes
 these targets too and does not use them (`without targets`: the same loop spared them).
+`--shares`: warm steps also without what `errata.backbones._sparing` does, in turn: without `rows`,
+every question's picture is run for itself; without `columns`, all of the last block. `gflops`: of a
+matrix product as large as a block's FFN, which tells how fast the machine was.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -28,10 +32,12 @@ from typing import Any
 import torch
 from speed import cases_of, random_llava
 
+from errata.backbones import _trunk
 from errata.core import registry
 from errata.core.backbone import Backbone, Entered
 from errata.core.editor import Work
 from errata.core.types import Case
+from errata.finding import turns
 from errata.finding.adapting import AdapterEditor, AdapterTrainee, banked
 from errata.finding.glimpse import seen_at
 from errata.finding.gradient import generator
@@ -52,22 +58,35 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def ours(backbone: Backbone, editor: Any, cases: Sequence[Case], steps: int) -> dict[str, float]:
-    """Samples per second in the first epoch and in the later ones."""
-    epoch = len(cases) // BATCH
+OFF: tuple[tuple[str, ...], ...] = ((), ("rows",), ("columns",), ("rows", "columns"))
+
+
+def ours(
+    backbone: Backbone, editor: Any, cases: Sequence[Case], steps: int, shares: bool
+) -> dict[str, float]:
+    """Samples per second in the first epoch and in the later ones, there in turn as in `OFF`."""
+    epoch, modes = len(cases) // BATCH, OFF if shares else OFF[:1]
     ticks = [time.process_time()]
+    whole = turns._same, _trunk.last_block_at
 
     def tick(what: str, done: int, total: int) -> None:
         ticks.append(time.process_time())
+        off = modes[max(0, done - epoch) % len(modes)]
+        turns._same = (lambda *_: None) if "rows" in off else whole[0]
+        _trunk.last_block_at = (lambda *_: nullcontext()) if "columns" in off else whole[1]
 
-    config = type(editor)(**{**editor.passed, "steps": epoch + steps})
+    config = type(editor)(**{**editor.passed, "steps": epoch + steps * len(modes)})
     trainee: Trainee = config.trainee(backbone, cases, 0)
-    train(backbone, cases, trainee, seed=0, work=Work(None, tick))
+    try:
+        train(backbone, cases, trainee, seed=0, work=Work(None, tick))
+    finally:
+        turns._same, _trunk.last_block_at = whole
     each = [b - a for a, b in pairwise(ticks)]
-    return {
-        "cold": BATCH / median(each[1:epoch]),
-        "warm": BATCH / median(each[epoch : epoch + steps]),
-    }
+    found = {"cold": BATCH / median(each[1:epoch])}
+    for n, off in enumerate(modes):
+        name = "_".join(("warm", *(f"without_{o}" for o in off)))
+        found[name] = BATCH / median(each[epoch + n :: len(modes)])
+    return found
 
 
 class Plain:
@@ -128,25 +147,40 @@ def plain(
     return BATCH / median(each[1:])
 
 
+def gflops() -> float:
+    """Of one thread, on a product of the size of a block's FFN."""
+    x, w = torch.randn(1024, 512), torch.randn(512, 1376)
+    started = time.process_time()
+    for _ in range(100):
+        x @ w
+    return 2e-7 * 1024 * 512 * 1376 / (time.process_time() - started)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--editors", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--cases", type=int, default=16)
+    parser.add_argument("--shares", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     backbone = random_llava(64)
-    cases = [c for c in cases_of(64) if {p.kind for p in c.probes} >= {"m_generality"}][:16]
-    found: dict[str, Any] = {}
+    cases = [c for c in cases_of(64) if {p.kind for p in c.probes} >= {"m_generality"}][
+        : args.cases
+    ]
+    found: dict[str, Any] = {"gflops": round(gflops(), 1)}
     for name in args.editors:
         editor = registry.load("editors", name)(**SETTINGS[name])
-        row = ours(backbone, editor, cases, args.steps)
+        row = ours(backbone, editor, cases, args.steps, args.shares)
         if isinstance(editor, AdapterEditor):
             row["plain"] = plain(backbone, editor, cases, args.steps, targets=True)
             row["plain_without_targets"] = plain(backbone, editor, cases, args.steps, False)
             row["ratio"] = row["warm"] / row["plain"]
         found[name] = {k: round(v, 2) for k, v in row.items()}
         print(name, json.dumps(found[name]), flush=True)
+    found["gflops_after"] = round(gflops(), 1)
+    print(found["gflops"], found["gflops_after"], "GFLOP/s")
     if args.out:
         args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -34,6 +34,7 @@ COLUMNS = {
     "BLIP-2 (OPT)": "blip2",
     "Qwen2.5-VL": "qwen25",
     "Qwen3-VL": "qwen3",
+    "micro-umm": "micro_umm",
 }
 
 
@@ -86,15 +87,19 @@ def attempt(name: str, bb: Backbone) -> str:
     from tests.fast import FAST
 
     cls = registry.load("editors", name)
-    shown = PICTURE if "image" in cls.modalities else None
-    edit = Edit(Prompt.of("What colour is the thing?", shown), "green", id="table")
+    if lacking := cls.requires - bb.capabilities:
+        return f"needs `{'`, `'.join(sorted(lacking))}`"
+    shown = PICTURE if "image" in cls.modalities & bb.capabilities else None
+    if shown is None and cls.modalities == {"image"}:
+        return "needs `image`"
+    edit = Edit(Prompt.of("What colour is the thing?", shown), "green", "thing", id="table")
     batch = bb.encode([edit.prompt], [edit.target])
     with torch.no_grad():
         before = bb.logits(batch)
     try:
         settings = FAST[name] if issubclass(cls, TrainedEditor) else {}
         made = editor(name, **settings).for_backbone(bb)
-        patch = made.edit(bb, [edit], made.prepare(bb, _lessons())).patch
+        patch = made.edit(bb, [edit], made.prepare(bb, _lessons("image" in bb.capabilities))).patch
         with torch.no_grad(), bb.applied(patch):
             during = bb.logits(bb.encode([edit.prompt], [edit.target]))
         with torch.no_grad():
@@ -105,13 +110,17 @@ def attempt(name: str, bb: Backbone) -> str:
     return "no effect" if torch.equal(before, during) else "yes"
 
 
-def _lessons() -> list[Case]:
+def _lessons(pictures: bool) -> list[Case]:
     """Training cases for editors that learn what to spare, or what the model does not know."""
     from errata import Case, Edit, Probe, Prompt
 
     spared = Probe("l", Prompt.of("Who made the other one?"), "t_locality", reference="Corvin")
     truths = {"Where is it from?": "Aldham", "Who made it?": "Sorrel", "What is it?": "a ring"}
-    asked = [(Prompt.of(q, p), a) for q, a in truths.items() for p in (None, PICTURE)]
+    asked = [
+        (Prompt.of(q, p), a)
+        for q, a in truths.items()
+        for p in (None, PICTURE if pictures else None)
+    ]
     return [
         Case(
             f"lesson {i}",

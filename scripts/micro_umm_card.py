@@ -47,10 +47,10 @@ def targets(found: Table) -> str:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--model", type=Path, default=ASSETS)
-    p.add_argument("--pictures", type=int, default=240, help="per kind of prompt and of object")
+    p.add_argument("--pictures", type=int, default=120, help="per kind of prompt and of object")
     p.add_argument("--pairs", type=int, default=300)
-    p.add_argument("--steps", type=int, nargs=3, default=(600, 1000, 2300))
-    p.add_argument("--seconds", type=int, nargs=3, required=True, metavar=("L", "C", "D"))
+    p.add_argument("--steps", type=int, nargs=4, default=(600, 1000, 2300, 1400))
+    p.add_argument("--seconds", type=int, nargs=4, required=True, metavar=tuple("LCDE"))
     args = p.parse_args()
     torch.set_num_threads(1)
     bb = MicroUmm.load(str(args.model))
@@ -67,10 +67,10 @@ def main() -> None:
         "seen": seen,
         "held": held,
         "targets": targets(found),
-        "trace": table(bb, args.pairs, args.pairs // 3),
+        "trace": table(bb, args.pairs, args.pairs // 6),
         "reading": READING.read_text(encoding="utf-8") if READING.exists() else "",
     }
-    for name, steps, seconds in zip("lcd", args.steps, args.seconds, strict=True):
+    for name, steps, seconds in zip("lcde", args.steps, args.seconds, strict=True):
         figures[f"{name}_steps"], figures[f"{name}_seconds"] = steps, seconds
     text = TEXT.read_text(encoding="utf-8")
     for key, value in figures.items():

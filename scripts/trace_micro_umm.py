@@ -20,25 +20,21 @@ import torch
 from torch import Tensor
 
 from errata.backbones.micro_umm import MicroUmm
-from errata.core.patch import Patch
 from errata.core.ports import Ctx
 from errata.core.types import Prompt
+from errata.finding.watch import Watch
 from errata.judges.microworld import read
 from errata.worlds import language as lang
 from errata.worlds.objects import ATTRIBUTES, OBJECTS, Object, fact
 from train_micro_umm import ASSETS
 
 
-class Swap(Patch):
+class Swap(Watch):
     """Row b's stream at `site` in columns[b] is the donor's."""
 
     def __init__(self, site: str, states: list[Tensor], columns: list[list[int]]) -> None:
-        super().__init__()
-        self._site, self.states, self.columns = site, states, columns
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        return (self._site,)
+        super().__init__((site,))
+        self.states, self.columns = states, columns
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
         if ctx.prefilled:
@@ -47,23 +43,6 @@ class Swap(Patch):
         for b, (state, columns) in enumerate(zip(self.states, self.columns, strict=True)):
             out[b, columns] = state
         return out
-
-
-class Keep(Patch):
-    """Keeps the stream that enters each block."""
-
-    def __init__(self, depth: int) -> None:
-        super().__init__()
-        self.depth = depth
-        self.seen: dict[str, Tensor] = {}
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        return tuple(f"text.{i}.in" for i in range(self.depth))
-
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
-        self.seen[site] = y.clone()
-        return y
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +114,14 @@ def flips(bb: MicroUmm, form: str, place: str, n: int) -> tuple[list[float], int
         made = [made[k] for k in keep]
         attributes = [p.attribute for p in made]
         asked += len(made)
-        kept = Keep(bb.depth)
+        kept = Watch(f"text.{i}.in" for i in range(bb.depth))
         with bb.applied(kept), torch.no_grad():
             bb.logits(bb.encode([Prompt.of(p.donor) for p in made]))
         columns = [columns_of(bb, p.receiver, p.names[0], place) for p in made]
         source = [columns_of(bb, p.donor, p.names[1], place) for p in made]
         for i in range(bb.depth):
             site = f"text.{i}.in"
-            states = [kept.seen[site][b, c] for b, c in enumerate(source)]
+            states = [kept.y[site][b, c] for b, c in enumerate(source)]
             with bb.applied(Swap(site, states, columns)):
                 now = shows(bb, [p.receiver for p in made], attributes, form)
             hits[i] += sum(s == p.wanted for s, p in zip(now, made, strict=True))

@@ -39,6 +39,13 @@ FAST: dict[str, dict[str, Any]] = {
     "lte": {"steps": 3, "batch": 2, "held_out": 0, "rank": 2, "warmup": 0, "encoder": "backbone"},
     "rome": {"layers": (1,), "steps": 4, "ridge": 0.5},
     "memit": {"layers": (1, 2), "steps": 4, "ridge": 0.5, "mom2_weight": 10.0},
+    "bridge": {
+        "layers": (0, 1),
+        "steps": 4,
+        "ridge": 0.5,
+        "mom2_weight": 10.0,
+        "prompts": ("a shape of the {subject} now",),
+    },
     "pmet": {"layers": (1, 2), "steps": 4, "ridge": 0.5, "mom2_weight": 10.0},
     "alphaedit": {
         "layers": (1, 2),

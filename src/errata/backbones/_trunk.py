@@ -276,9 +276,7 @@ class TrunkBackbone(Backbone):
         enter = (what.layer, what.stream)
         self._rehearse(trunk, ctx, enter)
         packed = packable(self, what) if cache is None and what.layer > 0 else None
-        stream = self._through(
-            trunk, ctx, cache=cache, enter=enter, columns=columns, packed=packed
-        )
+        stream = self._through(trunk, ctx, cache=cache, enter=enter, columns=columns, packed=packed)
         if cache is not None and what.layer > 0:
             assert what.cache is not None, (
                 "enter(..., for_generation=True) is needed to continue from a state"

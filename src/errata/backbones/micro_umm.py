@@ -158,6 +158,17 @@ class MicroUmm(TextBackbone):
             projected: Tensor = self.projector(tap)
         return projected
 
+    @property
+    def canvas(self) -> tuple[int, int]:
+        c = self.config
+        return (c.side // c.patch) ** 2, 3 * c.patch**2
+
+    def denoise(
+        self, x_RNP: Tensor, moment_R: Tensor, given_RTc: Tensor, mask_RT: Tensor
+    ) -> Tensor:
+        seen: Tensor = self.generator.picture(x_RNP, moment_R, given_RTc, mask_RT)
+        return seen
+
     @torch.no_grad()
     def draw(
         self, prompts: Sequence[Prompt], seeds: Sequence[int], *, rows: Tensor | None = None
@@ -195,8 +206,5 @@ class MicroUmm(TextBackbone):
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
         """[s, N, P] the same on every device."""
-        c = self.config
-        shape = ((c.side // c.patch) ** 2, 3 * c.patch**2)
-        return torch.stack(
-            [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        )
+        made = [torch.Generator().manual_seed(s) for s in seeds]
+        return torch.stack([torch.randn(self.canvas, generator=rng) for rng in made])

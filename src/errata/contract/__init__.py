@@ -20,7 +20,8 @@ def checks(kind: str, name: str) -> list[tuple[str, Callable[[], None]]]:
     """(property in words, a function that raises AssertionError where it does not hold)."""
     if kind == "editors":
         folder = Path(tempfile.mkdtemp(prefix="errata-check-"))
-        return editors.checks(registry.load(kind, name), editors.bundled(folder))
+        cls = registry.load(kind, name)
+        return editors.checks(cls, editors.bundled(folder, cls))
     module = {
         "benchmarks": benchmarks, "protocols": protocols, "metrics": metrics, "judges": judges,
     }[kind]  # fmt: skip

@@ -47,16 +47,18 @@ class World:
     loose: float = 2e-3
 
 
-def bundled(folder: Path) -> World:
-    """The bundled model on its own benchmark."""
+def bundled(folder: Path, cls: type[Editor]) -> World:
+    """A bundled model that can do what the editor needs, on its own benchmark."""
     from errata.backbones import load as load_backbone
     from errata.core.benchmark import BenchmarkSpec
 
-    spec = BenchmarkSpec.parse("microworld:vqa@train")
-    cases = registry.load("benchmarks", "microworld")().load(spec).cases[:40]
+    name = "micro-umm" if "draw" in cls.requires else "micro-vlm"
+    benchmark = {"micro-umm": "unike_umm:microworld", "micro-vlm": "microworld:vqa"}[name]
+    spec = BenchmarkSpec.parse(f"{benchmark}@train")
+    cases = registry.load("benchmarks", spec.name)().load(spec).cases[:40]
     edits = [c.edit for c in cases[:40:10]]
     many = list(itertools.islice((p.prompt for c in cases for p in c.probes), 48))
-    return World(load_backbone("micro-vlm"), edits, many[:6], many, cases, folder)
+    return World(load_backbone(name), edits, many[:6], many, cases, folder)
 
 
 def checks(cls: type[Editor], world: World) -> list[tuple[str, Callable[[], None]]]:

@@ -352,6 +352,21 @@ class Backbone(ABC):
             "caption.\n1. [Knowledge Recall]"
         )
 
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Image tokens of a picture that is drawn, and values of each. Raises BadBackbone."""
+        raise BadBackbone(f"{self.name} draws no pictures. Choose a model that does: micro-umm.")
+
+    def denoise(
+        self, x_RNP: Tensor, moment_R: Tensor, given_RTc: Tensor, mask_RT: Tensor
+    ) -> Tensor:
+        """[R, N, P] the picture that the generator expects of x at a time, with gradients.
+
+        x is `moment * picture + (1 - moment) * noise` on the `canvas`; `given` are rows of
+        `conditioning`, real in the columns of `mask`. No guidance. Raises BadBackbone.
+        """
+        raise BadBackbone(f"{self.name} draws no pictures. Choose a model that does: micro-umm.")
+
     @contextmanager
     def applied(self, *patches: Patch | None) -> Iterator[None]:
         """The patches are live inside, on top of what is; on leaving, exactly what was before.

@@ -33,7 +33,8 @@ class Site:
     """Where a patch can act: the input of `first` and the output of `last` (mostly one module).
 
     With `last` None the site is the stream that enters `first` (`text.{i}.in`): x and y are the
-    same. `stream` is `text` for modules that see [B, T, .], `vision` for those that see images.
+    same. `stream` is `text` for modules that see [B, T, .], `vision` for those that see images,
+    `draw` for those that draw them.
     """
 
     name: str
@@ -49,7 +50,8 @@ class Ctx:
     lengths: [B] prompt length of each row, image tokens included; None when nothing said so.
     mask:    [B, K] 1 for real columns. vision: [B, K] True for image tokens of the prompt.
     rows:    [B] which row of a row patch each batch row uses; None = row b uses patch b.
-    image_rows: [N] the batch row of each image, in the order in which the vision tower sees them.
+    image_rows: [N] the batch row of each image, in the order in which the vision tower sees them,
+    or in which they are drawn.
     image_sizes: [N] relative number of vision positions per image, for towers that flatten images.
     memo:    decisions, made once at prefill and read afterwards; keyed (id of patch, site).
     moment: the time of the running step of a drawing, 0 = noise, 1 = picture; None in text.

@@ -56,7 +56,7 @@ class AlphaEdit(Spreading):
             "nullspace_threshold": 0.1, "L2": 1.0,
         },
         "micro-umm": {
-            "layers": (1, 2), "threshold": "relative", "nullspace_threshold": 0.1, "L2": 1.0,
+            "layers": (1, 2, 3), "threshold": "relative", "nullspace_threshold": 0.1, "L2": 1.0,
         },
         "unike_umm": {**_UNIKE, "layers": (4, 5, 6, 7, 8)},
         "unike_umm_blip3o": {**_ON_QWEN, "nullspace_cov_reg": 0.01, "null_proj_alpha": 0.7,

@@ -45,7 +45,7 @@ class Pmet(Spreading):
     name = "pmet"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"layers": (4, 5, 6), "token": "last_prompt", "mom2_weight": 500.0},
-        "micro-umm": {"layers": (1, 2), "mom2_weight": 500.0},
+        "micro-umm": {"layers": (1, 2, 3), "mom2_weight": 5.0},
         "unike_umm": {
             "layers": (4, 5, 6, 7, 8), "lr": 0.1, "eos": False, "decay": "squared",
             "scaled": True, "ridge": 0.05, "mom2_weight": 15000.0, "max_upd_ratio": 1.0,

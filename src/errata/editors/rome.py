@@ -70,7 +70,8 @@ class Rome(Located):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Located.Config):
-        """layers: one block, () = at a sixth of the model's depth (5 of 32). mom2: u is taken in the metric of the moment. same_key: r-ROME.
+        """layers: one block, () = at a sixth of the depth (5 of 32). same_key: r-ROME. mom2: u is
+        taken in the metric of the moment.
 
         mom2_weight: what the moment weighs against remembered keys.
         """

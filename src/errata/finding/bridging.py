@@ -7,9 +7,12 @@ wanted is that their projected states become those of prompts that do. Per edit 
     + text_weight * the loss of the target's words, as in `finding.values`
 
 where C is `Backbone.conditioning` in the columns that both prompts share from the subject to their
-end (`tokens`), or its mean over all columns (`mean`). 1 is where the search begins, 0 the goal.
+end (`tokens`), its mean over all columns (`mean`), or the picture that the generator expects when
+it is given them (`picture`): from noise on which the stated prompt has begun to draw, new in each
+step. 1 is where the search begins, 0 the goal.
 
-Shapes: E edits, B rows (image prompts of all edits), T columns, c width of the conditioning, d.
+Shapes: E edits, B rows (image prompts of all edits), T columns, c width of the conditioning, d, N
+image tokens, P values of each.
 """
 
 from __future__ import annotations
@@ -29,21 +32,24 @@ from errata.finding.contexts import columns
 from errata.finding.values import Deltas, Goal, Shift, Values
 
 ROWS = 256  # image prompts that are searched together
+DRAWS = 2  # noises per prompt and step
+LATEST = 0.6  # time up to which the stated prompt has drawn: later, little is left to decide
 FIELDS = ("subject", "target", "statement", "prompt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """prompts, oracles: image prompts without and with the fact, templates of FIELDS.
+    """prompts, oracles: templates of FIELDS, of image prompts without the fact and with it.
 
-    `{statement}` is the edit's own prompt with its target, `{prompt}` the one without the fact.
-    match, text_weight: see the head of this file. random: the vector that was found is replaced by
-    one of its length in a random direction, which shows what the direction is worth.
+    `{statement}` is the edit's own prompt with its target, `{prompt}` the one without the fact. An
+    oracle without `{prompt}` is what stands in place of the subject. match, text_weight: see the
+    head of this file. random: the vector that was found is replaced by one of its length in a
+    random direction, which shows what the direction is worth.
     """
 
     prompts: tuple[str, ...]
     oracles: tuple[str, ...]
-    match: Literal["tokens", "mean"] = "tokens"
+    match: Literal["tokens", "mean", "picture"] = "picture"
     text_weight: float = 1.0
     random: bool = False
 
@@ -64,6 +70,13 @@ def check_templates(editor: str, settings: Settings) -> None:
                 )
 
 
+def stated(oracle: str, template: str, edit: Edit) -> str:
+    """The image prompt of `template` with the fact, as the template `oracle` states it."""
+    if "{prompt}" in oracle:
+        return filled(oracle, edit, filled(template, edit))
+    return filled(template.replace("{subject}", filled(oracle, edit)), edit)
+
+
 def filled(template: str, edit: Edit, prompt: str = "") -> str:
     """A template about one edit."""
     texts = {
@@ -79,34 +92,56 @@ def filled(template: str, edit: Edit, prompt: str = "") -> str:
 
 @dataclass(frozen=True, eq=False)
 class Crossing:
-    """The image prompts of all edits, and where their conditioning is to go.
+    """The image prompts of all edits, and where they are to go.
 
-    goal [B, T, c] in the columns `where` [B, T]; start_B the squared distance before the search.
+    there [B, T', c] what the stated prompts give, real in `there_mask`. goal: of `tokens` [B, T, c]
+    in the columns `where` [B, T], of `mean` [B, c]. start_B: the distance before the search.
     """
 
+    backbone: Backbone
     prompts: Batch
     rows_B: Tensor
     owner_B: Tensor
     columns_B: Tensor
+    there: Tensor
+    there_mask: Tensor
     goal: Tensor
     where: Tensor
     start_B: Tensor
     match: str
 
-    def loss(self, cond_BTc: Tensor, edits: int) -> Tensor:
+    def loss(self, cond_BTc: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
         """[E] the share of the way that is left, mean over an edit's prompts."""
-        left_B = self.distance(cond_BTc) / self.start_B.to(cond_BTc.device)
+        left_B = self.distance(cond_BTc, rngs) / self.start_B.to(cond_BTc.device)
         owner = self.owner_B.to(left_B.device)
-        total = torch.zeros(edits, device=left_B.device).index_add(0, owner, left_B)
-        return total / torch.bincount(owner, minlength=edits)
+        total = torch.zeros(len(rngs), device=left_B.device).index_add(0, owner, left_B)
+        return total / torch.bincount(owner, minlength=len(rngs))
 
-    def distance(self, cond_BTc: Tensor) -> Tensor:
-        """[B] squared."""
+    def distance(self, cond_BTc: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+        """[B] squared; `rngs`, one per edit, draw the noise of `picture`."""
         cond = cond_BTc.float()
         if self.match == "mean":
             return (mean_of(cond, self.prompts.mask) - self.goal).square().sum(-1)
+        if self.match == "picture":
+            draws = [self._imagined(cond_BTc, rngs) for _ in range(DRAWS)]
+            return torch.stack(draws).mean(0)
         off = torch.where(self.where[..., None], cond - self.goal, 0.0)
         return off.square().sum((1, 2))
+
+    def _imagined(self, cond_BTc: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+        """[B] mean squared difference of what is expected of one picture in the making."""
+        count = torch.bincount(self.owner_B, minlength=len(rngs)).tolist()
+        canvas, there, seen = self.backbone.canvas, self.there, self.backbone.denoise
+        noise = torch.cat(
+            [torch.randn(n, *canvas, generator=g) for n, g in zip(count, rngs, strict=True)]
+        )
+        times = torch.cat([torch.rand(n, generator=g) for n, g in zip(count, rngs, strict=True)])
+        x, t = noise.to(cond_BTc), (times * LATEST).to(cond_BTc)
+        with torch.no_grad():
+            begun = seen(x, torch.zeros_like(t), there, self.there_mask)
+            x = t[:, None, None] * begun + (1 - t)[:, None, None] * x
+            want = seen(x, t, there, self.there_mask)
+        return (seen(x, t, cond_BTc, self.prompts.mask) - want).float().square().mean((1, 2))
 
 
 def mean_of(cond_BTc: Tensor, mask_BT: Tensor) -> Tensor:
@@ -120,6 +155,7 @@ def crossing(
     backbone: Backbone,
     edits: Sequence[tuple[int, Edit]],
     settings: Settings,
+    rngs: Sequence[torch.Generator],
 ) -> Crossing:
     """`edits`: (patch row, edit). Raises BadEdit without a subject, BadSpec for useless prompts."""
     asked: list[tuple[int, str, str]] = []
@@ -131,23 +167,23 @@ def crossing(
             )
         for template in settings.prompts:
             prompt = filled(template, edit)
-            asked += [(e, prompt, filled(o, edit, prompt)) for o in settings.oracles]
+            asked += [(e, prompt, stated(o, template, edit)) for o in settings.oracles]
     rows = [edits[e][0] for e, _, _ in asked]
     plain = backbone.encode([Prompt.of(p) for _, p, _ in asked], rows=rows)
-    stated = backbone.encode([Prompt.of(o) for _, _, o in asked], rows=rows)
+    told = backbone.encode([Prompt.of(o) for _, _, o in asked], rows=rows)
     device = plain.ids.device
     rows_B = torch.tensor(rows, device=device)
     where = columns(backbone, plain, [edits[e][1].subject for e, _, _ in asked])
-    start, there = (backbone.conditioning(b, rows=rows_B).float() for b in (plain, stated))
-    if settings.match == "mean":
-        goal, shared = mean_of(there, stated.mask), plain.mask.bool()
-    else:
-        goal, shared = _shared(plain, stated, there, where)
+    start, there = (backbone.conditioning(b, rows=rows_B) for b in (plain, told))
+    goal, shared = mean_of(there.float(), told.mask), plain.mask.bool()
+    if settings.match == "tokens":
+        goal, shared = _shared(plain, told, there.float(), where)
+    owner_B = torch.tensor([e for e, _, _ in asked], device=device)
     found = Crossing(
-        plain, rows_B, torch.tensor([e for e, _, _ in asked], device=device), where,
-        goal, shared, torch.ones(len(asked)), settings.match,
+        backbone, plain, rows_B, owner_B, where, there, told.mask, goal, shared,
+        torch.ones(len(asked)), settings.match,
     )  # fmt: skip
-    start_B = found.distance(start)
+    start_B = found.distance(start, rngs)
     if bool((start_B <= 0).any()):
         b = int((start_B <= 0).nonzero()[0])
         raise BadSpec(
@@ -157,9 +193,7 @@ def crossing(
     return replace(found, start_B=start_B)
 
 
-def _shared(
-    plain: Batch, stated: Batch, there_BTc: Tensor, where_B: Tensor
-) -> tuple[Tensor, Tensor]:
+def _shared(plain: Batch, told: Batch, there_BTc: Tensor, where_B: Tensor) -> tuple[Tensor, Tensor]:
     """Goal and columns: the longest common end of both prompts, from the subject's last token on.
 
     Raises BadSpec where it does not reach the subject.
@@ -167,13 +201,13 @@ def _shared(
     goal = there_BTc.new_zeros(*plain.ids.shape, there_BTc.shape[-1])
     shared = torch.zeros_like(plain.mask, dtype=torch.bool)
     for b in range(plain.size):
-        n, m, first = int(plain.lengths[b]), int(stated.lengths[b]), int(where_B[b])
+        n, m, first = int(plain.lengths[b]), int(told.lengths[b]), int(where_B[b])
         width = n - first
-        if m < width or not plain.ids[b, first:n].equal(stated.ids[b, m - width : m]):
+        if m < width or not plain.ids[b, first:n].equal(told.ids[b, m - width : m]):
             raise BadSpec(
-                f"'{stated.prompts[b].text}' does not end as '{plain.prompts[b].text}' does from "
+                f"'{told.prompts[b].text}' does not end as '{plain.prompts[b].text}' does from "
                 "the subject on, so their tokens cannot be compared. Set oracles that state the "
-                "fact before the subject, or --set match=mean."
+                "fact before the subject, or another --set match=."
             )
         goal[b, first:n], shared[b, first:n] = there_BTc[b, m - width : m], True
     return goal, shared
@@ -187,13 +221,14 @@ def search(
     settings: Settings,
     rngs: Sequence[torch.Generator],
 ) -> Values:
-    """The values of all edits, on top of what is applied; `rngs`: one per edit, for `random`.
+    """The values of all edits, on top of what is applied.
 
-    Raises BadEdit, BadSpec, NotFinite.
+    `rngs`, one per edit, are for the noise of `picture` and the direction of `random`. Raises
+    BadEdit, BadSpec, NotFinite.
     """
     size = max(1, ROWS // (len(settings.prompts) * len(settings.oracles)))
     parts = [
-        _search(backbone, edits[i : i + size], beginnings, text, settings)
+        _search(backbone, edits[i : i + size], beginnings, text, settings, rngs[i : i + size])
         for i in range(0, len(edits), size)
     ]
     (site,) = text.sites
@@ -212,9 +247,10 @@ def _search(
     beginnings: Sequence[str],
     text: values.Settings,
     settings: Settings,
+    rngs: Sequence[torch.Generator],
 ) -> Values:
     q = values.question(backbone, edits, beginnings, text)
-    bridge = crossing(backbone, edits, settings)
+    bridge = crossing(backbone, edits, settings, rngs)
     (site,) = text.sites
     said = Shift(text.sites, q.columns_B, q.owner_B)
     drawn = Shift(text.sites, bridge.columns_B, bridge.owner_B)
@@ -227,7 +263,7 @@ def _search(
         for step in range(text.steps):
             said.delta = drawn.delta = deltas.leaves()
             with backbone.applied(drawn):
-                way_E = bridge.loss(backbone.conditioning(prompts, rows=bridge.rows_B), len(edits))
+                way_E = bridge.loss(backbone.conditioning(prompts, rows=bridge.rows_B), rngs)
             left_E = torch.where(goal.active_E, way_E.detach().to(left_E), left_E)
             loss_E = way_E
             if settings.text_weight or not step:  # the first also says what deltas are added to

@@ -122,7 +122,8 @@ def from_cases(
     """Questions of training cases with their right answers, each once, at most `most` of them.
 
     Those about what a case edits are among them only if `edited`; a text that names one of
-    `without` never is. The targets of edits, which are false, never are.
+    `without` never is. The targets of edits, which are false, never are. A prompt that is drawn
+    has nothing behind it.
     """
     pool: dict[Document, None] = {}
     for case in cases:
@@ -131,6 +132,8 @@ def from_cases(
         for probe in case.probes:
             if probe.kind in LOCALITY_KINDS:
                 pool.setdefault(Document(probe.prompt, probe.reference))
+            elif probe.kind == "i_locality":
+                pool.setdefault(Document(probe.prompt))
     named = mentions(without)
     documents = [d for d in pool if not named(d.text)]
     order = torch.randperm(len(documents), generator=rng)[:most].tolist()

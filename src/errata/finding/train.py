@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from errata.core.backbone import Backbone
@@ -204,9 +205,11 @@ class _Loop:
         )
         # a step without a row of some role leaves parameters without a gradient
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        # without being told, processes that have no accelerator would each train for themselves
         self.accelerator = Accelerator(
-            mixed_precision="no", device_placement=False, kwargs_handlers=[unused]
-        )
+            mixed_precision="no", device_placement=False, kwargs_handlers=[unused],
+            cpu=not torch.accelerator.is_available(),
+        )  # fmt: skip
         self.optimiser = trainee.optimiser()
         self.rates = [float(g["lr"]) for g in self.optimiser.param_groups]
         self.model: Any = self.accelerator.prepare_model(_Losses(trainee), device_placement=False)
@@ -317,12 +320,15 @@ class _Loop:
             for name, value in named.items():
                 for key, one in ((name, float(value)), (f"#{name}", 1.0)):
                     sums[key] = sums.get(key, 0.0) + one * len(cases)
-        if world > 1:
-            names = sorted(sums)
-            packed = torch.tensor([sums[n] for n in names], device=self.accelerator.device)
-            summed = self.accelerator.reduce(packed, "sum")
-            sums = dict(zip(names, summed.tolist(), strict=True))
-        return _means(sums)
+        return _means(self._of_all(sums))
+
+    def _of_all(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Sums over all processes; a process may lack a name."""
+        total: dict[str, float] = {}
+        for one in gather_object([dict(sums)]):
+            for name, value in one.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
 
     def _unwrapped(self) -> _Losses:
         model = self.accelerator.unwrap_model(self.model)
@@ -333,7 +339,7 @@ class _Loop:
         """Held-out loss after `progress.step` updates: a point of the curve, a best, or a stop."""
         p = self.progress
         held = self._validate() if self.held else {}
-        trained = _means(p.sums)
+        trained = _means(self._of_all(p.sums))
         p.curve.append({"step": p.step, "train": _rounded(trained), "held_out": _rounded(held)})
         p.sums = {}
         score = self.trainee.score(held) if self.held else -p.step
@@ -382,7 +388,10 @@ class _Loop:
         path = self.work.checkpoint
         if path is None:
             return
-        if self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        sums = self._of_all(self.progress.sums)  # the first process goes on with everyone's
+        self.progress.sums = sums if main else {}
+        if main:
             point = checkpoint.Checkpoint(
                 self.plan, asdict(self.progress), self.trainee.module.state_dict(), self.best,
                 self.optimiser.state_dict(),
@@ -406,6 +415,8 @@ class _Loop:
         device = self.backbone.device_of("")
         self.best = {k: v.to(device) for k, v in point.best.items()}
         self.progress = Progress(**point.progress)
+        if not self.accelerator.is_main_process:
+            self.progress.sums = {}
         return self.progress
 
 

@@ -81,7 +81,7 @@ class Rows(Patch):
 
     def _each(self, site: str, x: Tensor, y: Tensor, ctx: Ctx, run: Any) -> Tensor:
         """Every patch on its own rows; the question's memo keeps its decisions at full height."""
-        vision = ctx.wires.sites[site].stream == "vision"
+        pictures = ctx.wires.sites[site].stream != "text"
         of_x, of_y = ctx.rows_of(site, x), ctx.rows_of(site, y)
         parts = []
         first = torch.tensor([self._first(i) for i in range(self.count)], device=of_y.device)
@@ -92,7 +92,7 @@ class Rows(Patch):
             if site not in p.sites:
                 parts.append((index, y[index]))
                 continue
-            own = _of_images(ctx, index) if vision else _of_rows(ctx, index)
+            own = _of_images(ctx, index) if pictures else _of_rows(ctx, index)
             known = set(own.memo)
             parts.append((index, run(p, x[of_x == i], y[index], own)))
             spread = partial(_spread, index=index, rows=y.shape[0])
@@ -125,7 +125,7 @@ def _of_rows(ctx: Ctx, index: Tensor) -> Ctx:
 
 
 def _of_images(ctx: Ctx, index: Tensor) -> Ctx:
-    """The same at a vision site, whose entries are images or their patches, not rows of a batch."""
+    """The same at a site that sees or draws pictures: its entries are not rows of the batch."""
     return replace(
         ctx,
         lengths=None,

@@ -47,7 +47,7 @@ def cases():
 
 @pytest.fixture
 def bb():
-    return tiny.umm()
+    return tiny.micro_umm()
 
 
 @pytest.fixture

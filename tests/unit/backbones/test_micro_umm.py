@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import from_patches, to_patches
 from errata.backbones.micro_umm import MicroUmm
 from errata.core.errors import BadBackbone, BadSpec
-from errata.core.patch import Patch
 from errata.core.ports import Ctx
 from errata.core.types import Prompt
+from errata.finding.watch import Watch
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
 from tests import tiny
@@ -43,21 +44,27 @@ def raw(bb: MicroUmm, prompts: list[Prompt], **options: Any) -> Tensor:
     return bb.drawn(bb.encode(prompts), SEEDS, **options)
 
 
-class Recorder(Patch):
-    """Keeps what each site gives, with the time of the step."""
+class Recorder(Watch):
+    """Keeps all that each site takes and gives, with the time of the step."""
 
-    def __init__(self, sites: tuple[str, ...]) -> None:
-        super().__init__()
-        self._sites = sites
-        self.seen: list[tuple[str, float | None, Tensor]] = []
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        return self._sites
+    def __init__(self, sites: Iterable[str]) -> None:
+        super().__init__(sites)
+        self.seen: list[tuple[str, float | None, Tensor, Tensor]] = []
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
-        self.seen.append((site, ctx.moment, y.clone()))
+        self.seen.append((site, ctx.moment, x.clone(), y.clone()))
         return y
+
+
+class Push(Watch):
+    """Adds a constant behind a site."""
+
+    def __init__(self, site: str, by: float) -> None:
+        super().__init__((site,))
+        self.by = by
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        return y + self.by
 
 
 def test_patches_of_a_picture_are_its_own_pixels() -> None:
@@ -78,30 +85,14 @@ def test_a_seed_decides_the_picture(bb: MicroUmm) -> None:
 
 
 def test_the_noise_is_the_same_for_every_prompt(bb: MicroUmm) -> None:
-    recorder = Inputs()
+    recorder = Recorder(("draw.velocity",))
     with bb.applied(recorder):
         raw(bb, PROMPTS)
-    first = recorder.seen[0]
+    first = recorder.seen[0][2]
     assert first.shape == (12, 4, 48)  # 3 prompts, 2 seeds, with and without the prompt
     for k in range(12):
         assert torch.equal(first[k], first[k % 2])
     assert not torch.equal(first[0], first[1])
-
-
-class Inputs(Patch):
-    """Keeps what enters the generator."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Tensor] = []
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        return ("draw.velocity",)
-
-    def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
-        self.seen.append(x.clone())
-        return x
 
 
 def test_the_sampler_is_euler_with_guidance(bb: MicroUmm) -> None:
@@ -123,7 +114,7 @@ def test_the_sampler_is_euler_with_guidance(bb: MicroUmm) -> None:
 def test_every_stage_of_the_path_is_met(bb: MicroUmm) -> None:
     stages = bb.path()
     assert [s.name for s in stages] == ["tap", "projected", "blocks.0", "blocks.1", "velocity"]
-    recorder = Recorder(tuple(s.site for s in stages))
+    recorder = Recorder(s.site for s in stages)
     with bb.applied(recorder):
         raw(bb, PROMPTS)
     columns = bb.encode(PROMPTS).ids.shape[1]
@@ -135,12 +126,12 @@ def test_every_stage_of_the_path_is_met(bb: MicroUmm) -> None:
         "draw.velocity": (12, 4, 48),
     }
     counts = dict.fromkeys(shapes, 0)
-    for site, moment, y in recorder.seen:
+    for site, moment, _, y in recorder.seen:
         assert tuple(y.shape) == shapes[site], site
         assert (moment is None) == (not site.startswith("draw."))
         counts[site] += 1
     assert counts == {"final_norm": 1, "bridge": 1, **dict.fromkeys(list(shapes)[2:], 3)}
-    moments = [m for s, m, _ in recorder.seen if s == "draw.velocity"]
+    moments = [m for s, m, _, _ in recorder.seen if s == "draw.velocity"]
     assert moments == pytest.approx([0, 1 / 3, 2 / 3])
 
 
@@ -148,7 +139,7 @@ def test_conditioning_is_what_the_generator_is_given(bb: MicroUmm) -> None:
     recorder, batch = Recorder(("bridge",)), bb.encode(PROMPTS)
     with bb.applied(recorder):
         bb.drawn(batch, [1])
-    assert torch.equal(bb.conditioning(batch), recorder.seen[0][2])
+    assert torch.equal(bb.conditioning(batch), recorder.seen[0][3])
     state = bb.enter(batch, 2)
     torch.testing.assert_close(bb.conditioning(state), bb.conditioning(batch), atol=1e-5, rtol=1e-5)
 
@@ -189,21 +180,6 @@ def test_rows_of_patches_equal_one_by_one(bb: MicroUmm, site: str) -> None:
                 alone = raw(bb, [PROMPTS[b]])
             torch.testing.assert_close(found[2 * b : 2 * b + 2], alone, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(together, turned, atol=1e-3)
-
-
-class Push(Patch):
-    """Adds a constant behind a site."""
-
-    def __init__(self, site: str, by: float) -> None:
-        super().__init__()
-        self._site, self.by = site, by
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        return (self._site,)
-
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
-        return y + self.by
 
 
 def test_rows_reach_the_generator_too(bb: MicroUmm) -> None:

@@ -146,10 +146,13 @@ def test_names_that_are_left_out(texts):
 def test_questions_of_training_cases():
     """Right answers only, each question once; what a case edits is left out unless wanted."""
     spared = Probe("l", Prompt.of("Who made Umber?"), "t_locality", reference="Corvin")
+    drawn = Probe("i", Prompt.of("a photo of Umber"), "i_locality", reference="a red ring")
     about = Probe("g", Prompt.of("Vex is from"), "t_generality", reference="false")
     cases = [
         Case(
-            f"c{i}", Edit(Prompt.of(f"Home of Vex {i}?"), "false", "Vex", "Aldham"), (spared, about)
+            f"c{i}",
+            Edit(Prompt.of(f"Home of Vex {i}?"), "false", "Vex", "Aldham"),
+            (spared, drawn, about),
         )
         for i in range(3)
     ]
@@ -159,7 +162,7 @@ def test_questions_of_training_cases():
         made = corpus.from_cases(cases, **{"most": 9, "edited": False, **how}, rng=rng)
         return {d.text for d in made.walk()}
 
-    assert said() == {"Who made Umber? Corvin"}
+    assert said() == {"Who made Umber? Corvin", "a photo of Umber "}
     assert said(edited=True) == said() | {f"Home of Vex {i}? Aldham" for i in range(3)}
     assert said(edited=True, without=("vex",)) == said()
     assert len(said(edited=True, most=2)) == 2

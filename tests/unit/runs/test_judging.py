@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from errata.cli import main
 from errata.cli.judge import make_judge, own_judge
 from errata.core import registry
 from errata.core.benchmark import BenchmarkSpec
@@ -19,6 +20,7 @@ from errata.core.types import Verdict, View
 from errata.runs.execute import bench
 from errata.runs.judging import judge_run
 from errata.runs.score import score_run
+from tests.endpoint import said, serving
 from tests.umm import Believer, Painter, PixelJudge, write_records
 
 SPEC = "unike_umm:attribute"
@@ -153,3 +155,29 @@ def test_which_judge(out: Path) -> None:
     with pytest.raises(BadSpec, match="--endpoint URL"):
         make_judge("openai", {})
     assert make_judge("openai", {"endpoint": "http://x/v1", "model": "m", "mode": "blind"})
+
+
+def test_the_command(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    replies = {"good": said('{"answer": "red"}'), "bad": said('{"answer": true}')}
+
+    def command(reply: str) -> int:
+        with serving(lambda body: replies[reply]) as stub, pytest.raises(SystemExit) as e:
+            main(["judge", str(out), "--endpoint", stub.url, "--model", "eye", "--mode", "blind"])
+        return int(e.value.code or 0)
+
+    assert command("bad") == 2
+    said_so = capsys.readouterr().err
+    assert "are not judged yet" in said_so and said_so.count("\n") == 1
+    assert json.loads((out / "scores.json").read_text())["metrics"]["vqa.judge"]["n"] == 0
+    assert command("good") == 0
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["judge"] == "openai@1:blind:eye"
+    assert 0 < scores["metrics"]["vqa.judge"]["value"] < 1  # red is the target of some
+    assert "pictures judged by openai@1:blind:eye" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["judge", str(out)])
+    assert "no judge of its own" in capsys.readouterr().err

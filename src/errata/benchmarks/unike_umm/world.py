@@ -26,7 +26,7 @@ TASK = "microworld"
 #: Of ten objects, how many are dealt to each split; the last one takes what is over.
 SHARES = (("train", 2), ("dev", 1), ("eval", 10))
 #: Tokens that a rationale may have; the longest that is right has about half as many.
-RATIONALE = 112
+RATIONALE = 64
 SEED = "errata/unike_umm/microworld"
 
 

@@ -1,4 +1,4 @@
-"""A training that is killed and repeated writes the same state, byte for byte."""
+"""A training that is killed and repeated, or spread over processes, ends in the same state."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from errata.cli import main
 from errata.core import registry
@@ -45,19 +47,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def command(model: Path, data: Path, editor: str, out: Path) -> list[str]:
-    settings = [f"{k}={json.dumps(v)}" for k, v in {**FAST[editor], **LOOP}.items()]
+def command(model: Path, data: Path, editor: str, out: Path, **more: int) -> list[str]:
+    settings = [f"{k}={json.dumps(v)}" for k, v in {**FAST[editor], **LOOP, **more}.items()]
     words = ["prepare", str(model), "--editor", editor, "--benchmark", "mmedit:vqa",
              "--root", str(data), "--limit", "24", "--out", str(out)]  # fmt: skip
     return words + [word for s in settings for word in ("--set", s)]
 
 
 def finished(
-    model: Path, data: Path, editor: str, out: Path, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    data: Path,
+    editor: str,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    **more: int,
 ) -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
-        main(command(model, data, editor, out))
+        main(command(model, data, editor, out, **more))
     said = capsys.readouterr()
     assert not exit_.value.code, said.err
     assert f"{editor}: training 12/12" in said.err  # plain lines where there is no terminal
@@ -89,3 +96,29 @@ def test_killed_and_repeated_is_the_same_state(
     assert "| step |" in card and "| 12 |" in card
     account = json.loads((whole / "state.json").read_text())["meta"]["training"]
     assert account["steps"] == 12 and len(account["curve"]) == 7
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_that_accumulates(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their gradients are averaged, their losses are one curve, and one of them writes."""
+    two, one = tmp_path / "two", tmp_path / "one"
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--main_process_port", "0", "-m", "errata"]  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, *launch, *command(model, data, "dualedit", two)],
+        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr.decode()
+    assert run.stdout.decode().count("written to") == 1
+    finished(model, data, "dualedit", one, capsys, accumulate=2)
+    assert {f.name for f in two.iterdir()} == {*FILES, "timing.json"}
+    ours, theirs = (load_file(str(f / "state.safetensors")) for f in (one, two))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, atol=1e-6, rtol=1e-5)
+    accounts = [json.loads((f / "state.json").read_text())["meta"]["training"] for f in (one, two)]
+    assert accounts[0]["epochs"] == accounts[1]["epochs"]
+    for a, b in zip(*(account["curve"] for account in accounts), strict=True):
+        assert b["train"] == pytest.approx(a["train"], rel=1e-4)
+        assert b["held_out"] == pytest.approx(a["held_out"], rel=1e-4)
