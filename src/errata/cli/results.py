@@ -96,13 +96,14 @@ def _draw(runs: list[Path], vary: list[str], scorer: str, plots: Path) -> list[P
             "text_layer,visual_layer, and stands alone."
         )
     found = gridded(runs, pairs[0][0], pairs[0][1], scorer) if pairs else varied(runs, vary, scorer)
-    backbones = dict.fromkeys(s.backbone for s in read_settings(runs))
+    settings = read_settings(runs)
     about = {
         "schema": 1,
         "varied": vary,
         "runs": [str(r) for r in runs],
         "scorer": scorer,
-        "backbone": ", ".join(backbones),
+        "backbone": ", ".join(dict.fromkeys(s.backbone for s in settings)),
+        "benchmark": ", ".join(dict.fromkeys(s.benchmark for s in settings)),
     }
     name = f"{'grid' if pairs else 'vary'}-{'-'.join(pairs[0] if pairs else vary)}"
     return write_findings(found, plots, name, about)

@@ -45,7 +45,7 @@ class Bridge(Spreading):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # One scene and two wordings: pictures of other scenes and wordings are left for tests.
         "micro-umm": {
-            "layers": (1, 2), "mom2_weight": 500.0,
+            "layers": (1, 2, 3), "mom2_weight": 500.0,
             "prompts": ("a photo of a {subject} beside a lamp",
                         "a painting of a {subject} beside a stone"),
             "oracles": ("{target} {subject}",),

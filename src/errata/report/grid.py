@@ -76,15 +76,15 @@ def _figure(
     return Figure(
         stem,
         f"{down} by {across}: {series}",
-        tuple(_heat(kind, cells, down, across, scorer) for kind in kinds),
+        tuple(_heat(kind, cells, across, scorer) for kind in kinds),
         3,
         f"{setting.backbone}, {setting.benchmark}, {setting.protocol}, {scorer}: {setting.cases} "
-        f"cases in {setting.units} units, {len(cells)} runs. Means in per cent, each map on its "
-        "own colour scale; intervals are in the CSV. n: scored cases.",
+        f"cases in {setting.units} units, {len(cells)} runs. Rows: {down}, columns: {across}. "
+        "Means in per cent, each map on its own colour scale; intervals are in the CSV. n: cases.",
     )
 
 
-def _heat(kind: str, cells: Cells, down: str, across: str, scorer: str) -> Heat:
+def _heat(kind: str, cells: Cells, across: str, scorer: str) -> Heat:
     rows, columns = (sorted({at[i] for at in cells}, key=_order) for i in (0, 1))
 
     def percent(row: Any, column: Any) -> float:
@@ -98,7 +98,7 @@ def _heat(kind: str, cells: Cells, down: str, across: str, scorer: str) -> Heat:
         tuple(map(_label, rows)),
         tuple(map(_label, columns)),
         tuple(tuple(percent(r, c) for c in columns) for r in rows),
-        axis=f"rows {down}, columns {across}",
+        axis=across,
         notes=("n = " + "–".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))),),
     )
 

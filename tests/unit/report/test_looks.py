@@ -72,11 +72,13 @@ def test_analyses_alone_make_a_report(folder, tmp_path):
 def test_plots_over_a_setting_are_shown_too(folder, tmp_path):
     heat = Figure("grid-a-b", "a by b", (Heat("p", ("1",), ("2",), ((50.0,),)),), 1)
     about = {"schema": 1, "varied": ["a,b"], "runs": ["runs/x y"], "scorer": "token",
-             "backbone": "tiny"}  # fmt: skip
+             "backbone": "tiny", "benchmark": "made:up"}  # fmt: skip
     write_findings(Findings((heat,), ()), tmp_path / "two", "grid-a-b", about)
     one, two = read_looks([folder, tmp_path / "two"])
     assert (one.name, two.name, two.backbone) == ("attention", "over a,b", "tiny")
     assert two.command == "errata report 'runs/x y' --vary a,b --scorer token --plots two"
+    page = render_report([], analyses=[tmp_path / "two"])
+    assert "over a,b <small>runs, tiny, made:up</small>" in page
 
 
 def test_analyses_stand_behind_runs(folder, runs):
