@@ -38,7 +38,7 @@ def test_drift_of_an_edit_is_measured_judged_and_reported(errata, tmp_path):
     assert "the same drawing twice: no change at any stage" in ran.out
     assert "only 3 cases" in ran.out
     facts = json.loads((out / "drift.json").read_text())
-    shown = facts["facts"]["pictures that show the target"]
+    shown = facts["pictures that show the target"]
     assert {"unedited", "edited", "unedited, prompt states the fact"} <= set(shown)
     rows = list(csv.DictReader((out / "drift.csv").open()))
     assert {r["stage"] for r in rows} >= {"tap", "projected", "blocks.0", "velocity", "picture"}
@@ -61,4 +61,4 @@ def test_drift_of_a_patch(errata, tmp_path):
     few = ("--benchmark", spec, "--rows", 3, "--with", "seeds=1")
     ran = errata("analyze", "drift", "micro-umm", "--patch", patch, *few, "--out", out)
     assert ran.code == 0, ran.err
-    assert json.loads((out / "drift.json").read_text())["facts"]["cases"] == 3
+    assert json.loads((out / "drift.json").read_text())["cases"] == 3
