@@ -95,8 +95,12 @@ def rows(runs: list[Path], scorer: str, wanted: list[str], by: str) -> list[str]
 
 
 def _name(run: Path, manifest: dict[str, Any], by: str) -> str:
-    """The editor, or what stands behind the last dash of the folder's name."""
-    return str(manifest["editor"]) if by == "editor" else run.name.rsplit("-", 1)[-1]
+    """The editor, what stands behind the last dash of the folder's name, or all of it."""
+    return str(manifest["editor"]) if by == "editor" else _folder(run, by)
+
+
+def _folder(run: Path, by: str) -> str:
+    return run.name if by == "run" else run.name.rsplit("-", 1)[-1]
 
 
 def pairs(
@@ -154,9 +158,7 @@ def kept(arguments: list[str], old: list[str]) -> list[str]:
     if head != old[0]:
         raise SystemExit(f"the columns of {here[0]} are not those of its table: make all its runs")
     rows = {line.split("|")[1].strip(): line for line in [*old[3:], *new]}
-    labels = [
-        r.name.split("-")[0] if args.by == "editor" else r.name.rsplit("-", 1)[-1] for r in runs
-    ]
+    labels = [r.name.split("-")[0] if args.by == "editor" else _folder(r, args.by) for r in runs]
     return [head, rule, old[2] if runs[0] not in here else base, *(rows[x] for x in labels)]
 
 
@@ -167,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scorer", default="exact")
     parser.add_argument("--against", type=Path, help="pairs: each run against this one")
     parser.add_argument("--columns", nargs="+", help="instead of the usual ones")
-    parser.add_argument("--by", choices=("editor", "variant"), default="editor")
+    parser.add_argument("--by", choices=("editor", "variant", "run"), default="editor")
     parser.add_argument("--fill", type=Path)
     return parser
 
