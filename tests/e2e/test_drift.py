@@ -40,7 +40,7 @@ def test_drift_of_an_edit_is_measured_judged_and_reported(errata, tmp_path):
     facts = json.loads((out / "drift.json").read_text())
     shown = facts["pictures that show the target"]
     assert {"unedited", "edited", "unedited, prompt states the fact"} <= set(shown)
-    rows = list(csv.DictReader((out / "drift.csv").open()))
+    rows = list(csv.DictReader((out / "drift.csv").read_text().splitlines()))
     assert {r["stage"] for r in rows} >= {"tap", "projected", "blocks.0", "velocity", "picture"}
     reported = errata("report", "--html", page, "--analysis", out)
     assert reported.code == 0, reported.err

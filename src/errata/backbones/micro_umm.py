@@ -27,7 +27,7 @@ from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import MicroUmmConfig, from_patches
 from errata.backbones._text import TextBackbone
 from errata.core.backbone import Batch, Entered, Stage
-from errata.core.errors import BadBackbone, BadSpec
+from errata.core.errors import BadBackbone, BadSpec, NotFinite
 from errata.core.ports import Site, Wires
 from errata.core.types import Prompt
 from errata.worlds import language
@@ -176,6 +176,11 @@ class MicroUmm(TextBackbone):
     ) -> list[list[Any]]:
         batch = self.encode(prompts, rows=rows.tolist() if rows is not None else None)
         x_RNP = self.drawn(batch, seeds, rows=rows)
+        if not bool(x_RNP.isfinite().all()):
+            raise NotFinite(
+                f"{self.name}: a picture became infinite or not a number while it was drawn. Load "
+                "with --dtype float32, or leave out the last edit."
+            )
         side = from_patches(x_RNP.float().cpu(), self.config.patch)
         pixels = ((side.clamp(-1, 1) + 1) * 127.5).round().numpy().astype(np.uint8)
         pictures = [Pillow.fromarray(p) for p in pixels]

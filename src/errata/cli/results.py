@@ -69,6 +69,7 @@ def report(
         raise BadSpec(
             "--vary SETTING and --plots DIR go together: what to draw over, and where to."
         )
+    _grid(vary or [])
     if runs or not analysis:
         _print_tables(runs, scorer)
     shown = list(analysis or ())
@@ -83,19 +84,27 @@ def report(
         print(f"report written to {made}")
 
 
+def _grid(vary: list[str]) -> tuple[str, str] | None:
+    """The two settings of a grid; None for settings one by one. Raises BadSpec."""
+    pairs = [v.split(",") for v in vary if "," in v]
+    if not pairs:
+        return None
+    if len(vary) > 1 or len(pairs[0]) != 2 or not all(pairs[0]):
+        raise BadSpec(
+            f"--vary {' '.join(vary)} is no grid. A grid has two settings, as in --vary "
+            "text_layer,visual_layer, and stands alone."
+        )
+    return pairs[0][0], pairs[0][1]
+
+
 def _draw(runs: list[Path], vary: list[str], scorer: str, plots: Path) -> list[Path]:
     from errata.report.grid import gridded
     from errata.report.plots import write_findings
     from errata.report.results import read_settings
     from errata.report.vary import varied
 
-    pairs = [v.split(",") for v in vary if "," in v]
-    if pairs and (len(vary) > 1 or len(pairs[0]) != 2 or not all(pairs[0])):
-        raise BadSpec(
-            f"--vary {' '.join(vary)} is no grid. A grid has two settings, as in --vary "
-            "text_layer,visual_layer, and stands alone."
-        )
-    found = gridded(runs, pairs[0][0], pairs[0][1], scorer) if pairs else varied(runs, vary, scorer)
+    pair = _grid(vary)
+    found = gridded(runs, *pair, scorer) if pair else varied(runs, vary, scorer)
     settings = read_settings(runs)
     about = {
         "schema": 1,
@@ -105,7 +114,7 @@ def _draw(runs: list[Path], vary: list[str], scorer: str, plots: Path) -> list[P
         "backbone": ", ".join(dict.fromkeys(s.backbone for s in settings)),
         "benchmark": ", ".join(dict.fromkeys(s.benchmark for s in settings)),
     }
-    name = f"{'grid' if pairs else 'vary'}-{'-'.join(pairs[0] if pairs else vary)}"
+    name = f"{'grid' if pair else 'vary'}-{'-'.join(pair or vary)}"
     return write_findings(found, plots, name, about)
 
 

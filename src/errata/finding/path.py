@@ -55,17 +55,24 @@ class Recorder(_Unstored):
     """Keeps what passes: every text stage, and the others at the steps of `keep`.
 
     A step's rows are [prompt, seed], those of the empty condition behind them; only the first
-    `rows` are kept. `times` holds the time of every step of each site.
+    `rows` are kept. `times` holds the time of every step of each site. Raises NotFinite at the
+    first stage whose numbers are none.
     """
 
     def __init__(self, stages: Sequence[Stage], rows: int, keep: Sequence[int]) -> None:
         super().__init__(tuple(s.site for s in stages))
         self.rows, self.keep = rows, frozenset(keep)
+        self.names = {s.site: s.name for s in stages}
         self.text: dict[str, list[Tensor]] = {}
         self.steps: dict[str, list[Tensor]] = {}
         self.times: dict[str, list[float]] = {}
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        if not bool(y.isfinite().all()):
+            raise NotFinite(
+                f"stage '{self.names[site]}' became infinite or not a number while drawing. Load "
+                "with --dtype float32, or try the edit alone."
+            )
         if ctx.moment is None:
             self.text.setdefault(site, []).append(y.detach().float().cpu())
             return y
@@ -135,31 +142,8 @@ def passage(
             moments = tuple(times[i] for i in sorted(recorder.keep))
         else:
             raise _unseen(backbone, stage)
-    _check_finite(backbone, prompts, text, mask, steps)
     pixels = torch.from_numpy(np.stack([np.stack([np.asarray(p) for p in row]) for row in drawn]))
     return Passage(text, mask, steps, moments, pixels.float() / 255, drawn)
-
-
-def _check_finite(
-    backbone: Backbone,
-    prompts: Sequence[Prompt],
-    text: Mapping[str, Tensor],
-    mask: Tensor,
-    steps: Mapping[str, Tensor],
-) -> None:
-    """In the order in which they passed, so that the stage that is named is the one that failed."""
-    passed = [(name, states[mask]) for name, states in text.items()]
-    passed += [(n, t[m]) for m in range(_kept(steps)) for n, t in steps.items()]
-    for name, states in passed:
-        if not bool(states.isfinite().all()):
-            raise NotFinite(
-                f"{backbone.name}: stage '{name}' became infinite or not a number while drawing "
-                f"'{prompts[0].text[:60]}'. Load with --dtype float32, or try the edit alone."
-            )
-
-
-def _kept(steps: Mapping[str, Tensor]) -> int:
-    return max((len(t) for t in steps.values()), default=0)
 
 
 def _unseen(backbone: Backbone, stage: Stage) -> BadBackbone:
