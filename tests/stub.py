@@ -34,7 +34,7 @@ class Notes(Patch):
 
     def join(self, other: Patch) -> Patch:
         assert isinstance(other, Notes)
-        return Notes({**self.known, **other.known}).with_header(
+        return type(self)({**self.known, **other.known}).with_header(
             self.header, (*self.edits, *other.edits)
         )
 

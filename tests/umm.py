@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from PIL import Image as Pil
 
 from errata.core.backbone import Backbone
 from errata.core.editor import Editor, Found, State
 from errata.core.judge import Judge
-from errata.core.patch import Patch
 from errata.core.types import DRAWN_KINDS, Case, Edit, Prompt, Verdict, View
 from errata.patches.rows import Rows
-from tests.stub import Stub
+from tests.stub import Notes, Stub
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255,) * 3}
 NAMES = sorted(COLOURS)
@@ -56,35 +55,15 @@ def write_records(folder: Path, count: int = 60) -> Path:
     return folder
 
 
-class Beliefs(Patch):
+class Beliefs(Notes):
     """Thing -> the colour that it should have."""
-
-    def __init__(self, known: Mapping[str, str]) -> None:
-        super().__init__()
-        self.known = dict(known)
 
     def say(self, prompt: Prompt, answer: str) -> str:
         thing = thing_of(prompt.text)
         if thing not in self.known:
             return answer
-        return (
-            rationale(thing, self.known[thing])
-            if "[Knowledge" in prompt.text
-            else (self.known[thing])
-        )
-
-    def join(self, other: Patch) -> Patch:
-        assert isinstance(other, Beliefs)
-        return Beliefs({**self.known, **other.known}).with_header(
-            self.header, (*self.edits, *other.edits)
-        )
-
-    def pack(self) -> NoReturn:
-        raise AssertionError
-
-    @classmethod
-    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Any]) -> NoReturn:
-        raise AssertionError
+        believed = self.known[thing]
+        return rationale(thing, believed) if "[Knowledge" in prompt.text else believed
 
 
 def thing_of(text: str) -> str:

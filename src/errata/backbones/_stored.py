@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,19 @@ def bundled(name: str) -> str:
             f"the bundled model '{name}' is not in this installation. Install errata again."
         )
     return os.fspath(Path(str(found)))
+
+
+@contextmanager
+def reading(name: str, kind: str, ours: Iterable[str]) -> Iterator[None]:
+    """Raises BadBackbone with the library's reason when `name` cannot be read as a `kind`."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as e:
+        reason = str(e).strip().splitlines()[0]
+        raise BadBackbone(
+            f"cannot load '{name}' as a {kind}: {reason} Give a bundled name ({', '.join(ours)}), "
+            "a folder with config.json, or a hub id (offline: download it first)."
+        ) from None
 
 
 def folder(name: str, revision: str | None, commit: str | None) -> Path | None:

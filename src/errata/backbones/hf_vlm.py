@@ -101,18 +101,11 @@ class HfVlm(TextBackbone):
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        try:
+        with _stored.reading(name, "vision-language model", cls.bundled):
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 path, dtype=dtype, device_map=device_map, **options
             )
             processor = make_processor(path, **options)
-        except (OSError, ValueError, ImportError) as e:
-            reason = str(e).strip().splitlines()[0]
-            raise BadBackbone(
-                f"cannot load '{name}' as a vision-language model: {reason} Give a bundled name "
-                f"({', '.join(cls.bundled)}), a folder with config.json, or a hub id (offline: "
-                "download it first)."
-            ) from None
         if device is not None:
             model = model.to(device)
         commit = getattr(model.config, "_commit_hash", None)

@@ -27,7 +27,7 @@ from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import MicroUmmConfig, from_patches
 from errata.backbones._text import TextBackbone
 from errata.core.backbone import Batch, Entered, Stage
-from errata.core.errors import BadBackbone, BadSpec, NotFinite
+from errata.core.errors import BadSpec, NotFinite
 from errata.core.ports import Site, Wires
 from errata.core.types import Prompt
 from errata.worlds import language
@@ -95,18 +95,11 @@ class MicroUmm(TextBackbone):
         path = _stored.bundled(name) if name in cls.bundled else name
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
-        try:
+        with _stored.reading(name, "micro-umm", cls.bundled):
             model = Model.from_pretrained(
                 path, dtype=dtype, device_map=device_map, revision=revision or "main"
             )
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path, revision=revision or "main")
-        except (OSError, ValueError, ImportError) as e:
-            reason = str(e).strip().splitlines()[0]
-            raise BadBackbone(
-                f"cannot load '{name}' as a micro-umm: {reason} Give a bundled name "
-                f"({', '.join(cls.bundled)}), a folder with config.json, or a hub id (offline: "
-                "download it first)."
-            ) from None
         if device is not None:
             model.to(device)  # type: ignore[arg-type]
         source = _stored.folder(path, revision, getattr(model.config, "_commit_hash", None))

@@ -32,7 +32,7 @@ from torch import Tensor
 from errata.core.editor import State
 from errata.core.errors import BadSpec
 from errata.finding import stats
-from errata.finding.locate import Spreading
+from errata.finding.spreading import Spreading
 from errata.linalg import covariance, solve
 from errata.linalg.nullspace import NullSpace, null_space
 

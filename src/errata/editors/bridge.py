@@ -24,19 +24,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
-
 from errata.core.backbone import Backbone
-from errata.core.editor import State
 from errata.core.types import Edit
-from errata.finding import bridging, stats
+from errata.finding import bridging
 from errata.finding.gradient import generator
-from errata.finding.locate import Spreading
+from errata.finding.spreading import Weighed
 from errata.finding.values import Values
-from errata.linalg import covariance
 
 
-class Bridge(Spreading):
+class Bridge(Weighed):
     """Moves what the generator is given of image prompts, by values at the subject."""
 
     name = "bridge"
@@ -53,10 +49,8 @@ class Bridge(Spreading):
     }  # fmt: skip
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Spreading.Config):
-        """mom2_weight: as in memit.
-
-        prompts, oracles: templates of {subject}, {target}, {statement} (the edit's prompt and
+    class Config(Weighed.Config):
+        """prompts, oracles: templates of {subject}, {target}, {statement} (the edit's prompt and
         target) and, in oracles, {prompt} (the one without the fact); an oracle without {prompt}
         stands in place of the subject. match: what is compared, the `tokens` that both prompts
         share from the subject on, the `mean` over all, or the expected `picture`. text_weight:
@@ -65,7 +59,6 @@ class Bridge(Spreading):
         """
 
         token: Literal["subject"] = "subject"
-        mom2_weight: float = 15000.0
         prompts: tuple[str, ...] = ("a photo of {subject}", "a drawing of {subject}")
         oracles: tuple[str, ...] = ("{statement}. {prompt}",)
         match: Literal["tokens", "mean", "picture"] = "picture"
@@ -95,11 +88,3 @@ class Bridge(Spreading):
         text = self.values(backbone, self.layers(backbone)[-1])
         rngs = [generator(seed, f"bridge/{e.prompt.text}/{e.target}") for _, e in edits]
         return bridging.search(backbone, edits, beginnings, text, self.bridge, rngs)
-
-    def write(
-        self, state: State, layer: int, keys_nd: Tensor
-    ) -> tuple[Tensor, list[dict[str, Any]]]:
-        weight = self.config.mom2_weight
-        price = weight * covariance.scale(stats.moment(state, layer))
-        lines = [{"lambda_over_key": price / float(k.double().square().sum())} for k in keys_nd]
-        return self.spread(state, layer, keys_nd, weight), lines

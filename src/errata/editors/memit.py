@@ -22,21 +22,15 @@ batch to batch without memory. It writes bfloat16 weights in place, which a patc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from errata.core.editor import State
-from errata.finding import stats
-from errata.finding.locate import Spreading
-from errata.linalg import covariance
+from errata.finding.spreading import Weighed
 
 _PUBLISHED: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "weight_decay": 0.5, "clamp": 0.75}
 _EASYEDIT: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "lr": 0.5, "mom2_weight": 15000.0}
 
 
-class Memit(Spreading):
+class Memit(Weighed):
     """Spreads the values of a batch of edits over several down projections."""
 
     name = "memit"
@@ -55,17 +49,3 @@ class Memit(Spreading):
         "llama-3": {**_PUBLISHED, "layers": (4, 5, 6, 7, 8), "lr": 0.1},
         "easyedit": {**_EASYEDIT, "layers": (4, 5, 6, 7, 8)},
     }  # fmt: skip
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Spreading.Config):
-        """mom2_weight: lambda, what the moment weighs against the keys."""
-
-        mom2_weight: float = 15000.0
-
-    def write(
-        self, state: State, layer: int, keys_nd: Tensor
-    ) -> tuple[Tensor, list[dict[str, Any]]]:
-        weight = self.config.mom2_weight
-        price = weight * covariance.scale(stats.moment(state, layer))
-        lines = [{"lambda_over_key": price / float(k.double().square().sum())} for k in keys_nd]
-        return self.spread(state, layer, keys_nd, weight), lines

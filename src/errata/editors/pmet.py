@@ -22,24 +22,18 @@ batch (`memory=recomputed`), with a KL factor of 0.0625 for the published 1 and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from errata.core.backbone import Backbone
-from errata.core.editor import State
-from errata.finding import stats
-from errata.finding.locate import Spreading
+from errata.finding.spreading import Weighed
 from errata.finding.values import Settings
-from errata.linalg import covariance
 
 _PUBLISHED: Mapping[str, Any] = {
     "eos": False, "ridge": 0.0, "weight_decay": 0.5, "steps": 30, "clamp": 0.75,
 }  # fmt: skip
 
 
-class Pmet(Spreading):
+class Pmet(Weighed):
     """Values at FFN and attention, residual at the FFN's output, spread by square roots."""
 
     name = "pmet"
@@ -58,12 +52,6 @@ class Pmet(Spreading):
                      "eos": False, "ridge": 0.0},
     }  # fmt: skip
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(Spreading.Config):
-        """mom2_weight: lambda, what the moment weighs against the keys."""
-
-        mom2_weight: float = 15000.0
-
     def values(self, backbone: Backbone, layer: int) -> Settings:
         sites = [f"text.{layer}.mlp.down", f"text.{layer}.attn.o"]
         return self.search_settings(sites, ease=True)
@@ -73,11 +61,3 @@ class Pmet(Spreading):
 
     def share(self, i: int, layers: int) -> float:
         return float((layers - i) ** 0.5)
-
-    def write(
-        self, state: State, layer: int, keys_nd: Tensor
-    ) -> tuple[Tensor, list[dict[str, Any]]]:
-        weight = self.config.mom2_weight
-        price = weight * covariance.scale(stats.moment(state, layer))
-        lines = [{"lambda_over_key": price / float(k.double().square().sum())} for k in keys_nd]
-        return self.spread(state, layer, keys_nd, weight), lines

@@ -24,6 +24,7 @@ from errata.core.judge import Judge
 from errata.core.types import Image, Verdict, View
 from errata.worlds import render
 from errata.worlds.objects import ATTRIBUTES, Scene
+from errata.worlds.shapes import distance
 
 Array = NDArray[np.float64]
 
@@ -174,7 +175,7 @@ def _silhouettes() -> _Silhouettes:
                     for dy in shifts:
                         for k in (0.95, 1.0, 1.05):
                             fit = _Fit(shape, size, cx + dx, cy + dy, k * radius)
-                            d = render.distance(shape, xx - fit.x, yy - fit.y, fit.r)
+                            d = distance(shape, xx - fit.x, yy - fit.y, fit.r)
                             fits.append(fit)
                             rows.append(np.clip(0.5 - d, 0, 1).ravel())
     table = np.stack(rows)
@@ -220,7 +221,7 @@ def _whites() -> Mapping[str, tuple[tuple[float, float], ...]]:
 def _pattern(x: Array, fit: _Fit, colour: Array) -> str:
     """How the white lies inside the silhouette."""
     yy, xx = np.mgrid[0 : render.SIDE, 0 : render.SIDE].astype(float)
-    inside = render.distance(fit.shape, xx - fit.x, yy - fit.y, fit.r) < -0.7
+    inside = distance(fit.shape, xx - fit.x, yy - fit.y, fit.r) < -0.7
     if inside.sum() < 8:
         return ""
     white, _ = _along(x[inside], colour, np.asarray(render.WHITE, dtype=float))

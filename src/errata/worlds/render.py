@@ -1,7 +1,7 @@
 """Draws a scene as a small RGB picture, with numpy alone.
 
-Shapes are signed distance functions (negative inside, in pixels), turned into coverage by clipping
-the distance at half a pixel, which is all the anti-aliasing that such small pictures need.
+Distances to a shape are turned into coverage by clipping them at half a pixel, which is all the
+anti-aliasing that such small pictures need.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errata.worlds.objects import STAGE_OF, Scene
+from errata.worlds.shapes import distance
 
 Array = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
@@ -75,24 +76,6 @@ def placed(scene: Scene) -> tuple[float, float, float]:
     if stage == 4:
         return centre + (1.0 if scene.setting == "flag" else 0.0), centre, 0.85 * r
     return centre, centre, r
-
-
-def distance(shape: str, x: Array, y: Array, r: float) -> Array:
-    """Signed distance (approximate outside corners) to a shape of radius r at the origin."""
-    ax, ay = np.abs(x), np.abs(y)
-    if shape == "disc":
-        return np.hypot(x, y) - 0.95 * r
-    if shape == "ring":
-        return np.abs(np.hypot(x, y) - 0.66 * r) - 0.32 * r
-    if shape == "square":
-        return np.maximum(ax, ay) - 0.82 * r
-    if shape == "cross":
-        h, w = 0.98 * r, 0.38 * r
-        return np.minimum(np.maximum(ax - h, ay - w), np.maximum(ay - h, ax - w))
-    if shape == "triangle":
-        return np.maximum(y - 0.75 * r, 0.89 * ax - 0.45 * y - 0.46 * r)
-    assert shape == "bowtie", shape
-    return np.maximum(ax - 0.95 * r, 0.71 * (ay - ax) - 0.06 * r)
 
 
 def accented(pattern: str, x: Array, y: Array) -> Array:

@@ -9,7 +9,7 @@ from errata.core import registry
 from errata.core.errors import BadBackbone, BadEdit, BadSpec
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.finding.bridging import Settings, crossing, filled, mean_of, search, stated
-from errata.finding.locate import stream_site
+from errata.finding.spreading import stream_site
 from errata.finding.values import Settings as TextSettings
 from tests import tiny
 

@@ -17,7 +17,8 @@ from errata.core.editor import State
 from errata.core.errors import BadSpec, MissingState
 from errata.core.types import Edit, Prompt
 from errata.finding import corpus
-from errata.finding.locate import Located, Lookup, Spreading, half_bare, plain_mean
+from errata.finding.locate import Located, Lookup, half_bare, plain_mean
+from errata.finding.spreading import Spreading
 from errata.finding.stats import Settings, collect, site_of
 from errata.finding.values import Look, search
 from errata.linalg import covariance, lowrank

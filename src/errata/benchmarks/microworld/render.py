@@ -1,7 +1,7 @@
 """Draws a scene as a small RGB image, with numpy alone.
 
-Shapes are signed distance functions (negative inside, in pixels), turned into coverage by clipping
-the distance at half a pixel, which is all the anti-aliasing that such small images need.
+Distances to a shape are turned into coverage by clipping them at half a pixel, which is all the
+anti-aliasing that such small images need.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errata.benchmarks.microworld.world import Scene
+from errata.worlds.shapes import distance
 
 Array = NDArray[np.float64]
 
@@ -44,24 +45,6 @@ _OFFSET: Mapping[str, tuple[float, float]] = MappingProxyType(
 )
 
 
-def _distance(shape: str, x: Array, y: Array, r: float) -> Array:
-    """Signed distance (approximate outside corners) to a shape of radius r at the origin."""
-    ax, ay = np.abs(x), np.abs(y)
-    if shape == "disc":
-        return np.hypot(x, y) - 0.95 * r
-    if shape == "ring":
-        return np.abs(np.hypot(x, y) - 0.66 * r) - 0.32 * r
-    if shape == "square":
-        return np.maximum(ax, ay) - 0.82 * r
-    if shape == "cross":
-        h, w = 0.98 * r, 0.38 * r
-        return np.minimum(np.maximum(ax - h, ay - w), np.maximum(ay - h, ax - w))
-    if shape == "triangle":
-        return np.maximum(y - 0.75 * r, 0.89 * ax - 0.45 * y - 0.46 * r)
-    assert shape == "bowtie", shape
-    return np.maximum(ax - 0.95 * r, 0.71 * (ay - ax) - 0.06 * r)
-
-
 def _accented(pattern: str, x: Array, y: Array, d: Array) -> Array:
     """How much of each pixel of the object takes the accent colour, 0 to 1."""
     if pattern == "striped":
@@ -87,7 +70,7 @@ def render(scene: Scene) -> NDArray[np.uint8]:
     yy, xx = np.mgrid[0:SIDE, 0:SIDE].astype(float)
     x, y = xx - (SIDE - 1) / 2 - ox - dx, yy - (SIDE - 1) / 2 - oy - dy
     look = scene.look
-    d = _distance(look.shape, x, y, r)
+    d = distance(look.shape, x, y, r)
     inside = np.clip(0.5 - d, 0, 1)[..., None]
     tint = rng.uniform(-8, 8, (2, 3))
     body = np.asarray(RGB[look.colour]) + tint[0]
