@@ -1,17 +1,34 @@
 """Markdown rows for runs that draw, made from run folders and from nothing else.
 
     python benchmarks/pictures.py [--part object=drawn] DIRECT[,REASONING] [...]
+    python benchmarks/pictures.py --rationales REASONING [...]
+    python benchmarks/pictures.py --rest DIRECT [...]
 
 One row per argument: a run under `direct` and, behind a comma, the run of the same editor under
-`reasoning`. Cells are per cent with 95 % intervals over sequences; the controls come first.
+`reasoning`. Cells are per cent with 95 % intervals over sequences; the controls come last.
+`--rationales`: pictures that show the target, by where the rationale that they were drawn from
+states it (in the sentence that recalls the fact, in the caption), over cases and stages.
+`--rest`: of the attributes that were not edited, how many of those that can be read in both show
+what the unedited model's picture of the same prompt and seed shows; for edited pictures, those of
+them that show the target, and the unedited model told the fact.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from errata.core.bootstrap import Bootstrap, Estimate
+from errata.core.images import load_image
+from errata.core.runfolder import RunFolder, read_run
+from errata.core.types import Image
+from errata.judges.microworld import read
+from errata.runs.sheet import load_metrics, read_sheet
 
 #: column -> (which of the two runs, key in scores.json)
 COLUMNS: tuple[tuple[str, int, str], ...] = (
@@ -75,12 +92,98 @@ def table(pairs: list[list[str]], part: str) -> list[str]:
     return lines
 
 
+def by_rationale(runs: list[str]) -> list[str]:
+    kinds = {"both": (1, 1), "fact alone": (1, 0), "caption alone": (0, 1), "neither": (0, 0)}
+    lines = ["| run | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
+    for path in runs:
+        run = read_run(Path(path))
+        sheet = {c.key(): g for c, g in read_sheet(run, load_metrics(["word", "judge"])).items()}
+        drawn = sheet["vqa.judge"]
+        found: dict[tuple[float | None, ...], dict[str, list[float]]] = {}
+        for stage, cells in drawn.items():
+            for case, shown in cells.items():
+                stated = tuple(
+                    sheet[f"reasoning.{part}_word"][stage][case].score
+                    for part in ("recall", "caption")
+                )
+                if shown.score is not None:
+                    lanes = found.setdefault(stated, {})
+                    lanes.setdefault(shown.asked.lane, []).append(shown.score)
+        over = Bootstrap(list(run.lanes))
+        cells = []
+        for kind in kinds.values():
+            scores_of = found.get(kind, {})
+            shares = over.mean([scores_of], [1.0])
+            count = sum(map(len, scores_of.values()))
+            cells.append(f"{cell({'': _entry(shares)}, '')} (n = {count})")
+        lines.append(f"| {Path(path).name.rsplit('-', 1)[0]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def rest(runs: list[str]) -> list[str]:
+    lines = [
+        "| run | edited | edited, showing the target | fact in the prompt |",
+        "|---|---|---|---|",
+    ]
+    for path in runs:
+        run = read_run(Path(path))
+        over, lane_of = (
+            Bootstrap(list(run.lanes)),
+            {c: k for k, cs in run.lanes.items() for c in cs},
+        )
+        found: list[dict[str, list[float]]] = [{}, {}, {}]
+        drawn = {tag: _drawn(run, tag) for tag in ("pre", "", "oracle")}
+        for (case, probe), old in drawn["pre"].items():
+            for row, tag in ((0, ""), (2, "oracle")):
+                for k, verdict in enumerate(run.answers[case, probe, tag].verdicts):
+                    now = drawn[tag][case, probe][k]
+                    same = _same(_read(old[k]), _read(now), run.cases[case].asked)
+                    if same is None:
+                        continue
+                    found[row].setdefault(lane_of[case], []).append(same)
+                    if row == 0 and verdict.meets:
+                        found[1].setdefault(lane_of[case], []).append(same)
+        cells = [cell({"": _entry(over.mean([f], [1.0]))}, "") for f in found]
+        lines.append(f"| {Path(path).name.rsplit('-', 1)[0]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _drawn(run: RunFolder, tag: str) -> dict[tuple[str, str], list[Path]]:
+    """(case, drawn probe about its edit) -> the pictures under a tag."""
+    return {
+        (case, probe): [run.path / image for image in answer.images]
+        for (case, probe, t), answer in run.answers.items()
+        if t == tag and probe.startswith("vqa/")
+    }
+
+
+@cache
+def _read(path: Path) -> dict[str, str]:
+    return read(np.asarray(load_image(Image(str(path)))))
+
+
+def _same(old: dict[str, str], new: dict[str, str], edited: str) -> float | None:
+    both = [(old[a], new[a]) for a in old if a != edited and old[a] and new[a]]
+    return sum(a == b for a, b in both) / len(both) if both else None
+
+
+def _entry(found: Estimate | None) -> dict[str, Any] | None:
+    return None if found is None else {"value": found.value, "ci95": found.ci95}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=lambda text: text.split(","))
     parser.add_argument("--part", default="", help="of scores.json, such as object=drawn")
+    parser.add_argument("--rationales", action="store_true")
+    parser.add_argument("--rest", action="store_true")
     args = parser.parse_args()
-    print("\n".join(table(args.runs, args.part)))
+    flat = [run for pair in args.runs for run in pair]
+    if args.rationales:
+        made = by_rationale(flat)
+    else:
+        made = rest(flat) if args.rest else table(args.runs, args.part)
+    print("\n".join(made))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from errata.report.tables import (
 )
 
 GALLERY = 48
-CURVE_KINDS = ("reliability", "t_generality", "m_locality", "near_locality")
 
 
 def write_report(
@@ -116,7 +115,6 @@ def _environment() -> jinja2.Environment:
         times=charts.times,
         names=COLUMNS,
         should_change=SHOULD_CHANGE,
-        curve_kinds=CURVE_KINDS,
         geometry={k: getattr(charts, k) for k in ("LABEL", "TRACK", "STEP", "CURVE_W", "CURVE_H")},
         left=charts.LEFT,
         top=charts.TOP,

@@ -16,6 +16,8 @@ from errata.core.types import digest
 
 SCHEMA = 1
 _QUOTED = re.compile(r"'[^']*'")
+#: Of these the first that was asked is drawn by place in the sequence, the others fold away.
+CURVE_KINDS = ("reliability", "efficacy", "t_generality", "m_locality", "near_locality")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,17 @@ class Setting:
     @property
     def sequential(self) -> bool:
         return any(r.scores.get("by_position") for r in self.results)
+
+    @property
+    def by_place(self) -> tuple[str, ...]:
+        """Kinds of questions whose scores by place in the sequence later edits changed."""
+        changed = {
+            key.partition(".")[0]
+            for r in self.results
+            for key, points in (r.scores.get("by_position") or {}).items()
+            if points["own"] != points["last"]
+        }
+        return tuple(kind for kind in CURVE_KINDS if kind in changed)
 
     @property
     def dropped(self) -> dict[str, list[tuple[str, int]]]:
