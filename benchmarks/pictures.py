@@ -135,23 +135,22 @@ def rest(runs: list[str]) -> list[str]:
         drawn = {tag: _drawn(run, tag) for tag in ("pre", "", "oracle")}
         for (case, probe), old in drawn["pre"].items():
             for row, tag in ((0, ""), (2, "oracle")):
-                for k, verdict in enumerate(run.answers[case, probe, tag].verdicts):
-                    now = drawn[tag][case, probe][k]
-                    same = _same(_read(old[k]), _read(now), run.cases[case].asked)
-                    if same is None:
-                        continue
-                    found[row].setdefault(lane_of[case], []).append(same)
-                    if row == 0 and verdict.meets:
-                        found[1].setdefault(lane_of[case], []).append(same)
+                now, verdict = drawn[tag][case, probe], run.answers[case, probe, tag].verdicts[0]
+                same = _same(_read(old), _read(now), run.cases[case].asked)
+                if same is None:
+                    continue
+                found[row].setdefault(lane_of[case], []).append(same)
+                if row == 0 and verdict.meets:
+                    found[1].setdefault(lane_of[case], []).append(same)
         cells = [cell({"": _entry(over.mean([f], [1.0]))}, "") for f in found]
         lines.append(f"| {Path(path).name.rsplit('-', 1)[0]} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _drawn(run: RunFolder, tag: str) -> dict[tuple[str, str], list[Path]]:
-    """(case, drawn probe about its edit) -> the pictures under a tag."""
+def _drawn(run: RunFolder, tag: str) -> dict[tuple[str, str], Path]:
+    """(case, drawn probe about its edit) -> the first seed's picture under a tag."""
     return {
-        (case, probe): [run.path / image for image in answer.images]
+        (case, probe): run.path / answer.images[0]
         for (case, probe, t), answer in run.answers.items()
         if t == tag and probe.startswith("vqa/")
     }

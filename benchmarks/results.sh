@@ -28,7 +28,6 @@ for editor in ${*:-ft_l ft_v lora tpatcher ike unike mend ke serac lte dualedit 
     run "$editor-$task-one_step" "$editor" "$task" one_step 240 $state
     run "$editor-$task-sequential" "$editor" "$task" sequential:10 200 $state
   done
-  case $editor in ft_v | lora) continue ;; esac
   for task in vqa caption; do
     run "$editor-$task-sequential20" "$editor" "$task" sequential:20 200 $state
   done
