@@ -255,6 +255,18 @@ def test_gallery_choice_ignores_answers(runs: list[Path], page: Page) -> None:
     assert shown == [f"Case vqa-{i * 20 // 6:03d}" for i in range(6)]
 
 
+def test_what_no_later_edit_changed_is_said_not_drawn(make_run: MakeRun) -> None:
+    run = make_run("a", "ft_l", "sequential:10")
+    scores = read_json(run / "scores.json")
+    for points in scores["by_position"].values():
+        points["last"] = points["own"]
+    write_json(run / "scores.json", scores)
+    assert read_settings([run])[0].by_place == ()
+    text = Page(render_report([run])).text
+    assert "every score right after the own edit is the score after the last one" in text
+    assert "after the last edit (dashed)" not in text
+
+
 def test_a_run_without_scores(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("a", "ft_l")
     (run / "scores.json").unlink()
