@@ -144,6 +144,8 @@ def fill(page: Path) -> None:
 def kept(arguments: list[str], old: list[str]) -> list[str]:
     """The table anew, with the old rows of runs that are not here (runs/results/EDITOR-...).
 
+    A run that never had a row gets one that says so.
+
     A table of pairs stays whole or is made whole. Raises SystemExit where columns have changed.
     """
     args = _parser().parse_args(arguments)
@@ -159,7 +161,9 @@ def kept(arguments: list[str], old: list[str]) -> list[str]:
         raise SystemExit(f"the columns of {here[0]} are not those of its table: make all its runs")
     rows = {line.split("|")[1].strip(): line for line in [*old[3:], *new]}
     labels = [r.name.split("-")[0] if args.by == "editor" else _folder(r, args.by) for r in runs]
-    return [head, rule, old[2] if runs[0] not in here else base, *(rows[x] for x in labels)]
+    never = "| {} | not run |" + " |" * (head.count("|") - 3)
+    lines = [rows.get(x, never.format(x)) for x in labels]
+    return [head, rule, old[2] if runs[0] not in here else base, *lines]
 
 
 def _parser() -> argparse.ArgumentParser:
