@@ -163,6 +163,25 @@ def test_only_the_tokens_named_are_rewritten(
             assert torch.equal(moved[b], wanted), (tokens, b)
 
 
+def test_two_adapters_at_one_site_both_act(
+    backbone: tiny.HfVlm, ragged: list[Prompt], edits: list[Edit]
+) -> None:
+    """On tokens of their own, so that each does what it does there alone."""
+    batch = backbone.encode(ragged)
+    both = network(backbone, Place(TEXT, "text"), Place(TEXT, "visual"))
+    seen = {}
+    for name, chosen in (("both", (0, 1)), ("text", (0,)), ("visual", (1,))):
+        net = network(backbone, *(both.places[i] for i in chosen))
+        for own, i in zip(net.attention, chosen, strict=True):
+            own.load_state_dict(both.attention[i].state_dict())
+        with backbone.applied(adapter(backbone, net, edits[:1])):
+            seen[name] = seen_at(backbone, batch, [TEXT])[TEXT]
+    clean = seen_at(backbone, batch, [TEXT])[TEXT]
+    apart = clean + (seen["text"] - clean) + (seen["visual"] - clean)
+    assert not torch.equal(seen["visual"], clean) and not torch.equal(seen["text"], clean)
+    torch.testing.assert_close(seen["both"], apart)
+
+
 @pytest.mark.parametrize("at", GATES)
 def test_a_closed_gate_gives_the_base_bit_for_bit(
     backbone: tiny.HfVlm, both: Network, ragged: list[Prompt], edits: list[Edit], at: str

@@ -142,8 +142,9 @@ class Network(nn.Module):
     def settings(self) -> dict[str, Any]:
         return {"places": [asdict(p) for p in self.places], "sizes": self.sizes}
 
-    def index(self, site: str) -> int:
-        return [p.site for p in self.places].index(site)
+    def at(self, site: str) -> list[int]:
+        """The places at a site: two adapters may share one, each with its own tokens."""
+        return [i for i, p in enumerate(self.places) if p.site == site]
 
     def mapper(self, index: int) -> Influence | None:
         found = self.influence[str(index)] if str(index) in self.influence else None
@@ -232,10 +233,13 @@ class Adapter(Patch):
             return y
         if site == self.gate.site:
             ctx.decide(self, site, lambda: self._route(y, ctx))
-        if ctx.rehearsing or site not in [p.site for p in self.network.places]:
-            return y
+        for i in () if ctx.rehearsing else self.network.at(site):
+            y = self._rewritten(i, y, ctx)
+        return y
+
+    def _rewritten(self, i: int, y: Tensor, ctx: Ctx) -> Tensor:
+        """y with what the adapter of place i makes of its tokens."""
         chosen_B, open_B = ctx.memo[id(self), self.gate.site]
-        i = self.network.index(site)
         wanted_BT = _wanted(self.network.places[i].tokens, ctx, y, self)
         count = int(wanted_BT.sum(1).max())
         if not count:
