@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import cell, percent
 
-from errata.core.bootstrap import Bootstrap, Estimate
+from errata.core.bootstrap import Bootstrap
 from errata.core.images import load_image
 from errata.core.runfolder import RunFolder, read_run
 from errata.core.types import Image
@@ -55,14 +56,9 @@ def scores(run: str) -> dict[str, Any]:
     return found
 
 
-def cell(metrics: dict[str, Any], key: str) -> str:
-    entry = metrics.get(key)
-    if entry is None or entry["value"] is None:
-        return "–"
-    text = f"{100 * entry['value']:.1f}"
-    if entry.get("ci95"):
-        text += " [{:.1f}, {:.1f}]".format(*(100 * v for v in entry["ci95"]))
-    return text
+def named(run: str) -> str:
+    """The folder without its protocol."""
+    return Path(run).name.rsplit("-", 1)[0]
 
 
 def of(loaded: dict[str, Any], part: str) -> dict[str, Any]:
@@ -82,14 +78,18 @@ def table(pairs: list[list[str]], part: str) -> list[str]:
         metrics = [of(s, part) for s in loaded]
         cells = [cell(metrics[i], key) if i < len(metrics) else "–" for _, i, key in COLUMNS]
         n = f"{loaded[0]['cases']} / {loaded[0]['units']} seq."
-        lines.append(
-            f"| {Path(pair[0]).name.rsplit('-', 1)[0]} | {n} | " + " | ".join(cells) + " |"
-        )
+        lines.append(f"| {named(pair[0])} | {n} | " + " | ".join(cells) + " |")
     first = [scores(run) for run in pairs[0]]
     metrics = [of(s, part) for s in first]
     lines += ["", "| control | VQA |", "|---|---|"]
     lines += [f"| {c} | {cell(metrics[i], k)} |" for c, i, k in CONTROLS if i < len(metrics)]
     return lines
+
+
+def mean(over: Bootstrap, scores_of: dict[str, list[float]]) -> str:
+    """Of lane -> scores, as in a table."""
+    found = over.mean([scores_of], [1.0])
+    return percent(found.value, found.ci95) if found else percent(None, None)
 
 
 def by_rationale(runs: list[str]) -> list[str]:
@@ -113,10 +113,9 @@ def by_rationale(runs: list[str]) -> list[str]:
         cells = []
         for kind in kinds.values():
             scores_of = found.get(kind, {})
-            shares = over.mean([scores_of], [1.0])
             count = sum(map(len, scores_of.values()))
-            cells.append(f"{cell({'': _entry(shares)}, '')} (n = {count})")
-        lines.append(f"| {Path(path).name.rsplit('-', 1)[0]} | " + " | ".join(cells) + " |")
+            cells.append(f"{mean(over, scores_of)} (n = {count})")
+        lines.append(f"| {named(path)} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -127,10 +126,8 @@ def rest(runs: list[str]) -> list[str]:
     ]
     for path in runs:
         run = read_run(Path(path))
-        over, lane_of = (
-            Bootstrap(list(run.lanes)),
-            {c: k for k, cs in run.lanes.items() for c in cs},
-        )
+        over = Bootstrap(list(run.lanes))
+        lane_of = {case: lane for lane, cases in run.lanes.items() for case in cases}
         found: list[dict[str, list[float]]] = [{}, {}, {}]
         drawn = {tag: _drawn(run, tag) for tag in ("pre", "", "oracle")}
         for (case, probe), old in drawn["pre"].items():
@@ -142,8 +139,8 @@ def rest(runs: list[str]) -> list[str]:
                 found[row].setdefault(lane_of[case], []).append(same)
                 if row == 0 and verdict.meets:
                     found[1].setdefault(lane_of[case], []).append(same)
-        cells = [cell({"": _entry(over.mean([f], [1.0]))}, "") for f in found]
-        lines.append(f"| {Path(path).name.rsplit('-', 1)[0]} | " + " | ".join(cells) + " |")
+        cells = [mean(over, scores_of) for scores_of in found]
+        lines.append(f"| {named(path)} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -164,10 +161,6 @@ def _read(path: Path) -> dict[str, str]:
 def _same(old: dict[str, str], new: dict[str, str], edited: str) -> float | None:
     both = [(old[a], new[a]) for a in old if a != edited and old[a] and new[a]]
     return sum(a == b for a, b in both) / len(both) if both else None
-
-
-def _entry(found: Estimate | None) -> dict[str, Any] | None:
-    return None if found is None else {"value": found.value, "ci95": found.ci95}
 
 
 def main() -> None:

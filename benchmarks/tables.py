@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,14 @@ PAIR_KEYS = (
 def cell(metrics: dict[str, Any], key: str) -> str:
     """`98.5 [97.0, 99.5]` in percent; a dash where nothing was asked."""
     entry = metrics.get(key)
-    if entry is None or entry["value"] is None:
+    return "–" if entry is None else percent(entry["value"], entry.get("ci95"))
+
+
+def percent(value: float | None, ci95: Sequence[float] | None) -> str:
+    if value is None:
         return "–"
-    value = f"{100 * entry['value']:.1f}"
-    if entry.get("ci95"):
-        low, high = (f"{100 * v:.1f}" for v in entry["ci95"])
-        value += f" [{low}, {high}]"
-    return value
+    text = f"{100 * value:.1f}"
+    return text + " [{:.1f}, {:.1f}]".format(*(100 * v for v in ci95)) if ci95 else text
 
 
 def rows(runs: list[Path], scorer: str, wanted: list[str], by: str) -> list[str]:
