@@ -38,7 +38,7 @@ demo: $(STAMP)
 	$(BIN)/errata demo $(DEMO_ARGS)
 
 docs: $(STAMP)
-	$(BIN)/python scripts/docs.py
+	$(BIN)/python tools/docs.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -13,8 +13,8 @@ from torch import nn
 
 from errata.core.backbone import Backbone, Generated
 from errata.core.editor import Editor, Found, State
+from errata.core.hooks.manager import Wires
 from errata.core.patch import Patch
-from errata.core.ports import Wires
 from errata.core.types import Edit, Prompt, Scored, digest
 from errata.patches.rows import Rows
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from errata.core.patch import save as save_patch
     from errata.core.protocol import Protocol
     from errata.core.types import Answer, Case, Edit, Image, Probe, Prompt
+    from errata.evaluation.answers import ask_prompts as ask
+    from errata.evaluation.bench import bench
+    from errata.evaluation.compare import compare_runs
+    from errata.evaluation.score import score_run
     from errata.patches.rows import Rows
     from errata.patches.stack import Stack
-    from errata.runs.asking import ask_prompts as ask
-    from errata.runs.compare import compare_runs
-    from errata.runs.execute import bench
-    from errata.runs.score import score_run
 
 __version__ = "0.1.0"
 
@@ -47,13 +47,13 @@ _HOME = MappingProxyType(
         "Rows": "errata.patches.rows:Rows",
         "Stack": "errata.patches.stack:Stack",
         "UserError": "errata.core.errors:UserError",
-        "ask": "errata.runs.asking:ask_prompts",
-        "bench": "errata.runs.execute:bench",
-        "compare_runs": "errata.runs.compare:compare_runs",
+        "ask": "errata.evaluation.answers:ask_prompts",
+        "bench": "errata.evaluation.bench:bench",
+        "compare_runs": "errata.evaluation.compare:compare_runs",
         "load": "errata.backbones:load",
         "load_patch": "errata.core.patch:load",
         "save_patch": "errata.core.patch:save",
-        "score_run": "errata.runs.score:score_run",
+        "score_run": "errata.evaluation.score:score_run",
     }
 )
 

@@ -8,15 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from errata.backbones import _trunk
+from errata.backbones import _decoder
 from errata.contract.editors import weights
 from errata.core.backbone import Backbone
 from errata.core.errors import TooLong
 from errata.core.types import Prompt
-from errata.finding.search import target_loss
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
+from errata.training.optimise import target_loss
 from tests import tiny
 
 ALL = {**tiny.FAMILIES, **tiny.WINDOWED, **tiny.DRAWING}
@@ -134,7 +134,7 @@ def test_the_last_block_at_the_answer_alone_gives_the_same_gradients(
     found = []
     for narrow in (True, False):
         if not narrow:
-            monkeypatch.setattr(_trunk, "last_block_at", lambda bb, places: nullcontext())
+            monkeypatch.setattr(_decoder, "last_block_at", lambda bb, places: nullcontext())
         low = [random_delta(backbone, layer, 3).requires_grad_(True) for layer in (1, 3)]
         with torch.enable_grad(), backbone.applied(*low):
             logits = backbone.logits(batch)

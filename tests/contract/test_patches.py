@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from errata.core.errors import BadPatch, BadSpec, MissingMask
+from errata.core.hooks.manager import Ctx
 from errata.core.patch import Patch, fused
-from errata.core.ports import Ctx
 from errata.core.types import Edit, Prompt
-from errata.finding.retrieve import embed
+from errata.networks.retrieve import embed
 from errata.patches.context import Context, Fact, Layout
 from errata.patches.delta import Delta
 from errata.patches.neurons import Neurons

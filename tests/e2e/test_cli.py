@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Pillow
 
 from errata.cli import main
-from errata.core.record import read_json
+from errata.core.files import read_json
 
 FIT = ("--editor", "ft_l", "--set", "steps=80", "--set", "lr=0.05")
 QUESTION = "What colour is the ring?"

@@ -13,9 +13,9 @@ from PIL import Image as Pillow
 from errata.backbones import load
 from errata.cli import main
 from errata.core.types import Prompt
-from errata.judges.microworld import read
-from errata.worlds import language as lang
-from errata.worlds.objects import ATTRIBUTES, OBJECTS
+from errata.judges.rendered_shapes import read
+from errata.synthetic.shapes import language as lang
+from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS
 
 THING = next(o for o in OBJECTS if o.drawn)
 PROMPT = lang.caption(THING.name)

@@ -13,7 +13,7 @@ import pytest
 from errata.core import registry
 from errata.core.benchmark import BenchmarkSpec
 from errata.core.errors import BadRun
-from errata.runs.execute import bench
+from errata.evaluation.bench import bench
 from tests.stub import NotesEditor, Stub, knowing
 
 SPEC = "microworld:vqa@dev"

@@ -18,8 +18,8 @@ from errata.core import registry
 from errata.core.backbone import Backbone
 from errata.core.benchmark import BenchmarkSpec
 from errata.core.editor import Editor
-from errata.finding.train import TrainedEditor
-from errata.runs.execute import bench
+from errata.evaluation.bench import bench
+from errata.training.loop import TrainedEditor
 
 SPEC = "microworld:vqa@dev"
 

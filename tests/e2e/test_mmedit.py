@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as Pil
 
 from errata.core import registry
-from errata.runs.execute import bench
+from errata.evaluation.bench import bench
 from tests import tiny
 
 

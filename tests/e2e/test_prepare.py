@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from errata.cli import main
 from errata.core import registry
-from errata.finding.train import TrainedEditor
+from errata.training.loop import TrainedEditor
 from tests import tiny
 from tests.e2e.test_mmedit import make
 from tests.fast import FAST

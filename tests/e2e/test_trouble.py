@@ -14,9 +14,9 @@ from errata.core import registry
 from errata.core.benchmark import BenchmarkSpec
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, DiskFull, NotFinite, TooLong
 from errata.core.types import Case, Edit, Image, Probe, Prompt
-from errata.finding.retrieve import choose, embed
-from errata.runs import plan
-from errata.runs.execute import bench
+from errata.evaluation import plan
+from errata.evaluation.bench import bench
+from errata.networks.retrieve import choose, embed
 from tests import tiny
 from tests.stub import NotesEditor, Stub, knowing
 

@@ -12,8 +12,8 @@ from errata.backbones import load
 from errata.cli._shared import bundled_models
 from errata.core import registry
 from errata.core.backbone import Backbone
+from errata.evaluation.bench import bench
 from errata.report.html import render_report
-from errata.runs.execute import bench
 
 SPEC = "unike_umm:microworld@dev"
 pytestmark = pytest.mark.skipif("micro-umm" not in bundled_models(), reason="no bundled model")

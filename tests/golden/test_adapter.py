@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from errata.algorithms.gated_adapter import banked
 from errata.core.editor import State
 from errata.core.errors import BadPatch, MissingMask, MissingState
+from errata.core.glimpse import seen_at
 from errata.core.patch import Header, load, save
-from errata.core.states import keep
 from errata.core.types import Edit, Prompt
-from errata.finding.adapting import banked
-from errata.finding.glimpse import seen_at
-from errata.finding.search import encode_edits
+from errata.io.states import keep
 from errata.patches.adapter import (
     Adapter,
     Bank,
@@ -28,6 +27,7 @@ from errata.patches.adapter import (
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
+from errata.training.optimise import encode_edits
 from tests import tiny
 
 TEXT, IMAGE = "text.1.in", "text.2.in"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.finding.contrast import (
+from errata.editors.unike.encoders import (
     Schedule,
     encode,
     semantic_loss,

@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from errata.algorithms.attribution import noise_influence
+from errata.algorithms.gated_adapter import AdapterTrainee, similarities, tuned
+from errata.algorithms.gradient import generator
 from errata.contract import editors as contract
 from errata.core import registry
 from errata.core.errors import BadEdit, BadSpec
+from errata.core.glimpse import seen_at
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.dualedit import DualEdit
 from errata.editors.visedit import VisEdit
-from errata.finding import turns
-from errata.finding.adapting import AdapterTrainee, similarities, tuned
-from errata.finding.glimpse import seen_at
-from errata.finding.gradient import generator
-from errata.finding.influence import noise_influence
-from errata.finding.train import Row
-from errata.finding.turns import Pools, Turn
 from errata.patches.adapter import Adapter
 from errata.patches.rows import Rows
+from errata.training import batches
+from errata.training.batches import Pools, Turn
+from errata.training.loop import Row
 from tests import tiny
 
 FAST = {"mid": 16, "heads": 4, "steps": 6, "batch": 2, "lr": 1e-2, "gate_cases": 4}
@@ -347,7 +347,7 @@ def test_shared_pictures_change_no_gradient(
     looked = trainee.module.attention[0].register_forward_hook(lambda *a: rows.append(len(a[1][0])))
     for shared in (True, False):
         if not shared:
-            monkeypatch.setattr(turns, "_same", lambda *_: None)
+            monkeypatch.setattr(batches, "_same", lambda *_: None)
         with torch.enable_grad():
             named = trainee.losses(turn_of(backbone, trainee, cases))
             total = torch.stack([w * named[n] for n, w in trainee.weights.items()]).sum()

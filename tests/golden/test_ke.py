@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from errata.algorithms.gradient_factors import Factors, delta_of
 from errata.core.types import Case, Edit, Prompt
 from errata.editors.ke import Ke, Network, _Trainee, tokens
-from errata.finding.factors import Factors, delta_of
 from tests import tiny
 
 SMALL = {"layers": (2, 3), "hidden": 4, "condition": 6, "width": 5, "scale": 3.0}

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from errata.core.recorder import Watch
 from errata.core.types import Prompt
-from errata.finding.watch import Watch
 from errata.patches.latent import Entries, Knowledge, Latent, Options
 from errata.patches.neurons import Neurons
 from errata.patches.stack import Stack

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from errata.algorithms.gradient_factors import Factors, factors, group_factors
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.mend import Mend, Network, Transform
-from errata.finding.factors import Factors, factors, group_factors
-from errata.finding.search import encode_edits, target_loss
-from errata.finding.turns import Pools, Turn
 from errata.patches.delta import Delta
+from errata.training.batches import Pools, Turn
+from errata.training.optimise import encode_edits, target_loss
 from tests import tiny
 
 SMALL = Mend(layers=(2, 3), rank=4)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import pytest
 
-from errata.core.bootstrap import Bootstrap
 from errata.core.metric import Row
-from errata.core.runfolder import Asked
 from errata.core.types import Answer, Probe, Prompt
-from errata.runs.score import macro, summarise
-from errata.runs.sheet import Cell, Column, Sheet
+from errata.evaluation.bootstrap import Bootstrap
+from errata.evaluation.run_folder import Asked
+from errata.evaluation.score import macro, summarise
+from errata.evaluation.score_table import Cell, Column, Sheet
 
 COUNTS = {
     "efficacy": ({"attribute": (470, 959), "relation": (1305, 2007)}, (49.01, 65.02, 59.84)),

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from errata.algorithms.gradient import generator
 from errata.core.editor import State
 from errata.core.errors import MissingMask, MissingState
 from errata.core.patch import Header, Patch, joined, load, save
-from errata.core.states import keep
+from errata.core.recorder import Watch
 from errata.core.types import Edit, Prompt
-from errata.finding.gradient import generator
-from errata.finding.watch import Watch
-from errata.patches._reader import Reader, initialise
+from errata.io.states import keep
+from errata.networks.reader import Reader, initialise
 from errata.patches.counterfactual import Counterfactual, Speaker
 from errata.patches.delta import Delta
 from errata.patches.route import Layout, Route, Scope, mixed

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from errata.core import registry
-from errata.core.ports import Ctx, Wires
+from errata.core.hooks.manager import Ctx, Wires
 from errata.core.types import Edit
-from errata.finding.search import RowAdam, Settings, encode_edits, per_group, target_loss
 from errata.patches._rows import per_row
 from errata.patches.delta import Delta
 from errata.patches.neurons import Neurons
+from errata.training.optimise import RowAdam, Settings, encode_edits, per_group, target_loss
 from tests import tiny
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("src", "tests", "scripts", "benchmarks")
+FOLDERS = ("src", "tests", "tools", "experiments", "perf")
 FILES = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 SOURCES = [p for p in FILES if p.is_relative_to(ROOT / "src")]
 MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)

@@ -13,7 +13,7 @@ import pytest
 
 from errata.cli._shared import bundled_models
 from errata.core import errors
-from scripts import docs
+from tools import docs
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -118,7 +118,7 @@ def test_the_benchmark_in_the_docs_works(monkeypatch, tmp_path):
 def test_the_analysis_in_the_docs_works(monkeypatch, edits):
     from errata.core.analysis import Subject
     from errata.core.types import Case
-    from errata.report.plots import svg
+    from errata.figures.plots import svg
     from tests import tiny
 
     cls = _run(_code("docs/analyses.md"), "docs/analyses.md", monkeypatch)["Lengths"]

@@ -30,8 +30,9 @@ def _heavy_after(code: str) -> str:
         "from errata.core import registry\n"
         "[registry.load(k, n) for k in ('benchmarks', 'protocols', 'metrics')"
         " for n in registry.names(k)]",
-        "import errata.core.analysis, errata.report.plots, errata.report.vary",
-        "import errata.report, errata.report.html, errata.runs.score, errata.runs.compare",
+        "import errata.core.analysis, errata.figures.plots, errata.report.sweeps",
+        "import errata.report, errata.report.html",
+        "import errata.evaluation.score, errata.evaluation.compare",
     ],
 )
 def test_no_model_library_is_loaded(code):

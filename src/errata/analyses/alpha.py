@@ -22,12 +22,12 @@ import torch
 
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.backbone import Backbone
-from errata.core.bootstrap import Bootstrap
 from errata.core.errors import BadSpec
 from errata.core.figure import Bar, Bars, Figure, Findings, Spread, Spreads, Table, Tone, Value
 from errata.core.patch import Patch
 from errata.core.types import KINDS, TARGET_KINDS, Case, Probe
 from errata.core.wording import label
+from errata.evaluation.bootstrap import Bootstrap
 from errata.patches.rows import Rows
 
 BATCH = 64

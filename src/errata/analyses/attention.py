@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.analyses._tokens import Modality
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.backbone import Batch
-from errata.core.bootstrap import Bootstrap
 from errata.core.errors import BadSpec
 from errata.core.figure import (
     Figure,
@@ -37,7 +37,7 @@ from errata.core.figure import (
     ceiling,
 )
 from errata.core.types import Case
-from errata.finding.modality import Modality
+from errata.evaluation.bootstrap import Bootstrap
 
 LOOKS = {"prompt": "the last prompt token looks", "answer": "the answer's last token looks"}
 MEASURES = {"share": "share of attention", "per_token": "mean per token"}

@@ -27,16 +27,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from errata.algorithms.attribution import noise_influence
+from errata.algorithms.gradient import generator
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.backbone import Backbone
-from errata.core.bootstrap import Bootstrap
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Panel, Table, Value
-from errata.core.images import load_image
+from errata.core.recorder import Watch
 from errata.core.types import Image, Prompt
-from errata.finding.gradient import generator
-from errata.finding.influence import noise_influence
-from errata.finding.watch import Watch
+from errata.evaluation.bootstrap import Bootstrap
+from errata.io.images import load_image
 
 MODULES = ("attn", "mlp")
 WORDS = {"attn": "attention", "mlp": "feed-forward"}

@@ -24,19 +24,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.algorithms.gated_adapter import OUT_OF_SCOPE, site_behind, tuned
+from errata.algorithms.gradient import generator
+from errata.analyses._tokens import Modality
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.backbone import Backbone, Batch
-from errata.core.bootstrap import Bootstrap, Estimate
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Spread, Spreads, Table
-from errata.core.ports import Ctx
+from errata.core.glimpse import Enough, run_until_enough
+from errata.core.hooks.manager import Ctx
+from errata.core.recorder import Watch
 from errata.core.types import Case, Prompt
 from errata.core.wording import label
-from errata.finding.adapting import OUT_OF_SCOPE, site_behind, tuned
-from errata.finding.glimpse import Enough, run_until_enough
-from errata.finding.gradient import generator
-from errata.finding.modality import Modality
-from errata.finding.watch import Watch
+from errata.evaluation.bootstrap import Bootstrap, Estimate
 
 READINGS = {
     "visual": "mean of the image tokens",

@@ -24,15 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.algorithms.gradient import generator
+from errata.analyses._tokens import Modality
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.backbone import Batch
-from errata.core.bootstrap import Bootstrap
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Line, Lines, Table, Tone, Value, ceiling
-from errata.core.ports import Ctx
-from errata.finding.gradient import generator
-from errata.finding.modality import Modality
-from errata.finding.watch import Watch
+from errata.core.hooks.manager import Ctx
+from errata.core.recorder import Watch
+from errata.evaluation.bootstrap import Bootstrap
 
 TONES: tuple[Tone, ...] = ("soft", "changes", "stays", "wrong", "right")
 WORDS = {

@@ -26,14 +26,14 @@ import torch
 from torch import Tensor
 
 from errata.core.analysis import Analysis, Subject, first_look
-from errata.core.bootstrap import Bootstrap, Estimate
 from errata.core.errors import BadData, BadSpec, MissingExtra, MissingState
 from errata.core.figure import Dots, Figure, Findings, Panel, Scatter, Table
 from errata.core.text import normalise
 from errata.core.types import Case, Prompt
-from errata.finding.contrast import encode, unit
-from errata.finding.probe import by_answer, decisions, ridge_probe, shares
-from errata.finding.triplets import EXTRA_TOKENS, collect, states_of, usable
+from errata.editors.unike.encoders import encode, unit
+from errata.editors.unike.probes import by_answer, decisions, ridge_probe, shares
+from errata.editors.unike.triplets import EXTRA_TOKENS, collect, states_of, usable
+from errata.evaluation.bootstrap import Bootstrap, Estimate
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.backbones import _stored, _tokens
-from errata.backbones._trunk import TrunkBackbone
+from errata.backbones import _tokens, _weights
+from errata.backbones._decoder import TrunkBackbone
 from errata.core.backbone import Batch, Heads
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.types import Image, Prompt
@@ -91,7 +91,7 @@ class TextBackbone(TrunkBackbone):
         """Over stored tensors where there are files, so that the load dtype does not change it."""
         if not self._fingerprint:
             config: Any = self.model.config
-            self._fingerprint = _stored.fingerprint(config.to_dict(), self.model, self.source)
+            self._fingerprint = _weights.fingerprint(config.to_dict(), self.model, self.source)
         return self._fingerprint
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -13,8 +13,8 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from errata.core.errors import BadBackbone, BadEdit, BadImage
-from errata.core.images import load_image, split_uri
 from errata.core.types import Image
+from errata.io.images import load_image, split_uri
 
 #: what a processor makes of the text; everything else that it returns belongs to the image
 _OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")

@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from errata.backbones import _sites, _stored, _tokens
+from errata.backbones import _sites, _tokens, _weights
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone, BadSpec
-from errata.core.images import load_image
-from errata.core.ports import Wires
+from errata.core.hooks.manager import Wires
 from errata.core.types import Image, Prompt
+from errata.io.images import load_image
 
 Style = Literal["raw", "easyedit", "chat"]
 
@@ -97,11 +97,11 @@ class HfVlm(TextBackbone):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         make_processor: Any = AutoProcessor.from_pretrained
-        path = _stored.bundled(name) if name in cls.bundled else name
+        path = _weights.bundled(name) if name in cls.bundled else name
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        with _stored.reading(name, "vision-language model", cls.bundled):
+        with _weights.reading(name, "vision-language model", cls.bundled):
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 path, dtype=dtype, device_map=device_map, **options
             )
@@ -109,7 +109,7 @@ class HfVlm(TextBackbone):
         if device is not None:
             model = model.to(device)
         commit = getattr(model.config, "_commit_hash", None)
-        source = _stored.folder(path, revision, commit)
+        source = _weights.folder(path, revision, commit)
         return cls(model, processor, name=name, revision=revision or "", style=style, source=source)
 
     def forget(self) -> None:

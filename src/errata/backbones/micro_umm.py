@@ -22,16 +22,16 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from errata.backbones import _sites, _stored, _tokens
+from errata.backbones import _sites, _tokens, _weights
 from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import MicroUmmConfig, from_patches
 from errata.backbones._text import TextBackbone
 from errata.core.backbone import Batch, Entered, Stage
 from errata.core.errors import BadSpec, NotFinite
-from errata.core.ports import Site, Wires
+from errata.core.hooks.manager import Site, Wires
 from errata.core.types import Prompt
-from errata.worlds import language
-from errata.worlds.objects import ATTRIBUTES, OBJECTS
+from errata.synthetic.shapes import language
+from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS
 
 
 class MicroUmm(TextBackbone):
@@ -92,17 +92,17 @@ class MicroUmm(TextBackbone):
 
         if style != "raw":
             raise BadSpec(f"{name} takes its prompts as they are, not in style '{style}'. Use raw.")
-        path = _stored.bundled(name) if name in cls.bundled else name
+        path = _weights.bundled(name) if name in cls.bundled else name
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
-        with _stored.reading(name, "micro-umm", cls.bundled):
+        with _weights.reading(name, "micro-umm", cls.bundled):
             model = Model.from_pretrained(
                 path, dtype=dtype, device_map=device_map, revision=revision or "main"
             )
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path, revision=revision or "main")
         if device is not None:
             model.to(device)  # type: ignore[arg-type]
-        source = _stored.folder(path, revision, getattr(model.config, "_commit_hash", None))
+        source = _weights.folder(path, revision, getattr(model.config, "_commit_hash", None))
         return cls(model, tokenizer, name=name, revision=revision or "", source=source)
 
     def _drawing_sites(self) -> list[Site]:

@@ -135,7 +135,7 @@ def load_state(text: str | None, editor: Editor) -> State | None:
     if text is None:
         return None
     from errata.core.editor import State
-    from errata.core.states import home, link
+    from errata.io.states import home, link
 
     folder = Path(text)
     if not folder.is_dir() and re.fullmatch(r"[0-9a-f]{8,64}", text):
@@ -170,8 +170,8 @@ def referenced(image: str | None) -> Image | None:
     """An image by path or URI, with its hash. Raises BadImage when it cannot be read."""
     if image is None:
         return None
-    from errata.core.images import hash_image
     from errata.core.types import Image
+    from errata.io.images import hash_image
 
     plain = Image(image)
     return Image(image, hash_image(plain))

@@ -61,7 +61,7 @@ def analyze(
     The cases are the benchmark's, as they come, whatever the model answers.
     """
     look = make_analysis(analysis, own, layer)
-    from errata.report.plots import check_folder, write_findings
+    from errata.figures.plots import check_folder, write_findings
 
     check_folder(out)
     _check_patches(look, patch, editor)

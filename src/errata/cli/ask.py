@@ -40,7 +40,7 @@ def ask(
         revision=revision, trust=trust_remote_code,
     )  # fmt: skip
     from errata.core.types import Prompt
-    from errata.runs.asking import ask_prompts
+    from errata.evaluation.answers import ask_prompts
 
     patches = [load(folder, bb) for folder in patch or ()]
     with bb.applied(*patches):

@@ -61,11 +61,11 @@ def bench(
         revision=revision, trust=trust_remote_code,
     )  # fmt: skip
     from errata.cli._progress import reporting
-    from errata.report.drawn import studies
-    from errata.report.drawn import terminal_table as drawn_table
+    from errata.evaluation.bench import bench as execute
+    from errata.report.image_tables import studies
+    from errata.report.image_tables import terminal_table as drawn_table
     from errata.report.results import read_settings
     from errata.report.tables import terminal_table
-    from errata.runs.execute import bench as execute
 
     with reporting() as progress:
         run = execute(

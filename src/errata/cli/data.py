@@ -62,11 +62,11 @@ def build_umm(
 
     The same command goes on where it was killed. Rejected rows are kept in rejected.jsonl.
     """
-    from errata.benchmarks._build_umm.folder import Attributes
-    from errata.benchmarks._build_umm.folder import build_umm as build
-    from errata.benchmarks._build_umm.instruct import CATEGORIES
+    from errata.benchmarks.unike_umm.build.folder import Attributes
+    from errata.benchmarks.unike_umm.build.folder import build_umm as build
+    from errata.benchmarks.unike_umm.build.instruct import CATEGORIES
     from errata.cli._progress import reporting
-    from errata.core.endpoint import Endpoint
+    from errata.io.chat_client import Endpoint
 
     if (endpoint is None) != (model is None):
         raise BadSpec("--endpoint and --model go together. Give both, or neither.")

@@ -45,10 +45,10 @@ def demo(
     """Edit the bundled model with five methods; measure, undo, report."""
     from errata.cli._progress import reporting
     from errata.contract.editors import weights
+    from errata.evaluation.bench import bench
     from errata.report.html import write_report
     from errata.report.results import read_settings
     from errata.report.tables import terminal_table
-    from errata.runs.execute import bench
 
     _fresh(out)
     started = time.perf_counter()
@@ -90,7 +90,7 @@ def show_undo(bb: Backbone, run: Path, folder: Path, untouched: str, seed: int) 
     """Makes one edit of a run again, saves it, applies it from the file, and drops it."""
     from errata.contract.editors import weights
     from errata.core.patch import load, save
-    from errata.runs.asking import ask_prompts
+    from errata.evaluation.answers import ask_prompts
 
     case = _a_case_that_took(run)
     prompt = case.edit.prompt
@@ -113,7 +113,7 @@ def show_undo(bb: Backbone, run: Path, folder: Path, untouched: str, seed: int) 
 def _a_case_that_took(run: Path) -> Case:
     """The first case of a run whose edited question is answered by its target, else the first."""
     from errata.core import registry
-    from errata.core.runfolder import read_run
+    from errata.evaluation.run_folder import read_run
 
     exact, folder = registry.load("metrics", "exact")(), read_run(run)
     for asked in folder.asked():

@@ -49,7 +49,7 @@ def draw(
     import torch
 
     from errata.core.types import Prompt
-    from errata.runs.asking import ask_prompts
+    from errata.evaluation.answers import ask_prompts
 
     patches = [load(folder, bb) for folder in patch or ()]
     rationale, shown = "", Prompt.of(prompt)

@@ -92,7 +92,7 @@ def _learn(
     """The state of an editor that learns cheaply; the bundled models have a benchmark of theirs."""
     from errata.cli.prepare import training_spec
     from errata.core import registry
-    from errata.core.states import keep, learnt
+    from errata.io.states import keep, learnt
 
     benchmark = benchmark or bb.bundled.get(bb.name)
     if benchmark is None:
@@ -158,7 +158,7 @@ def _print_answers(bb: Backbone, wanted: list[Edit], patches: list[Patch]) -> No
     from rich.table import Table
     from rich.text import Text
 
-    from errata.runs.asking import ask_prompts
+    from errata.evaluation.answers import ask_prompts
 
     before = ask_prompts(bb, [e.prompt for e in wanted])
     after = []

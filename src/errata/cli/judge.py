@@ -45,8 +45,8 @@ def judge(
     given = {k: v for k, v in settings.items() if v is not None}
     made = make_judge(name or ("openai" if endpoint else own_judge(run)), given)
     from errata.cli._progress import reporting
-    from errata.runs.judging import judge_run
-    from errata.runs.score import rescore
+    from errata.evaluation.judging import judge_run
+    from errata.evaluation.score import rescore
 
     with reporting() as progress:
         tally = judge_run(run, made, progress=progress)
@@ -82,7 +82,7 @@ def make_judge(name: str, given: dict[str, Any]) -> Judge:
 def own_judge(run: Path) -> str:
     """The judge that the run's benchmark names. Raises BadSpec."""
     from errata.core.benchmark import BenchmarkSpec
-    from errata.core.runfolder import read_plan
+    from errata.evaluation.run_folder import read_plan
 
     text = str(read_plan(run).get("benchmark"))
     spec = BenchmarkSpec.parse(text)

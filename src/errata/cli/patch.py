@@ -58,7 +58,7 @@ def verify(
 
 
 def _image_problems(edit: Any) -> list[str]:
-    from errata.core.images import hash_image
+    from errata.io.images import hash_image
 
     found = []
     for image in edit.prompt.images:

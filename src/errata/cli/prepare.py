@@ -45,9 +45,9 @@ def prepare(
     """
     spec = training_spec(benchmark)
     from errata.cli._progress import reporting
-    from errata.core import record, registry
+    from errata.core import files, registry
     from errata.core.editor import Work
-    from errata.core.states import home, keep, link
+    from errata.io.states import home, keep, link
 
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
     ed = shared.make_editor(editor, preset, settings)
@@ -78,7 +78,7 @@ def prepare(
         with suppress(OSError):
             workplace.rmdir()
     seconds = round(time.monotonic() - start, 1)
-    record.write_json(folder / "timing.json", {"seconds": seconds})
+    files.write_json(folder / "timing.json", {"seconds": seconds})
     print(f"state {digest[:16]} of {len(cases)} cases written to {folder} in {seconds} s")
 
 

@@ -22,7 +22,7 @@ def score(
     run: Run, metric: Metrics = None, scorer: Scorer = "exact", as_json: shared.AsJson = False
 ) -> None:
     """Score a run again from its recorded answers."""
-    from errata.runs.score import score_run
+    from errata.evaluation.score import score_run
 
     scores = score_run(run, metric)
     if as_json:
@@ -98,10 +98,10 @@ def _grid(vary: list[str]) -> tuple[str, str] | None:
 
 
 def _draw(runs: list[Path], vary: list[str], scorer: str, plots: Path) -> list[Path]:
+    from errata.figures.plots import write_findings
     from errata.report.grid import gridded
-    from errata.report.plots import write_findings
     from errata.report.results import read_settings
-    from errata.report.vary import varied
+    from errata.report.sweeps import varied
 
     pair = _grid(vary)
     found = gridded(runs, *pair, scorer) if pair else varied(runs, vary, scorer)
@@ -125,7 +125,7 @@ def compare(
     as_json: shared.AsJson = False,
 ) -> None:
     """Compare two runs: paired differences, 95 % intervals."""
-    from errata.runs.compare import compare_runs, compare_table
+    from errata.evaluation.compare import compare_runs, compare_table
 
     result = compare_runs(run_a, run_b, metric)
     if as_json:
@@ -135,8 +135,8 @@ def compare(
 
 
 def _print_tables(runs: list[Path], scorer: str) -> None:
-    from errata.report.drawn import studies
-    from errata.report.drawn import terminal_table as drawn_table
+    from errata.report.image_tables import studies
+    from errata.report.image_tables import terminal_table as drawn_table
     from errata.report.results import read_settings
     from errata.report.tables import SCORERS, terminal_table
 

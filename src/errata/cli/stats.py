@@ -12,8 +12,8 @@ from errata.cli import _shared as shared
 from errata.core.errors import BadData, BadSpec
 
 if TYPE_CHECKING:
+    from errata.algorithms.locate_then_edit.corpus import Corpus
     from errata.core.editor import State
-    from errata.finding.corpus import Corpus
 
 
 def stats(
@@ -56,14 +56,14 @@ def stats(
     if corpus is None and len(parts) < 2:
         raise BadSpec("nothing to collect. Give --corpus, or --add at least twice.")
     texts = _texts(corpus, without, documents, split, column, seed) if corpus is not None else None
-    from errata.core.states import link
-    from errata.finding.stats import merged
+    from errata.algorithms.locate_then_edit.layer_stats import merged
+    from errata.io.states import link
 
     started = time.monotonic()
     if texts is not None:
+        from errata.algorithms.locate_then_edit.layer_stats import Settings, collect
         from errata.cli._progress import reporting
         from errata.core.editor import Work
-        from errata.finding.stats import Settings, collect
 
         bb = shared.open_backbone(
             backbone, dtype=dtype, device=device, device_map=device_map, revision=revision,
@@ -92,8 +92,8 @@ def parse_layers(text: str | None) -> tuple[int, ...]:
 
 
 def _added(folder: Path) -> State:
+    from errata.algorithms.locate_then_edit.layer_stats import MOMENTS
     from errata.core.editor import State
-    from errata.finding.stats import MOMENTS
 
     state = State.load(folder)
     if state.editor != MOMENTS:
@@ -109,7 +109,7 @@ def _texts(
     column: str,
     seed: int,
 ) -> Corpus:
-    from errata.finding.corpus import from_dataset, from_file, leaving_out
+    from errata.algorithms.locate_then_edit.corpus import from_dataset, from_file, leaving_out
 
     if Path(corpus).is_file():
         found = from_file(Path(corpus), most=documents)

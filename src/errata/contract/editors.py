@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.algorithms.gradient import GradientEditor
 from errata.core import registry
 from errata.core.backbone import Backbone
 from errata.core.editor import Editor, State
 from errata.core.errors import BadEdit, BadSpec, FingerprintMismatch
 from errata.core.patch import check as check_fingerprint
 from errata.core.patch import load, save
-from errata.core.states import keep
 from errata.core.types import Case, Edit, Prompt
-from errata.finding.gradient import GradientEditor
+from errata.io.states import keep
 from errata.patches.rows import Rows
 
 

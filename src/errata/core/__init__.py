@@ -1,0 +1,1 @@
+"""Contracts: what a backbone, editor, patch, benchmark, metric, protocol and judge are."""

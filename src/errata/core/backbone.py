@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from errata.core.errors import BadBackbone, BadSpec
+from errata.core.hooks.manager import Site, Wires
 from errata.core.patch import Patch, check_model, joined
-from errata.core.ports import Site, Wires
 from errata.core.types import Prompt, Scored
 
 

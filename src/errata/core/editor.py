@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from errata.core import record
+from errata.core import files
 from errata.core.backbone import Backbone
 from errata.core.config import parse_config
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
@@ -59,7 +59,7 @@ class State:
 
     @cached_property
     def _digest(self) -> str:
-        h = hashlib.sha256(record.dumps(dict(self.meta)).encode())
+        h = hashlib.sha256(files.dumps(dict(self.meta)).encode())
         for name in sorted(self.tensors):
             h.update(name.encode())
             flat = self.tensors[name].detach().cpu().contiguous().flatten()
@@ -68,7 +68,7 @@ class State:
 
     def save(self, folder: Path) -> None:
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
-        record.write_bytes(folder / "state.safetensors", to_safetensors(tensors))
+        files.write_bytes(folder / "state.safetensors", to_safetensors(tensors))
         head = {
             "editor": self.editor,
             "meta": dict(self.meta),
@@ -77,14 +77,14 @@ class State:
             "origin": self.origin,
             "digest": self.digest(),
         }
-        record.write_bytes(folder / "README.md", _card(self).encode())
-        record.write_json(folder / "state.json", head)
+        files.write_bytes(folder / "README.md", _card(self).encode())
+        files.write_json(folder / "state.json", head)
 
     @classmethod
     def load(cls, folder: Path) -> State:
         if not (folder / "state.json").is_file():
             raise MissingState(f"{folder} holds no editor state. `errata prepare` writes one.")
-        head = record.read_json(folder / "state.json")
+        head = files.read_json(folder / "state.json")
         try:
             tensors = load_file(folder / "state.safetensors")  # memory-mapped
             editor, meta = str(head["editor"]), dict(head["meta"])
@@ -117,7 +117,7 @@ def _card(state: State) -> str:
         "",
     ]
     if state.settings:
-        lines += ["It works with these settings: " + record.dumps(dict(state.settings)) + ".", ""]
+        lines += ["It works with these settings: " + files.dumps(dict(state.settings)) + ".", ""]
     training = state.meta.get("training")
     if isinstance(training, Mapping):
         lines += _training_table(training)
@@ -125,7 +125,7 @@ def _card(state: State) -> str:
 
 
 def _training_table(training: Mapping[str, Any]) -> list[str]:
-    """An account as `errata.finding.train` gives it: one sentence, and the loss curve."""
+    """An account as `errata.training.loop` gives it: one sentence, and the loss curve."""
     end = "stopped early" if training["stopped_early"] else "all steps done"
     curve = training["curve"]
     names = sorted({n for point in curve for part in ("train", "held_out") for n in point[part]})
@@ -265,12 +265,12 @@ class Editor(ABC):
     def train(
         self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: Work
     ) -> State | None:
-        """As `learn`, for editors that take long over it; see `errata.finding.train`."""
+        """As `learn`, for editors that take long over it; see `errata.training.loop`."""
         return self.learn(backbone, cases, seed=seed)
 
     def shipped_state(self, backbone: Backbone) -> State | None:
         """The state that comes with a bundled model and fits the editor as it is set."""
-        from errata.core import states
+        from errata.io import states
 
         wanted = self._state_settings()
         shipped = states.shipped(self.state_name or self.name, backbone.fingerprint())

@@ -1,4 +1,4 @@
-"""What a figure shows, as plain numbers; `errata.report.plots` draws it. No torch.
+"""What a figure shows, as plain numbers; `errata.figures.plots` draws it. No torch.
 
 An analysis says what is to be seen, not where it goes on a page. Values carry their own interval,
 and a panel its notes: the numbers that a reader must see before believing the picture.

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from errata.core import registry
 from errata.core.errors import BadPatch, FingerprintMismatch, UnknownName
-from errata.core.record import dumps, write_bytes, write_json
+from errata.core.files import dumps, write_bytes, write_json
 from errata.core.types import Edit, Prompt, from_json, to_json
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
-    from errata.core.ports import Ctx
+    from errata.core.hooks.manager import Ctx
 
 FORMAT = 1
 

@@ -29,10 +29,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from errata.algorithms.locate_then_edit import layer_stats
+from errata.algorithms.locate_then_edit.multi_layer import Spreading
 from errata.core.editor import State
 from errata.core.errors import BadSpec
-from errata.finding import stats
-from errata.finding.spreading import Spreading
 from errata.linalg import covariance, solve
 from errata.linalg.nullspace import NullSpace, null_space
 
@@ -96,7 +96,7 @@ class AlphaEdit(Spreading):
     def space(self, state: State, layer: int) -> NullSpace:
         """The null space of a layer, found once for a state."""
         c = self.config
-        moment = stats.moment(state, layer)
+        moment = layer_stats.moment(state, layer)
         bound = c.nullspace_threshold
         if c.threshold == "relative":
             bound *= covariance.scale(moment)

@@ -32,11 +32,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from errata.algorithms.gated_adapter import AdapterEditor, site_behind
 from errata.core.backbone import Backbone
 from errata.core.editor import Found, State
 from errata.core.errors import BadEdit, BadSpec
 from errata.core.types import Edit
-from errata.finding.adapting import AdapterEditor, site_behind
 from errata.patches.adapter import Place
 
 

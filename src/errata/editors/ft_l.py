@@ -19,11 +19,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from errata.algorithms.gradient import GradientEditor
 from errata.core.backbone import Backbone
 from errata.core.editor import State
 from errata.core.patch import Patch
 from errata.core.types import Edit
-from errata.finding.gradient import GradientEditor
 from errata.patches.delta import Delta
 
 

@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from errata.algorithms.demonstrations import corpus, similar
+from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
 from errata.core.editor import Editor, Found, State
 from errata.core.types import Case, Edit
-from errata.finding.demonstrations import corpus, similar
-from errata.finding.gradient import generator
-from errata.finding.retrieve import choose, embed
+from errata.networks.retrieve import choose, embed
 from errata.patches.context import Context, Fact, Layout
 
 

@@ -38,10 +38,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from errata.core.backbone import Backbone
-from errata.core.editor import Found, State
-from errata.core.types import Case, Edit, Prompt
-from errata.finding.factors import (
+from errata.algorithms.gradient import generator
+from errata.algorithms.gradient_factors import (
     Factors,
     LiveDelta,
     delta_of,
@@ -49,8 +47,10 @@ from errata.finding.factors import (
     floor_of,
     group_factors,
 )
-from errata.finding.gradient import generator
-from errata.finding.train import TrainedEditor, Trainee, Turn
+from errata.core.backbone import Backbone
+from errata.core.editor import Found, State
+from errata.core.types import Case, Edit, Prompt
+from errata.training.loop import TrainedEditor, Trainee, Turn
 
 CHUNK = 32  # prompts whose old answers are asked together
 CAP = 16  # tokens of an old answer

@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from errata.algorithms.gradient import GradientEditor, generator
 from errata.core.backbone import Backbone
 from errata.core.editor import State
 from errata.core.patch import Patch
 from errata.core.types import Edit
-from errata.finding.gradient import GradientEditor, generator
-from errata.finding.search import Settings
 from errata.patches.delta import Delta
+from errata.training.optimise import Settings
 
 
 class Lora(GradientEditor):

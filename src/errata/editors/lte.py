@@ -31,15 +31,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
 from errata.core.editor import Found, State
 from errata.core.types import TARGET_KINDS, Case, Edit
-from errata.finding.gradient import generator
-from errata.finding.retrieve import choose
-from errata.finding.train import Row, TrainedEditor, Trainee, Turn
+from errata.networks.retrieve import choose
 from errata.patches.alignment import Alignment
 from errata.patches.context import Context, Fact, Layout, compose, vectors_of
 from errata.patches.stack import Stack
+from errata.training.loop import Row, TrainedEditor, Trainee, Turn
 
 THRESHOLD_CASES = 200  # training cases that the cosine is chosen on
 

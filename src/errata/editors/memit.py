@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from errata.finding.spreading import Weighed
+from errata.algorithms.locate_then_edit.multi_layer import Weighed
 
 _PUBLISHED: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "weight_decay": 0.5, "clamp": 0.75}
 _EASYEDIT: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "lr": 0.5, "mom2_weight": 15000.0}

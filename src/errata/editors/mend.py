@@ -31,10 +31,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from errata.core.backbone import Backbone
-from errata.core.editor import Found, State
-from errata.core.types import Case, Edit
-from errata.finding.factors import (
+from errata.algorithms.gradient import generator
+from errata.algorithms.gradient_factors import (
     Factors,
     LiveDelta,
     delta_of,
@@ -42,8 +40,10 @@ from errata.finding.factors import (
     floor_of,
     group_factors,
 )
-from errata.finding.gradient import generator
-from errata.finding.train import TrainedEditor, Trainee, Turn
+from errata.core.backbone import Backbone
+from errata.core.editor import Found, State
+from errata.core.types import Case, Edit
+from errata.training.loop import TrainedEditor, Trainee, Turn
 
 
 class Mend(TrainedEditor):

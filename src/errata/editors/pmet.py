@@ -24,9 +24,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from errata.algorithms.locate_then_edit.multi_layer import Weighed
+from errata.algorithms.locate_then_edit.value_search import Settings
 from errata.core.backbone import Backbone
-from errata.finding.spreading import Weighed
-from errata.finding.values import Settings
 
 _PUBLISHED: Mapping[str, Any] = {
     "eos": False, "ridge": 0.0, "weight_decay": 0.5, "steps": 30, "clamp": 0.75,

@@ -28,11 +28,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
-from errata.core.editor import Found, State
-from errata.core.errors import BadSpec
-from errata.core.types import Edit
-from errata.finding.locate import (
+from errata.algorithms.locate_then_edit.layer_stats import site_of
+from errata.algorithms.locate_then_edit.rank_one import (
     Located,
     Lookup,
     carried,
@@ -42,8 +39,11 @@ from errata.finding.locate import (
     where,
     written,
 )
-from errata.finding.stats import site_of
-from errata.finding.values import search
+from errata.algorithms.locate_then_edit.value_search import search
+from errata.core.backbone import Backbone
+from errata.core.editor import Found, State
+from errata.core.errors import BadSpec
+from errata.core.types import Edit
 from errata.linalg import solve
 
 _PUBLISHED: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "weight_decay": 0.5, "steps": 20}

@@ -32,17 +32,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from errata.algorithms.gradient import generator
+from errata.core.asked import Prompts, answers, head_states
 from errata.core.backbone import Backbone, Entered
 from errata.core.editor import Found, State
+from errata.core.recorder import Watch
 from errata.core.types import Case, Edit
-from errata.finding.asked import Prompts, answers, head_states
-from errata.finding.gradient import generator
-from errata.finding.search import target_loss
-from errata.finding.train import TrainedEditor, Trainee, Turn
-from errata.finding.watch import Watch
-from errata.patches._reader import initialise
+from errata.networks.reader import initialise
 from errata.patches.counterfactual import Counterfactual, Speaker
 from errata.patches.route import Layout, Route, Scope, Switch
+from errata.training.loop import TrainedEditor, Trainee, Turn
+from errata.training.optimise import target_loss
 
 CHUNK = 64  # groups that are read at once
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from errata.finding.neurons import NeuronEditor
+from errata.algorithms.neuron_search import NeuronEditor
 
 
 class TPatcher(NeuronEditor):

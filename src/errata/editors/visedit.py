@@ -18,7 +18,7 @@ Differences:
   belongs to the edit's own picture. Here it is measured on the very question that is ranked.
 - targets do not change while training, so each is measured once, in a forward of its own.
 - the last linear map of the cross-attention starts at zero; `marks` tells the edit's target tokens
-  from its prompt (none in `paper`), see `errata.finding.adapting`.
+  from its prompt (none in `paper`), see `errata.algorithms.gated_adapter`.
 - several edits live side by side, routed by the cosine of last prompt tokens (the code holds a
   single one); gate `none` (as published) lets every question with an image pass, `prompt` adds
   DualEdit's gate without its leak.
@@ -36,15 +36,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from errata.algorithms.attribution import noise_influence
+from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee, site_behind
+from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
 from errata.core.errors import BadEdit
+from errata.core.glimpse import seen_at
 from errata.core.types import Case, Edit, Prompt, digest
-from errata.finding.adapting import AdapterEditor, AdapterTrainee, site_behind
-from errata.finding.glimpse import seen_at
-from errata.finding.gradient import generator
-from errata.finding.influence import noise_influence
-from errata.finding.train import Trainee, Turn
 from errata.patches.adapter import Place
+from errata.training.loop import Trainee, Turn
 
 
 class VisEdit(AdapterEditor):

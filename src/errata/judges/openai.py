@@ -21,12 +21,12 @@ from typing import Any
 
 from PIL import Image as Pillow
 
-from errata.core.endpoint import Endpoint, NoReply, json_object
 from errata.core.errors import BadEndpoint, BadImage, BadSpec
-from errata.core.images import load_image
 from errata.core.judge import RETRY, Judge
 from errata.core.text import mentions
 from errata.core.types import Image, Verdict, View
+from errata.io.chat_client import Endpoint, NoReply, json_object
+from errata.io.images import load_image
 
 MODES = ("criterion", "blind")
 #: Pixels of the longer side: larger pictures are scaled down (as published), small ones up.

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from errata.core.hooks.manager import Ctx
 from errata.core.patch import Patch
-from errata.core.ports import Ctx
 from errata.patches._rows import per_row, picked
 
 Parts = Mapping[str, Mapping[str, Tensor]]

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 
 from errata.core.errors import MissingMask
+from errata.core.hooks.manager import Ctx
 from errata.core.patch import Patch, common_header
-from errata.core.ports import Ctx
 from errata.patches._trained import trained
 
 if TYPE_CHECKING:
@@ -337,7 +337,7 @@ class Adapter(Patch):
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Raises MissingState where the trained network is not on this machine."""
-        from errata.core import states
+        from errata.io import states
 
         network, gate = Network.of(states.find(str(settings["state"]))), Gate(**settings["gate"])
         bank = Bank(

@@ -23,7 +23,7 @@ from torch import Tensor
 from errata.core.errors import TooLong
 from errata.core.patch import Patch, common_header
 from errata.core.types import Image, Prompt, Segment, from_json
-from errata.patches._embed import embed, embed_seen
+from errata.networks.embedder import embed, embed_seen
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from errata.core.hooks.manager import Ctx
 from errata.core.patch import Patch
-from errata.core.ports import Ctx
-from errata.patches._reader import CrossBlock, Reader, prompt_columns
+from errata.networks.reader import CrossBlock, Reader, prompt_columns
 from errata.patches._trained import trained
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Counterfactual(Patch):
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Raises MissingState where the trained network is not on this machine."""
-        from errata.core import states
+        from errata.io import states
 
         digest = str(settings["state"])
         net = Speaker.of(states.find(digest))

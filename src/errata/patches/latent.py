@@ -34,9 +34,9 @@ import torch
 from torch import Tensor
 
 from errata.core.backbone import Heads
+from errata.core.hooks.manager import Ctx
 from errata.core.patch import Patch, common_header
-from errata.core.ports import Ctx
-from errata.patches._spaces import Weights, encode, unit
+from errata.networks.spaces import Weights, encode, unit
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
@@ -401,7 +401,7 @@ class Latent(Patch):
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Raises MissingState where the shared memory is not on this machine."""
-        from errata.core import states
+        from errata.io import states
 
         heads = {int(i): Heads(**h) for i, h in settings["heads"].items()}
         own = {i: (tensors[f"text.{i}.in/sem"], tensors[f"text.{i}.in/pos"]) for i in heads}

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from errata.core import patch as core
+from errata.core.hooks.manager import Ctx
 from errata.core.patch import Patch, common_header
-from errata.core.ports import Ctx
-from errata.patches._reader import Reader, prompt_columns
+from errata.networks.reader import Reader, prompt_columns
 from errata.patches._trained import trained
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class Route(Patch):
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """Raises MissingState where the trained scope is not on this machine."""
-        from errata.core import states
+        from errata.io import states
 
         layout = Layout(**settings["layout"])
         scope = Scope.of(states.find(layout.state))

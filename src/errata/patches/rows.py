@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from errata.core.hooks.manager import map_decision
 from errata.core.patch import Patch, common_header, fused
-from errata.core.ports import map_decision
 from errata.core.types import Prompt
 from errata.patches.stack import Stack, pack_parts, unpack_parts
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
-    from errata.core.ports import Ctx
+    from errata.core.hooks.manager import Ctx
 
 
 class Rows(Patch):

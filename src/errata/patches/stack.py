@@ -18,7 +18,7 @@ from errata.core.types import Edit, Prompt, from_json, to_json
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
-    from errata.core.ports import Ctx
+    from errata.core.hooks.manager import Ctx
 
 
 class Stack(Patch):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from errata.core import registry
 from errata.core.errors import BadImage
 from errata.core.metric import Metric
-from errata.core.runfolder import RunFolder, read_run
 from errata.core.types import DRAWN_KINDS, LOCALITY_KINDS, Answer, Case, Image, Probe, Prompt
+from errata.evaluation.run_folder import RunFolder, read_run
 from errata.report.results import Result, Setting
 from errata.report.strips import Picture, Strip, Told, strips
 from errata.report.tables import COLUMNS
@@ -208,7 +208,7 @@ class Pictures:
 
 def thumbnail(image: Image) -> Picture:
     """A PNG data URI of at most SIDE x SIDE pixels, or the reason why there is none."""
-    from errata.core.images import load_image
+    from errata.io.images import load_image
 
     try:
         picture = load_image(image)

@@ -16,8 +16,8 @@ from typing import Any
 from errata.core.errors import BadRun, BadSpec
 from errata.core.figure import Figure, Findings, Heat, Table
 from errata.report.results import Setting, read_settings
+from errata.report.sweeps import KINDS, Place, config_of, named, table
 from errata.report.tables import COLUMNS
-from errata.report.vary import KINDS, Place, config_of, named, table
 
 Cells = Mapping[tuple[Any, Any], Place]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from errata.core.record import dumps, write_bytes
+from errata.core.files import dumps, write_bytes
 from errata.report import charts
-from errata.report.drawn import CONTROLS, studies
+from errata.report.analysis_pages import Look, read_looks
 from errata.report.gallery import cards
-from errata.report.looks import Look, read_looks
+from errata.report.image_tables import CONTROLS, studies
 from errata.report.results import Setting, read_settings
 from errata.report.tables import (
     COLUMNS,

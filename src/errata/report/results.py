@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from errata.core.errors import BadRun
-from errata.core.record import read_json
-from errata.core.runfolder import read_plan
+from errata.core.files import read_json
 from errata.core.types import digest
+from errata.evaluation.run_folder import read_plan
 
 SCHEMA = 1
 _QUOTED = re.compile(r"'[^']*'")

@@ -13,7 +13,7 @@ from errata.core.analysis import Subject
 from errata.core.errors import BadSpec
 from errata.core.types import Case, Probe, Prompt
 from errata.core.wording import label
-from errata.finding.triplets import ends
+from errata.editors.unike.triplets import ends
 from errata.patches.latent import Entries, Knowledge, Latent, Options
 from tests import tiny
 

@@ -10,10 +10,10 @@ import torch
 
 from errata.analyses.attention import Attention, Told, measured
 from errata.core.analysis import Subject
-from errata.core.bootstrap import Bootstrap
 from errata.core.errors import BadSpec
 from errata.core.figure import ceiling
 from errata.core.types import Case, Edit, Prompt
+from errata.evaluation.bootstrap import Bootstrap
 from tests import tiny
 
 

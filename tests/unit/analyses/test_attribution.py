@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
+from errata.algorithms.attribution import noise_influence
+from errata.algorithms.gradient import generator
 from errata.analyses.attribution import (
     Attribution,
     grid_of,
@@ -23,8 +25,6 @@ from errata.core.analysis import Subject
 from errata.core.errors import BadImage, BadSpec
 from errata.core.figure import Heat
 from errata.core.types import Case, Edit, Image, Prompt
-from errata.finding.gradient import generator
-from errata.finding.influence import noise_influence
 from tests import tiny
 
 

@@ -9,15 +9,15 @@ import torch
 
 from errata.analyses.drift import Drift, drawings
 from errata.analyses.drift.drawings import COMPARED, Seen
+from errata.analyses.drift.path import Swap, drawing_steps, passage
 from errata.analyses.drift.shown import Shown
+from errata.analyses.drift.trajectories import ALL, SUBJECT, Step, subject_columns
 from errata.core import registry
 from errata.core.analysis import Subject
 from errata.core.backbone import Stage
-from errata.core.bootstrap import Bootstrap
 from errata.core.errors import BadBackbone, BadSpec, NotFinite
 from errata.core.types import Aids, Case, Edit, Probe, Prompt, Verdict, View
-from errata.finding.drifting import ALL, SUBJECT, Step, subject_columns
-from errata.finding.path import Swap, drawing_steps, passage
+from errata.evaluation.bootstrap import Bootstrap
 from errata.patches.delta import Delta
 from tests import tiny
 

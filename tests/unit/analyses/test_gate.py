@@ -10,9 +10,9 @@ import torch
 
 from errata.analyses.gate import ALL, READINGS, Gate, Kinds, Told, similar, states
 from errata.core.analysis import Subject
-from errata.core.bootstrap import Bootstrap
 from errata.core.errors import BadSpec
 from errata.core.types import Case, Probe, Prompt
+from errata.evaluation.bootstrap import Bootstrap
 from tests import tiny
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from errata.algorithms.gradient import generator
 from errata.analyses.sensitivity import Noise, Seen, Sensitivity, Told, groups, noised
 from errata.core.analysis import Subject
-from errata.core.bootstrap import Bootstrap
 from errata.core.errors import BadSpec
 from errata.core.types import Case, Prompt
-from errata.finding.gradient import generator
+from errata.evaluation.bootstrap import Bootstrap
 from tests import tiny
 
 

@@ -7,7 +7,7 @@ import torch
 
 from errata.core.backbone import Backbone
 from errata.core.errors import BadBackbone
-from errata.finding.watch import Watch
+from errata.core.recorder import Watch
 from tests import tiny
 
 

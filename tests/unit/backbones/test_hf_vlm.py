@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image as Pil
 
-from errata.backbones import _stored, load
+from errata.backbones import _weights, load
 from errata.cli import doctor
 from errata.core import registry
 from errata.core.errors import BadBackbone, BadEdit, BadImage, BadSpec, TooLong
@@ -261,9 +261,9 @@ def test_a_hub_model_is_hashed_as_it_is_stored(
     model.to(torch.bfloat16).save_pretrained(snapshot)
     processor.save_pretrained(snapshot)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    assert _stored.folder("some/one", None, None) == snapshot
-    assert _stored.folder("some/one", "main", commit) == snapshot
-    assert _stored.folder("some/other", None, None) is None
+    assert _weights.folder("some/one", None, None) == snapshot
+    assert _weights.folder("some/one", "main", commit) == snapshot
+    assert _weights.folder("some/other", None, None) is None
     full, half = (tiny.HfVlm.load("some/one", dtype=d) for d in ("float32", "bfloat16"))
     assert full.dtype == torch.float32 and half.dtype == torch.bfloat16
     before = full.fingerprint()
@@ -271,4 +271,4 @@ def test_a_hub_model_is_hashed_as_it_is_stored(
     half.source, half._fingerprint = None, ""
     assert half.fingerprint() != before  # nothing stored: what is in memory
     (snapshot / "consolidated.safetensors").write_bytes(b"another copy that nobody loads")
-    assert _stored.fingerprint(full.model.config.to_dict(), full.model, snapshot) == before
+    assert _weights.fingerprint(full.model.config.to_dict(), full.model, snapshot) == before

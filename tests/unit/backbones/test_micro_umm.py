@@ -15,9 +15,9 @@ from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import from_patches, to_patches
 from errata.backbones.micro_umm import MicroUmm
 from errata.core.errors import BadBackbone, BadSpec
-from errata.core.ports import Ctx
+from errata.core.hooks.manager import Ctx
+from errata.core.recorder import Watch
 from errata.core.types import Prompt
-from errata.finding.watch import Watch
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
 from tests import tiny

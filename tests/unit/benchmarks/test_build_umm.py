@@ -7,10 +7,10 @@ from collections import Counter
 
 import pytest
 
-from errata.benchmarks._build_umm.checks import KEYS, names, problem, related, same_look, words
-from errata.benchmarks._build_umm.folder import build_umm
-from errata.benchmarks._build_umm.relations import CATEGORIES, RELATIONS, by_wording
-from errata.benchmarks._build_umm.rows import build, read_rows
+from errata.benchmarks.unike_umm.build.checks import KEYS, names, problem, related, same_look, words
+from errata.benchmarks.unike_umm.build.folder import build_umm
+from errata.benchmarks.unike_umm.build.relations import CATEGORIES, RELATIONS, by_wording
+from errata.benchmarks.unike_umm.build.rows import build, read_rows
 from errata.core.errors import BadData, BadSpec
 
 STAGE = {

@@ -8,10 +8,10 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from errata.benchmarks._build_umm.folder import Attributes, build_umm
+from errata.benchmarks.unike_umm.build.folder import Attributes, build_umm
 from errata.cli import app
-from errata.core.endpoint import Endpoint
 from errata.core.errors import BadEndpoint, BadSpec
+from errata.io.chat_client import Endpoint
 from tests.endpoint import said, serving
 
 OBJECTS = [("banana", "yellow", "blue"), ("tomato", "red", "green"), ("crow", "black", "white")]

@@ -14,12 +14,13 @@ import pytest
 from tokenizers import Tokenizer
 
 import errata
-from errata.benchmarks.microworld import Microworld, language, render, world
-from errata.benchmarks.microworld.world import Scene
+from errata.benchmarks.microworld import Microworld
 from errata.core import registry
 from errata.core.benchmark import BenchmarkSpec
 from errata.core.errors import BadImage
 from errata.core.types import Case, Probe, from_json, to_json
+from errata.synthetic.objects import language, render, world
+from errata.synthetic.objects.world import Scene
 
 ASSETS = Path(errata.__file__).parent / "assets" / "micro-vlm"
 BENCH = Microworld()

@@ -17,8 +17,8 @@ from errata.benchmarks.mmedit.rows import KEYS, clean_rephrase, read_rows, rephr
 from errata.core import registry
 from errata.core.benchmark import BenchmarkSpec, Loaded
 from errata.core.errors import BadData
-from errata.core.images import load_image
 from errata.core.types import Case, from_json, to_json
+from errata.io.images import load_image
 
 NAMES = {
     ("vqa", "train"): "vqa_train.json",

@@ -14,8 +14,8 @@ from errata.core.benchmark import BenchmarkSpec, Loaded
 from errata.core.errors import BadData
 from errata.core.text import mentions
 from errata.core.types import Case
-from errata.worlds import language as lang
-from errata.worlds.objects import ATTRIBUTES, OBJECTS, fact
+from errata.synthetic.shapes import language as lang
+from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS, fact
 from tests.umm import record, write_records
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from errata.algorithms.gradient import generator
 from errata.core.editor import State
 from errata.core.patch import joined, load, save
 from errata.core.types import Case, Edit, Image, Probe, Prompt
 from errata.editors.lte import Lte
-from errata.finding.gradient import generator
 from errata.patches.alignment import Alignment
 from errata.patches.context import Context, Fact, Layout, compose, vectors_of
 from errata.patches.delta import Delta

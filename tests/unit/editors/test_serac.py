@@ -9,9 +9,9 @@ import torch
 
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.serac import Serac, _labels
-from errata.finding.train import Row, Turn
-from errata.finding.turns import Piece
 from errata.patches.route import Route
+from errata.training.batches import Piece
+from errata.training.loop import Row, Turn
 from tests import tiny
 
 IMPLIED = {"red": "ring", "green": "blue thing"}

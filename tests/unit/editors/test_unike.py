@@ -13,8 +13,8 @@ from errata.core import registry
 from errata.core.editor import State
 from errata.core.errors import BadData, BadSpec
 from errata.core.patch import Patch, joined
+from errata.core.recorder import Watch
 from errata.core.types import Case, Edit, Probe, Prompt
-from errata.finding.watch import Watch
 from errata.patches.context import Context
 from errata.patches.latent import Latent, Options
 from errata.patches.neurons import Neurons
@@ -245,7 +245,7 @@ def test_values_of_zero_and_no_zeta_are_the_memory_alone(
 
 def test_the_memory_loss_is_t_patcher_s(bb: tiny.HfVlm) -> None:
     """gamma, beta and top of l_m are the same whichever editor asks for it."""
-    from errata.finding.neurons import Memory
+    from errata.algorithms.neuron_search import Memory
 
     rng = torch.Generator().manual_seed(0)
     part = {"key": torch.randn(2, 32, 3, generator=rng), "key_bias": torch.zeros(2, 3)}

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from errata.core.errors import MissingMask
 from errata.core.patch import Header, Patch, fused, joined
+from errata.core.recorder import Watch
 from errata.core.types import Edit, Prompt
-from errata.finding.watch import Watch
 from errata.patches.delta import Delta
 from errata.patches.latent import Entries, Knowledge, Latent, Options
 from errata.patches.rows import Rows

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.core import states
 from errata.core.editor import State
 from errata.core.errors import MissingState
 from errata.core.patch import Header, Patch, load, save
 from errata.core.types import Edit, Prompt
+from errata.io import states
 from errata.patches.delta import Delta
 from errata.patches.latent import Knowledge, Latent
 from errata.patches.stack import Stack

@@ -15,8 +15,8 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 
 from errata.core import registry
+from errata.core.files import append_lines, write_json
 from errata.core.protocol import Protocol
-from errata.core.record import append_lines, write_json
 from errata.core.types import (
     LOCALITY_KINDS,
     Answer,
@@ -28,7 +28,7 @@ from errata.core.types import (
     Scored,
     to_json,
 )
-from errata.runs.score import score_run
+from errata.evaluation.score import score_run
 
 COLOURS = {
     "red": "#c8443a",

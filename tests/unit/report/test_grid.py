@@ -7,7 +7,7 @@ import math
 import pytest
 
 from errata.core.errors import BadRun, BadSpec
-from errata.core.record import read_json
+from errata.core.files import read_json
 from errata.report.grid import gridded
 
 

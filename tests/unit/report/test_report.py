@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from errata.core.errors import BadRun
-from errata.core.record import read_json, write_json
+from errata.core.files import read_json, write_json
 from errata.core.types import Case, Image, Prompt
 from errata.report.html import render_report, write_report
 from errata.report.results import read_settings
@@ -236,7 +236,7 @@ def test_pictures_are_small(make_run: MakeRun, tmp_path: Path) -> None:
 def test_failed_edits_are_shown_as_unscored(make_run: MakeRun) -> None:
     import json
 
-    from errata.runs.score import score_run
+    from errata.evaluation.score import score_run
 
     run = make_run("a", "ft_l")
     answers = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]

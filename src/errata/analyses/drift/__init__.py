@@ -23,14 +23,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from errata.analyses.drift.drawings import Batch, Item, Seen
+from errata.analyses.drift.path import drawing_steps
 from errata.analyses.drift.shown import Shown
 from errata.core.analysis import Analysis, Subject, first_look
-from errata.core.bootstrap import Bootstrap
 from errata.core.errors import BadBackbone, BadSpec
 from errata.core.figure import Findings
 from errata.core.patch import Patch
 from errata.core.types import Case, Probe
-from errata.finding.path import drawing_steps
+from errata.evaluation.bootstrap import Bootstrap
 
 
 class Drift(Analysis):

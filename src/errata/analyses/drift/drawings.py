@@ -14,14 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from errata.core import registry
-from errata.core.analysis import Subject
-from errata.core.benchmark import BenchmarkSpec
-from errata.core.patch import Patch
-from errata.core.text import mentions
-from errata.core.types import Case, Probe, Prompt, Verdict, View
-from errata.finding.chance import chance
-from errata.finding.drifting import (
+from errata.algorithms.gradient import generator
+from errata.analyses.drift.path import Passage, Swap, passage
+from errata.analyses.drift.random_control import chance
+from errata.analyses.drift.trajectories import (
     FourWay,
     Place,
     Step,
@@ -31,8 +27,12 @@ from errata.finding.drifting import (
     spread,
     subject_columns,
 )
-from errata.finding.gradient import generator
-from errata.finding.path import Passage, Swap, passage
+from errata.core import registry
+from errata.core.analysis import Subject
+from errata.core.benchmark import BenchmarkSpec
+from errata.core.patch import Patch
+from errata.core.text import mentions
+from errata.core.types import Case, Probe, Prompt, Verdict, View
 from errata.patches.rows import Rows
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from statistics import median
 from typing import Any
 
 from errata.analyses.drift.drawings import COMPARED, Seen
-from errata.core.bootstrap import Bootstrap, Estimate
+from errata.analyses.drift.path import PICTURE
+from errata.analyses.drift.trajectories import ALL, OTHER, SUBJECT, FourWay, Place, Step
 from errata.core.figure import (
     Bar,
     Bars,
@@ -21,8 +22,7 @@ from errata.core.figure import (
     Value,
     ceiling,
 )
-from errata.finding.drifting import ALL, OTHER, SUBJECT, FourWay, Place, Step
-from errata.finding.path import PICTURE
+from errata.evaluation.bootstrap import Bootstrap, Estimate
 
 #: what each drawing is, in words
 DRAWINGS = {

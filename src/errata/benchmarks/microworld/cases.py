@@ -6,8 +6,6 @@ import random
 from collections.abc import Iterator
 from functools import cache
 
-from errata.benchmarks.microworld import language as lang
-from errata.benchmarks.microworld import world
 from errata.benchmarks.microworld.probes import (
     TOLD,
     VISIBLE,
@@ -18,8 +16,10 @@ from errata.benchmarks.microworld.probes import (
     shelf,
     truth,
 )
-from errata.benchmarks.microworld.world import Entity, Look
 from errata.core.types import Case, Probe, Prompt
+from errata.synthetic.objects import language as lang
+from errata.synthetic.objects import world
+from errata.synthetic.objects.world import Entity, Look
 
 #: How many edits of each (look, asked) a split holds, with different pictures and targets.
 _REPEATS = 2

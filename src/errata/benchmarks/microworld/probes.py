@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from errata.benchmarks.microworld import language as lang
-from errata.benchmarks.microworld import world
-from errata.benchmarks.microworld.world import Entity, Look, Scene
 from errata.core.types import Edit, Hop, Image, Kind, Probe, Prompt
+from errata.synthetic.objects import language as lang
+from errata.synthetic.objects import world
+from errata.synthetic.objects.world import Entity, Look, Scene
 
 VISIBLE = (*world.IDENTITY, *world.FREE)
 TOLD = (*world.FACTS, "country")

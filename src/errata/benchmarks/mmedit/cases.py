@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from errata.benchmarks.mmedit.rows import Row, clean_rephrase, locality_question, rephrase_problem
 from errata.benchmarks.mmedit.splits import Triple
 from errata.core.errors import BadImage
-from errata.core.images import within_root
 from errata.core.types import Case, Edit, Kind, Probe, Prompt, Skip
+from errata.io.images import within_root
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from functools import cache
 from typing import Any
 
 from errata.core.types import Aids, Case, Edit, Kind, Probe, Prompt, View
-from errata.worlds import language as lang
-from errata.worlds.objects import ATTRIBUTES, LOOKS, OBJECTS, SETTINGS, Object, fact
+from errata.synthetic.shapes import language as lang
+from errata.synthetic.shapes.objects import ATTRIBUTES, LOOKS, OBJECTS, SETTINGS, Object, fact
 
 TASK = "microworld"
 #: Of ten objects, how many are dealt to each split; the last one takes what is over.

@@ -1,0 +1,35 @@
+#!/bin/sh
+# The runs behind the tables of docs/results.md, on one thread.
+#   sh experiments/results.sh [EDITOR ...]      writes runs/results/EDITOR-TASK-PROTOCOL, resumes what is there
+# Trained editors are prepared first, once, on both tasks: runs/both/EDITOR.
+set -eu
+export OMP_NUM_THREADS=1
+errata=${ERRATA:-.venv/bin/errata}
+steps() { # updates of a training on both tasks; what train.py keeps is the best of them
+  case $1 in
+    mend) echo 1000 ;; ke) echo 900 ;; serac) echo 1800 ;; lte) echo 650 ;;
+    dualedit) echo 1500 ;; visedit) echo 900 ;;
+  esac
+}
+run() { # NAME EDITOR TASKS PROTOCOL LIMIT [OPTION ...]
+  name=$1 editor=$2 tasks=$3 protocol=$4 limit=$5
+  shift 5
+  "$errata" bench micro-vlm --editor "$editor" --benchmark "microworld:$tasks" \
+    --protocol "$protocol" --limit "$limit" --out "runs/results/$name" "$@"
+}
+for editor in ${*:-ft_l ft_v lora tpatcher ike unike mend ke serac lte dualedit visedit}; do
+  state=
+  if [ -n "$(steps "$editor")" ]; then
+    state="--state runs/both/$editor"
+    test -f "runs/both/$editor/state.json" || "$errata" prepare micro-vlm --editor "$editor" \
+      --benchmark microworld:vqa+caption@train --set "steps=$(steps "$editor")" --out "runs/both/$editor"
+  fi
+  for task in vqa caption; do
+    run "$editor-$task-one_step" "$editor" "$task" one_step 240 $state
+    run "$editor-$task-sequential" "$editor" "$task" sequential:10 200 $state
+  done
+  for task in vqa caption; do
+    run "$editor-$task-sequential20" "$editor" "$task" sequential:20 200 $state
+  done
+  run "$editor-cross_task" "$editor" vqa+caption cross_task:10 200 $state
+done

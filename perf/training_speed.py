@@ -1,0 +1,189 @@
+"""How fast `dualedit`, `visedit` and `mend` train: samples per second beside a plain loop.
+
+    OMP_NUM_THREADS=1 python perf/training_speed.py [--editors dualedit visedit mend]
+        [--steps 6] [--cases 16] [--shares] [--out speed.json]
+
+A random LLaVA of 12 blocks, d = 512, 64 image tokens, batches of 4 cases, adapters of width 1024 at
+the papers' relative depth. A sample is one case: its edit, a rephrased question, a re-rendered
+picture, a locality question. Seconds are those of the process, so that other jobs do not count.
+
+`cold`: cases met for the first time, from pixels. `warm`: states behind the frozen trunk are kept,
+as in every later epoch. `plain`: what the published loops do, on the same warm states: a forward
+for each of the sample's questions, one for the edit's trace, one for the locality question before
+the edit, and the noise targets of the influence mapper anew in every step; DualEdit's code makes
+these targets too and does not use them (`without targets`: the same loop spared them).
+`--shares`: warm steps also without what `errata.backbones._pruning` does, in turn: without `rows`,
+every question's picture is run for itself; without `columns`, all of the last block. `gflops`: of a
+matrix product as large as a block's FFN, which tells how fast the machine was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from speed import cases_of, random_llava
+
+from errata.algorithms.attribution import noise_influence
+from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee, banked
+from errata.algorithms.gradient import generator
+from errata.backbones import _decoder
+from errata.core import registry
+from errata.core.backbone import Backbone, Entered
+from errata.core.editor import Work
+from errata.core.glimpse import seen_at
+from errata.core.types import Case
+from errata.patches.adapter import Adapter
+from errata.training import batches
+from errata.training.batches import Row
+from errata.training.loop import Trainee, train
+from errata.training.optimise import target_loss
+
+BATCH, TOKENS, NOISED = 4, 24, (8, 9, 10, 11)
+COMMON = {"batch": BATCH, "held_out": 0, "gen": 2, "gen_pool": 2, "loc": 1, "loc_pool": 1,
+          "warmup": 0, "every": 10**6, "loc_kinds": ("m_locality",)}  # fmt: skip
+ADAPTER = {"mid": 1024, "heads": 8, "marks": 0, "lr": 1e-4}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dualedit": {**COMMON, **ADAPTER, "text_layer": 6, "visual_layer": 7},
+    "visedit": {**COMMON, **ADAPTER, "layer": 6, "noise_layers": NOISED, "tokens": TOKENS},
+    "mend": {**COMMON, "layers": (9, 10, 11), "rank": 512},
+}
+
+
+OFF: tuple[tuple[str, ...], ...] = ((), ("rows",), ("columns",), ("rows", "columns"))
+
+
+def ours(
+    backbone: Backbone, editor: Any, cases: Sequence[Case], steps: int, shares: bool
+) -> dict[str, float]:
+    """Samples per second in the first epoch and in the later ones, there in turn as in `OFF`."""
+    epoch, modes = len(cases) // BATCH, OFF if shares else OFF[:1]
+    ticks = [time.process_time()]
+    whole = batches._same, _decoder.last_block_at
+
+    def tick(what: str, done: int, total: int) -> None:
+        ticks.append(time.process_time())
+        off = modes[max(0, done - epoch) % len(modes)]
+        batches._same = (lambda *_: None) if "rows" in off else whole[0]
+        _decoder.last_block_at = (lambda *_: nullcontext()) if "columns" in off else whole[1]
+
+    config = type(editor)(**{**editor.passed, "steps": epoch + steps * len(modes)})
+    trainee: Trainee = config.trainee(backbone, cases, 0)
+    try:
+        train(backbone, cases, trainee, seed=0, work=Work(None, tick))
+    finally:
+        batches._same, _decoder.last_block_at = whole
+    each = [b - a for a, b in pairwise(ticks)]
+    found = {"cold": BATCH / median(each[1:epoch])}
+    for n, off in enumerate(modes):
+        name = "_".join(("warm", *(f"without_{o}" for o in off)))
+        found[name] = BATCH / median(each[epoch + n :: len(modes)])
+    return found
+
+
+class Plain:
+    """The published loop's order of work, with this library's adapters and cached states."""
+
+    def __init__(self, backbone: Backbone, editor: AdapterEditor, cases: Sequence[Case]) -> None:
+        trainee = editor.trainee(backbone, cases, 0)
+        assert isinstance(trainee, AdapterTrainee)
+        self.backbone, self.trainee, self.floor = backbone, trainee, int(trainee.floor or 0)
+        pools = [trainee.rows(c, generator(0, "pool", c.id)) for c in cases]
+        self.parts = [self._entered([p[k] for p in pools]) for k in range(4)]  # rel, 2 gen, loc
+        self.alone = [self._entered([p[0]] * (1 + TOKENS)) for p in pools]
+        self.adam = torch.optim.Adam(trainee.module.parameters(), lr=1e-4)
+
+    def _entered(self, rows: Sequence[Row]) -> Entered:
+        batch = self.backbone.encode(
+            [r.prompt for r in rows], [r.target for r in rows], eos=True, rows=range(len(rows))
+        )
+        return self.backbone.enter(batch, self.floor, rows=torch.arange(len(rows)))
+
+    def targets(self) -> None:
+        for alone in self.alone:
+            columns = alone.batch.vision[0].nonzero()[:TOKENS]
+            noise_influence(
+                self.backbone, alone, list(columns), layers=NOISED, sigma=0.7, draws=1,
+                rng=torch.Generator().manual_seed(0),
+            )  # fmt: skip
+
+    def step(self, *, targets: bool) -> None:
+        bb, module = self.backbone, self.trainee.module
+        rel, loc = self.parts[0], self.parts[3]
+        if targets:
+            self.targets()
+        with torch.no_grad():
+            before = bb.logits(loc).log_softmax(-1)
+            bb.logits(rel)  # the trace runs to the model's end
+            sites = [*{p.site: None for p in module.places}, self.trainee.gate.site]
+            seen = seen_at(bb, rel, sites)
+        bank = banked(module.places, self.trainee.gate, rel.batch, seen)
+        patch = Adapter(module, bank, self.trainee.gate, rows=len(self.alone))
+        with bb.applied(patch), torch.enable_grad():
+            loss = sum(target_loss(bb.logits(p), p.batch)[0].mean() for p in self.parts[:3])
+            now = bb.logits(loc).log_softmax(-1)
+            loss = loss + (before.exp() * (before - now)).sum(-1).mean()
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+
+
+def plain(
+    backbone: Backbone, editor: AdapterEditor, cases: Sequence[Case], steps: int, targets: bool
+) -> float:
+    loop, each = Plain(backbone, editor, cases[:BATCH]), []
+    for _ in range(steps + 1):
+        started = time.process_time()
+        loop.step(targets=targets)
+        each.append(time.process_time() - started)
+    return BATCH / median(each[1:])
+
+
+def gflops() -> float:
+    """Of one thread, on a product of the size of a block's FFN."""
+    x, w = torch.randn(1024, 512), torch.randn(512, 1376)
+    started = time.process_time()
+    for _ in range(100):
+        x @ w
+    return 2e-7 * 1024 * 512 * 1376 / (time.process_time() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--editors", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--cases", type=int, default=16)
+    parser.add_argument("--shares", action="store_true")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    backbone = random_llava(64)
+    cases = [c for c in cases_of(64) if {p.kind for p in c.probes} >= {"m_generality"}][
+        : args.cases
+    ]
+    found: dict[str, Any] = {"gflops": round(gflops(), 1)}
+    for name in args.editors:
+        editor = registry.load("editors", name)(**SETTINGS[name])
+        row = ours(backbone, editor, cases, args.steps, args.shares)
+        if isinstance(editor, AdapterEditor):
+            row["plain"] = plain(backbone, editor, cases, args.steps, targets=True)
+            row["plain_without_targets"] = plain(backbone, editor, cases, args.steps, False)
+            row["ratio"] = row["warm"] / row["plain"]
+        found[name] = {k: round(v, 2) for k, v in row.items()}
+        print(name, json.dumps(found[name]), flush=True)
+    found["gflops_after"] = round(gflops(), 1)
+    print(found["gflops"], found["gflops_after"], "GFLOP/s")
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How edits are found: what several editors share."""

@@ -1,0 +1,89 @@
+"""How much image tokens bear on a question: noise on some of them, seen at the last prompt token.
+
+Source: VisEdit (Chen et al., AAAI 2025), its attribution of visual representations: at the input of
+an attention module, Gaussian noise is added to image tokens; their influence is 1 - cosine between
+the module's clean and noisy output at the last prompt token. Every module is measured by itself:
+behind it the stream goes on as if nothing had happened.
+
+Shapes: N places looked at (a token, or a window of them), T columns, d stream width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from errata.core.backbone import Backbone, Batch, Entered
+from errata.core.glimpse import Enough, run_until_enough
+from errata.core.hooks.manager import Ctx
+from errata.core.patch import Patch
+
+
+class _Noise(Patch):
+    """Row 0 is clean; row 1 + n has noise at places[n]. `influence[site]` [N] after a forward."""
+
+    def __init__(
+        self,
+        sites: Sequence[str],
+        places: Sequence[Tensor],
+        last: int,
+        sigma: float,
+        rng: torch.Generator,
+    ) -> None:
+        super().__init__(sites)
+        self.last, self.sigma, self.rng = last, sigma, rng
+        sizes = torch.tensor([len(p) for p in places])
+        self.rows = torch.arange(1, len(places) + 1).repeat_interleave(sizes)
+        self.columns = torch.cat([p.cpu() for p in places])
+        self.influence: dict[str, Tensor] = {}
+
+    def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
+        noise = torch.randn(len(self.columns), x.shape[-1], generator=self.rng) * self.sigma
+        noisy = x.clone()
+        noisy[self.rows.to(x.device), self.columns.to(x.device)] += noise.to(x)
+        return noisy
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        seen = y[:, self.last].float()
+        self.influence[site] = 1 - torch.cosine_similarity(seen[1:], seen[:1], dim=-1)
+        if self.sites <= self.influence.keys():
+            raise Enough
+        return y[:1].expand_as(y)
+
+    def pack(self) -> NoReturn:
+        raise AssertionError("noise is not an edit")
+
+    @classmethod
+    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NoReturn:
+        raise AssertionError("noise is not an edit")
+
+
+@torch.no_grad()
+def noise_influence(
+    backbone: Backbone,
+    rows: Batch | Entered,
+    places: Sequence[Tensor],
+    *,
+    layers: Sequence[int],
+    sigma: float,
+    draws: int,
+    rng: torch.Generator,
+) -> dict[int, Tensor]:
+    """Layer -> [N] influence of places (columns of image tokens each), the mean over `draws`.
+
+    `rows` holds the same question 1 + N times (row 0 stays clean), without live patches.
+    """
+    batch = rows if isinstance(rows, Batch) else rows.batch
+    assert batch.size == len(places) + 1, (batch.size, len(places))
+    last = int(batch.lengths[0]) - 1
+    sites = {i: f"text.{i}.attn" for i in layers}
+    total: dict[int, Tensor] = {}
+    for _ in range(draws):
+        noise = _Noise(tuple(sites.values()), places, last, sigma, rng)
+        run_until_enough(backbone, rows, noise)
+        for i, site in sites.items():
+            total[i] = total.get(i, torch.zeros(())) + noise.influence[site].cpu() / draws
+    return total

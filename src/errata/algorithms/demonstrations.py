@@ -1,0 +1,46 @@
+"""Demonstrations for in-context editing, made from training cases.
+
+Source: EasyEdit's multimodal IKE (14cea82): copy, update and retain, one line each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from errata.core.backbone import Backbone
+from errata.core.types import Case, Edit
+from errata.networks.retrieve import embed, nearest
+
+
+def corpus(
+    backbone: Backbone, cases: Sequence[Case], count: int, encoder: str, rng: torch.Generator
+) -> tuple[list[str], Tensor]:
+    """Lines of `count` cases (or fewer), and their unit vectors [lines, d]."""
+    order = torch.randperm(len(cases), generator=rng)[:count].tolist()
+    lines = [line for i in order for line in demonstrations(cases[i])]
+    return lines, embed(lines, encoder, backbone) if lines else torch.empty(0, 0)
+
+
+def similar(
+    backbone: Backbone, edit: Edit, lines: Sequence[str], vectors: Tensor, encoder: str, count: int
+) -> tuple[str, ...]:
+    """The lines nearest to the edit's own copy line, nearest first."""
+    stated = f"{edit.prompt.text} {edit.target.strip()}"
+    query = f"New Fact: {stated}\nPrompt: {stated}\n\n"
+    vector = embed([query], encoder, backbone)[0]
+    return tuple(lines[i] for i in nearest(vectors.float(), vector, count))
+
+
+def demonstrations(case: Case) -> list[str]:
+    """Copy, update and retain: the three lines that a training case gives."""
+    x, y = case.edit.prompt.text, case.edit.target.strip()
+    lines = [f"New Fact: {x} {y}\nPrompt: {x} {y}\n\n"]
+    for kind in ("t_generality", "t_locality"):
+        probe = next((p for p in case.probes if p.kind == kind), None)
+        if probe is not None:
+            answer = y if kind == "t_generality" else probe.reference.strip()
+            lines.append(f"New Fact: {x} {y}\nPrompt: {probe.prompt.text} {answer}\n\n")
+    return lines

@@ -1,0 +1,191 @@
+"""The frame of editors that find a patch by gradient search: start, search, cut into rows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.core.backbone import Backbone
+from errata.core.editor import Editor, Found, State
+from errata.core.errors import BadSpec
+from errata.core.patch import Patch
+from errata.core.types import Edit
+from errata.patches.rows import Rows
+from errata.patches.stack import Stack
+from errata.training.optimise import Settings, search
+
+#: bytes that the patches of one search may take with their gradients and moments
+BUDGET = 4 << 30
+
+
+class GradientEditor(Editor):
+    """Subclasses say where the patch starts (`start`), and may add losses (`losses`)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """lr, steps: Adam. stop_loss: a row stops below it, all target tokens right.
+
+        clip: per-row gradient norm (0 = none). eos: the end token is part of the target.
+        """
+
+        lr: float = 1e-3
+        steps: int = 25
+        stop_loss: float = 1e-2
+        clip: float = 0.0
+        eos: bool = True
+
+    def __init__(self, preset: str | None = None, **passed: Any) -> None:
+        super().__init__(preset, **passed)
+        c = self.config
+        if not c.lr > 0 or c.steps < 0:
+            raise BadSpec(
+                f"editor '{self.name}': lr={c.lr}, steps={c.steps} cannot be searched with. Give "
+                "lr above 0 and at least 0 steps."
+            )
+
+    def settings(self) -> Settings:
+        c = self.config
+        return Settings(lr=c.lr, steps=c.steps, stop_loss=c.stop_loss, clip=c.clip, eos=c.eos)
+
+    @abstractmethod
+    def start(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
+    ) -> Patch:
+        """A patch with a row per group that does nothing yet.
+
+        Its parameters [R, ...] require gradients.
+        """
+
+    def losses(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        patch: Patch,
+    ) -> tuple[Callable[[], Tensor] | None, Patch | None]:
+        """(extra losses [R] after each forward, a recording patch for them)."""
+        return None, None
+
+    def carry(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        patch: Patch,
+    ) -> list[State | None]:
+        """The states to hand to the next edits, one per group; `patch` holds the found rows."""
+        return list(states)
+
+    def beside(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+    ) -> list[Patch] | None:
+        """A patch per group that needs no search: live during it, and part of the edit."""
+        return None
+
+    def find(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        *,
+        seed: int,
+    ) -> list[Found]:
+        found: dict[int, Found] = {}
+        for indices in self._chunks(backbone, groups, states, seed):
+            part, own = [groups[i] for i in indices], [states[i] for i in indices]
+            beside = self.beside(backbone, part, own)
+            with backbone.applied(Rows(beside).to_backbone(backbone) if beside else None):
+                rows = self._search(backbone, part, own, seed)
+            for row, index in enumerate(indices):
+                patch, state = rows[row]
+                if beside:
+                    patch = _with(beside[row], patch)
+                found[index] = Found(patch, state)
+        return [found[i] for i in range(len(groups))]
+
+    def _search(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
+    ) -> list[tuple[Patch, State | None]]:
+        patch = self.start(backbone, groups, states, seed).to_backbone(backbone)
+        penalty, watch = self.losses(backbone, groups, states, patch)
+        log = search(backbone, groups, patch, self.settings(), penalty=penalty, watch=watch)
+        carried = self.carry(backbone, groups, states, patch)
+        rows: list[tuple[Patch, State | None]] = []
+        for r in range(len(groups)):
+            one = patch.row(r)  # type: ignore[operator]
+            one.search = {"steps": log.steps[r], "loss": log.loss[r], "reached": log.reached[r]}
+            rows.append((one, carried[r]))
+        return rows
+
+    def _chunks(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
+    ) -> list[list[int]]:
+        """Groups that are found together: of equal size, and as many as fit into the budget.
+
+        Where row patches are live, group i is on row i, and all groups are found at once.
+        """
+        if _has_rows(backbone.wires.stack):
+            assert len({len(g) for g in groups}) <= 1, "groups on row patches must be of equal size"
+            return [list(range(len(groups)))]
+        by_size: dict[int, list[int]] = {}
+        for i, group in enumerate(groups):
+            by_size.setdefault(len(group), []).append(i)
+        chunks = []
+        for same in by_size.values():
+            size = self._chunk(backbone, [groups[i] for i in same], [states[i] for i in same], seed)
+            chunks += [same[k : k + size] for k in range(0, len(same), size)]
+        return chunks
+
+    def _chunk(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
+    ) -> int:
+        """How many rows fit into the budget: patch, gradient and two moments in float32."""
+        if len(groups) <= 1:
+            return 1
+        one = self.start(backbone, groups[:1], states[:1], seed)
+        numbers = sum(p.numel() for p in one.parameters())
+        return int(max(1, min(len(groups), BUDGET // (16 * max(1, numbers)))))
+
+
+def _with(beside: Patch, searched: Patch) -> Patch:
+    both = Stack([beside, searched])
+    both.search = searched.search
+    return both
+
+
+def _has_rows(stack: Sequence[Patch]) -> bool:
+    return any(isinstance(p, Rows) for p in stack)
+
+
+def generator(seed: int, *names: object) -> torch.Generator:
+    """A generator for (seed, names) alone: a draw does not depend on what else is drawn."""
+    import hashlib
+
+    text = "|".join(str(n) for n in (seed, *names))
+    return torch.Generator().manual_seed(
+        int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    )

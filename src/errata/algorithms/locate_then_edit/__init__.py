@@ -1,0 +1,1 @@
+"""The ROME family: a key, a value, and an update of the weights that maps one to the other."""

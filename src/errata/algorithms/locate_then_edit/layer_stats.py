@@ -1,0 +1,229 @@
+"""Uncentred second moments of what the down projections of all blocks see, in one pass over texts.
+
+Source: ROME's layer statistics (kmeng01/rome 0874014, `layer_stats.py`): E[k k^T] over all
+attended tokens. There the corpus is walked once per layer and one document at a time, and nothing
+inside a layer is kept when it is killed; here all layers are collected in one pass, in batches of
+similar length under a budget of tokens, and a killed pass goes on where it was, to the same bytes.
+
+Shapes: B rows, T columns, d inputs of a down projection.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from errata.algorithms.locate_then_edit.corpus import Corpus, Document
+from errata.core import files
+from errata.core.backbone import Backbone
+from errata.core.editor import State, Work
+from errata.core.errors import BadData, BadRun, FingerprintMismatch, TooLong
+from errata.core.hooks.manager import Ctx
+from errata.core.patch import Patch
+from errata.core.recorder import run_through
+from errata.core.types import Prompt, digest
+from errata.linalg import covariance
+
+#: the `editor` of a state that holds moments: every editor that needs them takes it
+MOMENTS = "moments"
+WINDOW = 256  # documents that are sorted by length together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """layers: text blocks, () = all. tokens: most columns (padding too) of a batch.
+
+    longest: tokens of a document, the rest is cut off (0 = the model's context).
+    """
+
+    layers: tuple[int, ...] = ()
+    tokens: int = 4096
+    longest: int = 0
+
+
+def site_of(layer: int) -> str:
+    return f"text.{layer}.mlp.down"
+
+
+class Gather(Patch):
+    """Changes nothing; adds what its sites see in real columns to their moments."""
+
+    def __init__(self, moments: Mapping[str, covariance.Moment]) -> None:
+        super().__init__(tuple(moments))
+        self.moments = moments
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        assert ctx.mask is not None, "statistics need to know which columns are real"
+        self.moments[site].add(x[ctx.mask.to(x.device).bool()])
+        return y
+
+    def pack(self) -> NoReturn:
+        raise AssertionError("statistics are not an edit")
+
+    @classmethod
+    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NoReturn:
+        raise AssertionError("statistics are not an edit")
+
+
+def collect(
+    backbone: Backbone,
+    corpus: Corpus,
+    settings: Settings,
+    work: Work | None = None,
+    *,
+    every: float = 120.0,
+) -> State:
+    """The moments of the unedited model as a state. Raises BadData for a corpus without a text.
+
+    With a folder in `work`, what was done is kept there every `every` seconds.
+    """
+    work = work or Work()
+    layers = sorted({backbone.layer(i) for i in settings.layers or range(backbone.depth)})
+    moments = {site_of(i): covariance.Moment(backbone.weight(site_of(i))[0]) for i in layers}
+    plan = digest(
+        {
+            "model": backbone.fingerprint(),
+            "corpus": corpus.sha256,
+            "settings": json.dumps({**asdict(settings), "layers": layers}),
+        }
+    )
+    done = _resume(work.checkpoint, plan, moments)
+    documents, saved = islice(corpus.walk(), done, None), time.monotonic()
+    with torch.no_grad(), backbone.unedited():
+        while window := list(islice(documents, WINDOW)):
+            for batch in _batches(backbone, window, settings):
+                with backbone.applied(Gather(moments)):
+                    run_through(backbone, batch, layers[-1])
+            done += len(window)
+            work.report("documents", done, corpus.count)
+            if work.checkpoint is not None and time.monotonic() - saved >= every:
+                _keep(work.checkpoint, plan, moments, done)
+                saved = time.monotonic()
+    tokens = moments[site_of(layers[0])].count
+    if not tokens:
+        raise BadData(
+            f"the corpus '{corpus.name}' has no text to take statistics from. Give one with a "
+            "document a line, or leave fewer names out."
+        )
+    meta = {
+        "corpus": corpus.name, "sha256": corpus.sha256, "documents": done, "tokens": tokens,
+        "layers": layers, "longest": settings.longest, "model": backbone.fingerprint(),
+        "editors": "EDITOR",
+    }  # fmt: skip
+    tensors = {f"moment/{i}": moments[site_of(i)].mean().float() for i in layers}
+    return State(MOMENTS, meta, tensors, fingerprint=backbone.fingerprint())
+
+
+def moment(state: State, layer: int) -> Tensor:
+    """[d, d] the second moment of a layer's keys. Raises BadData where it was not collected."""
+    found = state.tensors.get(f"moment/{layer}")
+    if found is None:
+        raise BadData(
+            f"the statistics hold layers {', '.join(map(str, state.meta['layers']))}, not {layer}. "
+            "Collect them for it: errata stats BACKBONE --layers ..."
+        )
+    return found
+
+
+def merged(states: Sequence[State]) -> State:
+    """The moments of several corpora together. Raises FingerprintMismatch, BadData."""
+    first = states[0]
+    if len({s.fingerprint for s in states}) > 1:
+        raise FingerprintMismatch(
+            "these statistics were taken of different models: "
+            f"{', '.join(sorted(s.fingerprint[:12] for s in states))}. Add those of one model."
+        )
+    if len({tuple(s.meta["layers"]) for s in states}) > 1:
+        raise BadData("these statistics are of different layers. Add those of equal --layers.")
+    counts = [int(s.meta["tokens"]) for s in states]
+    tensors = {
+        name: covariance.merge([s.tensors[name] for s in states], counts).float()
+        for name in first.tensors
+    }
+    meta = {
+        **first.meta,
+        "corpus": " + ".join(str(s.meta["corpus"]) for s in states),
+        "sha256": digest(sorted(str(s.meta["sha256"]) for s in states)),
+        "documents": sum(int(s.meta["documents"]) for s in states),
+        "tokens": sum(counts),
+    }
+    return State(MOMENTS, meta, tensors, fingerprint=first.fingerprint)
+
+
+def _batches(backbone: Backbone, window: Iterable[Document], settings: Settings) -> Iterator[Any]:
+    """Documents of similar length together, as many as the budget of tokens allows."""
+    longest = min(settings.longest or backbone.context, backbone.context)
+    fitted = sorted((_fitted(backbone, d, longest) for d in window), key=lambda f: f[0])
+    batch: list[Document] = []
+    for size, document in fitted:
+        if batch and size * (len(batch) + 1) > settings.tokens:
+            yield _encoded(backbone, batch)
+            batch = []
+        batch.append(document)
+    if batch:
+        yield _encoded(backbone, batch)
+
+
+def _fitted(backbone: Backbone, document: Document, longest: int) -> tuple[int, Document]:
+    """(tokens, document), cut to `longest` tokens; a special token more or less does not matter."""
+    try:
+        size = _encoded(backbone, [document]).ids.shape[1]
+        if size <= longest:
+            return size, document
+    except TooLong:
+        pass
+    text = document.prompt.text[: 16 * longest]
+    ids = backbone.answer_ids(text, Prompt.of(""))[: max(1, longest - 2)]
+    while True:  # what is decoded may have more tokens than it came from
+        cut = Document(document.prompt.with_text(backbone.decode(ids)))
+        try:
+            size = _encoded(backbone, [cut]).ids.shape[1]
+        except TooLong:
+            size = longest + 1
+        if size <= longest or len(ids) < 2:
+            return size, cut
+        ids = ids[: len(ids) * 9 // 10]
+
+
+def _encoded(backbone: Backbone, documents: Sequence[Document]) -> Any:
+    return backbone.encode([d.prompt for d in documents], [d.target for d in documents])
+
+
+def _keep(path: Path, plan: str, moments: Mapping[str, covariance.Moment], done: int) -> None:
+    counts = {site: m.count for site, m in moments.items()}
+    head = files.dumps({"plan": plan, "documents": done, "counts": counts})
+    tensors = {site: m.sum_dd for site, m in moments.items()}
+    files.write_bytes(path, to_safetensors(tensors, metadata={"head": head}))
+
+
+def _resume(path: Path | None, plan: str, moments: Mapping[str, covariance.Moment]) -> int:
+    """Fills the moments with what was kept: how many documents that were. Raises BadRun."""
+    if path is None or not path.exists():
+        return 0
+    try:
+        with safe_open(str(path), "pt") as f:
+            head = json.loads(f.metadata()["head"])
+            sums = {name: f.get_tensor(name).clone() for name in f.keys()}
+    except (SafetensorError, KeyError, TypeError, ValueError) as e:
+        raise BadRun(
+            f"{path} cannot be read ({e}). Delete it and run the same command again: the "
+            "statistics start anew."
+        ) from None
+    if head.get("plan") != plan:
+        raise BadRun(
+            f"{path} belongs to unfinished statistics of another model, corpus or settings. "
+            "Choose another --out, or delete it."
+        )
+    for site, m in moments.items():
+        m.sum_dd, m.count = sums[site], int(head["counts"][site])
+    return int(head["documents"])

@@ -1,0 +1,64 @@
+"""States that a site sees on training prompts: what an editor keeps an edit away from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from errata.core.backbone import Backbone
+from errata.core.recorder import Watch
+from errata.core.types import Case, Prompt
+
+CHUNK = 32
+
+
+def site_inputs(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    sites: Sequence[str],
+    count: int,
+    rng: torch.Generator,
+) -> dict[str, Tensor]:
+    """Inputs [count, n] of each site: half at last prompt tokens, half anywhere (or fewer).
+
+    The last prompt token is where an answer begins, so it gets as much weight as all others
+    together.
+    """
+    last: dict[str, list[Tensor]] = {s: [] for s in sites}
+    other: dict[str, list[Tensor]] = {s: [] for s in sites}
+    for i in range(0, len(prompts), CHUNK):
+        batch = backbone.encode(prompts[i : i + CHUNK])
+        watch = Watch(sites)
+        with torch.no_grad(), backbone.applied(watch):
+            backbone.logits(batch)
+        real = batch.mask.bool().clone()
+        rows = torch.arange(batch.size, device=real.device)
+        real[rows, batch.lengths - 1] = False
+        for site in sites:
+            x = watch.x[site].float().cpu()
+            last[site].append(x[rows.cpu(), (batch.lengths - 1).cpu()])
+            other[site].append(x[real.cpu()])
+    out = {}
+    n_last = sum(len(v) for v in last[sites[0]]) if sites else 0
+    pick_last = torch.randperm(n_last, generator=rng)[: count // 2]
+    n_other = sum(len(v) for v in other[sites[0]]) if sites else 0
+    pick_other = torch.randperm(n_other, generator=rng)[: count - len(pick_last)]
+    for site in sites:
+        out[site] = torch.cat(
+            [torch.cat(last[site])[pick_last], torch.cat(other[site])[pick_other]]
+        )
+    return out
+
+
+def locality_prompts(cases: Sequence[Case], count: int, rng: torch.Generator) -> list[Prompt]:
+    """Prompts of training cases: edits and locality probes alike, each once, drawn evenly."""
+    pool: dict[Prompt, None] = {}
+    for case in cases:
+        pool.setdefault(case.edit.prompt)
+        for probe in case.probes:
+            if probe.kind in ("t_locality", "m_locality", "near_locality"):
+                pool.setdefault(probe.prompt)
+    prompts = list(pool)
+    return [prompts[i] for i in torch.randperm(len(prompts), generator=rng)[:count].tolist()]

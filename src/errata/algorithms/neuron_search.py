@@ -1,0 +1,246 @@
+"""The search for extra FFN neurons, with T-Patcher's activation and memory losses.
+
+Source: Huang et al., ICLR 2023 (Sec. 3.3) and its code at 93ff458. What an editor adds to it is in
+the editor's own file.
+
+Keys start at q / |q|^2 of the positions to be mended, so that each new neuron fires with exactly 1
+there; values start at zero. Losses: l_e + act_weight * l_a + memory_weight * l_m with
+l_a = mean of the 5 largest exp(-u_i) at the neurons' own positions,
+l_m = mean of the top-k exp(u - gamma) + mean of the top-k exp(u - u_i + beta), u on memory states.
+
+Shapes: R rows (groups of edits), e neurons per site, n inputs of the FFN, S memory states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.algorithms.gradient import GradientEditor, generator
+from errata.algorithms.neuron_keys import locality_prompts, site_inputs
+from errata.core.backbone import Backbone, Batch
+from errata.core.editor import State
+from errata.core.errors import BadSpec
+from errata.core.patch import Patch
+from errata.core.recorder import Watch
+from errata.core.types import Case, Edit
+from errata.patches.neurons import Neurons
+from errata.training.optimise import Settings, encode_edits
+
+
+class NeuronEditor(GradientEditor):
+    """New FFN neurons, trained on one edit, kept silent elsewhere where `memory_weight` says so."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GradientEditor.Config):
+        """layers: text blocks. neurons: per layer and edit.
+
+        act_weight, memory_weight: of l_a and l_m. memory_gamma, memory_beta, memory_top: of l_m
+        (gamma, beta, k). memory: stored states per layer. value_scale: step size of values relative
+        to keys.
+        """
+
+        lr: float = 1e-2
+        steps: int = 100
+        clip: float = 5.0
+        layers: tuple[int, ...] = (-1,)
+        neurons: int = 5
+        act_weight: float = 1.0
+        memory_weight: float = 10.0
+        memory_gamma: float = -3.0
+        memory_beta: float = 3.0
+        memory_top: int = 1000
+        memory: int = 4000
+        prompts: int = 600
+        value_scale: float = 10.0
+
+    def __init__(self, preset: str | None = None, **passed: Any) -> None:
+        super().__init__(preset, **passed)
+        c = self.config
+        if not c.memory_weight >= 0:
+            raise BadSpec(f"editor '{self.name}': memory_weight={c.memory_weight}. Give 0 or more.")
+        if not c.layers or c.neurons < 1:
+            raise BadSpec(
+                f"editor '{self.name}': layers={list(c.layers)}, neurons={c.neurons} leave nothing "
+                "to add. Give at least one text block and one neuron."
+            )
+
+    def settings(self) -> Settings:
+        return replace(super().settings(), lr_scale={"value": self.config.value_scale})
+
+    def sites(self, backbone: Backbone) -> list[str]:
+        return [f"text.{backbone.layer(i)}.mlp" for i in self.config.layers]
+
+    @property
+    def uses_state(self) -> bool:
+        return bool(self.config.memory_weight > 0)
+
+    def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
+        """FFN inputs on training prompts; cheap, made when first needed."""
+        c = self.config
+        rng = generator(seed, self.name)
+        prompts = locality_prompts(cases, c.prompts, rng)
+        if not prompts:
+            return None
+        states = site_inputs(backbone, prompts, self.sites(backbone), c.memory, rng)
+        return State(self.name, {"prompts": len(prompts)}, states)
+
+    def start(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        seed: int,
+    ) -> Patch:
+        sites = self.sites(backbone)
+        queries = self._queries(backbone, groups)
+        parts: dict[str, dict[str, Tensor]] = {}
+        for site in sites:
+            q_Ren = queries[site]
+            rows, e, n = q_Ren.shape
+            key = (
+                (q_Ren / q_Ren.square().sum(-1, keepdim=True).clamp(min=1e-6))
+                .transpose(1, 2)
+                .contiguous()
+            )
+            part = {
+                "key": key,
+                "key_bias": torch.zeros(rows, e),
+                "value": torch.zeros(rows, e, backbone.width),
+            }
+            if backbone.gated(site):
+                part |= {"up": torch.zeros(rows, n, e), "up_bias": torch.ones(rows, e)}
+            parts[site] = part
+        shared = self.shared(backbone, sites, states, seed)
+        for site, direction in shared.items():
+            parts[site]["shared"] = direction.float().repeat(len(groups), 1)
+        patch = Neurons(parts, act=backbone.activation(sites[0]), rows=len(groups))
+        for site in shared:
+            patch.part(site)["shared"].requires_grad_(False)
+        return patch
+
+    def shared(
+        self, backbone: Backbone, sites: Sequence[str], states: Sequence[State | None], seed: int
+    ) -> dict[str, Tensor]:
+        """Site -> [d], a fixed direction that all values of its new neurons get on top."""
+        return {}
+
+    def _places(self, batch: Batch, rows: Tensor, groups: Sequence[Sequence[Edit]]) -> Tensor:
+        """[R, e, 2] (batch row, column) of each neuron's own place: where it is to fire.
+
+        The places are those that predict target tokens; a group's edits take turns.
+        """
+        places: list[list[tuple[int, int]]] = [[] for _ in groups]
+        for turn in range(max(len(t) for t in batch.targets)):
+            for b, (r, target) in enumerate(zip(rows.tolist(), batch.targets, strict=True)):
+                if turn < len(target):
+                    places[r].append((b, int(batch.lengths[b]) - 1 + turn))
+        e = self.config.neurons * len(groups[0])
+        return torch.tensor([[p[j % len(p)] for j in range(e)] for p in places])
+
+    def _queries(
+        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], *patches: Patch
+    ) -> dict[str, Tensor]:
+        """Site -> [R, e, n] FFN inputs at the neurons' own places, with `patches` live too."""
+        batch, rows = encode_edits(backbone, groups, eos=self.config.eos)
+        watch = Watch(self.sites(backbone))
+        with torch.no_grad(), backbone.applied(*patches, watch):
+            backbone.logits(batch, rows=rows)
+        at = self._places(batch, rows, groups)
+        return {s: x.float().cpu()[at[..., 0], at[..., 1]] for s, x in watch.x.items()}
+
+    def losses(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        patch: Patch,
+    ) -> tuple[Callable[[], Tensor] | None, Patch | None]:
+        c, sites = self.config, self.sites(backbone)
+        assert isinstance(patch, Neurons)
+        if not c.act_weight and not c.memory_weight:
+            return None, None
+        batch, rows = encode_edits(backbone, groups, eos=c.eos)
+        at = self._places(batch, rows, groups)
+        memory = {s: _memory(states, s, backbone.device_of(s)) for s in sites if c.memory_weight}
+        watch = Watch(sites)
+
+        def penalty() -> Tensor:
+            total = torch.zeros(len(groups))
+            for site in sites:
+                part, q_Ren = patch.part(site), watch.x[site][at[..., 0], at[..., 1]].float()
+                own_Re = torch.einsum("ren,rne->re", q_Ren, part["key"]) + part["key_bias"]
+                fire_R = torch.exp(-own_Re).topk(min(5, own_Re.shape[1]), dim=1).values.mean(1)
+                total = total + c.act_weight * fire_R.to(total.device)
+                if site in memory:
+                    kept_R = self._memory_loss(part, memory[site], own_Re)
+                    total = total + c.memory_weight * kept_R.to(total.device)
+            return total
+
+        return penalty, watch
+
+    def _memory_loss(self, part: Mapping[str, Tensor], memory: Memory, own_Re: Tensor) -> Tensor:
+        """[R] the two top-k terms over the memory states of each row."""
+        c = self.config
+        u_RSe = memory.states @ part["key"] + part["key_bias"][:, None]
+        if memory.count_R is not None:
+            real = torch.arange(u_RSe.shape[1], device=u_RSe.device) < memory.count_R[:, None]
+            u_RSe = torch.where(real[..., None], u_RSe, u_RSe.new_full((), -1e4))
+        top = min(c.memory_top, u_RSe.shape[1] * u_RSe.shape[2])
+        size: Tensor | int = top
+        if memory.count_R is not None:
+            size = (memory.count_R * u_RSe.shape[2]).clamp(max=c.memory_top)
+
+        def worst(margin_RSe: Tensor) -> Tensor:
+            return margin_RSe.clamp(max=20).exp().flatten(1).topk(top, dim=1).values.sum(1) / size
+
+        return worst(u_RSe - c.memory_gamma) + worst(u_RSe - own_Re[:, None] + c.memory_beta)
+
+    def carry(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        patch: Patch,
+    ) -> list[State | None]:
+        """Each row's memory grows by its edit's own states, so that later neurons spare them."""
+        if not self.config.memory_weight:
+            return list(states)
+        queries = self._queries(backbone, groups, patch)
+        carried: list[State | None] = []
+        for r, state in enumerate(states):
+            assert state is not None
+            tensors = dict(state.tensors)
+            for site, q_Ren in queries.items():
+                past = tensors.get(f"past/{site}")
+                new = torch.unique(q_Ren[r], dim=0)
+                tensors[f"past/{site}"] = new if past is None else torch.cat([past, new])
+            carried.append(replace(state, tensors=tensors, origin=state.origin or state.digest()))
+        return carried
+
+
+@dataclass(frozen=True)
+class Memory:
+    """States that neurons spare: one [S, n] for all rows, or [R, S, n], count_R of them real."""
+
+    states: Tensor
+    count_R: Tensor | None = None
+
+
+def _memory(states: Sequence[State | None], site: str, device: torch.device) -> Memory:
+    """The training states, and behind them each row's own past edits."""
+    known = [s for s in states if s is not None]
+    assert len(known) == len(states), "the editor checks that there is a state"
+    base = known[0].tensors[site]
+    if all(s.tensors[site] is base and f"past/{site}" not in s.tensors for s in known):
+        return Memory(base.to(device).float())
+    rows = [
+        torch.cat([s.tensors[site], s.tensors.get(f"past/{site}", base[:0])]).float() for s in known
+    ]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    count_R = torch.tensor([len(r) for r in rows])
+    return Memory(padded.to(device), count_R.to(device))

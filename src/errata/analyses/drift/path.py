@@ -1,0 +1,153 @@
+"""What passes on the way from a prompt to a picture, read inside the real call of `draw`.
+
+Nothing is computed a second time: a patch at the sites of `Backbone.path()` keeps the tensors that
+pass while the model draws. Where a stage is not reached, or is not finite, that is an error.
+
+Shapes: B prompts, T text columns, S seeds, M kept steps, P image tokens, d and w widths, H and W
+pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from errata.core.backbone import Backbone, Stage
+from errata.core.errors import BadBackbone, NotFinite
+from errata.core.hooks.manager import Ctx
+from errata.core.patch import Patch
+from errata.core.types import Prompt
+
+PICTURE = "picture"
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """One drawing, stage by stage.
+
+    text: stage -> [B, T, d], right in the columns of `mask` [B, T]. steps: stage -> [M, B, S, P, w]
+    at the times `moments`. pixels: [B, S, H, W, 3] from 0 to 1; `pictures` are the same as PIL.
+    """
+
+    text: Mapping[str, Tensor]
+    mask: Tensor
+    steps: Mapping[str, Tensor]
+    moments: tuple[float, ...]
+    pixels: Tensor
+    pictures: Sequence[Sequence[Any]]
+
+
+class _Unstored(Patch):
+    def pack(self) -> NoReturn:
+        raise AssertionError("this is not an edit")
+
+    @classmethod
+    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NoReturn:
+        raise AssertionError("this is not an edit")
+
+
+class Recorder(_Unstored):
+    """Keeps what passes: every text stage, and the others at the steps of `keep`.
+
+    A step's rows are [prompt, seed], those of the empty condition behind them; only the first
+    `rows` are kept. `times` holds the time of every step of each site. Raises NotFinite at the
+    first stage whose numbers are none.
+    """
+
+    def __init__(self, stages: Sequence[Stage], rows: int, keep: Sequence[int]) -> None:
+        super().__init__(tuple(s.site for s in stages))
+        self.rows, self.keep = rows, frozenset(keep)
+        self.names = {s.site: s.name for s in stages}
+        self.text: dict[str, list[Tensor]] = {}
+        self.steps: dict[str, list[Tensor]] = {}
+        self.times: dict[str, list[float]] = {}
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        if not bool(y.isfinite().all()):
+            raise NotFinite(
+                f"stage '{self.names[site]}' became infinite or not a number while drawing. Load "
+                "with --dtype float32, or try the edit alone."
+            )
+        if ctx.moment is None:
+            self.text.setdefault(site, []).append(y.detach().float().cpu())
+            return y
+        times = self.times.setdefault(site, [])
+        if len(times) in self.keep:
+            self.steps.setdefault(site, []).append(y.detach()[: self.rows].float().cpu())
+        times.append(float(ctx.moment))
+        return y
+
+
+class Swap(_Unstored):
+    """Puts the text states [B, T, d] of another forward into the columns `where` [B, T]."""
+
+    def __init__(self, site: str, states: Tensor, where: Tensor) -> None:
+        super().__init__((site,))
+        self.states, self.where = states, where
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+        assert y.shape == self.states.shape, (y.shape, self.states.shape)
+        where, states = self.where.to(y.device), self.states.to(y)
+        return torch.where(where[..., None], states, y)
+
+
+def drawing_steps(backbone: Backbone, prompt: Prompt, count: int) -> tuple[int, ...]:
+    """`count` evenly spaced of the steps that a drawing takes, first and last included."""
+    stages = backbone.path()
+    recorder = Recorder(stages, 1, ())
+    with torch.no_grad(), backbone.applied(recorder):
+        backbone.draw([prompt], [0])
+    total = len(recorder.times.get(stages[-1].site, ()))
+    if not total:
+        raise _unseen(backbone, stages[-1])
+    count = min(count, total)
+    return tuple(sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)}))
+
+
+@torch.no_grad()
+def passage(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    keep: Sequence[int],
+    *patches: Patch | None,
+) -> Passage:
+    """Draws with `patches` live and keeps what passes behind them.
+
+    Raises BadBackbone for a stage that the drawing does not reach, NotFinite for one whose numbers
+    are none; whatever a block itself raises comes through.
+    """
+    stages = backbone.path()
+    recorder = Recorder(stages, len(prompts) * len(seeds), keep)
+    with backbone.applied(*patches, recorder):
+        mask = backbone.encode(prompts).mask.bool().cpu()
+        drawn = backbone.draw(prompts, seeds)
+    text: dict[str, Tensor] = {}
+    steps: dict[str, Tensor] = {}
+    moments: tuple[float, ...] = ()
+    for stage in stages:
+        if found := recorder.text.get(stage.site):
+            assert len(found) == 1, f"{backbone.name} drew {len(prompts)} prompts in several parts"
+            text[stage.name] = found[0][: len(prompts)]
+            assert text[stage.name].shape[:2] == mask.shape, (stage, text[stage.name].shape)
+        elif parts := recorder.steps.get(stage.site):
+            kept = torch.stack(parts)
+            steps[stage.name] = kept.reshape(len(kept), len(prompts), len(seeds), *kept.shape[2:])
+            times = recorder.times[stage.site]
+            moments = tuple(times[i] for i in sorted(recorder.keep))
+        else:
+            raise _unseen(backbone, stage)
+    pixels = torch.from_numpy(np.stack([np.stack([np.asarray(p) for p in row]) for row in drawn]))
+    return Passage(text, mask, steps, moments, pixels.float() / 255, drawn)
+
+
+def _unseen(backbone: Backbone, stage: Stage) -> BadBackbone:
+    return BadBackbone(
+        f"{backbone.name}: stage '{stage.name}' ({stage.site}) was not reached while drawing. Its "
+        "path() names a site that draw does not run; `errata doctor` shows the sites."
+    )

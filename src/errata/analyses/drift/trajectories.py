@@ -1,0 +1,190 @@
+"""How far two drawings are apart, stage by stage: the numbers of `analyze drift`.
+
+At a text stage tokens fall into two groups, those of the edited subject and the others, and what is
+compared between prompts of different wording are the groups' mean vectors. At a stage of the
+picture all tokens are one group, and states of one seed are compared as they are.
+
+Source of the quantities: the UniKE study (per-token cosine and relative Frobenius drift); the
+spread between prompts and the direction of the oracle prompt are ours.
+
+Shapes: B prompts, T columns, K pictures of a prompt (1 in text), n numbers of a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from errata.analyses.drift.path import PICTURE, Passage
+from errata.core.backbone import Backbone
+from errata.core.types import Prompt
+
+SUBJECT, OTHER, ALL = "subject", "other", "all"
+
+#: (stage, step, group): step is an index of the kept steps, -1 where there are none
+Place = tuple[str, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a prompt's states went at one place.
+
+    cosine: mean over tokens of 1 - cos. relative: ||change|| / ||state||, both over all tokens.
+    size: the length of the change, of mean vectors in text; None where it was not aligned.
+    towards: cosine with the change that the oracle prompt makes; None without one.
+    """
+
+    cosine: float | None
+    relative: float | None
+    size: float
+    towards: float | None = None
+
+
+def subject_columns(
+    backbone: Backbone, prompts: Sequence[Prompt], subjects: Sequence[str]
+) -> Tensor:
+    """[B, T] True for the tokens of the last mention of each subject. Raises BadEdit."""
+    batch = backbone.encode(prompts)
+    out = torch.zeros(batch.mask.shape, dtype=torch.bool)
+    for b, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
+        last = backbone.last_column(prompt, subject)
+        text = prompt.text
+        before = text[: text.rindex(subject)].rstrip()
+        first = backbone.last_column(prompt, before) + 1 if before else 0
+        while first < last and not before and not backbone.decode([int(batch.ids[b, first])]):
+            first += 1  # a token that begins every text belongs to no subject
+        out[b, first : last + 1] = True
+    return out
+
+
+def spread(p: Passage, subject: Tensor) -> Iterator[tuple[Place, list[float]]]:
+    """The distances between every two prompts of one drawing, place by place."""
+    for place, states in _vectors(p, subject):
+        pairs = ((i, j) for i in range(len(states)) for j in range(i))
+        yield place, [float((states[i] - states[j]).norm(dim=-1).mean()) for i, j in pairs]
+
+
+def departures(
+    base: Passage,
+    base_subject: Tensor,
+    other: Passage,
+    subject: Tensor,
+    oracle: tuple[Passage, Tensor] | None,
+    *,
+    aligned: bool,
+) -> dict[Place, list[Step]]:
+    """Place -> a Step per prompt, from `base` to `other`.
+
+    aligned: both have the same prompts, so that token t of one is token t of the other. The
+    oracle's direction is taken from `base` too.
+    """
+    sizes = dict(_vectors(base, base_subject))
+    there = dict(_vectors(other, subject))
+    goal = dict(_vectors(*oracle)) if oracle is not None else {}
+    tokens = dict(_aligned(base, other, base_subject)) if aligned else {}
+    out: dict[Place, list[Step]] = {}
+    for place, from_BKn in sizes.items():
+        change_BKn = there[place] - from_BKn
+        size_B = change_BKn.norm(dim=-1).mean(1)
+        towards: list[float | None] = [None] * len(size_B)
+        if place in goal:
+            towards = [*map(_known, _cosine(change_BKn, goal[place] - from_BKn))]
+        for b, size in enumerate(size_B.tolist()):
+            cosine, relative = tokens[place][b] if place in tokens else (None, None)
+            out.setdefault(place, []).append(Step(cosine, relative, size, towards[b]))
+    return out
+
+
+def _known(value: float) -> float | None:
+    return value if value == value else None  # NaN: something did not change, so has no direction
+
+
+def _cosine(a_BKn: Tensor, b_BKn: Tensor) -> list[float]:
+    """Mean over K of the cosine; NaN where one of the two is 0."""
+    scale = a_BKn.norm(dim=-1) * b_BKn.norm(dim=-1)
+    return list(((a_BKn * b_BKn).sum(-1) / scale).mean(1).tolist())
+
+
+def _groups(p: Passage, subject: Tensor) -> tuple[tuple[str, Tensor], ...]:
+    return (SUBJECT, subject), (OTHER, p.mask & ~subject), (ALL, p.mask)
+
+
+def _vectors(p: Passage, subject: Tensor) -> Iterator[tuple[Place, Tensor]]:
+    """[B, K, n] of each place: what can be compared between prompts."""
+    for name, states_BTd in p.text.items():
+        for group, where_BT in _groups(p, subject):
+            where = where_BT[..., None].float()
+            mean_Bd = (states_BTd.nan_to_num() * where).sum(1) / where.sum(1).clamp_min(1)
+            yield (name, -1, group), mean_Bd[:, None]
+    for name, steps in p.steps.items():
+        for m, states in enumerate(steps):
+            yield (name, m, ALL), states.flatten(2)
+    yield (PICTURE, -1, ALL), p.pixels.flatten(2)
+
+
+def _aligned(
+    base: Passage, other: Passage, subject: Tensor
+) -> Iterator[tuple[Place, list[tuple[float, float]]]]:
+    """(cosine distance, relative change) per prompt."""
+    assert base.mask.equal(other.mask), "an aligned comparison needs the same prompts"
+    for name, a_BTd in base.text.items():
+        for group, where_BT in _groups(base, subject):
+            yield (name, -1, group), _distances(a_BTd[:, None], other.text[name][:, None], where_BT)
+    for name, steps in base.steps.items():
+        for m, a in enumerate(steps):
+            yield (name, m, ALL), _distances(a, other.steps[name][m], None)
+    a, b = (p.pixels.flatten(2)[:, :, None] for p in (base, other))  # a picture is one vector
+    yield (PICTURE, -1, ALL), _distances(a, b, None)
+
+
+def _distances(a: Tensor, b: Tensor, where_BT: Tensor | None) -> list[tuple[float, float]]:
+    """Per prompt, of a and b [B, K, T, n]. With unit vectors u and v, 1 - cos = ||u - v||^2 / 2, so
+    that equal states are at distance 0 exactly.
+    """
+    where = torch.ones(a.shape[0], a.shape[2]) if where_BT is None else where_BT.float()
+    where = where[:, None]
+    a, b = a.nan_to_num(), b.nan_to_num()
+    turn = ((_unit(a) - _unit(b)).square().sum(-1) / 2 * where).sum(-1) / where.sum(-1).clamp_min(1)
+    change = ((b - a).square().sum(-1) * where).sum(-1).sqrt()
+    size = (a.square().sum(-1) * where).sum(-1).sqrt().clamp_min(1e-30)
+    return list(zip(turn.mean(1).tolist(), (change / size).mean(1).tolist(), strict=True))
+
+
+def _unit(x: Tensor) -> Tensor:
+    length: Tensor = x.norm(dim=-1, keepdim=True)
+    return x / length.clamp_min(1e-30)
+
+
+@dataclass(frozen=True, slots=True)
+class FourWay:
+    """What edit and rationale each do to a stage's mean vector, relative to its length.
+
+    Four readings: fresh or edited model, image prompt alone or after the rationale. `later` is what
+    the edit does once the rationale is there. cosines are None where one of the two is 0.
+    """
+
+    edit: float
+    reason: float
+    later: float
+    both: float
+    edit_reason: float | None
+    edit_later: float | None
+
+
+def four_way(fresh: Tensor, edited: Tensor, reasoned: Tensor, both: Tensor) -> list[FourWay]:
+    """From mean vectors [B, d] of the four readings; one per prompt."""
+    scale = fresh.norm(dim=-1).clamp_min(1e-30)
+    steps = [edited - fresh, reasoned - fresh, both - reasoned, both - fresh]
+    lengths = [(s.norm(dim=-1) / scale).tolist() for s in steps]
+    edit_BKn, reason_BKn, later_BKn = (s[:, None] for s in steps[:3])
+    turns = _cosine(edit_BKn, reason_BKn), _cosine(edit_BKn, later_BKn)
+    return [FourWay(*row[:4], *map(_known, row[4:])) for row in zip(*lengths, *turns, strict=True)]
+
+
+def means(p: Passage, stage: str) -> Tensor:
+    """[B, d] mean over all tokens of a text stage."""
+    where = p.mask[..., None].float()
+    return (p.text[stage].nan_to_num() * where).sum(1) / where.sum(1)

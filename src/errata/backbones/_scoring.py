@@ -1,0 +1,226 @@
+"""A prefilled batch and its continuations, for every backbone with a decoder-only text model.
+
+A continuation is appended behind all columns of the batch, and the columns between a row's prompt
+and its continuation are masked, so that only `Ctx.lengths` is ever needed. Where the text model has
+blocks with a window, which counts columns, each row's columns are shifted to the right instead, up
+to its continuation: what is masked then lies in front of the prompt.
+
+Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from errata.core.backbone import Batch, Generated, Question
+from errata.core.errors import BadBackbone, TooLong
+from errata.core.hooks.manager import Ctx
+from errata.core.types import Scored
+
+if TYPE_CHECKING:
+    from errata.backbones._decoder import TrunkBackbone
+
+DECIMALS = 5  # of recorded log-probabilities
+
+
+class _Tail:
+    """A continuation that grows: some rows of a question behind their prompts."""
+
+    def __init__(self, q: TrunkQuestion, index: Tensor, kept: Tensor) -> None:
+        """`index`: which rows. `kept` [len(index)]: how many target tokens stay in the cache."""
+        self.q = q
+        self.index = index
+        batch = q.batch
+        everything = index.shape[0] == batch.size
+        self.cache = copy.copy(q.cache)
+        self.cache.layers = [copy.copy(layer) for layer in q.cache.layers]
+        if not everything:
+            self.cache.batch_select_indices(index)
+        self.ctx = q.ctx if everything else q.ctx.select(index)
+        self.lengths = batch.lengths[index]
+        columns = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        self.mask = batch.mask[index] * (columns < (self.lengths + kept)[:, None])
+        if q.bb.windowed:
+            self._shift(self.lengths + kept)
+        self.offset = kept.clone()
+        self.trunk = dict(q.trunk)
+        given = self.trunk.get("position_ids")
+        if isinstance(given, Tensor) and given.dim() == 3 and given.shape[1] == batch.size:
+            self.trunk["position_ids"] = given[:, index]
+
+    def _shift(self, kept: Tensor) -> None:
+        """Row b's first kept[b] columns become its last; only masked columns are in front."""
+        longest = int(kept.max())
+        source = torch.arange(longest, device=kept.device) - (longest - kept)[:, None]
+        self.mask = (source >= 0).to(self.mask.dtype)
+        source = source.clamp(min=0)
+        for layer in self.cache.layers:
+            if not layer.is_initialized:  # a block that reads another block's keys
+                continue
+            index = source.to(layer.keys.device)[:, None, :, None]
+            for part in ("keys", "values"):
+                have = getattr(layer, part)
+                wanted = index.expand(-1, have.shape[1], -1, have.shape[3])
+                setattr(layer, part, have.gather(2, wanted))
+
+    def feed(self, ids: Tensor, real: Tensor | None = None) -> Tensor:
+        """Appends ids [b, m] (columns where `real` is 0 are padding): logits [b, m, V]."""
+        bb, ctx = self.q.bb, self.ctx
+        self.mask = torch.cat([self.mask, torch.ones_like(ids) if real is None else real], dim=1)
+        if self.mask.shape[1] > bb.chunk:
+            raise BadBackbone(
+                f"{bb.name} attends in chunks of {bb.chunk} tokens, and this batch has "
+                f"{self.mask.shape[1]}. Use shorter prompts or answers."
+            )
+        ctx.shape, ctx.mask = (ids.shape[0], ids.shape[1]), self.mask
+        positions = bb._positions(self.trunk, self.lengths, self.offset, ids.shape[1])
+        trunk = {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions}
+        stream = bb._through(trunk, ctx, cache=self.cache)
+        self.offset = self.offset + ids.shape[1]
+        return bb._head(stream, ctx)
+
+
+class TrunkQuestion(Question):
+    """`Question` over a prefilled batch of a `TrunkBackbone`."""
+
+    def __init__(
+        self,
+        bb: TrunkBackbone,
+        batch: Batch,
+        ctx: Ctx,
+        cache: Any,
+        trunk: dict[str, Any],
+        stream: Tensor,
+    ) -> None:
+        self.bb, self.batch, self.ctx = bb, batch, ctx
+        self.cache, self.trunk, self.stream = cache, trunk, stream
+        self._logits: Tensor | None = None
+        self._tail: _Tail | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        if self._logits is None:
+            self._logits = self.bb._asked(self.stream, self.batch, self.ctx)
+        return self._logits
+
+    def scores(self) -> list[Scored]:
+        return _scored(self.logits, self.batch.targets)
+
+    def feed(self, ids: Tensor) -> Tensor:
+        if self._tail is None:
+            everything = torch.arange(self.batch.size, device=self.batch.ids.device)
+            self._tail = _Tail(self, everything, torch.zeros_like(everything))
+        needed = int((self.batch.lengths + self._tail.offset).max()) + ids.shape[1]
+        assert needed <= self.bb.context, f"{needed} tokens are fed, beyond {self.bb.context}"
+        return self._tail.feed(ids)
+
+    def score(self, ids: Sequence[Sequence[int]]) -> list[Scored]:
+        first = self.logits[:, :1]
+        longest = max((len(i) for i in ids), default=0) - 1
+        for prompt, n, i in zip(self.batch.prompts, self.batch.lengths.tolist(), ids, strict=True):
+            if n + len(i) > self.bb.context:
+                raise TooLong(
+                    f"prompt '{prompt.text[:60]}' and the answer to score need {n + len(i)} "
+                    f"tokens, {self.bb.name} takes {self.bb.context}. Shorten one of them."
+                )
+        rows = [b for b, i in enumerate(ids) if len(i) > 1]
+        if not rows:
+            return _scored(first, ids)
+        device = self.batch.ids.device
+        index = torch.tensor(rows, device=device)
+        fed = torch.zeros(len(rows), longest, dtype=torch.long, device=device)
+        real = torch.zeros_like(fed)
+        for n, b in enumerate(rows):
+            fed[n, : len(ids[b]) - 1] = torch.tensor(list(ids[b][:-1]), device=device)
+            real[n, : len(ids[b]) - 1] = 1
+        tail = _Tail(self, index, torch.zeros_like(index))
+        more = torch.zeros(self.batch.size, longest, first.shape[-1], device=first.device)
+        more[index.to(first.device)] = tail.feed(fed, real)
+        return _scored(torch.cat([first, more], dim=1), ids)
+
+    def greedy(self, caps: Sequence[int], free: Sequence[bool] | None = None) -> list[Generated]:
+        """The targets serve as a guess: as far as the model would say them, nothing runs again.
+
+        An answer also ends, not stopped, where the model's context does.
+        """
+        room = (self.bb.context - self.batch.lengths).tolist()
+        caps = [min(cap, left) for cap, left in zip(caps, room, strict=True)]
+        stops = [self.bb.ends if f else self.bb.stops for f in free or [False] * len(caps)]
+        best = self.logits.argmax(-1).tolist()
+        said: list[list[int]] = []
+        done: list[bool | None] = []
+        for b in range(self.batch.size):
+            ids, end = _follow(
+                best[b], self.batch.targets[b] if self.batch.targets else (), caps[b], stops[b]
+            )
+            said.append(ids)
+            done.append(end)
+        rows = [b for b, end in enumerate(done) if end is None]
+        if rows:
+            self._go_on(rows, said, done, caps, stops)
+        return [Generated(tuple(i), bool(end)) for i, end in zip(said, done, strict=True)]
+
+    def _go_on(
+        self,
+        rows: list[int],
+        said: list[list[int]],
+        done: list[bool | None],
+        caps: Sequence[int],
+        stops: Sequence[frozenset[int]],
+    ) -> None:
+        device = self.batch.ids.device
+        kept = torch.tensor([len(said[b]) - 1 for b in rows], device=device)
+        tail = _Tail(self, torch.tensor(rows, device=device), kept)
+        while any(done[b] is None for b in rows):
+            fed = torch.tensor([[said[b][-1]] for b in rows], device=device)
+            best = tail.feed(fed)[:, -1].argmax(-1).tolist()
+            for b, token in zip(rows, best, strict=True):
+                if done[b] is not None:
+                    continue
+                if token in stops[b]:
+                    done[b] = True
+                elif len(said[b]) >= caps[b]:
+                    done[b] = False
+                else:
+                    said[b].append(token)
+
+    def top(self, k: int) -> list[tuple[tuple[int, ...], ...]]:
+        ids = self.bb._head(self.stream, self.ctx).topk(k, dim=-1).indices
+        mask = self.batch.mask.bool()
+        return [tuple(tuple(p) for p in ids[b][mask[b]].tolist()) for b in range(self.batch.size)]
+
+
+def _follow(
+    best: list[int], guess: Sequence[int], cap: int, stops: frozenset[int]
+) -> tuple[list[int], bool | None]:
+    """(ids, stopped) as far as `best` follows `guess`; stopped is None when decoding must go on."""
+    ids: list[int] = []
+    for j, token in enumerate(best[: len(guess) + 1]):
+        if token in stops:
+            return ids, True
+        if len(ids) >= cap:
+            return ids, False
+        ids.append(token)
+        if j >= len(guess) or token != guess[j]:
+            break
+    return ids, None
+
+
+def _scored(logits: Tensor, targets: Sequence[Sequence[int]]) -> list[Scored]:
+    """Scores of each row's target from logits [B, >= M, V]."""
+    logp = torch.log_softmax(logits, dim=-1)
+    best = logits.argmax(-1)
+    out = []
+    for b, ids in enumerate(targets):
+        n = len(ids)
+        picked = logp[b, :n].gather(
+            -1, torch.tensor(list(ids), dtype=torch.long, device=logp.device)[:, None]
+        )
+        logprobs = tuple(round(float(v), DECIMALS) for v in picked[:, 0])
+        out.append(Scored(tuple(ids), logprobs, tuple(best[b, :n].tolist())))
+    return out

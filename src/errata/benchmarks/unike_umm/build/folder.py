@@ -1,0 +1,87 @@
+"""The folder of a build.
+
+UniKE.json      the records, in the published schema
+rejected.jsonl  every row and reply that became none, with its reason
+build.json      counts, and what it was built from
+replies.jsonl   what the endpoint said, one line per request, appended as it arrives
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errata.benchmarks.unike_umm.build.instruct import CATEGORIES, Interview, instruct
+from errata.benchmarks.unike_umm.build.rows import Record, Rejected, build, counts, read_rows
+from errata.core.errors import BadSpec
+from errata.core.files import dumps, write_bytes, write_json
+from errata.core.types import to_json
+from errata.io.chat_client import Endpoint
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What to ask an endpoint for: `count` records of each category."""
+
+    endpoint: Endpoint
+    categories: tuple[str, ...] = CATEGORIES
+    count: int = 20
+
+    def __post_init__(self) -> None:
+        for category in self.categories:
+            if category not in CATEGORIES:
+                raise BadSpec(
+                    f"unknown category '{category}' of attributes. Known: {', '.join(CATEGORIES)}."
+                )
+        if self.count < 1:
+            raise BadSpec(f"--count {self.count} asks for nothing. Give at least 1.")
+
+
+def build_umm(
+    out: Path,
+    rows: Sequence[Path],
+    attributes: Attributes | None,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """Writes the folder and returns what build.json says.
+
+    Attributes come first, as in the published file. Raises BadData for a file that is no list of
+    rows, BadEndpoint, and BadSpec where there is nothing to build from.
+    """
+    if not rows and attributes is None:
+        raise BadSpec(
+            "nothing to build from. Give --rows FILE (CounterFact or MQuAKE), or --endpoint URL "
+            "and --model NAME for attributes."
+        )
+    read = [row for path in rows for row in read_rows(path)]
+    records: list[Record] = []
+    rejected: list[Rejected] = []
+    about: dict[str, Any] = {"schema": VERSION, "rows": [_source(path) for path in rows]}
+    if attributes is not None:
+        interview = Interview(attributes.endpoint, out / "replies.jsonl")
+        made = instruct(interview, attributes.categories, attributes.count, progress)
+        records, rejected = made
+        about["attributes"] = {
+            "model": attributes.endpoint.model,
+            "categories": list(attributes.categories),
+            "count": attributes.count,
+            **counts(*made),
+        }
+    if read:
+        made = build(read)
+        records, rejected = [*records, *made[0]], [*rejected, *made[1]]
+        about["relations"] = {"rows": len(read), **counts(*made)}
+    write_json(out / "UniKE.json", [r.published() for r in records])
+    lines = "".join(dumps(to_json(r)) + "\n" for r in rejected)
+    write_bytes(out / "rejected.jsonl", lines.encode())
+    write_json(out / "build.json", about)
+    return about
+
+
+def _source(path: Path) -> dict[str, str]:
+    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -1,0 +1,238 @@
+"""Attributes of everyday objects, proposed by a model behind an endpoint in four stages.
+
+The model names objects with a well-known attribute and a false one; for each it then writes, one
+request per stage, how the fact is asked, drawn and looked for: the object alone, in a scene, among
+other things, and something made from it. Every reply is kept in `replies.jsonl` the moment it
+arrives, and everything else is computed from that file: a killed build goes on where it was, and
+a finished one asks nothing again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errata.benchmarks.unike_umm.build.checks import KEYS, holds, problem, same_look, words
+from errata.benchmarks.unike_umm.build.rows import Record, Rejected, Stage
+from errata.core.files import append_lines, read_lines, whole_lines
+from errata.core.types import digest
+from errata.io.chat_client import Endpoint, NoReply, json_object
+
+CATEGORIES = ("color", "material", "pattern", "shape", "size")
+MAX_TOKENS = 1500
+ATTEMPTS = 2  # a stage whose reply is no good is asked once more
+BATCH = 10  # objects per proposal
+
+_SCENES = {
+    1: "the object alone, with nothing else that matters in the picture",
+    2: "the object in use, in an everyday place",
+    3: "the object as one of several different things, none of which has either answer",
+    4: (
+        "something made from the object or with it, which takes over the fact (juice of a fruit, "
+        "a toy of a vehicle); the answers are those of the thing made"
+    ),
+}
+_SYSTEM = (
+    "You write items that test whether a corrected fact shows in generated pictures. "
+    "Answer with one JSON object and nothing else."
+)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A line of replies.jsonl: what was asked, as a hash, and the reply, or why there is none."""
+
+    asked: str
+    model: str
+    text: str = ""
+    failure: str = ""
+
+
+class Interview:
+    """Asks each question once in the life of a folder.
+
+    `temperature` is high enough that a second attempt differs from the first.
+    """
+
+    def __init__(self, endpoint: Endpoint, path: Path, temperature: float = 0.7) -> None:
+        self.endpoint, self.path, self.temperature = endpoint, path, temperature
+        whole_lines(path)
+        self.known = {r.asked: r for r in read_lines(path, Reply)}
+
+    def ask(self, text: str, attempt: int) -> Reply:
+        """Raises BadEndpoint; what concerns this question alone is in the reply."""
+        messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
+        model, temperature = self.endpoint.model, self.temperature
+        asked = digest([messages, model, temperature, MAX_TOKENS, attempt])
+        if asked not in self.known:
+            try:
+                said = self.endpoint.chat(
+                    messages, max_tokens=MAX_TOKENS, temperature=self.temperature
+                )
+                reply = Reply(asked, model, said)
+            except NoReply as e:
+                reply = Reply(asked, model, failure=str(e))
+            append_lines(self.path, [reply])
+            self.known[asked] = reply
+        return self.known[asked]
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """A proposal: the object, what it is like, and what it is to be like."""
+
+    subject: str
+    gt: str
+    gt_target: str
+
+
+def instruct(
+    interview: Interview, categories: Sequence[str], count: int, progress: Progress
+) -> tuple[list[Record], list[Rejected]]:
+    """Up to `count` records per category, in order, and every proposal or stage that was refused.
+
+    A category ends early when `count` proposals in a row brought nothing new. An object without a
+    good first stage makes no record; a later stage that is no good is left out.
+    """
+    records: list[Record] = []
+    rejected: list[Rejected] = []
+    for category in categories:
+        taken: list[str] = []
+        found = idle = turn = 0
+        while found < count and idle < count:
+            objects = _propose(interview, category, tuple(taken), turn, rejected)
+            turn += 1
+            idle = 0 if objects else idle + 1
+            for thing in objects[: count - found]:
+                taken.append(thing.subject)
+                stages = _stages(interview, category, thing, rejected)
+                if "stage_1" in stages:
+                    records.append(Record(thing.subject, category, "attribute", stages))
+                    found += 1
+                progress(category, found, count)
+    return records, rejected
+
+
+def _propose(
+    interview: Interview,
+    category: str,
+    taken: Sequence[str],
+    turn: int,
+    rejected: list[Rejected],
+) -> list[Object]:
+    text = (
+        f"Name {BATCH} things that nearly everybody knows and that have one typical {category}. "
+        f'For each give "subject" (the thing, without an article, lower case unless a name), "gt" '
+        f'(its true {category}, one or two words) and "gt_target" (another {category}, false, '
+        "that can be drawn and looks clearly different). The subject must contain neither answer."
+        f" Leave out: {', '.join(taken) or 'nothing'}. "
+        'Format: {"objects": [{"subject": "", "gt": "", "gt_target": ""}]}'
+    )
+    reply = interview.ask(text, turn)
+    seen = {" ".join(words(t)) for t in taken}
+    found: list[Object] = []
+    for item in _objects(interview, reply, category, rejected):
+        if why := _object_problem(item, seen):
+            subject = item.get("subject") if isinstance(item, Mapping) else ""
+            rejected.append(_refused(interview, why, str(subject or ""), category, item))
+            continue
+        seen.add(" ".join(words(item["subject"])))
+        found.append(Object(*(item[k].strip() for k in ("subject", "gt", "gt_target"))))
+    return found
+
+
+def _objects(
+    interview: Interview, reply: Reply, category: str, rejected: list[Rejected]
+) -> list[Any]:
+    data, why = _read(reply)
+    if not why and (set(data) != {"objects"} or not isinstance(data["objects"], list)):
+        why = "the proposal is not an object with the one list 'objects'"
+    if why:
+        rejected.append(_refused(interview, why, "", category, reply.text or None))
+        return []
+    found: list[Any] = data["objects"]
+    return found
+
+
+def _object_problem(item: Any, seen: set[str]) -> str | None:
+    keys = ("subject", "gt", "gt_target")
+    if not isinstance(item, Mapping) or set(item) != set(keys):
+        return "the proposal has other keys than subject, gt and gt_target"
+    if any(not isinstance(item[k], str) or not words(item[k]) for k in keys):
+        return "the proposal holds something else than texts"
+    if " ".join(words(item["subject"])) in seen:
+        return "duplicate: the object was proposed before"
+    if same_look(item["gt"], item["gt_target"]):
+        return "old answer and target look the same"
+    if any(holds(item["subject"], item[k]) for k in ("gt", "gt_target")):
+        return "the subject names an answer"
+    return None
+
+
+def _stages(
+    interview: Interview, category: str, thing: Object, rejected: list[Rejected]
+) -> dict[str, Stage]:
+    stages: dict[str, Stage] = {}
+    for number, scene in _SCENES.items():
+        for attempt in range(ATTEMPTS):
+            reply = interview.ask(_stage_request(category, thing, scene, stages), attempt)
+            stage, why = _read(reply)
+            wrong = why or problem(stage, thing.subject)
+            wrong = wrong or _differs(stage, thing, category, number)
+            if not wrong:
+                stages[f"stage_{number}"] = stage
+                break
+            data = stage or reply.text or None
+            rejected.append(_refused(interview, wrong, thing.subject, f"stage_{number}", data))
+        if number == 1 and not stages:
+            break
+    return stages
+
+
+def _stage_request(
+    category: str, thing: Object, scene: str, stages: Mapping[str, Mapping[str, str]]
+) -> str:
+    before = "; ".join(s["image_prompt"] for s in stages.values()) or "none"
+    return (
+        f'Subject: "{thing.subject}". Its {category} is "{thing.gt}" and shall be thought to be '
+        f'"{thing.gt_target}". Picture: {scene}. Write, each in one line: "question" (asks for the '
+        f'{category}, ends in a question mark), "prompt" (the beginning of a statement that the '
+        'answer completes), "gt" (the true answer), "gt_target" (the new answer), "image_prompt" '
+        '(what to draw), "visual_target" (a sentence saying what must be seen if the new answer '
+        'holds; it has the words "must" and the new answer), "vqa_question" (asks what the picture '
+        "shows of it, ends in a question mark). question, prompt and image_prompt contain the "
+        "subject as it is written above; question, prompt, image_prompt and vqa_question give "
+        "neither answer away, nor words of the same meaning. Earlier pictures, which this one must "
+        f"not repeat: {before}. Format: an object with exactly the keys {', '.join(KEYS)}."
+    )
+
+
+def _differs(stage: Mapping[str, str], thing: Object, category: str, number: int) -> str | None:
+    """The stages test one edit. What is made from the object, and comparisons of size, may differ.
+
+    A size of later stages is published as a comparison with some thing.
+    """
+    if number == 4 or (category == "size" and number > 1):
+        return None
+    for key, wanted in (("gt", thing.gt), ("gt_target", thing.gt_target)):
+        if not same_look(stage[key], wanted):
+            return f"{key} is not that of the object"
+    return None
+
+
+def _read(reply: Reply) -> tuple[dict[str, Any], str]:
+    """The reply's object, or why there is none."""
+    if reply.failure:
+        return {}, reply.failure
+    try:
+        return json_object(reply.text), ""
+    except ValueError as e:
+        return {}, str(e).partition(" (")[0]
+
+
+def _refused(interview: Interview, why: str, subject: str, stage: str, data: Any) -> Rejected:
+    return Rejected(f"endpoint:{interview.endpoint.model}", -1, why, subject, stage, data)

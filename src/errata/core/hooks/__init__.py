@@ -1,0 +1,1 @@
+"""Hooks: what reads or changes the activations of a model at named sites."""

@@ -1,0 +1,125 @@
+"""Triplets (question, true answer, the model's own wrong answer) and their hidden states.
+
+Source: UniKE App. C. The wrong answer is the greedy answer of the model at hand, so questions that
+it answers rightly make no triplet. Cases whose target is counterfactual are not used: theirs is not
+the truth.
+
+Shapes: n triplets, d width; states per block are those that enter it, before its norm.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from errata.core.backbone import Backbone, Batch, Entered
+from errata.core.recorder import Watch
+from errata.core.text import normalise
+from errata.core.types import Case, Prompt
+
+CHUNK = 32
+EXTRA_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """`subject` tells triplets about one thing from others; `kind` is what was asked."""
+
+    prompt: Prompt
+    true: str
+    wrong: str
+    subject: str
+    kind: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class States:
+    """[n, d] per block: at the last token of the question, of question + true, + wrong answer."""
+
+    sem: dict[int, Tensor]
+    pos: dict[int, Tensor]
+    neg: dict[int, Tensor]
+
+
+def usable(cases: Sequence[Case]) -> list[Case]:
+    """Cases whose target is true."""
+    return [c for c in cases if c.origin != "counterfactual" and c.edit.target.strip()]
+
+
+def collect(backbone: Backbone, cases: Sequence[Case]) -> tuple[list[Triplet], dict[str, int]]:
+    """Triplets of the questions that the model gets wrong, and how many of each kind there are."""
+    found: list[Triplet] = []
+    right = 0
+    for start in range(0, len(cases), CHUNK):
+        part = cases[start : start + CHUNK]
+        batch = backbone.encode([c.edit.prompt for c in part], [c.edit.target for c in part])
+        caps = [len(t) + EXTRA_TOKENS for t in batch.targets]
+        asked = backbone.encode([c.edit.prompt for c in part])
+        for case, said in zip(part, backbone.generate(asked, caps), strict=True):
+            wrong = backbone.decode(said.ids)
+            if normalise(wrong) == normalise(case.edit.target):
+                right += 1
+            elif wrong:
+                subject = repr(case.scope) if case.scope else repr(case.edit.prompt)
+                found.append(
+                    Triplet(
+                        case.edit.prompt, case.edit.target.strip(), wrong, subject,
+                        case.asked, said.stopped,
+                    )
+                )  # fmt: skip
+    counts = Counter(f"asked {t.kind or 'anything'}" for t in found)
+    counts["answer not finished"] = sum(not t.finished for t in found)
+    counts["answered rightly, not used"] = right
+    counts["empty answer, not used"] = len(cases) - right - len(found)
+    return found, dict(sorted(counts.items()))
+
+
+def ends(
+    backbone: Backbone, what: Batch | Entered, layers: Sequence[int], *, every: bool = False
+) -> tuple[dict[int, Tensor], dict[int, Tensor], Tensor]:
+    """Per block, states at the last token of each prompt, and of each prompt with its target.
+
+    [n, d] each; with `every`, an entry for every token of the targets. Last, [B] the number of
+    entries of each row.
+    """
+    sites = {i: f"text.{i}.in" for i in layers}
+    batch = what if isinstance(what, Batch) else what.batch
+    watch = Watch(sites.values())
+    with torch.no_grad(), backbone.applied(watch):
+        backbone.logits(what)
+    places = [
+        (b, start - 1, start - 1 + k)
+        for b, (start, answer) in enumerate(zip(batch.lengths.tolist(), batch.targets, strict=True))
+        for k in (range(1, len(answer) + 1) if every else (len(answer),))
+    ]
+    row, last, at = torch.tensor(places).T
+    x = {i: watch.x[site] for i, site in sites.items()}
+    counts = torch.bincount(row, minlength=batch.size)
+    return {i: v[row, last] for i, v in x.items()}, {i: v[row, at] for i, v in x.items()}, counts
+
+
+def _halved(x: Tensor) -> Tensor:
+    """In half precision; as bfloat16 where a value is too large for float16."""
+    small = x.half()
+    return small if bool(small.isfinite().all()) else x.bfloat16()
+
+
+def states_of(
+    backbone: Backbone, triplets: Sequence[tuple[Prompt, str, str]], layers: Sequence[int]
+) -> States:
+    """States of (prompt, true, wrong) at each block, on the CPU in half precision."""
+    found: list[dict[int, list[Tensor]]] = [{i: [] for i in layers} for _ in range(3)]
+    for start in range(0, len(triplets), CHUNK):
+        part = triplets[start : start + CHUNK]
+        prompts = [t[0] for t in part]
+        sem, pos, _ = ends(backbone, backbone.encode(prompts, [t[1] for t in part]), layers)
+        _, neg, _ = ends(backbone, backbone.encode(prompts, [t[2] for t in part]), layers)
+        for into, states in zip(found, (sem, pos, neg), strict=True):
+            for i in layers:
+                into[i].append(_halved(states[i].cpu()))
+    return States(*({i: torch.cat(v) for i, v in part.items()} for part in found))

@@ -1,0 +1,252 @@
+"""Two runs on the same cases: paired differences with intervals.
+
+Both runs must have planned the same cases (with equal probes) and heard the same answers before
+any edit; anything else is refused, never intersected. The unit of the bootstrap is a lane; where
+the two runs group their cases differently (one_step against sequential), lanes that share a case
+count as one unit, and retention, which belongs to a lane, is not compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errata.core.errors import BadRun
+from errata.evaluation.bootstrap import DIGITS, Bootstrap
+from errata.evaluation.run_folder import PANEL, RunFolder, read_run
+from errata.evaluation.score_table import (
+    MEAN_SCORERS,
+    MEANS,
+    TAGS,
+    Cell,
+    Column,
+    Groups,
+    Sheet,
+    load_metrics,
+    read_sheet,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """One group's paired cases: unit -> (score in a, score in b) of its cases."""
+
+    scores: Mapping[str, Sequence[tuple[float, float]]]
+    cases: frozenset[str]
+    unpaired: frozenset[str]
+
+    def side(self, pick: int) -> dict[str, list[float]]:
+        return {unit: [pair[pick] for pair in pairs] for unit, pairs in self.scores.items()}
+
+    def difference(self) -> dict[str, list[float]]:
+        return {unit: [b - a for a, b in pairs] for unit, pairs in self.scores.items()}
+
+
+def compare_runs(a: Path, b: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]:
+    """Paired differences b - a of every metric that both runs have.
+
+    `metrics` in the result maps a key of `scores.json` to {a, b, difference, ci95, n, units,
+    unpaired}: a and b are means over the paired cases, `unpaired` counts cases that only one run
+    could score. Raises BadRun naming what differs.
+    """
+    run_a, run_b = read_run(a), read_run(b)
+    _check_cases(run_a, run_b)
+    _check_before(run_a, run_b)
+    scorers = load_metrics(metrics, run_a, run_b)
+    sheet_a, sheet_b = read_sheet(run_a, scorers), read_sheet(run_b, scorers)
+    unit_of = _units(run_a, run_b)
+    boot = Bootstrap(sorted(set(unit_of.values())))
+    return {
+        "schema": SCHEMA,
+        "a": _facts(run_a),
+        "b": _facts(run_b),
+        "cases": sum(map(len, run_a.lanes.values())),
+        "units": len(set(unit_of.values())),
+        "metrics": _differences(
+            sheet_a, sheet_b, unit_of, boot, same_lanes=run_a.lanes == run_b.lanes
+        ),
+    }
+
+
+def _differences(
+    sheet_a: Sheet,
+    sheet_b: Sheet,
+    unit_of: Mapping[str, str],
+    boot: Bootstrap,
+    *,
+    same_lanes: bool,
+) -> dict[str, dict[str, Any]]:
+    paired: dict[Column, dict[str, Pairs]] = {}
+    for column, groups in sheet_a.items():
+        if column in sheet_b and (column.kind != "retention" or same_lanes):
+            paired[column] = _pair_groups(groups, sheet_b[column], unit_of)
+    out: dict[str, dict[str, Any] | None] = {}
+    for column, pairs in paired.items():
+        for group, one in pairs.items():
+            if group:
+                out[column.key(group)] = _entry([one], [1.0], boot)
+        out[column.key()] = _entry(list(pairs.values()), [1.0] * len(pairs), boot)
+    for scorer in MEAN_SCORERS:
+        for tag in TAGS:
+            for mean, wanted in MEANS.items():
+                kinds = [paired.get(Column(kind, scorer, tag)) for kind in wanted]
+                if all(kinds):
+                    flat = [(p, 1 / len(k)) for k in kinds if k for p in k.values()]
+                    key = Column(mean, scorer, tag).key()
+                    out[key] = _entry([p for p, _ in flat], [w for _, w in flat], boot)
+    return {key: entry for key, entry in out.items() if entry is not None}
+
+
+def _pair_groups(a: Groups, b: Groups, unit_of: Mapping[str, str]) -> dict[str, Pairs]:
+    return {g: _pair(a.get(g, {}), b.get(g, {}), unit_of) for g in dict.fromkeys((*a, *b))}
+
+
+def _pair(a: Mapping[str, Cell], b: Mapping[str, Cell], unit_of: Mapping[str, str]) -> Pairs:
+    scores: dict[str, list[tuple[float, float]]] = {}
+    cases: dict[str, bool] = {}
+    for case in dict.fromkeys((*a, *b)):
+        one = a[case].score if case in a else None
+        two = b[case].score if case in b else None
+        if one is not None and two is not None:
+            scores.setdefault(unit_of[case], []).append((one, two))
+        if one is not None or two is not None:
+            cases[case] = one is not None and two is not None
+    both, single = (
+        frozenset(c for c, paired in cases.items() if paired is p) for p in (True, False)
+    )
+    return Pairs(scores, both, single)
+
+
+def _entry(pairs: Sequence[Pairs], mix: Sequence[float], boot: Bootstrap) -> dict[str, Any] | None:
+    difference = boot.mean([p.difference() for p in pairs], mix)
+    a, b = (boot.mean([p.side(i) for p in pairs], mix) for i in (0, 1))
+    if difference is None or a is None or b is None:
+        return None
+    return {
+        "a": a.value,
+        "b": b.value,
+        "difference": round(difference.value, DIGITS),
+        "ci95": list(difference.ci95) if difference.ci95 else None,
+        "n": len(frozenset[str]().union(*(p.cases for p in pairs))),
+        "units": difference.units,
+        "unpaired": len(frozenset[str]().union(*(p.unpaired for p in pairs))),
+    }
+
+
+def _units(a: RunFolder, b: RunFolder) -> dict[str, str]:
+    """Case -> independent unit: the lanes of both runs, joined where they share a case."""
+    parent: dict[str, str] = {}
+
+    def root(x: str) -> str:
+        while parent.setdefault(x, x) != x:
+            parent[x] = x = parent[parent[x]]
+        return x
+
+    for run in (a, b):
+        for lane, cases in run.lanes.items():
+            for case in (*cases, *((f"{PANEL}/{lane}",) if a.lanes == b.lanes else ())):
+                first, second = sorted((root(cases[0]), root(case)))
+                parent[second] = first
+    return {case: root(case) for case in list(parent)}
+
+
+def _check_cases(a: RunFolder, b: RunFolder) -> None:
+    ids_a, ids_b = ({c for lane in run.lanes.values() for c in lane} for run in (a, b))
+    if ids_a != ids_b:
+        only = "; ".join(
+            f"only in {run.path}: {_some(sorted(ids))}"
+            for run, ids in ((a, ids_a - ids_b), (b, ids_b - ids_a))
+            if ids
+        )
+        raise BadRun(
+            f"the runs did not ask the same cases ({len(ids_a)} and {len(ids_b)}, "
+            f"{len(ids_a & ids_b)} shared; {only}). Repeat one of them with the benchmark, limit "
+            "and seed of the other."
+        )
+    other = [c for c in sorted(ids_a) if a.cases[c] != b.cases[c]]
+    if other:
+        raise BadRun(
+            f"the runs have the same case ids, but {len(other)} cases differ in their edit or "
+            f"probes: {_some(other)}. Plan both with one version of the data and one backbone."
+        )
+
+
+def _check_before(a: RunFolder, b: RunFolder) -> None:
+    def heard(run: RunFolder, key: tuple[str, str]) -> tuple[object, ...] | None:
+        answer = run.before.get(key)
+        return (answer.text, answer.ids, answer.stopped) if answer else None
+
+    if a.panel != b.panel and a.lanes == b.lanes:
+        raise BadRun("the runs have different retention panels. Repeat one of them.")
+    keys = [(PANEL, probe.id) for probe in a.panel if a.lanes == b.lanes]
+    keys += [
+        (case, probe.id)
+        for lane in a.lanes.values()
+        for case in lane
+        for probe in a.cases[case].probes
+    ]
+    other = [f"{c}/{p}" for c, p in keys if heard(a, (c, p)) != heard(b, (c, p))]
+    if other:
+        fingerprints = [str(run.manifest.get("fingerprint"))[:12] for run in (a, b)]
+        raise BadRun(
+            f"the untouched model answered {len(other)} of {len(keys)} questions differently in "
+            f"the two runs ({_some(other)}; backbone fingerprints {fingerprints[0]} and "
+            f"{fingerprints[1]}). Repeat one of them with the backbone and precision of the other."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _facts(run: RunFolder) -> dict[str, Any]:
+    keys = ("backbone", "editor", "arguments", "benchmark", "protocol", "seed")
+    return {"run": run.path.name, **{k: run.manifest.get(k) for k in keys}}
+
+
+def compare_table(result: Mapping[str, Any], keys: Iterable[str] | None = None) -> Table:
+    """A terminal table of `compare_runs`; by default every metric, those without 0 in bold."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    a, b = result["a"], result["b"]
+    by = "editor" if a["editor"] != b["editor"] else "run"
+    name_a, name_b = escape(str(a[by])), escape(str(b[by]))
+    table = Table(
+        title=f"{name_b} minus {name_a}, paired over {result['cases']} cases "
+        f"in {result['units']} units"
+    )
+    table.add_column("metric")
+    for heading in (
+        name_a,
+        name_b,
+        "difference",
+        "95 % interval",
+        "n",
+        "units",
+        "unpaired",
+    ):
+        table.add_column(heading, justify="right")
+    for key in keys if keys is not None else result["metrics"]:
+        entry = result["metrics"][key]
+        ci = entry["ci95"]
+        clear = ci is not None and not ci[0] <= 0 <= ci[1]
+        table.add_row(
+            key,
+            f"{entry['a']:.3f}",
+            f"{entry['b']:.3f}",
+            f"{entry['difference']:+.3f}",
+            f"{ci[0]:+.3f} to {ci[1]:+.3f}" if ci else "one unit",
+            str(entry["n"]),
+            str(entry["units"]),
+            str(entry["unpaired"]),
+            style="bold" if clear else None,
+        )
+    return table

@@ -1,0 +1,93 @@
+"""Where the pictures of a run go, and the controls' pictures between runs.
+
+A picture is saved under a name that its question and seed determine: a unit that was killed and
+runs again writes the same files again. What an unedited model draws is kept in ERRATA_HOME by
+content, with the answers that name it, so that every editor on one plan shares it.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image as Pillow
+
+from errata.core import files
+from errata.core.errors import DiskFull
+from errata.core.protocol import Ask
+from errata.core.types import Answer, digest, from_json, to_json
+from errata.evaluation import cache
+
+#: Pictures that are drawn together; part of what makes a run reproducible.
+PICTURES = 64
+SEEDS = 4
+
+#: [prompt][seed]
+Pictures = Sequence[Sequence[Pillow.Image]]
+
+
+class Easel:
+    """The pictures of one run: `seeds` per prompt, saved as PNG below `run`/images."""
+
+    def __init__(self, run: Path, seeds: Sequence[int]) -> None:
+        self.run, self.seeds = run, tuple(seeds)
+        self.batch = max(1, PICTURES // len(self.seeds))
+
+    def keep(self, ask: Ask, drawn: Sequence[Pillow.Image]) -> tuple[str, ...]:
+        """Saves one question's pictures; their paths in the run's folder."""
+        paths = self.paths(ask)
+        for path, picture in zip(paths, drawn, strict=True):
+            buffer = io.BytesIO()
+            picture.convert("RGB").save(buffer, "PNG")
+            self.put(path, buffer.getvalue())
+        return paths
+
+    def put(self, path: str, data: bytes) -> None:
+        files.write_bytes(self.run / path, data, sync=False)
+
+    def paths(self, ask: Ask) -> tuple[str, ...]:
+        """images/<case>/<probe>[@<tag>]-<seed>.png"""
+        name = _safe(ask.probe.id) + (f"@{ask.tag}" if ask.tag else "")
+        return tuple(f"images/{_safe(ask.case)}/{name}-{seed}.png" for seed in self.seeds)
+
+    def recall(self, key: str, asks: Sequence[Ask], step: int) -> list[Answer] | None:
+        """The kept answers to `asks`, with their pictures put into the run; None if not all are."""
+        stored = cache.load(key)
+        if stored is None:
+            return None
+        answers = [from_json(Answer, data) for data in stored]
+        if [(a.case, a.probe, a.tag) for a in answers] != [
+            (a.case, a.probe.id, a.tag) for a in asks
+        ]:
+            return None
+        out = []
+        for ask, answer in zip(asks, answers, strict=True):
+            paths = self.paths(ask) if answer.images else ()
+            for path, name in zip(paths, answer.images, strict=True):
+                data = cache.load_bytes(name)
+                if data is None:
+                    return None
+                self.put(path, data)
+            out.append(replace(answer, step=step, images=paths))
+        return out
+
+    def remember(self, key: str, answers: Sequence[Answer]) -> None:
+        """Keeps answers and their pictures for later runs; an unwritable cache is done without."""
+        kept = []
+        try:
+            for answer in answers:
+                data = [(self.run / path).read_bytes() for path in answer.images]
+                kept.append(replace(answer, images=tuple(map(cache.store_bytes, data))))
+        except (OSError, DiskFull):
+            return
+        cache.store(key, [to_json(a) for a in kept])
+
+
+def _safe(name: str) -> str:
+    """A file name that says what it is; another name never gives the same one."""
+    plain = re.sub(r"[^A-Za-z0-9._+-]", "-", name.replace("+", " ").replace("/", "+"))
+    same = plain.replace("+", "/") == name and not plain.startswith(".") and len(plain) <= 80
+    return plain if same else f"{plain[:80].lstrip('.')}-{digest(name)[:8]}"

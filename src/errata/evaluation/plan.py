@@ -1,0 +1,398 @@
+"""Which cases are asked: frozen before any edit, from the untouched backbone's own answers.
+
+A benchmark yields candidates. The plan asks all their probes once, keeps a case whose origin holds
+for this backbone (counterfactual: the base says the old answer; correction: it does not say the
+target), drops single probes that could not tell anything (a locality probe whose before-answer is
+the target, a portability probe whose hop the base does not know), and records every drop with its
+reason. Nothing is drawn for a plan: a protocol that draws has its own controls.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from errata.core import registry
+from errata.core.backbone import Backbone
+from errata.core.benchmark import BenchmarkSpec
+from errata.core.errors import BadBackbone, BadEdit, BadImage, BadSpec
+from errata.core.protocol import Ask, Protocol, Unit
+from errata.core.text import normalise
+from errata.core.types import (
+    DRAWN_KINDS,
+    LOCALITY_KINDS,
+    MAIN_KINDS,
+    Answer,
+    Case,
+    Image,
+    Probe,
+    Prompt,
+    Skip,
+    digest,
+    from_json,
+    to_json,
+)
+from errata.evaluation import cache
+from errata.evaluation.answers import Asked, ask_all, too_long, unedited
+from errata.io.images import hash_image, split_uri
+
+VERSION = 1
+BLOCK = 32  # cases asked together; part of what makes a plan reproducible
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Cases that will be edited, their before-answers, and what was left out."""
+
+    cases: tuple[Case, ...]
+    panel: tuple[Probe, ...]
+    before: tuple[Answer, ...]
+    dropped: tuple[Skip, ...]
+    data: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does, all of it decided before the first edit."""
+
+    benchmark: str
+    protocol: str
+    cases: tuple[Case, ...]
+    panel: tuple[Probe, ...]
+    units: tuple[Unit, ...]
+    dropped: tuple[Skip, ...]
+    base_accuracy: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+
+
+def protocol_of(text: str) -> Protocol:
+    """`name[:argument]` as a protocol. Raises BadSpec or UnknownName."""
+    name, _, argument = text.partition(":")
+    return registry.load("protocols", name)(argument)  # type: ignore[no-any-return]
+
+
+def select(
+    backbone: Backbone,
+    spec: BenchmarkSpec,
+    *,
+    seed: int,
+    limit: int | None,
+    root: Path | None,
+    draws: bool = False,
+    legacy: bool = False,
+    progress: Progress | None = None,
+) -> Selection:
+    """Asks candidates in seeded order until `limit` cases are found.
+
+    draws: whether the protocol draws; if not, drawn probes are dropped. Cached by model, data and
+    settings. Raises BadSpec, BadBackbone.
+    """
+    benchmark = registry.load("benchmarks", spec.name)()
+    loaded = benchmark.load(spec, root=root, seed=seed)
+    if draws:
+        _check_draws(backbone, spec, loaded.cases)
+    panel = tuple(benchmark.panel(spec, root=root))
+    order = random.Random(f"{seed}|{spec}").sample(range(len(loaded.cases)), len(loaded.cases))
+    candidates = [loaded.cases[i] for i in order]
+    data = digest([to_json(c) for c in loaded.cases])
+    key = digest(
+        [
+            VERSION,
+            BLOCK,
+            *unedited(backbone),
+            benchmark.version,
+            [to_json(p) for p in panel],
+            _files(candidates),
+            str(spec),
+            data,
+            seed,
+            limit or 0,
+            int(draws),
+            int(legacy),
+        ]
+    )
+    stored = cache.load(key)
+    if stored is not None:
+        return _from_json(stored)
+    undrawn: tuple[Skip, ...] = ()
+    if not draws:
+        candidates, undrawn = _without_drawn(candidates)
+    made = _ask_candidates(backbone, candidates, panel, limit, legacy, progress)
+    planned = {c.id for c in made.cases}
+    undrawn = tuple(s for s in undrawn if s.id.partition("/")[0] in planned)
+    selection = replace(made, dropped=(*loaded.skipped, *made.dropped, *undrawn), data=data)
+    if not selection.cases:
+        raise BadSpec(
+            f"no case of {spec} is usable on {backbone.name}: {len(candidates)} candidates, "
+            f"{len(selection.dropped)} dropped "
+            f"({'; '.join(s.reason for s in selection.dropped[:2])}). "
+            "Choose another split or model."
+        )
+    cache.store(key, _to_json(selection))
+    return selection
+
+
+def _check_draws(backbone: Backbone, spec: BenchmarkSpec, cases: Sequence[Case]) -> None:
+    if not any(p.kind in DRAWN_KINDS for case in cases for p in case.probes):
+        raise BadSpec(
+            f"benchmark {spec} has nothing to draw. Choose another protocol, such as "
+            "sequential:10, or a benchmark with pictures to draw, such as unike_umm."
+        )
+    if "draw" not in backbone.capabilities:
+        raise BadBackbone(
+            f"{backbone.name} draws no pictures, which this protocol asks for. Choose a model that "
+            "does, such as micro-umm, or another protocol, such as sequential:10."
+        )
+
+
+def _without_drawn(cases: Sequence[Case]) -> tuple[list[Case], tuple[Skip, ...]]:
+    """The cases without what a protocol that draws nothing cannot ask."""
+    why = "this protocol draws no pictures"
+    skips = [
+        Skip(f"{case.id}/{p.id}", why) for case in cases for p in case.probes
+        if p.kind in DRAWN_KINDS
+    ]  # fmt: skip
+    kept = [c.with_probes(tuple(p for p in c.probes if p.kind not in DRAWN_KINDS)) for c in cases]
+    return kept, tuple(skips)
+
+
+def _files(cases: Sequence[Case]) -> str:
+    """Hash of the state of every image file that could be asked: mending one is a new plan."""
+    paths = {
+        image.uri
+        for case in cases
+        for prompt in (case.edit.prompt, *(p.prompt for p in case.probes))
+        for image in prompt.images
+        if split_uri(image.uri)[0] is None
+    }
+    states = []
+    for path in sorted(paths):
+        try:
+            stat = Path(path).stat()
+            states.append([path, stat.st_size, stat.st_mtime_ns])
+        except OSError:
+            states.append([path, 0, 0])
+    return digest(states)
+
+
+def _ask_candidates(
+    backbone: Backbone,
+    candidates: Sequence[Case],
+    panel: Sequence[Probe],
+    limit: int | None,
+    legacy: bool,
+    progress: Progress | None,
+) -> Selection:
+    wanted = limit if limit is not None else len(candidates)
+    cases: list[Case] = []
+    before: list[Answer] = []
+    dropped: list[Skip] = []
+    for start in range(0, len(candidates), BLOCK):
+        if len(cases) >= wanted:
+            break
+        block = []
+        for case in candidates[start : start + BLOCK]:
+            ready, why = _ready(backbone, case)
+            dropped += why
+            if ready is not None:
+                block.append(ready)
+        answers = _answers(backbone, block, legacy)
+        for case in block:
+            kept, why = judge(case, answers)
+            dropped += why
+            if kept is not None and len(cases) < wanted:
+                cases.append(kept)
+                before += [answers[kept.id, p.id] for p in kept.probes if p.kind not in DRAWN_KINDS]
+        if progress is not None:
+            progress("asking the unedited model", min(len(cases), wanted), wanted)
+    asked = [Asked(Ask("panel", p)) for p in panel]
+    before += ask_all(backbone, asked, step=-1, legacy=legacy)
+    return Selection(tuple(cases), tuple(panel), tuple(before), tuple(dropped), "")
+
+
+def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
+    """The case with image hashes and without unaskable probes; None for an unusable edit."""
+    if not case.edit.target.strip():
+        return None, [Skip(case.id, "empty target")]
+    if case.main is None:
+        return None, [Skip(case.id, "no probe asks the edit's own prompt")]
+    edit_probe = Probe("edit", case.edit.prompt, "reliability", reference=case.edit.target)
+    try:
+        edit = replace(case.edit, prompt=_hashed(case.edit.prompt))
+        reason = too_long(backbone, edit_probe)
+    except (BadImage, BadEdit) as e:
+        reason = str(e)
+    if reason:
+        return None, [Skip(case.id, reason)]
+    probes, skips = [], []
+    for probe in case.probes:
+        try:
+            whole = replace(probe, prompt=_hashed(probe.prompt))
+            reason = too_long(backbone, whole)
+        except (BadImage, BadEdit) as e:
+            whole, reason = probe, str(e)
+        if reason:
+            skips.append(Skip(f"{case.id}/{probe.id}", reason))
+        else:
+            probes.append(whole)
+    if not any(p.kind in MAIN_KINDS for p in probes):
+        return None, [*skips, Skip(case.id, f"its {case.main.kind} probe cannot be asked")]
+    return replace(case, edit=edit, probes=tuple(probes)), skips
+
+
+def _hashed(prompt: Prompt) -> Prompt:
+    return Prompt(
+        tuple(
+            replace(s, sha256=hash_image(s)) if isinstance(s, Image) and s.sha256 is None else s
+            for s in prompt.segments
+        )
+    )
+
+
+def _answers(
+    backbone: Backbone, cases: Sequence[Case], legacy: bool
+) -> dict[tuple[str, str], Answer]:
+    """Before-answers to all probes and hops (`<probe id>/hop`) of the cases."""
+    asked = []
+    for case in cases:
+        for p in case.probes:
+            if p.kind in DRAWN_KINDS:
+                continue
+            asked.append(Asked(Ask(case.id, p)))
+            if p.hop is not None:
+                hop = Probe(f"{p.id}/hop", p.hop.prompt, "portability", reference=p.hop.reference)
+                asked.append(Asked(Ask(case.id, hop)))
+    return {(a.case, a.probe): a for a in ask_all(backbone, asked, step=-1, legacy=legacy)}
+
+
+def judge(case: Case, answers: Mapping[tuple[str, str], Answer]) -> tuple[Case | None, list[Skip]]:
+    """The case with the probes that count on this backbone, or None; and why others are out."""
+    main = case.main
+    assert main is not None, case.id
+    said = answers[case.id, main.id]
+    target = case.edit.target
+    if said.stopped and _equal(said.text, target):
+        return None, [Skip(case.id, "the unedited model already says the target")]
+    if (
+        case.origin == "counterfactual"
+        and case.edit.old
+        and not (said.stopped and _equal(said.text, case.edit.old))
+    ):
+        return None, [
+            Skip(case.id, f"the unedited model says '{said.text[:40]}', not the old answer")
+        ]
+    probes, skips = [], []
+    for p in case.probes:
+        if p.kind in DRAWN_KINDS:
+            probes.append(p)
+            continue
+        own = answers[case.id, p.id]
+        why = ""
+        if p.kind in LOCALITY_KINDS and _equal(own.text, target):
+            why = "its before-answer is the target"
+        elif p.kind == "portability":
+            hop = answers.get((case.id, f"{p.id}/hop"))
+            if (
+                hop is not None
+                and p.hop is not None
+                and not (hop.stopped and _equal(hop.text, p.hop.reference))
+            ):
+                why = "the unedited model does not know the hop"
+            elif _equal(own.text, p.reference):
+                why = "the unedited model already gives the new consequence"
+        if why:
+            skips.append(Skip(f"{case.id}/{p.id}", why))
+        else:
+            probes.append(p)
+    edit = replace(case.edit, old=case.edit.old or said.text or None)
+    return replace(case, edit=edit, probes=tuple(probes)), skips
+
+
+def _equal(text: str, other: str) -> bool:
+    return normalise(text) == normalise(other)
+
+
+def make_plan(
+    selection: Selection, spec: BenchmarkSpec, protocol: Protocol, *, rows: int, seed: int
+) -> Plan:
+    """Units for the selected cases. Cases that fill no complete window are recorded as dropped."""
+    units = protocol.plan(selection.cases, rows=rows, seed=seed)
+    used = {c.id for u in units for lane in u.lanes for c in lane.cases}
+    left = tuple(
+        Skip(c.id, f"left over: {protocol.spec} takes complete windows")
+        for c in selection.cases
+        if c.id not in used
+    )
+    cases = tuple(c for c in selection.cases if c.id in used)
+    return Plan(
+        benchmark=str(spec),
+        protocol=protocol.spec,
+        cases=cases,
+        panel=selection.panel,
+        units=units,
+        dropped=(*selection.dropped, *left),
+        base_accuracy=_base(cases, selection),
+        data=selection.data,
+    )
+
+
+def _base(cases: Sequence[Case], selection: Selection) -> dict[str, Any]:
+    """How often the unedited model gives the reference, per kind and group; not of free texts."""
+    answers = {(a.case, a.probe): a for a in selection.before}
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for case, probes in [*((c.id, c.probes) for c in cases), ("panel", selection.panel)]:
+        for p in probes:
+            if p.cap or p.kind in DRAWN_KINDS:
+                continue
+            a = answers[case, p.id]
+            hits[p.kind + (f"/{p.group}" if p.group else "")].append(
+                a.stopped and _equal(a.text, p.reference)
+            )
+    return {k: {"value": sum(v) / len(v), "n": len(v)} for k, v in sorted(hits.items())}
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """What `plan.json` holds."""
+    return {
+        "schema": VERSION,
+        "benchmark": plan.benchmark,
+        "protocol": plan.protocol,
+        "cases": [to_json(c) for c in plan.cases],
+        "panel": [to_json(p) for p in plan.panel],
+        "units": [
+            {
+                "id": u.id,
+                "lanes": [{"id": one.id, "cases": [c.id for c in one.cases]} for one in u.lanes],
+            }
+            for u in plan.units
+        ],
+        "dropped": [to_json(s) for s in plan.dropped],
+        "base_accuracy": plan.base_accuracy,
+        "data": plan.data,
+    }
+
+
+def _to_json(s: Selection) -> dict[str, Any]:
+    return {
+        "cases": [to_json(c) for c in s.cases],
+        "panel": [to_json(p) for p in s.panel],
+        "before": [to_json(a) for a in s.before],
+        "dropped": [to_json(d) for d in s.dropped],
+        "data": s.data,
+    }
+
+
+def _from_json(data: Mapping[str, Any]) -> Selection:
+    return Selection(
+        from_json(tuple[Case, ...], data["cases"]),
+        from_json(tuple[Probe, ...], data["panel"]),
+        from_json(tuple[Answer, ...], data["before"]),
+        from_json(tuple[Skip, ...], data["dropped"]),
+        data["data"],
+    )

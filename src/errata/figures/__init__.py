@@ -1,0 +1,1 @@
+"""The drawing engine: figures, as `core.figure` describes them, become SVG."""

@@ -1,1 +1,0 @@
-"""How edits are found: what editors share."""

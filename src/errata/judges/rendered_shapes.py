@@ -1,0 +1,244 @@
+"""Reads the attributes of a picture of micro-umm's world by comparing it with what the world draws.
+
+No training: the ground and the badge are read against their colours, the thing's colour by a vote
+of its pixels, shape and size by the best of a few thousand silhouettes, the pattern by how the
+white lies inside the best silhouette. What fits nothing well enough is not read ("").
+
+Shapes: S side of a picture, W side of the window in which silhouettes are compared, K silhouettes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from errata.core.errors import BadImage
+from errata.core.judge import Judge
+from errata.core.types import Image, Verdict, View
+from errata.io.images import load_image
+from errata.synthetic.shapes import render
+from errata.synthetic.shapes.objects import ATTRIBUTES, Scene
+from errata.synthetic.shapes.shapes import distance
+
+Array = NDArray[np.float64]
+
+#: The window that no strip and no companion reaches, and the part of it that is always thing.
+LOW, HIGH = 2, 25
+#: How far (in RGB) a pixel may be from a ground or a colour to speak for it.
+NEAR_GROUND, NEAR_COLOUR = 42.0, (45.0, 75.0)
+#: Shares and errors beyond which nothing is read.
+LEAST_GROUND, WORST_BADGE, WORST_FIT, LEAST_MARGIN = 0.5, 60.0, 0.09, 0.003
+
+
+class Microworld(Judge):
+    """A programmatic reader: `view.category` names the attribute that is compared."""
+
+    name: ClassVar[str] = "microworld"
+    version: ClassVar[str] = "1"
+
+    def judge(self, pictures: Sequence[tuple[Path, View]]) -> list[Verdict]:
+        return [self._verdict(path, view) for path, view in pictures]
+
+    def _verdict(self, path: Path, view: View) -> Verdict:
+        if view.category not in ATTRIBUTES:
+            known = ", ".join(ATTRIBUTES)
+            note = f"'{view.category}' is none of the attributes that it reads: {known}"
+            return Verdict(self.identity, note=note)
+        try:
+            picture = np.asarray(load_image(Image(str(path))))
+        except BadImage as e:
+            return Verdict(self.identity, note=str(e))
+        if picture.shape != (render.SIDE, render.SIDE, 3):
+            note = f"the picture is {picture.shape[1]} x {picture.shape[0]}, not {render.SIDE} wide"
+            return Verdict(self.identity, note=note)
+        answer = read(picture)[view.category]
+        if not answer:
+            return Verdict(self.identity, note=f"no {view.category} can be read")
+        return Verdict(self.identity, answer=answer, meets=answer == view.target)
+
+
+def read(picture: NDArray[np.uint8]) -> dict[str, str]:
+    """[S, S, 3] bytes -> attribute -> value, "" for what cannot be read."""
+    x = picture.astype(float)
+    found = dict.fromkeys(ATTRIBUTES, "")
+    found["home"], ground = _ground(x)
+    found["maker"] = _badge(x)
+    colour = _colour(x, ground)
+    if colour is None:
+        return found
+    found["colour"] = colour
+    best, sure = _silhouette(x, ground, np.asarray(render.RGB[colour], dtype=float))
+    if sure.shape:
+        found["shape"] = best.shape
+    if sure.size:
+        found["size"] = best.size
+    if sure.shape or sure.size:
+        found["pattern"] = _pattern(x, best, np.asarray(render.RGB[colour], dtype=float))
+    return found
+
+
+# -- ground and badge ---------------------------------------------------------------------------
+
+
+def _ground(x: Array) -> tuple[str, Array]:
+    """(home, colour of the ground), from the pixels around the thing."""
+    pool = np.concatenate(
+        [x[2:4, 6:24].reshape(-1, 3), x[6:24, 2:4].reshape(-1, 3), x[6:8, 22:25].reshape(-1, 3)]
+    )
+    names = list(render.GROUND)
+    table = np.asarray([render.GROUND[n] for n in names], dtype=float)
+    far = np.linalg.norm(pool[:, None] - table, axis=-1)
+    vote = np.where(far.min(1) < NEAR_GROUND, far.argmin(1), len(names))
+    counts = np.bincount(vote, minlength=len(names) + 1)
+    best = int(counts[:-1].argmax())
+    if counts[best] < LEAST_GROUND * len(pool):
+        middle: Array = np.median(pool, axis=0)
+        return "", middle
+    mean: Array = pool[vote == best].mean(axis=0)
+    return names[best], mean
+
+
+def _badge(x: Array) -> str:
+    """The maker whose badge a corner shows; none where no corner, or more than one, shows one."""
+    errors: dict[str, float] = {}
+    n = render.CORNER
+    for maker, (row, column, white) in render.BADGE.items():
+        top, left = row * (render.SIDE - n), column * (render.SIDE - n)
+        part = x[top : top + n, left : left + n]
+        errors[maker] = float(np.abs(part - render.badge(white)).mean())
+    good = sorted((e, m) for m, e in errors.items() if e < WORST_BADGE)
+    return good[0][1] if len(good) == 1 else ""
+
+
+# -- the thing ----------------------------------------------------------------------------------
+
+
+def _colour(x: Array, ground: Array) -> str | None:
+    """The colour that most pixels of the middle have, besides ground and white."""
+    middle = x[6:23, 5:23].reshape(-1, 3)
+    table = np.asarray(list(render.RGB.values()), dtype=float)
+    far = np.linalg.norm(middle[:, None] - table, axis=-1)
+    other = np.minimum(
+        np.linalg.norm(middle - ground, axis=-1),
+        np.linalg.norm(middle - np.asarray(render.WHITE), axis=-1),
+    )
+    for near in NEAR_COLOUR:  # mixtures with white come close to other colours
+        own = (far.min(1) < near) & (far.min(1) < other)
+        counts = np.bincount(far.argmin(1)[own], minlength=len(table))
+        if own.sum() >= 8 and counts.max() >= 0.6 * own.sum():
+            return list(render.RGB)[int(counts.argmax())]
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    shape: str
+    size: str
+    x: float
+    y: float
+    r: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Sure:
+    shape: bool
+    size: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Silhouettes:
+    """rows: [K, W * W] coverage in the window; squares: [K] its sum of squares."""
+
+    fits: tuple[_Fit, ...]
+    rows: Array
+    squares: Array
+    parts: Mapping[str, NDArray[np.str_]]
+
+
+@cache
+def _silhouettes() -> _Silhouettes:
+    yy, xx = np.mgrid[LOW:HIGH, LOW:HIGH].astype(float)
+    fits, rows = [], []
+    shifts = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    for size in ATTRIBUTES["size"]:
+        for setting in ("", "table", "tree", "flag", "poster"):
+            scene = Scene("red", "disc", "plain", size, setting=setting)
+            cx, cy, radius = render.placed(scene)
+            for shape in ATTRIBUTES["shape"]:
+                for dx in shifts:
+                    for dy in shifts:
+                        for k in (0.95, 1.0, 1.05):
+                            fit = _Fit(shape, size, cx + dx, cy + dy, k * radius)
+                            d = distance(shape, xx - fit.x, yy - fit.y, fit.r)
+                            fits.append(fit)
+                            rows.append(np.clip(0.5 - d, 0, 1).ravel())
+    table = np.stack(rows)
+    parts = {p: np.asarray([getattr(f, p) for f in fits]) for p in ("shape", "size")}
+    return _Silhouettes(tuple(fits), table, (table**2).sum(1), parts)
+
+
+def _along(x: Array, start: Array, end: Array) -> tuple[Array, Array]:
+    """How far each pixel lies along start -> end (0 to 1), and its distance from that line."""
+    way = end - start
+    t = np.clip((x - start) @ way / max(float(way @ way), 1e-9), 0, 1)
+    return t, np.linalg.norm(x - (start + t[..., None] * way), axis=-1)
+
+
+def _silhouette(x: Array, ground: Array, colour: Array) -> tuple[_Fit, _Sure]:
+    """The best silhouette, and whether its shape and its size stand out."""
+    window = x[LOW:HIGH, LOW:HIGH].reshape(-1, 3)
+    off_ground = np.linalg.norm(window - ground, axis=-1)
+    _, off_thing = _along(window, colour, np.asarray(render.WHITE, dtype=float))
+    seen = off_ground / np.maximum(off_ground + off_thing, 1e-9)
+    known = _silhouettes()
+    errors = ((seen**2).sum() - 2 * known.rows @ seen + known.squares) / len(seen)
+    best = known.fits[int(errors.argmin())]
+    least = float(errors.min())
+
+    def sure(part: str) -> bool:
+        others = known.parts[part] != getattr(best, part)
+        return least < WORST_FIT and float(errors[others].min()) - least > LEAST_MARGIN
+
+    return best, _Sure(sure("shape"), sure("size"))
+
+
+@cache
+def _whites() -> Mapping[str, tuple[tuple[float, float], ...]]:
+    """The shifts at which each pattern is compared: its whole period in half pixels."""
+    half = np.arange(-2.5, 2.5, 0.5).tolist()
+    return {
+        "striped": tuple((0.0, y) for y in half),
+        "dotted": tuple((x, y) for x in half[:9] for y in half[:9]),
+    }
+
+
+def _pattern(x: Array, fit: _Fit, colour: Array) -> str:
+    """How the white lies inside the silhouette."""
+    yy, xx = np.mgrid[0 : render.SIDE, 0 : render.SIDE].astype(float)
+    inside = distance(fit.shape, xx - fit.x, yy - fit.y, fit.r) < -0.7
+    if inside.sum() < 8:
+        return ""
+    white, _ = _along(x[inside], colour, np.asarray(render.WHITE, dtype=float))
+    errors = {"plain": float((white**2).mean())}
+    for pattern, shifts in _whites().items():
+        errors[pattern] = min(
+            float(
+                (
+                    (
+                        white
+                        - render.accented(pattern, xx[inside] - fit.x - dx, yy[inside] - fit.y - dy)
+                    )
+                    ** 2
+                ).mean()
+            )
+            for dx, dy in shifts
+        )
+    ranked = sorted(errors, key=errors.__getitem__)
+    first, second = errors[ranked[0]], errors[ranked[1]]
+    return ranked[0] if first < 0.12 and second - first > 0.005 else ""

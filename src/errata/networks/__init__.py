@@ -1,0 +1,1 @@
+"""Neural networks that patches and algorithms both load."""

@@ -1,0 +1,1 @@
+"""The two rendered worlds that the bundled models were trained on. No torch."""

@@ -1,0 +1,1 @@
+"""Training of the networks that some editors learn once, and gradient search for single edits."""

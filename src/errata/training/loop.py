@@ -1,0 +1,486 @@
+"""Training of what an editor learns once: one loop for all editors that have one.
+
+An editor gives a `Trainee`: a module in float32 and its losses on a `Turn` (rows of some training
+cases, entered once behind the frozen trunk, see `turns`). The loop brings accelerate (one process
+here; under `accelerate launch` every process trains on its own share of each step and the gradients
+are averaged), gradient accumulation and clipping, a held-out part of the cases with early stopping
+that keeps the best, and checkpoints from which a killed training goes on to the same bytes: the
+order of the cases and every draw depend on (seed, step) only.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from errata.algorithms.gradient import generator
+from errata.core.backbone import Backbone
+from errata.core.editor import Editor, State, Work
+from errata.core.errors import BadData, BadRun, NotFinite
+from errata.core.types import Case, digest
+from errata.training import checkpoint
+from errata.training.batches import Piece, Pools, Role, Row, Turn
+
+CURVE = 40  # most points of a loss curve that a state keeps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How an editor's network is trained; base of the `Config` of editors that are.
+
+    steps: updates at most. batch: cases per forward; accumulate: forwards per update. lr: after
+    `warmup` steps, `constant`, along a `cosine` to a tenth, or `linear` to zero. clip: gradient
+    norm (0 = none). gen, loc: rows of a case per step, out of a pool of gen_pool and loc_pool rows
+    per case, taken in turn from the probes of gen_kinds and loc_kinds. held_out: cases that are not
+    trained on; every `every` steps their loss is taken, and after `patience` times without a new
+    best the training stops. keep: steps between checkpoints. cache_gb: for states behind the frozen
+    trunk. eos: the end token is part of the targets.
+    """
+
+    steps: int = 2000
+    batch: int = 8
+    accumulate: int = 1
+    lr: float = 1e-3
+    warmup: int = 0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    clip: float = 1.0
+    gen: int = 2
+    loc: int = 2
+    gen_pool: int = 4
+    loc_pool: int = 6
+    gen_kinds: tuple[str, ...] = ("t_generality", "m_generality")
+    loc_kinds: tuple[str, ...] = ("t_locality", "m_locality")
+    held_out: int = 64
+    every: int = 100
+    patience: int = 10
+    keep: int = 100
+    cache_gb: float = 2.0
+    eos: bool = True
+
+
+class Trainee(ABC):
+    """What is trained. Subclasses set `module`, `floor` and `weights` and say what is lost.
+
+    module: weights and buffers, float32, on the backbone's device; all of it is kept in the state.
+    floor: the lowest block that the training changes, so that the trunk below is run once per row;
+    None where rows have to run through the whole model. weights: loss name -> factor; what
+    `losses` returns beside them is watched only.
+    """
+
+    module: nn.Module
+    floor: int | None = None
+    weights: Mapping[str, float]
+
+    def __init__(self, backbone: Backbone, config: Training) -> None:
+        self.backbone, self.config = backbone, config
+
+    @abstractmethod
+    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+        """Scalars by name. Called with gradients in training and without on held-out cases."""
+
+    def rows(self, case: Case, rng: torch.Generator) -> list[Row]:
+        """The pool of a case: its edit first, then probes, kind after kind in turn."""
+        c = self.config
+        first = Row("rel", case.edit.prompt, case.edit.target, "reliability")
+        gen = _in_turn(case, "gen", c.gen_kinds, c.gen_pool, rng)
+        return [first, *gen, *_in_turn(case, "loc", c.loc_kinds, c.loc_pool, rng)]
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Over the module's parameters; a group may have its own `lr`."""
+        return torch.optim.Adam(self.module.parameters(), lr=self.config.lr, fused=True)
+
+    def stepped(self) -> None:
+        """Called after each update."""
+        return
+
+    def score(self, means: Mapping[str, float]) -> float:
+        """What is smallest at the best step, from means over the held-out cases."""
+        return means["total"]
+
+    def validated(self, means: Mapping[str, float]) -> None:
+        """Called after each look at the held-out cases; what it changes belongs into buffers."""
+        return
+
+
+def _in_turn(
+    case: Case, role: Role, kinds: Sequence[str], count: int, rng: torch.Generator
+) -> list[Row]:
+    """`count` probes of a case, of each kind and group about as many."""
+    by_group: dict[tuple[str, str], list[Row]] = {}
+    for kind in kinds:
+        for p in case.probes:
+            if p.kind == kind and p.reference.strip():
+                row = Row(role, p.prompt, p.reference, p.kind)
+                by_group.setdefault((p.kind, p.group), []).append(row)
+    piles = [[pile[i] for i in _shuffled(len(pile), rng)] for pile in by_group.values()]
+    piles = [piles[i] for i in _shuffled(len(piles), rng)]
+    out: list[Row] = []
+    for turn in range(max(map(len, piles), default=0)):
+        out += [pile[turn] for pile in piles if turn < len(pile)]
+    return out[:count]
+
+
+def _shuffled(n: int, rng: torch.Generator) -> list[int]:
+    order: list[int] = torch.randperm(n, generator=rng).tolist()
+    return order
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The best weights and buffers, and a JSON-ready account of the training for a state's meta."""
+
+    tensors: Mapping[str, Tensor]
+    account: Mapping[str, Any]
+
+
+@dataclass
+class Progress:
+    """Everything of a running training that is not a tensor; JSON-ready."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    stopped: bool = False
+    sums: dict[str, float] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Losses(nn.Module):
+    """The trainee as one module whose forward is its loss, so that DDP can wrap it."""
+
+    def __init__(self, trainee: Trainee) -> None:
+        super().__init__()
+        self.inner = trainee.module
+        self.trainee = trainee
+
+    def forward(self, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
+        named = dict(self.trainee.losses(turn))
+        weights = self.trainee.weights
+        total = torch.stack([w * named[n] for n, w in weights.items() if n in named]).sum()
+        if torch.is_grad_enabled() and not total.requires_grad:
+            # no row of this turn meets the module (an adapter of image tokens, texts alone)
+            total = total + 0.0 * next(self.trainee.module.parameters()).sum()
+        return total, {"total": total.detach(), **{k: v.detach() for k, v in named.items()}}
+
+
+def train(
+    backbone: Backbone,
+    cases: Sequence[Case],
+    trainee: Trainee,
+    *,
+    seed: int,
+    work: Work | None = None,
+) -> Trained:
+    """Trains until the steps are done or held-out cases get no better.
+
+    Raises BadData without cases to train on, NotFinite when the loss is no number any more, BadRun
+    for a folder that holds the checkpoint of another training.
+    """
+    return _Loop(backbone, cases, trainee, seed, work or Work()).run()
+
+
+class _Loop:
+    def __init__(
+        self, backbone: Backbone, cases: Sequence[Case], trainee: Trainee, seed: int, work: Work
+    ) -> None:
+        self.backbone, self.trainee, self.seed, self.work = backbone, trainee, seed, work
+        self.c = trainee.config
+        self.held, self.cases = _hold_out(cases, self.c.held_out, seed)
+        self.pools = Pools(
+            backbone,
+            lambda case: trainee.rows(case, generator(seed, "pool", case.id)),
+            floor=trainee.floor,
+            eos=self.c.eos,
+            limit=int(self.c.cache_gb * 2**30),
+        )
+        # a step without a row of some role leaves parameters without a gradient
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        # without being told, processes that have no accelerator would each train for themselves
+        self.accelerator = Accelerator(
+            mixed_precision="no", device_placement=False, kwargs_handlers=[unused],
+            cpu=not torch.accelerator.is_available(),
+        )  # fmt: skip
+        self.optimiser = trainee.optimiser()
+        self.rates = [float(g["lr"]) for g in self.optimiser.param_groups]
+        self.model: Any = self.accelerator.prepare_model(_Losses(trainee), device_placement=False)
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+        self.plan = digest(
+            {
+                "config": asdict(self.c),
+                "trainee": type(trainee).__name__,
+                "backbone": backbone.fingerprint(),
+                "seed": seed,
+                "cases": [digest(case) for case in cases],
+                "shapes": {k: list(v.shape) for k, v in trainee.module.state_dict().items()},
+                "processes": self.accelerator.num_processes,
+            }
+        )
+
+    # -- which cases, which rows --------------------------------------------------------------
+
+    def _case(self, n: int) -> Case:
+        """The n-th case of the training: every epoch has an order of its own."""
+        epoch, place = divmod(n, len(self.cases))
+        order = torch.randperm(len(self.cases), generator=generator(self.seed, "order", epoch))
+        return self.cases[int(order[place])]
+
+    def _turn(self, cases: Sequence[Case], rng: torch.Generator) -> Turn:
+        pieces: list[Piece] = []
+        of_case: list[int] = []
+        for number, case in enumerate(cases):
+            chosen = self._chosen(self.pools.of(case), rng)
+            pieces += chosen
+            of_case += [number] * len(chosen)
+        device = self.backbone.device_of("")
+        return Turn(
+            self.backbone, tuple(cases), tuple(pieces), torch.tensor(of_case, device=device),
+            self.trainee.floor, self.c.eos, rng,
+        )  # fmt: skip
+
+    def _chosen(self, pool: Sequence[Piece], rng: torch.Generator) -> list[Piece]:
+        out = [p for p in pool if p.row.role == "rel"]
+        for role, count in (("gen", self.c.gen), ("loc", self.c.loc)):
+            mine = [p for p in pool if p.row.role == role]
+            out += [mine[i] for i in sorted(_shuffled(len(mine), rng)[:count])]
+        return out
+
+    def _training_turn(self, step: int, part: int) -> Turn:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        number = (step * self.c.accumulate + part) * world + rank
+        first = number * self.c.batch
+        cases = [self._case(first + i) for i in range(self.c.batch)]
+        return self._turn(cases, generator(self.seed, "turn", number))
+
+    # -- one update, one look at the held-out cases -------------------------------------------
+
+    def _rate(self, step: int) -> float:
+        if step < self.c.warmup:
+            return (step + 1) / self.c.warmup
+        if self.c.schedule == "constant":
+            return 1.0
+        gone = (step - self.c.warmup) / max(1, self.c.steps - self.c.warmup)
+        if self.c.schedule == "linear":
+            return 1.0 - gone
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * gone))
+
+    def _update(self, step: int) -> None:
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self._rate(step)
+        self.trainee.module.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        for part in range(self.c.accumulate):
+            last = part == self.c.accumulate - 1
+            waiting = nullcontext() if last else self.accelerator.no_sync(self.model)
+            with waiting, torch.enable_grad():
+                total, named = self.model(self._training_turn(step, part))
+                self._check_finite(total, step)
+                self.accelerator.backward(total / self.c.accumulate)
+            for name, value in named.items():
+                for key, one in ((name, float(value)), (f"#{name}", 1.0)):
+                    self.progress.sums[key] = self.progress.sums.get(key, 0.0) + one
+        if self.c.clip:
+            norm = self.accelerator.clip_grad_norm_(self.trainee.module.parameters(), self.c.clip)
+            if norm is not None:
+                self._check_finite(norm, step)
+        self.optimiser.step()
+        self.trainee.stepped()
+
+    def _check_finite(self, value: Tensor, step: int) -> None:
+        if not bool(torch.isfinite(value.detach()).all()):
+            raise NotFinite(
+                f"the training's loss or gradient became {float(value.detach())} at step {step}. "
+                "Lower the step size (--set lr=...), or load the model with --dtype float32."
+            )
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Means over the held-out cases; each process looks at a share of them."""
+        self.trainee.module.eval()
+        size = self.c.batch
+        turns = [self.held[i : i + size] for i in range(0, len(self.held), size)]
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        sums: dict[str, float] = {}
+        for number, cases in enumerate(turns):
+            if number % world != rank:
+                continue
+            _, named = _Losses.forward(
+                self._unwrapped(), self._turn(cases, generator(self.seed, "held", number))
+            )
+            for name, value in named.items():
+                for key, one in ((name, float(value)), (f"#{name}", 1.0)):
+                    sums[key] = sums.get(key, 0.0) + one * len(cases)
+        return _means(self._of_all(sums))
+
+    def _of_all(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Sums over all processes; a process may lack a name."""
+        total: dict[str, float] = {}
+        for one in gather_object([dict(sums)]):
+            for name, value in one.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
+
+    def _unwrapped(self) -> _Losses:
+        model = self.accelerator.unwrap_model(self.model)
+        assert isinstance(model, _Losses)
+        return model
+
+    def _look(self) -> None:
+        """Held-out loss after `progress.step` updates: a point of the curve, a best, or a stop."""
+        p = self.progress
+        held = self._validate() if self.held else {}
+        trained = _means(self._of_all(p.sums))
+        p.curve.append({"step": p.step, "train": _rounded(trained), "held_out": _rounded(held)})
+        p.sums = {}
+        score = self.trainee.score(held) if self.held else -p.step
+        self._check_finite(torch.tensor(score), p.step)
+        if p.best is None or score < p.best:
+            p.best, p.best_step, p.stale = score, p.step, 0
+            self.best = {k: v.detach().clone() for k, v in self.trainee.module.state_dict().items()}
+        else:
+            p.stale += 1
+            p.stopped = p.stale >= self.c.patience
+        self.trainee.validated(held or trained)
+
+    # -- the whole ----------------------------------------------------------------------------
+
+    def run(self) -> Trained:
+        p = self._resumed()
+        what = "training"
+        if p.step == 0 and not p.curve:
+            self._look()
+        while p.step < self.c.steps and not p.stopped:
+            self._update(p.step)
+            p.step += 1
+            if p.step % self.c.every == 0 or p.step == self.c.steps:
+                self._look()
+            if p.step % self.c.keep == 0 and p.step < self.c.steps and not p.stopped:
+                self._save()
+            self.work.report(what, p.step, self.c.steps)
+        if p.step < self.c.steps:
+            self.work.report(what, self.c.steps, self.c.steps)
+        return Trained(self.best, self._account())
+
+    def _account(self) -> dict[str, Any]:
+        p, seen = self.progress, self.progress.step * self.c.batch * self.c.accumulate
+        return {
+            "cases": len(self.cases),
+            "held_out": len(self.held),
+            "steps": p.step,
+            "best_step": p.best_step,
+            "stopped_early": p.stopped,
+            "epochs": round(seen * self.accelerator.num_processes / len(self.cases), 2),
+            "parameters": sum(q.numel() for q in self.trainee.module.parameters()),
+            "curve": thinned(p.curve, CURVE),
+        }
+
+    def _save(self) -> None:
+        path = self.work.checkpoint
+        if path is None:
+            return
+        main = self.accelerator.is_main_process
+        sums = self._of_all(self.progress.sums)  # the first process goes on with everyone's
+        self.progress.sums = sums if main else {}
+        if main:
+            point = checkpoint.Checkpoint(
+                self.plan, asdict(self.progress), self.trainee.module.state_dict(), self.best,
+                self.optimiser.state_dict(),
+            )  # fmt: skip
+            checkpoint.save(path, point)
+        self.accelerator.wait_for_everyone()
+
+    def _resumed(self) -> Progress:
+        """Goes on from the folder's checkpoint, if there is one."""
+        point = checkpoint.load(self.work.checkpoint)
+        if point is None:
+            return self.progress
+        if point.plan != self.plan:
+            raise BadRun(
+                f"{self.work.folder} holds an unfinished training with other settings, cases, seed "
+                "or model. Repeat that command, delete training.safetensors in it, or choose "
+                "another --out."
+            )
+        self.trainee.module.load_state_dict(dict(point.module))
+        checkpoint.restore_optimiser(self.optimiser, point.optimiser)
+        device = self.backbone.device_of("")
+        self.best = {k: v.to(device) for k, v in point.best.items()}
+        self.progress = Progress(**point.progress)
+        if not self.accelerator.is_main_process:
+            self.progress.sums = {}
+        return self.progress
+
+
+def _hold_out(
+    cases: Sequence[Case], count: int, seed: int
+) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """(held-out, training) cases: drawn by case, at most a fifth. Raises BadData."""
+    if not cases:
+        raise BadData("there are no cases to train on. Name a benchmark's train part.")
+    count = min(count, len(cases) // 5)
+    held = set(_shuffled(len(cases), generator(seed, "held out"))[:count])
+    return (
+        tuple(c for i, c in enumerate(cases) if i in held),
+        tuple(c for i, c in enumerate(cases) if i not in held),
+    )
+
+
+def _means(sums: Mapping[str, float]) -> dict[str, float]:
+    return {n: v / sums[f"#{n}"] for n, v in sums.items() if not n.startswith("#")}
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {k: float(f"{v:.5g}") for k, v in values.items()}
+
+
+def thinned(curve: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
+    """At most `most` points, the first and the last among them, evenly in between."""
+    if len(curve) <= most:
+        return [dict(p) for p in curve]
+    picked = [round(i * (len(curve) - 1) / (most - 1)) for i in range(most)]
+    return [dict(curve[i]) for i in picked]
+
+
+class TrainedEditor(Editor):
+    """An editor whose state is a trained network. Subclasses make the trainee.
+
+    The state's tensors are the module's, under their own names; `meta["training"]` is the account.
+    """
+
+    needs_state = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Training):
+        """Settings."""
+
+    @abstractmethod
+    def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
+        """What is to be trained, at its start (drawn from `generator(seed, ...)`)."""
+
+    def extra(self, backbone: Backbone, trainee: Trainee, cases: Sequence[Case]) -> dict[str, Any]:
+        """More for the state's meta, found with the best weights loaded (thresholds, ...)."""
+        return {}
+
+    def train(
+        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: Work
+    ) -> State | None:
+        trainee = self.trainee(backbone, cases, seed)
+        done = train(backbone, cases, trainee, seed=seed, work=work)
+        trainee.module.load_state_dict(dict(done.tensors))
+        trainee.module.eval()
+        extra = self.extra(backbone, trainee, cases)
+        meta = {"training": {**done.account, "seed": seed}, **extra}
+        tensors = {k: v.detach().cpu() for k, v in done.tensors.items()}
+        return State(self.name, meta, tensors)
+
+
+__all__ = ["Progress", "Row", "Trained", "TrainedEditor", "Trainee", "Training", "Turn", "train"]

@@ -1,0 +1,97 @@
+"""Lanes that fail alone: reasons instead of crashes, and everybody else untouched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from errata.core import registry
+from errata.core.backbone import Backbone
+from errata.core.benchmark import BenchmarkSpec
+from errata.core.editor import Found, State
+from errata.core.errors import BadRun, BadSpec, FingerprintMismatch, MissingState, NotFinite
+from errata.core.types import Edit, Prompt
+from errata.evaluation.bench import bench
+from tests import tiny
+from tests.stub import NotesEditor, Stub, knowing
+
+SPEC = "microworld:vqa@dev"
+
+
+class Moody(NotesEditor):
+    """Cannot make edits whose target has an even number of letters."""
+
+    def find(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None],
+        *,
+        seed: int,
+    ) -> list[Found]:
+        for edit in (e for g in groups for e in g):
+            if len(edit.target) % 2 == 0:
+                raise NotFinite(f"the loss of edit '{edit.id}' became nan")
+        return super().find(backbone, groups, states, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def stub() -> Stub:
+    spec = BenchmarkSpec.parse(SPEC)
+    benchmark = registry.load("benchmarks", "microworld")()
+    return knowing(benchmark.load(spec).cases, benchmark.panel(spec))
+
+
+@pytest.mark.parametrize("protocol", ["one_step", "sequential:4"])
+def test_a_failed_edit_is_unscored_and_the_others_are_scored(
+    stub: Stub, tmp_path: Path, protocol: str
+) -> None:
+    out = bench(stub, Moody(), SPEC, protocol, tmp_path / "r", limit=24, rows=3)
+    plan = json.loads((out / "plan.json").read_text())
+    bad = sum(len(c["edit"]["target"]) % 2 == 0 for c in plan["cases"])
+    assert 0 < bad < len(plan["cases"])
+    entry = json.loads((out / "scores.json").read_text())["metrics"]["reliability.exact"]
+    assert entry["n"] == len(plan["cases"]) - bad and entry["unscored"] == bad
+    assert entry["value"] == 1.0
+
+
+def test_a_changed_plan_is_not_continued(stub: Stub, tmp_path: Path) -> None:
+    out = bench(stub, NotesEditor(), SPEC, "one_step", tmp_path / "r", limit=8, rows=2)
+    plan = json.loads((out / "plan.json").read_text())
+    plan["cases"][0]["probes"].pop()
+    (out / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(BadRun, match="not what this run began with"):
+        bench(stub, NotesEditor(), SPEC, "one_step", tmp_path / "r", limit=8, rows=2)
+
+
+def test_a_state_is_checked_before_it_is_used(edits: list[Edit]) -> None:
+    bb = tiny.shared("llava")
+    make = registry.load("editors", "tpatcher")
+    with pytest.raises(MissingState, match="memory_weight=0"):
+        make().edit(bb, edits[:1])
+    from errata.core.types import Case, Probe
+
+    probe = Probe("l", Prompt.of("What?"), "t_locality", reference="ring")
+    state = make(steps=1, memory=50).prepare(bb, [Case("c", edits[1], (probe,))])
+    with pytest.raises(BadSpec, match=r"made with layers=\[-1\], now it is \[-2\]"):
+        make(steps=1, memory=50, layers=(-2,)).edit(bb, edits[:1], state)
+    with pytest.raises(FingerprintMismatch, match="another model"):
+        make(steps=1, memory=50).edit(tiny.shared("qwen3"), edits[:1], state)
+
+
+def test_later_neurons_spare_earlier_edits(edits: list[Edit]) -> None:
+    """After an edit its own states join the lane's memory, and only that lane's."""
+    from errata.core.types import Case, Probe
+
+    bb = tiny.shared("llava")
+    editor = registry.load("editors", "tpatcher")(steps=2, memory=50)
+    probe = Probe("l", Prompt.of("What?"), "t_locality", reference="ring")
+    state = editor.prepare(bb, [Case("c", edits[1], (probe,))])
+    found = editor.edit_rows(bb, edits[:2], [state, state])
+    past = [f.state.tensors["past/text.3.mlp"] for f in found if f.state is not None]
+    assert all(len(p) >= 1 for p in past) and not past[0].equal(past[1])
+    assert "past/text.3.mlp" not in state.tensors
+    assert found[0].state is not None and found[0].state.origin == state.digest()

@@ -1,0 +1,157 @@
+"""Writes what the docs take from the code: the README's table and docs/schemas.
+
+python tools/docs.py            writes
+python tools/docs.py --check    exits 1 when something is not current
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+if TYPE_CHECKING:
+    from errata import Case
+    from errata.core.backbone import Backbone
+
+NOUNS = ("Case", "Edit", "Probe", "Answer")
+BEGIN, END = "<!-- table: tools/docs.py -->", "<!-- end of table -->"
+
+PICTURE = (
+    "microworld:shape=ring,colour=blue,pattern=striped,accent=black,size=small,position=centre,"
+    "background=grey,seed=1"
+)
+
+#: column -> function of tests/tiny.py that makes a random-weight model of the real class
+COLUMNS = {
+    "LLaVA-1.5": "llava",
+    "BLIP-2 (OPT)": "blip2",
+    "Qwen2.5-VL": "qwen25",
+    "Qwen3-VL": "qwen3",
+    "micro-umm": "micro_umm",
+}
+
+
+def schemas() -> dict[Path, str]:
+    """One JSON Schema per noun that reaches a file."""
+    from errata.core import types
+
+    made = {}
+    for noun in NOUNS:
+        schema = types.json_schema(getattr(types, noun))
+        whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+        text = json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        made[ROOT / "docs" / "schemas" / f"{noun.lower()}.json"] = text
+    return made
+
+
+def readme() -> dict[Path, str]:
+    """The README with the current table of editors and backbones."""
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    assert pattern.search(text), f"README.md has no '{BEGIN}'"
+    return {path: pattern.sub(f"{BEGIN}\n{table()}\n{END}", text)}
+
+
+def table() -> str:
+    """Every editor tried on a small random-weight model of every class: `yes` or why not."""
+    import torch
+
+    from errata.core import registry
+    from tests import tiny
+
+    torch.set_num_threads(1)
+    backbones = {title: getattr(tiny, name)() for title, name in COLUMNS.items()}
+    lines = [_row(["editor", "edits", *backbones]), _row(["---"] * (len(backbones) + 2))]
+    for name in registry.names("editors"):
+        edits = " + ".join(sorted(registry.load("editors", name).modalities, reverse=True))
+        cells = [attempt(name, bb) for bb in backbones.values()]
+        lines.append(_row([f"`{name}`", edits, *cells]))
+    return "\n".join(lines)
+
+
+def attempt(name: str, bb: Backbone) -> str:
+    """One small edit: does the patch change the logits, and does dropping it undo that?"""
+    import torch
+
+    from errata import Edit, Prompt, UserError, editor
+    from errata.core import registry
+    from errata.training.loop import TrainedEditor
+    from tests.fast import FAST
+
+    cls = registry.load("editors", name)
+    if lacking := cls.requires - bb.capabilities:
+        return f"needs `{'`, `'.join(sorted(lacking))}`"
+    shown = PICTURE if "image" in cls.modalities & bb.capabilities else None
+    if shown is None and cls.modalities == {"image"}:
+        return "needs `image`"
+    edit = Edit(Prompt.of("What colour is the thing?", shown), "green", "thing", id="table")
+    batch = bb.encode([edit.prompt], [edit.target])
+    with torch.no_grad():
+        before = bb.logits(batch)
+    try:
+        settings = FAST[name] if issubclass(cls, TrainedEditor) else {}
+        made = editor(name, **settings).for_backbone(bb)
+        patch = made.edit(bb, [edit], made.prepare(bb, _lessons("image" in bb.capabilities))).patch
+        with torch.no_grad(), bb.applied(patch):
+            during = bb.logits(bb.encode([edit.prompt], [edit.target]))
+        with torch.no_grad():
+            after = bb.logits(batch)
+    except UserError as e:
+        return f"no: {e}"
+    assert torch.equal(before, after), f"{name} on {bb.name} was not undone"
+    return "no effect" if torch.equal(before, during) else "yes"
+
+
+def _lessons(pictures: bool) -> list[Case]:
+    """Training cases for editors that learn what to spare, or what the model does not know."""
+    from errata import Case, Edit, Probe, Prompt
+
+    spared = Probe("l", Prompt.of("Who made the other one?"), "t_locality", reference="Corvin")
+    truths = {"Where is it from?": "Aldham", "Who made it?": "Sorrel", "What is it?": "a ring"}
+    asked = [
+        (Prompt.of(q, p), a)
+        for q, a in truths.items()
+        for p in (None, PICTURE if pictures else None)
+    ]
+    return [
+        Case(
+            f"lesson {i}",
+            Edit(prompt, answer),
+            (Probe("g", prompt, "t_generality", reference=answer), spared),
+            origin="correction",
+        )
+        for i, (prompt, answer) in enumerate(asked)
+    ]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+MAKERS: tuple[Callable[[], dict[Path, str]], ...] = (schemas, readme)
+
+
+def main() -> int:
+    check = "--check" in sys.argv[1:]
+    stale = 0
+    for path, text in (item for make in MAKERS for item in make().items()):
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale += 1
+        print(f"{'not current' if check else 'written'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""What micro-umm can do: facts in text, rationales, and what its pictures show.
+
+Pictures are read by the programmatic judge; what it does not read counts as wrong.
+
+Shapes: none; everything is counted in percent with its number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from errata.backbones._micro_umm import MicroUmm as Model
+from errata.backbones.micro_umm import MicroUmm
+from errata.core.text import mentions
+from errata.core.types import Prompt
+from errata.judges.rendered_shapes import read
+from errata.synthetic.shapes import language as lang
+from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS, SETTINGS, Object, fact
+from tools.micro_umm import data
+
+ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt that is drawn, and what the picture must show: all of `shown`, `stated` of it."""
+
+    text: str
+    shown: dict[str, str]
+    stated: tuple[str, ...]
+
+
+def _place(rng: random.Random, stage: int) -> str:
+    return rng.choice(SETTINGS[stage])
+
+
+def implicit(rng: random.Random, thing: Object, stage: int, group: str) -> Asked:
+    """A caption that states nothing."""
+    text = lang.caption(thing.name, rng.choice(lang.wordings("caption", group)), _place(rng, stage))
+    return Asked(text, data.seen_values(thing, {}), tuple(ATTRIBUTES))
+
+
+def other(rng: random.Random, thing: Object, attribute: str) -> str:
+    return rng.choice([v for v in ATTRIBUTES[attribute] if v != fact(thing, attribute)])
+
+
+def explicit(rng: random.Random, thing: Object, stage: int, group: str) -> Asked:
+    """A caption that states one false value."""
+    attribute = rng.choice(tuple(ATTRIBUTES))
+    stated = {attribute: other(rng, thing, attribute)}
+    style = rng.choice((lang.caption, lang.oracle))
+    wording = rng.choice(lang.wordings("caption", group))
+    text = style(thing.name, wording, _place(rng, stage), **stated)
+    return Asked(text, data.seen_values(thing, stated), (attribute,))
+
+
+def reasoned(form: str) -> Callable[[random.Random, Object, int, str], Asked]:
+    """A rationale that states one false value, alone, before the prompt, or as an instruction."""
+
+    def make(rng: random.Random, thing: Object, stage: int, group: str) -> Asked:
+        attribute = rng.choice(tuple(ATTRIBUTES))
+        value = other(rng, thing, attribute)
+        wording, where = rng.choice(lang.wordings("caption", group)), _place(rng, stage)
+        text = lang.rationale(attribute, thing.name, value, wording, where)
+        prompt = lang.caption(thing.name, wording, where)
+        if form != "replace":
+            text += lang.GLUE + (lang.INSTRUCT if form == "instruct" else "") + prompt
+        return Asked(text, data.seen_values(thing, {attribute: value}), (attribute,))
+
+    return make
+
+
+KINDS = {
+    "implicit": implicit,
+    "explicit": explicit,
+    "rationale, replace": reasoned("replace"),
+    "rationale, prepend": reasoned("prepend"),
+    "rationale, instruct": reasoned("instruct"),
+}
+Tally = dict[str, list[bool]]
+#: (kind of prompt, objects, attributes) -> attribute -> right or not
+Table = dict[tuple[str, str, str], Tally]
+
+
+def things(drawn: bool, n: int) -> Iterator[Object]:
+    group = [o for o in OBJECTS if o.drawn == drawn]
+    for k in range(n):
+        yield group[k % len(group)]
+
+
+def drawn_right(
+    bb: MicroUmm, kind: str, drawn: bool, n: int, group: str, seed: str
+) -> tuple[Tally, Tally]:
+    """(stated or all attributes, the others): attribute -> whether each picture shows it."""
+    rng = random.Random(f"{seed}/{kind}/{drawn}/{group}")
+    asked = [KINDS[kind](rng, o, 1 + k % 4, group) for k, o in enumerate(things(drawn, n))]
+    own: Tally = {a: [] for a in ATTRIBUTES}
+    rest: Tally = {a: [] for a in ATTRIBUTES}
+    for k in range(0, n, ROWS):
+        part = asked[k : k + ROWS]
+        pictures = bb.draw([Prompt.of(p.text) for p in part], [rng.randrange(1 << 20)])
+        for p, (picture,) in zip(part, pictures, strict=True):
+            seen = read(np.asarray(picture))
+            for a in ATTRIBUTES:
+                (own if a in p.stated else rest)[a].append(seen[a] == p.shown[a])
+    return own, rest
+
+
+def percent(marks: Sequence[bool]) -> str:
+    return f"{100 * sum(marks) / len(marks):.0f} ({len(marks)})" if marks else ""
+
+
+def flat(tally: Tally) -> list[bool]:
+    return [m for marks in tally.values() for m in marks]
+
+
+def picture_table(bb: MicroUmm, n: int, group: str, seed: str) -> tuple[str, Table]:
+    """Per kind of prompt and kind of object, percent right (number) per attribute, in Markdown."""
+    head = ["prompt", "objects", "attributes", *ATTRIBUTES, "all"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    found: Table = {}
+    for kind in KINDS:
+        for drawn in (True, False):
+            own, rest = drawn_right(bb, kind, drawn, n, group, seed)
+            for name, tally in (("stated" if kind != "implicit" else "all", own), ("others", rest)):
+                if flat(tally):
+                    who = "drawn" if drawn else "never drawn"
+                    found[kind, who, name] = tally
+                    cells = [percent(tally[a]) for a in ATTRIBUTES] + [percent(flat(tally))]
+                    lines.append(f"| {kind} | {who} | {name} | {' | '.join(cells)} |")
+                    print(lines[-1], flush=True)
+    return "\n".join(lines), found
+
+
+def facts_right(bb: MicroUmm, group: str) -> dict[str, list[bool]]:
+    """attribute -> every object: whether value and end are said greedily (one wording each)."""
+    rng = random.Random(f"facts/{group}")
+    out: dict[str, list[bool]] = {}
+    for attribute in ATTRIBUTES:
+        prompts = [
+            Prompt.of(lang.question(attribute, o.name, rng.choice(lang.wordings(attribute, group))))
+            for o in OBJECTS
+        ]
+        said = bb.generate(bb.encode(prompts), [8] * len(prompts))
+        out[attribute] = [
+            g.stopped and bb.decode(g.ids) == fact(o, attribute)
+            for g, o in zip(said, OBJECTS, strict=True)
+        ]
+    return out
+
+
+#: what a rationale is scored on
+PARTS = ("fact", "caption", "setting", "verbatim")
+
+
+def rationales_right(bb: MicroUmm, drawn: bool, n: int, group: str) -> dict[str, Tally]:
+    """part -> attribute -> right or not, of the model's own rationales.
+
+    fact: step 1 states the true value. caption: step 3 states it too, of the same name. setting:
+    step 2 and 3 copy it. verbatim: word for word the trained rationale, its end included.
+    """
+    rng = random.Random(f"rationales/{drawn}/{group}")
+    out: dict[str, Tally] = {p: {a: [] for a in ATTRIBUTES} for p in PARTS}
+    rows = []
+    for k, o in enumerate(things(drawn, n)):
+        attribute = tuple(ATTRIBUTES)[k % len(ATTRIBUTES)]
+        wording = rng.choice(lang.wordings("caption", group))
+        where = _place(rng, 1 + k % 4)
+        asked = lang.reasoning(attribute, o.name, lang.caption(o.name, wording, where))
+        value = fact(o, attribute)
+        want = lang.rationale(attribute, o.name, value, wording, where)
+        rows.append((attribute, asked, value, o.name, where, want))
+    for k in range(0, n, 32):
+        part = rows[k : k + 32]
+        batch = bb.encode([Prompt.of(r[1]) for r in part])
+        said = bb.generate(batch, [80] * len(part))
+        for (attribute, _, value, name, where, want), g in zip(part, said, strict=True):
+            text = bb.decode(g.ids)
+            first, _, rest = text.partition(lang.SETTING)
+            scene, _, told = rest.partition(lang.CAPTION)
+            marks = (
+                first.split()[-1:] == [f"{value}."] and mentions(first, name),
+                mentions(told, value) and mentions(told, name),
+                all(mentions(t, where) or not where for t in (scene, told)),
+                g.stopped and text == want,
+            )
+            for p, mark in zip(PARTS, marks, strict=True):
+                out[p][attribute].append(mark)
+    return out
+
+
+def text_table(bb: MicroUmm, n: int) -> str:
+    head = ["text", *ATTRIBUTES, "all"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    rows = {f"facts, {g} wordings": facts_right(bb, g) for g in ("seen", "dev", "held")}
+    for drawn in (True, False):
+        who = "drawn" if drawn else "never drawn"
+        for g in ("seen", "held"):
+            for part, tally in rationales_right(bb, drawn, n, g).items():
+                rows[f"own rationale, {part}, {who}, {g} captions"] = tally
+    for name, tally in rows.items():
+        cells = [percent(tally[a]) for a in ATTRIBUTES] + [percent(flat(tally))]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def from_work(work: Path) -> MicroUmm:
+    """The model of the last checkpoints in a work folder, with the averaged generator."""
+    from train_micro_umm import fresh, load_picture, load_text
+
+    model: Model = fresh()
+    load_text(model, work)
+    load_picture(model, work)
+    return MicroUmm(model, data.tokenizer(), name="micro-umm")
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--work", type=Path, help="a work folder (default: the bundled model)")
+    p.add_argument("--pictures", type=int, default=64)
+    p.add_argument("--group", default="seen")
+    p.add_argument("--text", action="store_true")
+    args = p.parse_args()
+    torch.set_num_threads(1)
+    bb = from_work(args.work) if args.work else MicroUmm.load("micro-umm")
+    if args.text:
+        print(text_table(bb, 120))
+    picture_table(bb, args.pictures, args.group, "tuning")
+
+
+if __name__ == "__main__":
+    main()
