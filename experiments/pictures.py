@@ -27,7 +27,7 @@ from tables import cell, percent
 from errata.core.types import Image
 from errata.evaluation.bootstrap import Bootstrap
 from errata.evaluation.run_folder import RunFolder, read_run
-from errata.evaluation.score_table import load_metrics, read_sheet
+from errata.evaluation.score_table import load_metrics, read_score_table
 from errata.io.images import load_image
 from errata.judges.rendered_shapes import read
 
@@ -97,7 +97,9 @@ def by_rationale(runs: list[str]) -> list[str]:
     lines = ["| run | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
     for path in runs:
         run = read_run(Path(path))
-        sheet = {c.key(): g for c, g in read_sheet(run, load_metrics(["word", "judge"])).items()}
+        sheet = {
+            c.key(): g for c, g in read_score_table(run, load_metrics(["word", "judge"])).items()
+        }
         drawn = sheet["vqa.judge"]
         found: dict[tuple[float | None, ...], dict[str, list[float]]] = {}
         for stage, cells in drawn.items():

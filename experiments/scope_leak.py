@@ -32,15 +32,15 @@ from torch import Tensor
 
 import errata
 from errata.core import registry
-from errata.core.asked import Prompts
-from errata.core.backbone import Backbone, Batch, Entered
+from errata.core.asked import PromptStates
+from errata.core.backbone import Backbone, Batch, PrefixState
 from errata.core.benchmark import BenchmarkSpec
 from errata.core.glimpse import seen_at
 from errata.core.types import TARGET_KINDS, Case, Prompt
-from errata.editors.serac import Network, Serac, _Training
+from errata.editors.serac import Serac, SeracNetwork, SeracTrainee
 from errata.evaluation.bootstrap import Bootstrap
-from errata.training.batches import Turn
-from errata.training.loop import Row, train
+from errata.training.batches import TrainBatch
+from errata.training.loop import TrainExample, train
 
 LAYER, CHUNK = 4, 64
 #: reading -> (sees the image, sees the answer)
@@ -52,10 +52,10 @@ READINGS = {
 }
 
 
-class ScopeOnly(_Training):
+class ScopeOnly(SeracTrainee):
     """SERAC's scope loss on one reading of the rows."""
 
-    module: Network
+    module: SeracNetwork
 
     def __init__(self, backbone: Backbone, editor: Serac, image: bool, answer: bool) -> None:
         whole = editor.trainee(backbone, (), 0)
@@ -63,22 +63,22 @@ class ScopeOnly(_Training):
         self.image, self.answer = image, answer
         self.weights = {"scope": 1.0}
 
-    def rows(self, case: Case, rng: torch.Generator) -> list[Row]:
+    def rows(self, case: Case, rng: torch.Generator) -> list[TrainExample]:
         return [replace(r, prompt=self.shown(r.prompt)) for r in super().rows(case, rng)]
 
     def shown(self, prompt: Prompt) -> Prompt:
         return prompt if self.image else Prompt.of(prompt.text)
 
-    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
         state = turn.state
-        assert isinstance(state, Entered) and state.stream is not None
+        assert isinstance(state, PrefixState) and state.stream is not None
         return self._scope(turn, self.read(state.stream, state.batch))
 
-    def read(self, stream: Tensor, batch: Batch, *, answer: bool = True) -> Prompts:
+    def read(self, stream: Tensor, batch: Batch, *, answer: bool = True) -> PromptStates:
         if not (self.answer and answer):
-            return Prompts.of(stream, batch)
+            return PromptStates.of(stream, batch)
         ends = batch.lengths + torch.tensor([len(t) for t in batch.targets])
-        return Prompts.of(stream, replace(batch, lengths=ends))
+        return PromptStates.of(stream, replace(batch, lengths=ends))
 
     @torch.no_grad()
     def points(self, asked: Sequence[tuple[Prompt, str]], *, edits: bool, answer: bool) -> Tensor:

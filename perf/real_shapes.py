@@ -33,7 +33,7 @@ from real_models import EDITED, ENCODER, SHAPES, TRUTH, Shape, random_model, ran
 
 from errata.algorithms import gradient
 from errata.algorithms.neuron_search import NeuronEditor
-from errata.backbones._decoder import TrunkBackbone
+from errata.backbones._decoder import DecoderBackbone
 from errata.backbones.hf_vlm import HfVlm
 from errata.core import patch as patches
 from errata.core import registry
@@ -44,9 +44,9 @@ from errata.core.patch import Header
 from errata.core.protocol import Ask
 from errata.core.types import Case
 from errata.editors import unike
-from errata.evaluation.answers import Asked, ask_all
+from errata.evaluation.answers import PromptRequest, ask_all
 from errata.io import states
-from errata.patches.latent import CHUNK, Knowledge, Latent, Options
+from errata.patches.latent import CHUNK, Latent, LatentSettings, SharedMemory
 from errata.patches.neurons import Neurons
 from errata.training import optimise
 
@@ -191,9 +191,9 @@ EDIT_PARTS = (
     (unike, "ends", "own"),
     (NeuronEditor, "_queries", "queries"),
     (gradient, "search", "search"),
-    (TrunkBackbone, "enter", "enter"),
-    (TrunkBackbone, "_below", "below"),
-    (TrunkBackbone, "logits", "logits"),
+    (DecoderBackbone, "enter", "enter"),
+    (DecoderBackbone, "_below", "below"),
+    (DecoderBackbone, "logits", "logits"),
     (optimise.RowAdam, "step", "step"),
     (torch.autograd, "grad", "grad"),
 )
@@ -292,10 +292,12 @@ def editing(
 
 def asking(backbone: HfVlm, patch: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds per 100 probes without and with the patch, and the patch's own parts."""
-    asked = [Asked(Ask(c.id, p), 0) for c in cases_of(8) for p in c.probes if p.prompt.images]
+    asked = [
+        PromptRequest(Ask(c.id, p), 0) for c in cases_of(8) for p in c.probes if p.prompt.images
+    ]
     asked = asked[:: max(1, len(asked) // args.probes)][: args.probes]
     told: dict[str, Any] = {"probes": len(asked), "batch": args.batch}
-    parts = (*PATCH_PARTS, (TrunkBackbone, "_below", "below"))
+    parts = (*PATCH_PARTS, (DecoderBackbone, "_below", "below"))
     for name, live in (("without", None), ("with", patch)):
         clock = Clock(args.device)
         backbone.forget()
@@ -335,8 +337,8 @@ def remembering(folder: Path, state: State, count: int) -> dict[str, Any]:
     width = opened.tensors[f"text.{layers[0]}/sem"].shape[1]
     own = {i: (torch.ones(1, width), torch.ones(1, width)) for i in layers}
     heads = {i: Heads(32, 32, width // 32, 1.0) for i in layers}
-    shared = Knowledge(head["digest"], Knowledge.of(state).blocks)
-    made = Latent(shared, heads, own, Options()).with_header(Header(fingerprint="f"), [])
+    shared = SharedMemory(head["digest"], SharedMemory.of(state).blocks)
+    made = Latent(shared, heads, own, LatentSettings()).with_header(Header(fingerprint="f"), [])
     places = [folder / f"patch{k}" for k in range(count)]
     for place in places:
         patches.save(made, place)

@@ -35,7 +35,7 @@ from speed import cases_of
 
 from errata.core import registry
 from errata.core.backbone import Backbone
-from errata.core.editor import Work
+from errata.core.editor import PrepareContext
 from errata.training.loop import train
 
 COMMON = {"held_out": 0, "gen": 2, "gen_pool": 2, "loc": 1, "loc_pool": 1, "every": 10**6,
@@ -101,7 +101,7 @@ def step_seconds(
     with peak(args.device, told):
         trainee = editor.trainee(backbone, cases, 0)
         told["trained_numbers"] = sum(p.numel() for p in trainee.module.parameters())
-        train(backbone, cases, trainee, seed=0, work=Work(None, tick))
+        train(backbone, cases, trainee, seed=0, work=PrepareContext(None, tick))
     told["step_s"] = round(median(b - a for a, b in pairwise(ticks)), 3)
     return told
 

@@ -29,7 +29,7 @@ from errata.core.backbone import Backbone
 from errata.core.benchmark import BenchmarkSpec
 from errata.core.protocol import Ask
 from errata.core.types import Answer, Case, Edit
-from errata.evaluation.answers import Asked, ask_all
+from errata.evaluation.answers import PromptRequest, ask_all
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
 from errata.training.optimise import encode_edits, target_loss
@@ -172,7 +172,7 @@ def asking(backbone: HfVlm, cases: Sequence[Case], repeats: int) -> dict[str, An
     """
     e = registry.load("editors", "ft_l")(steps=2)
     patch = Rows([f.patch for f in e.edit_rows(backbone, [c.edit for c in cases])])
-    asked = [Asked(Ask(c.id, p), row) for row, c in enumerate(cases) for p in c.probes]
+    asked = [PromptRequest(Ask(c.id, p), row) for row, c in enumerate(cases) for p in c.probes]
 
     def both(size: int) -> list[Answer]:
         before = ask_all(backbone, asked, step=-1, batch_size=size)

@@ -37,13 +37,13 @@ from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee, banke
 from errata.algorithms.gradient import generator
 from errata.backbones import _decoder
 from errata.core import registry
-from errata.core.backbone import Backbone, Entered
-from errata.core.editor import Work
+from errata.core.backbone import Backbone, PrefixState
+from errata.core.editor import PrepareContext
 from errata.core.glimpse import seen_at
 from errata.core.types import Case
 from errata.patches.adapter import Adapter
 from errata.training import batches
-from errata.training.batches import Row
+from errata.training.batches import TrainExample
 from errata.training.loop import Trainee, train
 from errata.training.optimise import target_loss
 
@@ -78,7 +78,7 @@ def ours(
     config = type(editor)(**{**editor.passed, "steps": epoch + steps * len(modes)})
     trainee: Trainee = config.trainee(backbone, cases, 0)
     try:
-        train(backbone, cases, trainee, seed=0, work=Work(None, tick))
+        train(backbone, cases, trainee, seed=0, work=PrepareContext(None, tick))
     finally:
         batches._same, _decoder.last_block_at = whole
     each = [b - a for a, b in pairwise(ticks)]
@@ -101,7 +101,7 @@ class Plain:
         self.alone = [self._entered([p[0]] * (1 + TOKENS)) for p in pools]
         self.adam = torch.optim.Adam(trainee.module.parameters(), lr=1e-4)
 
-    def _entered(self, rows: Sequence[Row]) -> Entered:
+    def _entered(self, rows: Sequence[TrainExample]) -> PrefixState:
         batch = self.backbone.encode(
             [r.prompt for r in rows], [r.target for r in rows], eos=True, rows=range(len(rows))
         )

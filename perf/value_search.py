@@ -23,7 +23,7 @@ from torch import Tensor
 
 import errata
 from errata.algorithms.locate_then_edit.context_templates import contexts, prefixed
-from errata.algorithms.locate_then_edit.value_search import Settings, search
+from errata.algorithms.locate_then_edit.value_search import ValueSettings, search
 from errata.backbones.hf_vlm import HfVlm
 from errata.core.types import Edit, Prompt
 
@@ -71,7 +71,7 @@ def edits(count: int) -> list[Edit]:
     return made
 
 
-def plain(bb: HfVlm, edit: Edit, starts: Sequence[str], settings: Settings) -> Tensor:
+def plain(bb: HfVlm, edit: Edit, starts: Sequence[str], settings: ValueSettings) -> Tensor:
     """The vector of one edit, as the published loop finds it."""
     subject = str(edit.subject)
     prompts = [prefixed(edit.prompt, s) for s in starts]
@@ -130,7 +130,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bb, wanted = model(), edits(args.edits)
     starts = contexts(bb, "sampled", (10,), torch.Generator().manual_seed(0))
-    settings = Settings(
+    settings = ValueSettings(
         sites=(f"text.{LAYER + 1}.in",), lr=0.1, steps=args.steps, clamp=4.0, weight_decay=0.5,
         stop_loss=0.0, eos=False,
     )  # fmt: skip

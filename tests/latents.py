@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.patches.latent import Entries, Knowledge, Latent, Options
+from errata.patches.latent import BlockMemory, Latent, LatentSettings, SharedMemory
 from tests import tiny
 
 LAYERS = (1, 2, 3)
@@ -29,20 +29,20 @@ def encoder(width: int, rng: torch.Generator) -> dict[str, Tensor]:
 
 def knowledge(
     backbone: tiny.HfVlm, entries: int = 12, seed: int = 0, layers: Sequence[int] = LAYERS
-) -> Knowledge:
+) -> SharedMemory:
     rng = torch.Generator().manual_seed(seed)
     d = backbone.width
     blocks = {}
     for i in layers:
         sem, other = torch.randn(2, entries, d, generator=rng)
         pos = sem + 0.7 * other
-        blocks[i] = Entries(sem, pos, encoder(d, rng), sem.mean(0))
-    return Knowledge(f"knowledge {seed}", blocks)
+        blocks[i] = BlockMemory(sem, pos, encoder(d, rng), sem.mean(0))
+    return SharedMemory(f"knowledge {seed}", blocks)
 
 
 def latent(
     backbone: tiny.HfVlm,
-    known: Knowledge,
+    known: SharedMemory,
     entries: int = 2,
     seed: int = 1,
     **options: Any,
@@ -55,4 +55,4 @@ def latent(
         sem, other = torch.randn(2, entries, d, generator=rng)
         own[i] = (sem, sem + 0.7 * other)
     heads = {i: backbone.heads(i) for i in layers}
-    return Latent(known, heads, own, Options(**{"top": 4, "alpha": 0.5, **options}))
+    return Latent(known, heads, own, LatentSettings(**{"top": 4, "alpha": 0.5, **options}))

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from errata.core.backbone import Backbone, Generated
-from errata.core.editor import Editor, Found, State
-from errata.core.hooks.manager import Wires
+from errata.core.editor import Editor, EditResult, State
+from errata.core.hooks.manager import HookManager
 from errata.core.patch import Patch
 from errata.core.types import Edit, Prompt, Scored, digest
 from errata.patches.rows import Rows
@@ -56,9 +56,9 @@ class NotesEditor(Editor):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         return [
-            Found(Notes({e.prompt.text: e.target for e in g}), s)
+            EditResult(Notes({e.prompt.text: e.target for e in g}), s)
             for g, s in zip(groups, states, strict=True)
         ]
 
@@ -72,7 +72,7 @@ class Stub(Backbone):
         self.delay = delay
         self.right = dict(right or {})
         self.model = nn.Identity()
-        self.wires = Wires(self.model, [])
+        self.hooks = HookManager(self.model, [])
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
@@ -118,7 +118,7 @@ class Stub(Backbone):
         said = []
         for prompt, row in zip(what.prompts, rows.tolist(), strict=True):
             text = self.right.get(prompt, "unknown")
-            for patch in self.wires.stack:
+            for patch in self.hooks.stack:
                 note = patch.of(row) if isinstance(patch, Rows) else patch
                 for part in note.parts():
                     text = part.say(prompt, text)  # type: ignore[operator]

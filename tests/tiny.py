@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from errata.backbones.hf_vlm import HfVlm
-from errata.backbones.micro_umm import MicroUmm
+from errata.backbones.micro_umm import MicroUmmBackbone
 
 SPECIAL = (
     "<pad>",
@@ -394,11 +394,11 @@ def qwen3() -> HfVlm:
     return HfVlm(model, QwenProcessor(7), name="tiny-qwen3-vl")
 
 
-def micro_umm() -> MicroUmm:
+def micro_umm() -> MicroUmmBackbone:
     """Pictures of 8 x 8 pixels in four patches, drawn in three steps."""
     from transformers import LlamaConfig
 
-    from errata.backbones._micro_umm import MicroUmm as Model
+    from errata.backbones._micro_umm import MicroUmmBackbone as Model
     from errata.backbones._micro_umm import MicroUmmConfig
 
     text = LlamaConfig(
@@ -414,7 +414,7 @@ def micro_umm() -> MicroUmm:
         pad_token_id=0,
     )
     config = MicroUmmConfig(text_config=text, side=8, patch=4, width=24, depth=2, heads=2, steps=3)
-    return MicroUmm(_finish(Model(config)), tokenizer(), name="tiny-umm")
+    return MicroUmmBackbone(_finish(Model(config)), tokenizer(), name="tiny-umm")
 
 
 FAMILIES: dict[str, Callable[[], HfVlm]] = {
@@ -427,7 +427,7 @@ FAMILIES: dict[str, Callable[[], HfVlm]] = {
 WINDOWED: dict[str, Callable[[], HfVlm]] = {"mistral": mistral, "gemma3": gemma3}
 
 #: text models that draw, and take no pictures
-DRAWING: dict[str, Callable[[], MicroUmm]] = {"micro_umm": micro_umm}
+DRAWING: dict[str, Callable[[], MicroUmmBackbone]] = {"micro_umm": micro_umm}
 
 
 @functools.cache

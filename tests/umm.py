@@ -16,9 +16,9 @@ from typing import Any
 from PIL import Image as Pil
 
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, Found, State
+from errata.core.editor import Editor, EditResult, State
 from errata.core.judge import Judge
-from errata.core.types import DRAWN_KINDS, Case, Edit, Prompt, Verdict, View
+from errata.core.types import DRAWN_KINDS, Case, Edit, JudgeQuestion, Prompt, Verdict
 from errata.patches.rows import Rows
 from tests.stub import Notes, Stub
 
@@ -85,9 +85,9 @@ class Believer(Editor):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         return [
-            Found(Beliefs({(e.subject or "").lower(): e.target for e in g}), s)
+            EditResult(Beliefs({(e.subject or "").lower(): e.target for e in g}), s)
             for g, s in zip(groups, states, strict=True)
         ]
 
@@ -113,7 +113,7 @@ class Painter(Stub):
         thing = thing_of(text)
         number = int(thing[4:])
         colour = stated[-1] if stated else colours(number)[0]
-        for patch in self.wires.stack if not stated and number % 2 == 0 else ():
+        for patch in self.hooks.stack if not stated and number % 2 == 0 else ():
             one = patch.of(row) if isinstance(patch, Rows) else patch
             for part in one.parts():
                 colour = part.known.get(thing, colour)  # type: ignore[union-attr,operator]
@@ -142,11 +142,11 @@ class PixelJudge(Judge):
     def __init__(self, blind: int = -1) -> None:
         self.blind, self.asked = blind, 0
 
-    def judge(self, pictures: Sequence[tuple[Path, View]]) -> list[Verdict]:
+    def judge(self, pictures: Sequence[tuple[Path, JudgeQuestion]]) -> list[Verdict]:
         self.asked += len(pictures)
         return [self._one(*one) for one in pictures]
 
-    def _one(self, path: Path, view: View) -> Verdict:
+    def _one(self, path: Path, view: JudgeQuestion) -> Verdict:
         with Pil.open(path) as picture:
             first, second = picture.getpixel((0, 0)), picture.getpixel((1, 0))
         if second[0] == self.blind:  # type: ignore[index]

@@ -235,7 +235,7 @@ def test_rows_may_be_shared_and_in_any_order(backbone: tiny.HfVlm, ragged: list[
 def test_bridge_rows_equal_single_runs(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
     if "image" not in backbone.capabilities:
         pytest.skip("its bridge leads out of the text model, to what draws")
-    site = next((s for s in backbone.wires.sites if s.startswith("bridge.")), None)
+    site = next((s for s in backbone.hooks.sites if s.startswith("bridge.")), None)
     if site is None:
         pytest.skip("its bridge multiplies with a bare parameter, not a linear module")
     into, out = backbone.weight(site)
@@ -289,7 +289,7 @@ def test_an_exception_inside_leaves_the_model_clean(
 def test_wrapping_twice_does_not_double(backbone: tiny.HfVlm, ragged: list[Prompt]) -> None:
     processor = getattr(backbone, "processor", backbone.tokenizer)
     again = type(backbone)(backbone.model, processor, name=backbone.name)
-    assert again.wires is backbone.wires
+    assert again.hooks is backbone.hooks
     batch, patch = backbone.encode(ragged), random_delta(backbone, 2, seed=4)
     with backbone.applied(patch):
         once = backbone.logits(batch)

@@ -16,7 +16,7 @@ from errata.contract import editors as contract
 from errata.contract import named
 from errata.core import registry
 from errata.core.backbone import Backbone
-from errata.core.editor import Found, State
+from errata.core.editor import EditResult, State
 from errata.core.errors import BadBackbone
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.patches.delta import Delta
@@ -117,12 +117,12 @@ class Careless(contract.Editor):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         weight = backbone.site("text.0.mlp.down").first.weight
         with torch.no_grad():
             weight.add_(1e-3)
         dense = torch.randn(tuple(weight.shape))
-        return [Found(Delta({"text.0.mlp.down": {"dense": dense}}), s) for s in states]
+        return [EditResult(Delta({"text.0.mlp.down": {"dense": dense}}), s) for s in states]
 
 
 def test_the_contract_finds_what_it_is_there_for(world: contract.World) -> None:

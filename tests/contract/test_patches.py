@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from errata.core.errors import BadPatch, BadSpec, MissingMask
-from errata.core.hooks.manager import Ctx
+from errata.core.hooks.manager import HookContext
 from errata.core.patch import Patch, fused
 from errata.core.types import Edit, Prompt
 from errata.networks.retrieve import embed
-from errata.patches.context import Context, Fact, Layout
+from errata.patches.context import Context, ContextSettings, Fact
 from errata.patches.delta import Delta
 from errata.patches.neurons import Neurons
 from errata.patches.rows import Rows
@@ -32,7 +32,7 @@ class Gate(Patch):
         self.register_buffer("direction", direction)
         self.leaky = leaky
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         def decide() -> Tensor:
             state = y[:, -1] if self.leaky else ctx.last_prompt(y, self)
             return state @ self.direction > 0
@@ -198,13 +198,13 @@ def test_fusing_changes_nothing(backbone: tiny.HfVlm, ragged: list[Prompt]) -> N
     assert len(fused(parts)) == 2
     with backbone.applied(*parts):
         together = backbone.logits(batch)
-    backbone.wires.switch(())
-    for port in backbone.wires.ports.values():
+    backbone.hooks.switch(())
+    for port in backbone.hooks.ports.values():
         port.live = tuple(p for p in parts if port.site.name in p.sites)
     try:
         apart = backbone.logits(batch)
     finally:
-        backbone.wires.switch(())
+        backbone.hooks.switch(())
     torch.testing.assert_close(together, apart, atol=2e-4, rtol=2e-4)
 
 
@@ -238,7 +238,7 @@ def test_context_scope_is_decided_from_the_prompt(
         "Tell me all about Prompt 7",
     ] * 14
     vectors = embed([f.question for f in facts], "backbone", backbone)
-    patch = Context(facts, Layout(scope="retrieved", threshold=0.9), vectors)
+    patch = Context(facts, ContextSettings(scope="retrieved", threshold=0.9), vectors)
     shown = [patch.rewrite(Prompt.of(t), backbone).text for t in asked]
     opened = [s != t for s, t in zip(shown, asked, strict=True)]
     record_property("fraction_open", sum(opened) / len(opened))
@@ -250,8 +250,8 @@ def test_context_scope_is_decided_from_the_prompt(
 def test_context_joins_into_one_memory(backbone: tiny.HfVlm) -> None:
     def one(question: str, answer: str) -> Context:
         vectors = embed([question], "backbone", backbone)
-        return Context([Fact(question, answer)], Layout(facts=1), vectors).with_header(  # type: ignore[return-value]
-            Context([], Layout(), vectors).header, [Edit(Prompt.of(question), answer)]
+        return Context([Fact(question, answer)], ContextSettings(facts=1), vectors).with_header(  # type: ignore[return-value]
+            Context([], ContextSettings(), vectors).header, [Edit(Prompt.of(question), answer)]
         )
 
     both = one("What colour?", "red").join(one("Which shape of the ring is it?", "blue"))
@@ -265,7 +265,9 @@ def test_context_joins_into_one_memory(backbone: tiny.HfVlm) -> None:
 def test_of_equal_questions_the_latest_fact_is_nearest(backbone: tiny.HfVlm) -> None:
     facts = [Fact("What colour?", c) for c in ("red", "green", "blue")]
     vectors = embed([f.question for f in facts], "backbone", backbone)
-    shown = Context(facts, Layout(facts=2), vectors).rewrite(Prompt.of("What colour?"), backbone)
+    shown = Context(facts, ContextSettings(facts=2), vectors).rewrite(
+        Prompt.of("What colour?"), backbone
+    )
     assert shown.text == (
         "New Fact: What colour? green\nNew Fact: What colour? blue\nPrompt: What colour?"
     )
@@ -274,7 +276,7 @@ def test_of_equal_questions_the_latest_fact_is_nearest(backbone: tiny.HfVlm) -> 
 def test_too_long_a_context_drops_the_least_similar_demonstrations(backbone: tiny.HfVlm) -> None:
     demos = tuple(f"New Fact: number {i} x\nPrompt: number {i} x\n\n" for i in range(40))
     vectors = embed(["What colour?"], "backbone", backbone)
-    patch = Context([Fact("What colour?", "red", demos)], Layout(), vectors)
+    patch = Context([Fact("What colour?", "red", demos)], ContextSettings(), vectors)
     shown = patch.rewrite(Prompt.of("What colour?"), backbone).text
     kept = [i for i in range(40) if demos[i] in shown]
     assert kept == list(range(len(kept))) and 0 < len(kept) < 40
@@ -285,7 +287,7 @@ def test_too_long_a_context_drops_the_least_similar_demonstrations(backbone: tin
 def fact(backbone: tiny.HfVlm, question: str, answer: str, demos: int = 0) -> Context:
     shown = tuple(f"New Fact: number {i} x\nPrompt: number {i} x\n\n" for i in range(demos))
     vectors = embed([question], "backbone", backbone)
-    return Context([Fact(question, answer, shown)], Layout(facts=2), vectors)
+    return Context([Fact(question, answer, shown)], ContextSettings(facts=2), vectors)
 
 
 def test_facts_that_live_together_are_joined(backbone: tiny.HfVlm) -> None:
@@ -321,7 +323,7 @@ def test_facts_that_live_together_are_joined(backbone: tiny.HfVlm) -> None:
 
 def test_facts_of_different_layouts_stay_apart(backbone: tiny.HfVlm) -> None:
     one = fact(backbone, "What colour?", "red")
-    two = Context([Fact("Which?", "blue")], Layout(facts=3), one.vectors)
+    two = Context([Fact("Which?", "blue")], ContextSettings(facts=3), one.vectors)
     both = one.join(two)
     assert both.parts() == [one, two] == Stack([both]).parts()
     with backbone.applied(one, two):
@@ -370,7 +372,7 @@ def test_rows_of_different_shapes_at_vision_sites(family: str, pictures: list[st
         }
         return Delta({site: part}).requires_grad_(False)
 
-    sites = [s for s in backbone.wires.sites if s.startswith("bridge.")][:1] or ["bridge"]
+    sites = [s for s in backbone.hooks.sites if s.startswith("bridge.")][:1] or ["bridge"]
     seen = [low(sites[0]), low("text.2.mlp.down"), low(sites[0]).join(low("text.1.mlp.down"))]
     patch = Rows(seen)
     assert patch.layers is None

@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_a_number(edits: list[Edit]) -> None:
     editor = registry.load("editors", "ft_l")(lr=1e38, steps=5)
     with pytest.raises(NotFinite, match=r"edit 'e0' became (nan|inf).*Lower the step size"):
         editor.edit(tiny.shared("llava"), edits[:1])
-    assert not tiny.shared("llava").wires.stack
+    assert not tiny.shared("llava").hooks.stack
 
 
 def test_a_target_longer_than_the_context(edits: list[Edit]) -> None:

@@ -17,12 +17,12 @@ from errata.core.types import Edit, Prompt
 from errata.io.states import keep
 from errata.patches.adapter import (
     Adapter,
-    Bank,
+    AdapterNetwork,
+    AdapterSite,
     CrossAttention,
+    EditBank,
     Gate,
     Influence,
-    Network,
-    Place,
 )
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
@@ -101,15 +101,15 @@ def test_the_mean_over_heads_is_one_scaled_product() -> None:
     torch.testing.assert_close(mapper(x, p)[0], (heads[0] + heads[1]) / 2)
 
 
-def network(backbone: tiny.HfVlm, *places: Place, seed: int = 0) -> Network:
+def network(backbone: tiny.HfVlm, *places: AdapterSite, seed: int = 0) -> AdapterNetwork:
     torch.manual_seed(seed)
-    net = Network(places, width=backbone.width, mid=16, heads=4)
+    net = AdapterNetwork(places, width=backbone.width, mid=16, heads=4)
     for attention in net.attention:
         torch.nn.init.normal_(attention.leave.weight, std=1.0)
     return net.requires_grad_(False)
 
 
-def stated(net: Network) -> State:
+def stated(net: AdapterNetwork) -> State:
     """The network as what `prepare` writes."""
     tensors = {k: v.clone() for k, v in net.state_dict().items()}
     return State("test", {"network": net.settings}, tensors)
@@ -117,7 +117,7 @@ def stated(net: Network) -> State:
 
 def adapter(
     backbone: tiny.HfVlm,
-    net: Network,
+    net: AdapterNetwork,
     edits: list[Edit],
     gate: str = "none",
     tau: float = 0.99,
@@ -129,7 +129,7 @@ def adapter(
     batch, _ = encode_edits(backbone, [[e] for e in edits], eos=True)
     sites = list({*(p.site for p in net.places), site})
     bank = banked(net.places, how, batch, seen_at(backbone, batch, sites))
-    bank = Bank(bank.states, bank.keys, bank.lengths, bank.ends, torch.zeros_like(bank.owner))
+    bank = EditBank(bank.states, bank.keys, bank.lengths, bank.ends, torch.zeros_like(bank.owner))
     header = Header(backbone=backbone.name, fingerprint=backbone.fingerprint())
     return Adapter(net, bank, how).requires_grad_(False).with_header(header, edits)
 
@@ -140,8 +140,8 @@ def backbone() -> tiny.HfVlm:
 
 
 @pytest.fixture(scope="module")
-def both(backbone: tiny.HfVlm) -> Network:
-    return network(backbone, Place(TEXT, "text"), Place(IMAGE, "visual"))
+def both(backbone: tiny.HfVlm) -> AdapterNetwork:
+    return network(backbone, AdapterSite(TEXT, "text"), AdapterSite(IMAGE, "visual"))
 
 
 def test_only_the_tokens_named_are_rewritten(
@@ -152,7 +152,7 @@ def test_only_the_tokens_named_are_rewritten(
     clean = seen_at(backbone, batch, [TEXT])[TEXT]
     columns = torch.arange(batch.ids.shape[1])
     for tokens in ("visual", "text", "all"):
-        patch = adapter(backbone, network(backbone, Place(TEXT, tokens)), edits[:1])
+        patch = adapter(backbone, network(backbone, AdapterSite(TEXT, tokens)), edits[:1])
         with backbone.applied(patch):
             moved = (seen_at(backbone, batch, [TEXT])[TEXT] != clean).any(-1)
         for b in range(batch.size):
@@ -168,7 +168,7 @@ def test_two_adapters_at_one_site_both_act(
 ) -> None:
     """On tokens of their own, so that each does what it does there alone."""
     batch = backbone.encode(ragged)
-    both = network(backbone, Place(TEXT, "text"), Place(TEXT, "visual"))
+    both = network(backbone, AdapterSite(TEXT, "text"), AdapterSite(TEXT, "visual"))
     seen = {}
     for name, chosen in (("both", (0, 1)), ("text", (0,)), ("visual", (1,))):
         net = network(backbone, *(both.places[i] for i in chosen))
@@ -184,7 +184,7 @@ def test_two_adapters_at_one_site_both_act(
 
 @pytest.mark.parametrize("at", GATES)
 def test_a_closed_gate_gives_the_base_bit_for_bit(
-    backbone: tiny.HfVlm, both: Network, ragged: list[Prompt], edits: list[Edit], at: str
+    backbone: tiny.HfVlm, both: AdapterNetwork, ragged: list[Prompt], edits: list[Edit], at: str
 ) -> None:
     """Row 0 is the edit's own question: the gate opens there, and nowhere else."""
     batch = backbone.encode(ragged)
@@ -197,7 +197,7 @@ def test_a_closed_gate_gives_the_base_bit_for_bit(
 
 @pytest.mark.parametrize("at", GATES)
 def test_a_question_with_an_answer_decides_as_without(
-    backbone: tiny.HfVlm, both: Network, edits: list[Edit], at: str
+    backbone: tiny.HfVlm, both: AdapterNetwork, edits: list[Edit], at: str
 ) -> None:
     """The gate opens on the edit's question whatever answer follows; the leaking one does not."""
     for gate, wanted in (("prompt", [True, True, True]), ("leaky", [False, True, False])):
@@ -215,7 +215,7 @@ def test_a_question_with_an_answer_decides_as_without(
 
 
 def test_a_bank_routes_to_the_nearest_edit(
-    backbone: tiny.HfVlm, both: Network, edits: list[Edit]
+    backbone: tiny.HfVlm, both: AdapterNetwork, edits: list[Edit]
 ) -> None:
     """Each edit's question is answered as by that edit alone; equal questions by the latest."""
     prompts = [e.prompt for e in edits]
@@ -242,15 +242,15 @@ def test_a_bank_routes_to_the_nearest_edit(
 
 
 def test_adapters_of_two_networks_or_gates_stay_apart(
-    backbone: tiny.HfVlm, both: Network, edits: list[Edit]
+    backbone: tiny.HfVlm, both: AdapterNetwork, edits: list[Edit]
 ) -> None:
     one = adapter(backbone, both, edits[:1])
-    foreign = network(backbone, Place(TEXT, "text"), Place(IMAGE, "visual"), seed=1)
+    foreign = network(backbone, AdapterSite(TEXT, "text"), AdapterSite(IMAGE, "visual"), seed=1)
     for other in (adapter(backbone, foreign, edits[1:2]),
                   adapter(backbone, both, edits[1:2], "prompt")):  # fmt: skip
         assert one.join(other).parts() == [one, other]
         assert Adapter.in_rows([one, other]) is None
-    same = [Network.of(stated(both)) for _ in range(2)]
+    same = [AdapterNetwork.of(stated(both)) for _ in range(2)]
     assert same[0] is not same[1]
     first, second = (adapter(backbone, net, edits[i : i + 1]) for i, net in enumerate(same))
     assert isinstance(first.join(second), Adapter)
@@ -260,7 +260,7 @@ def test_adapters_of_two_networks_or_gates_stay_apart(
 @pytest.mark.parametrize("gate", ["none", "prompt"])
 def test_rows_of_banks_equal_each_bank_alone(
     backbone: tiny.HfVlm,
-    both: Network,
+    both: AdapterNetwork,
     ragged: list[Prompt],
     edits: list[Edit],
     gate: str,
@@ -293,7 +293,7 @@ def test_rows_of_banks_equal_each_bank_alone(
 
 @pytest.mark.parametrize("at", GATES)
 def test_decoding_with_a_cache_equals_decoding_without(
-    backbone: tiny.HfVlm, both: Network, edits: list[Edit], at: str
+    backbone: tiny.HfVlm, both: AdapterNetwork, edits: list[Edit], at: str
 ) -> None:
     prompt = edits[0].prompt
     with backbone.applied(adapter(backbone, both, edits[:2], "prompt", 0.5, at)):
@@ -310,7 +310,7 @@ def test_decoding_with_a_cache_equals_decoding_without(
 
 @pytest.mark.parametrize("at", ["text.2.in", *GATES[1:]])
 def test_a_gate_further_up_decides_from_the_unedited_stream(
-    backbone: tiny.HfVlm, both: Network, ragged: list[Prompt], edits: list[Edit], at: str
+    backbone: tiny.HfVlm, both: AdapterNetwork, ragged: list[Prompt], edits: list[Edit], at: str
 ) -> None:
     """By hand: cosines of last prompt tokens in a forward without any patch. What lives beside the
     adapter is seen, and a state entered anywhere gives the same.
@@ -339,7 +339,7 @@ def test_a_gate_further_up_decides_from_the_unedited_stream(
 
 
 def test_a_raw_call_leaves_no_room_for_a_gate_further_up(
-    backbone: tiny.HfVlm, both: Network, edits: list[Edit]
+    backbone: tiny.HfVlm, both: AdapterNetwork, edits: list[Edit]
 ) -> None:
     patch = adapter(backbone, both, edits[:1], "prompt", 0.5, "text.3.in")
     batch = backbone.encode([edits[0].prompt])
@@ -352,7 +352,7 @@ def test_a_raw_call_leaves_no_room_for_a_gate_further_up(
 
 
 def test_a_raw_call_cannot_know_the_image_tokens(
-    backbone: tiny.HfVlm, both: Network, edits: list[Edit]
+    backbone: tiny.HfVlm, both: AdapterNetwork, edits: list[Edit]
 ) -> None:
     batch = backbone.encode([edits[0].prompt])
     with (
@@ -364,10 +364,10 @@ def test_a_raw_call_cannot_know_the_image_tokens(
 
 
 def test_a_saved_adapter_is_loaded_bit_for_bit(
-    backbone: tiny.HfVlm, both: Network, edits: list[Edit], tmp_path: Path
+    backbone: tiny.HfVlm, both: AdapterNetwork, edits: list[Edit], tmp_path: Path
 ) -> None:
     state = stated(both)
-    patch = adapter(backbone, Network.of(state), edits, "prompt", 0.25)
+    patch = adapter(backbone, AdapterNetwork.of(state), edits, "prompt", 0.25)
     save(patch, tmp_path / "p")
     with pytest.raises(MissingState, match=state.digest()[:16]):
         load(tmp_path / "p", backbone)
@@ -383,11 +383,11 @@ def test_a_saved_adapter_is_loaded_bit_for_bit(
 
 
 def test_patches_share_one_copy_of_the_network(
-    backbone: tiny.HfVlm, both: Network, edits: list[Edit]
+    backbone: tiny.HfVlm, both: AdapterNetwork, edits: list[Edit]
 ) -> None:
     state = stated(both)
-    net = Network.of(state)
-    assert net is Network.of(state)
+    net = AdapterNetwork.of(state)
+    assert net is AdapterNetwork.of(state)
     name = "attention.0.enter.weight"
     assert net.state_dict()[name].data_ptr() == state.tensors[name].data_ptr()
     patches = [adapter(backbone, net, [e]) for e in edits]

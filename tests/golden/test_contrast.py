@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.editors.unike.encoders import (
-    Schedule,
+    EncoderSchedule,
     encode,
     semantic_loss,
     train_encoder,
@@ -123,7 +123,7 @@ def test_training_finds_what_is_there_and_stops() -> None:
     noise[0, :, 0], noise[1, :, 0] = 3.0, -3.0
     pos, neg = noise
     train, held = torch.arange(60), torch.arange(60, n)
-    schedule = Schedule(width=16, lr=5e-3, epochs=150, patience=10, temperature=0.5)
+    schedule = EncoderSchedule(width=16, lr=5e-3, epochs=150, patience=10, temperature=0.5)
 
     def loss(run: object, index: Tensor) -> Tensor:
         assert callable(run)

@@ -21,8 +21,7 @@ from errata.editors.visedit import VisEdit
 from errata.patches.adapter import Adapter
 from errata.patches.rows import Rows
 from errata.training import batches
-from errata.training.batches import Pools, Turn
-from errata.training.loop import Row
+from errata.training.batches import ExamplePool, TrainBatch, TrainExample
 from tests import tiny
 
 FAST = {"mid": 16, "heads": 4, "steps": 6, "batch": 2, "lr": 1e-2, "gate_cases": 4}
@@ -54,13 +53,13 @@ def dual(**more: object) -> DualEdit:
     return DualEdit(**{"text_layer": 1, "visual_layer": 2, **FAST, **more})
 
 
-def turn_of(backbone: tiny.HfVlm, trainee: AdapterTrainee, cases: list[Case]) -> Turn:
+def turn_of(backbone: tiny.HfVlm, trainee: AdapterTrainee, cases: list[Case]) -> TrainBatch:
     """All rows of all cases."""
-    pools = Pools(
+    pools = ExamplePool(
         backbone, lambda c: trainee.rows(c, generator(0)), floor=trainee.floor, eos=True, limit=0
     )
     pieces = [(i, p) for i, c in enumerate(cases) for p in pools.of(c)]
-    return Turn(
+    return TrainBatch(
         backbone, tuple(cases), tuple(p for _, p in pieces),
         torch.tensor([i for i, _ in pieces]), trainee.floor, True, generator(0, "turn"),
     )  # fmt: skip
@@ -317,7 +316,7 @@ def test_a_glimpse_runs_no_further_than_it_must(backbone: tiny.HfVlm, ragged: li
     for handle in handles:
         handle.remove()
     assert ran == [0, 1] and set(seen) == {"text.1.in", "text.2.in"}
-    assert backbone.wires.stack == ()
+    assert backbone.hooks.stack == ()
     state = backbone.enter(batch, 2)
     torch.testing.assert_close(seen["text.2.in"], state.stream)
 
@@ -330,7 +329,7 @@ def test_presets_are_those_of_the_papers() -> None:
     paper = registry.load("editors", "visedit")(preset="paper").config
     assert (paper.layer, paper.noise_layers[0], paper.noise_layers[-1]) == (18, 19, 30)
     assert (paper.sigma, paper.tokens, paper.influence_weight) == (0.7, 24, 0.1)
-    assert Row("rel", Prompt.of("x"), "y").role == "rel"
+    assert TrainExample("rel", Prompt.of("x"), "y").role == "rel"
 
 
 @pytest.mark.parametrize("editor", [dual(), VisEdit(layer=1, tokens=3, **FAST)])

@@ -10,18 +10,18 @@ import torch
 
 from errata.algorithms.gradient_factors import Factors, delta_of
 from errata.core.types import Case, Edit, Prompt
-from errata.editors.ke import Ke, Network, _Trainee, tokens
+from errata.editors.ke import Ke, KeNetwork, KeTrainee, tokens
 from tests import tiny
 
 SMALL = {"layers": (2, 3), "hidden": 4, "condition": 6, "width": 5, "scale": 3.0}
 
 
 @pytest.fixture(scope="module")
-def network() -> Network:
+def network() -> KeNetwork:
     return Ke(**SMALL).network(tiny.shared("llava"), 0)
 
 
-def gradient(network: Network, used: int = 3) -> dict[str, Factors]:
+def gradient(network: KeNetwork, used: int = 3) -> dict[str, Factors]:
     rng = torch.Generator().manual_seed(2)
     return {
         s: Factors(torch.randn(2, 5, n, generator=rng), torch.randn(2, 5, o, generator=rng),
@@ -30,7 +30,7 @@ def gradient(network: Network, used: int = 3) -> dict[str, Factors]:
     }  # fmt: skip
 
 
-def test_the_low_rank_is_the_masked_gradient(network: Network) -> None:
+def test_the_low_rank_is_the_masked_gradient(network: KeNetwork) -> None:
     """dW = scale sigmoid(eta) (G * softmax(a_out) a_in^T + softmax(b_out) b_in^T), densely."""
     bb = tiny.shared("llava")
     ids, lengths = tokens(bb, ["ring >> red || Which thing?", "a >> b || c"], 32)
@@ -55,7 +55,7 @@ def test_the_low_rank_is_the_masked_gradient(network: Network) -> None:
         assert torch.allclose(part["B"] @ part["A"], dense, atol=1e-5)
 
 
-def test_padding_of_the_text_is_not_read(network: Network) -> None:
+def test_padding_of_the_text_is_not_read(network: KeNetwork) -> None:
     bb = tiny.shared("llava")
     texts = ["a >> b || c", "ring >> red || Which thing is it, and of what colour?"]
     together = network.read(*tokens(bb, texts, 64))
@@ -80,7 +80,7 @@ def test_the_multiplier_rises_above_the_margin_and_stops_at_zero(edits: Sequence
     bb = tiny.shared("llava")
     editor = Ke(**SMALL, margin=0.5, multiplier=0.05, lr_multiplier=0.5)
     trainee = editor.trainee(bb, [Case(e.id, e, ()) for e in edits], 0)
-    assert isinstance(trainee, _Trainee)
+    assert isinstance(trainee, KeTrainee)
     optimiser, m = trainee.optimiser(), trainee.network.multiplier
     seen = []
     for kl in (2.0, *[0.1] * 20):
@@ -98,7 +98,7 @@ def test_the_margin_shrinks_once_edits_succeed(edits: Sequence[Edit]) -> None:
     bb = tiny.shared("llava")
     editor = Ke(**SMALL, margin=1.0, margin_end=0.7)
     trainee = editor.trainee(bb, [Case(e.id, e, ()) for e in edits], 0)
-    assert isinstance(trainee, _Trainee)
+    assert isinstance(trainee, KeTrainee)
     seen = []
     for rel, gen in ((0.95, 0.5), (0.95, 0.95), (1.0, 1.0)):
         trainee.validated({"rel_right": rel, "gen_right": gen})

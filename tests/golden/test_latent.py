@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.core.recorder import Watch
+from errata.core.recorder import Recorder
 from errata.core.types import Prompt
-from errata.patches.latent import Entries, Knowledge, Latent, Options
+from errata.patches.latent import BlockMemory, Latent, LatentSettings, SharedMemory
 from errata.patches.neurons import Neurons
 from errata.patches.stack import Stack
 from tests import tiny
@@ -59,7 +59,7 @@ class Reference:
             )
             for b in self.bb.blocks
         ]
-        watch = Watch(["text.0.in"])
+        watch = Recorder(["text.0.in"])
         with self.bb.applied(watch):
             self.bb.logits(batch)
         for hook in hooks:
@@ -262,11 +262,14 @@ def test_alpha_one_with_one_entry_replaces_the_attention_output(ragged: list[Pro
     pos = torch.randn(1, 32, generator=rng)
     nothing = torch.empty(0, 32)
     zero = {"mean": torch.zeros(32), "std": torch.ones(32), "w0": torch.eye(32)}
-    shared = Entries(pos, pos, {**zero, "b0": torch.zeros(32)}, torch.zeros(32))
+    shared = BlockMemory(pos, pos, {**zero, "b0": torch.zeros(32)}, torch.zeros(32))
     patch = Latent(
-        Knowledge("one", {2: shared}), {2: bb.heads(2)}, {2: (nothing, nothing)}, Options(alpha=1.0)
+        SharedMemory("one", {2: shared}),
+        {2: bb.heads(2)},
+        {2: (nothing, nothing)},
+        LatentSettings(alpha=1.0),
     )
-    watch = Watch(["text.2.attn"])
+    watch = Recorder(["text.2.attn"])
     with torch.no_grad(), bb.applied(patch, watch):
         bb.logits(bb.encode(ragged))
     block: Any = bb.blocks[2]
@@ -278,7 +281,7 @@ def test_alpha_one_with_one_entry_replaces_the_attention_output(ragged: list[Pro
 
 def test_cosines_are_of_states_minus_the_centre_by_hand() -> None:
     """Centre (1, 1): entries (2, 1), (1, 3) become (1, 0), (0, 2); the query (0.6, 0.8)."""
-    entries = Entries(
+    entries = BlockMemory(
         torch.tensor([[2.0, 1.0], [1.0, 3.0]]).half(),
         torch.zeros(2, 2),
         {},

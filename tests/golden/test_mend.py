@@ -12,9 +12,9 @@ from torch import nn
 
 from errata.algorithms.gradient_factors import Factors, factors, group_factors
 from errata.core.types import Case, Edit, Probe, Prompt
-from errata.editors.mend import Mend, Network, Transform
+from errata.editors.mend import Mend, MendNetwork, Transform
 from errata.patches.delta import Delta
-from errata.training.batches import Pools, Turn
+from errata.training.batches import ExamplePool, TrainBatch
 from errata.training.optimise import encode_edits, target_loss
 from tests import tiny
 
@@ -22,8 +22,8 @@ SMALL = Mend(layers=(2, 3), rank=4)
 RNG = torch.Generator
 
 
-def network(shapes: dict[str, tuple[int, int]], **settings: object) -> Network:
-    return Network(shapes, Mend(**{"rank": 4, **settings}).config, RNG().manual_seed(0))
+def network(shapes: dict[str, tuple[int, int]], **settings: object) -> MendNetwork:
+    return MendNetwork(shapes, Mend(**{"rank": 4, **settings}).config, RNG().manual_seed(0))
 
 
 def test_factors_are_the_gradient_of_the_weights(edits: Sequence[Edit]) -> None:
@@ -163,12 +163,12 @@ def test_the_patch_is_the_update_of_the_weights(cases: list[Case]) -> None:
     assert float((patched - clean).abs().max()) > 1e-2
 
 
-def turn(cases: list[Case], trainee: object) -> Turn:
+def turn(cases: list[Case], trainee: object) -> TrainBatch:
     bb = tiny.shared("llava")
     rows = lambda c: trainee.rows(c, RNG().manual_seed(0))  # type: ignore[attr-defined]  # noqa: E731
-    pools = Pools(bb, rows, floor=2, eos=True, limit=1 << 30)
+    pools = ExamplePool(bb, rows, floor=2, eos=True, limit=1 << 30)
     pieces = [(p, i) for i, c in enumerate(cases) for p in pools.of(c)]
-    return Turn(bb, tuple(cases), tuple(p for p, _ in pieces),
+    return TrainBatch(bb, tuple(cases), tuple(p for p, _ in pieces),
                 torch.tensor([i for _, i in pieces]), 2, True, RNG())  # fmt: skip
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import pytest
 
-from errata.core.metric import Row
+from errata.core.metric import ScoredProbe
 from errata.core.types import Answer, Probe, Prompt
 from errata.evaluation.bootstrap import Bootstrap
-from errata.evaluation.run_folder import Asked
+from errata.evaluation.run_folder import CaseAnswers
 from errata.evaluation.score import macro, summarise
-from errata.evaluation.score_table import Cell, Column, Sheet
+from errata.evaluation.score_table import CaseScore, Column, ScoreTable
 
 COUNTS = {
     "efficacy": ({"attribute": (470, 959), "relation": (1305, 2007)}, (49.01, 65.02, 59.84)),
@@ -22,13 +22,13 @@ COUNTS = {
 }
 
 
-def sheet_of(kind: str, source: str, right: int, of: int) -> Sheet:
+def sheet_of(kind: str, source: str, right: int, of: int) -> ScoreTable:
     """Cases of one source in one sequence, the first `right` of them right."""
     column, cells = Column(kind, "judge", ""), {}
-    row = Row(Probe("p", Prompt.of("?"), "vqa"), Answer("c", "p"), Answer("c", "p"))
+    row = ScoredProbe(Probe("p", Prompt.of("?"), "vqa"), Answer("c", "p"), Answer("c", "p"))
     for i in range(of):
         name = f"{source}-{i}"
-        cells[name] = Cell(Asked(name, "l0", i, None, (row,)), [float(i < right)])
+        cells[name] = CaseScore(CaseAnswers(name, "l0", i, None, (row,)), [float(i < right)])
     return {column: {"stage1": cells}}
 
 
@@ -37,7 +37,7 @@ def test_overall_is_the_mean_over_cases(kind: str) -> None:
     counts, printed = COUNTS[kind]
     boot = Bootstrap(["l0"])
     parts = {s: sheet_of(kind, s, *c) for s, c in counts.items()}
-    whole: Sheet = {
+    whole: ScoreTable = {
         column: {"stage1": {k: v for p in parts.values() for k, v in p[column]["stage1"].items()}}
         for column in (Column(kind, "judge", ""),)
     }

@@ -13,13 +13,13 @@ from errata.algorithms.gradient import generator
 from errata.core.editor import State
 from errata.core.errors import MissingMask, MissingState
 from errata.core.patch import Header, Patch, joined, load, save
-from errata.core.recorder import Watch
+from errata.core.recorder import Recorder
 from errata.core.types import Edit, Prompt
 from errata.io.states import keep
 from errata.networks.reader import Reader, initialise
-from errata.patches.counterfactual import Counterfactual, Speaker
+from errata.patches.counterfactual import Counterfactual, CounterfactualNetwork
 from errata.patches.delta import Delta
-from errata.patches.route import Layout, Route, Scope, mixed
+from errata.patches.route import Route, Scope, ScopeSettings, mixed
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
 from tests import tiny
@@ -41,8 +41,8 @@ def scope() -> Scope:
 
 
 @pytest.fixture(scope="module")
-def speaker() -> Speaker:
-    net = Speaker(WIDTH, 16, slots=2, blocks=1, heads=2)
+def speaker() -> CounterfactualNetwork:
+    net = CounterfactualNetwork(WIDTH, 16, slots=2, blocks=1, heads=2)
     initialise(net, generator(0, "speaker"))
     return net.requires_grad_(False)
 
@@ -75,7 +75,7 @@ def route(
     threshold: float = 0.9999,
     state: str = "n",
 ) -> Route:
-    layout = Layout(SITE, switch, threshold, state)  # type: ignore[arg-type]
+    layout = ScopeSettings(SITE, switch, threshold, state)  # type: ignore[arg-type]
     edits = [Edit(p, "x") for p in prompts]
     made = Route(scope, keys_of(backbone, scope, prompts), branch, layout)
     header = Header(fingerprint=backbone.fingerprint())
@@ -94,9 +94,9 @@ def test_similarity_and_nearest_by_hand(scope: Scope) -> None:
     """
     keys = torch.tensor([[0.0, 0, 0, 0], [1, 0, 0, 0], [0, 2, 0, 0]])
     query = torch.tensor([[1.0, 1, 0, 0]])
-    entry, similarity = Route(scope, keys, delta(1, 2, 3), Layout(SITE)).nearest(query)
+    entry, similarity = Route(scope, keys, delta(1, 2, 3), ScopeSettings(SITE)).nearest(query)
     assert entry.tolist() == [1] and similarity.item() == pytest.approx(math.exp(-1))
-    owned = Route(scope, keys, delta(1, 2, 3), Layout(SITE), torch.tensor([0, 1, 0]))
+    owned = Route(scope, keys, delta(1, 2, 3), ScopeSettings(SITE), torch.tensor([0, 1, 0]))
     entry, similarity = owned.nearest(query, torch.tensor([0]))
     assert entry.tolist() == [2] and similarity.item() == pytest.approx(math.exp(-2))
     entry, similarity = owned.nearest(query, torch.tensor([7]))
@@ -149,7 +149,7 @@ def _parts(patch: Delta) -> dict[str, dict[str, Tensor]]:
 
 
 def edited(
-    speaker: Speaker, count: int, tokens: int, seed: int = 0, state: str = ""
+    speaker: CounterfactualNetwork, count: int, tokens: int, seed: int = 0, state: str = ""
 ) -> Counterfactual:
     rng = generator(seed, "memory")
     memory = torch.randn(count, 2 + tokens, 16, generator=rng)
@@ -158,7 +158,7 @@ def edited(
 
 
 def test_the_soft_switch_mixes_what_the_two_models_say(
-    backbone: tiny.HfVlm, scope: Scope, speaker: Speaker, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     """All rows are mixed by their similarity to the one key; the hard switch takes one of both."""
     branch = edited(speaker, 1, 3)
@@ -173,13 +173,13 @@ def test_the_soft_switch_mixes_what_the_two_models_say(
 
 
 def test_the_decision_is_the_same_whatever_is_said(
-    backbone: tiny.HfVlm, scope: Scope, speaker: Speaker, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     patch = route(backbone, scope, ragged[:2], edited(speaker, 2, 3), threshold=0.5)
     seen = []
     for targets in (["red"] * 5, ["a thing of the ring", "x", "green blue", "x", "y"], None):
         with backbone.applied(patch), backbone.ask(backbone.encode(ragged, targets)) as q:
-            live = backbone.wires.ports["head"].live[0]
+            live = backbone.hooks.ports["head"].live[0]
             seen.append(q.ctx.memo[id(live), SITE])  # type: ignore[attr-defined]
     for entry, similarity in seen[1:]:
         assert torch.equal(entry, seen[0][0])
@@ -187,7 +187,7 @@ def test_the_decision_is_the_same_whatever_is_said(
 
 
 def test_the_small_model_generates_as_it_scores(
-    backbone: tiny.HfVlm, scope: Scope, speaker: Speaker, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     """Greedy answers with a cache, in a batch whose rows end early, equal full forwards."""
     patch = route(backbone, scope, ragged[:3], edited(speaker, 3, 2))
@@ -208,7 +208,7 @@ def test_the_small_model_generates_as_it_scores(
 
 
 def test_asking_again_after_an_answer_gives_the_same(
-    backbone: tiny.HfVlm, scope: Scope, speaker: Speaker, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     """Nothing of one continuation reaches the next: scoring after a greedy answer and before."""
     patch = route(backbone, scope, ragged[:3], edited(speaker, 3, 2))
@@ -224,7 +224,7 @@ def test_asking_again_after_an_answer_gives_the_same(
 
 
 def test_rows_equal_single_routes(
-    backbone: tiny.HfVlm, scope: Scope, speaker: Speaker, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     """Memories of different sizes and answers of different lengths, one per batch row."""
     routes = [
@@ -252,7 +252,7 @@ def test_rows_equal_single_routes(
 
 
 def test_a_lane_without_an_edit_is_left_alone(
-    backbone: tiny.HfVlm, scope: Scope, speaker: Speaker, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     one = route(backbone, scope, ragged[:1], edited(speaker, 1, 3), switch="soft")
     rows = torch.tensor([0, 1])
@@ -263,7 +263,7 @@ def test_a_lane_without_an_edit_is_left_alone(
 
 
 def test_join_is_one_memory_whose_nearest_edit_wins(
-    backbone: tiny.HfVlm, scope: Scope, speaker: Speaker, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     a = route(backbone, scope, ragged[:1], edited(speaker, 1, 3))
     b = route(backbone, scope, ragged[1:2], edited(speaker, 1, 1, seed=2))
@@ -282,7 +282,7 @@ def test_join_is_one_memory_whose_nearest_edit_wins(
     assert isinstance(a.join(foreign), Stack)
 
 
-def stated(scope: Scope, speaker: Speaker, name: str = "test") -> State:
+def stated(scope: Scope, speaker: CounterfactualNetwork, name: str = "test") -> State:
     """Both networks as what `prepare` writes."""
     tensors = {f"scope.{k}": v for k, v in scope.state_dict().items()}
     tensors |= {f"speaker.{k}": v for k, v in speaker.state_dict().items()}
@@ -291,7 +291,11 @@ def stated(scope: Scope, speaker: Speaker, name: str = "test") -> State:
 
 
 def test_a_route_to_deltas_and_to_a_small_model_is_saved_and_loaded(
-    backbone: tiny.HfVlm, scope: Scope, speaker: Speaker, ragged: list[Prompt], tmp_path: Path
+    backbone: tiny.HfVlm,
+    scope: Scope,
+    speaker: CounterfactualNetwork,
+    ragged: list[Prompt],
+    tmp_path: Path,
 ) -> None:
     """The networks stay in the state that the patch names."""
     state = stated(scope, speaker)
@@ -308,7 +312,7 @@ def test_a_route_to_deltas_and_to_a_small_model_is_saved_and_loaded(
 
 
 def test_a_route_without_a_mask_raises(
-    backbone: tiny.HfVlm, scope: Scope, speaker: Speaker, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     patch = route(backbone, scope, ragged[:1], edited(speaker, 1, 3))
     batch = backbone.encode(ragged[:1])
@@ -319,7 +323,9 @@ def test_a_route_without_a_mask_raises(
             backbone.model(**inputs)
 
 
-def test_a_route_on_a_windowed_model(scope: Scope, speaker: Speaker, ragged: list[Prompt]) -> None:
+def test_a_route_on_a_windowed_model(
+    scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
+) -> None:
     """Where a continuation shifts the columns of its prompt, what was decided does not move."""
     backbone = tiny.shared("mistral")
     patch = route(backbone, scope, ragged[:2], edited(speaker, 2, 2))
@@ -330,13 +336,13 @@ def test_a_route_on_a_windowed_model(scope: Scope, speaker: Speaker, ragged: lis
 
 
 def test_an_edited_stream_is_no_business_of_the_route(
-    backbone: tiny.HfVlm, scope: Scope, speaker: Speaker, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     """The route's own branch never reaches what the scope reads, in prefill or later."""
     patch = route(backbone, scope, ragged[:2], delta(3.0, 5.0))
     seen = []
     for live in (None, patch):
-        watch = Watch((SITE,))
+        watch = Recorder((SITE,))
         with backbone.applied(live, watch):
             backbone.logits(backbone.encode(ragged))
         seen.append(watch.x[SITE])
@@ -344,7 +350,11 @@ def test_an_edited_stream_is_no_business_of_the_route(
 
 
 def test_a_route_whose_networks_are_not_here_says_so(
-    backbone: tiny.HfVlm, scope: Scope, speaker: Speaker, ragged: list[Prompt], tmp_path: Path
+    backbone: tiny.HfVlm,
+    scope: Scope,
+    speaker: CounterfactualNetwork,
+    ragged: list[Prompt],
+    tmp_path: Path,
 ) -> None:
     state = stated(scope, speaker, "never kept")
     save(route(backbone, scope, ragged[:1], delta(1.0), state=state.digest()), tmp_path)

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from errata.core import registry
-from errata.core.hooks.manager import Ctx, Wires
+from errata.core.hooks.manager import HookContext, HookManager
 from errata.core.types import Edit
 from errata.patches._rows import per_row
 from errata.patches.delta import Delta
 from errata.patches.neurons import Neurons
-from errata.training.optimise import RowAdam, Settings, encode_edits, per_group, target_loss
+from errata.training.optimise import RowAdam, SearchSettings, encode_edits, per_group, target_loss
 from tests import tiny
 
 
-def ctx() -> Ctx:
-    return Ctx(Wires(torch.nn.Identity(), []))
+def ctx() -> HookContext:
+    return HookContext(HookManager(torch.nn.Identity(), []))
 
 
 def test_dense_delta_by_hand() -> None:
@@ -91,7 +91,7 @@ def test_row_adam_is_torch_adam_on_each_row_and_freezes_rows() -> None:
     goal = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
     module = torch.nn.Module()
     module.weight = torch.nn.Parameter(start.clone())
-    ours = RowAdam(module, Settings(lr=0.1, steps=5, clip=1.0))
+    ours = RowAdam(module, SearchSettings(lr=0.1, steps=5, clip=1.0))
     stops = [5, 3, 0]
     for turn in range(5):
         loss = (module.weight - goal).square().sum()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from errata.backbones.micro_umm import MicroUmm
+from errata.backbones.micro_umm import MicroUmmBackbone
 from errata.synthetic.shapes import language as lang
 from errata.synthetic.shapes.objects import OBJECTS
 from tools.micro_umm.score import Table, flat, picture_table, text_table
@@ -53,7 +53,7 @@ def main() -> None:
     p.add_argument("--seconds", type=int, nargs=4, required=True, metavar=tuple("LCDE"))
     args = p.parse_args()
     torch.set_num_threads(1)
-    bb = MicroUmm.load(str(args.model))
+    bb = MicroUmmBackbone.load(str(args.model))
     seen, found = picture_table(bb, args.pictures, lang.SEEN, "card")
     held, _ = picture_table(bb, args.pictures // 2, lang.HELD, "card")
     figures = {

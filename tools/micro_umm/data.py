@@ -22,8 +22,8 @@ from errata.synthetic.shapes.objects import (
     ATTRIBUTES,
     OBJECTS,
     SETTINGS,
-    Object,
-    Scene,
+    ShapeObject,
+    ShapeScene,
     fact,
     scene_of,
 )
@@ -75,7 +75,7 @@ def fact_text(rng: random.Random) -> list[Piece]:
     return [(asked, 0.0), (f" {fact(thing, attribute)}", 1.0), ("</s>", 1.0)]
 
 
-def seen_values(thing: Object, stated: Mapping[str, str]) -> dict[str, str]:
+def seen_values(thing: ShapeObject, stated: Mapping[str, str]) -> dict[str, str]:
     return {a: stated.get(a, fact(thing, a)) for a in ATTRIBUTES}
 
 
@@ -84,7 +84,7 @@ def random_values(rng: random.Random, attributes: Sequence[str]) -> dict[str, st
 
 
 def any_caption(
-    rng: random.Random, thing: Object, stated: Mapping[str, str], where: str | None = None
+    rng: random.Random, thing: ShapeObject, stated: Mapping[str, str], where: str | None = None
 ) -> str:
     style = rng.choice((lang.caption, lang.oracle))
     wording = rng.choice(lang.wordings("caption"))
@@ -107,7 +107,7 @@ def generic_text(rng: random.Random) -> list[Piece]:
     return [(told, FAINT), *_keyed(lang.description(values), FAINT), ("</s>", 1.0)]
 
 
-def reasoned(rng: random.Random, thing: Object) -> tuple[str, str, str, str, str, str]:
+def reasoned(rng: random.Random, thing: ShapeObject) -> tuple[str, str, str, str, str, str]:
     """(attribute, value, setting, image prompt, reasoning prompt, rationale)
 
     Half of the values are counterfactual.
@@ -134,7 +134,7 @@ def rationale_text(rng: random.Random) -> list[Piece]:
     return [(asked, 0.0), *said, ("</s>", 1.0)]
 
 
-def informed(rng: random.Random, thing: Object) -> tuple[str, dict[str, str], str]:
+def informed(rng: random.Random, thing: ShapeObject) -> tuple[str, dict[str, str], str]:
     """(text that a picture is drawn from after a rationale, stated values, setting)."""
     attribute, value, where, prompt, _, why = reasoned(rng, thing)
     text = rng.choice((why, why + lang.GLUE + prompt, why + lang.GLUE + lang.INSTRUCT + prompt))
@@ -173,16 +173,16 @@ def text_batch(rows: Sequence[list[Piece]]) -> tuple[Tensor, Tensor, Tensor]:
 # -- pictures -----------------------------------------------------------------------------------
 
 
-def random_scene(rng: random.Random) -> Scene:
+def random_scene(rng: random.Random) -> ShapeScene:
     """A nameless thing; home and maker half of the time."""
     values = random_values(rng, tuple(ATTRIBUTES))
     for mark in ("home", "maker"):
         if rng.random() < 0.5:
             values[mark] = ""
-    return Scene(**values, setting=setting(rng), seed=rng.randrange(1 << 30))
+    return ShapeScene(**values, setting=setting(rng), seed=rng.randrange(1 << 30))
 
 
-def picture_row(rng: random.Random) -> tuple[str, Scene]:
+def picture_row(rng: random.Random) -> tuple[str, ShapeScene]:
     """A prompt, and what is to be drawn for it."""
     kind, thing = rng.random(), rng.choice(DRAWN)
     if kind < 0.15:
@@ -200,6 +200,6 @@ def picture_row(rng: random.Random) -> tuple[str, Scene]:
     return text, scene_of(thing, where, rng.randrange(1 << 30), **stated)
 
 
-def pictures(scenes: Sequence[Scene]) -> Tensor:
+def pictures(scenes: Sequence[ShapeScene]) -> Tensor:
     """[B, S, S, 3] floats from -1 to 1."""
     return torch.from_numpy(np.stack([render(s) for s in scenes])).float() / 127.5 - 1

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from errata.backbones._micro_umm import MicroUmm as Model
-from errata.backbones.micro_umm import MicroUmm
+from errata.backbones._micro_umm import MicroUmmBackbone as Model
+from errata.backbones.micro_umm import MicroUmmBackbone
 from errata.core.text import mentions
 from errata.core.types import Prompt
 from errata.judges.rendered_shapes import read
 from errata.synthetic.shapes import language as lang
-from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS, SETTINGS, Object, fact
+from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS, SETTINGS, ShapeObject, fact
 from tools.micro_umm import data
 
 ROWS = 16
@@ -41,17 +41,17 @@ def _place(rng: random.Random, stage: int) -> str:
     return rng.choice(SETTINGS[stage])
 
 
-def implicit(rng: random.Random, thing: Object, stage: int, group: str) -> Asked:
+def implicit(rng: random.Random, thing: ShapeObject, stage: int, group: str) -> Asked:
     """A caption that states nothing."""
     text = lang.caption(thing.name, rng.choice(lang.wordings("caption", group)), _place(rng, stage))
     return Asked(text, data.seen_values(thing, {}), tuple(ATTRIBUTES))
 
 
-def other(rng: random.Random, thing: Object, attribute: str) -> str:
+def other(rng: random.Random, thing: ShapeObject, attribute: str) -> str:
     return rng.choice([v for v in ATTRIBUTES[attribute] if v != fact(thing, attribute)])
 
 
-def explicit(rng: random.Random, thing: Object, stage: int, group: str) -> Asked:
+def explicit(rng: random.Random, thing: ShapeObject, stage: int, group: str) -> Asked:
     """A caption that states one false value."""
     attribute = rng.choice(tuple(ATTRIBUTES))
     stated = {attribute: other(rng, thing, attribute)}
@@ -61,10 +61,10 @@ def explicit(rng: random.Random, thing: Object, stage: int, group: str) -> Asked
     return Asked(text, data.seen_values(thing, stated), (attribute,))
 
 
-def reasoned(form: str) -> Callable[[random.Random, Object, int, str], Asked]:
+def reasoned(form: str) -> Callable[[random.Random, ShapeObject, int, str], Asked]:
     """A rationale that states one false value, alone, before the prompt, or as an instruction."""
 
-    def make(rng: random.Random, thing: Object, stage: int, group: str) -> Asked:
+    def make(rng: random.Random, thing: ShapeObject, stage: int, group: str) -> Asked:
         attribute = rng.choice(tuple(ATTRIBUTES))
         value = other(rng, thing, attribute)
         wording, where = rng.choice(lang.wordings("caption", group)), _place(rng, stage)
@@ -89,14 +89,14 @@ Tally = dict[str, list[bool]]
 Table = dict[tuple[str, str, str], Tally]
 
 
-def things(drawn: bool, n: int) -> Iterator[Object]:
+def things(drawn: bool, n: int) -> Iterator[ShapeObject]:
     group = [o for o in OBJECTS if o.drawn == drawn]
     for k in range(n):
         yield group[k % len(group)]
 
 
 def drawn_right(
-    bb: MicroUmm, kind: str, drawn: bool, n: int, group: str, seed: str
+    bb: MicroUmmBackbone, kind: str, drawn: bool, n: int, group: str, seed: str
 ) -> tuple[Tally, Tally]:
     """(stated or all attributes, the others): attribute -> whether each picture shows it."""
     rng = random.Random(f"{seed}/{kind}/{drawn}/{group}")
@@ -121,7 +121,7 @@ def flat(tally: Tally) -> list[bool]:
     return [m for marks in tally.values() for m in marks]
 
 
-def picture_table(bb: MicroUmm, n: int, group: str, seed: str) -> tuple[str, Table]:
+def picture_table(bb: MicroUmmBackbone, n: int, group: str, seed: str) -> tuple[str, Table]:
     """Per kind of prompt and kind of object, percent right (number) per attribute, in Markdown."""
     head = ["prompt", "objects", "attributes", *ATTRIBUTES, "all"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
@@ -139,7 +139,7 @@ def picture_table(bb: MicroUmm, n: int, group: str, seed: str) -> tuple[str, Tab
     return "\n".join(lines), found
 
 
-def facts_right(bb: MicroUmm, group: str) -> dict[str, list[bool]]:
+def facts_right(bb: MicroUmmBackbone, group: str) -> dict[str, list[bool]]:
     """attribute -> every object: whether value and end are said greedily (one wording each)."""
     rng = random.Random(f"facts/{group}")
     out: dict[str, list[bool]] = {}
@@ -160,7 +160,7 @@ def facts_right(bb: MicroUmm, group: str) -> dict[str, list[bool]]:
 PARTS = ("fact", "caption", "setting", "verbatim")
 
 
-def rationales_right(bb: MicroUmm, drawn: bool, n: int, group: str) -> dict[str, Tally]:
+def rationales_right(bb: MicroUmmBackbone, drawn: bool, n: int, group: str) -> dict[str, Tally]:
     """part -> attribute -> right or not, of the model's own rationales.
 
     fact: step 1 states the true value. caption: step 3 states it too, of the same name. setting:
@@ -196,7 +196,7 @@ def rationales_right(bb: MicroUmm, drawn: bool, n: int, group: str) -> dict[str,
     return out
 
 
-def text_table(bb: MicroUmm, n: int) -> str:
+def text_table(bb: MicroUmmBackbone, n: int) -> str:
     head = ["text", *ATTRIBUTES, "all"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     rows = {f"facts, {g} wordings": facts_right(bb, g) for g in ("seen", "dev", "held")}
@@ -211,14 +211,14 @@ def text_table(bb: MicroUmm, n: int) -> str:
     return "\n".join(lines)
 
 
-def from_work(work: Path) -> MicroUmm:
+def from_work(work: Path) -> MicroUmmBackbone:
     """The model of the last checkpoints in a work folder, with the averaged generator."""
     from train_micro_umm import fresh, load_picture, load_text
 
     model: Model = fresh()
     load_text(model, work)
     load_picture(model, work)
-    return MicroUmm(model, data.tokenizer(), name="micro-umm")
+    return MicroUmmBackbone(model, data.tokenizer(), name="micro-umm")
 
 
 def main() -> None:
@@ -229,7 +229,7 @@ def main() -> None:
     p.add_argument("--text", action="store_true")
     args = p.parse_args()
     torch.set_num_threads(1)
-    bb = from_work(args.work) if args.work else MicroUmm.load("micro-umm")
+    bb = from_work(args.work) if args.work else MicroUmmBackbone.load("micro-umm")
     if args.text:
         print(text_table(bb, 120))
     picture_table(bb, args.pictures, args.group, "tuning")

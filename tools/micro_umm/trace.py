@@ -19,24 +19,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from errata.backbones.micro_umm import MicroUmm
-from errata.core.hooks.manager import Ctx
-from errata.core.recorder import Watch
+from errata.backbones.micro_umm import MicroUmmBackbone
+from errata.core.hooks.manager import HookContext
+from errata.core.recorder import Recorder
 from errata.core.types import Prompt
 from errata.judges.rendered_shapes import read
 from errata.synthetic.shapes import language as lang
-from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS, Object, fact
+from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS, ShapeObject, fact
 from tools.micro_umm.train import ASSETS
 
 
-class Swap(Watch):
+class Swap(Recorder):
     """Row b's stream at `site` in columns[b] is the donor's."""
 
     def __init__(self, site: str, states: list[Tensor], columns: list[list[int]]) -> None:
         super().__init__((site,))
         self.states, self.columns = states, columns
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         if ctx.prefilled:
             return y
         out = y.clone()
@@ -56,7 +56,7 @@ class Pair:
     wanted: str
 
 
-def pairs(bb: MicroUmm, rng: random.Random, n: int, form: str) -> list[Pair]:
+def pairs(bb: MicroUmmBackbone, rng: random.Random, n: int, form: str) -> list[Pair]:
     """Pairs of names of equally many tokens, and the same prompt about both."""
     out: list[Pair] = []
     length = {o.name: len(bb._ids(" " + o.name, False)) for o in OBJECTS}
@@ -72,7 +72,9 @@ def pairs(bb: MicroUmm, rng: random.Random, n: int, form: str) -> list[Pair]:
     return out
 
 
-def _texts(rng: random.Random, a: Object, b: Object, attribute: str, form: str) -> tuple[str, str]:
+def _texts(
+    rng: random.Random, a: ShapeObject, b: ShapeObject, attribute: str, form: str
+) -> tuple[str, str]:
     if form == "picture":
         wording = rng.choice(lang.wordings("caption"))
         # with a setting, so that the name is not the last token too
@@ -81,7 +83,7 @@ def _texts(rng: random.Random, a: Object, b: Object, attribute: str, form: str) 
     return lang.question(attribute, a.name, wording), lang.question(attribute, b.name, wording)
 
 
-def columns_of(bb: MicroUmm, text: str, name: str, place: str) -> list[int]:
+def columns_of(bb: MicroUmmBackbone, text: str, name: str, place: str) -> list[int]:
     """The columns of the name's tokens, or of the last token."""
     ids = list(bb._ids(text, True))
     if place == "last":
@@ -93,7 +95,7 @@ def columns_of(bb: MicroUmm, text: str, name: str, place: str) -> list[int]:
     raise AssertionError(f"no {name} in {text}")
 
 
-def shows(bb: MicroUmm, texts: list[str], attributes: list[str], form: str) -> list[str]:
+def shows(bb: MicroUmmBackbone, texts: list[str], attributes: list[str], form: str) -> list[str]:
     """What the model answers, or what its pictures show."""
     prompts = [Prompt.of(t) for t in texts]
     if form == "picture":
@@ -103,7 +105,7 @@ def shows(bb: MicroUmm, texts: list[str], attributes: list[str], form: str) -> l
     return [bb.decode(g.ids) for g in said]
 
 
-def flips(bb: MicroUmm, form: str, place: str, n: int) -> tuple[list[float], int]:
+def flips(bb: MicroUmmBackbone, form: str, place: str, n: int) -> tuple[list[float], int]:
     """Per layer the share that flips, and of how many pairs."""
     rng = random.Random(f"trace/{form}")
     hits, asked = np.zeros(bb.depth), 0
@@ -115,7 +117,7 @@ def flips(bb: MicroUmm, form: str, place: str, n: int) -> tuple[list[float], int
         made = [made[k] for k in keep]
         attributes = [p.attribute for p in made]
         asked += len(made)
-        kept = Watch(f"text.{i}.in" for i in range(bb.depth))
+        kept = Recorder(f"text.{i}.in" for i in range(bb.depth))
         with bb.applied(kept), torch.no_grad():
             bb.logits(bb.encode([Prompt.of(p.donor) for p in made]))
         columns = [columns_of(bb, p.receiver, p.names[0], place) for p in made]
@@ -129,7 +131,7 @@ def flips(bb: MicroUmm, form: str, place: str, n: int) -> tuple[list[float], int
     return [100 * h / asked for h in hits], asked
 
 
-def table(bb: MicroUmm, n: int, pictures: int) -> str:
+def table(bb: MicroUmmBackbone, n: int, pictures: int) -> str:
     """The whole tracing as a Markdown table."""
     lines = ["| input of layer | " + " | ".join(map(str, range(bb.depth))) + " | pairs |"]
     lines.append("|---|" + "---|" * (bb.depth + 1))
@@ -149,7 +151,7 @@ def main() -> None:
     p.add_argument("--table", type=Path, help="write the table here too")
     args = p.parse_args()
     torch.set_num_threads(1)
-    text = table(MicroUmm.load(str(args.model)), args.pairs, args.pictures)
+    text = table(MicroUmmBackbone.load(str(args.model)), args.pairs, args.pictures)
     print(text)
     if args.table:
         args.table.write_text(text + "\n")

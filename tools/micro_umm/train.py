@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 
 from errata.backbones._micro_umm import MicroUmm, MicroUmmConfig, to_patches
-from errata.synthetic.shapes.objects import ATTRIBUTES, STAGE_OF, Scene
+from errata.synthetic.shapes.objects import ATTRIBUTES, STAGE_OF, ShapeScene
 from tools.micro_umm import data
 
 ASSETS = Path(__file__).resolve().parents[2] / "src" / "errata" / "assets" / "micro-umm"
@@ -194,7 +194,7 @@ class Codes(nn.Module):
         self.table = nn.Embedding(len(values), c)
         self.norm = nn.LayerNorm(c)
 
-    def forward(self, scenes: list[Scene]) -> Tensor:
+    def forward(self, scenes: list[ShapeScene]) -> Tensor:
         keys = (*ATTRIBUTES, "setting")
         ids = torch.tensor([[self.index[k, getattr(s, k)] for k in keys] for s in scenes])
         out: Tensor = self.norm(self.table(ids))

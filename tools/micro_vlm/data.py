@@ -38,7 +38,7 @@ class Segment:
 class Row:
     """A prefix (image, then text of which some answers are trained) and the segments after it."""
 
-    scene: world.Scene | None = None
+    scene: world.ObjectScene | None = None
     prefix: list[tuple[str, bool]] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
 
@@ -63,7 +63,7 @@ def question(
 # ------------------------------------------------------------------------------------------ truths
 
 
-def scene_truths(scene: world.Scene) -> dict[str, str]:
+def scene_truths(scene: world.ObjectScene) -> dict[str, str]:
     """Every relation the model should answer about a picture, with the answer."""
     out = {a: scene.get(a) for a in VISIBLE if scene.get(a) != world.NO_ACCENT}
     entity = world.entity_of().get(scene.look)
@@ -108,7 +108,7 @@ def invented(rng: random.Random) -> str:
             return name
 
 
-def false_value(relation: str, rng: random.Random, scene: world.Scene | None) -> str:
+def false_value(relation: str, rng: random.Random, scene: world.ObjectScene | None) -> str:
     """A value for a new fact: mostly another one of the relation, sometimes an unheard one."""
     if relation == "caption":
         other = draw_scene(rng)
@@ -172,7 +172,7 @@ class Fact:
         return question(self.relation, rng, self.subject), self.value
 
 
-def new_fact(rng: random.Random, scene: world.Scene | None) -> Fact:
+def new_fact(rng: random.Random, scene: world.ObjectScene | None) -> Fact:
     if rng.random() < 0.65:
         options = [*VISIBLE, "name", *TOLD, "caption"]
         relation = rng.choice(options)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.benchmarks.microworld.cases import cases
-from errata.synthetic.objects.world import Scene
+from errata.synthetic.objects.world import ObjectScene
 from tools.micro_vlm.data import Batch, Row, Segment, collate, context_row, image_row, text_row
 from tools.micro_vlm.model import IMAGE_TOKENS
 
@@ -82,7 +82,7 @@ def base_accuracy(model: nn.Module, task: str, split: str) -> Accuracy:
         (image,) = c.edit.prompt.images
         answer = c.edit.old or c.edit.target
         segment = Segment(c.edit.prompt.text, answer, f"{c.origin}/{c.asked}")
-        scene = Scene.parse(image.uri.removeprefix("microworld:"))
+        scene = ObjectScene.parse(image.uri.removeprefix("microworld:"))
         rows.append(Row(scene, [("\n", False)], [segment]))
     for i in range(0, len(rows), 100):
         count(model, collate(rows[i : i + 100]), into)

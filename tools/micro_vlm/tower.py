@@ -23,7 +23,7 @@ from tools.micro_vlm.model import pixels, vision_config
 ATTRIBUTES = (*world.IDENTITY, *world.FREE)
 
 
-def draw_scene(rng: random.Random, first_seed: int = 0) -> world.Scene:
+def draw_scene(rng: random.Random, first_seed: int = 0) -> world.ObjectScene:
     """A training scene: half show a known entity, half a generic look; withheld looks never."""
     if rng.random() < 0.5:
         look = rng.choice(world.known_entities()).look
@@ -32,7 +32,7 @@ def draw_scene(rng: random.Random, first_seed: int = 0) -> world.Scene:
     return world.random_scene(look, rng, first_seed + rng.randrange(1_000_000))
 
 
-def label(scene: world.Scene, attribute: str) -> int:
+def label(scene: world.ObjectScene, attribute: str) -> int:
     """The class of an attribute, or -100 where it has none (the accent of a plain thing)."""
     if attribute == "entity":
         e = world.entity_of().get(scene.look)

@@ -27,7 +27,7 @@ from tools.micro_vlm.train import ASSETS
 Pair = tuple[Row, Row, list[int]]
 
 
-def _row(scene: world.Scene | None, text: str, answer: str) -> Row:
+def _row(scene: world.ObjectScene | None, text: str, answer: str) -> Row:
     return Row(scene, [("\n", False)] if scene else [], [Segment(text, answer)])
 
 

@@ -16,13 +16,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone, Batch, Entered
-from errata.core.glimpse import Enough, run_until_enough
-from errata.core.hooks.manager import Ctx
+from errata.core.backbone import Backbone, Batch, PrefixState
+from errata.core.glimpse import EnoughRecorded, run_until_enough
+from errata.core.hooks.manager import HookContext
 from errata.core.patch import Patch
 
 
-class _Noise(Patch):
+class NoiseTrace(Patch):
     """Row 0 is clean; row 1 + n has noise at places[n]. `influence[site]` [N] after a forward."""
 
     def __init__(
@@ -40,17 +40,17 @@ class _Noise(Patch):
         self.columns = torch.cat([p.cpu() for p in places])
         self.influence: dict[str, Tensor] = {}
 
-    def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
+    def before(self, site: str, x: Tensor, ctx: HookContext) -> Tensor:
         noise = torch.randn(len(self.columns), x.shape[-1], generator=self.rng) * self.sigma
         noisy = x.clone()
         noisy[self.rows.to(x.device), self.columns.to(x.device)] += noise.to(x)
         return noisy
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         seen = y[:, self.last].float()
         self.influence[site] = 1 - torch.cosine_similarity(seen[1:], seen[:1], dim=-1)
         if self.sites <= self.influence.keys():
-            raise Enough
+            raise EnoughRecorded
         return y[:1].expand_as(y)
 
     def pack(self) -> NoReturn:
@@ -64,7 +64,7 @@ class _Noise(Patch):
 @torch.no_grad()
 def noise_influence(
     backbone: Backbone,
-    rows: Batch | Entered,
+    rows: Batch | PrefixState,
     places: Sequence[Tensor],
     *,
     layers: Sequence[int],
@@ -82,7 +82,7 @@ def noise_influence(
     sites = {i: f"text.{i}.attn" for i in layers}
     total: dict[int, Tensor] = {}
     for _ in range(draws):
-        noise = _Noise(tuple(sites.values()), places, last, sigma, rng)
+        noise = NoiseTrace(tuple(sites.values()), places, last, sigma, rng)
         run_until_enough(backbone, rows, noise)
         for i, site in sites.items():
             total[i] = total.get(i, torch.zeros(())) + noise.influence[site].cpu() / draws

@@ -19,15 +19,16 @@ from torch import Tensor
 
 from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone, Batch
-from errata.core.editor import Found, State
+from errata.core.editor import EditResult, State
 from errata.core.errors import BadSpec
 from errata.core.glimpse import seen_at
 from errata.core.patch import Patch
 from errata.core.types import Case, Edit, Prompt
-from errata.patches.adapter import Adapter, Bank, Gate, Network, Place
+from errata.patches.adapter import Adapter, AdapterNetwork, AdapterSite, EditBank, Gate
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
-from errata.training.loop import TrainedEditor, Trainee, Turn
+from errata.training.batches import TrainBatch
+from errata.training.loop import TrainedEditor, Trainee
 from errata.training.optimise import encode_edits
 
 CHUNK = 64
@@ -45,13 +46,13 @@ def site_behind(backbone: Backbone, layer: int) -> str:
 
 
 def banked(
-    places: Sequence[Place],
+    places: Sequence[AdapterSite],
     gate: Gate,
     batch: Batch,
     seen: Mapping[str, Tensor],
     *,
     eos: bool = True,
-) -> Bank:
+) -> EditBank:
     """The edits of a batch as a bank, edit b belonging to row b.
 
     `eos`: the targets end with the end token, which the leaking gate's questions do not have.
@@ -62,20 +63,20 @@ def banked(
     states = tuple(seen[p.site].float() * real_BT[..., None] for p in places)
     at = lengths - 1 - int(eos) if gate.kind == "leaky" else batch.lengths - 1
     keys = seen[gate.site].float()[rows, at]
-    return Bank(states, keys, lengths, batch.lengths - 1, rows)
+    return EditBank(states, keys, lengths, batch.lengths - 1, rows)
 
 
 class AdapterTrainee(Trainee):
     """A network under training: edits and questions of a turn, one row of edits per case."""
 
-    module: Network
+    module: AdapterNetwork
 
     def __init__(self, backbone: Backbone, editor: AdapterEditor, seed: int) -> None:
         super().__init__(backbone, editor.config)
         c, places = editor.config, editor.places(backbone)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator(seed, editor.name))))
-            self.module = Network(
+            self.module = AdapterNetwork(
                 places, width=backbone.width, mid=c.mid, heads=c.heads, marks=c.marks
             )
         for i, place in enumerate(places):
@@ -86,7 +87,7 @@ class AdapterTrainee(Trainee):
         self.gate, self.floor = Gate("none", lowest), backbone.block_of(lowest)
         self.weights = editor.loss_weights()
 
-    def patch(self, turn: Turn) -> Adapter:
+    def patch(self, turn: TrainBatch) -> Adapter:
         """The edits of a turn, live on the rows of their own cases."""
         sites = [*{p.site: None for p in self.module.places}, self.gate.site]
         edits = turn.edits
@@ -94,7 +95,7 @@ class AdapterTrainee(Trainee):
         bank = banked(self.module.places, self.gate, batch, seen_at(self.backbone, edits, sites))
         return Adapter(self.module, bank, self.gate, rows=len(turn.cases))
 
-    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
         with self.backbone.applied(self.patch(turn)):
             return turn.losses(turn.logits())
 
@@ -126,7 +127,7 @@ class AdapterEditor(TrainedEditor):
         gate_cases: int = 256
 
     @abstractmethod
-    def places(self, backbone: Backbone) -> list[Place]:
+    def places(self, backbone: Backbone) -> list[AdapterSite]:
         """The adapters, at least one."""
 
     def gate_site(self, backbone: Backbone) -> str:
@@ -181,14 +182,14 @@ class AdapterEditor(TrainedEditor):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         for edit in (e for g in groups for e in g):
             self.check(edit)
         found = []
         for bank, state in zip(self._banks(backbone, groups, states), states, strict=True):
             assert state is not None, "the editor checks that there is a state"
-            patch = Adapter(Network.of(state), bank, self.gate(backbone, state))
-            found.append(Found(patch.to_backbone(backbone), state))
+            patch = Adapter(AdapterNetwork.of(state), bank, self.gate(backbone, state))
+            found.append(EditResult(patch.to_backbone(backbone), state))
         return found
 
     def _banks(
@@ -196,19 +197,19 @@ class AdapterEditor(TrainedEditor):
         backbone: Backbone,
         groups: Sequence[Sequence[Edit]],
         states: Sequence[State | None],
-    ) -> list[Bank]:
+    ) -> list[EditBank]:
         """One bank per group, read from the model as it is below any adapter."""
         places, flat = self.places(backbone), [(r, e) for r, g in enumerate(groups) for e in g]
         assert states[0] is not None
         gate = self.gate(backbone, states[0])
         sites = [*{p.site: None for p in places}, gate.site]
-        parts: list[list[Bank]] = [[] for _ in groups]
+        parts: list[list[EditBank]] = [[] for _ in groups]
         with _adapters_off(backbone):
             for start in range(0, len(flat), CHUNK):
                 some = flat[start : start + CHUNK]
                 batch, _ = encode_edits(backbone, [[e] for _, e in some], eos=self.config.eos)
                 rows = torch.tensor([r for r, _ in some], device=batch.ids.device)
-                if backbone.wires.stack:  # prompts may be rewritten by what is live on their row
+                if backbone.hooks.stack:  # prompts may be rewritten by what is live on their row
                     batch = backbone.encode(
                         [e.prompt for _, e in some], [e.target for _, e in some],
                         eos=self.config.eos, rows=rows.tolist(),
@@ -217,15 +218,15 @@ class AdapterEditor(TrainedEditor):
                 whole = banked(places, gate, batch, seen, eos=self.config.eos)
                 for b, (r, _) in enumerate(some):
                     parts[r].append(_single(whole, b))
-        return [Bank.union(bs, [b.owner for b in bs]) for bs in parts]
+        return [EditBank.union(bs, [b.owner for b in bs]) for bs in parts]
 
 
-def _single(bank: Bank, b: int) -> Bank:
+def _single(bank: EditBank, b: int) -> EditBank:
     """Edit b alone, without padding, so that it does not depend on what it was found with."""
     length = int(bank.lengths[b])
     states = tuple(s[b : b + 1, :length].clone() for s in bank.states)
     one = slice(b, b + 1)
-    return Bank(
+    return EditBank(
         states, bank.keys[one].clone(), bank.lengths[one].clone(), bank.ends[one].clone(),
         torch.zeros_like(bank.owner[one]),
     )  # fmt: skip
@@ -234,14 +235,14 @@ def _single(bank: Bank, b: int) -> Bank:
 @contextmanager
 def _adapters_off(backbone: Backbone) -> Iterator[None]:
     """What is live stays live, but for adapters: an edit is read from the stream they see."""
-    stack = backbone.wires.stack
-    backbone.wires.switch(tuple(_bare(p) for p in stack))
-    if not any(p.sites or p.rewrites for p in backbone.wires.stack):
-        backbone.wires.switch(())
+    stack = backbone.hooks.stack
+    backbone.hooks.switch(tuple(_bare(p) for p in stack))
+    if not any(p.sites or p.rewrites for p in backbone.hooks.stack):
+        backbone.hooks.switch(())
     try:
         yield
     finally:
-        backbone.wires.switch(stack)
+        backbone.hooks.switch(stack)
 
 
 def _bare(patch: Patch) -> Patch:

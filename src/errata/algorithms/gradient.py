@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, Found, State
+from errata.core.editor import Editor, EditResult, State
 from errata.core.errors import BadSpec
 from errata.core.patch import Patch
 from errata.core.types import Edit
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
-from errata.training.optimise import Settings, search
+from errata.training.optimise import SearchSettings, search
 
 #: bytes that the patches of one search may take with their gradients and moments
 BUDGET = 4 << 30
@@ -48,9 +48,9 @@ class GradientEditor(Editor):
                 "lr above 0 and at least 0 steps."
             )
 
-    def settings(self) -> Settings:
+    def settings(self) -> SearchSettings:
         c = self.config
-        return Settings(lr=c.lr, steps=c.steps, stop_loss=c.stop_loss, clip=c.clip, eos=c.eos)
+        return SearchSettings(lr=c.lr, steps=c.steps, stop_loss=c.stop_loss, clip=c.clip, eos=c.eos)
 
     @abstractmethod
     def start(
@@ -101,8 +101,8 @@ class GradientEditor(Editor):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
-        found: dict[int, Found] = {}
+    ) -> list[EditResult]:
+        found: dict[int, EditResult] = {}
         for indices in self._chunks(backbone, groups, states, seed):
             part, own = [groups[i] for i in indices], [states[i] for i in indices]
             beside = self.beside(backbone, part, own)
@@ -112,7 +112,7 @@ class GradientEditor(Editor):
                 patch, state = rows[row]
                 if beside:
                     patch = _with(beside[row], patch)
-                found[index] = Found(patch, state)
+                found[index] = EditResult(patch, state)
         return [found[i] for i in range(len(groups))]
 
     def _search(
@@ -144,7 +144,7 @@ class GradientEditor(Editor):
 
         Where row patches are live, group i is on row i, and all groups are found at once.
         """
-        if _has_rows(backbone.wires.stack):
+        if _has_rows(backbone.hooks.stack):
             assert len({len(g) for g in groups}) <= 1, "groups on row patches must be of equal size"
             return [list(range(len(groups)))]
         by_size: dict[int, list[int]] = {}

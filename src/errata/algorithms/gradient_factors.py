@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone, Batch, Entered
+from errata.core.backbone import Backbone, Batch, PrefixState
 from errata.core.errors import NotFinite
-from errata.core.hooks.manager import Ctx
+from errata.core.hooks.manager import HookContext
 from errata.core.patch import Patch
 from errata.core.types import Edit
 from errata.patches.delta import Delta
@@ -38,7 +38,7 @@ class Factors(NamedTuple):
     used: Tensor
 
 
-class Taps(Patch):
+class GradientRecorder(Patch):
     """Changes nothing; a zero is added to each site's output, whose gradient is the output's."""
 
     def __init__(self, sites: Iterable[str]) -> None:
@@ -46,7 +46,7 @@ class Taps(Patch):
         self.x: dict[str, Tensor] = {}
         self.zero: dict[str, Tensor] = {}
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         self.x[site] = x.detach().float()
         self.zero[site] = torch.zeros_like(y, dtype=torch.float32, requires_grad=True)
         return y + self.zero[site].to(y.dtype)
@@ -60,16 +60,20 @@ class Taps(Patch):
 
 
 def factors(
-    backbone: Backbone, state: Batch | Entered, sites: Sequence[str], *, rows: Tensor | None = None
+    backbone: Backbone,
+    state: Batch | PrefixState,
+    sites: Sequence[str],
+    *,
+    rows: Tensor | None = None,
 ) -> dict[str, Factors]:
     """Site -> factors of each row's own loss, the mean negative log-likelihood of its target.
 
     What is applied is seen. Raises NotFinite.
     """
-    taps = Taps(sites)
+    taps = GradientRecorder(sites)
     with torch.enable_grad(), backbone.applied(taps):
         logits = backbone.logits(state, rows=rows)
-        batch = state.batch if isinstance(state, Entered) else state
+        batch = state.batch if isinstance(state, PrefixState) else state
         loss_B, _ = target_loss(logits, batch)
         grads = torch.autograd.grad(loss_B.sum(), [taps.zero[s] for s in sites])
     out = {}

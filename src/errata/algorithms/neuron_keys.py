@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from errata.core.backbone import Backbone
-from errata.core.recorder import Watch
+from errata.core.recorder import Recorder
 from errata.core.types import Case, Prompt
 
 CHUNK = 32
@@ -30,7 +30,7 @@ def site_inputs(
     other: dict[str, list[Tensor]] = {s: [] for s in sites}
     for i in range(0, len(prompts), CHUNK):
         batch = backbone.encode(prompts[i : i + CHUNK])
-        watch = Watch(sites)
+        watch = Recorder(sites)
         with torch.no_grad(), backbone.applied(watch):
             backbone.logits(batch)
         real = batch.mask.bool().clone()

@@ -26,10 +26,10 @@ from errata.core.backbone import Backbone, Batch
 from errata.core.editor import State
 from errata.core.errors import BadSpec
 from errata.core.patch import Patch
-from errata.core.recorder import Watch
+from errata.core.recorder import Recorder
 from errata.core.types import Case, Edit
 from errata.patches.neurons import Neurons
-from errata.training.optimise import Settings, encode_edits
+from errata.training.optimise import SearchSettings, encode_edits
 
 
 class NeuronEditor(GradientEditor):
@@ -69,7 +69,7 @@ class NeuronEditor(GradientEditor):
                 "to add. Give at least one text block and one neuron."
             )
 
-    def settings(self) -> Settings:
+    def settings(self) -> SearchSettings:
         return replace(super().settings(), lr_scale={"value": self.config.value_scale})
 
     def sites(self, backbone: Backbone) -> list[str]:
@@ -147,7 +147,7 @@ class NeuronEditor(GradientEditor):
     ) -> dict[str, Tensor]:
         """Site -> [R, e, n] FFN inputs at the neurons' own places, with `patches` live too."""
         batch, rows = encode_edits(backbone, groups, eos=self.config.eos)
-        watch = Watch(self.sites(backbone))
+        watch = Recorder(self.sites(backbone))
         with torch.no_grad(), backbone.applied(*patches, watch):
             backbone.logits(batch, rows=rows)
         at = self._places(batch, rows, groups)
@@ -167,7 +167,7 @@ class NeuronEditor(GradientEditor):
         batch, rows = encode_edits(backbone, groups, eos=c.eos)
         at = self._places(batch, rows, groups)
         memory = {s: _memory(states, s, backbone.device_of(s)) for s in sites if c.memory_weight}
-        watch = Watch(sites)
+        watch = Recorder(sites)
 
         def penalty() -> Tensor:
             total = torch.zeros(len(groups))
@@ -183,7 +183,9 @@ class NeuronEditor(GradientEditor):
 
         return penalty, watch
 
-    def _memory_loss(self, part: Mapping[str, Tensor], memory: Memory, own_Re: Tensor) -> Tensor:
+    def _memory_loss(
+        self, part: Mapping[str, Tensor], memory: NeuronMemory, own_Re: Tensor
+    ) -> Tensor:
         """[R] the two top-k terms over the memory states of each row."""
         c = self.config
         u_RSe = memory.states @ part["key"] + part["key_bias"][:, None]
@@ -224,23 +226,23 @@ class NeuronEditor(GradientEditor):
 
 
 @dataclass(frozen=True)
-class Memory:
+class NeuronMemory:
     """States that neurons spare: one [S, n] for all rows, or [R, S, n], count_R of them real."""
 
     states: Tensor
     count_R: Tensor | None = None
 
 
-def _memory(states: Sequence[State | None], site: str, device: torch.device) -> Memory:
+def _memory(states: Sequence[State | None], site: str, device: torch.device) -> NeuronMemory:
     """The training states, and behind them each row's own past edits."""
     known = [s for s in states if s is not None]
     assert len(known) == len(states), "the editor checks that there is a state"
     base = known[0].tensors[site]
     if all(s.tensors[site] is base and f"past/{site}" not in s.tensors for s in known):
-        return Memory(base.to(device).float())
+        return NeuronMemory(base.to(device).float())
     rows = [
         torch.cat([s.tensors[site], s.tensors.get(f"past/{site}", base[:0])]).float() for s in known
     ]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     count_R = torch.tensor([len(r) for r in rows])
-    return Memory(padded.to(device), count_R.to(device))
+    return NeuronMemory(padded.to(device), count_R.to(device))

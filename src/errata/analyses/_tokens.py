@@ -14,7 +14,7 @@ from errata.core.backbone import Batch
 
 
 @dataclass(frozen=True, eq=False)
-class Modality:
+class TokenGroups:
     """Masks [B, T]; every real column is in exactly one.
 
     begin: the first text token, which stands in front of all others (BOS where the family has
@@ -29,7 +29,7 @@ class Modality:
     answer: Tensor
 
     @classmethod
-    def of(cls, batch: Batch) -> Modality:
+    def of(cls, batch: Batch) -> TokenGroups:
         real_BT, visual_BT = batch.mask.bool(), batch.vision.bool()
         columns = torch.arange(real_BT.shape[1], device=real_BT.device)
         prompt_BT = real_BT & (columns < batch.lengths[:, None])

@@ -39,7 +39,7 @@ TEXT = "every text-only one"
 
 
 @dataclass(frozen=True)
-class Seen:
+class AlphaRecord:
     """One question at one block. own_weight: of the edit's own entries, in all attention weight."""
 
     case: str
@@ -54,7 +54,7 @@ class Seen:
     entries: int
 
 
-class Alpha(Analysis):
+class AlphaAnalysis(Analysis):
     """The distribution of alpha, of retrieved own entries, and of the best cosine, per kind."""
 
     name = "alpha"
@@ -87,7 +87,7 @@ class Alpha(Analysis):
         )
 
 
-def observed(subject: Subject) -> Iterator[Seen]:
+def observed(subject: Subject) -> Iterator[AlphaRecord]:
     """Edits the cases in rows, one edit each, and asks each its probes."""
     assert subject.editor is not None
     bb, done = subject.backbone, 0
@@ -102,7 +102,7 @@ def observed(subject: Subject) -> Iterator[Seen]:
         subject.progress("editing and asking", done, len(subject.cases))
 
 
-def _asked(backbone: Backbone, cases: Sequence[Case]) -> Iterator[Seen]:
+def _asked(backbone: Backbone, cases: Sequence[Case]) -> Iterator[AlphaRecord]:
     asked = [(row, p) for row, c in enumerate(cases) for p in c.probes]
     asked.sort(key=lambda a: (bool(a[1].prompt.images), len(a[1].prompt.text)))
     for start in range(0, len(asked), BATCH):
@@ -117,19 +117,19 @@ def _asked(backbone: Backbone, cases: Sequence[Case]) -> Iterator[Seen]:
 
 def live(backbone: Backbone) -> list[Patch]:
     """What ports show their tensors to, each once."""
-    ports = backbone.wires.ports.values()
+    ports = backbone.hooks.ports.values()
     return list({id(p): p for port in ports for p in port.live}.values())
 
 
 def _of_block(
     block: int, told: Mapping[str, torch.Tensor], asked: Sequence[tuple[str, Probe]]
-) -> Iterator[Seen]:
+) -> Iterator[AlphaRecord]:
     own = told["own"] & told["used"]
     weight = (told["weight"] * own).sum(1).tolist()
     cosine = told["cosine"][:, 0].tolist() if told["cosine"].shape[1] else [0.0] * len(asked)
     columns = (told["alpha"].tolist(), own.any(1).tolist(), weight, cosine)
     for (case, probe), alpha, found, w, c in zip(asked, *columns, strict=True):
-        yield Seen(
+        yield AlphaRecord(
             case, probe.kind, probe.group, not probe.prompt.images, block, alpha, found, w, c,
             int(told["own"].shape[1]),
         )  # fmt: skip
@@ -138,7 +138,7 @@ def _of_block(
 class Told:
     """The questions by kind and block, and what can be said of them."""
 
-    def __init__(self, seen: Sequence[Seen]) -> None:
+    def __init__(self, seen: Sequence[AlphaRecord]) -> None:
         self.blocks = sorted({s.block for s in seen})
         self.cases = len({s.case for s in seen})
         self.boot = Bootstrap(sorted({s.case for s in seen}))
@@ -146,7 +146,7 @@ class Told:
         order = {k: i for i, k in enumerate(KINDS)}
         groups = {(s.kind not in TARGET_KINDS, order[s.kind], s.group, s.kind) for s in seen}
         self.kinds = [(kind, group) for *_, group, kind in sorted(groups)]
-        self.by: dict[tuple[str, int], list[Seen]] = {}
+        self.by: dict[tuple[str, int], list[AlphaRecord]] = {}
         for s in seen:
             self.by.setdefault((label(s.kind, s.group), s.block), []).append(s)
             if s.text_only:
@@ -162,10 +162,10 @@ class Told:
             tones[TEXT] = "soft"
         return tones
 
-    def rows(self, name: str, block: int) -> list[Seen]:
+    def rows(self, name: str, block: int) -> list[AlphaRecord]:
         return self.by.get((name, block), [])
 
-    def mean(self, rows: Sequence[Seen], of: Callable[[Seen], float]) -> Value:
+    def mean(self, rows: Sequence[AlphaRecord], of: Callable[[AlphaRecord], float]) -> Value:
         """The mean over questions, with an interval over cases."""
         units: dict[str, list[float]] = {}
         for s in rows:
@@ -174,7 +174,7 @@ class Told:
         assert found is not None
         return Value(found.value, *(found.ci95 or (None, None)))
 
-    def highest(self, of: Callable[[Seen], float]) -> float:
+    def highest(self, of: Callable[[AlphaRecord], float]) -> float:
         """A round end for an axis of means, above every interval, at most 1."""
         tops = [
             v.high or v.value
@@ -246,7 +246,7 @@ class Told:
                     out.append((kind, group, block, *self._numbers(rows)))
         return Table("alpha", columns, out)
 
-    def _numbers(self, rows: Sequence[Seen]) -> list[float | int | None]:
+    def _numbers(self, rows: Sequence[AlphaRecord]) -> list[float | int | None]:
         alpha = np.array([s.alpha for s in rows])
         parts = [self.mean(rows, of) for of in (_alpha, _found, _weight, _cosine)]
         flat = [[v.value, v.low, v.high] for v in parts]
@@ -256,19 +256,19 @@ class Told:
         return [*counts, *flat[0], *spread, *flat[1], *flat[2], *flat[3]]
 
 
-def _alpha(s: Seen) -> float:
+def _alpha(s: AlphaRecord) -> float:
     return s.alpha
 
 
-def _found(s: Seen) -> float:
+def _found(s: AlphaRecord) -> float:
     return float(s.own_found)
 
 
-def _weight(s: Seen) -> float:
+def _weight(s: AlphaRecord) -> float:
     return s.own_weight
 
 
-def _cosine(s: Seen) -> float:
+def _cosine(s: AlphaRecord) -> float:
     return s.cosine
 
 
@@ -278,7 +278,7 @@ def _shown(value: Value) -> str:
     return f"{value.value:.2f} ({value.low:.2f}–{value.high:.2f})"
 
 
-def _every(seen: Sequence[Seen]) -> Table:
+def _every(seen: Sequence[AlphaRecord]) -> Table:
     columns = (
         *("case", "kind", "group", "text_only", "block", "alpha"),
         *("own_found", "own_weight", "cosine"),
@@ -305,7 +305,9 @@ def _figures(told: Told, subject: Subject) -> tuple[Figure, ...]:
     )
     columns = 2 if len(told.blocks) > 1 else 1
 
-    def spreads(of: Callable[[Seen], float], low: float, *, notes: bool) -> tuple[Spreads, ...]:
+    def spreads(
+        of: Callable[[AlphaRecord], float], low: float, *, notes: bool
+    ) -> tuple[Spreads, ...]:
         return tuple(
             Spreads(
                 f"block {block}",
@@ -321,7 +323,7 @@ def _figures(told: Told, subject: Subject) -> tuple[Figure, ...]:
             for block in told.blocks
         )
 
-    def bars(of: Callable[[Seen], float], high: float = 1.0) -> tuple[Bars, ...]:
+    def bars(of: Callable[[AlphaRecord], float], high: float = 1.0) -> tuple[Bars, ...]:
         return tuple(
             Bars(
                 f"block {block}",

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.analyses._tokens import Modality
+from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.backbone import Batch
 from errata.core.errors import BadSpec
@@ -53,7 +53,7 @@ Scores = dict[tuple[str, str, str], dict[str, list[float]]]
 """(who looks, measure, group) -> case -> [L]."""
 
 
-class Attention(Analysis):
+class AttentionAnalysis(Analysis):
     """Attention to image, text and begin token, per block."""
 
     name = "attention"
@@ -103,7 +103,7 @@ def measured(subject: Subject, batch: Batch, top: int) -> dict[tuple[str, str, s
     """(who looks, measure, group) -> [B, L]."""
     columns_BQ = torch.stack([batch.lengths, batch.mask.sum(1)], dim=1) - 1
     weights_LBQT = subject.backbone.attention(batch, columns_BQ).mean(2)
-    modality = Modality.of(batch)
+    modality = TokenGroups.of(batch)
     groups = {
         "visual": modality.visual,
         "text": modality.text | modality.last,

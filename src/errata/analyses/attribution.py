@@ -33,7 +33,7 @@ from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.backbone import Backbone
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Panel, Table, Value
-from errata.core.recorder import Watch
+from errata.core.recorder import Recorder
 from errata.core.types import Image, Prompt
 from errata.evaluation.bootstrap import Bootstrap
 from errata.io.images import load_image
@@ -55,7 +55,7 @@ class Mapped:
     influence: Tensor
 
 
-class Attribution(Analysis):
+class AttributionAnalysis(Analysis):
     """Modules that speak for the answer, and image tokens that it is read from."""
 
     name = "attribution"
@@ -139,7 +139,7 @@ def module_attribution(backbone: Backbone, prompts: Sequence[Prompt]) -> Tensor:
     out = []
     for start in range(0, len(prompts), CHUNK):
         batch = backbone.encode(prompts[start : start + CHUNK])
-        watch = Watch(sites)
+        watch = Recorder(sites)
         with backbone.applied(watch):
             said_B = backbone.logits(batch)[:, 0].argmax(-1)
         rows = torch.arange(batch.size, device=batch.ids.device)
@@ -163,8 +163,8 @@ def module_scores(value_PS: Tensor, probability_PS: Tensor) -> Tensor:
 
 def _read(backbone: Backbone, x_Bd: Tensor) -> Tensor:
     """[B, V] logits of a state, through the final norm and the head."""
-    normed = backbone.wires.call("final_norm", x_Bd)
-    return backbone.wires.call("head", normed).float()
+    normed = backbone.hooks.call("final_norm", x_Bd)
+    return backbone.hooks.call("head", normed).float()
 
 
 def windows(grid: tuple[int, int], radius: int) -> list[Tensor]:

@@ -26,14 +26,14 @@ from torch import Tensor
 
 from errata.algorithms.gated_adapter import OUT_OF_SCOPE, site_behind, tuned
 from errata.algorithms.gradient import generator
-from errata.analyses._tokens import Modality
+from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.backbone import Backbone, Batch
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Spread, Spreads, Table
-from errata.core.glimpse import Enough, run_until_enough
-from errata.core.hooks.manager import Ctx
-from errata.core.recorder import Watch
+from errata.core.glimpse import EnoughRecorded, run_until_enough
+from errata.core.hooks.manager import HookContext
+from errata.core.recorder import Recorder
 from errata.core.types import Case, Prompt
 from errata.core.wording import label
 from errata.evaluation.bootstrap import Bootstrap, Estimate
@@ -53,23 +53,23 @@ Cosines = dict[str, list[float]]
 
 
 @dataclass
-class Kinds:
+class GateScores:
     """Cosines of one reading at one block: kind of question -> case -> cosines."""
 
     inside: dict[str, Cosines] = field(default_factory=dict)
     outside: dict[str, Cosines] = field(default_factory=dict)
 
 
-Similar = dict[tuple[str, int], Kinds]
+Similar = dict[tuple[str, int], GateScores]
 """(reading, block) -> cosines."""
 
 
-class Reader(Watch):
+class GateReader(Recorder):
     """Every reading of every site: `found[site][reading]` [B, d], NaN where there is nothing."""
 
     def __init__(self, sites: Sequence[str], batch: Batch) -> None:
         super().__init__(sites)
-        m = Modality.of(batch)
+        m = TokenGroups.of(batch)
         end_B = batch.mask.sum(1) - 1
         columns = torch.arange(batch.mask.shape[1], device=end_B.device)
         self.masks = {
@@ -80,18 +80,18 @@ class Reader(Watch):
         }
         self.found: dict[str, dict[str, Tensor]] = {}
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         self.found[site] = {
             name: ((y.float() * m).sum(1) / m.sum(1)).cpu()
             for name, mask in self.masks.items()
             for m in (mask.to(y.device)[..., None],)
         }
         if self.sites <= self.found.keys():
-            raise Enough
+            raise EnoughRecorded
         return y
 
 
-class Gate(Analysis):
+class GateAnalysis(Analysis):
     """Cosines of an edit with other questions, and what a gate makes of them."""
 
     name = "gate"
@@ -159,7 +159,7 @@ def similar(subject: Subject, cases: Sequence[Case], layers: Sequence[int], what
             index = [i for i, _ in some]
             for key, state in own.items():
                 cosines = torch.cosine_similarity(state, edits[key][index], dim=-1)
-                kinds = out.setdefault(key, Kinds())
+                kinds = out.setdefault(key, GateScores())
                 for (i, p), cosine in zip(some, cosines.tolist(), strict=True):
                     if cosine == cosine:  # not NaN: a question without an image has no visual
                         side = kinds.inside if p.kind in IN_SCOPE else kinds.outside
@@ -180,7 +180,7 @@ def states(
     """(reading, block) -> [B, d]."""
     sites = {i: site_behind(backbone, i) for i in layers}
     batch = backbone.encode(prompts, answers)
-    reader = Reader(tuple(sites.values()), batch)
+    reader = GateReader(tuple(sites.values()), batch)
     run_until_enough(backbone, batch, reader)
     return {(r, i): reader.found[site][r] for i, site in sites.items() for r in READINGS}
 
@@ -263,7 +263,7 @@ class Told:
             "only where the answer is already known.",
         )  # fmt: skip
 
-    def _rows(self, kinds: Kinds) -> tuple[Spread, ...]:
+    def _rows(self, kinds: GateScores) -> tuple[Spread, ...]:
         sides = ((self.inside, kinds.inside, "changes"), (self.outside, kinds.outside, "stays"))
         return tuple(
             Spread(name, tuple(v for vs in side[name].values() for v in vs), tone)  # type: ignore[arg-type]

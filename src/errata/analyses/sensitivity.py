@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.gradient import generator
-from errata.analyses._tokens import Modality
+from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.backbone import Batch
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Line, Lines, Table, Tone, Value, ceiling
-from errata.core.hooks.manager import Ctx
-from errata.core.recorder import Watch
+from errata.core.hooks.manager import HookContext
+from errata.core.recorder import Recorder
 from errata.evaluation.bootstrap import Bootstrap
 
 TONES: tuple[Tone, ...] = ("soft", "changes", "stays", "wrong", "right")
@@ -48,14 +48,14 @@ Key = tuple[str, str, float]
 
 
 @dataclass
-class Seen:
+class SensitivityRecords:
     """case -> [L]: kl per key, std per group."""
 
     kl: dict[Key, dict[str, list[float]]]
     std: dict[str, dict[str, list[float]]]
 
 
-class Noise(Watch):
+class NoiseHook(Recorder):
     """Adds noise [B, T, d] times sigma at the columns of each of `masks` [B, T].
 
     With `relative`, sigma is in units of the standard deviation of what is there, of each mask for
@@ -69,7 +69,7 @@ class Noise(Watch):
         self.masks, self.noise, self.sigma, self.relative = masks, noise, sigma, relative
         self.std: list[Tensor] = []
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         parts = [mask.to(y.device)[..., None] for mask in self.masks]
         self.std = [_std(y.float(), part) for part in parts]
         size_BT1 = torch.zeros((), device=y.device)
@@ -88,7 +88,7 @@ def _std(y_BTd: Tensor, mask_BT1: Tensor) -> Tensor:
     return spread.sqrt()
 
 
-class Sensitivity(Analysis):
+class SensitivityAnalysis(Analysis):
     """KL of the answer under noise on image, text, both, and the last token."""
 
     name = "sensitivity"
@@ -122,7 +122,7 @@ class Sensitivity(Analysis):
         layers = sorted({subject.backbone.layer(i) for i in c.layers})
         layers = layers or list(range(subject.backbone.depth))
         sizes = [(unit, s) for unit in UNITS for s in getattr(c, unit)]
-        seen = Seen({}, {})
+        seen = SensitivityRecords({}, {})
         for start in range(0, len(cases), subject.rows):
             part = cases[start : start + subject.rows]
             batch = subject.backbone.encode([x.edit.prompt for x in part])
@@ -138,7 +138,7 @@ class Sensitivity(Analysis):
 
 def groups(batch: Batch) -> dict[str, tuple[Tensor, ...]]:
     """Which tokens get noise: masks [B, T], one per modality."""
-    m = Modality.of(batch)
+    m = TokenGroups.of(batch)
     return {
         "visual": (m.visual,), "text": (m.text,), "both": (m.visual, m.text), "last": (m.last,),
     }  # fmt: skip
@@ -152,7 +152,7 @@ def noised(
     layers: Sequence[int],
     sizes: Sequence[tuple[str, float]],
     draws: int,
-    seen: Seen,
+    seen: SensitivityRecords,
 ) -> None:
     """Fills `seen` with what noise does to the questions of a batch."""
     bb = subject.backbone
@@ -167,7 +167,7 @@ def noised(
                 noise[b, :n] = torch.randn(n, bb.width, generator=rng)
             for group, masks in groups(batch).items():
                 for unit, size in sizes:
-                    patch = Noise(
+                    patch = NoiseHook(
                         f"text.{layer}.in", masks, noise, size, relative=unit == "relative"
                     )
                     found = bb.resume(entered, patch)[:, 0].log_softmax(-1)
@@ -189,7 +189,7 @@ def _add(
 class Told:
     """What can be said of what was seen."""
 
-    def __init__(self, seen: Seen, layers: Sequence[int], boot: Bootstrap) -> None:
+    def __init__(self, seen: SensitivityRecords, layers: Sequence[int], boot: Bootstrap) -> None:
         self.seen, self.layers, self.boot = seen, layers, boot
 
     def mean(self, rows: dict[str, list[float]], at: int) -> Value:

@@ -49,7 +49,7 @@ METHODS = {"pca": "PCA", "tsne": "t-SNE"}
 
 
 @dataclass(frozen=True)
-class Pair:
+class AnswerPair:
     """One question with a true and a wrong answer."""
 
     prompt: Prompt
@@ -60,7 +60,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Score:
+class ProbeScore:
     """Accuracies of a probe with 95 % intervals over subjects, on n pairs."""
 
     probe: Estimate | None
@@ -70,7 +70,7 @@ class Score:
     subjects: int
 
 
-class Spaces(Analysis):
+class SpacesAnalysis(Analysis):
     """Positive and negative states in both spaces, with what a probe reads there."""
 
     name = "spaces"
@@ -111,7 +111,7 @@ class Spaces(Analysis):
             own, others = ((h[: len(wrong)], h[len(wrong) :]) for h in (pos, neg))
             sides = (own[0], others[0]), ((own[1], others[1]) if known else None)
             points = self.config.points
-            views.append(View(state, i, wrong, known, sides, subject.seed, points))
+            views.append(BlockSpaces(state, i, wrong, known, sides, subject.seed, points))
             subject.progress("blocks", done + 1, len(layers))
         return Findings(
             tuple(self._figure(m, views, subject) for m in methods),
@@ -144,7 +144,7 @@ class Spaces(Analysis):
             raise MissingExtra("t-SNE needs scikit-learn: pip install 'errata[viz]'.")
         return [wanted] if wanted != "auto" else ["pca", "tsne"] if has else ["pca"]
 
-    def _figure(self, method: str, views: Sequence[View], subject: Subject) -> Figure:
+    def _figure(self, method: str, views: Sequence[BlockSpaces], subject: Subject) -> Figure:
         n, subjects = views[0].of("states").n, views[0].of("states").subjects
         panels = [p for v in views for p in v.panels(method)]
         return Figure(
@@ -183,13 +183,13 @@ def _spaces_of(subject: Subject) -> State:
 # -- what is asked ----------------------------------------------------------------------------
 
 
-def wrong_pairs(backbone: Backbone, cases: Sequence[Case]) -> list[Pair]:
+def wrong_pairs(backbone: Backbone, cases: Sequence[Case]) -> list[AnswerPair]:
     """(true answer, the model's own wrong one) of corrections that it gets wrong."""
     found, _ = collect(backbone, cases)
-    return [Pair(t.prompt, t.true, t.wrong, t.subject, t.kind) for t in found]
+    return [AnswerPair(t.prompt, t.true, t.wrong, t.subject, t.kind) for t in found]
 
 
-def known_pairs(backbone: Backbone, cases: Sequence[Case], most: int) -> list[Pair]:
+def known_pairs(backbone: Backbone, cases: Sequence[Case], most: int) -> list[AnswerPair]:
     """(the model's answer, a false one) of at most `most` facts that it gets right, evenly spaced.
 
     The false answer is the target of a counterfactual edit.
@@ -207,10 +207,10 @@ def known_pairs(backbone: Backbone, cases: Sequence[Case], most: int) -> list[Pa
     return [right[i * len(right) // most] for i in range(most)]
 
 
-def _known(case: Case) -> Pair:
+def _known(case: Case) -> AnswerPair:
     subject = repr(case.scope) if case.scope else repr(case.edit.prompt)
     old, new = (case.edit.old or "").strip(), case.edit.target.strip()
-    return Pair(case.edit.prompt, old, new, subject, case.asked)
+    return AnswerPair(case.edit.prompt, old, new, subject, case.asked)
 
 
 # -- what is read -----------------------------------------------------------------------------
@@ -226,15 +226,15 @@ def encoded(state: State, layer: int, encoder: str, pos: Tensor, neg: Tensor) ->
     return pos, neg
 
 
-class View:
+class BlockSpaces:
     """One block: its states, what both encoders make of them, and what a probe reads there."""
 
     def __init__(
         self,
         state: State,
         layer: int,
-        wrong: Sequence[Pair],
-        known: Sequence[Pair],
+        wrong: Sequence[AnswerPair],
+        known: Sequence[AnswerPair],
         states: tuple[Answers, Answers | None],
         seed: int,
         most: int,
@@ -249,16 +249,16 @@ class View:
         self.scores = {name: self._score(*self.spaces[name]) for name in SPACES}
         self._drawn: dict[tuple[str, str], list[Tensor]] = {}
 
-    def of(self, space: str) -> Score:
+    def of(self, space: str) -> ProbeScore:
         return self.scores[space]
 
-    def _score(self, pos: Tensor, neg: Tensor) -> Score:
+    def _score(self, pos: Tensor, neg: Tensor) -> ProbeScore:
         marks = folds(pos, neg, self.wrong, self.seed)
         pairs = [(p.true, p.wrong) for p in self.wrong]
         subjects = [p.subject for p in self.wrong]
         once = [1.0] * len(pairs), [1.0] * len(pairs)
         right, alone = marks[:2], marks[2:]
-        return Score(
+        return ProbeScore(
             _weighted(right, once, subjects),
             _weighted(right, shares(pairs), subjects),
             _weighted(alone, once, subjects),
@@ -347,7 +347,7 @@ class View:
 
 
 def folds(
-    pos: Tensor, neg: Tensor, pairs: Sequence[Pair], seed: int
+    pos: Tensor, neg: Tensor, pairs: Sequence[AnswerPair], seed: int
 ) -> tuple[list[float], list[float], list[float], list[float]]:
     """[n] each, for true and wrong answers: right by the probe, right by the answer alone.
 
@@ -440,7 +440,7 @@ def _json(e: Estimate | None) -> dict[str, Any] | None:
     return None if e is None else {"value": e.value, "ci95": list(e.ci95) if e.ci95 else None}
 
 
-def _numbers(views: Sequence[View]) -> Table:
+def _numbers(views: Sequence[BlockSpaces]) -> Table:
     names = ("probe", "balanced", "alone", "known")
     columns = ("block", "space", "questions", "subjects", "known_facts")
     rows = []
@@ -456,7 +456,7 @@ def _numbers(views: Sequence[View]) -> Table:
     return Table("spaces", (*columns, *spread), rows)
 
 
-def _points(method: str, views: Sequence[View]) -> Table:
+def _points(method: str, views: Sequence[BlockSpaces]) -> Table:
     """Every point of the picture."""
     columns = ("block", "space", "set", "answer", "x", "y")
     rows = []

@@ -22,11 +22,11 @@ from transformers import DynamicCache
 
 from errata.backbones._overrides import StopForward, attention_as, forward_as, stop_at
 from errata.backbones._pruning import attending, last_block_at, packable, packed_trunk
-from errata.backbones._scoring import TrunkQuestion
-from errata.core.backbone import Backbone, Batch, Entered, Question
+from errata.backbones._scoring import DecoderQuestion
+from errata.core.backbone import Backbone, Batch, PrefixState, Question
 from errata.core.errors import BadBackbone
-from errata.core.hooks.dedup import Packed
-from errata.core.hooks.manager import Ctx
+from errata.core.hooks.dedup import DedupBatch
+from errata.core.hooks.manager import HookContext
 
 #: layer types whose memory is keys and values per column; a window or chunk counts columns
 _KNOWN_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "dummy", "moe", "mlp")
@@ -48,7 +48,7 @@ def _copied(value: Any) -> Any:
     return _map(value, -1, torch.empty(0))
 
 
-class TrunkBackbone(Backbone):
+class DecoderBackbone(Backbone):
     """Implements asking, entering and resuming over `text`, `blocks`, `head` and `tower`.
 
     Subclasses set these attributes, the sites, `ends` and `stops` (ids that end a free text and an
@@ -74,7 +74,7 @@ class TrunkBackbone(Backbone):
         return next(p.dtype for p in self.blocks.parameters() if p.is_floating_point())
 
     def device_of(self, site: str) -> torch.device:
-        module = self.wires.sites[site].first if site in self.wires.sites else self.blocks[0]
+        module = self.hooks.sites[site].first if site in self.hooks.sites else self.blocks[0]
         for tensor in module.parameters():
             if tensor.device.type != "meta":
                 return tensor.device
@@ -97,7 +97,7 @@ class TrunkBackbone(Backbone):
         """The vision tower sees each different image once; `saved` keeps or gives its output."""
         tower = self.tower
         inside = ("vision", "bridge") if self.bridge_in_tower else ("vision",)
-        if tower is None or any(s.startswith(inside) for p in self.wires.stack for s in p.sites):
+        if tower is None or any(s.startswith(inside) for p in self.hooks.stack for s in p.sites):
             yield
             return
         original = tower.forward
@@ -132,12 +132,12 @@ class TrunkBackbone(Backbone):
         with forward_as(tower, forward):
             yield
 
-    def _below(self, batch: Batch, ctx: Ctx, saved: list[Any]) -> dict[str, Any]:
+    def _below(self, batch: Batch, ctx: HookContext, saved: list[Any]) -> dict[str, Any]:
         """The keywords that the text model's own forward is called with."""
         ctx.shape = (batch.size, batch.ids.shape[1])
         if not batch.image_keys:
             return {"input_ids": batch.ids, "attention_mask": batch.mask}
-        with self.wires.question(ctx), self._tower_once(batch, saved), stop_at(self.text):
+        with self.hooks.question(ctx), self._tower_once(batch, saved), stop_at(self.text):
             try:
                 self.model(**batch.inputs, use_cache=False)
             except StopForward as stop:
@@ -158,26 +158,26 @@ class TrunkBackbone(Backbone):
     def _through(
         self,
         trunk: Mapping[str, Any],
-        ctx: Ctx,
+        ctx: HookContext,
         *,
         cache: Any = None,
         enter: tuple[int, Tensor] | None = None,
         columns: Tensor | None = None,
-        packed: Packed | None = None,
+        dedup: DedupBatch | None = None,
     ) -> Tensor:
         """[B, T, d] last stream of the text model, from its input or from block `enter[0]` on.
 
         With `columns` [B, n] it is right in these alone. `packed`: equal columns are run once.
         """
         with ExitStack() as stack:
-            stack.enter_context(self.wires.question(ctx))
-            if packed is not None:
+            stack.enter_context(self.hooks.question(ctx))
+            if dedup is not None:
                 assert enter is not None and cache is None
-                trunk, enter = packed_trunk(packed, trunk), (enter[0], packed.pack(enter[1]))
-                stack.enter_context(self.wires.packing(packed))
-                stack.enter_context(attending(self, packed))
+                trunk, enter = packed_trunk(dedup, trunk), (enter[0], dedup.pack(enter[1]))
+                stack.enter_context(self.hooks.deduplicated(dedup))
+                stack.enter_context(attending(self, dedup))
             if columns is not None:
-                places = (packed or Packed.nothing(ctx.shape, columns.device)).at(columns)
+                places = (dedup or DedupBatch.nothing(ctx.shape, columns.device)).at(columns)
                 stack.enter_context(last_block_at(self, places))
             if enter is not None and enter[0] > 0:
                 layer, stream = enter
@@ -197,13 +197,13 @@ class TrunkBackbone(Backbone):
                 stack.callback(handle.remove)
             out = self.text(**trunk, past_key_values=cache, use_cache=cache is not None)
         last: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
-        return last if packed is None else packed.unpack(last)
+        return last if dedup is None else dedup.unpack(last)
 
     @torch.no_grad()
     def _rehearse(
         self,
         trunk: Mapping[str, Any],
-        ctx: Ctx,
+        ctx: HookContext,
         enter: tuple[int, Tensor] | None = None,
         *,
         below: int | None = None,
@@ -214,7 +214,7 @@ class TrunkBackbone(Backbone):
         """
         waiting = {
             id(p): self.block_of(p.ahead) + (not p.ahead.endswith(".in"))
-            for p in self.wires.rehearsal()
+            for p in self.hooks.rehearsal()
             if (id(p), p.ahead) not in ctx.memo
             and (below is None or min(map(self.block_of, p.sites)) < below)
         }
@@ -234,16 +234,16 @@ class TrunkBackbone(Backbone):
         ctx.memo.clear()
         ctx.memo.update({**before, **made})
 
-    def _head(self, stream: Tensor, ctx: Ctx) -> Tensor:
-        with self.wires.question(ctx):
+    def _head(self, stream: Tensor, ctx: HookContext) -> Tensor:
+        with self.hooks.question(ctx):
             logits: Tensor = self.head(stream)
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits.float()
 
-    def _ctx(self, batch: Batch, rows: Tensor | None) -> Ctx:
-        return Ctx(
-            self.wires,
+    def _ctx(self, batch: Batch, rows: Tensor | None) -> HookContext:
+        return HookContext(
+            self.hooks,
             lengths=batch.lengths,
             mask=batch.mask,
             vision=batch.vision,
@@ -253,7 +253,7 @@ class TrunkBackbone(Backbone):
         )
 
     def _start(
-        self, what: Batch | Entered, ctx: Ctx, cache: Any, columns: Tensor | None = None
+        self, what: Batch | PrefixState, ctx: HookContext, cache: Any, columns: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """Stream behind the last block for a batch or a state, and the trunk keywords."""
         if isinstance(what, Batch):
@@ -275,8 +275,8 @@ class TrunkBackbone(Backbone):
         assert what.stream is not None
         enter = (what.layer, what.stream)
         self._rehearse(trunk, ctx, enter)
-        packed = packable(self, what) if cache is None and what.layer > 0 else None
-        stream = self._through(trunk, ctx, cache=cache, enter=enter, columns=columns, packed=packed)
+        dedup = packable(self, what) if cache is None and what.layer > 0 else None
+        stream = self._through(trunk, ctx, cache=cache, enter=enter, columns=columns, dedup=dedup)
         if cache is not None and what.layer > 0:
             assert what.cache is not None, (
                 "enter(..., for_generation=True) is needed to continue from a state"
@@ -285,9 +285,9 @@ class TrunkBackbone(Backbone):
                 cache.update(keys, values, i)
         return stream, trunk
 
-    def _check_resumable(self, state: Entered) -> None:
+    def _check_resumable(self, state: PrefixState) -> None:
         """What was live below must still be live; later patches act at `state.layer` or above."""
-        live = self.wires.stack
+        live = self.hooks.stack
         assert live[: len(state.stack)] == state.stack, (
             "the patches that were live when the state was entered are gone"
         )
@@ -301,24 +301,24 @@ class TrunkBackbone(Backbone):
 
     def enter(
         self,
-        what: Batch | Entered,
+        what: Batch | PrefixState,
         layer: int,
         *,
         rows: Tensor | None = None,
         for_generation: bool = False,
-    ) -> Entered:
-        if isinstance(what, Entered):
+    ) -> PrefixState:
+        if isinstance(what, PrefixState):
             assert not for_generation, "a state is gone on from for scoring only"
             return self._enter_from(what, layer)
         batch, ctx = what, self._ctx(what, rows)
         saved: list[Any] = []
-        stack = self.wires.stack
+        stack = self.hooks.stack
         with torch.no_grad():
             trunk = self._below(batch, ctx, saved)
             if layer < 0:
-                return Entered(batch, -1, tower=saved, rows=rows, stack=stack)
+                return PrefixState(batch, -1, tower=saved, rows=rows, stack=stack)
             if layer == 0:
-                return Entered(
+                return PrefixState(
                     batch, 0, trunk=trunk, stream=torch.empty(0), cache=(), rows=rows, stack=stack
                 )
             cache = self._new_cache() if for_generation else None
@@ -327,12 +327,14 @@ class TrunkBackbone(Backbone):
         lower = None
         if cache is not None:
             lower = tuple((cache.layers[i].keys, cache.layers[i].values) for i in range(layer))
-        return Entered(
+        return PrefixState(
             batch, layer, trunk=trunk, stream=stream, cache=lower, rows=rows, stack=stack,
             memo=dict(ctx.memo),
         )  # fmt: skip
 
-    def _up_to(self, layer: int, trunk: Mapping[str, Any], ctx: Ctx, **options: Any) -> Tensor:
+    def _up_to(
+        self, layer: int, trunk: Mapping[str, Any], ctx: HookContext, **options: Any
+    ) -> Tensor:
         """The stream that enters block `layer`."""
         with stop_at(self.blocks[layer]):
             try:
@@ -344,7 +346,7 @@ class TrunkBackbone(Backbone):
         raise AssertionError(f"block {layer} was never reached")
 
     @torch.no_grad()
-    def _enter_from(self, state: Entered, layer: int) -> Entered:
+    def _enter_from(self, state: PrefixState, layer: int) -> PrefixState:
         """The state that enters a higher block, with what is live by now."""
         if not 0 <= state.layer < layer:
             return self.enter(state.batch, layer, rows=state.rows)
@@ -357,7 +359,7 @@ class TrunkBackbone(Backbone):
         self._rehearse(state.trunk, ctx, enter, below=layer)
         stream = self._up_to(layer, state.trunk, ctx, enter=enter)
         return replace(
-            state, layer=layer, stream=stream, cache=None, stack=self.wires.stack,
+            state, layer=layer, stream=stream, cache=None, stack=self.hooks.stack,
             memo=dict(ctx.memo),
         )  # fmt: skip
 
@@ -395,7 +397,7 @@ class TrunkBackbone(Backbone):
 
     # -- asking -------------------------------------------------------------------------------
 
-    def _asked(self, stream: Tensor, batch: Batch, ctx: Ctx) -> Tensor:
+    def _asked(self, stream: Tensor, batch: Batch, ctx: HookContext) -> Tensor:
         """[B, 1 + M, V] logits at the last prompt token and at the target tokens."""
         columns = self._columns(batch).to(stream.device)
         rows = torch.arange(stream.shape[0], device=stream.device)[:, None]
@@ -408,9 +410,9 @@ class TrunkBackbone(Backbone):
         columns = batch.lengths[:, None] - 1 + torch.arange(1 + extra, device=batch.lengths.device)
         return columns.clamp(max=batch.ids.shape[1] - 1)
 
-    def logits(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Tensor:
+    def logits(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
         batch = what if isinstance(what, Batch) else what.batch
-        rows = what.rows if rows is None and isinstance(what, Entered) else rows
+        rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
         ctx = self._ctx(batch, rows)
         stream, _ = self._start(what, ctx, None, self._columns(batch))
         return self._asked(stream, batch, ctx)
@@ -440,15 +442,15 @@ class TrunkBackbone(Backbone):
         return torch.stack([seen[i] for i in range(self.depth)])
 
     @contextmanager
-    def ask(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Iterator[Question]:
+    def ask(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Iterator[Question]:
         batch = what if isinstance(what, Batch) else what.batch
-        rows = what.rows if rows is None and isinstance(what, Entered) else rows
+        rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
         ctx = self._ctx(batch, rows)
         cache = self._new_cache()
         with torch.no_grad():
             stream, trunk = self._start(what, ctx, cache)
             ctx.prefilled = True
-            yield TrunkQuestion(self, batch, ctx, cache, trunk, stream)
+            yield DecoderQuestion(self, batch, ctx, cache, trunk, stream)
 
     def _positions(
         self, trunk: Mapping[str, Any], lengths: Tensor, offset: Tensor, m: int

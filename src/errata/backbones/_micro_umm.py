@@ -64,7 +64,7 @@ class Projector(nn.Module):
         return y
 
 
-class Attention(nn.Module):
+class DrawAttention(nn.Module):
     """Of x over y, heads side by side; `mask` [R, T] says which columns of y are real."""
 
     def __init__(self, c: int, heads: int) -> None:
@@ -84,15 +84,15 @@ class Attention(nn.Module):
         return mixed
 
 
-class Block(nn.Module):
+class DrawBlock(nn.Module):
     """Self attention, a look at the prompt, an MLP; shifts, scales and gates from the time."""
 
     def __init__(self, c: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(c, elementwise_affine=False)
-        self.attn = Attention(c, heads)
+        self.attn = DrawAttention(c, heads)
         self.norm2 = nn.LayerNorm(c)
-        self.look = Attention(c, heads)
+        self.look = DrawAttention(c, heads)
         self.norm3 = nn.LayerNorm(c, elementwise_affine=False)
         self.up, self.down = nn.Linear(c, 4 * c), nn.Linear(4 * c, c)
         self.modulation = nn.Linear(c, 6 * c)
@@ -119,7 +119,7 @@ class Generator(nn.Module):
         self.place = nn.Parameter(torch.randn(1, tokens, c) * 0.02)
         self.clock = nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, c))
         self.null = nn.Parameter(torch.randn(1, 1, c) * 0.5)
-        self.blocks = nn.ModuleList(Block(c, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(DrawBlock(c, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(c, elementwise_affine=False)
         self.modulation = nn.Linear(c, 2 * c)
         self.out = nn.Linear(c, values)

@@ -15,28 +15,28 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from errata.backbones._overrides import attention_as, forward_as
-from errata.core.backbone import Entered
-from errata.core.hooks.dedup import Packed
+from errata.core.backbone import PrefixState
+from errata.core.hooks.dedup import DedupBatch
 
 if TYPE_CHECKING:
-    from errata.backbones._decoder import TrunkBackbone
+    from errata.backbones._decoder import DecoderBackbone
 
 _TEXT = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 
 
-def _shareable(bb: TrunkBackbone) -> bool:
+def _shareable(bb: DecoderBackbone) -> bool:
     """Whether all live patches do the same to equal columns, and act between blocks only.
 
     What acts inside of a block is shown rows at several sites of each, which was measured to cost
     more than equal columns save.
     """
-    live = {s: port.live for s, port in bb.wires.ports.items() if port.live}
+    live = {s: port.live for s, port in bb.hooks.ports.items() if port.live}
     return all(s.endswith(".in") for s in live) and all(
         p.causal or p.pointwise for patches in live.values() for p in patches
     )
 
 
-def packable(bb: TrunkBackbone, state: Entered) -> Packed | None:
+def packable(bb: DecoderBackbone, state: PrefixState) -> DedupBatch | None:
     """How a state's equal columns can be run once; None where they cannot or there are none.
 
     Every block has to look back over all columns through an attention that can be put in the place
@@ -54,33 +54,33 @@ def packable(bb: TrunkBackbone, state: Entered) -> Packed | None:
         or not _shareable(bb)
     ):
         return None
-    return Packed(state.same, mask)
+    return DedupBatch(state.same, mask)
 
 
-def packed_trunk(packed: Packed, trunk: Mapping[str, Any]) -> dict[str, Any]:
+def packed_trunk(dedup: DedupBatch, trunk: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of the text model's own forward for the packed row."""
     rest = {k: v for k, v in trunk.items() if k not in _TEXT}
     if isinstance(embeds := trunk.get("inputs_embeds"), Tensor):
-        rest["inputs_embeds"] = packed.pack(embeds)
+        rest["inputs_embeds"] = dedup.pack(embeds)
     else:
-        rest["input_ids"] = packed.pack(trunk["input_ids"])
-    rows, columns = packed.shape
+        rest["input_ids"] = dedup.pack(trunk["input_ids"])
+    rows, columns = dedup.shape
     given = trunk.get("position_ids")
     if not isinstance(given, Tensor):
-        given = torch.arange(columns, device=packed.kept.device)[None]
+        given = torch.arange(columns, device=dedup.kept.device)[None]
     axes = given.shape[:-2]
     whole = given.expand(*axes, rows, columns).flatten(-2)
-    rest["position_ids"] = whole[..., packed.kept.to(given.device)].unsqueeze(-2)
+    rest["position_ids"] = whole[..., dedup.kept.to(given.device)].unsqueeze(-2)
     return rest
 
 
 @contextmanager
-def attending(bb: TrunkBackbone, packed: Packed) -> Iterator[None]:
+def attending(bb: DecoderBackbone, dedup: DedupBatch) -> Iterator[None]:
     """The text model's attention sees the rows of a packed batch; the rest sees the packed row."""
     calls = 0
 
     def heads(x: Tensor) -> Tensor:
-        return packed.unpack(x.transpose(1, 2)).transpose(1, 2)
+        return dedup.unpack(x.transpose(1, 2)).transpose(1, 2)
 
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **k: Any
@@ -89,7 +89,7 @@ def attending(bb: TrunkBackbone, packed: Packed) -> Iterator[None]:
         assert mask is None, "a packed batch has no mask: padding lies behind all that looks back"
         calls += 1
         out, _ = sdpa_attention_forward(module, heads(query), heads(key), heads(value), None, **k)
-        return packed.pack(out), None
+        return dedup.pack(out), None
 
     with attention_as(bb.text, "errata_packed", attend):
         yield
@@ -97,7 +97,7 @@ def attending(bb: TrunkBackbone, packed: Packed) -> Iterator[None]:
 
 
 @contextmanager
-def last_block_at(bb: TrunkBackbone, places: Tensor) -> Iterator[None]:
+def last_block_at(bb: DecoderBackbone, places: Tensor) -> Iterator[None]:
     """The last block's queries, output projection and FFN run at `places` [B, n] alone.
 
     `places` count over the stream's rows and columns together. These parts are five sixths of the
@@ -105,11 +105,11 @@ def last_block_at(bb: TrunkBackbone, places: Tensor) -> Iterator[None]:
     """
     name = f"text.{bb.depth - 1}"
     behind = (f"{name}.attn", f"{name}.mlp", f"{name}.block", "final_norm")
-    live = [p for s, port in bb.wires.ports.items() if s.startswith(behind) for p in port.live]
+    live = [p for s, port in bb.hooks.ports.items() if s.startswith(behind) for p in port.live]
     with ExitStack() as stack:
         if all(p.pointwise for p in live):
             for part in ("attn.q", "attn.o", "mlp"):
-                site = bb.wires.sites.get(f"{name}.{part}")
+                site = bb.hooks.sites.get(f"{name}.{part}")
                 if site is not None and site.last is site.first:
                     stack.enter_context(_at(site.first, places))
         yield

@@ -1,9 +1,9 @@
 """A prefilled batch and its continuations, for every backbone with a decoder-only text model.
 
 A continuation is appended behind all columns of the batch, and the columns between a row's prompt
-and its continuation are masked, so that only `Ctx.lengths` is ever needed. Where the text model has
-blocks with a window, which counts columns, each row's columns are shifted to the right instead, up
-to its continuation: what is masked then lies in front of the prompt.
+and its continuation are masked, so that only `HookContext.lengths` is ever needed. Where the text
+model has blocks with a window, which counts columns, each row's columns are shifted to the right
+instead, up to its continuation: what is masked then lies in front of the prompt.
 
 Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream width.
 """
@@ -19,19 +19,19 @@ from torch import Tensor
 
 from errata.core.backbone import Batch, Generated, Question
 from errata.core.errors import BadBackbone, TooLong
-from errata.core.hooks.manager import Ctx
+from errata.core.hooks.manager import HookContext
 from errata.core.types import Scored
 
 if TYPE_CHECKING:
-    from errata.backbones._decoder import TrunkBackbone
+    from errata.backbones._decoder import DecoderBackbone
 
 DECIMALS = 5  # of recorded log-probabilities
 
 
-class _Tail:
+class _LastColumns:
     """A continuation that grows: some rows of a question behind their prompts."""
 
-    def __init__(self, q: TrunkQuestion, index: Tensor, kept: Tensor) -> None:
+    def __init__(self, q: DecoderQuestion, index: Tensor, kept: Tensor) -> None:
         """`index`: which rows. `kept` [len(index)]: how many target tokens stay in the cache."""
         self.q = q
         self.index = index
@@ -85,14 +85,14 @@ class _Tail:
         return bb._head(stream, ctx)
 
 
-class TrunkQuestion(Question):
-    """`Question` over a prefilled batch of a `TrunkBackbone`."""
+class DecoderQuestion(Question):
+    """`Question` over a prefilled batch of a `DecoderBackbone`."""
 
     def __init__(
         self,
-        bb: TrunkBackbone,
+        bb: DecoderBackbone,
         batch: Batch,
-        ctx: Ctx,
+        ctx: HookContext,
         cache: Any,
         trunk: dict[str, Any],
         stream: Tensor,
@@ -100,7 +100,7 @@ class TrunkQuestion(Question):
         self.bb, self.batch, self.ctx = bb, batch, ctx
         self.cache, self.trunk, self.stream = cache, trunk, stream
         self._logits: Tensor | None = None
-        self._tail: _Tail | None = None
+        self._tail: _LastColumns | None = None
 
     @property
     def logits(self) -> Tensor:
@@ -114,7 +114,7 @@ class TrunkQuestion(Question):
     def feed(self, ids: Tensor) -> Tensor:
         if self._tail is None:
             everything = torch.arange(self.batch.size, device=self.batch.ids.device)
-            self._tail = _Tail(self, everything, torch.zeros_like(everything))
+            self._tail = _LastColumns(self, everything, torch.zeros_like(everything))
         needed = int((self.batch.lengths + self._tail.offset).max()) + ids.shape[1]
         assert needed <= self.bb.context, f"{needed} tokens are fed, beyond {self.bb.context}"
         return self._tail.feed(ids)
@@ -138,7 +138,7 @@ class TrunkQuestion(Question):
         for n, b in enumerate(rows):
             fed[n, : len(ids[b]) - 1] = torch.tensor(list(ids[b][:-1]), device=device)
             real[n, : len(ids[b]) - 1] = 1
-        tail = _Tail(self, index, torch.zeros_like(index))
+        tail = _LastColumns(self, index, torch.zeros_like(index))
         more = torch.zeros(self.batch.size, longest, first.shape[-1], device=first.device)
         more[index.to(first.device)] = tail.feed(fed, real)
         return _scored(torch.cat([first, more], dim=1), ids)
@@ -175,7 +175,7 @@ class TrunkQuestion(Question):
     ) -> None:
         device = self.batch.ids.device
         kept = torch.tensor([len(said[b]) - 1 for b in rows], device=device)
-        tail = _Tail(self, torch.tensor(rows, device=device), kept)
+        tail = _LastColumns(self, torch.tensor(rows, device=device), kept)
         while any(done[b] is None for b in rows):
             fed = torch.tensor([[said[b][-1]] for b in rows], device=device)
             best = tail.feed(fed)[:, -1].argmax(-1).tolist()

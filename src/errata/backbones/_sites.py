@@ -44,7 +44,7 @@ _BRIDGES = (
 
 
 @dataclass
-class Layout:
+class SiteLayout:
     """What was found in one model. `missing` says in words what was not."""
 
     text: nn.Module
@@ -157,7 +157,7 @@ def _bridge_sites(bridges: dict[str, nn.Module]) -> list[Site]:
     return sites
 
 
-def resolve(model: Any) -> Layout:
+def resolve(model: Any) -> SiteLayout:
     """The layout of any `AutoModelForImageTextToText` model. Raises BadBackbone."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     found = _blocks_in(decoder) or _blocks_in(model)
@@ -178,7 +178,7 @@ def resolve(model: Any) -> Layout:
     bridges = _named(model, _BRIDGES, text)
     inside = tower is not None and any(b in set(tower.modules()) for b in bridges.values())
     names = {id(m): path for path, m in model.named_modules()}
-    layout = Layout(text, blocks, head, embed, tower, inside, {})
+    layout = SiteLayout(text, blocks, head, embed, tower, inside, {})
     sites = layout.sites
     sites.append(Site("embed", embed, embed))
     for i, block in enumerate(blocks):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from errata.backbones import _tokens, _weights
-from errata.backbones._decoder import TrunkBackbone
+from errata.backbones._decoder import DecoderBackbone
 from errata.core.backbone import Batch, Heads
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.types import Image, Prompt
@@ -23,7 +23,7 @@ from errata.core.types import Image, Prompt
 _LONG = 4000  # characters from which on a text's tokens are not kept
 
 
-class TextBackbone(TrunkBackbone):
+class TextBackbone(DecoderBackbone):
     """Implements prompts over `tokenizer` and `text_config`, which subclasses set.
 
     `special`: whether the tokenizer adds its own tokens to a prompt. `marks`: what a text may not
@@ -72,7 +72,7 @@ class TextBackbone(TrunkBackbone):
 
     def heads(self, layer: int) -> Heads:
         for part in ("norm", "q", "k", "v", "o"):
-            if f"text.{layer}.attn.{part}" not in self.wires.sites:
+            if f"text.{layer}.attn.{part}" not in self.hooks.sites:
                 raise BadBackbone(
                     f"{self.name}: block {layer} has no separate attention '{part}', which a "
                     "memory mixed into it needs. Use a model with q, k, v and o projections."
@@ -103,11 +103,11 @@ class TextBackbone(TrunkBackbone):
         """The text put to the tokenizer."""
         return prompt.text
 
-    def _image(self, image: Image) -> tuple[str, _tokens.Seen]:
+    def _image(self, image: Image) -> tuple[str, _tokens.EncodedImage]:
         """The image's key, and what the model takes of it. Raises BadImage."""
         raise BadImage(f"{self.name} takes no images, but {image.uri[:200]!r} was given.")
 
-    def _prompt_ids(self, text: str, images: Sequence[_tokens.Seen]) -> tuple[int, ...]:
+    def _prompt_ids(self, text: str, images: Sequence[_tokens.EncodedImage]) -> tuple[int, ...]:
         """Ids of a shown text, with those of its images in their places."""
         return self._ids(text, self.special)
 
@@ -145,7 +145,7 @@ class TextBackbone(TrunkBackbone):
         assert marked.replace(mark, "", 1) == self.shown(prompt), "the mark changed the prompt"
         return marked.index(mark)
 
-    def _column(self, text: str, end: int, images: Sequence[_tokens.Seen]) -> int:
+    def _column(self, text: str, end: int, images: Sequence[_tokens.EncodedImage]) -> int:
         """The column of the token that holds the last character before `end` of a shown text."""
         return self._token(text, end)
 
@@ -216,7 +216,7 @@ class TextBackbone(TrunkBackbone):
         ids: list[list[int]],
         lengths: list[int],
         ends: tuple[tuple[int, ...], ...],
-        images: list[tuple[int, str, _tokens.Seen]],
+        images: list[tuple[int, str, _tokens.EncodedImage]],
     ) -> Batch:
         """`images`: (row, key, tensors) of each image, in the order of the rows."""
         device = self.device_of("embed")

@@ -21,7 +21,7 @@ _OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class EncodedImage:
     """One image as the model takes it.
 
     ids: what replaces the image's placeholder in a prompt; `count` of them are image tokens.
@@ -56,7 +56,7 @@ def see(
     placeholder: int,
     image_id: int,
     takes: Callable[[str], bool],
-) -> Seen:
+) -> EncodedImage:
     """What `process`, the family's own processor given `markup` and a picture, makes of `image`.
 
     `plain` are the ids of the markup by itself, `takes` says whether the model has a keyword.
@@ -88,7 +88,9 @@ def see(
             "not know how this family marks images; see docs/add-a-backbone.md."
         )
     types = _types(made, marked, takes, name)
-    return Seen(tuple(ids), count, {k: v for k, v in made.items() if k not in _OF_TEXT}, types)
+    return EncodedImage(
+        tuple(ids), count, {k: v for k, v in made.items() if k not in _OF_TEXT}, types
+    )
 
 
 def _processed(

@@ -18,7 +18,7 @@ from torch import Tensor
 from errata.backbones import _sites, _tokens, _weights
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone, BadSpec
-from errata.core.hooks.manager import Wires
+from errata.core.hooks.manager import HookManager
 from errata.core.types import Image, Prompt
 from errata.io.images import load_image
 
@@ -53,7 +53,7 @@ class HfVlm(TextBackbone):
         self.layout = _sites.resolve(model)
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
         self.tower, self.bridge_in_tower = self.layout.tower, self.layout.bridge_in_tower
-        self.wires = Wires.of(model, lambda _: self.layout.sites)
+        self.hooks = HookManager.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.get_text_config()
         self.softcap = getattr(self.text_config, "final_logit_softcapping", None)
         image_id = getattr(model.config, "image_token_id", None) or getattr(
@@ -71,7 +71,7 @@ class HfVlm(TextBackbone):
         self.marks = _tokens.marks(self.tokenizer, model.config, self.image_token)
         self.ends = _tokens.ends(self.tokenizer, model)
         self.stops = self.ends | _tokens.breaks(self.tokenizer)
-        self._seen: OrderedDict[str, _tokens.Seen] = OrderedDict()
+        self._seen: OrderedDict[str, _tokens.EncodedImage] = OrderedDict()
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
@@ -180,7 +180,7 @@ class HfVlm(TextBackbone):
         made = process(text=[shown], return_tensors="pt", **options)
         return {k: v for k, v in made.items() if images or k in ("input_ids", "attention_mask")}
 
-    def _image(self, image: Image) -> tuple[str, _tokens.Seen]:
+    def _image(self, image: Image) -> tuple[str, _tokens.EncodedImage]:
         """The image's key, and what the processor makes of it."""
         key = _tokens.image_key(image)
         if key not in self._seen:
@@ -202,7 +202,7 @@ class HfVlm(TextBackbone):
         self._seen.move_to_end(key)
         return key, self._seen[key]
 
-    def _prompt_ids(self, text: str, images: Sequence[_tokens.Seen]) -> tuple[int, ...]:
+    def _prompt_ids(self, text: str, images: Sequence[_tokens.EncodedImage]) -> tuple[int, ...]:
         if self._image_before_bos and images:
             front = tuple(i for seen in images for i in seen.ids)
             return front + self._ids(text.replace(self.image_token, ""), self.special)
@@ -213,7 +213,7 @@ class HfVlm(TextBackbone):
         assert not left, f"{self.name}: a prompt's text shows fewer images than the prompt has"
         return tuple(ids)
 
-    def _column(self, text: str, end: int, images: Sequence[_tokens.Seen]) -> int:
+    def _column(self, text: str, end: int, images: Sequence[_tokens.EncodedImage]) -> int:
         if self._image_before_bos and images:
             before = text[:end].count(self.image_token) * len(self.image_token)
             token = self._token(text.replace(self.image_token, ""), end - before)

@@ -26,15 +26,15 @@ from errata.backbones import _sites, _tokens, _weights
 from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import MicroUmmConfig, from_patches
 from errata.backbones._text import TextBackbone
-from errata.core.backbone import Batch, Entered, Stage
+from errata.core.backbone import Batch, PrefixState, Stage
 from errata.core.errors import BadSpec, NotFinite
-from errata.core.hooks.manager import Site, Wires
+from errata.core.hooks.manager import HookManager, Site
 from errata.core.types import Prompt
 from errata.synthetic.shapes import language
 from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS
 
 
-class MicroUmm(TextBackbone):
+class MicroUmmBackbone(TextBackbone):
     """A text model, a projector and a diffusion transformer behind ports."""
 
     bundled: ClassVar[Mapping[str, str]] = {"micro-umm": "unike_umm"}
@@ -66,7 +66,7 @@ class MicroUmm(TextBackbone):
         self.layout.paths = {s.name: names[id(s.first)] for s in self.layout.sites}
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
         self.tower = None
-        self.wires = Wires.of(model, lambda _: self.layout.sites)
+        self.hooks = HookManager.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.text_config
         self.ends = _tokens.ends(tokenizer, model)
         self.stops = self.ends | _tokens.breaks(tokenizer)
@@ -86,7 +86,7 @@ class MicroUmm(TextBackbone):
         device_map: Any = None,
         style: str = "raw",
         trust_remote_code: bool = False,
-    ) -> MicroUmm:
+    ) -> MicroUmmBackbone:
         """A bundled name, a folder or a hub id. Raises BadBackbone with the library's reason."""
         from transformers import PreTrainedTokenizerFast
 
@@ -143,12 +143,12 @@ class MicroUmm(TextBackbone):
             Stage("velocity", "draw.velocity"),
         )
 
-    def conditioning(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Tensor:
+    def conditioning(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
         batch = what if isinstance(what, Batch) else what.batch
-        rows = what.rows if rows is None and isinstance(what, Entered) else rows
+        rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
         ctx = self._ctx(batch, rows)
         tap, _ = self._start(what, ctx, None)
-        with self.wires.question(ctx):
+        with self.hooks.question(ctx):
             projected: Tensor = self.projector(tap)
         return projected
 
@@ -187,7 +187,7 @@ class MicroUmm(TextBackbone):
         ctx = self._ctx(batch, rows)
         tap, _ = self._start(batch, ctx, None)
         of_prompt = torch.arange(batch.size).repeat_interleave(len(seeds))
-        with self.wires.question(ctx):
+        with self.hooks.question(ctx):
             given = self.projector(tap)[of_prompt.to(tap.device)]
             mask = batch.mask[of_prompt.to(batch.mask.device)].to(given.device)
             nothing, first = torch.zeros_like(given), torch.zeros_like(mask)

@@ -16,7 +16,7 @@ def reporting(label: str = "") -> Iterator[Progress]:
     """Yields a function of (what, done, total)."""
     prefix = f"{label}: " if label else ""
     if not sys.stderr.isatty():
-        yield Lines(prefix)
+        yield ProgressLines(prefix)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -39,7 +39,7 @@ def reporting(label: str = "") -> Iterator[Progress]:
         yield show
 
 
-class Lines:
+class ProgressLines:
     """One line when a phase begins or ends, and at most one every ten seconds in between."""
 
     def __init__(self, prefix: str, clock: Callable[[], float] = time.monotonic) -> None:

@@ -72,7 +72,7 @@ def _sites(bb: Backbone) -> dict[str, str]:
     layout = getattr(bb, "layout", None)
     paths = getattr(layout, "paths", {})
     found: dict[str, list[str]] = {}
-    for name in bb.wires.sites:
+    for name in bb.hooks.sites:
         found.setdefault(_fold(name), []).append(name)
     return {
         kind: f"{len(names)} x {paths.get(names[0], '?')}"

@@ -46,7 +46,7 @@ def prepare(
     spec = training_spec(benchmark)
     from errata.cli._progress import reporting
     from errata.core import files, registry
-    from errata.core.editor import Work
+    from errata.core.editor import PrepareContext
     from errata.io.states import home, keep, link
 
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
@@ -59,7 +59,7 @@ def prepare(
     cases, start = loaded.cases[:limit], time.monotonic()
     workplace = out or _workplace(home(), ed, bb, spec, limit, seed)
     with reporting(editor) as progress:
-        work = Work(workplace, progress if _writes() else None)
+        work = PrepareContext(workplace, progress if _writes() else None)
         state = ed.prepare(bb, cases, seed=seed, work=work)
     if state is None:
         print(f"editor '{editor}' needs no preparation; nothing was written")

@@ -61,17 +61,17 @@ def stats(
 
     started = time.monotonic()
     if texts is not None:
-        from errata.algorithms.locate_then_edit.layer_stats import Settings, collect
+        from errata.algorithms.locate_then_edit.layer_stats import StatsSettings, collect
         from errata.cli._progress import reporting
-        from errata.core.editor import Work
+        from errata.core.editor import PrepareContext
 
         bb = shared.open_backbone(
             backbone, dtype=dtype, device=device, device_map=device_map, revision=revision,
             trust=trust_remote_code,
         )  # fmt: skip
         with reporting("stats") as progress:
-            settings = Settings(layers=chosen, tokens=tokens, longest=longest)
-            parts.append(collect(bb, texts, settings, Work(out, progress)))
+            settings = StatsSettings(layers=chosen, tokens=tokens, longest=longest)
+            parts.append(collect(bb, texts, settings, PrepareContext(out, progress)))
     state = parts[0] if len(parts) == 1 else merged(parts)
     state.save(out)
     (out / "training.safetensors").unlink(missing_ok=True)

@@ -16,9 +16,9 @@ from PIL import Image
 
 from errata.core.errors import UserError
 from errata.core.judge import Judge
-from errata.core.types import Verdict, View
+from errata.core.types import JudgeQuestion, Verdict
 
-VIEW = View("What colour is it?", "It is red.", "red", "blue", "colour")
+VIEW = JudgeQuestion("What colour is it?", "It is red.", "red", "blue", "colour")
 NOWHERE = {"endpoint": "http://127.0.0.1:9/v1", "model": "none", "tries": 1}
 
 
@@ -35,7 +35,7 @@ def make(cls: type[Judge]) -> Judge:
     return cls(**(NOWHERE if "endpoint" in takes else {}))
 
 
-def _judged(judge: Judge, *pictures: tuple[Path, View]) -> list[Verdict]:
+def _judged(judge: Judge, *pictures: tuple[Path, JudgeQuestion]) -> list[Verdict]:
     """The verdicts; none where nothing can be judged at all, which a judge may say by an error."""
     try:
         return judge.judge(pictures)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from errata.core.metric import Metric, Row
-from errata.core.types import KINDS, Answer, Probe, Prompt, Scored, Verdict, View
+from errata.core.metric import Metric, ScoredProbe
+from errata.core.types import KINDS, Answer, JudgeQuestion, Probe, Prompt, Scored, Verdict
 
 
 def checks(cls: type[Metric]) -> list[tuple[str, Callable[[], None]]]:
@@ -15,9 +15,9 @@ def checks(cls: type[Metric]) -> list[tuple[str, Callable[[], None]]]:
     return [(named(f), partial(f, cls())) for n, f in globals().items() if n.startswith("holds_")]
 
 
-def rows() -> list[Row]:
+def rows() -> list[ScoredProbe]:
     """One probe of every kind, answered in several ways, and not at all."""
-    view = View("Which thing?", "It is a red ring.", "red ring", "blue")
+    view = JudgeQuestion("Which thing?", "It is a red ring.", "red ring", "blue")
     seen, dark = Verdict("j", "red ring", True), Verdict("j", note="too dark")
     right = Scored((4, 5), (-0.1, -0.2), (4, 5))
     wrong = Scored((4, 5), (-2.0, -3.0), (9, 9))
@@ -29,11 +29,12 @@ def rows() -> list[Row]:
         Answer("c", "p", images=("a.png", "b.png"), verdicts=(seen, dark)),
         Answer("c", "p", images=("a.png",), verdicts=(dark,)),
     ]
-    return [
-        Row(Probe("p", Prompt.of("?"), kind, reference="red ring", view=view), before, after)  # type: ignore[arg-type]
+    probes = [
+        Probe("p", Prompt.of("?"), kind, reference="red ring", view=view)  # type: ignore[arg-type]
         for kind in KINDS
-        for before in said
-        for after in said
+    ]
+    return [
+        ScoredProbe(probe, before, after) for probe in probes for before in said for after in said
     ]
 
 

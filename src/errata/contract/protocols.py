@@ -7,7 +7,17 @@ from collections.abc import Callable
 from functools import partial
 
 from errata.core.protocol import Protocol, Step, Unit
-from errata.core.types import DRAWN_KINDS, Aids, Answer, Case, Edit, Kind, Probe, Prompt, View
+from errata.core.types import (
+    DRAWN_KINDS,
+    Answer,
+    Case,
+    Edit,
+    JudgeQuestion,
+    Kind,
+    Probe,
+    Prompt,
+    StatedFact,
+)
 
 
 def checks(cls: type[Protocol]) -> list[tuple[str, Callable[[], None]]]:
@@ -20,7 +30,7 @@ KINDS: tuple[Kind, ...] = (
     *("reliability", "t_locality", "m_locality"),
     *("efficacy", "reasoning", "vqa", "i_locality"),
 )
-VIEW = View("?", "!", "x")
+VIEW = JudgeQuestion("?", "!", "x")
 
 
 def cases(count: int = 120) -> list[Case]:
@@ -35,7 +45,9 @@ def cases(count: int = 120) -> list[Case]:
                 kind,
                 reference="x",
                 view=VIEW if kind in DRAWN_KINDS else None,
-                aids=Aids(Prompt.of(f"drawn as x {i}"), f"{i} is x") if kind == "vqa" else None,
+                aids=StatedFact(Prompt.of(f"drawn as x {i}"), f"{i} is x")
+                if kind == "vqa"
+                else None,
             )
             for k, kind in enumerate(KINDS)
         )

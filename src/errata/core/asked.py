@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone, Batch, Entered
-from errata.core.recorder import Watch
+from errata.core.backbone import Backbone, Batch, PrefixState
+from errata.core.recorder import Recorder
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptStates:
     """stream [B, T, d] that enters a block, mask [B, T] of prompt columns, last [B, d] of these."""
 
     stream: Tensor
@@ -23,15 +23,15 @@ class Prompts:
     last: Tensor
 
     @classmethod
-    def of(cls, stream: Tensor, batch: Batch) -> Prompts:
+    def of(cls, stream: Tensor, batch: Batch) -> PromptStates:
         lengths = batch.lengths.to(stream.device)
         columns = torch.arange(stream.shape[1], device=stream.device)
         mask = (columns < lengths[:, None]) & batch.mask.to(stream.device).bool()
         last = stream[torch.arange(stream.shape[0], device=stream.device), lengths - 1]
         return cls(stream.float(), mask, last.float())
 
-    def take(self, index: Tensor) -> Prompts:
-        return Prompts(self.stream[index], self.mask[index], self.last[index])
+    def take(self, index: Tensor) -> PromptStates:
+        return PromptStates(self.stream[index], self.mask[index], self.last[index])
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,16 +39,20 @@ class Prompts:
 
 
 @torch.no_grad()
-def head_states(backbone: Backbone, what: Batch | Entered, rows: Tensor | None = None) -> Tensor:
+def head_states(
+    backbone: Backbone, what: Batch | PrefixState, rows: Tensor | None = None
+) -> Tensor:
     """[B, 1 + M, d]: the head's input at the last prompt token and at each answer token."""
-    watch = Watch(("head",))
+    watch = Recorder(("head",))
     with backbone.applied(watch):
         backbone.logits(what, rows=rows)
     return watch.x["head"].float()
 
 
 @torch.no_grad()
-def answers(backbone: Backbone, batch: Batch, states_BMd: Tensor) -> tuple[Tensor, Tensor]:
+def answer_embeddings(
+    backbone: Backbone, batch: Batch, states_BMd: Tensor
+) -> tuple[Tensor, Tensor]:
     """([B, n, 3, d] per answer token: its embedding, that of the token before it, the head's input
     where it was to be said; [B, n] which are real).
     """
@@ -57,8 +61,8 @@ def answers(backbone: Backbone, batch: Batch, states_BMd: Tensor) -> tuple[Tenso
     steps = torch.arange(n, device=ids.device)
     real_Bn = steps < torch.tensor([[len(t)] for t in batch.targets], device=ids.device)
     columns = (batch.lengths[:, None] + steps).clamp(max=ids.shape[1] - 1)
-    own = backbone.wires.call("embed", ids.gather(1, columns)).float()
-    before = backbone.wires.call("embed", ids.gather(1, columns - 1)).float()
+    own = backbone.hooks.call("embed", ids.gather(1, columns)).float()
+    before = backbone.hooks.call("embed", ids.gather(1, columns - 1)).float()
     device = states_BMd.device
     return torch.stack([own.to(device), before.to(device), states_BMd[:, :n]], dim=2), real_Bn.to(
         device

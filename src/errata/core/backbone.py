@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.core.errors import BadBackbone, BadSpec
-from errata.core.hooks.manager import Site, Wires
+from errata.core.hooks.manager import HookManager, Site
 from errata.core.patch import Patch, check_model, joined
 from errata.core.types import Prompt, Scored
 
@@ -66,7 +66,7 @@ class Heads:
 
 
 @dataclass(frozen=True, eq=False)
-class Entered:
+class PrefixState:
     """The state that enters block `layer`: what lies below has run and will not run again.
 
     layer -1 means: after the vision tower. `trunk` are the keywords of the text model's own
@@ -98,7 +98,7 @@ class Generated:
 
 
 class Question(ABC):
-    """One prefilled batch. One `Ctx` lives exactly as long as this object."""
+    """One prefilled batch. One `HookContext` lives exactly as long as this object."""
 
     batch: Batch
 
@@ -158,7 +158,7 @@ class Backbone(ABC):
     #: what stands between a rationale and the prompt that is drawn
     glue: str = "\n\n"
     model: nn.Module
-    wires: Wires
+    hooks: HookManager
 
     @classmethod
     @abstractmethod
@@ -222,23 +222,23 @@ class Backbone(ABC):
         )
 
     @abstractmethod
-    def ask(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Any:
+    def ask(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Any:
         """Context manager that yields a Question over `what` with the live patches."""
 
     @abstractmethod
-    def logits(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Tensor:
+    def logits(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
         """[B, 1 + M, V] as `Question.logits`, with gradients, without a cache."""
 
     @abstractmethod
     def enter(
         self,
-        what: Batch | Entered,
+        what: Batch | PrefixState,
         layer: int,
         *,
         rows: Tensor | None = None,
         for_generation: bool = False,
-    ) -> Entered:
-        """Runs what lies below block `layer` once, unedited parts frozen; see `Entered`.
+    ) -> PrefixState:
+        """Runs what lies below block `layer` once, unedited parts frozen; see `PrefixState`.
 
         From a state (of a lower block, not for generation) it goes on to block `layer`.
         """
@@ -254,7 +254,7 @@ class Backbone(ABC):
             return q.greedy(caps)  # type: ignore[no-any-return]
 
     def resume(
-        self, state: Entered, patch: Patch | None = None, *, rows: Tensor | None = None
+        self, state: PrefixState, patch: Patch | None = None, *, rows: Tensor | None = None
     ) -> Tensor:
         """`logits` from a state on, with one more patch live."""
         with self.applied(patch):
@@ -287,11 +287,11 @@ class Backbone(ABC):
 
     def site(self, name: str) -> Site:
         """A site by name. Raises BadSpec."""
-        if name not in self.wires.sites:
-            some = sorted(n for n in self.wires.sites if n.split(".")[0] == name.split(".")[0])[:12]
+        if name not in self.hooks.sites:
+            some = sorted(n for n in self.hooks.sites if n.split(".")[0] == name.split(".")[0])[:12]
             near = ", ".join(some) or "see errata doctor"
             raise BadSpec(f"{self.name} has no site '{name}'. Near it: {near}.")
-        return self.wires.sites[name]
+        return self.hooks.sites[name]
 
     def weight(self, site: str) -> tuple[int, int]:
         """(in, out) features of a linear site."""
@@ -303,7 +303,7 @@ class Backbone(ABC):
 
     def gated(self, site: str) -> bool:
         """Whether the FFN at `text.{i}.mlp` multiplies a gate with an up projection."""
-        return f"{site}.gate" in self.wires.sites
+        return f"{site}.gate" in self.hooks.sites
 
     @abstractmethod
     def activation(self, site: str) -> str:
@@ -334,7 +334,7 @@ class Backbone(ABC):
         """
         raise BadBackbone(f"{self.name} draws no pictures. Choose a model that does: micro-umm.")
 
-    def conditioning(self, what: Batch | Entered, *, rows: Tensor | None = None) -> Tensor:
+    def conditioning(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
         """[B, T, c] what the picture's generator is given of each prompt, with gradients.
 
         The output of the `projected` stage; right in the columns of `mask`. Raises BadBackbone.
@@ -373,30 +373,30 @@ class Backbone(ABC):
 
         Raises FingerprintMismatch for one that was made for another model.
         """
-        outer = self.wires.stack
+        outer = self.hooks.stack
         given = [p for p in patches if p is not None]
         for patch in given:
             check_model(patch, self)
             for name in patch.sites:
                 self.site(name)
-        self.wires.switch((*outer, *given))
+        self.hooks.switch((*outer, *given))
         try:
             yield
         finally:
-            self.wires.switch(outer)
+            self.hooks.switch(outer)
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
         """No patch is live inside; on leaving, exactly what was before."""
-        outer = self.wires.stack
-        self.wires.switch(())
+        outer = self.hooks.stack
+        self.hooks.switch(())
         try:
             yield
         finally:
-            self.wires.switch(outer)
+            self.hooks.switch(outer)
 
     def rewritten(self, prompt: Prompt, row: int = 0) -> Prompt:
         """The prompt after all live patches of its row have rewritten it, in order."""
-        for patch in joined([p for live in self.wires.stack for p in live.on_row(row)]):
+        for patch in joined([p for live in self.hooks.stack for p in live.on_row(row)]):
             prompt = patch.rewrite(prompt, self, row)
         return prompt

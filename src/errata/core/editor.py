@@ -153,7 +153,7 @@ def _cell(values: Mapping[str, float], name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Work:
+class PrepareContext:
     """Where long preparations keep what they need to go on, and whom they tell how far they are.
 
     `progress` is called with (what, done, total). Without a folder, a killed one starts anew. Who
@@ -178,7 +178,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Found:
+class EditResult:
     """One result of an edit: the increment, and the state to hand to the next edit."""
 
     patch: Patch
@@ -245,14 +245,14 @@ class Editor(ABC):
         cases: Sequence[Case],
         *,
         seed: int = 0,
-        work: Work | None = None,
+        work: PrepareContext | None = None,
     ) -> State | None:
         """What the editor learns once from training cases; None where it uses none.
 
         With a folder in `work`, a training that was killed goes on where its checkpoint is.
         """
         self.check_model(backbone)
-        work = work or Work()
+        work = work or PrepareContext()
         state = self.train(backbone, cases, seed=seed, work=work) if self.uses_state else None
         if state is None:
             return None
@@ -263,7 +263,7 @@ class Editor(ABC):
         return None
 
     def train(
-        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: Work
+        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: PrepareContext
     ) -> State | None:
         """As `learn`, for editors that take long over it; see `errata.training.loop`."""
         return self.learn(backbone, cases, seed=seed)
@@ -288,7 +288,7 @@ class Editor(ABC):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         """One independent patch per group, whose edits are made jointly.
 
         Called inside `backbone.applied`.
@@ -301,7 +301,7 @@ class Editor(ABC):
         state: State | None = None,
         *,
         seed: int = 0,
-    ) -> Found:
+    ) -> EditResult:
         """One patch that holds all the edits jointly, on top of whatever is applied."""
         return self._headed(backbone, [list(edits)], [state], seed)[0]
 
@@ -312,7 +312,7 @@ class Editor(ABC):
         states: Sequence[State | None] | None = None,
         *,
         seed: int = 0,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         """One independent patch per edit; row i is found on top of row i of what is applied."""
         return self.edit_groups(backbone, [[e] for e in edits], states, seed=seed)
 
@@ -323,7 +323,7 @@ class Editor(ABC):
         states: Sequence[State | None] | None = None,
         *,
         seed: int = 0,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         """One independent patch per group of joint edits."""
         return self._headed(backbone, groups, states or [None] * len(groups), seed)
 
@@ -333,7 +333,7 @@ class Editor(ABC):
         groups: Sequence[Sequence[Edit]],
         states: Sequence[State | None],
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         self.check_model(backbone)
         for edit in (e for g in groups for e in g):
             check_edit(edit)

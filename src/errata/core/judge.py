@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from errata.core.types import Verdict, View
+from errata.core.types import JudgeQuestion, Verdict
 
 #: how the note of a verdict begins that could be had another time
 RETRY = "again: "
@@ -37,7 +37,7 @@ class Judge(ABC):
         return f"{self.name}@{self.version}"
 
     @abstractmethod
-    def judge(self, pictures: Sequence[tuple[Path, View]]) -> list[Verdict]:
+    def judge(self, pictures: Sequence[tuple[Path, JudgeQuestion]]) -> list[Verdict]:
         """One verdict per picture, in order.
 
         A picture that cannot be judged gets a verdict with `meets` None and the reason, which

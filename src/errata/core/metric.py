@@ -11,7 +11,7 @@ from errata.core.types import KINDS, Answer, Probe
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ScoredProbe:
     """One probe with what was said to it before and after."""
 
     probe: Probe
@@ -32,7 +32,7 @@ class Metric(ABC):
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
         """The score of one probe."""
 
-    def score_case(self, rows: Sequence[Row]) -> Iterator[tuple[str, float | None]]:
+    def score_case(self, rows: Sequence[ScoredProbe]) -> Iterator[tuple[str, float | None]]:
         """(key, score) pairs of one case; a key is `<kind>[/<group>].<scorer>`."""
         for row in rows:
             if row.probe.kind not in self.kinds:

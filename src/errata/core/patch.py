@@ -30,7 +30,7 @@ from errata.core.types import Edit, Prompt, from_json, to_json
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
-    from errata.core.hooks.manager import Ctx
+    from errata.core.hooks.manager import HookContext
 
 FORMAT = 1
 
@@ -71,10 +71,10 @@ class Patch(nn.Module, ABC):
     `sites`: the sites where it acts; empty for a patch that only rewrites the prompt.
     `pointwise`: what it does to a column depends on that column alone, so that it may be shown only
     those that the answer is read from. `causal`: it depends on the columns up to that one and on
-    the row's `Ctx.rows` alone, never on where the prompt ends, so that questions which begin alike
-    may share their first columns (`pointwise` ones are, too). `ahead`: the site whose stream it
-    decides from, where that is above a site where it acts; the question is then rehearsed up to
-    there (`Ctx.rehearsing`).
+    the row's `HookContext.rows` alone, never on where the prompt ends, so that questions which
+    begin alike may share their first columns (`pointwise` ones are, too). `ahead`: the site whose
+    stream it decides from, where that is above a site where it acts; the question is then
+    rehearsed up to there (`HookContext.rehearsing`).
     """
 
     plugin_kind: ClassVar[str] = "patches"
@@ -89,11 +89,11 @@ class Patch(nn.Module, ABC):
         self.header = Header()
         self.edits: tuple[Edit, ...] = ()
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         """The site's output [B, T, o], changed or as it is; x [B, T, n] is its input."""
         return y
 
-    def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
+    def before(self, site: str, x: Tensor, ctx: HookContext) -> Tensor:
         """The site's input [B, T, n], changed or as it is."""
         return x
 
@@ -105,7 +105,7 @@ class Patch(nn.Module, ABC):
     def rewrites(self) -> bool:
         return type(self).rewrite is not Patch.rewrite
 
-    def decided(self, ctx: Ctx) -> Mapping[int, Mapping[str, Tensor]]:
+    def decided(self, ctx: HookContext) -> Mapping[int, Mapping[str, Tensor]]:
         """What it decided for the question of `ctx`, to be looked at: block -> name -> [B, ...].
 
         Empty for a patch that decides nothing, or tells nothing.

@@ -25,7 +25,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class LaneStep:
     """What happens to one lane in one step: the edits are made jointly, then the probes asked.
 
     Without edits the lane stays what it is: the untouched model where nothing came before.
@@ -39,7 +39,7 @@ class Turn:
 class Step:
     """One turn per lane, made on top of nothing (`clean`) or of the lane's earlier edits."""
 
-    turns: tuple[Turn, ...]
+    turns: tuple[LaneStep, ...]
     on: Literal["clean", "previous"] = "clean"
 
 

@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone, Batch, Entered
-from errata.core.hooks.manager import Ctx
+from errata.core.backbone import Backbone, Batch, PrefixState
+from errata.core.hooks.manager import HookContext
 from errata.core.patch import Patch
 
 
-class Watch(Patch):
+class Recorder(Patch):
     """`x[site]` [B, T, n] and `y[site]` [B, T, o] of the last forward, with their graph."""
 
     def __init__(self, sites: Iterable[str]) -> None:
@@ -21,7 +21,7 @@ class Watch(Patch):
         self.x: dict[str, Tensor] = {}
         self.y: dict[str, Tensor] = {}
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         self.x[site], self.y[site] = x, y
         return y
 
@@ -35,7 +35,7 @@ class Watch(Patch):
 
 @torch.no_grad()
 def run_through(
-    backbone: Backbone, what: Batch | Entered, layer: int, *, rows: Tensor | None = None
+    backbone: Backbone, what: Batch | PrefixState, layer: int, *, rows: Tensor | None = None
 ) -> None:
     """Runs the model up to and with text block `layer`, for what live patches see of it."""
     if layer + 1 < backbone.depth:

@@ -99,7 +99,7 @@ class Edit:
 
 
 @dataclass(frozen=True, slots=True)
-class Hop:
+class HopQuestion:
     """A question behind a portability probe, which counts only if the base answers this one."""
 
     prompt: Prompt
@@ -107,7 +107,7 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class JudgeQuestion:
     """What a judge is asked about a picture.
 
     `question` is put blind; `criterion` is the sentence that holds if the picture shows `target`.
@@ -122,7 +122,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Aids:
+class StatedFact:
     """How a drawn probe's fact can be stated outright: what is drawn then bounds what edits reach.
 
     `oracle` is an image prompt that states the fact, in a wording that nothing else uses;
@@ -167,10 +167,10 @@ class Probe:
     kind: Kind
     group: str = ""
     reference: str = ""
-    hop: Hop | None = None
+    hop: HopQuestion | None = None
     cap: int = 0
-    view: View | None = None
-    aids: Aids | None = None
+    view: JudgeQuestion | None = None
+    aids: StatedFact | None = None
 
 
 @dataclass(frozen=True, slots=True)

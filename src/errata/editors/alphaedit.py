@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.locate_then_edit import layer_stats
-from errata.algorithms.locate_then_edit.multi_layer import Spreading
+from errata.algorithms.locate_then_edit.multi_layer import MultiLayerUpdate
 from errata.core.editor import State
 from errata.core.errors import BadSpec
 from errata.linalg import covariance, solve
@@ -46,7 +46,7 @@ _UNIKE: Mapping[str, Any] = {
 _ON_QWEN: Mapping[str, Any] = {**_UNIKE, "layers": (6, 7, 8, 9, 10)}
 
 
-class AlphaEdit(Spreading):
+class AlphaEdit(MultiLayerUpdate):
     """Projects the change on the null space of what the model keeps."""
 
     name = "alphaedit"
@@ -71,7 +71,7 @@ class AlphaEdit(Spreading):
     }  # fmt: skip
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Spreading.Config):
+    class Config(MultiLayerUpdate.Config):
         """nullspace_threshold: eigenvalues below it span the null space; `threshold` says whether
         it is absolute or a multiple of tr(C)/d. L2: the ridge. null_proj_alpha, nullspace_cov_reg:
         UniKE's, 1 and 0 = off.

@@ -34,10 +34,10 @@ from typing import Any, ClassVar
 
 from errata.algorithms.gated_adapter import AdapterEditor, site_behind
 from errata.core.backbone import Backbone
-from errata.core.editor import Found, State
+from errata.core.editor import EditResult, State
 from errata.core.errors import BadEdit, BadSpec
 from errata.core.types import Edit
-from errata.patches.adapter import Place
+from errata.patches.adapter import AdapterSite
 
 
 class DualEdit(AdapterEditor):
@@ -92,10 +92,10 @@ class DualEdit(AdapterEditor):
         text_layer: int | None = 16
         visual_layer: int | None = 19
 
-    def places(self, backbone: Backbone) -> list[Place]:
+    def places(self, backbone: Backbone) -> list[AdapterSite]:
         c = self.config
         given = [("text", c.text_layer), ("visual", c.visual_layer)]
-        places = [Place(site_behind(backbone, at), to) for to, at in given if at is not None]  # type: ignore[arg-type]
+        places = [AdapterSite(site_behind(backbone, at), to) for to, at in given if at is not None]  # type: ignore[arg-type]
         if not places:
             raise BadSpec(
                 "dualedit has neither text_layer nor visual_layer. Give at least one a block."
@@ -116,7 +116,7 @@ class DualEdit(AdapterEditor):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         if self.config.gate == "leaky":
             warnings.warn(
                 "gate=leaky compares answers: while a question is scored it sees the gold answer. "

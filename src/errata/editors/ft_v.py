@@ -55,7 +55,7 @@ class FtV(GradientEditor):
                     f"edit '{edit.id or edit.prompt.text[:60]}' has no image; ft_v changes only "
                     "how images enter. Give --image FILE, or use ft_l."
                 )
-        sites = [s for s in backbone.wires.sites if s.startswith("bridge.")]
+        sites = [s for s in backbone.hooks.sites if s.startswith("bridge.")]
         if not sites:
             raise BadBackbone(
                 f"{backbone.name} has no connector that errata could find. "

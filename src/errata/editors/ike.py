@@ -22,10 +22,10 @@ from typing import Any, ClassVar, Literal
 from errata.algorithms.demonstrations import corpus, similar
 from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, Found, State
+from errata.core.editor import Editor, EditResult, State
 from errata.core.types import Case, Edit
 from errata.networks.retrieve import choose, embed
-from errata.patches.context import Context, Fact, Layout
+from errata.patches.context import Context, ContextSettings, Fact
 
 
 class Ike(Editor):
@@ -81,10 +81,12 @@ class Ike(Editor):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         c = self.config
         encoder = choose(c.encoder)
-        layout = Layout(scope=c.scope, threshold=c.threshold, facts=c.facts, encoder=encoder)
+        layout = ContextSettings(
+            scope=c.scope, threshold=c.threshold, facts=c.facts, encoder=encoder
+        )
         found = []
         for group, state in zip(groups, states, strict=True):
             facts = [
@@ -92,7 +94,7 @@ class Ike(Editor):
                 for e in group
             ]
             vectors = embed([f.question for f in facts], encoder, backbone)
-            found.append(Found(Context(facts, layout, vectors), state))
+            found.append(EditResult(Context(facts, layout, vectors), state))
         return found
 
     def _similar(self, backbone: Backbone, edit: Edit, state: State | None) -> tuple[str, ...]:

@@ -48,9 +48,10 @@ from errata.algorithms.gradient_factors import (
     group_factors,
 )
 from errata.core.backbone import Backbone
-from errata.core.editor import Found, State
+from errata.core.editor import EditResult, State
 from errata.core.types import Case, Edit, Prompt
-from errata.training.loop import TrainedEditor, Trainee, Turn
+from errata.training.batches import TrainBatch
+from errata.training.loop import TrainedEditor, Trainee
 
 CHUNK = 32  # prompts whose old answers are asked together
 CAP = 16  # tokens of an old answer
@@ -128,13 +129,13 @@ class Ke(TrainedEditor):
         layers = sorted(backbone.layer(i) for i in self.config.layers)
         return [f"text.{i}.{part}" for i in layers for part in self.config.parts]
 
-    def network(self, backbone: Backbone, seed: int) -> Network:
+    def network(self, backbone: Backbone, seed: int) -> KeNetwork:
         shapes = {site: backbone.weight(site) for site in self.sites(backbone)}
         words = backbone.site("embed").first.weight
         assert isinstance(words, Tensor)
         with torch.random.fork_rng(devices=[]):  # modules of torch draw from the global generator
             torch.manual_seed(generator(seed, self.name).initial_seed() % 2**63)
-            made = Network(shapes, words.detach().float().cpu(), self.config)
+            made = KeNetwork(shapes, words.detach().float().cpu(), self.config)
         return made.to(backbone.device_of(""))
 
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
@@ -144,7 +145,7 @@ class Ke(TrainedEditor):
             part = edits[i : i + CHUNK]
             said = self._conditions(backbone, part, [0] * len(part))
             texts.update(zip(part, said, strict=True))
-        return _Trainee(backbone, self, self.network(backbone, seed), texts)
+        return KeTrainee(backbone, self, self.network(backbone, seed), texts)
 
     def find(
         self,
@@ -153,8 +154,8 @@ class Ke(TrainedEditor):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
-        networks: dict[int, Network] = {}
+    ) -> list[EditResult]:
+        networks: dict[int, KeNetwork] = {}
         found = []
         gradients = group_factors(backbone, groups, self.sites(backbone), eos=self.config.eos)
         for row, (gradient, state, group) in enumerate(zip(gradients, states, groups, strict=True)):
@@ -165,10 +166,10 @@ class Ke(TrainedEditor):
             ids, lengths = tokens(backbone, texts, self.config.tokens)
             with torch.no_grad():
                 update = networks[id(state)](gradient, ids, lengths)
-            found.append(Found(delta_of(update, range(len(group))), state))
+            found.append(EditResult(delta_of(update, range(len(group))), state))
         return found
 
-    def _trained(self, backbone: Backbone, state: State) -> Network:
+    def _trained(self, backbone: Backbone, state: State) -> KeNetwork:
         network = self.network(backbone, 0)
         network.load_state_dict(dict(state.tensors))
         return network.eval()
@@ -191,16 +192,16 @@ class Ke(TrainedEditor):
 
 def tokens(backbone: Backbone, texts: Sequence[str], most: int) -> tuple[Tensor, Tensor]:
     """Token ids [B, T] and how many are real [B], cut off at `most`; no patch takes part."""
-    stack = backbone.wires.stack
-    backbone.wires.switch(())
+    stack = backbone.hooks.stack
+    backbone.hooks.switch(())
     try:
         batch = backbone.encode([Prompt.of(t) for t in texts])
     finally:
-        backbone.wires.switch(stack)
+        backbone.hooks.switch(stack)
     return batch.ids[:, :most], batch.lengths.clamp(max=most)
 
 
-class Network(nn.Module):
+class KeNetwork(nn.Module):
     """The reader, one small network per matrix, and what belongs to the constraint."""
 
     margin: Tensor
@@ -230,10 +231,10 @@ class Network(nn.Module):
 
     def read(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """[B, C] the condition of texts [B, T]."""
-        packed = pack_padded_sequence(
+        dedup = pack_padded_sequence(
             self.words(ids), lengths.cpu(), batch_first=True, enforce_sorted=False
         )
-        _, (last, _) = self.lstm(packed)
+        _, (last, _) = self.lstm(dedup)
         out: Tensor = torch.tanh(self.condition(torch.cat([last[0], last[1]], dim=-1)))
         return out
 
@@ -265,9 +266,9 @@ def _start_as_descent(head: nn.Module, n: int) -> None:
         last.bias[n : 2 * n] = 0.0
 
 
-class _Trainee(Trainee):
+class KeTrainee(Trainee):
     def __init__(
-        self, backbone: Backbone, editor: Ke, network: Network, texts: Mapping[Edit, str]
+        self, backbone: Backbone, editor: Ke, network: KeNetwork, texts: Mapping[Edit, str]
     ) -> None:
         super().__init__(backbone, editor.config)
         self.c: Ke.Config = editor.config
@@ -286,7 +287,7 @@ class _Trainee(Trainee):
         ]
         return torch.optim.RMSprop(groups, lr=self.c.lr, centered=True)
 
-    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
         gradient = factors(self.backbone, turn.edits, self.sites)
         texts = [self.texts[c.edit] for c in turn.cases]
         update = self.network(gradient, *tokens(self.backbone, texts, self.c.tokens))

@@ -22,7 +22,7 @@ from errata.core.editor import State
 from errata.core.patch import Patch
 from errata.core.types import Edit
 from errata.patches.delta import Delta
-from errata.training.optimise import Settings
+from errata.training.optimise import SearchSettings
 
 
 class Lora(GradientEditor):
@@ -45,7 +45,7 @@ class Lora(GradientEditor):
         layers: tuple[int, ...] = ()
         parts: tuple[str, ...] = ("attn.q", "attn.v")
 
-    def settings(self) -> Settings:
+    def settings(self) -> SearchSettings:
         return replace(super().settings(), lr_scale={"B": self.config.alpha / self.config.rank})
 
     def start(

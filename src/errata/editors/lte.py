@@ -33,18 +33,19 @@ from torch import Tensor
 
 from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
-from errata.core.editor import Found, State
+from errata.core.editor import EditResult, State
 from errata.core.types import TARGET_KINDS, Case, Edit
 from errata.networks.retrieve import choose
 from errata.patches.alignment import Alignment
-from errata.patches.context import Context, Fact, Layout, compose, vectors_of
+from errata.patches.context import Context, ContextSettings, Fact, compose, vectors_of
 from errata.patches.stack import Stack
-from errata.training.loop import Row, TrainedEditor, Trainee, Turn
+from errata.training.batches import TrainBatch, TrainExample
+from errata.training.loop import TrainedEditor, Trainee
 
 THRESHOLD_CASES = 200  # training cases that the cosine is chosen on
 
 
-class _Training(Trainee):
+class LteTrainee(Trainee):
     """The delta, on questions with and without the edit in front."""
 
     module: Alignment
@@ -54,10 +55,10 @@ class _Training(Trainee):
         self.module, self.floor = module, floor
         self.weights = {"rel": 1.0, "gen": 1.0, "loc": config.loc_weight}
 
-    def rows(self, case: Case, rng: torch.Generator) -> list[Row]:
+    def rows(self, case: Case, rng: torch.Generator) -> list[TrainExample]:
         """In scope behind the edit; out of scope behind it and alone; the edit's prompt alone."""
         fact = [_fact(case.edit)]
-        out: list[Row] = []
+        out: list[TrainExample] = []
         for row in super().rows(case, rng):
             shown = replace(row, prompt=compose(row.prompt, fact, (), "update"))
             if row.role == "loc":
@@ -65,7 +66,7 @@ class _Training(Trainee):
             else:
                 out.append(shown)
         if case.edit.old:
-            alone = Row("loc", case.edit.prompt, case.edit.old, "alone", case.edit.prompt)
+            alone = TrainExample("loc", case.edit.prompt, case.edit.old, "alone", case.edit.prompt)
             out.append(alone)
         return out
 
@@ -79,7 +80,7 @@ class _Training(Trainee):
         ]
         return torch.optim.Adam(groups, lr=c.lr, fused=True)
 
-    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
         with self.backbone.applied(self.module):
             return turn.losses(turn.logits())
 
@@ -161,11 +162,11 @@ class Lte(TrainedEditor):
 
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
         floor = min(self._layers(backbone))
-        return _Training(backbone, self.config, self._delta(backbone, seed), floor)
+        return LteTrainee(backbone, self.config, self._delta(backbone, seed), floor)
 
-    def _layout(self, encoder: str, threshold: float) -> Layout:
+    def _layout(self, encoder: str, threshold: float) -> ContextSettings:
         c = self.config
-        return Layout(
+        return ContextSettings(
             scope=c.scope, threshold=threshold, facts=c.facts, encoder=encoder, style="update",
             by_image=c.by_image,
         )  # fmt: skip
@@ -201,7 +202,7 @@ class Lte(TrainedEditor):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         deltas: dict[str, Alignment] = {}
         found = []
         for group, state in zip(groups, states, strict=True):
@@ -218,5 +219,5 @@ class Lte(TrainedEditor):
             facts = Context([_fact(e) for e in group], layout, vectors)
             header = self._header(backbone, state, seed)
             delta = deltas[digest].with_header(header, ())
-            found.append(Found(Stack([delta, facts.with_header(header, group)]), state))
+            found.append(EditResult(Stack([delta, facts.with_header(header, group)]), state))
         return found

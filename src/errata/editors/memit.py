@@ -24,13 +24,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from errata.algorithms.locate_then_edit.multi_layer import Weighed
+from errata.algorithms.locate_then_edit.multi_layer import KeyCovariance
 
 _PUBLISHED: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "weight_decay": 0.5, "clamp": 0.75}
 _EASYEDIT: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "lr": 0.5, "mom2_weight": 15000.0}
 
 
-class Memit(Weighed):
+class Memit(KeyCovariance):
     """Spreads the values of a batch of edits over several down projections."""
 
     name = "memit"

@@ -41,9 +41,10 @@ from errata.algorithms.gradient_factors import (
     group_factors,
 )
 from errata.core.backbone import Backbone
-from errata.core.editor import Found, State
+from errata.core.editor import EditResult, State
 from errata.core.types import Case, Edit
-from errata.training.loop import TrainedEditor, Trainee, Turn
+from errata.training.batches import TrainBatch
+from errata.training.loop import TrainedEditor, Trainee
 
 
 class Mend(TrainedEditor):
@@ -108,13 +109,13 @@ class Mend(TrainedEditor):
         layers = sorted(backbone.layer(i) for i in self.config.layers)
         return [f"text.{i}.{part}" for i in layers for part in self.config.parts]
 
-    def network(self, backbone: Backbone, seed: int) -> Network:
+    def network(self, backbone: Backbone, seed: int) -> MendNetwork:
         shapes = {site: backbone.weight(site) for site in self.sites(backbone)}
-        made = Network(shapes, self.config, generator(seed, self.name))
+        made = MendNetwork(shapes, self.config, generator(seed, self.name))
         return made.to(backbone.device_of(""))
 
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
-        return _Trainee(backbone, self, self.network(backbone, seed))
+        return MendTrainee(backbone, self, self.network(backbone, seed))
 
     def find(
         self,
@@ -123,8 +124,8 @@ class Mend(TrainedEditor):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
-        networks: dict[int, Network] = {}
+    ) -> list[EditResult]:
+        networks: dict[int, MendNetwork] = {}
         found = []
         gradients = group_factors(backbone, groups, self.sites(backbone), eos=self.config.eos)
         for gradient, state, group in zip(gradients, states, groups, strict=True):
@@ -133,16 +134,16 @@ class Mend(TrainedEditor):
                 networks[id(state)] = self._trained(backbone, state)
             with torch.no_grad():
                 update = networks[id(state)](gradient)
-            found.append(Found(delta_of(update, range(len(group))), state))
+            found.append(EditResult(delta_of(update, range(len(group))), state))
         return found
 
-    def _trained(self, backbone: Backbone, state: State) -> Network:
+    def _trained(self, backbone: Backbone, state: State) -> MendNetwork:
         network = self.network(backbone, 0)
         network.load_state_dict(dict(state.tensors))
         return network.eval()
 
 
-class Network(nn.Module):
+class MendNetwork(nn.Module):
     """One transform per shape of matrix, and an edit learning rate per matrix."""
 
     def __init__(
@@ -231,8 +232,8 @@ class Transform(nn.Module):
         return h[..., : self.n], h[..., self.n :]
 
 
-class _Trainee(Trainee):
-    def __init__(self, backbone: Backbone, editor: Mend, network: Network) -> None:
+class MendTrainee(Trainee):
+    def __init__(self, backbone: Backbone, editor: Mend, network: MendNetwork) -> None:
         super().__init__(backbone, editor.config)
         c = editor.config
         self.module = self.network = network
@@ -250,7 +251,7 @@ class _Trainee(Trainee):
             fused=True,
         )
 
-    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
         gradient = factors(self.backbone, turn.edits, self.sites)
         update = self.network(gradient)
         parts = {s: {"A": a, "B": b.transpose(1, 2)} for s, (a, b, _) in update.items()}

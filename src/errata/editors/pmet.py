@@ -24,8 +24,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from errata.algorithms.locate_then_edit.multi_layer import Weighed
-from errata.algorithms.locate_then_edit.value_search import Settings
+from errata.algorithms.locate_then_edit.multi_layer import KeyCovariance
+from errata.algorithms.locate_then_edit.value_search import ValueSettings
 from errata.core.backbone import Backbone
 
 _PUBLISHED: Mapping[str, Any] = {
@@ -33,7 +33,7 @@ _PUBLISHED: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-class Pmet(Weighed):
+class Pmet(KeyCovariance):
     """Values at FFN and attention, residual at the FFN's output, spread by square roots."""
 
     name = "pmet"
@@ -52,7 +52,7 @@ class Pmet(Weighed):
                      "eos": False, "ridge": 0.0},
     }  # fmt: skip
 
-    def values(self, backbone: Backbone, layer: int) -> Settings:
+    def values(self, backbone: Backbone, layer: int) -> ValueSettings:
         sites = [f"text.{layer}.mlp.down", f"text.{layer}.attn.o"]
         return self.search_settings(sites, ease=True)
 

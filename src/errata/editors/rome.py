@@ -30,8 +30,8 @@ from torch import Tensor
 
 from errata.algorithms.locate_then_edit.layer_stats import site_of
 from errata.algorithms.locate_then_edit.rank_one import (
-    Located,
-    Lookup,
+    KeyReader,
+    RankOneUpdate,
     carried,
     found_of,
     plain_mean,
@@ -41,7 +41,7 @@ from errata.algorithms.locate_then_edit.rank_one import (
 )
 from errata.algorithms.locate_then_edit.value_search import search
 from errata.core.backbone import Backbone
-from errata.core.editor import Found, State
+from errata.core.editor import EditResult, State
 from errata.core.errors import BadSpec
 from errata.core.types import Edit
 from errata.linalg import solve
@@ -50,7 +50,7 @@ _PUBLISHED: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "weight_decay": 0.5
 _WITHOUT: Mapping[str, Any] = {"eos": False, "mom2": False, "layers": (5,)}
 
 
-class Rome(Located):
+class Rome(RankOneUpdate):
     """Rank-one change that maps one key to one value."""
 
     name = "rome"
@@ -69,7 +69,7 @@ class Rome(Located):
     }
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Located.Config):
+    class Config(RankOneUpdate.Config):
         """layers: one block, () = at a sixth of the depth (5 of 32). same_key: r-ROME. mom2: u is
         taken in the metric of the moment.
 
@@ -102,7 +102,7 @@ class Rome(Located):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         layer, beginnings = self.layers(backbone)[0], self.beginnings(backbone, seed)
         site, now = site_of(layer), list(states)
         parts: list[dict[str, dict[str, Tensor]]] = [{} for _ in groups]
@@ -111,7 +111,7 @@ class Rome(Located):
             edits = [(r, g[turn]) for r, g in enumerate(groups) if turn < len(g)]
             with written(backbone, parts):
                 values = search(backbone, edits, beginnings, self.search_settings([site]))
-                look = Lookup(backbone, edits, beginnings, self.config.token, layer)
+                look = KeyReader(backbone, edits, beginnings, self.config.token, layer)
                 seen, now_Eh = look.see([layer], site, top=layer)
             keys_Ed, bare_Ed = plain_mean(seen[layer]).cpu(), seen[layer][:, 0].cpu()
             change_Eh = values.found[site].cpu() - now_Eh.cpu()

@@ -33,47 +33,48 @@ import torch
 from torch import Tensor, nn
 
 from errata.algorithms.gradient import generator
-from errata.core.asked import Prompts, answers, head_states
-from errata.core.backbone import Backbone, Entered
-from errata.core.editor import Found, State
-from errata.core.recorder import Watch
+from errata.core.asked import PromptStates, answer_embeddings, head_states
+from errata.core.backbone import Backbone, PrefixState
+from errata.core.editor import EditResult, State
+from errata.core.recorder import Recorder
 from errata.core.types import Case, Edit
 from errata.networks.reader import initialise
-from errata.patches.counterfactual import Counterfactual, Speaker
-from errata.patches.route import Layout, Route, Scope, Switch
-from errata.training.loop import TrainedEditor, Trainee, Turn
+from errata.patches.counterfactual import Counterfactual, CounterfactualNetwork
+from errata.patches.route import Route, Scope, ScopeSettings, Switch
+from errata.training.batches import TrainBatch
+from errata.training.loop import TrainedEditor, Trainee
 from errata.training.optimise import target_loss
 
 CHUNK = 64  # groups that are read at once
 
 
-class Network(nn.Module):
+class SeracNetwork(nn.Module):
     """What is trained: `scope` and `speaker`, which share nothing."""
 
-    def __init__(self, scope: Scope, speaker: Speaker) -> None:
+    def __init__(self, scope: Scope, speaker: CounterfactualNetwork) -> None:
         super().__init__()
         self.scope, self.speaker = scope, speaker
 
 
-class _Training(Trainee):
+class SeracTrainee(Trainee):
     """Scope and counterfactual model, on rows entered at the block that the scope reads."""
 
-    module: Network
+    module: SeracNetwork
 
-    def __init__(self, backbone: Backbone, config: Any, layer: int, module: Network) -> None:
+    def __init__(self, backbone: Backbone, config: Any, layer: int, module: SeracNetwork) -> None:
         super().__init__(backbone, config)
         self.module, self.floor = module, layer
         self.weights = {"answer": config.edit_weight, "scope": config.scope_weight}
 
-    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
         state = turn.state
-        assert isinstance(state, Entered) and state.stream is not None
+        assert isinstance(state, PrefixState) and state.stream is not None
         return {
-            **self._scope(turn, Prompts.of(state.stream, state.batch)),
+            **self._scope(turn, PromptStates.of(state.stream, state.batch)),
             **self._answer(turn),
         }
 
-    def _scope(self, turn: Turn, prompts: Prompts) -> dict[str, Tensor]:
+    def _scope(self, turn: TrainBatch, prompts: PromptStates) -> dict[str, Tensor]:
         """Balanced BCE of the similarities of all questions with all edits of the turn.
 
         A third each: what is in an edit's scope, what its own case says is not, other cases.
@@ -97,15 +98,15 @@ class _Training(Trainee):
         }
         return {"scope": loss, **{k: v.mean() for k, v in watched.items() if len(v)}}
 
-    def _answer(self, turn: Turn) -> dict[str, Tensor]:
+    def _answer(self, turn: TrainBatch) -> dict[str, Tensor]:
         """Mean NLL of in-scope answers, each with its own edit in view."""
         index = turn.index("rel", "gen")
         state = turn.part(index)
-        assert isinstance(state, Entered) and state.stream is not None
+        assert isinstance(state, PrefixState) and state.stream is not None
         of_case = turn.of_case[index]
-        prompts = Prompts.of(state.stream, state.batch)
+        prompts = PromptStates.of(state.stream, state.batch)
         states_Bmd = head_states(self.backbone, state)
-        stated, real = answers(self.backbone, state.batch, states_Bmd)
+        stated, real = answer_embeddings(self.backbone, state.batch, states_Bmd)
         places = {row: n for n, row in enumerate(index)}
         first = torch.tensor([places[i] for i in _first(turn).tolist()], device=of_case.device)
         speaker = self.module.speaker
@@ -115,7 +116,7 @@ class _Training(Trainee):
         memory = torch.cat([edits[of_case], speaker.read_question(*prompts.parts)], dim=1)
         mask = torch.cat([seen, real[first][of_case], seen], dim=1)
         said = speaker(states_Bmd, memory, mask)
-        logits = self.backbone.wires.call("head", said.to(self.backbone.dtype)).float()
+        logits = self.backbone.hooks.call("head", said.to(self.backbone.dtype)).float()
         nll_B, right_B = target_loss(logits, state.batch)
         out = {"answer": nll_B.mean(), "answer_right": right_B.float().mean()}
         implied = [n for n, i in enumerate(index) if turn.pieces[i].row.kind == "portability"]
@@ -129,7 +130,7 @@ def _outside(gap: Tensor) -> Tensor:
     return -torch.log(-torch.expm1(-gap.clamp(min=1e-3))).mean()
 
 
-def _first(turn: Turn) -> Tensor:
+def _first(turn: TrainBatch) -> Tensor:
     """[C] the row of each case's edit."""
     owners = turn.of_case.tolist()
     return torch.tensor(
@@ -137,7 +138,7 @@ def _first(turn: Turn) -> Tensor:
     )
 
 
-def _labels(turn: Turn) -> tuple[Tensor, Tensor]:
+def _labels(turn: TrainBatch) -> tuple[Tensor, Tensor]:
     """([B, C] in the scope of the edit, [B, C] not in it); neither where that is not known.
 
     A case says so of its own probes. Of another case's edit nothing is known where both are about
@@ -152,7 +153,7 @@ def _labels(turn: Turn) -> tuple[Tensor, Tensor]:
     return own & role_in[:, None], (own & ~role_in[:, None]) | other
 
 
-def _apart(turn: Turn, thing: Sequence[Mapping[str, str]], a: int, b: int) -> bool:
+def _apart(turn: TrainBatch, thing: Sequence[Mapping[str, str]], a: int, b: int) -> bool:
     """Whether no question around edit a can be about edit b."""
     shared = thing[a].keys() & thing[b].keys()
     if shared:
@@ -215,18 +216,18 @@ class Serac(TrainedEditor):
 
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
         c, width = self.config, backbone.width
-        net = Network(
+        net = SeracNetwork(
             Scope(width, c.width, slots=c.slots, blocks=c.scope_blocks, heads=c.heads, key=c.key),
-            Speaker(width, c.width, slots=c.slots, blocks=c.blocks, heads=c.heads),
+            CounterfactualNetwork(width, c.width, slots=c.slots, blocks=c.blocks, heads=c.heads),
         )
         initialise(net, generator(seed, self.name))
         net.speaker.start()
         net.scope.start()
         net.to(backbone.device_of(""))
-        return _Training(backbone, c, self._layer(backbone), net)
+        return SeracTrainee(backbone, c, self._layer(backbone), net)
 
     def extra(self, backbone: Backbone, trainee: Trainee, cases: Sequence[Case]) -> dict[str, Any]:
-        assert isinstance(trainee, _Training)
+        assert isinstance(trainee, SeracTrainee)
         net = trainee.module
         return {"scope": net.scope.settings, "speaker": net.speaker.settings}
 
@@ -237,7 +238,7 @@ class Serac(TrainedEditor):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         """Nothing is searched: each edit is read once, and what was read is its memory."""
         patches: list[list[Route]] = [[] for _ in groups]
         flat = [(g, e) for g, group in enumerate(groups) for e in group]
@@ -250,13 +251,13 @@ class Serac(TrainedEditor):
                 assert state is not None, "the editor checks that there is a state"
                 patches[g].append(self._route(backbone, state, memory, n))
         return [
-            Found(_union(own).to_backbone(backbone), state)
+            EditResult(_union(own).to_backbone(backbone), state)
             for own, state in zip(patches, states, strict=True)
         ]
 
     def _read(
         self, backbone: Backbone, edits: Sequence[Edit], rows: Tensor
-    ) -> tuple[Prompts, Tensor, Tensor]:
+    ) -> tuple[PromptStates, Tensor, Tensor]:
         """(the edits' prompts, their answers' tokens, which of these are real)."""
         batch = backbone.encode(
             [e.prompt for e in edits],
@@ -265,20 +266,20 @@ class Serac(TrainedEditor):
             rows=rows.tolist(),
         )
         site = f"text.{self._layer(backbone)}.in"
-        watch = Watch((site,))
+        watch = Recorder((site,))
         with backbone.applied(watch):
             states_Bmd = head_states(backbone, batch, rows)
-        stated, real = answers(backbone, batch, states_Bmd)
-        return Prompts.of(watch.x[site], batch), stated, real
+        stated, real = answer_embeddings(backbone, batch, states_Bmd)
+        return PromptStates.of(watch.x[site], batch), stated, real
 
     @torch.no_grad()
     def _route(
-        self, backbone: Backbone, state: State, memory: tuple[Prompts, Tensor, Tensor], n: int
+        self, backbone: Backbone, state: State, memory: tuple[PromptStates, Tensor, Tensor], n: int
     ) -> Route:
         """The route of one edit, from row n of what was read."""
         c, site = self.config, f"text.{self._layer(backbone)}.in"
         device = backbone.device_of(site)
-        scope, speaker = Scope.of(state).to(device), Speaker.of(state).to(device)
+        scope, speaker = Scope.of(state).to(device), CounterfactualNetwork.of(state).to(device)
         at = torch.tensor([n])
         prompts, stated, real = memory[0].take(at), memory[1][at], memory[2][at]
         _, key = scope(*prompts.parts)
@@ -286,7 +287,7 @@ class Serac(TrainedEditor):
         seen = torch.ones(1, slots.shape[1] - real.shape[1], dtype=torch.bool, device=real.device)
         real = torch.cat([seen, real], dim=1)
         branch = Counterfactual(speaker, site, slots, real, state=state.digest())
-        return Route(scope, key, branch, Layout(site, c.switch, c.threshold, state.digest()))
+        return Route(scope, key, branch, ScopeSettings(site, c.switch, c.threshold, state.digest()))
 
 
 def _union(routes: Sequence[Route]) -> Route:

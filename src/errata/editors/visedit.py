@@ -43,8 +43,9 @@ from errata.core.backbone import Backbone
 from errata.core.errors import BadEdit
 from errata.core.glimpse import seen_at
 from errata.core.types import Case, Edit, Prompt, digest
-from errata.patches.adapter import Place
-from errata.training.loop import Trainee, Turn
+from errata.patches.adapter import AdapterSite
+from errata.training.batches import TrainBatch
+from errata.training.loop import Trainee
 
 
 class VisEdit(AdapterEditor):
@@ -113,8 +114,8 @@ class VisEdit(AdapterEditor):
         tokens: int = 24
         mapped: int = 0
 
-    def places(self, backbone: Backbone) -> list[Place]:
-        return [Place(site_behind(backbone, self.config.layer), "visual", influence=True)]
+    def places(self, backbone: Backbone) -> list[AdapterSite]:
+        return [AdapterSite(site_behind(backbone, self.config.layer), "visual", influence=True)]
 
     def loss_weights(self) -> dict[str, float]:
         w = self.config.influence_weight
@@ -128,7 +129,7 @@ class VisEdit(AdapterEditor):
             )
 
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
-        return _VisEditTrainee(backbone, self, seed)
+        return VisEditTrainee(backbone, self, seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +140,7 @@ class _Target:
     influence: Tensor
 
 
-class _VisEditTrainee(AdapterTrainee):
+class VisEditTrainee(AdapterTrainee):
     """Adds the influence mapper's losses."""
 
     def __init__(self, backbone: Backbone, editor: VisEdit, seed: int) -> None:
@@ -151,7 +152,7 @@ class _VisEditTrainee(AdapterTrainee):
         )
         self.targets: dict[Prompt, _Target] = {}
 
-    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
         patch = self.patch(turn)
         with self.backbone.applied(patch):
             named = dict(turn.losses(turn.logits()))
@@ -161,7 +162,7 @@ class _VisEditTrainee(AdapterTrainee):
             named.update(self._mapped(turn, prompts_Rd))
         return named
 
-    def _mapped(self, turn: Turn, prompts_Rd: Tensor) -> dict[str, Tensor]:
+    def _mapped(self, turn: TrainBatch, prompts_Rd: Tensor) -> dict[str, Tensor]:
         """The mapper's three losses, each a mean over the cases that have it."""
         site = self.module.places[0].site
         mapper = self.module.mapper(0)
@@ -187,7 +188,7 @@ class _VisEditTrainee(AdapterTrainee):
                 named["down"].append(-logsigmoid(-logits).mean())
         return {k: torch.stack(v).mean() for k, v in named.items() if v}
 
-    def _rows(self, turn: Turn, case: int, *, inside: bool) -> list[int]:
+    def _rows(self, turn: TrainBatch, case: int, *, inside: bool) -> list[int]:
         """Rows of a case with a picture that the mapper opens on (the edit's question), or not."""
         asked = turn.cases[case].edit.prompt.text
         found = []
@@ -201,13 +202,13 @@ class _VisEditTrainee(AdapterTrainee):
                 found.append(row)
         return found
 
-    def _columns(self, turn: Turn, row: int, rng: torch.Generator) -> Tensor:
+    def _columns(self, turn: TrainBatch, row: int, rng: torch.Generator) -> Tensor:
         """Some image columns of a row."""
         columns = turn.pieces[row].vision.nonzero()[:, 0]
         drawn = torch.randperm(len(columns), generator=rng)[: self.config.tokens]  # type: ignore[attr-defined]
         return columns[drawn.sort().values.to(columns.device)]
 
-    def _target(self, turn: Turn, row: int) -> _Target:
+    def _target(self, turn: TrainBatch, row: int) -> _Target:
         """The noise's influence for a row, drawn and measured from its prompt alone."""
         prompt, c = turn.pieces[row].row.prompt, self.config
         if prompt not in self.targets:

@@ -19,7 +19,7 @@ from errata.core.errors import BadEdit, BadImage, TooLong
 from errata.core.patch import versions
 from errata.core.protocol import Ask
 from errata.core.types import DRAWN_KINDS, LOCALITY_KINDS, Answer, Probe, Prompt, Scored
-from errata.evaluation.pictures import Easel, Pictures
+from errata.evaluation.pictures import Pictures, PictureStore
 
 BATCH = 64
 EXTRA = 8  # tokens that an answer may have beyond its reference
@@ -30,7 +30,7 @@ Before = Mapping[tuple[str, str], Answer]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PromptRequest:
     """One ask with the row (lane) whose patch it is put to."""
 
     ask: Ask
@@ -51,12 +51,12 @@ def unedited(backbone: Backbone) -> list[Any]:
 
 def ask_all(
     backbone: Backbone,
-    asked: Sequence[Asked],
+    asked: Sequence[PromptRequest],
     *,
     step: int,
     before: Before | None = None,
     legacy: bool = False,
-    easel: Easel | None = None,
+    store: PictureStore | None = None,
     batch_size: int = BATCH,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Answer]:
@@ -66,15 +66,15 @@ def ask_all(
     go; it must be there if a probe is to be drawn.
     """
 
-    def say(part: Sequence[Asked]) -> list[Answer]:
+    def say(part: Sequence[PromptRequest]) -> list[Answer]:
         return _batch(backbone, part, step, before, legacy)
 
-    def draw(part: Sequence[Asked]) -> list[Answer]:
-        assert easel is not None
-        return _drawn(backbone, part, step, easel)
+    def draw(part: Sequence[PromptRequest]) -> list[Answer]:
+        assert store is not None
+        return _drawn(backbone, part, step, store)
 
     answers: dict[int, Answer] = {}
-    for drawn, size, put in ((False, batch_size, say), (True, easel.batch if easel else 1, draw)):
+    for drawn, size, put in ((False, batch_size, say), (True, store.batch if store else 1, draw)):
         mine = [i for i, a in enumerate(asked) if (a.ask.probe.kind in DRAWN_KINDS) == drawn]
         order = sorted(mine, key=lambda i: _cost(asked[i].ask.probe))
         for start in range(0, len(order), size):
@@ -97,7 +97,9 @@ def _cost(probe: Probe) -> tuple[int, bool, int, str]:
 
 
 def _careful(
-    asked: Sequence[Asked], step: int, put: Callable[[Sequence[Asked]], list[Answer]]
+    asked: Sequence[PromptRequest],
+    step: int,
+    put: Callable[[Sequence[PromptRequest]], list[Answer]],
 ) -> list[Answer]:
     """As `put`; a question that cannot be asked is answered by its reason, not by a crash."""
     try:
@@ -108,10 +110,12 @@ def _careful(
         return [a for one in asked for a in _careful([one], step, put)]
 
 
-def _drawn(backbone: Backbone, asked: Sequence[Asked], step: int, easel: Easel) -> list[Answer]:
+def _drawn(
+    backbone: Backbone, asked: Sequence[PromptRequest], step: int, store: PictureStore
+) -> list[Answer]:
     pictures: Pictures = backbone.draw(
         [a.ask.probe.prompt for a in asked],
-        easel.seeds,
+        store.seeds,
         rows=torch.tensor([a.row for a in asked]),
     )
     return [
@@ -120,7 +124,7 @@ def _drawn(backbone: Backbone, asked: Sequence[Asked], step: int, easel: Easel) 
             probe=a.ask.probe.id,
             step=step,
             tag=a.ask.tag,
-            images=easel.keep(a.ask, drawn),
+            images=store.keep(a.ask, drawn),
         )
         for a, drawn in zip(asked, pictures, strict=True)
     ]
@@ -139,7 +143,11 @@ def unscored(ask: Ask, step: int, reason: str) -> Answer:
 
 
 def _batch(
-    backbone: Backbone, asked: Sequence[Asked], step: int, before: Before | None, legacy: bool
+    backbone: Backbone,
+    asked: Sequence[PromptRequest],
+    step: int,
+    before: Before | None,
+    legacy: bool,
 ) -> list[Answer]:
     probes = [a.ask.probe for a in asked]
     rows = torch.tensor([a.row for a in asked])
@@ -170,7 +178,7 @@ def _batch(
     ]
 
 
-def _own_ids(asked: Asked, before: Before | None) -> tuple[int, ...]:
+def _own_ids(asked: PromptRequest, before: Before | None) -> tuple[int, ...]:
     if before is None or asked.ask.probe.kind not in LOCALITY_KINDS:
         return ()
     case = "panel" if asked.ask.case.startswith("panel/") else asked.ask.case

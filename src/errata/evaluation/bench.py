@@ -26,9 +26,9 @@ from errata.core.judge import Judge
 from errata.core.protocol import Protocol, Unit
 from errata.core.types import Answer, Case, to_json
 from errata.evaluation import judging, score
-from errata.evaluation.pictures import SEEDS, Easel
+from errata.evaluation.pictures import SEEDS, PictureStore
 from errata.evaluation.plan import Plan, make_plan, plan_json, protocol_of, select
-from errata.evaluation.runner import Clock, Runner, Track
+from errata.evaluation.runner import LaneState, Runner, UnitTiming
 from errata.io import states
 
 ROWS = 16
@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedUnit:
     """One finished unit: what `done.jsonl` holds."""
 
     unit: str
@@ -112,9 +112,9 @@ def bench(
         )
         prepare_seconds = time.perf_counter() - started
     before = {(a.case, a.probe): a for a in selection.before}
-    easel = Easel(out, range(image_seeds)) if order.draws else None
+    store = PictureStore(out, range(image_seeds)) if order.draws else None
     runner = Runner(
-        backbone, editor, state, order, plan.panel, before, seed=seed, legacy=legacy, easel=easel
+        backbone, editor, state, order, plan.panel, before, seed=seed, legacy=legacy, store=store
     )
     for unit in plan.units[len(done) :]:
         if progress is not None:
@@ -264,9 +264,9 @@ def _commit() -> str:
     return found.stdout.strip()
 
 
-def _resume(out: Path, plan: Plan) -> list[Done]:
+def _resume(out: Path, plan: Plan) -> list[FinishedUnit]:
     """Finished units; a half-written one is cut off."""
-    done = files.read_lines(out / "done.jsonl", Done)
+    done = files.read_lines(out / "done.jsonl", FinishedUnit)
     ids = [u.id for u in plan.units[: len(done)]]
     if [d.unit for d in done] != ids:
         raise BadRun(f"{out}/done.jsonl does not fit plan.json. Delete the folder and run again.")
@@ -285,9 +285,9 @@ def _resume(out: Path, plan: Plan) -> list[Done]:
     return done
 
 
-def _finish(out: Path, unit: Unit, answers: Sequence[Answer], clock: Clock) -> Done:
+def _finish(out: Path, unit: Unit, answers: Sequence[Answer], clock: UnitTiming) -> FinishedUnit:
     files.append_lines(out / "answers.jsonl", answers)
-    done = Done(
+    done = FinishedUnit(
         unit.id,
         (out / "answers.jsonl").stat().st_size,
         clock.edit,
@@ -312,14 +312,14 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _keep(out: Path, unit: Unit, tracks: Sequence[Track]) -> None:
+def _keep(out: Path, unit: Unit, tracks: Sequence[LaneState]) -> None:
     for lane, track in zip(unit.lanes, tracks, strict=True):
         if track.patch is not None:
             patches.save(track.patch, out / "patches" / lane.id)
 
 
 def _write_timing(
-    out: Path, done: Sequence[Done], before_seconds: float, prepare_seconds: float
+    out: Path, done: Sequence[FinishedUnit], before_seconds: float, prepare_seconds: float
 ) -> None:
     """Kept apart from scores.json, which must not depend on how fast the machine was."""
     peak = max((d.peak_mb for d in done), default=0.0)

@@ -20,12 +20,12 @@ from errata.evaluation.score_table import (
     MEAN_SCORERS,
     MEANS,
     TAGS,
-    Cell,
+    CaseScore,
     Column,
     Groups,
-    Sheet,
+    ScoreTable,
     load_metrics,
-    read_sheet,
+    read_score_table,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class PairedScores:
     """One group's paired cases: unit -> (score in a, score in b) of its cases."""
 
     scores: Mapping[str, Sequence[tuple[float, float]]]
@@ -60,7 +60,7 @@ def compare_runs(a: Path, b: Path, metrics: Sequence[str] | None = None) -> dict
     _check_cases(run_a, run_b)
     _check_before(run_a, run_b)
     scorers = load_metrics(metrics, run_a, run_b)
-    sheet_a, sheet_b = read_sheet(run_a, scorers), read_sheet(run_b, scorers)
+    sheet_a, sheet_b = read_score_table(run_a, scorers), read_score_table(run_b, scorers)
     unit_of = _units(run_a, run_b)
     boot = Bootstrap(sorted(set(unit_of.values())))
     return {
@@ -76,14 +76,14 @@ def compare_runs(a: Path, b: Path, metrics: Sequence[str] | None = None) -> dict
 
 
 def _differences(
-    sheet_a: Sheet,
-    sheet_b: Sheet,
+    sheet_a: ScoreTable,
+    sheet_b: ScoreTable,
     unit_of: Mapping[str, str],
     boot: Bootstrap,
     *,
     same_lanes: bool,
 ) -> dict[str, dict[str, Any]]:
-    paired: dict[Column, dict[str, Pairs]] = {}
+    paired: dict[Column, dict[str, PairedScores]] = {}
     for column, groups in sheet_a.items():
         if column in sheet_b and (column.kind != "retention" or same_lanes):
             paired[column] = _pair_groups(groups, sheet_b[column], unit_of)
@@ -104,11 +104,13 @@ def _differences(
     return {key: entry for key, entry in out.items() if entry is not None}
 
 
-def _pair_groups(a: Groups, b: Groups, unit_of: Mapping[str, str]) -> dict[str, Pairs]:
+def _pair_groups(a: Groups, b: Groups, unit_of: Mapping[str, str]) -> dict[str, PairedScores]:
     return {g: _pair(a.get(g, {}), b.get(g, {}), unit_of) for g in dict.fromkeys((*a, *b))}
 
 
-def _pair(a: Mapping[str, Cell], b: Mapping[str, Cell], unit_of: Mapping[str, str]) -> Pairs:
+def _pair(
+    a: Mapping[str, CaseScore], b: Mapping[str, CaseScore], unit_of: Mapping[str, str]
+) -> PairedScores:
     scores: dict[str, list[tuple[float, float]]] = {}
     cases: dict[str, bool] = {}
     for case in dict.fromkeys((*a, *b)):
@@ -121,10 +123,12 @@ def _pair(a: Mapping[str, Cell], b: Mapping[str, Cell], unit_of: Mapping[str, st
     both, single = (
         frozenset(c for c, paired in cases.items() if paired is p) for p in (True, False)
     )
-    return Pairs(scores, both, single)
+    return PairedScores(scores, both, single)
 
 
-def _entry(pairs: Sequence[Pairs], mix: Sequence[float], boot: Bootstrap) -> dict[str, Any] | None:
+def _entry(
+    pairs: Sequence[PairedScores], mix: Sequence[float], boot: Bootstrap
+) -> dict[str, Any] | None:
     difference = boot.mean([p.difference() for p in pairs], mix)
     a, b = (boot.mean([p.side(i) for p in pairs], mix) for i in (0, 1))
     if difference is None or a is None or b is None:

@@ -15,20 +15,20 @@ from pathlib import Path
 
 from errata.core.files import append_lines, write_json
 from errata.core.judge import RETRY, Judge, waits
-from errata.core.types import View, digest
-from errata.evaluation.run_folder import Judged, RunFolder, read_run, read_verdicts
+from errata.core.types import JudgeQuestion, digest
+from errata.evaluation.run_folder import JudgedImage, RunFolder, read_run, read_verdicts
 
 CHUNK = 64
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Hung:
+class PendingPicture:
     """One picture of a run, to be judged: its path there, its content, what is asked about it."""
 
     image: str
     sha256: str
-    view: View
+    view: JudgeQuestion
     key: str
 
     @property
@@ -37,7 +37,7 @@ class Hung:
 
 
 @dataclass
-class Tally:
+class JudgeSummary:
     """What a judging did: new verdicts, verdicts that were there, and why pictures have none."""
 
     judged: int = 0
@@ -46,17 +46,17 @@ class Tally:
     without: Counter[str] = field(default_factory=Counter)
 
 
-def judge_run(run: Path, judge: Judge, *, progress: Progress | None = None) -> Tally:
+def judge_run(run: Path, judge: Judge, *, progress: Progress | None = None) -> JudgeSummary:
     """Judges every picture of a run that `judge` has not judged yet; its verdicts then count.
 
     Raises what the judge raises, after what was judged until then has been written.
     """
     _trim(run / "verdicts.jsonl")
-    tally = Tally()
+    tally = JudgeSummary()
     hung = _pictures(read_run(run), tally)
     known = read_verdicts(run, judge.identity)
     by_content = {(j.sha256, j.view): j.verdict for j in known.values()}
-    due: dict[tuple[str, str], list[Hung]] = {}
+    due: dict[tuple[str, str], list[PendingPicture]] = {}
     copied = []
     for one in hung:
         there = known.get((one.image, one.key))
@@ -64,7 +64,7 @@ def judge_run(run: Path, judge: Judge, *, progress: Progress | None = None) -> T
             tally.kept += 1
         elif one.content in by_content:
             verdict = by_content[one.content]
-            copied.append(Judged(one.image, one.sha256, one.key, judge.identity, verdict))
+            copied.append(JudgedImage(one.image, one.sha256, one.key, judge.identity, verdict))
         else:
             due.setdefault(one.content, []).append(one)
     append_lines(run / "verdicts.jsonl", copied)
@@ -80,7 +80,9 @@ def judge_run(run: Path, judge: Judge, *, progress: Progress | None = None) -> T
     return tally
 
 
-def _judge_some(run: Path, judge: Judge, groups: Sequence[Sequence[Hung]], tally: Tally) -> None:
+def _judge_some(
+    run: Path, judge: Judge, groups: Sequence[Sequence[PendingPicture]], tally: JudgeSummary
+) -> None:
     """One verdict per group of equal pictures, written for each of them."""
     verdicts = judge.judge([(run / group[0].image, group[0].view) for group in groups])
     lines = []
@@ -91,11 +93,11 @@ def _judge_some(run: Path, judge: Judge, groups: Sequence[Sequence[Hung]], tally
         if verdict.meets is None:
             tally.without[verdict.note] += len(group)
         tally.judged += len(group)
-        lines += [Judged(p.image, p.sha256, p.key, judge.identity, verdict) for p in group]
+        lines += [JudgedImage(p.image, p.sha256, p.key, judge.identity, verdict) for p in group]
     append_lines(run / "verdicts.jsonl", lines)
 
 
-def _pictures(folder: RunFolder, tally: Tally) -> list[Hung]:
+def _pictures(folder: RunFolder, tally: JudgeSummary) -> list[PendingPicture]:
     """The pictures that answers name, in their order; a file that is gone waits."""
     views = {(c.id, p.id): p.view for c in folder.cases.values() for p in c.probes}
     found = []
@@ -108,7 +110,7 @@ def _pictures(folder: RunFolder, tally: Tally) -> list[Hung]:
             except OSError:
                 tally.waiting[f"a picture is missing: {image}"] += 1
                 continue
-            found.append(Hung(image, content, view, digest(view)))
+            found.append(PendingPicture(image, content, view, digest(view)))
     return found
 
 

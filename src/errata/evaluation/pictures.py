@@ -29,7 +29,7 @@ SEEDS = 4
 Pictures = Sequence[Sequence[Pillow.Image]]
 
 
-class Easel:
+class PictureStore:
     """The pictures of one run: `seeds` per prompt, saved as PNG below `run`/images."""
 
     def __init__(self, run: Path, seeds: Sequence[int]) -> None:

@@ -37,7 +37,7 @@ from errata.core.types import (
     to_json,
 )
 from errata.evaluation import cache
-from errata.evaluation.answers import Asked, ask_all, too_long, unedited
+from errata.evaluation.answers import PromptRequest, ask_all, too_long, unedited
 from errata.io.images import hash_image, split_uri
 
 VERSION = 1
@@ -211,7 +211,7 @@ def _ask_candidates(
                 before += [answers[kept.id, p.id] for p in kept.probes if p.kind not in DRAWN_KINDS]
         if progress is not None:
             progress("asking the unedited model", min(len(cases), wanted), wanted)
-    asked = [Asked(Ask("panel", p)) for p in panel]
+    asked = [PromptRequest(Ask("panel", p)) for p in panel]
     before += ask_all(backbone, asked, step=-1, legacy=legacy)
     return Selection(tuple(cases), tuple(panel), tuple(before), tuple(dropped), "")
 
@@ -264,10 +264,10 @@ def _answers(
         for p in case.probes:
             if p.kind in DRAWN_KINDS:
                 continue
-            asked.append(Asked(Ask(case.id, p)))
+            asked.append(PromptRequest(Ask(case.id, p)))
             if p.hop is not None:
                 hop = Probe(f"{p.id}/hop", p.hop.prompt, "portability", reference=p.hop.reference)
-                asked.append(Asked(Ask(case.id, hop)))
+                asked.append(PromptRequest(Ask(case.id, hop)))
     return {(a.case, a.probe): a for a in ask_all(backbone, asked, step=-1, legacy=legacy)}
 
 

@@ -6,7 +6,7 @@ before.jsonl    one `Answer` per probe (step -1); the panel's under case "panel"
                 drawn for the plan: what a drawn probe got before is its answer tagged `pre`
 answers.jsonl   one `Answer` per question after edits; the panel's under "panel/<lane>"
 images/         the pictures that answers name
-verdicts.jsonl  what judges saw in them, one `Judged` a line; the last one counts
+verdicts.jsonl  what judges saw in them, one `JudgedImage` a line; the last one counts
 judging.json    whose verdicts count
 scores.json     computed from the above; timing.json: seconds and memory
 """
@@ -20,8 +20,17 @@ from typing import Any
 
 from errata.core.errors import BadRun
 from errata.core.files import read_json, read_lines
-from errata.core.metric import Row
-from errata.core.types import DRAWN_KINDS, Answer, Case, Probe, Verdict, View, digest, from_json
+from errata.core.metric import ScoredProbe
+from errata.core.types import (
+    DRAWN_KINDS,
+    Answer,
+    Case,
+    JudgeQuestion,
+    Probe,
+    Verdict,
+    digest,
+    from_json,
+)
 
 SCHEMA = 1
 PANEL = "panel"
@@ -29,7 +38,7 @@ NOT_JUDGED = "not judged yet"
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedImage:
     """What one judge saw in one picture: `image` in the run's folder, `view` by its digest."""
 
     image: str
@@ -40,14 +49,14 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CaseAnswers:
     """One case (or a lane's panel) with its rows; `position` counts from 0 within the lane."""
 
     case: str
     lane: str
     position: int
     origin: str | None
-    rows: tuple[Row, ...]
+    rows: tuple[ScoredProbe, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +72,14 @@ class RunFolder:
     before: Mapping[tuple[str, str], Answer]
     answers: Mapping[tuple[str, str, str], Answer]
 
-    def asked(self, tag: str = "") -> list[Asked]:
+    def asked(self, tag: str = "") -> list[CaseAnswers]:
         """Every planned case with its answers of `tag`, then each lane's panel.
 
         Raises BadRun when some are missing. Under a tag other than "" only some kinds are asked, or
         some cases, or nothing at all: there a case misses what others were asked.
         """
         missing: list[str] = []
-        found: list[Asked] = []
+        found: list[CaseAnswers] = []
         kinds = {
             p.kind
             for case, _, _, probes, _ in self._slots()
@@ -85,11 +94,11 @@ class RunFolder:
             for probe, answer in zip(probes, after, strict=True):
                 before = self.before.get((before_case, probe.id))
                 if answer is not None and before is not None:
-                    rows.append(Row(probe, before, answer))
+                    rows.append(ScoredProbe(probe, before, answer))
                 elif probe.kind in kinds and self._wanted(probe, tag):
                     missing.append(f"{case}/{probe.id}{f' ({tag})' if tag else ''}")
             origin = self.cases[case].origin if case in self.cases else None
-            found.append(Asked(case, lane, position, origin, tuple(rows)))
+            found.append(CaseAnswers(case, lane, position, origin, tuple(rows)))
         if missing:
             raise BadRun(
                 f"{self.path} is incomplete: {len(missing)} answers are missing, the first of them "
@@ -172,14 +181,14 @@ def judge_of(run: Path) -> str:
     return str(read_json(path).get("judge", "")) if path.exists() else ""
 
 
-def read_verdicts(run: Path, judge: str) -> dict[tuple[str, str], Judged]:
+def read_verdicts(run: Path, judge: str) -> dict[tuple[str, str], JudgedImage]:
     """(image, digest of the view) -> what `judge` saw, the last time it looked."""
-    lines = read_lines(run / "verdicts.jsonl", Judged)
+    lines = read_lines(run / "verdicts.jsonl", JudgedImage)
     return {(j.image, j.view): j for j in lines if j.judge == judge}
 
 
 def _with_verdicts(
-    answer: Answer, view: View, verdicts: Mapping[tuple[str, str], Judged]
+    answer: Answer, view: JudgeQuestion, verdicts: Mapping[tuple[str, str], JudgedImage]
 ) -> Answer:
     asked = digest(view)
     found = (verdicts.get((image, asked)) for image in answer.images)

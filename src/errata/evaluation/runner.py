@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, Found, State
+from errata.core.editor import Editor, EditResult, State
 from errata.core.errors import BadEdit, BadImage, NotFinite, TooLong
 from errata.core.patch import Patch
 from errata.core.protocol import Ask, Lane, Protocol, Step, Unit
 from errata.core.types import Answer, Edit, Probe, digest, to_json
-from errata.evaluation.answers import Asked, ask_all, unedited, unscored
-from errata.evaluation.pictures import Easel
+from errata.evaluation.answers import PromptRequest, ask_all, unedited, unscored
+from errata.evaluation.pictures import PictureStore
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
 
@@ -27,7 +27,7 @@ EDIT_ERRORS = (BadEdit, BadImage, NotFinite, TooLong)
 
 
 @dataclass
-class Track:
+class LaneState:
     """A lane while its unit runs: the patch and the editor's state so far, and failed cases."""
 
     lane: Lane
@@ -37,7 +37,7 @@ class Track:
 
 
 @dataclass
-class Clock:
+class UnitTiming:
     """Seconds and counts of a unit's phases."""
 
     edit: float = 0.0
@@ -63,16 +63,16 @@ class Runner:
         *,
         seed: int,
         legacy: bool = False,
-        easel: Easel | None = None,
+        store: PictureStore | None = None,
     ) -> None:
         self.backbone, self.editor, self.state, self.protocol = backbone, editor, state, protocol
         self.panel, self.before, self.seed, self.legacy = panel, before, seed, legacy
-        self.easel = easel
+        self.store = store
 
-    def run(self, unit: Unit) -> tuple[list[Answer], Clock, list[Track]]:
+    def run(self, unit: Unit) -> tuple[list[Answer], UnitTiming, list[LaneState]]:
         """Answers of all steps in order, times, and each lane's last patch."""
-        tracks = [Track(lane, state=self.state) for lane in unit.lanes]
-        clock = Clock()
+        tracks = [LaneState(lane, state=self.state) for lane in unit.lanes]
+        clock = UnitTiming()
         everything: list[Answer] = []
         steps = self.protocol.steps(unit, self.panel)
         number = 0
@@ -88,7 +88,7 @@ class Runner:
             clock.demonstrations_dropped = sum(_dropped(t.patch) for t in tracks)
             return everything, clock, tracks
 
-    def _edit(self, step: Step, tracks: Sequence[Track], clock: Clock) -> None:
+    def _edit(self, step: Step, tracks: Sequence[LaneState], clock: UnitTiming) -> None:
         started = time.perf_counter()
         if step.on == "clean":
             for track in tracks:
@@ -109,7 +109,9 @@ class Runner:
         clock.edit += time.perf_counter() - started
         clock.edits += sum(len(t.edits) for t in step.turns)
 
-    def _find(self, groups: Sequence[Sequence[Edit]], tracks: Sequence[Track]) -> list[Found | str]:
+    def _find(
+        self, groups: Sequence[Sequence[Edit]], tracks: Sequence[LaneState]
+    ) -> list[EditResult | str]:
         """What was found for each lane, on top of its past; or why nothing could be."""
         past = None if all(t.patch is None for t in tracks) else _rows(tracks)
         try:
@@ -125,17 +127,21 @@ class Runner:
             for one in self._find([group], [track])
         ]
 
-    def _ask(self, step: Step, tracks: Sequence[Track], clock: Clock, number: int) -> list[Answer]:
+    def _ask(
+        self, step: Step, tracks: Sequence[LaneState], clock: UnitTiming, number: int
+    ) -> list[Answer]:
         started = time.perf_counter()
         asks = [(a, row) for row, turn in enumerate(step.turns) for a in turn.asks]
-        put = [Asked(a, row) for a, row in asks if a.case not in tracks[row].failed]
+        put = [PromptRequest(a, row) for a, row in asks if a.case not in tracks[row].failed]
         kept = self._controls(put, number) if all(t.patch is None for t in tracks) else None
         answers = iter(kept if kept is not None else self._put(put, tracks, number))
         clock.ask += time.perf_counter() - started
         clock.asked += len(put)
         return [_lost(a, number, tracks[row]) or next(answers) for a, row in asks]
 
-    def _put(self, put: Sequence[Asked], tracks: Sequence[Track], number: int) -> list[Answer]:
+    def _put(
+        self, put: Sequence[PromptRequest], tracks: Sequence[LaneState], number: int
+    ) -> list[Answer]:
         with self.backbone.applied(_rows(tracks) if tracks else None):
             return ask_all(
                 self.backbone,
@@ -143,36 +149,36 @@ class Runner:
                 step=number,
                 before=self.before,
                 legacy=self.legacy,
-                easel=self.easel,
+                store=self.store,
             )
 
-    def _controls(self, put: Sequence[Asked], number: int) -> list[Answer] | None:
+    def _controls(self, put: Sequence[PromptRequest], number: int) -> list[Answer] | None:
         """Answers of the untouched model, which another run on it may have got already."""
-        if self.easel is None or not put:
+        if self.store is None or not put:
             return None
         asks = [one.ask for one in put]
         key = digest([*unedited(self.backbone), *self._settings(), [_plain(a) for a in asks]])
-        known = self.easel.recall(key, asks, number)
+        known = self.store.recall(key, asks, number)
         if known is None:
             known = self._put(put, [], number)
-            self.easel.remember(key, known)
+            self.store.remember(key, known)
         return known
 
     def _settings(self) -> list[object]:
-        assert self.easel is not None
-        return [list(self.easel.seeds), self.easel.batch, int(self.legacy)]
+        assert self.store is not None
+        return [list(self.store.seeds), self.store.batch, int(self.legacy)]
 
 
 def _plain(ask: Ask) -> list[object]:
     return [ask.case, to_json(ask.probe), ask.tag]
 
 
-def _lost(ask: Ask, number: int, track: Track) -> Answer | None:
+def _lost(ask: Ask, number: int, track: LaneState) -> Answer | None:
     reason = track.failed.get(ask.case)
     return unscored(ask, number, f"the edit could not be made: {reason}") if reason else None
 
 
-def _rows(tracks: Sequence[Track]) -> Rows:
+def _rows(tracks: Sequence[LaneState]) -> Rows:
     """Every lane's patch on its own row; a lane without one is left as it is."""
     return Rows([t.patch if t.patch is not None else Stack([]) for t in tracks])
 

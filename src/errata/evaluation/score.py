@@ -10,18 +10,18 @@ from typing import Any
 from errata.core.files import read_json, write_json
 from errata.core.types import TARGET_KINDS
 from errata.evaluation.bootstrap import DIGITS, RESAMPLES, SEED, Bootstrap, Estimate
-from errata.evaluation.run_folder import Asked, RunFolder, judge_of, read_run
+from errata.evaluation.run_folder import CaseAnswers, RunFolder, judge_of, read_run
 from errata.evaluation.score_table import (
     MEAN_SCORERS,
     MEANS,
     TAGS,
-    Cell,
+    CaseScore,
     Column,
     Groups,
-    Sheet,
+    ScoreTable,
     by_lane,
     load_metrics,
-    read_sheet,
+    read_score_table,
     select,
     unscored_reason,
 )
@@ -41,7 +41,7 @@ def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]
     """
     folder = read_run(run)
     scorers = load_metrics(metrics, folder)
-    sheet = read_sheet(folder, scorers)
+    sheet = read_score_table(folder, scorers)
     boot = Bootstrap(list(folder.lanes))
     origins = sorted({case.origin for case in folder.cases.values()})
     after = folder.asked()
@@ -81,7 +81,7 @@ def rescore(run: Path) -> dict[str, Any]:
     return score_run(run, list(known))
 
 
-def summarise(sheet: Sheet, boot: Bootstrap) -> dict[str, dict[str, Any]]:
+def summarise(sheet: ScoreTable, boot: Bootstrap) -> dict[str, dict[str, Any]]:
     """All metric entries of a sheet: groups, means over the groups, and means over kinds."""
     out: dict[str, dict[str, Any]] = {}
     for column, groups in sheet.items():
@@ -109,7 +109,7 @@ def _parts(run: RunFolder) -> dict[str, dict[str, set[str]]]:
     return {name: dict(sorted(values.items())) for name, values in sorted(found.items())}
 
 
-def macro(parts: Sequence[Sheet], boot: Bootstrap) -> dict[str, dict[str, Any]]:
+def macro(parts: Sequence[ScoreTable], boot: Bootstrap) -> dict[str, dict[str, Any]]:
     """Every entry as the mean over `parts`, whatever their sizes."""
     out: dict[str, dict[str, Any]] = {}
     for column in dict.fromkeys(c for part in parts for c in part):
@@ -129,7 +129,7 @@ def _mean_of_kinds(kinds: Sequence[Groups], boot: Bootstrap) -> dict[str, Any]:
 
 
 def _entry(
-    groups: Sequence[Mapping[str, Cell]], mix: Sequence[float], boot: Bootstrap
+    groups: Sequence[Mapping[str, CaseScore]], mix: Sequence[float], boot: Bootstrap
 ) -> dict[str, Any]:
     estimate = boot.mean([by_lane(cells) for cells in groups], mix)
     seen = {case for cells in groups for case in cells}
@@ -149,7 +149,7 @@ def _pair(estimate: Estimate | None) -> list[float] | None:
     return list(estimate.ci95) if estimate and estimate.ci95 else None
 
 
-def _base(groups: Sequence[Mapping[str, Cell]]) -> float | None:
+def _base(groups: Sequence[Mapping[str, CaseScore]]) -> float | None:
     means = []
     for cells in groups:
         per_case = [sum(c.base) / len(c.base) for c in cells.values() if c.base]
@@ -158,7 +158,7 @@ def _base(groups: Sequence[Mapping[str, Cell]]) -> float | None:
     return round(sum(means) / len(means), DIGITS) if means else None
 
 
-def by_position(sheet: Sheet, run: RunFolder) -> dict[str, dict[str, list[Any]]]:
+def by_position(sheet: ScoreTable, run: RunFolder) -> dict[str, dict[str, list[Any]]]:
     """The sequential curves: scores by place in the sequence, after the own and the last edit.
 
     Empty unless cases were asked right after their own edit.
@@ -193,7 +193,7 @@ def _curve(groups: Groups, length: int) -> list[tuple[float | None, int]]:
     return points
 
 
-def _capped(after: Sequence[Asked]) -> dict[str, int]:
+def _capped(after: Sequence[CaseAnswers]) -> dict[str, int]:
     """Answers to target kinds that hit the cap, and are therefore wrong."""
     return dict(
         Counter(
@@ -205,7 +205,7 @@ def _capped(after: Sequence[Asked]) -> dict[str, int]:
     )
 
 
-def _reasons(after: Sequence[Asked]) -> dict[str, int]:
+def _reasons(after: Sequence[CaseAnswers]) -> dict[str, int]:
     """Why cases are unscored, and why single pictures are missing; with their number."""
     found = Counter(filter(None, map(unscored_reason, after)))
     for asked in after:
@@ -218,9 +218,9 @@ def _reasons(after: Sequence[Asked]) -> dict[str, int]:
     return dict(found)
 
 
-def _among(cases: set[str]) -> Callable[[Asked], bool]:
+def _among(cases: set[str]) -> Callable[[CaseAnswers], bool]:
     return lambda asked: asked.case in cases
 
 
-def _from(origin: str) -> Callable[[Asked], bool]:
+def _from(origin: str) -> Callable[[CaseAnswers], bool]:
     return lambda asked: asked.origin == origin

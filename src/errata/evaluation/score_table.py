@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from errata.core import registry
-from errata.core.metric import Metric, Row
+from errata.core.metric import Metric, ScoredProbe
 from errata.core.types import DRAWN_KINDS, Kind
-from errata.evaluation.run_folder import Asked, RunFolder
+from errata.evaluation.run_folder import CaseAnswers, RunFolder
 
 DEFAULT_METRICS = ("exact", "token", "joint", "first_token", "word", "judge")
 #: after the last edit, after the own edit, and the controls of protocols that draw
@@ -34,10 +34,10 @@ class Column(NamedTuple):
 
 
 @dataclass(slots=True)
-class Cell:
+class CaseScore:
     """One case under one column and group: the scores of its probes, None where unscored."""
 
-    asked: Asked
+    asked: CaseAnswers
     scores: list[float | None] = field(default_factory=list)
     base: list[float] = field(default_factory=list)
 
@@ -48,8 +48,8 @@ class Cell:
         return sum(scored) / len(scored) if scored else None
 
 
-Groups = dict[str, dict[str, Cell]]
-Sheet = dict[Column, Groups]
+Groups = dict[str, dict[str, CaseScore]]
+ScoreTable = dict[Column, Groups]
 """column -> group -> case -> cell"""
 
 
@@ -66,7 +66,7 @@ def load_metrics(names: Sequence[str] | None, *runs: RunFolder) -> list[Metric]:
     return [metric() for metric in wanted]
 
 
-def unscored_reason(asked: Asked) -> str | None:
+def unscored_reason(asked: CaseAnswers) -> str | None:
     """Why nothing of a case may be scored, as the runner noted it (an edit that failed, say).
 
     A runner sets `notes["unscored"]` on the answers that it could not get. A picture that could not
@@ -80,9 +80,9 @@ def unscored_reason(asked: Asked) -> str | None:
     return None
 
 
-def read_sheet(run: RunFolder, metrics: Iterable[Metric]) -> Sheet:
+def read_score_table(run: RunFolder, metrics: Iterable[Metric]) -> ScoreTable:
     """Scores every case of `run`, after the last edit and right after its own."""
-    metrics, sheet = list(metrics), Sheet()
+    metrics, sheet = list(metrics), ScoreTable()
     for tag in TAGS:
         for asked in run.asked(tag):
             for metric in metrics:
@@ -90,13 +90,13 @@ def read_sheet(run: RunFolder, metrics: Iterable[Metric]) -> Sheet:
     return sheet
 
 
-def _add(sheet: Sheet, metric: Metric, asked: Asked, tag: str) -> None:
+def _add(sheet: ScoreTable, metric: Metric, asked: CaseAnswers, tag: str) -> None:
     failed = unscored_reason(asked) is not None
     for key, score in metric.score_case(asked.rows):
         head, _, scorer = key.rpartition(".")
         kind, _, group = head.partition("/")
         groups = sheet.setdefault(Column(kind, scorer, tag), {})
-        cell = groups.setdefault(group, {}).setdefault(asked.case, Cell(asked))
+        cell = groups.setdefault(group, {}).setdefault(asked.case, CaseScore(asked))
         cell.scores.append(None if failed else score)
     for row in asked.rows:
         column = Column(row.probe.kind, metric.name, tag)
@@ -105,7 +105,7 @@ def _add(sheet: Sheet, metric: Metric, asked: Asked, tag: str) -> None:
             found.base.append(base)
 
 
-def base_score(metric: Metric, row: Row) -> float | None:
+def base_score(metric: Metric, row: ScoredProbe) -> float | None:
     """How well the untouched model already answers the reference, by the metric's own rule."""
     kind: Kind = "reliability"
     if row.probe.kind in DRAWN_KINDS:
@@ -115,9 +115,9 @@ def base_score(metric: Metric, row: Row) -> float | None:
     return metric.score(row.before, row.before, replace(row.probe, kind=kind))
 
 
-def select(sheet: Sheet, keep: Callable[[Asked], bool]) -> Sheet:
+def select(sheet: ScoreTable, keep: Callable[[CaseAnswers], bool]) -> ScoreTable:
     """The cells of some cases."""
-    out: Sheet = {}
+    out: ScoreTable = {}
     for column, groups in sheet.items():
         kept = {g: {c: x for c, x in cells.items() if keep(x.asked)} for g, cells in groups.items()}
         kept = {g: cells for g, cells in kept.items() if cells}
@@ -126,7 +126,7 @@ def select(sheet: Sheet, keep: Callable[[Asked], bool]) -> Sheet:
     return out
 
 
-def by_lane(cells: Mapping[str, Cell]) -> dict[str, list[float]]:
+def by_lane(cells: Mapping[str, CaseScore]) -> dict[str, list[float]]:
     """Lane -> the scores of its cases."""
     lanes: dict[str, list[float]] = {}
     for cell in cells.values():

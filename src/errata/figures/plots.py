@@ -61,7 +61,7 @@ TITLE = 9.0
 
 
 @dataclass(frozen=True)
-class Sheet:
+class PlotSheet:
     """A whole figure, ready for the template."""
 
     title: str
@@ -122,7 +122,7 @@ def svg(figure: Figure) -> str:
     return env.get_template("plot.svg.jinja").render(sheet=sheet(figure), style=style)
 
 
-def sheet(figure: Figure) -> Sheet:
+def sheet(figure: Figure) -> PlotSheet:
     """Panels in rows, below the title, what was done, and the legend."""
     drawn = [draw(p) for p in figure.panels]
     grid = [drawn[i : i + figure.columns] for i in range(0, len(drawn), figure.columns)]
@@ -137,7 +137,7 @@ def sheet(figure: Figure) -> Sheet:
             for k, p in enumerate(row)
         ]
         y += max(p.height for p in row) + GAP
-    return Sheet(figure.title, rounded(width), rounded(y - GAP + MARGIN), head, tuple(placed))
+    return PlotSheet(figure.title, rounded(width), rounded(y - GAP + MARGIN), head, tuple(placed))
 
 
 def _head(figure: Figure, width: float) -> tuple[tuple[Element, ...], float]:

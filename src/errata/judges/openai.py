@@ -24,7 +24,7 @@ from PIL import Image as Pillow
 from errata.core.errors import BadEndpoint, BadImage, BadSpec
 from errata.core.judge import RETRY, Judge
 from errata.core.text import mentions
-from errata.core.types import Image, Verdict, View
+from errata.core.types import Image, JudgeQuestion, Verdict
 from errata.io.chat_client import Endpoint, NoReply, json_object
 from errata.io.images import load_image
 
@@ -87,7 +87,7 @@ class Openai(Judge):
     def identity(self) -> str:
         return f"{super().identity}:{self.mode}:{self.endpoint.model}"
 
-    def judge(self, pictures: Sequence[tuple[Path, View]]) -> list[Verdict]:
+    def judge(self, pictures: Sequence[tuple[Path, JudgeQuestion]]) -> list[Verdict]:
         """Asks for several pictures at once. Raises BadEndpoint where not one could be judged."""
         turn = _Turn()
         with ThreadPoolExecutor(WORKERS) as pool:
@@ -96,7 +96,7 @@ class Openai(Judge):
             raise turn.trouble
         return found
 
-    def _careful(self, path: Path, view: View, turn: _Turn) -> Verdict:
+    def _careful(self, path: Path, view: JudgeQuestion, turn: _Turn) -> Verdict:
         if turn.trouble is not None:
             return self._none(RETRY + str(turn.trouble))
         try:
@@ -109,14 +109,14 @@ class Openai(Judge):
         except (NoReply, ValueError) as e:
             return self._none(RETRY + str(e))
 
-    def _one(self, path: Path, view: View) -> Verdict:
+    def _one(self, path: Path, view: JudgeQuestion) -> Verdict:
         text = ASK[self.mode].format(question=view.question, criterion=view.criterion)
         content = [
             {"type": "image_url", "image_url": {"url": data_url(path)}},
             {"type": "text", "text": text},
         ]
         reply = self.endpoint.chat([{"role": "user", "content": content}], max_tokens=TOKENS)
-        read: Callable[[str, View], tuple[str, bool | None, str]] = {
+        read: Callable[[str, JudgeQuestion], tuple[str, bool | None, str]] = {
             "criterion": read_criterion,
             "blind": read_blind,
         }[self.mode]
@@ -134,7 +134,7 @@ class _Turn:
     trouble: BadEndpoint | None = field(default=None)
 
 
-def read_criterion(reply: str, view: View) -> tuple[str, bool | None, str]:
+def read_criterion(reply: str, view: JudgeQuestion) -> tuple[str, bool | None, str]:
     """(nothing read, whether the criterion holds, what was observed). Raises ValueError."""
     found = _object(reply)
     meets = found.get("matches_target")
@@ -143,7 +143,7 @@ def read_criterion(reply: str, view: View) -> tuple[str, bool | None, str]:
     return "", meets, _observed(found)
 
 
-def read_blind(reply: str, view: View) -> tuple[str, bool | None, str]:
+def read_blind(reply: str, view: JudgeQuestion) -> tuple[str, bool | None, str]:
     """(the answer, whether it names the target, what was observed). Raises ValueError.
 
     A picture that does not show it (null) does not show the target either.

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from errata.core.errors import BadImage
 from errata.core.judge import Judge
-from errata.core.types import Image, Verdict, View
+from errata.core.types import Image, JudgeQuestion, Verdict
 from errata.io.images import load_image
 from errata.synthetic.shapes import render
-from errata.synthetic.shapes.objects import ATTRIBUTES, Scene
+from errata.synthetic.shapes.objects import ATTRIBUTES, ShapeScene
 from errata.synthetic.shapes.shapes import distance
 
 Array = NDArray[np.float64]
@@ -36,16 +36,16 @@ NEAR_GROUND, NEAR_COLOUR = 42.0, (45.0, 75.0)
 LEAST_GROUND, WORST_BADGE, WORST_FIT, LEAST_MARGIN = 0.5, 60.0, 0.09, 0.003
 
 
-class Microworld(Judge):
+class RenderedShapes(Judge):
     """A programmatic reader: `view.category` names the attribute that is compared."""
 
     name: ClassVar[str] = "microworld"
     version: ClassVar[str] = "1"
 
-    def judge(self, pictures: Sequence[tuple[Path, View]]) -> list[Verdict]:
+    def judge(self, pictures: Sequence[tuple[Path, JudgeQuestion]]) -> list[Verdict]:
         return [self._verdict(path, view) for path, view in pictures]
 
-    def _verdict(self, path: Path, view: View) -> Verdict:
+    def _verdict(self, path: Path, view: JudgeQuestion) -> Verdict:
         if view.category not in ATTRIBUTES:
             known = ", ".join(ATTRIBUTES)
             note = f"'{view.category}' is none of the attributes that it reads: {known}"
@@ -168,7 +168,7 @@ def _silhouettes() -> _Silhouettes:
     shifts = (-1.0, -0.5, 0.0, 0.5, 1.0)
     for size in ATTRIBUTES["size"]:
         for setting in ("", "table", "tree", "flag", "poster"):
-            scene = Scene("red", "disc", "plain", size, setting=setting)
+            scene = ShapeScene("red", "disc", "plain", size, setting=setting)
             cx, cy, radius = render.placed(scene)
             for shape in ATTRIBUTES["shape"]:
                 for dx in shifts:

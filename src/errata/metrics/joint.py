@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from errata.core.metric import Metric, Row
+from errata.core.metric import Metric, ScoredProbe
 from errata.core.types import Answer, Probe
 from errata.metrics._rules import exact_match, unchanged
 
@@ -30,7 +30,7 @@ class Joint(Metric):
             return unchanged(before, after)
         return exact_match(after, probe)
 
-    def score_case(self, rows: Sequence[Row]) -> Iterator[tuple[str, float | None]]:
+    def score_case(self, rows: Sequence[ScoredProbe]) -> Iterator[tuple[str, float | None]]:
         if not any(row.probe.kind in RELIABLE for row in rows):
             return
         families = [[r for r in rows if r.probe.kind in f] for f in (RELIABLE, GENERAL, LOCAL)]

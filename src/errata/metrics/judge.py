@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from errata.core.metric import Metric, Row
+from errata.core.metric import Metric, ScoredProbe
 from errata.core.text import normalise
 from errata.core.types import DRAWN_KINDS, Answer, Probe, Verdict
 
 
-class Judge(Metric):
+class JudgeScore(Metric):
     """`judge`, `judge_old` and `unjudged`. Unscored: probes without a judged picture."""
 
     name = "judge"
@@ -27,7 +27,7 @@ class Judge(Metric):
             return _mean([_same(a, b) for a, b in pairs])
         return _mean([v.meets for v in after.verdicts])
 
-    def score_case(self, rows: Sequence[Row]) -> Iterator[tuple[str, float | None]]:
+    def score_case(self, rows: Sequence[ScoredProbe]) -> Iterator[tuple[str, float | None]]:
         yield from super().score_case(rows)
         for row in rows:
             if row.probe.kind not in self.kinds:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from errata.core.metric import Metric, Row
+from errata.core.metric import Metric, ScoredProbe
 from errata.core.types import LOCALITY_KINDS, TARGET_KINDS, Answer, Probe
 from errata.metrics._rules import argmax_agreement, token_accuracy
 
@@ -29,7 +29,7 @@ class Token(Metric):
         where = f"case {after.case}, probe {probe.id}"
         return argmax_agreement(before.reference, after.reference, where)
 
-    def score_case(self, rows: Sequence[Row]) -> Iterator[tuple[str, float | None]]:
+    def score_case(self, rows: Sequence[ScoredProbe]) -> Iterator[tuple[str, float | None]]:
         yield from super().score_case(rows)
         for row in rows:
             if row.probe.kind in LOCALITY_KINDS:

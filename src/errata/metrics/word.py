@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from errata.core.metric import Metric, Row
+from errata.core.metric import Metric, ScoredProbe
 from errata.core.text import mentions, normalise
 from errata.core.types import Answer, Probe
 
@@ -38,7 +38,7 @@ class Word(Metric):
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
         return _stated(after.text, probe.reference, probe)
 
-    def score_case(self, rows: Sequence[Row]) -> Iterator[tuple[str, float | None]]:
+    def score_case(self, rows: Sequence[ScoredProbe]) -> Iterator[tuple[str, float | None]]:
         yield from super().score_case(rows)
         for row in rows:
             probe, said = row.probe, row.after.text

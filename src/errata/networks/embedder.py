@@ -69,13 +69,13 @@ def _states(prompts: Sequence[Prompt], backbone: Backbone, *, images: bool = Fal
 
     Over all tokens of texts, or over image tokens only.
     """
-    stack = backbone.wires.stack
-    backbone.wires.switch(())
+    stack = backbone.hooks.stack
+    backbone.hooks.switch(())
     try:
         batch = backbone.encode(prompts)
         state = backbone.enter(batch, max(1, backbone.depth // 2))
     finally:
-        backbone.wires.switch(stack)
+        backbone.hooks.switch(stack)
     assert state.stream is not None
     mask = (batch.vision if images else batch.mask)[..., None].float().clone()
     if not images:

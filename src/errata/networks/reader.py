@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from errata.core.hooks.manager import Ctx
+from errata.core.hooks.manager import HookContext
 
 
 class CrossBlock(nn.Module):
@@ -77,7 +77,7 @@ def initialise(net: nn.Module, rng: torch.Generator) -> None:
                 p.copy_(torch.randn(p.shape, generator=rng) * scale)
 
 
-def prompt_columns(ctx: Ctx, columns: int) -> Tensor:
+def prompt_columns(ctx: HookContext, columns: int) -> Tensor:
     """[B, T] True for the real columns of each row's prompt: never those of an answer."""
     assert ctx.lengths is not None
     prompt = torch.arange(columns, device=ctx.lengths.device) < ctx.lengths[:, None]

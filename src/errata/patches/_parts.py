@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from errata.core.hooks.manager import Ctx
+from errata.core.hooks.manager import HookContext
 from errata.core.patch import Patch
 from errata.patches._rows import per_row, picked
 
@@ -62,7 +62,7 @@ class PartsPatch(Patch):
         by_name = {v: k for k, v in self.names.items()}
         return by_name[tensor.split(".")[1]]
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         part, x32 = self.part(site), x.float()
         if self.rows is None:
             change = self.change(x32, part)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 
 from errata.core.errors import MissingMask
-from errata.core.hooks.manager import Ctx
+from errata.core.hooks.manager import HookContext
 from errata.core.patch import Patch, common_header
 from errata.patches._trained import trained
 
@@ -108,7 +108,7 @@ class Influence(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class AdapterSite:
     """One adapter: its site, the tokens it rewrites, whether it weighs them by influence."""
 
     site: str
@@ -116,11 +116,11 @@ class Place:
     influence: bool = False
 
 
-class Network(nn.Module):
+class AdapterNetwork(nn.Module):
     """The trained part: one cross-attention per place, and an influence mapper where asked for."""
 
     def __init__(
-        self, places: Sequence[Place], *, width: int, mid: int, heads: int, marks: int = 0
+        self, places: Sequence[AdapterSite], *, width: int, mid: int, heads: int, marks: int = 0
     ) -> None:
         super().__init__()
         self.places, self.state = tuple(places), ""
@@ -131,10 +131,10 @@ class Network(nn.Module):
         )
 
     @classmethod
-    def of(cls, state: State) -> Network:
+    def of(cls, state: State) -> AdapterNetwork:
         """The network of a state, made once and shared by all patches that work from it."""
         s = state.meta["network"]
-        net = trained(state, lambda: cls([Place(**p) for p in s["places"]], **s["sizes"]))
+        net = trained(state, lambda: cls([AdapterSite(**p) for p in s["places"]], **s["sizes"]))
         net.state = state.digest()
         return net
 
@@ -168,7 +168,7 @@ class Gate:
 
 
 @dataclass(frozen=True, eq=False)
-class Bank:
+class EditBank:
     """Edits: what the unedited model makes of each.
 
     states: per place [K, S, d], zeros behind lengths [K]. ends: [K] column of the last prompt
@@ -182,7 +182,7 @@ class Bank:
     owner: Tensor
 
     @classmethod
-    def union(cls, banks: Sequence[Bank], owners: Sequence[Tensor]) -> Bank:
+    def union(cls, banks: Sequence[EditBank], owners: Sequence[Tensor]) -> EditBank:
         """All edits of all banks; owners[i] are the rows of those of bank i."""
         longest = max(b.states[0].shape[1] for b in banks)
 
@@ -208,7 +208,9 @@ class Adapter(Patch):
     ends: Tensor
     owner: Tensor
 
-    def __init__(self, network: Network, bank: Bank, gate: Gate, *, rows: int | None = None):
+    def __init__(
+        self, network: AdapterNetwork, bank: EditBank, gate: Gate, *, rows: int | None = None
+    ):
         super().__init__((*(p.site for p in network.places), gate.site))
         self.network, self.gate, self.rows = network, gate, rows
         blocks = [int(p.site.split(".")[1]) for p in network.places]
@@ -222,13 +224,13 @@ class Adapter(Patch):
             self.register_buffer(name, getattr(bank, name))
 
     @property
-    def bank(self) -> Bank:
+    def bank(self) -> EditBank:
         states = tuple(getattr(self, f"states_{i}") for i in range(len(self.network.places)))
-        return Bank(states, self.keys, self.lengths, self.ends, self.owner)
+        return EditBank(states, self.keys, self.lengths, self.ends, self.owner)
 
     # -- acting -------------------------------------------------------------------------------
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         if ctx.prefilled:
             return y
         if site == self.gate.site:
@@ -237,7 +239,7 @@ class Adapter(Patch):
             y = self._rewritten(i, y, ctx)
         return y
 
-    def _rewritten(self, i: int, y: Tensor, ctx: Ctx) -> Tensor:
+    def _rewritten(self, i: int, y: Tensor, ctx: HookContext) -> Tensor:
         """y with what the adapter of place i makes of its tokens."""
         chosen_B, open_B = ctx.memo[id(self), self.gate.site]
         wanted_BT = _wanted(self.network.places[i].tokens, ctx, y, self)
@@ -252,7 +254,7 @@ class Adapter(Patch):
         live_BN = wanted_BT.gather(1, columns_BN) & open_B.to(y.device)[:, None]
         return y.scatter(1, index, torch.where(live_BN[..., None], new_BNd, old_BNd))
 
-    def _route(self, y: Tensor, ctx: Ctx) -> tuple[Tensor, Tensor]:
+    def _route(self, y: Tensor, ctx: HookContext) -> tuple[Tensor, Tensor]:
         """[B] the edit that each row is routed to, [B] whether the gate lets it act."""
         if self.gate.kind == "leaky":
             state_Bd = _last_real(y, ctx, self)
@@ -269,12 +271,12 @@ class Adapter(Patch):
         return chosen_B, (nearest_B >= least) & nearest_B.isfinite()
 
     def _changes(
-        self, i: int, x_BNd: Tensor, chosen_B: Tensor, columns_BN: Tensor, ctx: Ctx
+        self, i: int, x_BNd: Tensor, chosen_B: Tensor, columns_BN: Tensor, ctx: HookContext
     ) -> Tensor:
         """`_change`, of rows whose columns are known to be equal once."""
-        if ctx.packed is None:
+        if ctx.dedup is None:
             return self._change(i, x_BNd, chosen_B)
-        few, of_row = ctx.packed.distinct(columns_BN)
+        few, of_row = ctx.dedup.distinct(columns_BN)
         return self._change(i, x_BNd[few], chosen_B.to(few.device)[few])[of_row]
 
     def _change(self, i: int, x_BNd: Tensor, chosen_B: Tensor) -> Tensor:
@@ -307,7 +309,7 @@ class Adapter(Patch):
             return super().join(other)
         if self.form() != other.form():
             return super().join(other)
-        union = Bank.union([self.bank, other.bank], [self.owner, other.owner])
+        union = EditBank.union([self.bank, other.bank], [self.owner, other.owner])
         both = Adapter(self.network, union, self.gate).requires_grad_(False)
         return both.with_header(common_header([self, other]), (*self.edits, *other.edits))
 
@@ -317,7 +319,7 @@ class Adapter(Patch):
         if any(p.rows is not None or p.form() != first.form() for p in patches):
             return None
         owners = [torch.full_like(p.owner, r) for r, p in enumerate(patches)]
-        union = Bank.union([p.bank for p in patches], owners)
+        union = EditBank.union([p.bank for p in patches], owners)
         return cls(first.network, union, first.gate, rows=len(patches)).requires_grad_(False)
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -339,8 +341,11 @@ class Adapter(Patch):
         """Raises MissingState where the trained network is not on this machine."""
         from errata.io import states
 
-        network, gate = Network.of(states.find(str(settings["state"]))), Gate(**settings["gate"])
-        bank = Bank(
+        network, gate = (
+            AdapterNetwork.of(states.find(str(settings["state"]))),
+            Gate(**settings["gate"]),
+        )
+        bank = EditBank(
             tuple(tensors[f"{p.site}/states"] for p in network.places),
             *(tensors[f"{gate.site}/{name}"] for name in ("keys", "lengths", "ends", "owner")),
         )
@@ -355,7 +360,7 @@ class Adapter(Patch):
         return self.gate.site
 
 
-def _wanted(tokens: Tokens, ctx: Ctx, y: Tensor, patch: Patch) -> Tensor:
+def _wanted(tokens: Tokens, ctx: HookContext, y: Tensor, patch: Patch) -> Tensor:
     """[B, T] the columns that an adapter rewrites."""
     if ctx.vision is None or ctx.lengths is None:
         raise MissingMask(
@@ -373,7 +378,7 @@ def _wanted(tokens: Tokens, ctx: Ctx, y: Tensor, patch: Patch) -> Tensor:
     return text_BT if tokens == "text" else text_BT | vision_BT
 
 
-def _last_real(y: Tensor, ctx: Ctx, patch: Patch) -> Tensor:
+def _last_real(y: Tensor, ctx: HookContext, patch: Patch) -> Tensor:
     """[B, d] the state at each row's last real column, the answer's where there is one."""
     if ctx.mask is None:
         raise MissingMask(f"{type(patch).__name__} needs an attention mask to find the last token.")

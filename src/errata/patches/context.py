@@ -43,7 +43,7 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ContextSettings:
     """How facts become a prompt. `threshold` is used by scope `retrieved` only.
 
     by_image: facts are retrieved by text and image, not by text alone.
@@ -66,7 +66,7 @@ class Context(Patch):
 
     vectors: Tensor
 
-    def __init__(self, facts: Sequence[Fact], layout: Layout, vectors: Tensor) -> None:
+    def __init__(self, facts: Sequence[Fact], layout: ContextSettings, vectors: Tensor) -> None:
         super().__init__()
         self.facts, self.layout = tuple(facts), layout
         self.register_buffer("vectors", vectors.detach().float())
@@ -126,10 +126,10 @@ class Context(Patch):
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         facts = [from_json(Fact, f) for f in settings["facts"]]
-        return cls(facts, Layout(**settings["layout"]), tensors["vectors"])
+        return cls(facts, ContextSettings(**settings["layout"]), tensors["vectors"])
 
 
-def vectors_of(prompts: Sequence[Prompt], layout: Layout, backbone: Backbone) -> Tensor:
+def vectors_of(prompts: Sequence[Prompt], layout: ContextSettings, backbone: Backbone) -> Tensor:
     """[n, d] unit vectors of prompts, as the layout retrieves by them."""
     if layout.by_image:
         return embed_seen(prompts, layout.encoder, backbone)
@@ -153,12 +153,12 @@ def compose(
 
 def fits(prompt: Prompt, backbone: Backbone, reserve: int) -> bool:
     """Whether the prompt leaves `reserve` tokens of the context for an answer."""
-    stack = backbone.wires.stack
-    backbone.wires.switch(())
+    stack = backbone.hooks.stack
+    backbone.hooks.switch(())
     try:
         batch = backbone.encode([prompt])
     except TooLong:
         return False
     finally:
-        backbone.wires.switch(stack)
+        backbone.hooks.switch(stack)
     return int(batch.lengths[0]) + reserve <= backbone.context

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from errata.core.hooks.manager import Ctx
+from errata.core.hooks.manager import HookContext
 from errata.core.patch import Patch
 from errata.networks.reader import CrossBlock, Reader, prompt_columns
 from errata.patches._trained import trained
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from errata.core.editor import State
 
 
-class Speaker(nn.Module):
+class CounterfactualNetwork(nn.Module):
     """The network. `slots` vectors stand for a prompt; `blocks` read them at each answer token."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Speaker(nn.Module):
         self.out = nn.Linear(width, into)
 
     @classmethod
-    def of(cls, state: State) -> Speaker:
+    def of(cls, state: State) -> CounterfactualNetwork:
         """The trained one of a state."""
         return trained(state, lambda: cls(**state.meta["speaker"]), "speaker.")
 
@@ -102,7 +102,13 @@ class Counterfactual(Patch):
     real: Tensor
 
     def __init__(
-        self, net: Speaker, site: str, memory: Tensor, real: Tensor, *, state: str = ""
+        self,
+        net: CounterfactualNetwork,
+        site: str,
+        memory: Tensor,
+        real: Tensor,
+        *,
+        state: str = "",
     ) -> None:
         super().__init__((site, "head"))
         self.net, self.site, self.state = net, site, state
@@ -110,7 +116,7 @@ class Counterfactual(Patch):
         self.register_buffer("memory", memory.detach().float())
         self.register_buffer("real", real.bool())
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         if site == self.site:
             ctx.decide(self, self.site, lambda: self._question(x, ctx))
             return y
@@ -121,7 +127,7 @@ class Counterfactual(Patch):
         real = torch.cat([self.real[rows], seen_BS], dim=1)
         return ctx.call("head", self.net(x, memory, real).to(x.dtype))
 
-    def _question(self, x: Tensor, ctx: Ctx) -> Tensor:
+    def _question(self, x: Tensor, ctx: HookContext) -> Tensor:
         last = ctx.last_prompt(x, self)
         return self.net.read_question(x, prompt_columns(ctx, x.shape[1]).to(x.device), last)
 
@@ -152,6 +158,6 @@ class Counterfactual(Patch):
         from errata.io import states
 
         digest = str(settings["state"])
-        net = Speaker.of(states.find(digest))
+        net = CounterfactualNetwork.of(states.find(digest))
         memory, real = tensors["head/memory"], tensors["head/real"]
         return cls(net, settings["site"], memory, real, state=digest)

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from errata.core.backbone import Heads
-from errata.core.hooks.manager import Ctx
+from errata.core.hooks.manager import HookContext
 from errata.core.patch import Patch, common_header
 from errata.networks.spaces import Weights, encode, unit
 
@@ -47,7 +47,7 @@ CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class Options:
+class LatentSettings:
     """How the memory is used.
 
     top: K. alpha: `query` (one per question and block), `token` (one per prompt token; answer
@@ -64,7 +64,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Entries:
+class BlockMemory:
     """The shared memory of one block: sem, pos [N, d], the semantic encoder, the mean of sem."""
 
     sem: Tensor
@@ -88,11 +88,11 @@ class Entries:
         dots = torch.cat([query_Bd @ c.float().T for c in torch.split(self.sem, CHUNK)], dim=1)
         return (dots - shift_B1) / self.norms.clamp(min=1e-12)
 
-    def to(self, device: torch.device) -> Entries:
+    def to(self, device: torch.device) -> BlockMemory:
         if self.sem.device == device:
             return self
         moved = {k: v.to(device) for k, v in self.encoder.items()}
-        return Entries(self.sem.to(device), self.pos.to(device), moved, self.centre.to(device))
+        return BlockMemory(self.sem.to(device), self.pos.to(device), moved, self.centre.to(device))
 
 
 def _in_heads(x: Tensor, size: int) -> Tensor:
@@ -100,10 +100,10 @@ def _in_heads(x: Tensor, size: int) -> Tensor:
     return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
 
 
-class Knowledge:
+class SharedMemory:
     """The shared memory of several blocks, by reference; `digest` names the state it lives in."""
 
-    def __init__(self, digest: str, blocks: Mapping[int, Entries]) -> None:
+    def __init__(self, digest: str, blocks: Mapping[int, BlockMemory]) -> None:
         self.digest, self.blocks = digest, dict(blocks)
 
     @classmethod
@@ -115,7 +115,7 @@ class Knowledge:
         blocks = {}
         for i in layers:
             own, encoder = state.under(f"text.{i}/"), state.under(f"text.{i}/enc_sem/")
-            blocks[i] = Entries(own["sem"], own["pos"], encoder, own["centre"])
+            blocks[i] = BlockMemory(own["sem"], own["pos"], encoder, own["centre"])
         made = cls(state.origin or state.digest(), blocks)
         state.views["knowledge"] = made
         return made
@@ -133,10 +133,10 @@ class Latent(Patch):
 
     def __init__(
         self,
-        knowledge: Knowledge,
+        knowledge: SharedMemory,
         heads: Mapping[int, Heads],
         own: Mapping[int, tuple[Tensor, Tensor]],
-        options: Options,
+        options: LatentSettings,
         *,
         rows: int | None = None,
         real: Tensor | None = None,
@@ -147,7 +147,7 @@ class Latent(Patch):
         for i, (sem, pos) in own.items():
             self.register_buffer(f"sem_{i}", sem.detach().float())
             self.register_buffer(f"pos_{i}", pos.detach().float())
-        self.blocks: dict[int, Entries] = {i: knowledge.blocks[i] for i in heads}
+        self.blocks: dict[int, BlockMemory] = {i: knowledge.blocks[i] for i in heads}
         self._stream: dict[int, Tensor] = {}
         self._query: dict[int, Tensor] = {}
 
@@ -156,7 +156,7 @@ class Latent(Patch):
 
     # -- acting -------------------------------------------------------------------------------
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         layer = int(site.split(".")[1])
         if site.endswith(".in"):
             self._stream[layer] = x
@@ -165,7 +165,7 @@ class Latent(Patch):
             self._query[layer] = y
         return y
 
-    def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
+    def before(self, site: str, x: Tensor, ctx: HookContext) -> Tensor:
         if not site.endswith(".attn.o"):
             return x
         layer = int(site.split(".")[1])
@@ -184,7 +184,7 @@ class Latent(Patch):
         return ((1 - alpha) * x.float() + alpha * know.flatten(2)).to(x.dtype)
 
     @torch.no_grad()
-    def _retrieved(self, layer: int, x: Tensor, ctx: Ctx) -> dict[str, Tensor]:
+    def _retrieved(self, layer: int, x: Tensor, ctx: HookContext) -> dict[str, Tensor]:
         """The K nearest entries of each question: decided once, in the unscored prompt."""
         shared = self.blocks[layer]
         h_Bd = ctx.last_prompt(x, self).float()
@@ -217,20 +217,20 @@ class Latent(Patch):
 
     @torch.no_grad()
     def _projected(
-        self, layer: int, found: Mapping[str, Tensor], ctx: Ctx
+        self, layer: int, found: Mapping[str, Tensor], ctx: HookContext
     ) -> tuple[Tensor, Tensor]:
         """([B, K, G, f] keys, values) of the retrieved entries, by the block's own modules."""
         at, size = f"text.{layer}.attn", self.heads[layer].size
         dtype = self._query_dtype(layer, ctx)
         normed = ctx.call(f"{at}.norm", found["pos"].to(dtype))
         keys = _in_heads(ctx.call(f"{at}.k", normed), size)
-        if f"{at}.k_norm" in ctx.wires.sites:
+        if f"{at}.k_norm" in ctx.hooks.sites:
             keys = ctx.call(f"{at}.k_norm", keys)
         values = _in_heads(ctx.call(f"{at}.v", normed), size)
         return keys.float(), values.float()
 
-    def _query_dtype(self, layer: int, ctx: Ctx) -> torch.dtype:
-        weight = ctx.wires.sites[f"text.{layer}.attn.k"].first.weight
+    def _query_dtype(self, layer: int, ctx: HookContext) -> torch.dtype:
+        weight = ctx.hooks.sites[f"text.{layer}.attn.k"].first.weight
         assert isinstance(weight, Tensor)
         return weight.dtype if weight.dtype.is_floating_point else torch.float32
 
@@ -240,7 +240,7 @@ class Latent(Patch):
         return grouped.repeat_interleave(heads.queries // heads.keys, dim=2)
 
     def _weights(
-        self, layer: int, q_BTn: Tensor, keys: Tensor, found: Mapping[str, Tensor], ctx: Ctx
+        self, layer: int, q_BTn: Tensor, keys: Tensor, found: Mapping[str, Tensor], ctx: HookContext
     ) -> Tensor:
         """[B, H, T, K] attention weights of every token over the retrieved entries."""
         heads = self.heads[layer]
@@ -250,7 +250,7 @@ class Latent(Patch):
             score = score.expand(b, heads.queries, t, -1)
         else:
             q = _in_heads(q_BTn, heads.size)
-            if f"text.{layer}.attn.q_norm" in ctx.wires.sites:
+            if f"text.{layer}.attn.q_norm" in ctx.hooks.sites:
                 q = ctx.call(f"text.{layer}.attn.q_norm", q)
             keys = self._per_query_head(layer, keys)
             score = torch.einsum("bthf,bkhf->bhtk", q.float(), keys) * heads.scale
@@ -265,7 +265,7 @@ class Latent(Patch):
         h_BTd: Tensor,
         w_BHTK: Tensor,
         found: Mapping[str, Tensor],
-        ctx: Ctx,
+        ctx: HookContext,
     ) -> Tensor:
         """[B, T] share of the memory in each token's attention output; no gradient through it."""
         shared, alpha = self.blocks[layer], self.options.alpha
@@ -290,7 +290,7 @@ class Latent(Patch):
         of_prompt = torch.arange(h_BTd.shape[1], device=h_BTd.device) < ctx.lengths[:, None]
         return torch.where(of_prompt, similarity(w_BHTK.mean(1), h_BTd), kept_BT)
 
-    def decided(self, ctx: Ctx) -> dict[int, dict[str, Tensor]]:
+    def decided(self, ctx: HookContext) -> dict[int, dict[str, Tensor]]:
         """Per block: `alpha` [B]; of the retrieved entries, nearest first, [B, K]: `cosine`,
         `weight` (their share of the last prompt token's attention to the memory, mean over heads),
         `own` (an entry of the patch, not of the shared memory) and `used`.
@@ -405,7 +405,7 @@ class Latent(Patch):
 
         heads = {int(i): Heads(**h) for i, h in settings["heads"].items()}
         own = {i: (tensors[f"text.{i}.in/sem"], tensors[f"text.{i}.in/pos"]) for i in heads}
-        knowledge = Knowledge.of(states.find(str(settings["state"])))
-        options = Options(**settings["options"])
+        knowledge = SharedMemory.of(states.find(str(settings["state"])))
+        options = LatentSettings(**settings["options"])
         real = tensors.get("real")
         return cls(knowledge, heads, own, options, rows=settings["rows"], real=real)

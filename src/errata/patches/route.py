@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.core import patch as core
-from errata.core.hooks.manager import Ctx
+from errata.core.hooks.manager import HookContext
 from errata.core.patch import Patch, common_header
 from errata.networks.reader import Reader, prompt_columns
 from errata.patches._trained import trained
@@ -42,7 +42,7 @@ R = TypeVar("R", bound="Route")
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ScopeSettings:
     """site: the stream `text.{i}.in` that the scope is decided from. state: hash of the state with
     the trained scope (meta `scope`, tensors `scope.*`); only routes of one state can be united.
     """
@@ -112,7 +112,7 @@ class Route(Patch):
         scope: Scope,
         keys: Tensor,
         branch: Patch,
-        layout: Layout,
+        layout: ScopeSettings,
         owner: Tensor | None = None,
     ) -> None:
         super().__init__((layout.site, *branch.sites))
@@ -125,7 +125,7 @@ class Route(Patch):
         self.register_buffer("keys", keys.detach().float())
         self.register_buffer("owner", owner)
 
-    def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
+    def before(self, site: str, x: Tensor, ctx: HookContext) -> Tensor:
         if site == self.layout.site:
             self.decision(x, ctx)
         if site in self.observes or site not in self.branch.sites:
@@ -134,7 +134,7 @@ class Route(Patch):
         new = self.branch.before(site, x, replace(ctx, rows=entry_B))
         return x if new is x else torch.where(self._open(similarity_B, x), new, x)
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         if site in self.observes:
             self.branch.at(site, x, y, ctx)
             return y
@@ -149,14 +149,14 @@ class Route(Patch):
     def _open(self, similarity_B: Tensor, y: Tensor) -> Tensor:
         return (similarity_B > self.layout.threshold).to(y.device)[:, None, None]
 
-    def decision(self, x: Tensor, ctx: Ctx) -> tuple[Tensor, Tensor]:
+    def decision(self, x: Tensor, ctx: HookContext) -> tuple[Tensor, Tensor]:
         """(entry [B] of the nearest key, similarity [B]); x is read at prefill only."""
         decided: tuple[Tensor, Tensor] = ctx.decide(
             self, self.layout.site, lambda: self._decide(x, ctx)
         )
         return decided
 
-    def _decide(self, x: Tensor, ctx: Ctx) -> tuple[Tensor, Tensor]:
+    def _decide(self, x: Tensor, ctx: HookContext) -> tuple[Tensor, Tensor]:
         last = ctx.last_prompt(x, self)
         query_Be, _ = self.scope(x, prompt_columns(ctx, x.shape[1]).to(x.device), last)
         rows = None if self.owner is None else ctx.rows_of(self.layout.site, x)
@@ -206,7 +206,7 @@ class Route(Patch):
         """Raises MissingState where the trained scope is not on this machine."""
         from errata.io import states
 
-        layout = Layout(**settings["layout"])
+        layout = ScopeSettings(**settings["layout"])
         scope = Scope.of(states.find(layout.state))
         inner = {k.removeprefix("branch/"): v for k, v in tensors.items() if k[:7] == "branch/"}
         branch = core.unpack(settings["branch"], inner)

@@ -21,7 +21,7 @@ from errata.patches.stack import Stack, pack_parts, unpack_parts
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
-    from errata.core.hooks.manager import Ctx
+    from errata.core.hooks.manager import HookContext
 
 
 class Rows(Patch):
@@ -73,15 +73,15 @@ class Rows(Patch):
     def rewrite(self, prompt: Prompt, backbone: Backbone, row: int = 0) -> Prompt:
         return self.of(row).rewrite(prompt, backbone, 0)
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         return self._each(site, x, y, ctx, lambda p, a, b, c: p.at(site, a, b, c))
 
-    def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
+    def before(self, site: str, x: Tensor, ctx: HookContext) -> Tensor:
         return self._each(site, x, x, ctx, lambda p, a, b, c: p.before(site, b, c))
 
-    def _each(self, site: str, x: Tensor, y: Tensor, ctx: Ctx, run: Any) -> Tensor:
+    def _each(self, site: str, x: Tensor, y: Tensor, ctx: HookContext, run: Any) -> Tensor:
         """Every patch on its own rows; the question's memo keeps its decisions at full height."""
-        pictures = ctx.wires.sites[site].stream != "text"
+        pictures = ctx.hooks.sites[site].stream != "text"
         of_x, of_y = ctx.rows_of(site, x), ctx.rows_of(site, y)
         parts = []
         first = torch.tensor([self._first(i) for i in range(self.count)], device=of_y.device)
@@ -117,14 +117,14 @@ class Rows(Patch):
         return cls(unpack_parts(settings, tensors))
 
 
-def _of_rows(ctx: Ctx, index: Tensor) -> Ctx:
+def _of_rows(ctx: HookContext, index: Tensor) -> HookContext:
     """The question for rows `index` of the batch, as row 0 of a patch of its own."""
     own = ctx.select(index) if ctx.lengths is not None else replace(ctx, memo={})
     own.rows = torch.zeros_like(index)
     return own
 
 
-def _of_images(ctx: Ctx, index: Tensor) -> Ctx:
+def _of_images(ctx: HookContext, index: Tensor) -> HookContext:
     """The same at a site that sees or draws pictures: its entries are not rows of the batch."""
     return replace(
         ctx,

@@ -18,7 +18,7 @@ from errata.core.types import Edit, Prompt, from_json, to_json
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
-    from errata.core.hooks.manager import Ctx
+    from errata.core.hooks.manager import HookContext
 
 
 class Stack(Patch):
@@ -49,13 +49,13 @@ class Stack(Patch):
     def rewrites(self) -> bool:
         return any(p.rewrites for p in self.parts())
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         for p in self.parts():
             if site in p.sites:
                 y = p.at(site, x, y, ctx)
         return y
 
-    def before(self, site: str, x: Tensor, ctx: Ctx) -> Tensor:
+    def before(self, site: str, x: Tensor, ctx: HookContext) -> Tensor:
         for p in self.parts():
             if site in p.sites:
                 x = p.before(site, x, ctx)

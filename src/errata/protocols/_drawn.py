@@ -13,8 +13,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 from errata.core.errors import BadSpec
-from errata.core.protocol import Ask, Lane, Step, Turn, Unit
-from errata.core.types import Aids, Answer, Case, Probe, Prompt
+from errata.core.protocol import Ask, Lane, LaneStep, Step, Unit
+from errata.core.types import Answer, Case, Probe, Prompt, StatedFact
 from errata.protocols._windows import closing_asks
 
 EDITS, BATCH = 50, 10
@@ -22,7 +22,7 @@ _SIZES = re.compile(r"(?P<edits>[1-9][0-9]{0,8})x(?P<batch>[1-9][0-9]{0,8})")
 
 Steps = Generator[Step, list[Answer], None]
 #: (probe, what helps to draw its fact) -> the same probe with another prompt
-Restate = Callable[[Probe, Aids], Probe]
+Restate = Callable[[Probe, StatedFact], Probe]
 
 
 def sizes(name: str, argument: str) -> tuple[int, int]:
@@ -42,7 +42,9 @@ def sizes(name: str, argument: str) -> tuple[int, int]:
 def control(unit: Unit, asks: Callable[[Case], Iterator[Ask]]) -> Step:
     """Questions to the untouched model about every case."""
     return Step(
-        tuple(Turn((), tuple(a for case in lane.cases for a in asks(case))) for lane in unit.lanes),
+        tuple(
+            LaneStep((), tuple(a for case in lane.cases for a in asks(case))) for lane in unit.lanes
+        ),
         on="clean",
     )
 
@@ -61,7 +63,7 @@ def stated(tag: str, restate: Restate) -> Callable[[Case], Iterator[Ask]]:
     )
 
 
-def oracle(probe: Probe, aids: Aids) -> Probe:
+def oracle(probe: Probe, aids: StatedFact) -> Probe:
     return replace(probe, prompt=aids.oracle)
 
 
@@ -83,7 +85,9 @@ def batches(unit: Unit, batch: int, closing: Callable[[Lane], tuple[Ask, ...]]) 
                 a for case in cases for a in tagged("own", "efficacy", "reliability")(case)
             )
             last = start + batch >= length
-            turns.append(Turn(tuple(c.edit for c in cases), asks + (closing(lane) if last else ())))
+            turns.append(
+                LaneStep(tuple(c.edit for c in cases), asks + (closing(lane) if last else ()))
+            )
         yield Step(tuple(turns), on="previous")
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Generator, Iterable, Sequence
 
 from errata.core.errors import BadSpec
-from errata.core.protocol import Ask, Lane, Step, Turn, Unit
+from errata.core.protocol import Ask, Lane, LaneStep, Step, Unit
 from errata.core.types import Answer, Case, Probe
 
 Window = list[Case]
@@ -123,7 +123,7 @@ def sequential_steps(unit: Unit, panel: Sequence[Probe]) -> Generator[Step, list
     for k in range(length):
         yield Step(
             tuple(
-                Turn(
+                LaneStep(
                     (lane.cases[k].edit,),
                     asks(lane.cases[k], "own")
                     + (closing_asks(lane, panel) if k == length - 1 else ()),

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from errata.core.protocol import Protocol, Step, Turn, Unit
+from errata.core.protocol import LaneStep, Protocol, Step, Unit
 from errata.core.types import Answer, Case, Probe
 from errata.protocols._windows import closing_asks, number, size_argument, windows_of
 
 
-class Batch(Protocol):
+class BatchEdits(Protocol):
     """`batch:K`, 16 by default."""
 
     name = "batch"
@@ -27,7 +27,7 @@ class Batch(Protocol):
     def steps(self, unit: Unit, panel: Sequence[Probe]) -> Generator[Step, list[Answer], None]:
         yield Step(
             tuple(
-                Turn(tuple(case.edit for case in lane.cases), closing_asks(lane, panel))
+                LaneStep(tuple(case.edit for case in lane.cases), closing_asks(lane, panel))
                 for lane in unit.lanes
             ),
             on="clean",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from errata.core.protocol import Protocol, Step, Turn, Unit
+from errata.core.protocol import LaneStep, Protocol, Step, Unit
 from errata.core.types import Answer, Case, Probe
 from errata.protocols._windows import asks, no_argument, number
 
@@ -26,7 +26,7 @@ class OneStep(Protocol):
 
     def steps(self, unit: Unit, panel: Sequence[Probe]) -> Generator[Step, list[Answer], None]:
         cases = [lane.cases[0] for lane in unit.lanes]
-        yield Step(tuple(Turn((case.edit,), asks(case)) for case in cases), on="clean")
+        yield Step(tuple(LaneStep((case.edit,), asks(case)) for case in cases), on="clean")
 
     @property
     def spec(self) -> str:

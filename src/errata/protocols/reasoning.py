@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from errata.core.errors import BadSpec
-from errata.core.protocol import Ask, Protocol, Step, Turn, Unit
-from errata.core.types import DRAWN_KINDS, Aids, Answer, Case, Probe
+from errata.core.protocol import Ask, LaneStep, Protocol, Step, Unit
+from errata.core.types import DRAWN_KINDS, Answer, Case, Probe, StatedFact
 from errata.protocols._drawn import (
     Steps,
     batches,
@@ -71,7 +71,7 @@ class Reasoning(Protocol):
         said = _rationales(answers, "")
         yield Step(
             tuple(
-                Turn((), tuple(a for case in lane.cases for a in self._drawn(case, said, "")))
+                LaneStep((), tuple(a for case in lane.cases for a in self._drawn(case, said, "")))
                 for lane in unit.lanes
             ),
             on="previous",
@@ -83,14 +83,14 @@ class Reasoning(Protocol):
         for probe in _of_kind(case, "vqa"):
             yield Ask(case.id, self.composed(probe, by_stage.get(probe.group, "")), tag)
 
-    def _from_stated(self, probe: Probe, aids: Aids) -> Probe:
+    def _from_stated(self, probe: Probe, aids: StatedFact) -> Probe:
         return self.composed(probe, aids.rationale)
 
     def composed(self, probe: Probe, rationale: str) -> Probe:
         """The probe of a picture with what is drawn from a rationale; itself without one."""
         if not rationale:
             return probe
-        aids = probe.aids or Aids(probe.prompt, "")
+        aids = probe.aids or StatedFact(probe.prompt, "")
         prompt = probe.prompt.text
         text = {
             "replace": rationale,

@@ -21,7 +21,7 @@ MOST = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class PageFigure:
     """A figure: `data` is a URI, so that its own colours and the page's never meet."""
 
     title: str
@@ -30,7 +30,7 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
+class PageTable:
     """A CSV file; `rows` is empty where there are too many to show."""
 
     file: str
@@ -40,15 +40,15 @@ class Numbers:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class AnalysisPage:
     """One analysis, or runs over a setting. `about`: what was looked at, as its JSON file says."""
 
     slug: str
     name: str
     about: Mapping[str, Any]
     said: tuple[str, ...]
-    pictures: tuple[Picture, ...]
-    numbers: tuple[Numbers, ...]
+    pictures: tuple[PageFigure, ...]
+    numbers: tuple[PageTable, ...]
     folder: str
 
     @property
@@ -87,9 +87,9 @@ class Look:
         }
 
 
-def read_looks(folders: Sequence[Path]) -> list[Look]:
+def read_looks(folders: Sequence[Path]) -> list[AnalysisPage]:
     """The analyses in these folders. Raises BadRun where there are none, or files are missing."""
-    found: list[Look] = []
+    found: list[AnalysisPage] = []
     for folder in dict.fromkeys(folders):
         here = [
             (path, told) for path in sorted(folder.glob("*.json"))
@@ -101,7 +101,7 @@ def read_looks(folders: Sequence[Path]) -> list[Look]:
             if "figures" not in told:
                 raise BadRun(f"{path} is of an older version. Repeat its `errata analyze`.")
             found.append(
-                Look(
+                AnalysisPage(
                     f"a{len(found)}",
                     str(told.get("analysis") or f"over {' and '.join(told['varied'])}"),
                     told,
@@ -121,17 +121,17 @@ def _told(path: Path) -> Any:
         return None
 
 
-def _picture(folder: Path, figure: Mapping[str, str]) -> Picture:
+def _picture(folder: Path, figure: Mapping[str, str]) -> PageFigure:
     text = _file(folder, f"{figure['name']}.svg").encode()
     data = "data:image/svg+xml;base64," + base64.b64encode(text).decode()
-    return Picture(figure["title"], figure["caption"], data)
+    return PageFigure(figure["title"], figure["caption"], data)
 
 
-def _numbers(folder: Path, name: str) -> Numbers:
+def _numbers(folder: Path, name: str) -> PageTable:
     rows = list(csv.reader(_file(folder, f"{name}.csv").splitlines()))
     columns, body = tuple(rows[0]), [tuple(r) for r in rows[1:]]
     shown = tuple(body) if len(body) <= MOST else ()
-    return Numbers(f"{name}.csv", columns, shown, len(body))
+    return PageTable(f"{name}.csv", columns, shown, len(body))
 
 
 def _file(folder: Path, name: str) -> str:

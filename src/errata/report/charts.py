@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from errata.report.results import Result, Setting
-from errata.report.tables import COLUMNS, SHOULD_CHANGE, Cell, cell_of
+from errata.report.tables import COLUMNS, SHOULD_CHANGE, ScoreCell, cell_of
 
 BAR_KINDS = tuple(k for k in COLUMNS if k not in ("mean5", "mean6", "joint"))
 
@@ -51,7 +51,7 @@ def bars(setting: Setting, scorer: str) -> list[Bars]:
     return [_panel(r, kinds, scorer) for r in setting.results] if kinds else []
 
 
-def _cell(result: Result, kind: str, scorer: str) -> Cell:
+def _cell(result: Result, kind: str, scorer: str) -> ScoreCell:
     return cell_of(result.scores["metrics"], f"{kind}.{scorer}")
 
 

@@ -13,7 +13,7 @@ from errata.core.metric import Metric
 from errata.core.types import DRAWN_KINDS, LOCALITY_KINDS, Answer, Case, Image, Probe, Prompt
 from errata.evaluation.run_folder import RunFolder, read_run
 from errata.report.results import Result, Setting
-from errata.report.strips import Picture, Strip, Told, strips
+from errata.report.strips import Strip, StripRun, Thumbnail, strips
 from errata.report.tables import COLUMNS
 
 #: An album with pictures that were drawn shows fewer cases: each has dozens of pictures.
@@ -23,7 +23,7 @@ SIDE = 160
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class GalleryAnswer:
     """One method's answer. `right` is None where exact does not score it."""
 
     method: str
@@ -36,39 +36,39 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class GalleryQuestion:
     kind: str
     heading: str
     group: str
     text: str
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Thumbnail, ...]
     keep: bool
     wanted: str
     before: str
-    said: tuple[Said, ...]
+    said: tuple[GalleryAnswer, ...]
 
     @property
-    def by_protocol(self) -> dict[str, list[Said]]:
+    def by_protocol(self) -> dict[str, list[GalleryAnswer]]:
         """The answers by protocol, in the order of the runs."""
-        found: dict[str, list[Said]] = {}
+        found: dict[str, list[GalleryAnswer]] = {}
         for said in self.said:
             found.setdefault(said.protocol, []).append(said)
         return found
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class CaseCard:
     """One case of one backbone and benchmark."""
 
     id: str
     where: str
     prompt: str
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Thumbnail, ...]
     target: str
     old: str
     task: str
     origin: str
-    questions: tuple[Question, ...]
+    questions: tuple[GalleryQuestion, ...]
     strips: tuple[Strip, ...] = ()
 
 
@@ -84,7 +84,7 @@ class _Album:
         return any(a.images for _, _, run in self.runs for a in run.answers.values())
 
 
-def cards(settings: Sequence[Setting], limit: int) -> tuple[list[Card], int]:
+def cards(settings: Sequence[Setting], limit: int) -> tuple[list[CaseCard], int]:
     """At most `limit` cards and the number of cases they were chosen from.
 
     Cases that most protocols asked come first; among those, evenly spaced in the plan's order, so
@@ -98,13 +98,13 @@ def cards(settings: Sequence[Setting], limit: int) -> tuple[list[Card], int]:
         album.runs += [(setting, r, read_run(r.path)) for r in setting.results]
     exact: Metric = registry.load("metrics", "exact")()
     share = -(-limit // max(len(albums), 1))
-    found: list[Card] = []
+    found: list[CaseCard] = []
     total = 0
     for album in albums.values():
         most = min(share, DRAWN) if album.draws else share
         chosen, available = _choose(album, most)
         total += available
-        pictures = Pictures()
+        pictures = Thumbnails()
         found += [_card(case, album, exact, pictures) for case in chosen]
     return found[:limit], total
 
@@ -122,10 +122,10 @@ def _choose(album: _Album, limit: int) -> tuple[list[Case], int]:
     return [pool[i * len(pool) // limit] for i in range(limit)], len(seen)
 
 
-def _card(case: Case, album: _Album, exact: Metric, pictures: Pictures) -> Card:
+def _card(case: Case, album: _Album, exact: Metric, pictures: Thumbnails) -> CaseCard:
     edit = case.edit
     shown = frozenset(image.uri for image in edit.prompt.images)
-    return Card(
+    return CaseCard(
         id=case.id,
         where=album.where,
         prompt=edit.prompt.text.strip(),
@@ -137,15 +137,15 @@ def _card(case: Case, album: _Album, exact: Metric, pictures: Pictures) -> Card:
         questions=tuple(_questions(case, album, exact, pictures, shown)),
         strips=strips(
             case,
-            [Told(result.label, setting.protocol, run) for setting, result, run in album.runs],
+            [StripRun(result.label, setting.protocol, run) for setting, result, run in album.runs],
             pictures.one,
         ),
     )
 
 
 def _questions(
-    case: Case, album: _Album, exact: Metric, pictures: Pictures, shown: frozenset[str]
-) -> Iterator[Question]:
+    case: Case, album: _Album, exact: Metric, pictures: Thumbnails, shown: frozenset[str]
+) -> Iterator[GalleryQuestion]:
     for probe in case.probes:
         if probe.kind in DRAWN_KINDS:
             continue
@@ -159,7 +159,7 @@ def _questions(
         if before is None:
             continue
         keep = probe.kind in LOCALITY_KINDS
-        yield Question(
+        yield GalleryQuestion(
             kind=probe.kind,
             heading=COLUMNS.get(probe.kind, (probe.kind.replace("_", " "), ""))[0],
             group=probe.group.replace("_", " "),
@@ -176,12 +176,12 @@ def _questions(
 
 def _said(
     setting: Setting, result: Result, run: RunFolder, probe: Probe, exact: Metric, case: str
-) -> Said:
+) -> GalleryAnswer:
     before, after = run.before[case, probe.id], run.answers[case, probe.id, ""]
     own = run.answers.get((case, probe.id, "own"))
     failed = after.notes.get("unscored")
     score = None if failed else exact.score(before, after, probe)
-    return Said(
+    return GalleryAnswer(
         method=result.label,
         protocol=setting.protocol,
         text=str(failed) if failed else after.text,
@@ -191,34 +191,34 @@ def _said(
     )
 
 
-class Pictures:
+class Thumbnails:
     """Thumbnails by address, each made once."""
 
     def __init__(self) -> None:
-        self._known: dict[Image, Picture] = {}
+        self._known: dict[Image, Thumbnail] = {}
 
-    def of(self, prompt: Prompt) -> tuple[Picture, ...]:
+    def of(self, prompt: Prompt) -> tuple[Thumbnail, ...]:
         return tuple(self.one(image) for image in prompt.images)
 
-    def one(self, image: Image) -> Picture:
+    def one(self, image: Image) -> Thumbnail:
         if image not in self._known:
             self._known[image] = thumbnail(image)
         return self._known[image]
 
 
-def thumbnail(image: Image) -> Picture:
+def thumbnail(image: Image) -> Thumbnail:
     """A PNG data URI of at most SIDE x SIDE pixels, or the reason why there is none."""
     from errata.io.images import load_image
 
     try:
         picture = load_image(image)
     except BadImage as e:
-        return Picture(image.uri, None, str(e))
+        return Thumbnail(image.uri, None, str(e))
     if max(picture.size) > SIDE:
         picture.thumbnail((SIDE, SIDE))
         picture = picture.quantize(256)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
-    return Picture(
+    return Thumbnail(
         image.uri, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     )

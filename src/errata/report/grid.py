@@ -16,10 +16,10 @@ from typing import Any
 from errata.core.errors import BadRun, BadSpec
 from errata.core.figure import Figure, Findings, Heat, Table
 from errata.report.results import Setting, read_settings
-from errata.report.sweeps import KINDS, Place, config_of, named, table
+from errata.report.sweeps import KINDS, SweepRun, config_of, named, table
 from errata.report.tables import COLUMNS
 
-Cells = Mapping[tuple[Any, Any], Place]
+Cells = Mapping[tuple[Any, Any], SweepRun]
 
 
 def gridded(runs: Sequence[Path], down: str, across: str, scorer: str = "exact") -> Findings:
@@ -40,7 +40,7 @@ def gridded(runs: Sequence[Path], down: str, across: str, scorer: str = "exact")
     return Findings(tuple(figures), tuple(tables))
 
 
-def _cells(setting: Setting, down: str, across: str) -> dict[tuple[Any, Any], Place]:
+def _cells(setting: Setting, down: str, across: str) -> dict[tuple[Any, Any], SweepRun]:
     places = []
     for result in setting.results:
         config = config_of(result)
@@ -51,8 +51,8 @@ def _cells(setting: Setting, down: str, across: str) -> dict[tuple[Any, Any], Pl
                     f"Its settings: {', '.join(sorted(config)) or 'none'}."
                 )
         at = _plain(config[down]), _plain(config[across])
-        places.append(Place(result, "", f"{down},{across}", at))
-    cells: dict[tuple[Any, Any], Place] = {}
+        places.append(SweepRun(result, "", f"{down},{across}", at))
+    cells: dict[tuple[Any, Any], SweepRun] = {}
     for p in named(places, (down, across)):
         if cells and p.series != (first := next(iter(cells.values()))).series:
             raise BadSpec(

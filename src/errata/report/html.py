@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from errata.core.files import dumps, write_bytes
 from errata.report import charts
-from errata.report.analysis_pages import Look, read_looks
+from errata.report.analysis_pages import AnalysisPage, read_looks
 from errata.report.gallery import cards
 from errata.report.image_tables import CONTROLS, studies
 from errata.report.results import Setting, read_settings
@@ -86,7 +86,7 @@ def _title(settings: Sequence[Setting]) -> str:
     return f"{what} on {' and '.join(backbones)}"
 
 
-def _looks_title(looks: Sequence[Look]) -> str:
+def _looks_title(looks: Sequence[AnalysisPage]) -> str:
     names, backbones = (_distinct(getattr(x, k) for x in looks) for k in ("name", "backbone"))
     return (
         f"{', '.join(names)} of {' and '.join(b.rstrip('/').rsplit('/', 1)[-1] for b in backbones)}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.core.types import digest
 from errata.report.results import Result, Setting, labelled
-from errata.report.tables import Cell, Heading, cell_of, percent
+from errata.report.tables import ColumnHeading, ScoreCell, cell_of, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,19 +45,19 @@ CONTROLS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ImageRow:
     label: str
-    cells: tuple[Cell, ...]
+    cells: tuple[ScoreCell, ...]
     control: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class ImageTable:
     """One table; `headings` with `over` set stand under a common heading."""
 
     title: str
-    headings: tuple[Heading, ...]
-    lines: tuple[Line, ...]
+    headings: tuple[ColumnHeading, ...]
+    lines: tuple[ImageRow, ...]
 
     @property
     def counts(self) -> list[str]:
@@ -70,7 +70,7 @@ class Sheet:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class ImageStudy:
     """The runs of one model, benchmark and set of cases that draw."""
 
     slug: str
@@ -80,7 +80,7 @@ class Study:
     units: int
     judges: tuple[str, ...]
     protocols: tuple[str, ...]
-    sheets: tuple[Sheet, ...]
+    sheets: tuple[ImageTable, ...]
     unjudged: float
 
 
@@ -97,7 +97,7 @@ def draws(setting: Setting) -> bool:
     return any("vqa.judge" in r.scores["metrics"] for r in setting.results)
 
 
-def studies(settings: Sequence[Setting]) -> list[Study]:
+def studies(settings: Sequence[Setting]) -> list[ImageStudy]:
     """The studies that the runs make, in the order of the runs."""
     groups: dict[tuple[str, ...], list[Setting]] = {}
     for setting in filter(draws, settings):
@@ -112,11 +112,11 @@ def _planned(result: Result) -> str:
     )
 
 
-def _study(slug: str, settings: Sequence[Setting]) -> Study:
+def _study(slug: str, settings: Sequence[Setting]) -> ImageStudy:
     first = settings[0]
     pairs = list(_pairs(settings))
     results = [r for s in settings for r in s.results]
-    return Study(
+    return ImageStudy(
         slug,
         first.backbone,
         first.benchmark,
@@ -158,7 +158,7 @@ def _who(result: Result) -> tuple[str, str, str]:
     return result.editor, digest(dict(result.arguments)), str(m.get("seed"))
 
 
-def _sheets(pairs: Sequence[_Pair]) -> Iterator[Sheet]:
+def _sheets(pairs: Sequence[_Pair]) -> Iterator[ImageTable]:
     yield _sheet("All stages", [(i, c[1], c[2], "") for i, c in enumerate(COLUMNS)], pairs, _all)
     staged = [
         (i, _grouped(COLUMNS[i][1], stage), stage.replace("stage", "stage "), COLUMNS[i][2])
@@ -194,12 +194,12 @@ def _grouped(key: str, group: str) -> str:
     return f"{kind}/{group}.{scorer}"
 
 
-def _all(scores: Mapping[str, Any], key: str) -> Cell:
+def _all(scores: Mapping[str, Any], key: str) -> ScoreCell:
     return cell_of(scores["metrics"], key)
 
 
 def _of_part(part: str) -> Any:
-    def read(scores: Mapping[str, Any], key: str) -> Cell:
+    def read(scores: Mapping[str, Any], key: str) -> ScoreCell:
         value, _, name = key.partition("\n")
         return cell_of(scores.get("by_part", {}).get(part, {}).get(value, {}), name)
 
@@ -207,7 +207,7 @@ def _of_part(part: str) -> Any:
 
 
 def _macro(part: str) -> Any:
-    def read(scores: Mapping[str, Any], key: str) -> Cell:
+    def read(scores: Mapping[str, Any], key: str) -> ScoreCell:
         return cell_of(scores.get("macro", {}).get(part, {}), key)
 
     return read
@@ -218,39 +218,41 @@ def _sheet(
     wanted: Sequence[tuple[int, str, str, str]],
     pairs: Sequence[_Pair],
     read: Any,
-) -> Sheet:
+) -> ImageTable:
     """wanted: (column, key, label, heading over it)."""
 
-    def cell(pair: _Pair, column: int, key: str) -> Cell:
+    def cell(pair: _Pair, column: int, key: str) -> ScoreCell:
         protocol = COLUMNS[column][0]
         order = (protocol,) if protocol else (DIRECT, REASONING)
         scores = next((pair.scores[p] for p in order if p in pair.scores), None)
-        found: Cell = read(scores, key) if scores is not None else Cell(None)
+        found: ScoreCell = read(scores, key) if scores is not None else ScoreCell(None)
         return found
 
-    def control(tag: str, column: int, key: str) -> Cell:
+    def control(tag: str, column: int, key: str) -> ScoreCell:
         if "locality" in key:  # what is kept is measured against this very model
-            return Cell(None)
+            return ScoreCell(None)
         tagged = (cell(p, column, f"{key}@{tag}") for p in pairs)
-        found = next((c for c in tagged if c.value is not None), Cell(None))
+        found = next((c for c in tagged if c.value is not None), ScoreCell(None))
         if tag == "pre" and found.value is None:
             bases = (cell(p, column, key) for p in pairs)
             base = next((c for c in bases if c.base is not None), None)
-            return Cell(base.base, n=base.n, units=base.units) if base else Cell(None)
+            return ScoreCell(base.base, n=base.n, units=base.units) if base else ScoreCell(None)
         return found
 
     shown = [
         w for w in wanted
         if any(cell(p, w[0], w[1]).value is not None for p in pairs)
     ]  # fmt: skip
-    headings = tuple(Heading(key, label, COLUMNS[i][3], over) for i, key, label, over in shown)
-    lines = [Line(p.label, tuple(cell(p, i, k) for i, k, _, _ in shown)) for p in pairs]
+    headings = tuple(
+        ColumnHeading(key, label, COLUMNS[i][3], over) for i, key, label, over in shown
+    )
+    lines = [ImageRow(p.label, tuple(cell(p, i, k) for i, k, _, _ in shown)) for p in pairs]
     bounds = [
-        Line(label, tuple(control(tag, i, k) for i, k, _, _ in shown), tag)
+        ImageRow(label, tuple(control(tag, i, k) for i, k, _, _ in shown), tag)
         for tag, (label, _) in CONTROLS.items()
     ]
     bounds = [b for b in bounds if any(c.value is not None for c in b.cells)]
-    return Sheet(title, headings, tuple([*bounds[:1], *lines, *bounds[1:]]))
+    return ImageTable(title, headings, tuple([*bounds[:1], *lines, *bounds[1:]]))
 
 
 def _value(metrics: Mapping[str, Any], key: str) -> float | None:
@@ -258,7 +260,7 @@ def _value(metrics: Mapping[str, Any], key: str) -> float | None:
     return None if entry is None else entry["value"]
 
 
-def terminal_table(study: Study) -> Table:
+def terminal_table(study: ImageStudy) -> Table:
     """The first table of a study for a terminal, percentages with 95 % intervals."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape

@@ -18,7 +18,7 @@ BEFORE, ORACLE, CEILING = "before", "fact in the prompt", "fact in a rationale"
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Thumbnail:
     """`data` is a PNG data URI, or None with the reason in `problem`."""
 
     uri: str
@@ -26,11 +26,11 @@ class Picture:
     problem: str = ""
 
 
-Open = Callable[[Image], Picture]
+Open = Callable[[Image], Thumbnail]
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class StripPicture:
     """One picture: whose it is (`method`, "" for a control), under which heading, its verdict.
 
     `right` of `judged` pictures are as they should be, out of `of` that were drawn.
@@ -38,7 +38,7 @@ class Shown:
 
     heading: str
     method: str
-    picture: Picture
+    picture: Thumbnail
     verdict: str
     read: str
     right: int
@@ -56,12 +56,12 @@ class Strip:
     question: str
     wanted: str
     keep: bool
-    shown: tuple[Shown, ...]
+    shown: tuple[StripPicture, ...]
     rationales: tuple[tuple[str, str, bool | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StripRun:
     """A run that may have drawn a case: its method's label and its protocol."""
 
     method: str
@@ -76,14 +76,14 @@ class Told:
         return f"{name}: {variant}" if variant and not variant[0].isdigit() else name
 
 
-def strips(case: Case, runs: Sequence[Told], open: Open) -> tuple[Strip, ...]:
+def strips(case: Case, runs: Sequence[StripRun], open: Open) -> tuple[Strip, ...]:
     """One strip per drawn probe of a case, where any run drew it."""
     told = [t for t in runs if t.run.cases.get(case.id) == case]
     found = [_strip(case, p, told, open) for p in case.probes if p.kind in DRAWN_KINDS]
     return tuple(s for s in found if s is not None)
 
 
-def _strip(case: Case, probe: Probe, told: Sequence[Told], open: Open) -> Strip | None:
+def _strip(case: Case, probe: Probe, told: Sequence[StripRun], open: Open) -> Strip | None:
     key = (case.id, probe.id)
     edited = [t for t in told if (*key, "") in t.run.answers]
     if not edited or probe.view is None:
@@ -110,18 +110,18 @@ def _strip(case: Case, probe: Probe, told: Sequence[Told], open: Open) -> Strip 
 
 def _shown(
     heading: str, method: str, probe: Probe, run: RunFolder, tag: str, case: str, open: Open
-) -> Shown:
+) -> StripPicture:
     answer = run.answers[case, probe.id, tag]
     marks = _marks(probe, answer, run.before.get((case, probe.id)))
     known = [m for m in marks if m is not None]
     first = answer.verdicts[0] if answer.verdicts else Verdict("")
     verdict = "unscored" if not marks or marks[0] is None else "right" if marks[0] else "wrong"
-    return Shown(
+    return StripPicture(
         heading,
         method,
         open(Image(str(run.path / answer.images[0])))
         if answer.images
-        else Picture("", None, str(answer.notes.get("unscored", "no picture"))),
+        else Thumbnail("", None, str(answer.notes.get("unscored", "no picture"))),
         verdict,
         first.answer or first.note,
         sum(known),
@@ -147,7 +147,7 @@ def _same(a: Verdict, b: Verdict) -> bool | None:
 
 
 def _rationales(
-    case: Case, probe: Probe, edited: Sequence[Told]
+    case: Case, probe: Probe, edited: Sequence[StripRun]
 ) -> Iterator[tuple[str, str, bool | None]]:
     """(method, text, whether it states the target), of runs that drew from a rationale."""
     asked = next((p for p in case.probes if p.kind == "reasoning" and p.group == probe.group), None)

@@ -34,7 +34,7 @@ from errata.core.figure import (
     Value,
 )
 from errata.report.results import Result, Setting, read_settings
-from errata.report.tables import COLUMNS, SHOULD_CHANGE, Cell, cell_of
+from errata.report.tables import COLUMNS, SHOULD_CHANGE, ScoreCell, cell_of
 
 TONES: tuple[Tone, ...] = ("changes", "stays", "right", "wrong", "soft")
 #: the mean first, then what it is made of, then the rest
@@ -42,7 +42,7 @@ KINDS = ("mean5", *(k for k in COLUMNS if k != "mean5"))
 
 
 @dataclass(frozen=True)
-class Place:
+class SweepRun:
     """One run: its series, and where it lies on it; `name` is empty for an editor without it."""
 
     result: Result
@@ -59,7 +59,7 @@ class Place:
     def label(self) -> str:
         return f"{self.series}, {self.name}={self.value}" if self.name else self.series
 
-    def cell(self, kind: str, scorer: str) -> Cell:
+    def cell(self, kind: str, scorer: str) -> ScoreCell:
         return cell_of(self.result.scores["metrics"], f"{kind}.{scorer}")
 
 
@@ -77,7 +77,7 @@ def varied(runs: Sequence[Path], names: Sequence[str], scorer: str = "exact") ->
     return Findings(tuple(figures), tuple(tables))
 
 
-def _places(setting: Setting, names: Sequence[str]) -> list[Place]:
+def _places(setting: Setting, names: Sequence[str]) -> list[SweepRun]:
     found = [_place(r, names) for r in setting.results]
     if not any(p.name for p in found):
         has = sorted({k for r in setting.results for k in config_of(r)})
@@ -86,7 +86,7 @@ def _places(setting: Setting, names: Sequence[str]) -> list[Place]:
             f"Theirs: {', '.join(has) or 'none'}."
         )
     found = named(found, names)
-    at: dict[tuple[str, str, str], Place] = {}
+    at: dict[tuple[str, str, str], SweepRun] = {}
     for p in found:
         key = (p.series, p.name, str(p.value))
         if key in at:
@@ -103,7 +103,7 @@ def config_of(result: Result) -> Mapping[str, Any]:
     return config if isinstance(config, Mapping) else {}
 
 
-def _place(result: Result, names: Sequence[str]) -> Place:
+def _place(result: Result, names: Sequence[str]) -> SweepRun:
     config = config_of(result)
     passed = [n for n in names if result.arguments.get(n) is not None]
     if len(passed) > 1:
@@ -113,14 +113,14 @@ def _place(result: Result, names: Sequence[str]) -> Place:
         )
     own = passed or [n for n in names if n in config]
     if not own:
-        return Place(result, "", "", None)
-    return Place(result, "", own[0], config.get(own[0], result.arguments.get(own[0])))
+        return SweepRun(result, "", "", None)
+    return SweepRun(result, "", own[0], config.get(own[0], result.arguments.get(own[0])))
 
 
-def named(places: Sequence[Place], names: Sequence[str]) -> list[Place]:
+def named(places: Sequence[SweepRun], names: Sequence[str]) -> list[SweepRun]:
     """The places with a label per series: the editor, then what tells its series apart."""
 
-    def rest(p: Place) -> dict[str, Any]:
+    def rest(p: SweepRun) -> dict[str, Any]:
         return {k: v for k, v in config_of(p.result).items() if k not in names}
 
     out = []
@@ -137,7 +137,7 @@ def named(places: Sequence[Place], names: Sequence[str]) -> list[Place]:
 
 
 def _figure(
-    stem: str, setting: Setting, places: Sequence[Place], names: Sequence[str], scorer: str
+    stem: str, setting: Setting, places: Sequence[SweepRun], names: Sequence[str], scorer: str
 ) -> Figure:
     kinds = [k for k in KINDS if any(p.cell(k, scorer).value is not None for p in places)]
     numbers = any(p.number is not None for p in places)
@@ -157,16 +157,16 @@ def _figure(
     )
 
 
-def _value(cell: Cell) -> Value | None:
+def _value(cell: ScoreCell) -> Value | None:
     return None if cell.value is None else Value(cell.value, cell.low, cell.high)
 
 
-def _notes(kind: str, places: Sequence[Place], scorer: str) -> tuple[str, ...]:
+def _notes(kind: str, places: Sequence[SweepRun], scorer: str) -> tuple[str, ...]:
     counts = sorted({p.cell(kind, scorer).n for p in places} - {0})
     return (f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]}–{counts[-1]}",)
 
 
-def _lines(kind: str, places: Sequence[Place], scorer: str, axis: str) -> Panel:
+def _lines(kind: str, places: Sequence[SweepRun], scorer: str, axis: str) -> Panel:
     """Series by number; runs without one are levels."""
     labels = list(dict.fromkeys(p.series if p.number is not None else p.label for p in places))
     if len(labels) > len(TONES):
@@ -192,7 +192,7 @@ def _lines(kind: str, places: Sequence[Place], scorer: str, axis: str) -> Panel:
     )
 
 
-def _bars(kind: str, places: Sequence[Place], scorer: str) -> Panel:
+def _bars(kind: str, places: Sequence[SweepRun], scorer: str) -> Panel:
     tone: Tone = "changes" if kind in SHOULD_CHANGE else "stays"
     tone = "soft" if kind in ("mean5", "joint") else tone
     several = len({p.series for p in places}) > 1
@@ -203,7 +203,7 @@ def _bars(kind: str, places: Sequence[Place], scorer: str) -> Panel:
     return Bars(COLUMNS[kind][0], rows, notes=_notes(kind, places, scorer))
 
 
-def table(stem: str, places: Sequence[Place], scorer: str) -> Table:
+def table(stem: str, places: Sequence[SweepRun], scorer: str) -> Table:
     columns = (
         *("series", "editor", "setting", "setting_value", "kind", "scorer"),
         *("value", "low", "high", "n", "units", "unscored", "run"),

@@ -48,7 +48,7 @@ SHOULD_CHANGE = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class ScoreCell:
     """One score, as fractions; `value` is None where nothing was scored."""
 
     value: float | None
@@ -75,7 +75,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Heading:
+class ColumnHeading:
     """A column; `over` is the heading above several groups of one kind."""
 
     key: str
@@ -89,18 +89,18 @@ class Heading:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TableRow:
     label: str
-    cells: tuple[Cell, ...]
+    cells: tuple[ScoreCell, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class TableView:
     """One table: `base` is the untouched model's accuracy on the same references."""
 
     scorer: str
-    headings: tuple[Heading, ...]
-    lines: tuple[Line, ...]
+    headings: tuple[ColumnHeading, ...]
+    lines: tuple[TableRow, ...]
     base: tuple[float | None, ...]
 
     @property
@@ -124,29 +124,29 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
-def cell_of(metrics: Mapping[str, Any], key: str) -> Cell:
+def cell_of(metrics: Mapping[str, Any], key: str) -> ScoreCell:
     entry = metrics.get(key)
     if entry is None:
-        return Cell(None)
+        return ScoreCell(None)
     low, high = entry["ci95"] or (None, None)
-    return Cell(
+    return ScoreCell(
         entry["value"], low, high, entry["n"], entry["units"], entry["unscored"], entry.get("base")
     )
 
 
-def main_view(setting: Setting, scorer: str, *, tag: str = "", origin: str = "") -> View:
+def main_view(setting: Setting, scorer: str, *, tag: str = "", origin: str = "") -> TableView:
     """All kinds under one scorer.
 
     `tag` own = right after the own edit; `origin` = only the edits of that origin.
     """
     headings = [
-        Heading(f"{kind}.{scorer}{f'@{tag}' if tag else ''}", label, meaning)
+        ColumnHeading(f"{kind}.{scorer}{f'@{tag}' if tag else ''}", label, meaning)
         for kind, (label, meaning) in COLUMNS.items()
     ]
     return _view(setting, scorer, headings, origin)
 
 
-def group_view(setting: Setting, scorer: str) -> View:
+def group_view(setting: Setting, scorer: str) -> TableView:
     """The groups of every kind that has several."""
     found: dict[str, dict[str, None]] = {}
     for result in setting.results:
@@ -156,7 +156,7 @@ def group_view(setting: Setting, scorer: str) -> View:
             if group and name == scorer:
                 found.setdefault(kind, {})[group] = None
     headings = [
-        Heading(
+        ColumnHeading(
             f"{kind}/{group}.{scorer}",
             group.replace("_", " "),
             COLUMNS[kind][1],
@@ -175,25 +175,27 @@ def origins(setting: Setting) -> list[str]:
     return found if len(found) > 1 else []
 
 
-def _view(setting: Setting, scorer: str, headings: Sequence[Heading], origin: str) -> View:
+def _view(
+    setting: Setting, scorer: str, headings: Sequence[ColumnHeading], origin: str
+) -> TableView:
     def metrics(result: Result) -> Mapping[str, Any]:
         by_origin: Mapping[str, Any] = result.scores["by_origin"] if origin else {}
         found: Mapping[str, Any] = by_origin.get(origin, {}) if origin else result.scores["metrics"]
         return found
 
-    def asked(heading: Heading) -> bool:
+    def asked(heading: ColumnHeading) -> bool:
         cells = [cell_of(metrics(r), heading.key) for r in setting.results]
         return any(cell.value is not None for cell in cells)
 
     shown = tuple(h for h in headings if asked(h))
     lines = tuple(
-        Line(r.label, tuple(cell_of(metrics(r), h.key) for h in shown)) for r in setting.results
+        TableRow(r.label, tuple(cell_of(metrics(r), h.key) for h in shown)) for r in setting.results
     )
     base = tuple(
         next((c.base for c in column if c.base is not None), None)
         for column in (tuple(line.cells[i] for line in lines) for i in range(len(shown)))
     )
-    return View(scorer, shown, lines, base)
+    return TableView(scorer, shown, lines, base)
 
 
 def terminal_table(setting: Setting, scorer: str = "exact") -> Table:

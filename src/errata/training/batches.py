@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone, Batch, Entered
+from errata.core.backbone import Backbone, Batch, PrefixState
 from errata.core.types import Case, Prompt
 from errata.training.optimise import target_loss
 
@@ -30,7 +30,7 @@ _REBUILT = ("input_ids", "inputs_embeds", "attention_mask")
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainExample:
     """One question of a training case, with the answer that is teacher forced.
 
     `before` is the prompt that the unedited model is asked for a locality row, where an editor
@@ -45,13 +45,13 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class CachedExample:
     """One row behind the trunk: ids [t], vision [t], stream [t, d]; `unedited` [m, V] logits.
 
     `extras` are the other keywords of the text model's forward, cut to this row.
     """
 
-    row: Row
+    row: TrainExample
     ids: Tensor
     vision: Tensor
     length: int
@@ -67,7 +67,7 @@ class Piece:
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
-class Pools:
+class ExamplePool:
     """The pools of training cases, made when first needed, kept up to `limit` bytes.
 
     floor: the block at which the trunk ends, None where nothing is frozen below.
@@ -76,7 +76,7 @@ class Pools:
     def __init__(
         self,
         backbone: Backbone,
-        rows_of: Callable[[Case], Sequence[Row]],
+        rows_of: Callable[[Case], Sequence[TrainExample]],
         *,
         floor: int | None,
         eos: bool,
@@ -85,9 +85,9 @@ class Pools:
         self.backbone, self.rows_of = backbone, rows_of
         self.floor, self.eos, self.limit = floor, eos, limit
         self.bytes = 0
-        self._kept: dict[tuple[str, str], tuple[Piece, ...]] = {}
+        self._kept: dict[tuple[str, str], tuple[CachedExample, ...]] = {}
 
-    def of(self, case: Case) -> tuple[Piece, ...]:
+    def of(self, case: Case) -> tuple[CachedExample, ...]:
         """The pool of a case; it is kept while there is room."""
         key = (case.task, case.id)
         if key in self._kept:
@@ -100,14 +100,14 @@ class Pools:
         return pool
 
     @torch.no_grad()
-    def _make(self, rows: list[Row]) -> tuple[Piece, ...]:
+    def _make(self, rows: list[TrainExample]) -> tuple[CachedExample, ...]:
         bb = self.backbone
-        assert not bb.wires.stack, "training starts from the unedited model"
+        assert not bb.hooks.stack, "training starts from the unedited model"
         batch = _encoded(bb, rows, self.eos)
-        state: Batch | Entered = batch
+        state: Batch | PrefixState = batch
         if self.floor is not None and self.floor > 0:
             state = bb.enter(batch, self.floor)
-        pieces = _pieces(rows, batch, state if isinstance(state, Entered) else None)
+        pieces = _pieces(rows, batch, state if isinstance(state, PrefixState) else None)
         asked = [b for b, r in enumerate(rows) if r.role == "loc"]
         if not asked:
             return pieces
@@ -123,7 +123,7 @@ class Pools:
 
 
 @dataclass(eq=False)
-class Turn:
+class TrainBatch:
     """One batch of a training step: rows of several cases, each case's edit first.
 
     of_case [B] says whose row is whose, and serves as `rows` of a patch with a row per case. `rng`
@@ -132,19 +132,19 @@ class Turn:
 
     backbone: Backbone
     cases: tuple[Case, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[CachedExample, ...]
     of_case: Tensor
     floor: int | None
     eos: bool
     rng: torch.Generator
 
     @cached_property
-    def state(self) -> Batch | Entered:
+    def state(self) -> Batch | PrefixState:
         """All rows behind the trunk, or as a batch where there is none."""
         return self.part(range(len(self.pieces)))
 
     @cached_property
-    def edits(self) -> Batch | Entered:
+    def edits(self) -> Batch | PrefixState:
         """The edits themselves, one row per case, in the order of `cases`."""
         first = [self.of_case.tolist().index(c) for c in range(len(self.cases))]
         assert all(self.pieces[i].row.role == "rel" for i in first)
@@ -154,7 +154,7 @@ class Turn:
         """The rows of these roles."""
         return [i for i, p in enumerate(self.pieces) if p.row.role in roles]
 
-    def part(self, index: Sequence[int]) -> Batch | Entered:
+    def part(self, index: Sequence[int]) -> Batch | PrefixState:
         """Some rows, without the padding that others need."""
         pieces, rows = [self.pieces[i] for i in index], self.of_case[list(index)]
         if all(p.stream is not None for p in pieces):
@@ -166,10 +166,10 @@ class Turn:
             return batch
         return self.backbone.enter(batch, self.floor, rows=rows)
 
-    def logits(self, what: Batch | Entered | None = None) -> Tensor:
+    def logits(self, what: Batch | PrefixState | None = None) -> Tensor:
         """[B, 1 + M, V] of all rows (or of `edits`) with what is applied; row b asks its case."""
         state = self.state if what is None else what
-        if isinstance(state, Entered):
+        if isinstance(state, PrefixState):
             return self.backbone.logits(state)
         assert what is None or what is self.edits
         everyone = torch.arange(len(self.cases), device=self.of_case.device)
@@ -209,20 +209,22 @@ class Turn:
         return torch.stack(lost).mean(), torch.stack(kept).mean()
 
 
-def _encoded(backbone: Backbone, rows: Sequence[Row], eos: bool) -> Batch:
+def _encoded(backbone: Backbone, rows: Sequence[TrainExample], eos: bool) -> Batch:
     return backbone.encode(
         [r.prompt for r in rows], [r.target for r in rows], eos=eos, rows=[0] * len(rows)
     )
 
 
-def _pieces(rows: Sequence[Row], batch: Batch, state: Entered | None) -> tuple[Piece, ...]:
+def _pieces(
+    rows: Sequence[TrainExample], batch: Batch, state: PrefixState | None
+) -> tuple[CachedExample, ...]:
     """Each row of a batch on its own; without streams where the trunk's keywords are unknown."""
     sizes = batch.mask.sum(1).tolist()
     extras = None if state is None else _split(state, sizes)
     pieces = []
     for b, row in enumerate(rows):
         t = int(sizes[b])
-        piece = Piece(
+        piece = CachedExample(
             row, batch.ids[b, :t].clone(), batch.vision[b, :t].clone(), int(batch.lengths[b]),
             batch.targets[b],
         )  # fmt: skip
@@ -233,7 +235,7 @@ def _pieces(rows: Sequence[Row], batch: Batch, state: Entered | None) -> tuple[P
     return tuple(pieces)
 
 
-def _split(state: Entered, sizes: Sequence[int]) -> list[dict[str, Any]] | None:
+def _split(state: PrefixState, sizes: Sequence[int]) -> list[dict[str, Any]] | None:
     """Keywords of the text model's forward per row; None where one of them cannot be cut.
 
     A keyword is (how, value): `columns` [t, ...], `axes` [k, t], `image` [tokens of images, ...],
@@ -277,7 +279,7 @@ def _cut(value: Any, b: int, t: int, batch: Batch, images: Sequence[int]) -> Any
     return None
 
 
-def _put_together(pieces: Sequence[Piece], floor: int) -> Entered:
+def _put_together(pieces: Sequence[CachedExample], floor: int) -> PrefixState:
     """Rows of different pools as one right-padded batch at block `floor`."""
     sizes = [len(p.ids) for p in pieces]
     stream = _padded([p.stream for p in pieces])
@@ -299,11 +301,11 @@ def _put_together(pieces: Sequence[Piece], floor: int) -> Entered:
         image_sizes=torch.zeros(0, dtype=torch.long),
         targets=tuple(p.target for p in pieces),
     )
-    return Entered(batch, floor, trunk=trunk, stream=stream)
+    return PrefixState(batch, floor, trunk=trunk, stream=stream)
 
 
-def _same(pieces: Sequence[Piece], of_case: Sequence[int], ids_BT: Tensor) -> Tensor | None:
-    """`Entered.same`: questions of one case that begin with the same pictures, up to their end."""
+def _same(pieces: Sequence[CachedExample], of_case: Sequence[int], ids_BT: Tensor) -> Tensor | None:
+    """`PrefixState.same`: questions of one case that begin with the same pictures."""
     rows, columns = ids_BT.shape
     same = torch.arange(rows * columns, device=ids_BT.device).view(rows, columns)
     first: dict[tuple[Any, ...], int] = {}
@@ -320,7 +322,7 @@ def _same(pieces: Sequence[Piece], of_case: Sequence[int], ids_BT: Tensor) -> Te
     return same if found else None
 
 
-def _joined(name: str, given: tuple[str, Any], pieces: Sequence[Piece]) -> Any:
+def _joined(name: str, given: tuple[str, Any], pieces: Sequence[CachedExample]) -> Any:
     """One keyword for all rows; a pool without images may lack it, its positions then count up."""
     how, like = given
     if how == "same":

@@ -1,11 +1,11 @@
 """Training of what an editor learns once: one loop for all editors that have one.
 
-An editor gives a `Trainee`: a module in float32 and its losses on a `Turn` (rows of some training
-cases, entered once behind the frozen trunk, see `turns`). The loop brings accelerate (one process
-here; under `accelerate launch` every process trains on its own share of each step and the gradients
-are averaged), gradient accumulation and clipping, a held-out part of the cases with early stopping
-that keeps the best, and checkpoints from which a killed training goes on to the same bytes: the
-order of the cases and every draw depend on (seed, step) only.
+An editor gives a `Trainee`: a module in float32 and its losses on a `TrainBatch` (examples of some
+cases, with the activations below the trained blocks cached, see `batches`). The loop brings
+accelerate (one process here; under `accelerate launch` every process trains on its own share of
+each step and the gradients are averaged), gradient accumulation and clipping, a held-out part of
+the cases with early stopping that keeps the best, and checkpoints from which a killed training goes
+on to the same bytes: the order of the cases and every draw depend on (seed, step) only.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from torch import Tensor, nn
 
 from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, State, Work
+from errata.core.editor import Editor, PrepareContext, State
 from errata.core.errors import BadData, BadRun, NotFinite
 from errata.core.types import Case, digest
 from errata.training import checkpoint
-from errata.training.batches import Piece, Pools, Role, Row, Turn
+from errata.training.batches import CachedExample, ExamplePool, Role, TrainBatch, TrainExample
 
 CURVE = 40  # most points of a loss curve that a state keeps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingSettings:
     """How an editor's network is trained; base of the `Config` of editors that are.
 
     steps: updates at most. batch: cases per forward; accumulate: forwards per update. lr: after
@@ -80,17 +80,17 @@ class Trainee(ABC):
     floor: int | None = None
     weights: Mapping[str, float]
 
-    def __init__(self, backbone: Backbone, config: Training) -> None:
+    def __init__(self, backbone: Backbone, config: TrainingSettings) -> None:
         self.backbone, self.config = backbone, config
 
     @abstractmethod
-    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
         """Scalars by name. Called with gradients in training and without on held-out cases."""
 
-    def rows(self, case: Case, rng: torch.Generator) -> list[Row]:
+    def rows(self, case: Case, rng: torch.Generator) -> list[TrainExample]:
         """The pool of a case: its edit first, then probes, kind after kind in turn."""
         c = self.config
-        first = Row("rel", case.edit.prompt, case.edit.target, "reliability")
+        first = TrainExample("rel", case.edit.prompt, case.edit.target, "reliability")
         gen = _in_turn(case, "gen", c.gen_kinds, c.gen_pool, rng)
         return [first, *gen, *_in_turn(case, "loc", c.loc_kinds, c.loc_pool, rng)]
 
@@ -113,17 +113,17 @@ class Trainee(ABC):
 
 def _in_turn(
     case: Case, role: Role, kinds: Sequence[str], count: int, rng: torch.Generator
-) -> list[Row]:
+) -> list[TrainExample]:
     """`count` probes of a case, of each kind and group about as many."""
-    by_group: dict[tuple[str, str], list[Row]] = {}
+    by_group: dict[tuple[str, str], list[TrainExample]] = {}
     for kind in kinds:
         for p in case.probes:
             if p.kind == kind and p.reference.strip():
-                row = Row(role, p.prompt, p.reference, p.kind)
+                row = TrainExample(role, p.prompt, p.reference, p.kind)
                 by_group.setdefault((p.kind, p.group), []).append(row)
     piles = [[pile[i] for i in _shuffled(len(pile), rng)] for pile in by_group.values()]
     piles = [piles[i] for i in _shuffled(len(piles), rng)]
-    out: list[Row] = []
+    out: list[TrainExample] = []
     for turn in range(max(map(len, piles), default=0)):
         out += [pile[turn] for pile in piles if turn < len(pile)]
     return out[:count]
@@ -135,7 +135,7 @@ def _shuffled(n: int, rng: torch.Generator) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """The best weights and buffers, and a JSON-ready account of the training for a state's meta."""
 
     tensors: Mapping[str, Tensor]
@@ -143,7 +143,7 @@ class Trained:
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Everything of a running training that is not a tensor; JSON-ready."""
 
     step: int = 0
@@ -163,7 +163,7 @@ class _Losses(nn.Module):
         self.inner = trainee.module
         self.trainee = trainee
 
-    def forward(self, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, turn: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
         named = dict(self.trainee.losses(turn))
         weights = self.trainee.weights
         total = torch.stack([w * named[n] for n, w in weights.items() if n in named]).sum()
@@ -179,24 +179,29 @@ def train(
     trainee: Trainee,
     *,
     seed: int,
-    work: Work | None = None,
-) -> Trained:
+    work: PrepareContext | None = None,
+) -> TrainingResult:
     """Trains until the steps are done or held-out cases get no better.
 
     Raises BadData without cases to train on, NotFinite when the loss is no number any more, BadRun
     for a folder that holds the checkpoint of another training.
     """
-    return _Loop(backbone, cases, trainee, seed, work or Work()).run()
+    return _Loop(backbone, cases, trainee, seed, work or PrepareContext()).run()
 
 
 class _Loop:
     def __init__(
-        self, backbone: Backbone, cases: Sequence[Case], trainee: Trainee, seed: int, work: Work
+        self,
+        backbone: Backbone,
+        cases: Sequence[Case],
+        trainee: Trainee,
+        seed: int,
+        work: PrepareContext,
     ) -> None:
         self.backbone, self.trainee, self.seed, self.work = backbone, trainee, seed, work
         self.c = trainee.config
         self.held, self.cases = _hold_out(cases, self.c.held_out, seed)
-        self.pools = Pools(
+        self.pools = ExamplePool(
             backbone,
             lambda case: trainee.rows(case, generator(seed, "pool", case.id)),
             floor=trainee.floor,
@@ -213,7 +218,7 @@ class _Loop:
         self.optimiser = trainee.optimiser()
         self.rates = [float(g["lr"]) for g in self.optimiser.param_groups]
         self.model: Any = self.accelerator.prepare_model(_Losses(trainee), device_placement=False)
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self.best: dict[str, Tensor] = {}
         self.plan = digest(
             {
@@ -235,27 +240,27 @@ class _Loop:
         order = torch.randperm(len(self.cases), generator=generator(self.seed, "order", epoch))
         return self.cases[int(order[place])]
 
-    def _turn(self, cases: Sequence[Case], rng: torch.Generator) -> Turn:
-        pieces: list[Piece] = []
+    def _turn(self, cases: Sequence[Case], rng: torch.Generator) -> TrainBatch:
+        pieces: list[CachedExample] = []
         of_case: list[int] = []
         for number, case in enumerate(cases):
             chosen = self._chosen(self.pools.of(case), rng)
             pieces += chosen
             of_case += [number] * len(chosen)
         device = self.backbone.device_of("")
-        return Turn(
+        return TrainBatch(
             self.backbone, tuple(cases), tuple(pieces), torch.tensor(of_case, device=device),
             self.trainee.floor, self.c.eos, rng,
         )  # fmt: skip
 
-    def _chosen(self, pool: Sequence[Piece], rng: torch.Generator) -> list[Piece]:
+    def _chosen(self, pool: Sequence[CachedExample], rng: torch.Generator) -> list[CachedExample]:
         out = [p for p in pool if p.row.role == "rel"]
         for role, count in (("gen", self.c.gen), ("loc", self.c.loc)):
             mine = [p for p in pool if p.row.role == role]
             out += [mine[i] for i in sorted(_shuffled(len(mine), rng)[:count])]
         return out
 
-    def _training_turn(self, step: int, part: int) -> Turn:
+    def _training_turn(self, step: int, part: int) -> TrainBatch:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         number = (step * self.c.accumulate + part) * world + rank
         first = number * self.c.batch
@@ -354,7 +359,7 @@ class _Loop:
 
     # -- the whole ----------------------------------------------------------------------------
 
-    def run(self) -> Trained:
+    def run(self) -> TrainingResult:
         p = self._resumed()
         what = "training"
         if p.step == 0 and not p.curve:
@@ -369,7 +374,7 @@ class _Loop:
             self.work.report(what, p.step, self.c.steps)
         if p.step < self.c.steps:
             self.work.report(what, self.c.steps, self.c.steps)
-        return Trained(self.best, self._account())
+        return TrainingResult(self.best, self._account())
 
     def _account(self) -> dict[str, Any]:
         p, seen = self.progress, self.progress.step * self.c.batch * self.c.accumulate
@@ -399,7 +404,7 @@ class _Loop:
             checkpoint.save(path, point)
         self.accelerator.wait_for_everyone()
 
-    def _resumed(self) -> Progress:
+    def _resumed(self) -> TrainingProgress:
         """Goes on from the folder's checkpoint, if there is one."""
         point = checkpoint.load(self.work.checkpoint)
         if point is None:
@@ -414,7 +419,7 @@ class _Loop:
         checkpoint.restore_optimiser(self.optimiser, point.optimiser)
         device = self.backbone.device_of("")
         self.best = {k: v.to(device) for k, v in point.best.items()}
-        self.progress = Progress(**point.progress)
+        self.progress = TrainingProgress(**point.progress)
         if not self.accelerator.is_main_process:
             self.progress.sums = {}
         return self.progress
@@ -459,7 +464,7 @@ class TrainedEditor(Editor):
     needs_state = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Training):
+    class Config(TrainingSettings):
         """Settings."""
 
     @abstractmethod
@@ -471,7 +476,7 @@ class TrainedEditor(Editor):
         return {}
 
     def train(
-        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: Work
+        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: PrepareContext
     ) -> State | None:
         trainee = self.trainee(backbone, cases, seed)
         done = train(backbone, cases, trainee, seed=seed, work=work)
@@ -481,6 +486,3 @@ class TrainedEditor(Editor):
         meta = {"training": {**done.account, "seed": seed}, **extra}
         tensors = {k: v.detach().cpu() for k, v in done.tensors.items()}
         return State(self.name, meta, tensors)
-
-
-__all__ = ["Progress", "Row", "Trained", "TrainedEditor", "Trainee", "Training", "Turn", "train"]

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from errata.core.backbone import Backbone, Batch, Entered
+from errata.core.backbone import Backbone, Batch, PrefixState
 from errata.core.errors import NotFinite
 from errata.core.patch import Patch
 from errata.core.types import Edit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class SearchSettings:
     """lr: Adam's step. clip: largest gradient norm of one row (0 = none).
 
     stop_loss: a row stops when its edit loss is below it and every target token is the argmax.
@@ -38,7 +38,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Log:
+class SearchLog:
     """Per row: updates made, last edit loss, whether the goal was reached."""
 
     steps: tuple[int, ...]
@@ -50,11 +50,11 @@ def search(
     backbone: Backbone,
     groups: Sequence[Sequence[Edit]],
     patch: Patch,
-    settings: Settings,
+    settings: SearchSettings,
     *,
     penalty: Callable[[], Tensor] | None = None,
     watch: Patch | None = None,
-) -> Log:
+) -> SearchLog:
     """Trains the parameters of `patch` (leading dimension R) in place. Raises NotFinite.
 
     `penalty` gives [R] extra losses after each forward; `watch` is a recording patch that is live
@@ -62,7 +62,7 @@ def search(
     """
     batch, rows = encode_edits(backbone, groups, eos=settings.eos)
     entry = backbone.entry(patch)
-    state: Batch | Entered = batch if entry is None else backbone.enter(batch, entry, rows=rows)
+    state: Batch | PrefixState = batch if entry is None else backbone.enter(batch, entry, rows=rows)
     count = len(groups)
     active = torch.ones(count, dtype=torch.bool, device=rows.device)
     steps = torch.zeros(count, dtype=torch.long, device=rows.device)
@@ -80,7 +80,7 @@ def search(
             extra = 0.0 if penalty is None else penalty().to(loss_R.device).sum()
             optimiser.step(loss_R.sum() + extra, active)
             steps += active.long()
-    return Log(tuple(steps.tolist()), tuple(loss_R.tolist()), tuple((~active).tolist()))
+    return SearchLog(tuple(steps.tolist()), tuple(loss_R.tolist()), tuple((~active).tolist()))
 
 
 def encode_edits(
@@ -135,7 +135,7 @@ class RowAdam:
     things that are done here, clipping each row's gradient and putting finished rows back.
     """
 
-    def __init__(self, patch: nn.Module, settings: Settings) -> None:
+    def __init__(self, patch: nn.Module, settings: SearchSettings) -> None:
         scale = settings.lr_scale or {}
         named = [(n.rsplit(".", 1)[-1], p) for n, p in patch.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]

@@ -14,15 +14,15 @@ import torch
 
 from errata.algorithms.locate_then_edit import corpus, layer_stats
 from errata.algorithms.locate_then_edit.layer_stats import (
-    Settings,
+    StatsSettings,
     collect,
     merged,
     moment,
     site_of,
 )
-from errata.core.editor import State, Work
+from errata.core.editor import PrepareContext, State
 from errata.core.errors import BadData, BadRun, BadSpec, FingerprintMismatch, MissingExtra
-from errata.core.recorder import Watch
+from errata.core.recorder import Recorder
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.linalg import covariance
 from tests import tiny
@@ -49,11 +49,11 @@ def texts(tmp_path: Path) -> Path:
 def test_a_moment_is_the_brute_force_mean(family, texts):
     """E[k k^T] over every real token, by numpy, one document at a time; OPT flattens its FFN."""
     bb = tiny.shared(family)
-    state = collect(bb, corpus.from_file(texts), Settings(tokens=40))
+    state = collect(bb, corpus.from_file(texts), StatsSettings(tokens=40))
     sums: dict[int, Any] = {i: 0.0 for i in range(bb.depth)}
     count = 0
     for line in filter(None, LINES):
-        watch = Watch([site_of(i) for i in range(bb.depth)])
+        watch = Recorder([site_of(i) for i in range(bb.depth)])
         with torch.no_grad(), bb.applied(watch):
             bb.logits(bb.encode([Prompt.of(line)]))
         for i in sums:
@@ -69,7 +69,8 @@ def test_a_moment_is_the_brute_force_mean(family, texts):
 def test_padding_and_packing_do_not_matter(texts):
     bb = tiny.shared("llava")
     one, many = (
-        collect(bb, corpus.from_file(texts), Settings(tokens=n, layers=(-1, 1))) for n in (1, 9999)
+        collect(bb, corpus.from_file(texts), StatsSettings(tokens=n, layers=(-1, 1)))
+        for n in (1, 9999)
     )
     assert one.meta["layers"] == [1, 3] and one.meta["tokens"] == many.meta["tokens"]
     for name in one.tensors:
@@ -80,24 +81,24 @@ def test_padding_and_packing_do_not_matter(texts):
 def test_a_killed_pass_ends_with_the_same_bytes(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(layer_stats, "WINDOW", 2)
     bb, source = tiny.shared("llava"), corpus.from_file(texts)
-    whole = collect(bb, source, Settings())
+    whole = collect(bb, source, StatsSettings())
 
     def killed(_: str, done: int, total: int) -> None:
         if done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect(bb, source, Settings(), Work(tmp_path / "w", killed), every=0.0)
+        collect(bb, source, StatsSettings(), PrepareContext(tmp_path / "w", killed), every=0.0)
     seen: list[int] = []
-    kept = Work(tmp_path / "w", lambda _, done, total: seen.append(done))
-    again = collect(bb, source, Settings(), kept, every=0.0)
+    kept = PrepareContext(tmp_path / "w", lambda _, done, total: seen.append(done))
+    again = collect(bb, source, StatsSettings(), kept, every=0.0)
     assert seen == [4, 6]  # what the killed pass had kept is not done again
     assert again.digest() == whole.digest()
     with pytest.raises(BadRun, match="another model, corpus or settings"):
-        collect(bb, source, Settings(longest=5), kept)
+        collect(bb, source, StatsSettings(longest=5), kept)
     (tmp_path / "w" / "training.safetensors").write_bytes(b"half")
     with pytest.raises(BadRun, match="cannot be read"):
-        collect(bb, source, Settings(), kept)
+        collect(bb, source, StatsSettings(), kept)
 
 
 def test_long_documents_are_cut(texts):
@@ -105,7 +106,7 @@ def test_long_documents_are_cut(texts):
     long = Prompt.of("What is the colour of the thing? " * 400)  # beyond the context of 512
     source = corpus.Corpus("long", "x", 1, lambda: iter([corpus.Document(long)]))
     for longest, low in ((0, 300), (20, 10)):
-        state = collect(bb, source, Settings(longest=longest))
+        state = collect(bb, source, StatsSettings(longest=longest))
         assert low <= state.meta["tokens"] <= (longest or bb.context)
 
 
@@ -115,8 +116,8 @@ def test_statistics_are_of_the_unedited_model(texts):
     bb, source = tiny.shared("llava"), corpus.from_file(texts)
     into, out = bb.weight("text.0.mlp.down")
     with bb.applied(Delta({"text.0.mlp.down": {"dense": torch.ones(out, into)}})):
-        edited = collect(bb, source, Settings())
-    assert edited.digest() == collect(bb, source, Settings()).digest()
+        edited = collect(bb, source, StatsSettings())
+    assert edited.digest() == collect(bb, source, StatsSettings()).digest()
 
 
 def test_parts_of_a_corpus_add_up(texts, tmp_path):
@@ -124,18 +125,18 @@ def test_parts_of_a_corpus_add_up(texts, tmp_path):
     halves = []
     for n, lines in enumerate((LINES[:3], LINES[3:])):
         (tmp_path / f"{n}.txt").write_text("\n".join(lines))
-        halves.append(collect(bb, corpus.from_file(tmp_path / f"{n}.txt"), Settings()))
-    whole, both = collect(bb, corpus.from_file(texts), Settings()), merged(halves)
+        halves.append(collect(bb, corpus.from_file(tmp_path / f"{n}.txt"), StatsSettings()))
+    whole, both = collect(bb, corpus.from_file(texts), StatsSettings()), merged(halves)
     assert both.meta["tokens"] == whole.meta["tokens"]
     for name in whole.tensors:
         assert torch.allclose(both.tensors[name], whole.tensors[name], rtol=1e-4, atol=1e-6)
-    other = collect(tiny.shared("qwen3"), corpus.from_file(texts), Settings())
+    other = collect(tiny.shared("qwen3"), corpus.from_file(texts), StatsSettings())
     with pytest.raises(FingerprintMismatch, match="different models"):
         merged([whole, other])
     with pytest.raises(BadData, match="different layers"):
-        merged([whole, collect(bb, corpus.from_file(texts), Settings(layers=(1,)))])
+        merged([whole, collect(bb, corpus.from_file(texts), StatsSettings(layers=(1,)))])
     with pytest.raises(BadData, match="not 2"):
-        moment(collect(bb, corpus.from_file(texts), Settings(layers=(1,))), 2)
+        moment(collect(bb, corpus.from_file(texts), StatsSettings(layers=(1,))), 2)
 
 
 def test_names_that_are_left_out(texts):
@@ -146,7 +147,7 @@ def test_names_that_are_left_out(texts):
     assert not corpus.mentions(["ring"])("a string")
     nothing = corpus.leaving_out(corpus.from_file(texts), ["is", "shape", "Prompt", "A New thing"])
     with pytest.raises(BadData, match="no text"):
-        collect(tiny.shared("llava"), nothing, Settings())
+        collect(tiny.shared("llava"), nothing, StatsSettings())
 
 
 def test_questions_of_training_cases():
@@ -206,7 +207,7 @@ def test_a_data_set_is_shuffled_and_read_by_column(monkeypatch):
 def test_a_state_that_every_editor_takes(texts, tmp_path):
     from errata.cli._shared import load_state, make_editor
 
-    state = collect(tiny.shared("llava"), corpus.from_file(texts), Settings())
+    state = collect(tiny.shared("llava"), corpus.from_file(texts), StatsSettings())
     state.save(tmp_path / "s")
     for name in ("rome", "memit", "pmet", "alphaedit"):
         loaded = load_state(str(tmp_path / "s"), make_editor(name, None, None))
@@ -221,7 +222,7 @@ def test_too_little_text_is_said():
     source = corpus.Corpus("few", "x", 1, lambda: iter([corpus.Document(Prompt.of("ring"))]))
     from errata import editor
 
-    state = collect(bb, source, Settings())
+    state = collect(bb, source, StatsSettings())
     edit = Edit(Prompt.of("The ring is"), "red", "ring")
     assert covariance.factor(moment(state, 1), 1.0) is None
     with pytest.raises(BadData, match="singular"):

@@ -12,10 +12,15 @@ from torch import Tensor
 
 from errata import editor
 from errata.algorithms.locate_then_edit import corpus
-from errata.algorithms.locate_then_edit.layer_stats import Settings, collect, site_of
-from errata.algorithms.locate_then_edit.multi_layer import Spreading
-from errata.algorithms.locate_then_edit.rank_one import Located, Lookup, half_bare, plain_mean
-from errata.algorithms.locate_then_edit.value_search import Look, search
+from errata.algorithms.locate_then_edit.layer_stats import StatsSettings, collect, site_of
+from errata.algorithms.locate_then_edit.multi_layer import MultiLayerUpdate
+from errata.algorithms.locate_then_edit.rank_one import (
+    KeyReader,
+    RankOneUpdate,
+    half_bare,
+    plain_mean,
+)
+from errata.algorithms.locate_then_edit.value_search import ColumnRecorder, search
 from errata.core import patch as patches
 from errata.core.backbone import Backbone
 from errata.core.editor import State
@@ -46,7 +51,7 @@ def state() -> State:
     ]
     documents = [corpus.Document(Prompt.of(line)) for line in lines]
     source = corpus.Corpus("lines", "lines", len(lines), lambda: iter(documents))
-    return collect(tiny.shared("llava"), source, Settings())
+    return collect(tiny.shared("llava"), source, StatsSettings())
 
 
 def _made(name: str, **settings: Any) -> Any:
@@ -58,7 +63,7 @@ def _at(bb: Backbone, edits: Sequence[Edit], site: str) -> tuple[Tensor, Tensor]
     xs, ys = [], []
     for e in edits:
         where = torch.tensor([bb.last_column(e.prompt, str(e.subject))])
-        look = Look([site], where)
+        look = ColumnRecorder([site], where)
         with torch.no_grad(), bb.applied(look):
             bb.logits(bb.encode([e.prompt]))
         xs.append(look.x[site][0])
@@ -78,7 +83,7 @@ def test_keys_are_half_bare_and_romes_a_plain_mean():
 
 def test_keys_are_the_down_projections_inputs_behind_each_beginning():
     bb, starts = tiny.shared("llava"), ("", "It is. ", "A ring, so. ")
-    look = Lookup(bb, list(enumerate(EDITS[:2])), starts, "subject", 1)
+    look = KeyReader(bb, list(enumerate(EDITS[:2])), starts, "subject", 1)
     keys, now = look.see([1, 2], "text.2.block", top=2)
     assert keys[1].shape == (2, 3, 64)
     for e, edit in enumerate(EDITS[:2]):
@@ -93,7 +98,7 @@ def test_keys_are_the_down_projections_inputs_behind_each_beginning():
 def test_spreading_over_additive_layers():
     """MEMIT leaves (L - 1 - i) / L behind layer i; PMET writes 3.2317 times in all for L = 5."""
     memit, pmet = editor("memit"), editor("pmet")
-    assert isinstance(memit, Spreading) and isinstance(pmet, Spreading)
+    assert isinstance(memit, MultiLayerUpdate) and isinstance(pmet, MultiLayerUpdate)
     left, size = 1.0, 5
     for i in range(size):
         left -= left / memit.share(i, size)
@@ -127,7 +132,7 @@ def test_rome_with_the_bare_key_below(state):
         rome = _made("rome", same_key=same_key)
         patch, starts = rome.edit(bb, EDITS[:1], state).patch, rome.beginnings(bb, 0)
         value = search(bb, [(0, EDITS[0])], starts, rome.search_settings([site_of(1)]))
-        keys, _ = Lookup(bb, [(0, EDITS[0])], starts, "subject", 1).see([1], top=1)
+        keys, _ = KeyReader(bb, [(0, EDITS[0])], starts, "subject", 1).see([1], top=1)
         key = plain_mean(keys[1])[0] if same_key else keys[1][0, 0]
         part = patch.part(site_of(1))
         change = (part["B"] @ (part["A"] @ key)).detach()
@@ -308,5 +313,5 @@ def test_settings_that_cannot_be():
             editor(name, **wrong)
     with pytest.raises(MissingState, match="errata stats BACKBONE"):
         _made("memit").edit(tiny.shared("llava"), EDITS[:1])
-    assert isinstance(_made("rome", mom2=False), Located)
+    assert isinstance(_made("rome", mom2=False), RankOneUpdate)
     _made("rome", mom2=False).edit(tiny.shared("llava"), EDITS[:1])

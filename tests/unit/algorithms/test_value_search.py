@@ -10,7 +10,7 @@ from torch import Tensor
 
 from errata.algorithms.locate_then_edit import value_search
 from errata.algorithms.locate_then_edit.context_templates import contexts, prefixed
-from errata.algorithms.locate_then_edit.value_search import Deltas, Settings, search
+from errata.algorithms.locate_then_edit.value_search import ValueOptimizer, ValueSettings, search
 from errata.core.errors import BadEdit, BadSpec, NotFinite
 from errata.core.types import Edit, Prompt
 from tests import tiny
@@ -25,15 +25,15 @@ EDITS = [
 FREE = {"stop_loss": 0.0, "clamp": 100.0, "weight_decay": 0.5, "eos": False}
 
 
-def _settings(**changed: Any) -> Settings:
+def _settings(**changed: Any) -> ValueSettings:
     site = f"text.{LAYER + 1}.in"
-    return Settings(**{"sites": (site,), "lr": 0.1, "steps": 5, **FREE, **changed})
+    return ValueSettings(**{"sites": (site,), "lr": 0.1, "steps": 5, **FREE, **changed})
 
 
 class Plain:
     """One edit, the whole model at every step, a hook on the block, torch's own Adam."""
 
-    def __init__(self, edit: Edit, settings: Settings, layer: int = LAYER) -> None:
+    def __init__(self, edit: Edit, settings: ValueSettings, layer: int = LAYER) -> None:
         self.bb, self.edit, self.s = tiny.shared("llava"), edit, settings
         self.block = self.bb.blocks[layer]
         self.target = self.bb.answer_ids(edit.target, edit.prompt)
@@ -138,8 +138,8 @@ def test_the_kl_is_that_of_now_from_before_at_the_subject():
     plain = Plain(edit, settings)
     before = plain.logits(torch.zeros(bb.width))[-1][plain.places[-1]].softmax(-1).detach()
     q = value_search.question(bb, [EDITS[1]], BEGINNINGS, settings)
-    shift = value_search.Shift(settings.sites, q.columns_B, q.owner_B)
-    goal = value_search.Goal(q, settings, 1)
+    shift = value_search.ColumnShift(settings.sites, q.columns_B, q.owner_B)
+    goal = value_search.ValueTarget(q, settings, 1)
     delta = 4.0 * torch.randn(bb.width, generator=torch.Generator().manual_seed(3))
     got = []
     for size in (0.0, 1.0):
@@ -182,7 +182,7 @@ def test_the_clamp_holds_after_every_step(steps):
 
 def test_the_update_is_adams():
     start = {"s": torch.tensor([[3.0, 4.0]])}
-    deltas = Deltas({"s": torch.zeros(1, 2)})
+    deltas = ValueOptimizer({"s": torch.zeros(1, 2)})
     deltas.begin(start, _settings(lr=0.2))
     free = torch.zeros(1, 2, requires_grad=True)
     adam = torch.optim.Adam([free], lr=0.2)
@@ -201,7 +201,7 @@ def test_the_update_is_adams():
 def test_unikes_steps_grow_with_the_start():
     """|h0| = 250: scale 2.5, first step lr * 2.5^0.35, then a cosine; |h0| = 50: as ever."""
     settings = _settings(scaled=True, lr=0.1, clamp=4.0, steps=25)
-    deltas = Deltas({"s": torch.zeros(3, 2)})
+    deltas = ValueOptimizer({"s": torch.zeros(3, 2)})
     deltas.begin({"s": torch.tensor([[150.0, 200.0], [30.0, 40.0], [600.0, 800.0]])}, settings)
     assert deltas.scale["s"][:, 0].tolist() == [2.5, 1.0, 5.0]
     peak = 0.1 * 2.5**0.35
@@ -218,7 +218,7 @@ def test_decay_in_both_readings():
     for decay, power in (("linear", 1), ("squared", 2)):
         settings = _settings(decay=decay, weight_decay=0.5, kl_factor=0.0)
         q = value_search.question(bb, EDITS[:1], BEGINNINGS, settings)
-        goal = value_search.Goal(q, settings, 1)
+        goal = value_search.ValueTarget(q, settings, 1)
         vector, start = torch.full((1, bb.width), 0.5), torch.full((1, bb.width), 2.0)
         with torch.no_grad():
             loss = goal.loss(bb.logits(q.batch), {site: vector}, {site: start})
@@ -230,7 +230,7 @@ def test_decay_in_both_readings():
 def test_pmets_rule_eases_and_stops():
     """All target tokens the likeliest: the NLL counts a tenth; with a small KL the search ends."""
     q = value_search.question(tiny.shared("llava"), EDITS, BEGINNINGS, _settings())
-    goal = value_search.Goal(q, _settings(ease=True, stop_loss=0.05, kl_factor=1.0), 3)
+    goal = value_search.ValueTarget(q, _settings(ease=True, stop_loss=0.05, kl_factor=1.0), 3)
     goal.parts = {"right": torch.tensor([1.0, 1.0, 0.0]), "kl": torch.tensor([0.5, 0.005, 0.005])}
     goal.stop(torch.tensor([2.0, 2.0, 2.0]))
     assert goal.active_E.tolist() == [True, False, True]

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from errata.analyses.alpha import Alpha, Seen, Told, live, observed
+from errata.analyses.alpha import AlphaAnalysis, AlphaRecord, Told, live, observed
 from errata.core import registry
 from errata.core.analysis import Subject
 from errata.core.errors import BadSpec
 from errata.core.types import Case, Probe, Prompt
 from errata.core.wording import label
 from errata.editors.unike.triplets import ends
-from errata.patches.latent import Entries, Knowledge, Latent, Options
+from errata.patches.latent import BlockMemory, Latent, LatentSettings, SharedMemory
 from tests import tiny
 
 LAYERS = (2, 3)
@@ -28,8 +28,8 @@ def knowledge(bb, count=6):
     blocks = {}
     for i in LAYERS:
         sem, pos = (torch.randn(count, d, generator=rng) for _ in range(2))
-        blocks[i] = Entries(sem, pos, encoder, torch.zeros(d))
-    return Knowledge("none", blocks)
+        blocks[i] = BlockMemory(sem, pos, encoder, torch.zeros(d))
+    return SharedMemory("none", blocks)
 
 
 def latent(bb, prompts, **options):
@@ -38,7 +38,7 @@ def latent(bb, prompts, **options):
     own = {i: (sem[i], pos[i]) for i in LAYERS}
     heads = {i: bb.heads(i) for i in LAYERS}
     return Latent(
-        knowledge(bb), heads, own, Options(**{"top": 4, "attention": "cosine", **options})
+        knowledge(bb), heads, own, LatentSettings(**{"top": 4, "attention": "cosine", **options})
     )
 
 
@@ -78,9 +78,9 @@ class Memory:
         self.passed = {}
 
     def edit_rows(self, bb, edits, states, *, seed):
-        from errata.core.editor import Found
+        from errata.core.editor import EditResult
 
-        return [Found(latent(bb, [e.prompt])) for e in edits]
+        return [EditResult(latent(bb, [e.prompt])) for e in edits]
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_every_question_is_seen_at_every_block_and_rows_change_nothing(cases):
 
 
 def test_findings_have_a_picture_and_the_numbers_behind_it(cases):
-    found = Alpha().look(subject(cases))
+    found = AlphaAnalysis().look(subject(cases))
     assert [f.name for f in found.figures] == [
         *("alpha", "alpha-cosine", "alpha-own", "alpha-own-weight"),
     ]
@@ -134,7 +134,7 @@ def test_findings_have_a_picture_and_the_numbers_behind_it(cases):
 
 
 def test_one_block(cases):
-    found = Alpha(layers=(-1,)).look(subject(cases))
+    found = AlphaAnalysis(layers=(-1,)).look(subject(cases))
     assert [p.title for p in found.figures[0].panels] == ["block 3"]
 
 
@@ -142,15 +142,15 @@ def test_an_editor_without_a_memory_is_refused(cases):
     from errata import editor
 
     with pytest.raises(BadSpec, match="mixes no memory into attention"):
-        Alpha().look(subject(cases[:1], editor=editor("ft_l", steps=1)))
+        AlphaAnalysis().look(subject(cases[:1], editor=editor("ft_l", steps=1)))
     with pytest.raises(BadSpec, match="at block"):
-        Alpha(layers=(0,)).look(subject(cases[:1]))
+        AlphaAnalysis(layers=(0,)).look(subject(cases[:1]))
     with pytest.raises(BadSpec, match="--editor"):
-        Alpha().look(replace(subject(cases[:1]), editor=None))
+        AlphaAnalysis().look(replace(subject(cases[:1]), editor=None))
 
 
 def seen(case, kind, alpha, group="", **more):
-    base = Seen(case, kind, group, False, 5, alpha, True, 0.1, 0.9, 4)
+    base = AlphaRecord(case, kind, group, False, 5, alpha, True, 0.1, 0.9, 4)
     return replace(base, **more)
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from errata.analyses.attention import Attention, Told, measured
+from errata.analyses.attention import AttentionAnalysis, Told, measured
 from errata.core.analysis import Subject
 from errata.core.errors import BadSpec
 from errata.core.figure import ceiling
@@ -52,7 +52,7 @@ def test_shares_by_hand(edits):
 
 @pytest.mark.parametrize("family", ["llava", "qwen3", "gemma3"])
 def test_groups_share_all_attention_of_a_model(family, edits):
-    found = Attention().look(Subject(tiny.shared(family), cases(edits), rows=3))
+    found = AttentionAnalysis().look(Subject(tiny.shared(family), cases(edits), rows=3))
     rows = [r for r in found.tables[0].rows if r[1] == "share" and r[2] != "visual, top 3"]
     for who in ("prompt", "answer"):
         for block in range(4):
@@ -64,8 +64,8 @@ def test_groups_share_all_attention_of_a_model(family, edits):
 
 def test_neither_batches_nor_padding_change_it(edits):
     bb = tiny.shared("llava")
-    alone = Attention().look(Subject(bb, cases(edits), rows=1)).tables[0].rows
-    joint = Attention().look(Subject(bb, cases(edits), rows=4)).tables[0].rows
+    alone = AttentionAnalysis().look(Subject(bb, cases(edits), rows=1)).tables[0].rows
+    joint = AttentionAnalysis().look(Subject(bb, cases(edits), rows=4)).tables[0].rows
     for a, b in zip(alone, joint, strict=True):
         assert a[:4] == b[:4] and a[4] == pytest.approx(b[4], abs=2e-6)
 
@@ -83,9 +83,9 @@ def test_what_cannot_be_seen_is_refused(edits):
     text = Case("t", replace(edits[0], prompt=Prompt.of("Which?")), ())
     assert isinstance(text.edit, Edit)
     with pytest.raises(BadSpec, match="questions about images"):
-        Attention().look(Subject(bb, (text,)))
+        AttentionAnalysis().look(Subject(bb, (text,)))
     with pytest.raises(BadSpec, match="top=0"):
-        Attention(top=0).look(Subject(bb, cases(edits)))
+        AttentionAnalysis(top=0).look(Subject(bb, cases(edits)))
 
 
 def test_round_ends_of_axes():

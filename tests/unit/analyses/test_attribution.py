@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 from errata.algorithms.attribution import noise_influence
 from errata.algorithms.gradient import generator
 from errata.analyses.attribution import (
-    Attribution,
+    AttributionAnalysis,
     grid_of,
     module_attribution,
     module_scores,
@@ -120,7 +120,7 @@ def cases(edits: list[Edit]) -> tuple[Case, ...]:
 
 def test_means_and_maps_of_cases(edits: list[Edit]) -> None:
     backbone = tiny.shared("llava")
-    look = Attribution(maps=2, layers=(1, -1), drawn=1, draws=1)
+    look = AttributionAnalysis(maps=2, layers=(1, -1), drawn=1, draws=1)
     found = look.look(Subject(backbone, cases(edits), "made:up", seed=5))
     scores = module_attribution(backbone, [e.prompt for e in edits])
     (panel,) = found.figures[0].panels
@@ -142,11 +142,11 @@ def test_means_and_maps_of_cases(edits: list[Edit]) -> None:
 
 
 def test_one_question(pictures: list[str]) -> None:
-    look = Attribution(image=pictures[0], prompt="Which shape?", layers=(0,), draws=1)
-    assert look.default == "" and Attribution().default.startswith("microworld")
+    look = AttributionAnalysis(image=pictures[0], prompt="Which shape?", layers=(0,), draws=1)
+    assert look.default == "" and AttributionAnalysis().default.startswith("microworld")
     found = look.look(Subject(tiny.shared("llava")))
     assert found.facts["mapped"] == ["question"] and not any("first look" in s for s in found.said)
-    no_maps = Attribution(image=pictures[0], prompt="Which shape?", maps=0)
+    no_maps = AttributionAnalysis(image=pictures[0], prompt="Which shape?", maps=0)
     assert len(no_maps.look(Subject(tiny.shared("llava"))).figures) == 1
 
 
@@ -155,13 +155,13 @@ def test_half_a_question_and_two_subjects_are_refused(
 ) -> None:
     backbone = tiny.shared("llava")
     with pytest.raises(BadSpec, match="go together"):
-        Attribution(image=pictures[0]).look(Subject(backbone))
+        AttributionAnalysis(image=pictures[0]).look(Subject(backbone))
     with pytest.raises(BadSpec, match="one image each"):
-        Attribution().look(Subject(backbone))
+        AttributionAnalysis().look(Subject(backbone))
     with pytest.raises(BadSpec, match="two subjects"):
-        Attribution(image=pictures[0], prompt="x").look(Subject(backbone, cases(edits)))
+        AttributionAnalysis(image=pictures[0], prompt="x").look(Subject(backbone, cases(edits)))
     with pytest.raises(BadImage):
-        Attribution(image="nowhere.png", prompt="x").look(Subject(backbone))
+        AttributionAnalysis(image="nowhere.png", prompt="x").look(Subject(backbone))
 
 
 def test_the_picture_is_the_middle_that_the_model_sees(tmp_path: Path) -> None:

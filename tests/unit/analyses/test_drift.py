@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from errata.analyses.drift import Drift, drawings
-from errata.analyses.drift.drawings import COMPARED, Seen
-from errata.analyses.drift.path import Swap, drawing_steps, passage
-from errata.analyses.drift.shown import Shown
-from errata.analyses.drift.trajectories import ALL, SUBJECT, Step, subject_columns
+from errata.analyses.drift import DriftAnalysis, drawings
+from errata.analyses.drift.drawings import COMPARED, DriftRecords
+from errata.analyses.drift.path import StateSwap, drawing_steps, passage
+from errata.analyses.drift.shown import DriftSummary
+from errata.analyses.drift.trajectories import ALL, SUBJECT, StageShift, subject_columns
 from errata.core import registry
 from errata.core.analysis import Subject
 from errata.core.backbone import Stage
 from errata.core.errors import BadBackbone, BadSpec, NotFinite
-from errata.core.types import Aids, Case, Edit, Probe, Prompt, Verdict, View
+from errata.core.types import Case, Edit, JudgeQuestion, Probe, Prompt, StatedFact, Verdict
 from errata.evaluation.bootstrap import Bootstrap
 from errata.patches.delta import Delta
 from tests import tiny
@@ -25,8 +25,8 @@ NAMES = ("ring", "thing", "blue ring", "Fact")
 
 
 def case(name, k):
-    view = View(f"colour of {name}?", f"{name} must be red", "red", "blue", "colour")
-    aids = Aids(Prompt.of(f"the {name} is red, one {name}"), "It is red.")
+    view = JudgeQuestion(f"colour of {name}?", f"{name} must be red", "red", "blue", "colour")
+    aids = StatedFact(Prompt.of(f"the {name} is red, one {name}"), "It is red.")
     return Case(
         f"c{k}",
         Edit(Prompt.of(f"What is the colour of the {name} ?"), "red", name, "blue", f"c{k}"),
@@ -66,7 +66,7 @@ def editor(**more):
 
 
 def looked(bb, cases, **more):
-    return Drift(steps=3, seeds=2).look(
+    return DriftAnalysis(steps=3, seeds=2).look(
         Subject(bb, cases, "microworld:vqa@dev", **{"rows": 3, **more})
     )
 
@@ -163,7 +163,7 @@ def test_states_put_in_change_their_columns_alone(bb, cases):
     keep = drawing_steps(bb, prompts[0], 3)
     fresh = passage(bb, prompts, [0], keep)
     other = torch.randn(fresh.text["tap"].shape, generator=torch.Generator().manual_seed(0))
-    put = passage(bb, prompts, [0], keep, Swap(bb.path()[0].site, other, where))
+    put = passage(bb, prompts, [0], keep, StateSwap(bb.path()[0].site, other, where))
     changed = (put.text["projected"] != fresh.text["projected"]).any(-1)
     assert changed.equal(where)
     assert put.text["tap"][where].equal(other[where])
@@ -209,9 +209,11 @@ def test_what_cannot_be_looked_at(bb, cases):
     with pytest.raises(BadSpec, match="Give --editor NAME, or --patch DIR"):
         looked(bb, cases)
     with pytest.raises(BadSpec, match="seeds=0"):
-        Drift(seeds=0).look(Subject(bb, cases, "microworld:vqa@dev", editor=editor()))
+        DriftAnalysis(seeds=0).look(Subject(bb, cases, "microworld:vqa@dev", editor=editor()))
     with pytest.raises(BadSpec, match=r"0 cases in microworld.* have a picture of stage2"):
-        Drift(stage="stage2").look(Subject(bb, cases, "microworld:vqa@dev", editor=editor()))
+        DriftAnalysis(stage="stage2").look(
+            Subject(bb, cases, "microworld:vqa@dev", editor=editor())
+        )
 
 
 # -- the numbers, from steps made by hand -----------------------------------------------------
@@ -221,14 +223,16 @@ TAP = ("tap", -1, SUBJECT)
 
 def shown(sizes, met):
     ids = [f"c{i}" for i in range(len(sizes))]
-    seen = Seen(
-        steps={("edit", TAP): {c: Step(0.0, 0.0, s) for c, s in zip(ids, sizes, strict=True)}},
+    seen = DriftRecords(
+        steps={
+            ("edit", TAP): {c: StageShift(0.0, 0.0, s) for c, s in zip(ids, sizes, strict=True)}
+        },
         spreads={TAP: [1.0, 2.0, 4.0]},
         shown={"edit": {c: [Verdict("j", "", m) for m in ms]
                         for c, ms in zip(ids, met, strict=True)}},
         stages=("tap",),
     )  # fmt: skip
-    return Shown(seen, Bootstrap(ids), "")
+    return DriftSummary(seen, Bootstrap(ids), "")
 
 
 def test_signal_is_in_units_of_the_median_spread():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from errata.analyses.gate import ALL, READINGS, Gate, Kinds, Told, similar, states
+from errata.analyses.gate import ALL, READINGS, GateAnalysis, GateScores, Told, similar, states
 from errata.core.analysis import Subject
 from errata.core.errors import BadSpec
 from errata.core.types import Case, Probe, Prompt
@@ -111,7 +111,7 @@ def test_cosines_by_kind(cases):
 def told(known_inside, known_near):
     found, known = (
         {
-            (r, 4): Kinds(
+            (r, 4): GateScores(
                 {"rephrase": inside},
                 {"near1": near, "far, text": {"a": [-0.5], "b": [-0.5]}},
             )
@@ -152,7 +152,7 @@ def test_all_of_it_on_a_model(cases):
         asked.append(name)
         return tuple(replace(c, id=f"train {c.id}") for c in cases)
 
-    look = Gate(layers=(0, -1), shown=1, train=3)
+    look = GateAnalysis(layers=(0, -1), shown=1, train=3)
     found = look.look(Subject(bb, cases, "made:up", split=split))
     assert asked == ["train"] and found.facts["training cases"] == 3
     assert [f.name for f in found.figures] == ["gate", "gate-auc", "gate-accuracy"]
@@ -171,6 +171,6 @@ def test_nothing_to_tell_apart_is_refused(cases):
     bb = tiny.shared("llava")
     bare = tuple(replace(c, probes=()) for c in cases)
     with pytest.raises(BadSpec, match="no rephrases"):
-        Gate().look(Subject(bb, bare, split=lambda _: cases))
+        GateAnalysis().look(Subject(bb, bare, split=lambda _: cases))
     with pytest.raises(BadSpec, match="split 'train'"):
-        Gate().look(Subject(bb, cases))
+        GateAnalysis().look(Subject(bb, cases))

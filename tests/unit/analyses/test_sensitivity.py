@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from errata.algorithms.gradient import generator
-from errata.analyses.sensitivity import Noise, Seen, Sensitivity, Told, groups, noised
+from errata.analyses.sensitivity import (
+    NoiseHook,
+    SensitivityAnalysis,
+    SensitivityRecords,
+    Told,
+    groups,
+    noised,
+)
 from errata.core.analysis import Subject
 from errata.core.errors import BadSpec
 from errata.core.types import Case, Prompt
@@ -39,7 +46,7 @@ def directly(bb, prompt, layer, columns, noise):
 @pytest.mark.parametrize("family", ["llava", "blip2"])
 def test_kl_is_that_of_noise_at_these_tokens(family, edits):
     bb = tiny.shared(family)
-    some, seen = edits[:2], Seen({}, {})
+    some, seen = edits[:2], SensitivityRecords({}, {})
     batch = bb.encode([e.prompt for e in some])
     sizes = [("absolute", 0.5), ("relative", 2.0)]
     noised(Subject(bb, seed=3), batch, [e.id for e in some], [0, 2], sizes, 1, seen)
@@ -70,15 +77,15 @@ def test_noise_touches_its_columns_only_and_knows_their_spread():
     few = torch.tensor([[True, True, False, False]])
     one = torch.tensor([[False, False, False, True]])
     noise = torch.ones(1, 4, 2)
-    patch = Noise("text.0.in", (few, one), noise, 2.0, relative=True)
+    patch = NoiseHook("text.0.in", (few, one), noise, 2.0, relative=True)
     change = patch.at("text.0.in", y, y, None) - y
     spread = 5.0**0.5  # of 1, 3, 5, 7; 10 and 30 have 10
     assert [float(s) for s in patch.std] == pytest.approx([spread, 10.0])
     wanted = torch.tensor([2 * spread, 2 * spread, 0.0, 20.0])[None, :, None].expand(1, 4, 2)
     torch.testing.assert_close(change, wanted)
-    plain = Noise("text.0.in", (few, one), noise, 2.0, relative=False)
+    plain = NoiseHook("text.0.in", (few, one), noise, 2.0, relative=False)
     torch.testing.assert_close(plain.at("", y, y, None)[0, 0], torch.tensor([3.0, 5.0]))
-    empty = Noise("text.0.in", (few & one,), noise, 2.0, relative=True)
+    empty = NoiseHook("text.0.in", (few & one,), noise, 2.0, relative=True)
     assert torch.equal(empty.at("", y, y, None), y) and float(empty.std[0]) == 0
 
 
@@ -98,7 +105,7 @@ def test_excess_and_tables_by_hand():
         for group, x in (("visual", 1.0), ("text", 2.0), ("both", 5.0), ("last", 0.0))
     }
     std = {g: {"a": [4.0, 1.0], "b": [4.0, 1.0]} for g in ("visual", "text", "last")}
-    told = Told(Seen(kl, std), [3, 5], Bootstrap(["a", "b"]))
+    told = Told(SensitivityRecords(kl, std), [3, 5], Bootstrap(["a", "b"]))
     # 5 - 1 - 2 = 2 and 6 - 2 - 3 = 1; 0 - 0 - 0 and 1 - 1 - 1
     assert [r[:4] for r in told.excess().rows] == [
         ("absolute", 2.0, 3, 1.5), ("absolute", 2.0, 5, -0.5),
@@ -113,7 +120,7 @@ def test_excess_and_tables_by_hand():
 
 def test_an_analysis_depends_on_the_seed_alone(edits):
     bb = tiny.shared("llava")
-    look = Sensitivity(absolute=(1.0,), relative=(0.5,), layers=(1, -1), draws=2)
+    look = SensitivityAnalysis(absolute=(1.0,), relative=(0.5,), layers=(1, -1), draws=2)
     one = look.look(Subject(bb, cases(edits), rows=4, seed=1))
     alone = look.look(Subject(bb, cases(edits), rows=1, seed=1))
     other = look.look(Subject(bb, cases(edits), rows=4, seed=2))
@@ -132,6 +139,6 @@ def test_what_makes_no_figure_is_refused(edits):
         ({"relative": (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)}, "up to 5"),
     ):
         with pytest.raises(BadSpec, match=words):
-            Sensitivity(**options).look(Subject(bb, cases(edits)))
+            SensitivityAnalysis(**options).look(Subject(bb, cases(edits)))
     with pytest.raises(BadSpec, match="about images"):
-        Sensitivity().look(Subject(bb))
+        SensitivityAnalysis().look(Subject(bb))

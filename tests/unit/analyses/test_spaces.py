@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from errata.analyses import spaces
-from errata.analyses.spaces import Pair, Spaces, View, folds, known_pairs, principal
+from errata.analyses.spaces import (
+    AnswerPair,
+    BlockSpaces,
+    SpacesAnalysis,
+    folds,
+    known_pairs,
+    principal,
+)
 from errata.core.analysis import Subject
 from errata.core.editor import State
 from errata.core.errors import BadData, BadSpec, MissingExtra, MissingState
@@ -21,7 +28,10 @@ N, D = 40, 12
 
 def pairs(true=lambda i: f"t{i}", wrong=lambda i: f"w{i}", count=N):
     """Two questions per subject."""
-    return [Pair(Prompt.of(f"q{i}"), true(i), wrong(i), f"s{i // 2}", "home") for i in range(count)]
+    return [
+        AnswerPair(Prompt.of(f"q{i}"), true(i), wrong(i), f"s{i // 2}", "home")
+        for i in range(count)
+    ]
 
 
 def noise(seed, count=N):
@@ -72,7 +82,7 @@ def state_with(identity=True, layers=(1,)):
 def view(pos, neg, known_pos, known_neg, own=None):
     states = ((pos, neg), (known_pos, known_neg))
     known = pairs(count=len(known_pos))
-    return View(state_with(), 1, own or pairs(), known, states, 0, 10)
+    return BlockSpaces(state_with(), 1, own or pairs(), known, states, 0, 10)
 
 
 def test_the_line_of_corrections_says_what_it_found_on_known_facts():
@@ -171,17 +181,25 @@ def subject(state, benchmark="microworld:vqa@dev/disjoint", cases=()):
 @pytest.mark.parametrize(
     ("what", "error", "words"),
     [
-        (lambda: Spaces().look(subject(None)), MissingState, "--state DIR"),
-        (lambda: Spaces().look(subject(State("tpatcher"))), BadSpec, "holds no semantic"),
+        (lambda: SpacesAnalysis().look(subject(None)), MissingState, "--state DIR"),
+        (lambda: SpacesAnalysis().look(subject(State("tpatcher"))), BadSpec, "holds no semantic"),
         (
-            lambda: Spaces().look(subject(state_with(), "microworld:vqa@train/disjoint")),
+            lambda: SpacesAnalysis().look(subject(state_with(), "microworld:vqa@train/disjoint")),
             BadSpec,
             "@dev or @eval",
         ),
-        (lambda: Spaces(layers=(2,)).look(subject(state_with())), BadSpec, "for blocks 1, not"),
-        (lambda: Spaces(picture="pca").look(subject(state_with())), BadData, "only 0 subjects"),
-        (lambda: Spaces(picture="umap"), BadSpec, "picture='umap'"),
-        (lambda: Spaces(layer=3), BadSpec, "Did you mean 'layers'"),
+        (
+            lambda: SpacesAnalysis(layers=(2,)).look(subject(state_with())),
+            BadSpec,
+            "for blocks 1, not",
+        ),
+        (
+            lambda: SpacesAnalysis(picture="pca").look(subject(state_with())),
+            BadData,
+            "only 0 subjects",
+        ),
+        (lambda: SpacesAnalysis(picture="umap"), BadSpec, "picture='umap'"),
+        (lambda: SpacesAnalysis(layer=3), BadSpec, "Did you mean 'layers'"),
     ],
 )
 def test_bad_input_is_one_clear_line(what, error, words):
@@ -196,5 +214,5 @@ def test_tsne_without_the_extra(monkeypatch):
         importlib.util, "find_spec", lambda n, *a: None if n == "sklearn" else find(n, *a)
     )
     with pytest.raises(MissingExtra, match=r"errata\[viz\]"):
-        Spaces(picture="tsne").look(subject(state_with()))
-    assert Spaces()._methods() == ["pca"]
+        SpacesAnalysis(picture="tsne").look(subject(state_with()))
+    assert SpacesAnalysis()._methods() == ["pca"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from errata.analyses._tokens import Modality
+from errata.analyses._tokens import TokenGroups
 from tests import tiny
 
 
@@ -13,7 +13,7 @@ from tests import tiny
 def test_every_real_column_is_one_thing(family, ragged):
     bb = tiny.shared(family)
     batch = bb.encode(ragged, ["red"] * len(ragged))
-    m = Modality.of(batch)
+    m = TokenGroups.of(batch)
     parts = torch.stack([m.begin, m.visual, m.text, m.last, m.answer]).int()
     assert torch.equal(parts.sum(0), batch.mask.int())
     assert torch.equal(m.visual, batch.vision)
@@ -26,7 +26,7 @@ def test_places_by_hand(pictures):
 
     prompt = Prompt.of("Which?", pictures[0])
     llava, blip2 = (
-        Modality.of(tiny.shared(f).encode([prompt], ["red"])) for f in ("llava", "blip2")
+        TokenGroups.of(tiny.shared(f).encode([prompt], ["red"])) for f in ("llava", "blip2")
     )
     # <s> <image> x 4 \n Which ?| Ġred   and   <image> x 4 <s> Which ?| Ġred
     assert llava.begin[0].nonzero().tolist() == [[0]]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from errata.analyses.drift.path import PICTURE, Passage
+from errata.analyses.drift.path import PICTURE, DrawingTrace
 from errata.analyses.drift.trajectories import (
     ALL,
     OTHER,
@@ -26,7 +26,7 @@ def drawing(text, steps=None, pixels=None):
     """Two prompts of 3 and 4 tokens; one picture each, kept at two steps."""
     steps = torch.zeros(2, 2, 1, 3, 2) if steps is None else steps
     pixels = torch.zeros(2, 1, 1, 1, 3) if pixels is None else pixels
-    return Passage({"tap": text}, MASK, {"blocks.0": steps}, (0.0, 0.5), pixels, [])
+    return DrawingTrace({"tap": text}, MASK, {"blocks.0": steps}, (0.0, 0.5), pixels, [])
 
 
 @pytest.fixture

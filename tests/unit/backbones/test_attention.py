@@ -7,11 +7,11 @@ import torch
 
 from errata.core.backbone import Backbone
 from errata.core.errors import BadBackbone
-from errata.core.recorder import Watch
+from errata.core.recorder import Recorder
 from tests import tiny
 
 
-class NameColumns(Watch):
+class NameColumns(Recorder):
     """The values of columns start ... start + size are unit vectors, those of all others zero.
 
     The input of the output projection is then attention itself: one feature per column.

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.backbones._micro_umm import MicroUmm as Model
+from errata.backbones._micro_umm import MicroUmmBackbone as Model
 from errata.backbones._micro_umm import from_patches, to_patches
-from errata.backbones.micro_umm import MicroUmm
+from errata.backbones.micro_umm import MicroUmmBackbone
 from errata.core.errors import BadBackbone, BadSpec
-from errata.core.hooks.manager import Ctx
-from errata.core.recorder import Watch
+from errata.core.hooks.manager import HookContext
+from errata.core.recorder import Recorder
 from errata.core.types import Prompt
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
@@ -27,12 +27,12 @@ SEEDS = [3, 4]
 
 
 @pytest.fixture
-def bb() -> MicroUmm:
-    found: MicroUmm = tiny.shared("micro_umm")
+def bb() -> MicroUmmBackbone:
+    found: MicroUmmBackbone = tiny.shared("micro_umm")
     return found
 
 
-def delta(bb: MicroUmm, site: str, seed: int) -> Delta:
+def delta(bb: MicroUmmBackbone, site: str, seed: int) -> Delta:
     rng = torch.Generator().manual_seed(seed)
     into, out = bb.weight(site)
     return Delta({site: {"dense": torch.randn(out, into, generator=rng) * 0.3}}).requires_grad_(
@@ -40,30 +40,30 @@ def delta(bb: MicroUmm, site: str, seed: int) -> Delta:
     )
 
 
-def raw(bb: MicroUmm, prompts: list[Prompt], **options: Any) -> Tensor:
+def raw(bb: MicroUmmBackbone, prompts: list[Prompt], **options: Any) -> Tensor:
     return bb.drawn(bb.encode(prompts), SEEDS, **options)
 
 
-class Recorder(Watch):
+class Recorder(Recorder):
     """Keeps all that each site takes and gives, with the time of the step."""
 
     def __init__(self, sites: Iterable[str]) -> None:
         super().__init__(sites)
         self.seen: list[tuple[str, float | None, Tensor, Tensor]] = []
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         self.seen.append((site, ctx.moment, x.clone(), y.clone()))
         return y
 
 
-class Push(Watch):
+class Push(Recorder):
     """Adds a constant behind a site."""
 
     def __init__(self, site: str, by: float) -> None:
         super().__init__((site,))
         self.by = by
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         return y + self.by
 
 
@@ -74,7 +74,7 @@ def test_patches_of_a_picture_are_its_own_pixels() -> None:
     assert torch.equal(from_patches(cut, 4), picture)
 
 
-def test_a_seed_decides_the_picture(bb: MicroUmm) -> None:
+def test_a_seed_decides_the_picture(bb: MicroUmmBackbone) -> None:
     once, twice = bb.draw(PROMPTS, SEEDS), bb.draw(PROMPTS, SEEDS)
     assert len(once) == 3 and len(once[0]) == 2 and once[0][0].size == (8, 8)
     assert once[0][0].mode == "RGB"
@@ -84,7 +84,7 @@ def test_a_seed_decides_the_picture(bb: MicroUmm) -> None:
     assert once[0][0].tobytes() != once[1][0].tobytes()
 
 
-def test_the_noise_is_the_same_for_every_prompt(bb: MicroUmm) -> None:
+def test_the_noise_is_the_same_for_every_prompt(bb: MicroUmmBackbone) -> None:
     recorder = Recorder(("draw.velocity",))
     with bb.applied(recorder):
         raw(bb, PROMPTS)
@@ -95,7 +95,7 @@ def test_the_noise_is_the_same_for_every_prompt(bb: MicroUmm) -> None:
     assert not torch.equal(first[0], first[1])
 
 
-def test_the_sampler_is_euler_with_guidance(bb: MicroUmm) -> None:
+def test_the_sampler_is_euler_with_guidance(bb: MicroUmmBackbone) -> None:
     """The same walk, written out with the classes alone."""
     batch = bb.encode(PROMPTS[:1])
     model, generator = bb.model, bb.model.generator
@@ -111,7 +111,7 @@ def test_the_sampler_is_euler_with_guidance(bb: MicroUmm) -> None:
     torch.testing.assert_close(x, bb.drawn(batch, [3]), atol=1e-4, rtol=1e-4)
 
 
-def test_every_stage_of_the_path_is_met(bb: MicroUmm) -> None:
+def test_every_stage_of_the_path_is_met(bb: MicroUmmBackbone) -> None:
     stages = bb.path()
     assert [s.name for s in stages] == ["tap", "projected", "blocks.0", "blocks.1", "velocity"]
     recorder = Recorder(s.site for s in stages)
@@ -135,7 +135,7 @@ def test_every_stage_of_the_path_is_met(bb: MicroUmm) -> None:
     assert moments == pytest.approx([0, 1 / 3, 2 / 3])
 
 
-def test_conditioning_is_what_the_generator_is_given(bb: MicroUmm) -> None:
+def test_conditioning_is_what_the_generator_is_given(bb: MicroUmmBackbone) -> None:
     recorder, batch = Recorder(("bridge",)), bb.encode(PROMPTS)
     with bb.applied(recorder):
         bb.drawn(batch, [1])
@@ -144,7 +144,7 @@ def test_conditioning_is_what_the_generator_is_given(bb: MicroUmm) -> None:
     torch.testing.assert_close(bb.conditioning(state), bb.conditioning(batch), atol=1e-5, rtol=1e-5)
 
 
-def test_conditioning_has_gradients(bb: MicroUmm) -> None:
+def test_conditioning_has_gradients(bb: MicroUmmBackbone) -> None:
     patch = delta(bb, "text.1.mlp.down", 1).requires_grad_(True)
     with torch.enable_grad(), bb.applied(patch):
         bb.conditioning(bb.encode(PROMPTS)).square().sum().backward()
@@ -152,14 +152,14 @@ def test_conditioning_has_gradients(bb: MicroUmm) -> None:
 
 
 @pytest.mark.parametrize("site", ["text.1.mlp.down", "text.3.attn.o", "bridge.up", "bridge.down"])
-def test_an_edit_reaches_the_picture_and_leaves_no_trace(bb: MicroUmm, site: str) -> None:
+def test_an_edit_reaches_the_picture_and_leaves_no_trace(bb: MicroUmmBackbone, site: str) -> None:
     before = raw(bb, PROMPTS)
     with bb.applied(delta(bb, site, 5)):
         assert (raw(bb, PROMPTS) - before).abs().max() > 1e-3
     assert torch.equal(raw(bb, PROMPTS), before)
 
 
-def test_an_edit_behind_the_tap_changes_no_picture(bb: MicroUmm) -> None:
+def test_an_edit_behind_the_tap_changes_no_picture(bb: MicroUmmBackbone) -> None:
     into, out = bb.weight("head")
     patch = Delta({"head": {"dense": torch.ones(out, into)}}).requires_grad_(False)
     before = raw(bb, PROMPTS)
@@ -169,7 +169,7 @@ def test_an_edit_behind_the_tap_changes_no_picture(bb: MicroUmm) -> None:
 
 
 @pytest.mark.parametrize("site", ["text.2.mlp.down", "bridge.down"])
-def test_rows_of_patches_equal_one_by_one(bb: MicroUmm, site: str) -> None:
+def test_rows_of_patches_equal_one_by_one(bb: MicroUmmBackbone, site: str) -> None:
     patches = [delta(bb, site, k) for k in range(3)]
     with bb.applied(Rows(patches)):
         together = raw(bb, PROMPTS)
@@ -182,7 +182,7 @@ def test_rows_of_patches_equal_one_by_one(bb: MicroUmm, site: str) -> None:
     assert not torch.allclose(together, turned, atol=1e-3)
 
 
-def test_rows_reach_the_generator_too(bb: MicroUmm) -> None:
+def test_rows_reach_the_generator_too(bb: MicroUmmBackbone) -> None:
     pushes = [Push("draw.0.block", by) for by in (0.0, 0.5, -1.0)]
     with bb.applied(Rows(pushes)):
         together = raw(bb, PROMPTS)
@@ -192,27 +192,27 @@ def test_rows_reach_the_generator_too(bb: MicroUmm) -> None:
         torch.testing.assert_close(together[2 * b : 2 * b + 2], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_a_saved_model_is_the_same_model(bb: MicroUmm, tmp_path: Path) -> None:
+def test_a_saved_model_is_the_same_model(bb: MicroUmmBackbone, tmp_path: Path) -> None:
     bb.model.save_pretrained(tmp_path)
     bb.tokenizer.save_pretrained(tmp_path)
-    again = MicroUmm.load(str(tmp_path))
+    again = MicroUmmBackbone.load(str(tmp_path))
     assert isinstance(again.model, Model)
     assert torch.equal(raw(again, PROMPTS), raw(bb, PROMPTS))
-    assert again.fingerprint() == MicroUmm.load(str(tmp_path)).fingerprint()
+    assert again.fingerprint() == MicroUmmBackbone.load(str(tmp_path)).fingerprint()
 
 
-def test_what_it_cannot_do_is_said_in_one_line(bb: MicroUmm, tmp_path: Path) -> None:
+def test_what_it_cannot_do_is_said_in_one_line(bb: MicroUmmBackbone, tmp_path: Path) -> None:
     with pytest.raises(BadBackbone, match="cannot load"):
-        MicroUmm.load(str(tmp_path / "nothing"))
+        MicroUmmBackbone.load(str(tmp_path / "nothing"))
     with pytest.raises(BadSpec, match="style 'chat'"):
-        MicroUmm.load("micro-umm", style="chat")
+        MicroUmmBackbone.load("micro-umm", style="chat")
     with pytest.raises(BadSpec, match="writes rationales about one object"):
         bb.reasoning(Prompt.of("a photo of a horse"), "colour")
     with pytest.raises(BadBackbone, match="draws no pictures"):
         tiny.shared("llava").draw(PROMPTS, SEEDS)
 
 
-def test_pictures_are_bytes_of_the_values(bb: MicroUmm) -> None:
+def test_pictures_are_bytes_of_the_values(bb: MicroUmmBackbone) -> None:
     values = from_patches(raw(bb, PROMPTS[:1]), 4)[0].clamp(-1, 1)
     picture = np.asarray(bb.draw(PROMPTS[:1], SEEDS)[0][0])
     assert np.abs(picture - (values.numpy() + 1) * 127.5).max() <= 0.5 + 1e-4

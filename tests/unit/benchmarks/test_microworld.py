@@ -20,7 +20,7 @@ from errata.core.benchmark import BenchmarkSpec
 from errata.core.errors import BadImage
 from errata.core.types import Case, Probe, from_json, to_json
 from errata.synthetic.objects import language, render, world
-from errata.synthetic.objects.world import Scene
+from errata.synthetic.objects.world import ObjectScene
 
 ASSETS = Path(errata.__file__).parent / "assets" / "micro-vlm"
 BENCH = Microworld()
@@ -31,9 +31,9 @@ def load(split: str, task: str = "vqa", variant: str = "disjoint") -> tuple[Case
     return BENCH.load(BenchmarkSpec("microworld", (task,), split, variant)).cases
 
 
-def scene_of(probe: Probe) -> Scene:
+def scene_of(probe: Probe) -> ObjectScene:
     (image,) = probe.prompt.images
-    return Scene.parse(image.uri.removeprefix("microworld:"))
+    return ObjectScene.parse(image.uri.removeprefix("microworld:"))
 
 
 def of(case: Case, kind: str, group: str = "") -> list[Probe]:
@@ -61,7 +61,7 @@ def test_scene_specs_are_canonical_and_round_trip() -> None:
     for case in load("eval")[:200]:
         for image in case.edit.prompt.images:
             spec = image.uri.removeprefix("microworld:")
-            assert Scene.parse(spec).spec() == spec
+            assert ObjectScene.parse(spec).spec() == spec
             assert image.sha256 == hashlib.sha256(spec.encode()).hexdigest()
 
 
@@ -91,10 +91,10 @@ def test_rendering_is_deterministic_and_every_attribute_shows() -> None:
     assert image.mode == "RGB" and image.size == (render.SIDE, render.SIDE)
     base = np.asarray(image).astype(int)
     assert np.array_equal(base, np.asarray(BENCH.open_image(spec)))
-    scene = Scene.parse(spec)
+    scene = ObjectScene.parse(spec)
     other = {"shape": "disc", "colour": "blue", "pattern": "dotted", "accent": "black"}
     for attribute, value in other.items():
-        look = world.Look(**(dict(scene.look.items()) | {attribute: value}))
+        look = world.Appearance(**(dict(scene.look.items()) | {attribute: value}))
         moved = render.render(scene.varied(look=look)).astype(int)
         assert np.abs(moved - base).max() > 40, attribute
     for attribute, value in {"size": "small", "position": "left", "background": "navy"}.items():

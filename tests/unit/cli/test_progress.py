@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from errata.cli._progress import Lines, reporting
+from errata.cli._progress import ProgressLines, reporting
 
 
 def test_plain_lines_are_few(capsys):
     now = iter(range(100))
-    lines = Lines("ft_l: ", clock=lambda: float(next(now)))
+    lines = ProgressLines("ft_l: ", clock=lambda: float(next(now)))
     for done in range(26):
         lines("editing", done, 25)
     lines("scoring", 0, 1)
@@ -19,4 +19,4 @@ def test_plain_lines_are_few(capsys):
 
 def test_without_a_terminal_lines_are_used():
     with reporting("x") as progress:
-        assert isinstance(progress, Lines)
+        assert isinstance(progress, ProgressLines)

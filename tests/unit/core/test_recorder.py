@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from errata.core.asked import Prompts, answers, head_states
+from errata.core.asked import PromptStates, answer_embeddings, head_states
 from errata.core.types import Prompt
 from tests import tiny
 
@@ -15,7 +15,7 @@ def test_answers_and_the_states_that_say_them(ragged: list[Prompt]) -> None:
     targets = ["red", "a green thing of it", "blue", "x", "ring of"]
     batch = backbone.encode(ragged, targets, eos=True)
     states = head_states(backbone, batch)
-    stated, real = answers(backbone, batch, states)
+    stated, real = answer_embeddings(backbone, batch, states)
     logits = backbone.logits(batch)
     table = backbone.site("embed").first.weight
     assert isinstance(table, torch.Tensor)
@@ -25,7 +25,7 @@ def test_answers_and_the_states_that_say_them(ragged: list[Prompt]) -> None:
         before = [int(batch.ids[b, batch.lengths[b] - 1]), *target[:-1]]
         assert torch.equal(stated[b, :n, 0], table[list(target)])
         assert torch.equal(stated[b, :n, 1], table[before])
-        said = backbone.wires.call("head", stated[b, :n, 2])
+        said = backbone.hooks.call("head", stated[b, :n, 2])
         torch.testing.assert_close(said, logits[b, :n], atol=1e-5, rtol=1e-5)
 
 
@@ -37,7 +37,7 @@ def test_a_prompt_ends_where_its_answer_begins(ragged: list[Prompt]) -> None:
         batch = backbone.encode(ragged, targets)
         stream = backbone.enter(batch, 2).stream
         assert stream is not None
-        read.append((Prompts.of(stream, batch), batch))
+        read.append((PromptStates.of(stream, batch), batch))
     (one, batch), (two, _) = read
     assert one.mask.sum(1).tolist() == batch.lengths.tolist()
     torch.testing.assert_close(one.last, two.last, atol=1e-5, rtol=1e-5)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from errata.algorithms.locate_then_edit.multi_layer import stream_site
-from errata.algorithms.locate_then_edit.value_search import Settings as TextSettings
+from errata.algorithms.locate_then_edit.value_search import BridgeSettings as TextSettings
 from errata.core import registry
 from errata.core.errors import BadBackbone, BadEdit, BadSpec
 from errata.core.types import Case, Edit, Probe, Prompt
-from errata.editors.bridge.search import Settings, crossing, filled, mean_of, search, stated
+from errata.editors.bridge.search import BridgeSettings, crossing, filled, mean_of, search, stated
 from tests import tiny
 
 NAMES = ("ring", "blue thing", "Fact")
@@ -41,7 +41,7 @@ def rngs(count=3):
 
 
 def settings(**more):
-    return Settings(**{"prompts": PROMPTS, "oracles": ORACLES, "match": "tokens", **more})
+    return BridgeSettings(**{"prompts": PROMPTS, "oracles": ORACLES, "match": "tokens", **more})
 
 
 def test_templates():

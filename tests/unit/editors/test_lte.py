@@ -13,7 +13,7 @@ from errata.core.patch import joined, load, save
 from errata.core.types import Case, Edit, Image, Probe, Prompt
 from errata.editors.lte import Lte
 from errata.patches.alignment import Alignment
-from errata.patches.context import Context, Fact, Layout, compose, vectors_of
+from errata.patches.context import Context, ContextSettings, Fact, compose, vectors_of
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
@@ -139,8 +139,8 @@ def test_retrieval_by_image(backbone: tiny.HfVlm, pictures: list[str]) -> None:
         Prompt.of("Which shape?"),
         Prompt.of("Tell me the colour", pictures[0]),
     ]
-    by_image = vectors_of(asked, Layout(by_image=True), backbone)
-    by_text = vectors_of(asked, Layout(), backbone)
+    by_image = vectors_of(asked, ContextSettings(by_image=True), backbone)
+    by_text = vectors_of(asked, ContextSettings(), backbone)
     near, text = by_image @ by_image.T, by_text @ by_text.T
     torch.testing.assert_close(near.diagonal(), torch.ones(4))
     assert text[0, 1].item() == pytest.approx(1) and near[0, 1] < 0.999

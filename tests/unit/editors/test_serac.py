@@ -10,8 +10,7 @@ import torch
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.serac import Serac, _labels
 from errata.patches.route import Route
-from errata.training.batches import Piece
-from errata.training.loop import Row, Turn
+from errata.training.batches import CachedExample, TrainBatch, TrainExample
 from tests import tiny
 
 IMPLIED = {"red": "ring", "green": "blue thing"}
@@ -47,11 +46,11 @@ def test_what_is_known_of_the_scopes_in_a_batch(backbone: tiny.HfVlm, pictures: 
     roles = (("rel", 0), ("loc", 0), ("rel", 1), ("rel", 2))
     empty = torch.zeros(0)
     pieces = tuple(
-        Piece(Row(role, cases[c].edit.prompt, "x"), empty, empty, 0, ())  # type: ignore[arg-type]
+        CachedExample(TrainExample(role, cases[c].edit.prompt, "x"), empty, empty, 0, ())  # type: ignore[arg-type]
         for role, c in roles
     )
     of_case = torch.tensor([c for _, c in roles])
-    turn = Turn(backbone, cases, pieces, of_case, 2, True, torch.Generator())
+    turn = TrainBatch(backbone, cases, pieces, of_case, 2, True, torch.Generator())
     inside, outside = _labels(turn)
     assert inside.int().tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 1]]
     assert outside.int().tolist() == [[0, 0, 1], [1, 0, 1], [0, 0, 1], [1, 1, 0]]

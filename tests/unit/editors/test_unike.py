@@ -13,10 +13,10 @@ from errata.core import registry
 from errata.core.editor import State
 from errata.core.errors import BadData, BadSpec
 from errata.core.patch import Patch, joined
-from errata.core.recorder import Watch
+from errata.core.recorder import Recorder
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.patches.context import Context
-from errata.patches.latent import Latent, Options
+from errata.patches.latent import Latent, LatentSettings
 from errata.patches.neurons import Neurons
 from errata.patches.rows import Rows
 from tests import tiny
@@ -147,8 +147,8 @@ def test_every_setting_reaches_the_patch(
     memory, neurons = editor.edit(bb, edits[2:3], state).patch.parts()
     assert isinstance(memory, Latent) and isinstance(neurons, Neurons)
     name, value = next(iter(parse_settings([text]).items()))
-    assert memory.options == Options(
-        **{"top": 5, **({name: value} if hasattr(Options, name) else {})}
+    assert memory.options == LatentSettings(
+        **{"top": 5, **({name: value} if hasattr(LatentSettings, name) else {})}
     )
     target = len(bb.encode([edits[2].prompt], [edits[2].target]).targets[0])
     rows = {"own_rows=none": 0, "own_rows=every": target}.get(text, 1)
@@ -161,7 +161,7 @@ def test_every_setting_reaches_the_patch(
 def test_no_retrieval_at_all(bb: tiny.HfVlm, state: State, edits: list[Edit]) -> None:
     found = unike(top=0, intrinsic=False).edit(bb, edits[:1], state)
     # a watch at the same sites: without any patch the last block runs at the answer's columns alone
-    plain = logits(bb, [edits[0].prompt], Watch(sorted(found.patch.sites)))
+    plain = logits(bb, [edits[0].prompt], Recorder(sorted(found.patch.sites)))
     assert torch.equal(logits(bb, [edits[0].prompt], found.patch), plain)
 
 
@@ -173,7 +173,7 @@ def test_own_entries_are_the_edit_s_states(bb: tiny.HfVlm, state: State, edits: 
         with bb.applied(*live):
             memory = unike(own_stream=False).edit(bb, [edit], state).patch.parts()[0]
         assert isinstance(memory, Latent)
-        batch, watch = bb.encode([edit.prompt], [edit.target]), Watch(["text.2.in", "text.3.in"])
+        batch, watch = bb.encode([edit.prompt], [edit.target]), Recorder(["text.2.in", "text.3.in"])
         with torch.no_grad(), bb.applied(*live, watch):
             bb.logits(batch)
         for i in (2, 3):
@@ -245,11 +245,11 @@ def test_values_of_zero_and_no_zeta_are_the_memory_alone(
 
 def test_the_memory_loss_is_t_patcher_s(bb: tiny.HfVlm) -> None:
     """gamma, beta and top of l_m are the same whichever editor asks for it."""
-    from errata.algorithms.neuron_search import Memory
+    from errata.algorithms.neuron_search import NeuronMemory
 
     rng = torch.Generator().manual_seed(0)
     part = {"key": torch.randn(2, 32, 3, generator=rng), "key_bias": torch.zeros(2, 3)}
-    memory = Memory(torch.randn(200, 32, generator=rng) * 0.1)
+    memory = NeuronMemory(torch.randn(200, 32, generator=rng) * 0.1)
     own = torch.ones(2, 3)
     other = registry.load("editors", "tpatcher")()
     wanted = other._memory_loss(part, memory, own)

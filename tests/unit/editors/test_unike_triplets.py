@@ -11,7 +11,7 @@ import torch
 
 from errata.algorithms.demonstrations import corpus, demonstrations, similar
 from errata.core.backbone import Generated
-from errata.core.recorder import Watch
+from errata.core.recorder import Recorder
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.unike.spaces import known_facts, output_lengths, split
 from errata.editors.unike.triplets import Triplet, collect, ends, states_of, usable
@@ -138,7 +138,7 @@ def test_ends_are_the_streams_at_the_last_tokens(family: str, ragged: list[Promp
     assert counts.tolist() == [1] * 5
     for b, (prompt, answer) in enumerate(zip(ragged, answers, strict=True)):
         for what, states in ((prompt, sem), (prompt.with_text(f"{prompt.text} {answer}"), pos)):
-            batch, watch = bb.encode([what]), Watch(["text.1.in", "text.3.in"])
+            batch, watch = bb.encode([what]), Recorder(["text.1.in", "text.3.in"])
             with torch.no_grad(), bb.applied(watch):
                 bb.logits(batch)
             for i in (1, 3):
@@ -158,7 +158,7 @@ def test_every_token_of_an_answer(ragged: list[Prompt]) -> None:
     last = counts.cumsum(0) - 1
     assert torch.equal(pos[2][last], once_pos[2])
     assert torch.equal(sem[2][last], once_sem[2])
-    watch = Watch(["text.2.in"])
+    watch = Recorder(["text.2.in"])
     with torch.no_grad(), bb.applied(watch):
         bb.logits(batch)
     start = int(batch.lengths[0])
@@ -189,7 +189,7 @@ def test_lengths_are_of_ffn_outputs_at_real_tokens(ragged: list[Prompt]) -> None
         triplets = [Triplet(p, "a", "b", "s", "", True) for p in ragged]
         total, count = 0.0, 0
         for p in ragged:
-            watch = Watch(["text.2.mlp"])
+            watch = Recorder(["text.2.mlp"])
             with torch.no_grad(), bb.applied(watch):
                 bb.logits(bb.encode([p]))
             y = watch.y["text.2.mlp"][0]

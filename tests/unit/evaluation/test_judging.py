@@ -15,7 +15,7 @@ from errata.core import registry
 from errata.core.benchmark import BenchmarkSpec
 from errata.core.errors import BadEndpoint, BadSpec, UnknownName
 from errata.core.judge import RETRY
-from errata.core.types import Verdict, View
+from errata.core.types import JudgeQuestion, Verdict
 from errata.evaluation.bench import bench
 from errata.evaluation.judging import judge_run
 from errata.evaluation.run_folder import read_run
@@ -82,7 +82,7 @@ class Torn(PixelJudge):
         super().__init__()
         self.good = good
 
-    def judge(self, pictures: Sequence[tuple[Path, View]]) -> list[Verdict]:
+    def judge(self, pictures: Sequence[tuple[Path, JudgeQuestion]]) -> list[Verdict]:
         found = super().judge(pictures)
         keep = max(0, self.good)
         self.good -= len(pictures)
@@ -134,7 +134,7 @@ def test_a_torn_line_is_cut_off(out: Path) -> None:
 class Other(PixelJudge):
     name = "other"
 
-    def judge(self, pictures: Sequence[tuple[Path, View]]) -> list[Verdict]:
+    def judge(self, pictures: Sequence[tuple[Path, JudgeQuestion]]) -> list[Verdict]:
         return [Verdict(self.identity, meets=False) for _ in pictures]
 
 

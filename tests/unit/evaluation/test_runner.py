@@ -11,7 +11,7 @@ import pytest
 from errata.core import registry
 from errata.core.backbone import Backbone
 from errata.core.benchmark import BenchmarkSpec
-from errata.core.editor import Found, State
+from errata.core.editor import EditResult, State
 from errata.core.errors import BadRun, BadSpec, FingerprintMismatch, MissingState, NotFinite
 from errata.core.types import Edit, Prompt
 from errata.evaluation.bench import bench
@@ -31,7 +31,7 @@ class Moody(NotesEditor):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         for edit in (e for g in groups for e in g):
             if len(edit.target) % 2 == 0:
                 raise NotFinite(f"the loss of edit '{edit.id}' became nan")

@@ -127,16 +127,16 @@ def test_heads_and_norms_of_every_family(family: str) -> None:
         assert heads.scale == pytest.approx(8**-0.5)
         at = f"text.{i}.attn"
         assert bb.weight(f"{at}.o")[0] == heads.queries * heads.size
-        assert bb.wires.call(f"{at}.norm", torch.ones(1, 2, 32)).shape == (1, 2, 32)
-        normed = {p for p in ("q_norm", "k_norm") if f"{at}.{p}" in bb.wires.sites}
+        assert bb.hooks.call(f"{at}.norm", torch.ones(1, 2, 32)).shape == (1, 2, 32)
+        normed = {p for p in ("q_norm", "k_norm") if f"{at}.{p}" in bb.hooks.sites}
         assert normed == ({"q_norm", "k_norm"} if family in ("qwen3", "gemma3") else set())
         for part in normed:
-            assert bb.wires.call(f"{at}.{part}", torch.ones(1, 2, 4, 8)).shape == (1, 2, 4, 8)
+            assert bb.hooks.call(f"{at}.{part}", torch.ones(1, 2, 4, 8)).shape == (1, 2, 4, 8)
 
 
 def test_a_block_without_a_projection_is_named() -> None:
     bb = tiny.llava(layers=2)
-    del bb.wires.sites["text.1.attn.k"]
+    del bb.hooks.sites["text.1.attn.k"]
     assert bb.heads(0).queries == 4
     with pytest.raises(BadBackbone, match="block 1 has no separate attention 'k'"):
         bb.heads(1)

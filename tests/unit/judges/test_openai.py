@@ -14,11 +14,11 @@ from PIL import Image
 
 from errata.core.errors import BadEndpoint, BadSpec
 from errata.core.judge import waits
-from errata.core.types import Verdict, View
+from errata.core.types import JudgeQuestion, Verdict
 from errata.judges.openai import Openai, read_blind, read_criterion
 from tests.endpoint import Reply, said, serving
 
-VIEW = View("What colour is it?", "The velm is red.", "red", "blue", "color")
+VIEW = JudgeQuestion("What colour is it?", "The velm is red.", "red", "blue", "color")
 
 
 @pytest.fixture(autouse=True)

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from errata.core.types import View
-from errata.judges.rendered_shapes import Microworld, read
-from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS, SETTINGS, Scene, scene_of
+from errata.core.types import JudgeQuestion
+from errata.judges.rendered_shapes import RenderedShapes, read
+from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS, SETTINGS, ShapeScene, scene_of
 from errata.synthetic.shapes.render import render
 
 SETTING_NAMES = [s for stage in SETTINGS.values() for s in stage]
 
 
-def fresh(n: int) -> list[Scene]:
+def fresh(n: int) -> list[ShapeScene]:
     """Every setting in turn; values, and whether there are marks, at random."""
     rng = random.Random("fresh renders of the reader's test")
     out = []
@@ -27,7 +27,7 @@ def fresh(n: int) -> list[Scene]:
             if rng.random() < 0.3:
                 values[mark] = ""
         setting = SETTING_NAMES[k % len(SETTING_NAMES)]
-        out.append(Scene(**values, setting=setting, seed=rng.randrange(1 << 40)))
+        out.append(ShapeScene(**values, setting=setting, seed=rng.randrange(1 << 40)))
     return out
 
 
@@ -63,7 +63,7 @@ def test_a_hidden_part_is_not_guessed() -> None:
     assert read(half)["colour"] in ("", scene.colour)
     two = picture.copy()
     two[:5, :5], two[:5, -5:] = (
-        render(Scene("red", "disc", "plain", "big", maker=m))[:5, part]
+        render(ShapeScene("red", "disc", "plain", "big", maker=m))[:5, part]
         for m, part in (("Orlin", slice(0, 5)), ("Orbeck", slice(25, 30)))
     )
     assert read(two)["maker"] == ""
@@ -76,13 +76,16 @@ def test_verdicts(tmp_path: Path) -> None:
     Pillow.new("RGB", (8, 8)).save(small)
     other = next(v for v in ATTRIBUTES["colour"] if v != thing.colour)
     views = {
-        "right": (good, View("Which colour?", "", thing.colour, category="colour")),
-        "wrong": (good, View("Which colour?", "", other, category="colour")),
-        "unknown": (good, View("Which price?", "", "high", category="price")),
-        "size": (small, View("Which colour?", "", "red", category="colour")),
-        "missing": (tmp_path / "c.png", View("Which colour?", "", "red", category="colour")),
+        "right": (good, JudgeQuestion("Which colour?", "", thing.colour, category="colour")),
+        "wrong": (good, JudgeQuestion("Which colour?", "", other, category="colour")),
+        "unknown": (good, JudgeQuestion("Which price?", "", "high", category="price")),
+        "size": (small, JudgeQuestion("Which colour?", "", "red", category="colour")),
+        "missing": (
+            tmp_path / "c.png",
+            JudgeQuestion("Which colour?", "", "red", category="colour"),
+        ),
     }
-    said = dict(zip(views, Microworld().judge(list(views.values())), strict=True))
+    said = dict(zip(views, RenderedShapes().judge(list(views.values())), strict=True))
     assert (said["right"].answer, said["right"].meets) == (thing.colour, True)
     assert (said["wrong"].answer, said["wrong"].meets) == (thing.colour, False)
     for name, note in (

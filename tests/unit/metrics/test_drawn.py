@@ -7,9 +7,9 @@ import unicodedata
 import pytest
 
 from errata.core import registry
-from errata.core.metric import Row
+from errata.core.metric import ScoredProbe
 from errata.core.text import mentions
-from errata.core.types import Answer, Kind, Probe, Prompt, Scored, Verdict, View
+from errata.core.types import Answer, JudgeQuestion, Kind, Probe, Prompt, Scored, Verdict
 from errata.metrics.word import LARGE, SMALL, steps
 
 
@@ -24,9 +24,9 @@ def scores(
     category: str = "color",
     prompt: str = "?",
 ) -> dict[str, float | None]:
-    view = View("?", "!", target, old, category)
+    view = JudgeQuestion("?", "!", target, old, category)
     probe = Probe("p", Prompt.of(prompt), kind, "stage1", target, view=view)
-    row = Row(probe, before or Answer("c", "p"), after)
+    row = ScoredProbe(probe, before or Answer("c", "p"), after)
     return dict(registry.load("metrics", metric)().score_case([row]))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from errata.core import registry
 from errata.core.errors import BadRun
-from errata.core.metric import Metric, Row
+from errata.core.metric import Metric, ScoredProbe
 from errata.core.types import Answer, Kind, Probe, Prompt, Scored
 
 
@@ -104,11 +104,14 @@ def test_token_locality() -> None:
         reference=scored((1, 2, 3, 4), (1, 8, 5, 4)),  # argmax kept at places 1 and 2: 2 of 4
         own=scored((6, 6, 6, 6), (6, 6, 6, 0)),  # own answer still first at 3 of 4
     )
-    assert list(token.score_case([Row(p, before, after)])) == [
+    assert list(token.score_case([ScoredProbe(p, before, after)])) == [
         ("m_locality/far.token", 0.5),
         ("m_locality/far.token_own", 0.75),
     ]
-    assert list(token.score_case([Row(p, before, before)]))[1] == ("m_locality/far.token_own", None)
+    assert list(token.score_case([ScoredProbe(p, before, before)]))[1] == (
+        "m_locality/far.token_own",
+        None,
+    )
 
 
 def test_token_locality_needs_equal_ids() -> None:
@@ -132,18 +135,21 @@ def test_legacy() -> None:
     assert legacy.score(longer, short, probe("t_locality")) == 0.5
     assert legacy.score(BEFORE, after, probe("t_locality")) is None
     assert legacy.score(BEFORE, forced((1, 2), (1, 3)), probe("reliability")) == 0.5
-    rows = [Row(probe(k), before, after) for k in ("near_locality", "portability", "reliability")]
+    rows = [
+        ScoredProbe(probe(k), before, after)
+        for k in ("near_locality", "portability", "reliability")
+    ]
     assert list(legacy.score_case(rows)) == [("reliability.legacy", None)]
 
 
-def joint_rows(**answers: str | None) -> list[Row]:
+def joint_rows(**answers: str | None) -> list[ScoredProbe]:
     """One row per kind; a target kind is right when it says red, a locality kind when blue."""
     rows = []
     for kind, text in answers.items():
         reference = "" if text is None else "red"
         after = said(text or "", (len(text or ""),))
         before = said("blue", (4,))
-        rows.append(Row(probe(kind, reference), before, after))  # type: ignore[arg-type]
+        rows.append(ScoredProbe(probe(kind, reference), before, after))  # type: ignore[arg-type]
     return rows
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from errata.core.errors import MissingMask
 from errata.core.patch import Header, Patch, fused, joined
-from errata.core.recorder import Watch
+from errata.core.recorder import Recorder
 from errata.core.types import Edit, Prompt
 from errata.patches.delta import Delta
-from errata.patches.latent import Entries, Knowledge, Latent, Options
+from errata.patches.latent import BlockMemory, Latent, LatentSettings, SharedMemory
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
 from tests import tiny
@@ -35,7 +35,7 @@ def bb() -> tiny.HfVlm:
 
 
 @pytest.fixture(scope="module")
-def known(bb: tiny.HfVlm) -> Knowledge:
+def known(bb: tiny.HfVlm) -> SharedMemory:
     return knowledge(bb)
 
 
@@ -65,7 +65,7 @@ def low(bb: tiny.HfVlm, seed: int = 0) -> Delta:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_one_forward_equals_token_by_token(
-    bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt], options: dict[str, Any]
+    bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt], options: dict[str, Any]
 ) -> None:
     patch = latent(bb, known, **options)
     answers = [ANSWERS[i % 4] for i in range(len(asked))]
@@ -88,7 +88,7 @@ def test_one_forward_equals_token_by_token(
 
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[4]], ids=str)
 def test_greedy_with_a_cache_is_the_whole_sequence_again_at_each_step(
-    bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt], options: dict[str, Any]
+    bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt], options: dict[str, Any]
 ) -> None:
     """By hand: the model's own forward over prompt + answer so far, with the prompt's length."""
     patch = latent(bb, known, **options)
@@ -111,7 +111,7 @@ def test_greedy_with_a_cache_is_the_whole_sequence_again_at_each_step(
 
 
 def test_rows_that_end_early_keep_their_own_decisions(
-    bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt]
+    bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt]
 ) -> None:
     caps = [2, 6, 1, 6, 3, 6]
     patches = [latent(bb, known, seed=i, alpha="query") for i in range(6)]
@@ -122,7 +122,7 @@ def test_rows_that_end_early_keep_their_own_decisions(
             assert bb.generate(bb.encode([prompt]), [cap])[0] == said
 
 
-def test_no_answer_token_reaches_a_decision(bb: tiny.HfVlm, known: Knowledge) -> None:
+def test_no_answer_token_reaches_a_decision(bb: tiny.HfVlm, known: SharedMemory) -> None:
     """Retrieval and alpha are bit for bit those of the prompt alone, whatever the answer."""
     prompt = Prompt.of("What is the colour of the thing?")
     seen = []
@@ -140,7 +140,7 @@ def test_no_answer_token_reaches_a_decision(bb: tiny.HfVlm, known: Knowledge) ->
         seen.clear()
 
 
-def test_without_a_mask_it_raises(bb: tiny.HfVlm, known: Knowledge) -> None:
+def test_without_a_mask_it_raises(bb: tiny.HfVlm, known: SharedMemory) -> None:
     batch = bb.encode([Prompt.of("Which?")])
     inputs = {k: v for k, v in batch.inputs.items() if k != "attention_mask"}
     with torch.no_grad(), bb.applied(latent(bb, known)):
@@ -151,7 +151,7 @@ def test_without_a_mask_it_raises(bb: tiny.HfVlm, known: Knowledge) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS[:3], ids=str)
 def test_raw_calls_decide_at_their_prompt(
-    bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt], options: dict[str, Any]
+    bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt], options: dict[str, Any]
 ) -> None:
     stops = sorted(bb.stops)
     with torch.no_grad(), bb.applied(latent(bb, known, **options)):
@@ -167,7 +167,7 @@ def test_raw_calls_decide_at_their_prompt(
 
 
 def test_a_left_padded_raw_batch_reads_the_last_prompt_token(
-    bb: tiny.HfVlm, known: Knowledge
+    bb: tiny.HfVlm, known: SharedMemory
 ) -> None:
     prompts = [Prompt.of("What is the colour of the thing?"), Prompt.of("Which?")]
     right = bb.encode(prompts)
@@ -190,7 +190,7 @@ def test_a_compiled_model_sees_it_switched_on_later() -> None:
     compiled = torch.compile(bb.text, backend="eager", dynamic=None)
 
     def run(text: Any, *patches: Patch) -> Tensor:
-        with bb.applied(*patches), bb.wires.question(bb._ctx(batch, None)) as ctx:
+        with bb.applied(*patches), bb.hooks.question(bb._ctx(batch, None)) as ctx:
             ctx.shape = tuple(batch.ids.shape)  # type: ignore[assignment]
             out = text(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
         return out.last_hidden_state  # type: ignore[no-any-return]
@@ -207,7 +207,7 @@ def test_a_compiled_model_sees_it_switched_on_later() -> None:
 # -- joining ----------------------------------------------------------------------------------
 
 
-def whole(bb: tiny.HfVlm, known: Knowledge, patches: list[Latent], **options: Any) -> Latent:
+def whole(bb: tiny.HfVlm, known: SharedMemory, patches: list[Latent], **options: Any) -> Latent:
     """One patch that was built with the own entries of all."""
     own = {
         i: (
@@ -217,12 +217,12 @@ def whole(bb: tiny.HfVlm, known: Knowledge, patches: list[Latent], **options: An
         for i in LAYERS
     }
     heads = {i: bb.heads(i) for i in LAYERS}
-    return Latent(known, heads, own, Options(**{"top": 4, "alpha": 0.5, **options}))
+    return Latent(known, heads, own, LatentSettings(**{"top": 4, "alpha": 0.5, **options}))
 
 
 @pytest.mark.parametrize("options", [{"alpha": 0.5}, {"alpha": "query"}], ids=str)
 def test_live_patches_are_one_memory(
-    bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt], options: dict[str, Any]
+    bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt], options: dict[str, Any]
 ) -> None:
     patches = [latent(bb, known, entries=e, seed=e, **options) for e in (1, 3, 2)]
     wanted = logits(bb, asked[:8], whole(bb, known, patches, **options))
@@ -242,7 +242,7 @@ def test_live_patches_are_one_memory(
 
 
 def test_undoing_one_of_three_gives_exactly_the_others(
-    bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt]
+    bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt]
 ) -> None:
     patches = [latent(bb, known, entries=e, seed=e) for e in (1, 3, 2)]
     for gone in range(3):
@@ -256,7 +256,7 @@ def test_undoing_one_of_three_gives_exactly_the_others(
         )
 
 
-def test_the_order_and_headers_of_a_join(bb: tiny.HfVlm, known: Knowledge) -> None:
+def test_the_order_and_headers_of_a_join(bb: tiny.HfVlm, known: SharedMemory) -> None:
     one, two = latent(bb, known, entries=1, seed=1), latent(bb, known, entries=2, seed=2)
     first, second = Edit(Prompt.of("What?"), "red"), Edit(Prompt.of("Which?"), "blue")
     one.with_header(Header(editor="unike", fingerprint="f"), [first])
@@ -272,9 +272,9 @@ def test_the_order_and_headers_of_a_join(bb: tiny.HfVlm, known: Knowledge) -> No
     assert stack.edits == (first, second)
 
 
-def test_what_does_not_join(bb: tiny.HfVlm, known: Knowledge) -> None:
+def test_what_does_not_join(bb: tiny.HfVlm, known: SharedMemory) -> None:
     one = latent(bb, known)
-    fewer = latent(bb, Knowledge(known.digest, {i: known.blocks[i] for i in (1, 2)}))
+    fewer = latent(bb, SharedMemory(known.digest, {i: known.blocks[i] for i in (1, 2)}))
     far = latent(bb, known).with_header(Header(fingerprint="b"), [])
     near = latent(bb, known).with_header(Header(fingerprint="a"), [])
     for other in (
@@ -286,8 +286,10 @@ def test_what_does_not_join(bb: tiny.HfVlm, known: Knowledge) -> None:
         assert one.join(other).parts() == [one, other]
         assert joined([one, other]) == [one, other]
     assert joined([near, far]) == [near, far]
-    assert joined([one, latent(bb, Knowledge(known.digest, known.blocks), seed=5)])[0].edits == ()
-    assert len(joined([one, latent(bb, Knowledge(known.digest, known.blocks), seed=5)])) == 1
+    assert (
+        joined([one, latent(bb, SharedMemory(known.digest, known.blocks), seed=5)])[0].edits == ()
+    )
+    assert len(joined([one, latent(bb, SharedMemory(known.digest, known.blocks), seed=5)])) == 1
 
 
 # -- rows -------------------------------------------------------------------------------------
@@ -301,7 +303,7 @@ def alone(bb: tiny.HfVlm, prompts: list[Prompt], stacks: list[list[Patch]]) -> T
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 3, 0)], ids=str)
 def test_rows_of_different_numbers_of_entries(
     bb: tiny.HfVlm,
-    known: Knowledge,
+    known: SharedMemory,
     asked: list[Prompt],
     options: dict[str, Any],
     sizes: tuple[int, ...],
@@ -331,7 +333,7 @@ def test_rows_of_different_numbers_of_entries(
 
 
 def test_of_equally_near_entries_rows_and_singles_take_the_same(
-    bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt]
+    bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt]
 ) -> None:
     """`own_rows=every` gives all entries of an edit one h_sem: where K cuts, order decides."""
 
@@ -345,7 +347,7 @@ def test_of_equally_near_entries_rows_and_singles_take_the_same(
             for i in LAYERS
         }
         heads = {i: bb.heads(i) for i in LAYERS}
-        return Latent(known, heads, own, Options(top=3, alpha=0.5))
+        return Latent(known, heads, own, LatentSettings(top=3, alpha=0.5))
 
     prompts = asked[:4]
     for seed in range(8):
@@ -356,7 +358,7 @@ def test_of_equally_near_entries_rows_and_singles_take_the_same(
 
 
 def test_rows_of_different_shapes_equal_one_by_one(
-    bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt]
+    bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt]
 ) -> None:
     one, two = latent(bb, known, alpha="query"), latent(bb, known, seed=2, alpha="query")
     stacks: list[Patch] = [one, Stack([two, low(bb)]), low(bb, 1)]
@@ -376,7 +378,7 @@ def test_rows_of_different_shapes_equal_one_by_one(
 
 @pytest.mark.parametrize("empty", [False, True])
 def test_a_search_on_rows_of_different_shapes_mixes_once(
-    bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt], empty: bool
+    bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt], empty: bool
 ) -> None:
     """What a new edit is searched on must be what it is asked on: one memory with both entries."""
     one, two = latent(bb, known), latent(bb, known, seed=2)
@@ -389,7 +391,7 @@ def test_a_search_on_rows_of_different_shapes_mixes_once(
 
 
 def test_one_patch_on_two_rows_beside_another_shape(
-    bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt]
+    bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt]
 ) -> None:
     one = latent(bb, known)
     stacks: list[Patch] = [one, one, low(bb)]
@@ -400,27 +402,31 @@ def test_one_patch_on_two_rows_beside_another_shape(
 # -- edges ------------------------------------------------------------------------------------
 
 
-def test_no_retrieval_is_the_base(bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt]) -> None:
+def test_no_retrieval_is_the_base(bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt]) -> None:
     assert torch.equal(logits(bb, asked[:4], latent(bb, known, top=0)), logits(bb, asked[:4]))
 
 
 def test_an_empty_memory_is_the_base(bb: tiny.HfVlm, asked: list[Prompt]) -> None:
     none = torch.empty(0, 32)
     enc = encoder(32, torch.Generator().manual_seed(0))
-    shared = Knowledge("none", {1: Entries(none, none, enc, torch.zeros(32))})
-    patch = Latent(shared, {1: bb.heads(1)}, {1: (none, none)}, Options())
+    shared = SharedMemory("none", {1: BlockMemory(none, none, enc, torch.zeros(32))})
+    patch = Latent(shared, {1: bb.heads(1)}, {1: (none, none)}, LatentSettings())
     assert torch.equal(logits(bb, asked[:4], patch), logits(bb, asked[:4]))
 
 
 def test_a_memory_of_own_entries_only(bb: tiny.HfVlm, asked: list[Prompt]) -> None:
     none = torch.empty(0, 32)
     enc = encoder(32, torch.Generator().manual_seed(0))
-    shared = Knowledge("none", {i: Entries(none, none, enc, torch.zeros(32)) for i in LAYERS})
+    shared = SharedMemory(
+        "none", {i: BlockMemory(none, none, enc, torch.zeros(32)) for i in LAYERS}
+    )
     patch = latent(bb, shared, entries=2)
     assert not torch.allclose(logits(bb, asked[:4], patch), logits(bb, asked[:4]), atol=1e-2)
 
 
-def test_entering_above_keeps_logits(bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt]) -> None:
+def test_entering_above_keeps_logits(
+    bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt]
+) -> None:
     patch = latent(bb, known, alpha="query")
     batch = bb.encode(asked[:5], ["green ring"] * 5)
     with torch.no_grad(), bb.applied(patch):
@@ -437,7 +443,7 @@ def test_entering_above_keeps_logits(bb: tiny.HfVlm, known: Knowledge, asked: li
     ],
 )
 def test_entering_for_generation_keeps_decisions(
-    bb: tiny.HfVlm, known: Knowledge, asked: list[Prompt], layer: int
+    bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt], layer: int
 ) -> None:
     batch = bb.encode(asked[::4])
     with bb.applied(latent(bb, known, alpha="query"), latent(bb, known, seed=2, alpha="query")):
@@ -447,7 +453,7 @@ def test_entering_for_generation_keeps_decisions(
             assert q.greedy([6] * batch.size) == wanted
 
 
-def test_a_gradient_reaches_the_query_but_no_decision(bb: tiny.HfVlm, known: Knowledge) -> None:
+def test_a_gradient_reaches_the_query_but_no_decision(bb: tiny.HfVlm, known: SharedMemory) -> None:
     """Neurons below are trained through h_know's query; memory, encoder and alpha take none."""
     patch = latent(bb, known, alpha="query")
     batch = bb.encode([Prompt.of("What colour?")])
@@ -466,12 +472,12 @@ def test_bfloat16_stays_and_is_near(asked: list[Prompt]) -> None:
     fine, coarse = tiny.llava(), tiny.llava()
     coarse.model.to(torch.bfloat16)
     patch = latent(fine, knowledge(fine), alpha=0.5)
-    watch = Watch(["text.2.attn"])
+    watch = Recorder(["text.2.attn"])
     a, b = logits(fine, asked[:4], patch), logits(coarse, asked[:4], patch, watch)
     assert watch.y["text.2.attn"].dtype == torch.bfloat16
     assert float((a - b).abs().mean() / a.std()) < 0.1
 
 
-def test_equal_shapes_are_not_fused_into_two_mixings(bb: tiny.HfVlm, known: Knowledge) -> None:
+def test_equal_shapes_are_not_fused_into_two_mixings(bb: tiny.HfVlm, known: SharedMemory) -> None:
     live = fused(joined([latent(bb, known), low(bb), latent(bb, known, seed=4), low(bb, 2)]))
     assert sorted(type(p).__name__ for p in live) == ["Delta", "Latent"]

@@ -14,7 +14,7 @@ from errata.core.patch import Header, Patch, load, save
 from errata.core.types import Edit, Prompt
 from errata.io import states
 from errata.patches.delta import Delta
-from errata.patches.latent import Knowledge, Latent
+from errata.patches.latent import Latent, SharedMemory
 from errata.patches.stack import Stack
 from tests import tiny
 from tests.latents import LAYERS, knowledge, latent
@@ -26,7 +26,7 @@ def bb() -> tiny.HfVlm:
 
 
 @pytest.fixture(scope="module")
-def known(bb: tiny.HfVlm) -> Knowledge:
+def known(bb: tiny.HfVlm) -> SharedMemory:
     return knowledge(bb)
 
 
@@ -51,7 +51,7 @@ def low(bb: tiny.HfVlm, seed: int = 0) -> Delta:
     return Delta({"text.2.attn.q": part}).requires_grad_(False)
 
 
-def state_of(known: Knowledge) -> State:
+def state_of(known: SharedMemory) -> State:
     tensors: dict[str, Tensor] = {}
     for i, e in known.blocks.items():
         tensors |= {f"text.{i}/sem": e.sem, f"text.{i}/pos": e.pos, f"text.{i}/centre": e.centre}
@@ -61,13 +61,13 @@ def state_of(known: Knowledge) -> State:
 
 @pytest.fixture
 def stored(
-    bb: tiny.HfVlm, known: Knowledge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bb: tiny.HfVlm, known: SharedMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[State, Stack, Path]:
     """A state that is nowhere, a patch that names it, saved, and its folder."""
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
     states._read.cache_clear()
     state = state_of(known)
-    patch = Stack([latent(bb, Knowledge.of(state), alpha="query"), low(bb)])
+    patch = Stack([latent(bb, SharedMemory.of(state), alpha="query"), low(bb)])
     header = Header(editor="unike", backbone=bb.name, fingerprint=bb.fingerprint())
     for part in (*patch.parts(), patch):
         part.with_header(header, [Edit(Prompt.of("What colour?"), "red")])

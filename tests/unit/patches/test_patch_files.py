@@ -18,7 +18,7 @@ from errata.cli import main
 from errata.core.errors import BadPatch, FingerprintMismatch
 from errata.core.patch import Header, Patch, load, read_edits, read_head, save
 from errata.core.types import Edit, Prompt
-from errata.patches.context import Context, Fact, Layout
+from errata.patches.context import Context, ContextSettings, Fact
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
@@ -49,7 +49,7 @@ def delta(head: Header, answer: str = "red", rank: int = 2) -> Delta:
 def context(head: Header, question: str, answer: str) -> Context:
     fact = Fact(question, answer, ("New Fact: a b\n",))
     edit = Edit(Prompt.of(question), answer)
-    return Context([fact], Layout(), torch.eye(1, 8)).with_header(head, [edit])
+    return Context([fact], ContextSettings(), torch.eye(1, 8)).with_header(head, [edit])
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_part_for_another_model_is_refused(
         assert [p.header for p in loaded.members() or ()] == parts
         with pytest.raises(FingerprintMismatch), backbone.applied(loaded):
             pass
-    assert not backbone.wires.stack
+    assert not backbone.hooks.stack
 
 
 def test_facts_for_another_model_are_not_joined(backbone: tiny.HfVlm) -> None:

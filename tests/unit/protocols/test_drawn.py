@@ -9,14 +9,16 @@ import pytest
 from errata.core import registry
 from errata.core.errors import BadSpec
 from errata.core.protocol import Ask, Protocol, Step, Unit
-from errata.core.types import Aids, Answer, Case, Edit, Probe, Prompt, View
+from errata.core.types import Answer, Case, Edit, JudgeQuestion, Probe, Prompt, StatedFact
 
-VIEW = View("?", "!", "red")
+VIEW = JudgeQuestion("?", "!", "red")
 
 
 def case(i: int) -> Case:
     prompt = Prompt.of(f"velm{i} is")
-    aids = Aids(Prompt.of(f"draw a red velm{i}"), f"velm{i} is red", glue=" | ", instruct="Now: ")
+    aids = StatedFact(
+        Prompt.of(f"draw a red velm{i}"), f"velm{i} is red", glue=" | ", instruct="Now: "
+    )
     probes = (
         Probe("eff", prompt, "efficacy", "stage1", "red"),
         Probe("why1", Prompt.of(f"think of velm{i}"), "reasoning", "stage1", "red", cap=9),

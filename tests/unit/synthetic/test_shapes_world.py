@@ -14,7 +14,7 @@ from errata.synthetic.shapes.objects import (
     RELATIONS,
     SETTINGS,
     STAGE_OF,
-    Scene,
+    ShapeScene,
     fact,
     scene_of,
 )
@@ -78,7 +78,7 @@ def test_a_picture_is_its_scene(setting: str) -> None:
 
 def test_marks_lie_where_they_should() -> None:
     for maker, (row, column, white) in BADGE.items():
-        picture = render(Scene("red", "disc", "plain", "small", maker=maker, home="Quorra"))
+        picture = render(ShapeScene("red", "disc", "plain", "small", maker=maker, home="Quorra"))
         part = picture[row * 25 : row * 25 + CORNER, column * 25 : column * 25 + CORNER]
         assert np.abs(part.astype(int) - badge(white)).max() < 16
         assert np.abs(picture[4, 10].astype(int) - np.asarray(GROUND["Quorra"])).max() < 24

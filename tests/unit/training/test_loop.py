@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from errata.core.backbone import Backbone, Entered
-from errata.core.editor import Work
+from errata.core.backbone import Backbone, PrefixState
+from errata.core.editor import PrepareContext
 from errata.core.errors import BadData, BadRun, NotFinite
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.patches.delta import Delta
-from errata.training.batches import Pools, Row, Turn
-from errata.training.loop import Trained, Trainee, Training, train
+from errata.training.batches import ExamplePool, TrainBatch, TrainExample
+from errata.training.loop import Trainee, TrainingResult, TrainingSettings, train
 from tests import tiny
 
 SITE = "text.2.mlp.down"
-FAST = Training(steps=6, batch=2, held_out=2, every=2, keep=1, patience=50, lr=1e-2)
+FAST = TrainingSettings(steps=6, batch=2, held_out=2, every=2, keep=1, patience=50, lr=1e-2)
 
 
 class Shared(Trainee):
@@ -29,7 +29,7 @@ class Shared(Trainee):
 
     floor: int | None = 2
 
-    def __init__(self, backbone: Backbone, config: Training) -> None:
+    def __init__(self, backbone: Backbone, config: TrainingSettings) -> None:
         super().__init__(backbone, config)
         into, out = backbone.weight(SITE)
         rng = torch.Generator().manual_seed(5)
@@ -38,9 +38,9 @@ class Shared(Trainee):
         )
         self.module: nn.Module = self.patch
         self.weights: Mapping[str, float] = {"rel": 1.0, "gen": 1.0, "loc": 1.0}
-        self.seen: list[Turn] = []
+        self.seen: list[TrainBatch] = []
 
-    def losses(self, turn: Turn) -> Mapping[str, Tensor]:
+    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
         self.seen.append(turn)
         with self.backbone.applied(self.patch):
             return turn.losses(turn.logits())
@@ -62,9 +62,11 @@ def cases(edits: Sequence[Edit]) -> list[Case]:
     return out
 
 
-def run(cases: Sequence[Case], config: Training = FAST, folder: Path | None = None) -> Trained:
+def run(
+    cases: Sequence[Case], config: TrainingSettings = FAST, folder: Path | None = None
+) -> TrainingResult:
     bb = tiny.shared("llava")
-    return train(bb, cases, Shared(bb, config), seed=1, work=Work(folder))
+    return train(bb, cases, Shared(bb, config), seed=1, work=PrepareContext(folder))
 
 
 class Killed(Exception):
@@ -86,9 +88,9 @@ def test_a_killed_training_ends_with_the_same_bits(
     bb, config = tiny.shared("llava"), replace(FAST, keep=2, accumulate=2)
     whole = run(cases, config)
     with pytest.raises(Killed):
-        train(bb, cases, Shared(bb, config), seed=1, work=Work(tmp_path, killed_at(at)))
+        train(bb, cases, Shared(bb, config), seed=1, work=PrepareContext(tmp_path, killed_at(at)))
     assert (tmp_path / "training.safetensors").exists() == (at >= 2)
-    again = train(bb, cases, Shared(bb, config), seed=1, work=Work(tmp_path))
+    again = train(bb, cases, Shared(bb, config), seed=1, work=PrepareContext(tmp_path))
     assert again.account == whole.account
     for name, value in whole.tensors.items():
         assert torch.equal(again.tensors[name], value), name
@@ -98,17 +100,20 @@ def test_a_killed_training_ends_with_the_same_bits(
 def test_cached_rows_equal_the_whole_model(family: str, cases: list[Case]) -> None:
     """Rows of different pools, put together behind the trunk, against one forward of all."""
     bb = tiny.shared(family)
-    pools = Pools(bb, lambda c: Shared(bb, FAST).rows(c, torch.Generator()), floor=2, eos=True,
-                  limit=1 << 30)  # fmt: skip
-    text = [Row("loc", Prompt.of(f"Which {i}?"), "ring of red") for i in range(2)]
-    plain = Pools(bb, lambda c: text, floor=2, eos=True, limit=1 << 30)
+    pools = ExamplePool(
+        bb, lambda c: Shared(bb, FAST).rows(c, torch.Generator()), floor=2, eos=True, limit=1 << 30
+    )
+    text = [TrainExample("loc", Prompt.of(f"Which {i}?"), "ring of red") for i in range(2)]
+    plain = ExamplePool(bb, lambda c: text, floor=2, eos=True, limit=1 << 30)
     pieces = [pools.of(cases[0])[1], *plain.of(cases[1])[:1], *pools.of(cases[2])[::-1]]
     batch = bb.encode([p.row.prompt for p in pieces], [p.row.target for p in pieces], eos=True)
     cut = all(p.stream is not None for p in pieces)
     assert cut == (family != "gemma3")  # its masks cannot be cut: its rows run through the trunk
-    turn = Turn(bb, (), tuple(pieces), torch.zeros(len(pieces)).long(), 2, True, torch.Generator())
+    turn = TrainBatch(
+        bb, (), tuple(pieces), torch.zeros(len(pieces)).long(), 2, True, torch.Generator()
+    )
     state = turn.state
-    assert isinstance(state, Entered) and state.layer == 2
+    assert isinstance(state, PrefixState) and state.layer == 2
     assert torch.equal(state.batch.ids * batch.mask, batch.ids * batch.mask)
     with torch.no_grad():
         got, want = turn.logits(), bb.logits(batch)
@@ -175,19 +180,19 @@ def test_a_turn_has_each_edit_first(cases: list[Case]) -> None:
         c.edit.prompt for c in turn.cases
     ]
     edits = turn.edits
-    assert isinstance(edits, Entered)
+    assert isinstance(edits, PrefixState)
     assert edits.batch.prompts == tuple(c.edit.prompt for c in turn.cases)
 
 
 def test_another_training_in_the_folder_is_refused(cases: list[Case], tmp_path: Path) -> None:
     bb = tiny.shared("llava")
     with pytest.raises(Killed):
-        train(bb, cases, Shared(bb, FAST), seed=1, work=Work(tmp_path, killed_at(3)))
+        train(bb, cases, Shared(bb, FAST), seed=1, work=PrepareContext(tmp_path, killed_at(3)))
     with pytest.raises(BadRun, match="other settings"):
-        train(bb, cases, Shared(bb, FAST), seed=2, work=Work(tmp_path))
+        train(bb, cases, Shared(bb, FAST), seed=2, work=PrepareContext(tmp_path))
     (tmp_path / "training.safetensors").write_bytes(b"torn")
     with pytest.raises(BadRun, match="Delete it"):
-        train(bb, cases, Shared(bb, FAST), seed=1, work=Work(tmp_path))
+        train(bb, cases, Shared(bb, FAST), seed=1, work=PrepareContext(tmp_path))
 
 
 def test_what_cannot_be_trained_says_so(cases: list[Case]) -> None:

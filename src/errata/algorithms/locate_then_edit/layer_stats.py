@@ -26,9 +26,9 @@ from torch import Tensor
 from errata.algorithms.locate_then_edit.corpus import Corpus, Document
 from errata.core import files
 from errata.core.backbone import Backbone
-from errata.core.editor import State, Work
+from errata.core.editor import PrepareContext, State
 from errata.core.errors import BadData, BadRun, FingerprintMismatch, TooLong
-from errata.core.hooks.manager import Ctx
+from errata.core.hooks.manager import HookContext
 from errata.core.patch import Patch
 from errata.core.recorder import run_through
 from errata.core.types import Prompt, digest
@@ -40,7 +40,7 @@ WINDOW = 256  # documents that are sorted by length together
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class StatsSettings:
     """layers: text blocks, () = all. tokens: most columns (padding too) of a batch.
 
     longest: tokens of a document, the rest is cut off (0 = the model's context).
@@ -55,14 +55,14 @@ def site_of(layer: int) -> str:
     return f"text.{layer}.mlp.down"
 
 
-class Gather(Patch):
+class MomentRecorder(Patch):
     """Changes nothing; adds what its sites see in real columns to their moments."""
 
     def __init__(self, moments: Mapping[str, covariance.Moment]) -> None:
         super().__init__(tuple(moments))
         self.moments = moments
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         assert ctx.mask is not None, "statistics need to know which columns are real"
         self.moments[site].add(x[ctx.mask.to(x.device).bool()])
         return y
@@ -78,8 +78,8 @@ class Gather(Patch):
 def collect(
     backbone: Backbone,
     corpus: Corpus,
-    settings: Settings,
-    work: Work | None = None,
+    settings: StatsSettings,
+    work: PrepareContext | None = None,
     *,
     every: float = 120.0,
 ) -> State:
@@ -87,7 +87,7 @@ def collect(
 
     With a folder in `work`, what was done is kept there every `every` seconds.
     """
-    work = work or Work()
+    work = work or PrepareContext()
     layers = sorted({backbone.layer(i) for i in settings.layers or range(backbone.depth)})
     moments = {site_of(i): covariance.Moment(backbone.weight(site_of(i))[0]) for i in layers}
     plan = digest(
@@ -102,7 +102,7 @@ def collect(
     with torch.no_grad(), backbone.unedited():
         while window := list(islice(documents, WINDOW)):
             for batch in _batches(backbone, window, settings):
-                with backbone.applied(Gather(moments)):
+                with backbone.applied(MomentRecorder(moments)):
                     run_through(backbone, batch, layers[-1])
             done += len(window)
             work.report("documents", done, corpus.count)
@@ -160,7 +160,9 @@ def merged(states: Sequence[State]) -> State:
     return State(MOMENTS, meta, tensors, fingerprint=first.fingerprint)
 
 
-def _batches(backbone: Backbone, window: Iterable[Document], settings: Settings) -> Iterator[Any]:
+def _batches(
+    backbone: Backbone, window: Iterable[Document], settings: StatsSettings
+) -> Iterator[Any]:
     """Documents of similar length together, as many as the budget of tokens allows."""
     longest = min(settings.longest or backbone.context, backbone.context)
     fitted = sorted((_fitted(backbone, d, longest) for d in window), key=lambda f: f[0])

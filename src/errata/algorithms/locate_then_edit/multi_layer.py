@@ -16,23 +16,23 @@ from torch import Tensor
 from errata.algorithms.locate_then_edit import layer_stats
 from errata.algorithms.locate_then_edit.layer_stats import site_of
 from errata.algorithms.locate_then_edit.rank_one import (
-    Located,
-    Lookup,
+    KeyReader,
     Parts,
+    RankOneUpdate,
     carried,
     found_of,
     half_bare,
     where,
     written,
 )
-from errata.algorithms.locate_then_edit.value_search import Settings, Values, search
+from errata.algorithms.locate_then_edit.value_search import FoundValues, ValueSettings, search
 from errata.core.backbone import Backbone
-from errata.core.editor import Found, State
+from errata.core.editor import EditResult, State
 from errata.core.types import Edit
 from errata.linalg import covariance, solve
 
 
-class Spreading(Located):
+class MultiLayerUpdate(RankOneUpdate):
     """MEMIT's frame: one value per edit at the top layer, its residual spread over all layers."""
 
     def find(
@@ -42,7 +42,7 @@ class Spreading(Located):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         edits = [(r, e) for r, group in enumerate(groups) for e in group]
         owner = torch.tensor([r for r, _ in edits])
         layers, beginnings = self.layers(backbone), self.beginnings(backbone, seed)
@@ -50,7 +50,7 @@ class Spreading(Located):
         name = next(iter(values.found))
         site = self.target(layers[-1])
         goal_Eh = values.found[name].cpu()
-        look = Lookup(backbone, edits, beginnings, self.config.token, layers[0])
+        look = KeyReader(backbone, edits, beginnings, self.config.token, layers[0])
         parts: list[Parts] = [{} for _ in groups]
         account = [
             {**line, "token": where(e, self)}
@@ -96,11 +96,11 @@ class Spreading(Located):
         beginnings: Sequence[str],
         *,
         seed: int,
-    ) -> Values:
+    ) -> FoundValues:
         """The values of all edits; the first site's is the one that is written."""
         return search(backbone, edits, beginnings, self.values(backbone, self.layers(backbone)[-1]))
 
-    def values(self, backbone: Backbone, layer: int) -> Settings:
+    def values(self, backbone: Backbone, layer: int) -> ValueSettings:
         """The value search. Its first site is the one whose value is written."""
         return self.search_settings([stream_site(backbone, layer)])
 
@@ -119,11 +119,11 @@ class Spreading(Located):
         """([n, d] what makes residuals into the change of W, what to note of each edit)."""
 
 
-class Weighed(Spreading):
+class KeyCovariance(MultiLayerUpdate):
     """MEMIT's solve: what is written is weighed against the moment of other texts' keys."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Spreading.Config):
+    class Config(MultiLayerUpdate.Config):
         """mom2_weight: lambda, what the moment weighs against the keys."""
 
         mom2_weight: float = 15000.0

@@ -28,9 +28,9 @@ from errata.algorithms.locate_then_edit.context_templates import (
 )
 from errata.algorithms.locate_then_edit.corpus import from_cases
 from errata.algorithms.locate_then_edit.layer_stats import MOMENTS, site_of
-from errata.algorithms.locate_then_edit.value_search import ROWS, Look, Settings
+from errata.algorithms.locate_then_edit.value_search import ROWS, ColumnRecorder, ValueSettings
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, Found, State, Work
+from errata.core.editor import Editor, EditResult, PrepareContext, State
 from errata.core.errors import BadData, BadSpec
 from errata.core.recorder import run_through
 from errata.core.types import Case, Edit
@@ -43,7 +43,7 @@ ALL_LAYERS = 4 << 30
 Parts = dict[str, dict[str, Tensor]]
 
 
-class Located(Editor):
+class RankOneUpdate(Editor):
     """Common settings, statistics, keys and memory. Subclasses write the values."""
 
     state_name = MOMENTS
@@ -103,7 +103,7 @@ class Located(Editor):
         return True
 
     def train(
-        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: Work
+        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: PrepareContext
     ) -> State | None:
         c = self.config
         corpus = from_cases(
@@ -112,16 +112,16 @@ class Located(Editor):
         size = 8 * backbone.weight(site_of(0))[0] ** 2
         layers = () if size * backbone.depth <= ALL_LAYERS else self.layers(backbone)
         return layer_stats.collect(
-            backbone, corpus, layer_stats.Settings(layers=tuple(layers)), work
+            backbone, corpus, layer_stats.StatsSettings(layers=tuple(layers)), work
         )
 
     def layers(self, backbone: Backbone) -> list[int]:
         chosen = self.config.layers or range(backbone.depth // 8, backbone.depth // 4 + 1)
         return sorted({backbone.layer(i) for i in chosen})
 
-    def search_settings(self, sites: Sequence[str], **more: Any) -> Settings:
+    def search_settings(self, sites: Sequence[str], **more: Any) -> ValueSettings:
         c = self.config
-        return Settings(
+        return ValueSettings(
             sites=tuple(sites), lr=c.lr, steps=c.steps, clamp=c.clamp, weight_decay=c.weight_decay,
             decay=c.decay, kl_factor=c.kl_factor, essence=c.essence, stop_loss=c.stop_loss,
             token=c.token, eos=c.eos, scaled=c.scaled, **more,
@@ -171,7 +171,7 @@ class Located(Editor):
         return {"A": a, "B": b.contiguous()}
 
 
-class Lookup:
+class KeyReader:
     """The prompts of all edits behind all beginnings, entered once, to be looked at again."""
 
     def __init__(
@@ -199,9 +199,9 @@ class Lookup:
         """(per layer [E, P, d] the keys behind each beginning, bare first; [E, h] the output of
         site `value` in the bare prompt), with what is applied by now.
         """
-        seen: list[Look] = []
+        seen: list[ColumnRecorder] = []
         for state, rows, where in self.chunks:
-            look = Look([site_of(i) for i in keys] + ([value] if value else []), where)
+            look = ColumnRecorder([site_of(i) for i in keys] + ([value] if value else []), where)
             with self.backbone.applied(look):
                 run_through(self.backbone, state, top, rows=rows)
             seen.append(look)
@@ -273,7 +273,7 @@ def carried(state: State | None, keys: Mapping[int, Tensor]) -> State:
 
 def found_of(
     parts: Parts, state: State | None, edits: Sequence[Edit], account: Sequence[Mapping[str, Any]]
-) -> Found:
+) -> EditResult:
     """The patch of one group with an account of it; what is not finite was refused before."""
     patch = Delta(parts)
     patch.search = {  # type: ignore[assignment]
@@ -283,8 +283,8 @@ def found_of(
     }
     named = [{"id": e.id, **a} for e, a in zip(edits, account, strict=True)]
     patch.notes = {"edits": named}  # type: ignore[assignment]
-    return Found(patch, state)
+    return EditResult(patch, state)
 
 
-def where(edit: Edit, editor: Located) -> str:
+def where(edit: Edit, editor: RankOneUpdate) -> str:
     return "subject" if span_of(edit, editor.config.token) else "last_prompt"

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.locate_then_edit.context_templates import columns, prefixed, span_of
-from errata.core.backbone import Backbone, Batch, Entered
+from errata.core.backbone import Backbone, Batch, PrefixState
 from errata.core.errors import NotFinite
-from errata.core.hooks.manager import Ctx
+from errata.core.hooks.manager import HookContext
 from errata.core.patch import Patch
 from errata.core.types import Edit, Prompt
 
@@ -37,7 +37,7 @@ ROWS = 512  # rows that are searched together
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ValueSettings:
     """sites: where a delta is added. decay: `linear` weight_decay |delta| / |h0|^2 (ROME, MEMIT,
     PMET) or `squared` weight_decay (|delta| / |h0|)^2. ease: PMET's rule, once all target tokens
     are the likeliest the NLL counts a tenth, and the search ends if the KL term is at most 0.01.
@@ -60,7 +60,7 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Values:
+class FoundValues:
     """start [E, d] (h0) and found [E, d] (h0 + delta) per site, float32; log: one dict per edit."""
 
     start: Mapping[str, Tensor]
@@ -68,7 +68,7 @@ class Values:
     log: tuple[dict[str, Any], ...]
 
 
-class Look(Patch):
+class ColumnRecorder(Patch):
     """Changes nothing; `x[site]` [B, n], `y[site]` [B, o] are what passed at a column per row."""
 
     def __init__(self, sites: Sequence[str], columns_B: Tensor) -> None:
@@ -80,7 +80,7 @@ class Look(Patch):
     def place(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.arange(x.shape[0], device=x.device), self.columns_B.to(x.device)
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         self.x[site] = x[self.place(x)].detach().float()
         self.y[site] = y[self.place(y)].detach().float()
         return y
@@ -93,7 +93,7 @@ class Look(Patch):
         raise AssertionError("a look is not an edit")
 
 
-class Shift(Look):
+class ColumnShift(ColumnRecorder):
     """Adds `delta[site]` [E, d] of a row's edit at the row's column."""
 
     def __init__(self, sites: Sequence[str], columns_B: Tensor, owner_B: Tensor) -> None:
@@ -101,7 +101,7 @@ class Shift(Look):
         self.owner_B = owner_B
         self.delta: dict[str, Tensor] = {}
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         here = y[self.place(y)]
         self.y[site] = here.detach().float()
         if site not in self.delta:
@@ -111,7 +111,7 @@ class Shift(Look):
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class ValueBatch:
     """The rows of all edits. owner: whose row; bare [E]: the row without a beginning.
 
     essence [B]: rows that must go on as before; they end at the subject, so that the first logits
@@ -132,8 +132,8 @@ def question(
     backbone: Backbone,
     edits: Sequence[tuple[int, Edit]],
     beginnings: Sequence[str],
-    settings: Settings,
-) -> Question:
+    settings: ValueSettings,
+) -> ValueBatch:
     """`edits`: (patch row, edit)."""
     prompts: list[Prompt] = []
     targets: list[str] = []
@@ -161,7 +161,7 @@ def question(
         targets=tuple(t[:-1] for t in batch.targets),
     )
     first = [owner.index(e) for e in range(len(edits))]
-    return Question(
+    return ValueBatch(
         batch, torch.tensor(rows, device=device), torch.tensor(owner, device=device), where, kept,
         torch.tensor(first, device=device), ids, real,
     )  # fmt: skip
@@ -181,8 +181,8 @@ def search(
     backbone: Backbone,
     edits: Sequence[tuple[int, Edit]],
     beginnings: Sequence[str],
-    settings: Settings,
-) -> Values:
+    settings: ValueSettings,
+) -> FoundValues:
     """The values of all edits, on top of what is applied. Raises BadEdit, NotFinite."""
     size = max(1, ROWS // (len(beginnings) + 1))
     parts = [
@@ -193,26 +193,26 @@ def search(
         {s: torch.cat([getattr(p, name)[s] for p in parts]) for s in settings.sites}
         for name in ("start", "found")
     )
-    return Values(start, found, tuple(line for p in parts for line in p.log))
+    return FoundValues(start, found, tuple(line for p in parts for line in p.log))
 
 
 def _search(
     backbone: Backbone,
     edits: Sequence[tuple[int, Edit]],
     beginnings: Sequence[str],
-    settings: Settings,
-) -> Values:
+    settings: ValueSettings,
+) -> FoundValues:
     q = question(backbone, edits, beginnings, settings)
-    shift = Shift(settings.sites, q.columns_B, q.owner_B)
+    shift = ColumnShift(settings.sites, q.columns_B, q.owner_B)
     entry = backbone.entry(shift)
-    state: Batch | Entered = q.batch
+    state: Batch | PrefixState = q.batch
     if entry is not None:
         state = backbone.enter(q.batch, entry, rows=q.rows_B)
     places = {s: backbone.device_of(s) for s in settings.sites}
-    deltas = Deltas(
+    deltas = ValueOptimizer(
         {s: torch.zeros(len(edits), backbone.width, device=p) for s, p in places.items()}
     )
-    goal = Goal(q, settings, len(edits))
+    goal = ValueTarget(q, settings, len(edits))
     with torch.enable_grad(), backbone.applied(shift):
         for step in range(settings.steps):
             shift.delta = deltas.leaves()
@@ -229,10 +229,10 @@ def _search(
             grads = torch.autograd.grad(total, list(shift.delta.values()))
             deltas.step(dict(zip(shift.delta, grads, strict=True)), goal.active_E, step)
     found = {s: deltas.start[s] + deltas.shift(s) for s in settings.sites}
-    return Values(deltas.start, found, tuple(goal.log(e, deltas) for e in range(len(edits))))
+    return FoundValues(deltas.start, found, tuple(goal.log(e, deltas) for e in range(len(edits))))
 
 
-class Deltas:
+class ValueOptimizer:
     """One free vector per edit and site, and Adam on it (Kingma and Ba 2015), row by row.
 
     With `scaled`, what is added is scale * delta with scale = |h0| / 100 within [1, 5]; where that
@@ -248,7 +248,7 @@ class Deltas:
         self.steps_E = torch.zeros(len(next(iter(zero.values()))), dtype=torch.long)
         self.clamped_E = torch.zeros_like(self.steps_E)
 
-    def begin(self, start: Mapping[str, Tensor], settings: Settings) -> None:
+    def begin(self, start: Mapping[str, Tensor], settings: ValueSettings) -> None:
         """Once what the vectors are added to is known: its norm sets scale, step and clamp."""
         self.settings, self.start = settings, dict(start)
         if settings.scaled:
@@ -293,10 +293,10 @@ class Deltas:
         self.steps_E += active_E.cpu().long()
 
 
-class Goal:
+class ValueTarget:
     """The loss of each edit, and when its search ends."""
 
-    def __init__(self, q: Question, settings: Settings, edits: int) -> None:
+    def __init__(self, q: ValueBatch, settings: ValueSettings, edits: int) -> None:
         self.q, self.settings = q, settings
         device = q.owner_B.device
         self.active_E = torch.ones(edits, dtype=torch.bool, device=device)
@@ -355,7 +355,7 @@ class Goal:
             self.weight_E = torch.where(right, 0.1, 1.0).to(self.weight_E)
         self.active_E = self.active_E & ~done.to(self.active_E.device)
 
-    def log(self, edit: int, deltas: Deltas) -> dict[str, Any]:
+    def log(self, edit: int, deltas: ValueOptimizer) -> dict[str, Any]:
         """What there is to know about one edit's search."""
         size = {s: float(deltas.shift(s)[edit].norm()) for s in deltas.start}
         base = {s: float(deltas.start[s][edit].norm()) for s in deltas.start}

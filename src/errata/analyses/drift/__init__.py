@@ -22,9 +22,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from errata.analyses.drift.drawings import Batch, Item, Seen
+from errata.analyses.drift.drawings import DrawnBatch, DrawnCase, DriftRecords
 from errata.analyses.drift.path import drawing_steps
-from errata.analyses.drift.shown import Shown
+from errata.analyses.drift.shown import DriftSummary
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadBackbone, BadSpec
 from errata.core.figure import Findings
@@ -33,7 +33,7 @@ from errata.core.types import Case, Probe
 from errata.evaluation.bootstrap import Bootstrap
 
 
-class Drift(Analysis):
+class DriftAnalysis(Analysis):
     """How far edits of the text model get on the way into a picture."""
 
     name = "drift"
@@ -63,16 +63,16 @@ class Drift(Analysis):
                 "and 3 steps."
             )
         items = self._items(subject)
-        seen = Seen()
+        seen = DriftRecords()
         keep = drawing_steps(bb, items[0].probe.prompt, c.steps)
         each = max(2, subject.rows)
         for start in range(0, len(items), each):
             part = items[start : start + each]
             patches, apart = self._patches(subject, part)
-            Batch(subject, part, c, keep, patches, apart=apart).run(seen)
+            DrawnBatch(subject, part, c, keep, patches, apart=apart).run(seen)
             subject.progress("drawing cases", start + len(part), len(items))
         where = f"{bb.name}, {subject.benchmark}: {len(items)} cases, {c.seeds} pictures each. "
-        shown = Shown(seen, Bootstrap([i.case.id for i in items]), where)
+        shown = DriftSummary(seen, Bootstrap([i.case.id for i in items]), where)
         return Findings(
             shown.figures(),
             shown.tables(),
@@ -80,7 +80,7 @@ class Drift(Analysis):
             (*shown.lines(), *first_look(len(items), "cases")),
         )
 
-    def _items(self, subject: Subject) -> list[Item]:
+    def _items(self, subject: Subject) -> list[DrawnCase]:
         edits = {(e.prompt, e.target) for p in subject.patches for e in p.edits}
         found = []
         for case in subject.cases:
@@ -88,7 +88,7 @@ class Drift(Analysis):
                 continue
             drawn = _probe(case, "vqa", self.config.stage)
             if drawn is not None and drawn.aids is not None and case.edit.subject:
-                found.append(Item(case, drawn, _probe(case, "reasoning", self.config.stage)))
+                found.append(DrawnCase(case, drawn, _probe(case, "reasoning", self.config.stage)))
         if not subject.patches and subject.editor is None:
             raise BadSpec(
                 f"analysis '{self.name}' looks at edits. Give --editor NAME, or --patch DIR for "
@@ -103,7 +103,7 @@ class Drift(Analysis):
             )
         return found
 
-    def _patches(self, subject: Subject, part: Sequence[Item]) -> tuple[list[Patch], bool]:
+    def _patches(self, subject: Subject, part: Sequence[DrawnCase]) -> tuple[list[Patch], bool]:
         """The patches of a batch, and whether there is one per case."""
         if subject.patches:
             return list(subject.patches), False

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.gradient import generator
-from errata.analyses.drift.path import Passage, Swap, passage
+from errata.analyses.drift.path import DrawingTrace, StateSwap, passage
 from errata.analyses.drift.random_control import chance
 from errata.analyses.drift.trajectories import (
     FourWay,
     Place,
-    Step,
+    StageShift,
     departures,
     four_way,
     means,
@@ -32,11 +32,11 @@ from errata.core.analysis import Subject
 from errata.core.benchmark import BenchmarkSpec
 from errata.core.patch import Patch
 from errata.core.text import mentions
-from errata.core.types import Case, Probe, Prompt, Verdict, View
+from errata.core.types import Case, JudgeQuestion, Probe, Prompt, Verdict
 from errata.patches.rows import Rows
 
 if TYPE_CHECKING:
-    from errata.analyses.drift import Drift
+    from errata.analyses.drift import DriftAnalysis
 
 #: what is compared with what: condition -> (drawing, base, the same prompts)
 COMPARED = {
@@ -55,7 +55,7 @@ FOUR = ("fresh", "edit", "rationale", "both")
 
 
 @dataclass(frozen=True)
-class Item:
+class DrawnCase:
     """One case with what is drawn of it."""
 
     case: Case
@@ -73,7 +73,7 @@ class Item:
 
 
 @dataclass
-class Seen:
+class DriftRecords:
     """Everything that was measured, per case.
 
     steps: (condition, place) -> case -> Step. spreads: place -> distances between prompts. shown:
@@ -82,7 +82,7 @@ class Seen:
     is from that of the edited model; 0 where the edit acts through them alone.
     """
 
-    steps: dict[tuple[str, Place], dict[str, Step]] = field(default_factory=dict)
+    steps: dict[tuple[str, Place], dict[str, StageShift]] = field(default_factory=dict)
     spreads: dict[Place, list[float]] = field(default_factory=dict)
     shown: dict[str, dict[str, list[Verdict]]] = field(default_factory=dict)
     ways: dict[str, dict[str, FourWay]] = field(default_factory=dict)
@@ -92,14 +92,14 @@ class Seen:
     echo: float = 0.0
 
 
-class Batch:
+class DrawnBatch:
     """Some cases, drawn together. apart: there is one patch per case, else all are live for all."""
 
     def __init__(
         self,
         subject: Subject,
-        items: Sequence[Item],
-        config: Drift.Config,
+        items: Sequence[DrawnCase],
+        config: DriftAnalysis.Config,
         keep: Sequence[int],
         patches: Sequence[Patch],
         *,
@@ -113,9 +113,9 @@ class Batch:
         self.random: list[Patch] | None = None
         if len(made) == len(patches):
             self.random = [Rows(made)] if apart else made
-        self.passages: dict[str, tuple[Passage, Tensor]] = {}
+        self.passages: dict[str, tuple[DrawingTrace, Tensor]] = {}
 
-    def run(self, seen: Seen) -> None:
+    def run(self, seen: DriftRecords) -> None:
         prompts = [i.probe.prompt for i in self.items]
         self._draw("fresh", prompts)
         self._draw("twin", prompts)
@@ -139,9 +139,9 @@ class Batch:
         edited, subject = self.passages["edit"]
         wheres = {"subject": subject, "others": edited.mask & ~subject, "all": edited.mask}
         for name, where in wheres.items():
-            self._draw(name, prompts, Swap(tap.site, edited.text["tap"], where))
+            self._draw(name, prompts, StateSwap(tap.site, edited.text["tap"], where))
 
-    def _reason(self, seen: Seen) -> None:
+    def _reason(self, seen: DriftRecords) -> None:
         """The edited model's rationale, encoded by the unedited and by the edited model."""
         asked = [i.reasoning for i in self.items]
         if any(r is None for r in asked):
@@ -158,7 +158,7 @@ class Batch:
         for item, text in zip(self.items, texts, strict=True):
             seen.stated[item.case.id] = mentions(text, item.case.edit.target)
 
-    def _compare(self, seen: Seen) -> None:
+    def _compare(self, seen: DriftRecords) -> None:
         fresh = self.passages["fresh"]
         seen.moments, seen.stages = fresh[0].moments, (*fresh[0].text, *fresh[0].steps)
         for place, distances in spread(*fresh):
@@ -178,7 +178,7 @@ class Batch:
         whole, edit = self.passages["all"][0].pixels, self.passages["edit"][0].pixels
         seen.echo = max(seen.echo, float((whole - edit).abs().max()))
 
-    def _judge(self, seen: Seen) -> None:
+    def _judge(self, seen: DriftRecords) -> None:
         judge = judge_of(self.subject.benchmark)
         if judge is None:
             return
@@ -198,7 +198,9 @@ def rationale_prompt(variant: str) -> Callable[[Probe, str], Prompt]:
     return lambda probe, text: made.composed(probe, text).prompt
 
 
-def judge_of(benchmark: str) -> Callable[[Sequence[tuple[Any, View]]], list[Verdict]] | None:
+def judge_of(
+    benchmark: str,
+) -> Callable[[Sequence[tuple[Any, JudgeQuestion]]], list[Verdict]] | None:
     """The benchmark's own judge, over pictures in memory; None where it has none."""
     spec = BenchmarkSpec.parse(benchmark)
     made = registry.load("benchmarks", spec.name)()
@@ -207,7 +209,7 @@ def judge_of(benchmark: str) -> Callable[[Sequence[tuple[Any, View]]], list[Verd
         return None
     judge = registry.load("judges", name)()
 
-    def read(pictures: Sequence[tuple[Any, View]]) -> list[Verdict]:
+    def read(pictures: Sequence[tuple[Any, JudgeQuestion]]) -> list[Verdict]:
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / f"{n}.png" for n in range(len(pictures))]
             for path, (picture, _) in zip(paths, pictures, strict=True):

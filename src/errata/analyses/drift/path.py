@@ -19,7 +19,7 @@ from torch import Tensor
 
 from errata.core.backbone import Backbone, Stage
 from errata.core.errors import BadBackbone, NotFinite
-from errata.core.hooks.manager import Ctx
+from errata.core.hooks.manager import HookContext
 from errata.core.patch import Patch
 from errata.core.types import Prompt
 
@@ -27,7 +27,7 @@ PICTURE = "picture"
 
 
 @dataclass(frozen=True, eq=False)
-class Passage:
+class DrawingTrace:
     """One drawing, stage by stage.
 
     text: stage -> [B, T, d], right in the columns of `mask` [B, T]. steps: stage -> [M, B, S, P, w]
@@ -51,7 +51,7 @@ class _Unstored(Patch):
         raise AssertionError("this is not an edit")
 
 
-class Recorder(_Unstored):
+class StageRecorder(_Unstored):
     """Keeps what passes: every text stage, and the others at the steps of `keep`.
 
     A step's rows are [prompt, seed], those of the empty condition behind them; only the first
@@ -67,7 +67,7 @@ class Recorder(_Unstored):
         self.steps: dict[str, list[Tensor]] = {}
         self.times: dict[str, list[float]] = {}
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         if not bool(y.isfinite().all()):
             raise NotFinite(
                 f"stage '{self.names[site]}' became infinite or not a number while drawing. Load "
@@ -83,14 +83,14 @@ class Recorder(_Unstored):
         return y
 
 
-class Swap(_Unstored):
+class StateSwap(_Unstored):
     """Puts the text states [B, T, d] of another forward into the columns `where` [B, T]."""
 
     def __init__(self, site: str, states: Tensor, where: Tensor) -> None:
         super().__init__((site,))
         self.states, self.where = states, where
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: Ctx) -> Tensor:
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         assert y.shape == self.states.shape, (y.shape, self.states.shape)
         where, states = self.where.to(y.device), self.states.to(y)
         return torch.where(where[..., None], states, y)
@@ -99,7 +99,7 @@ class Swap(_Unstored):
 def drawing_steps(backbone: Backbone, prompt: Prompt, count: int) -> tuple[int, ...]:
     """`count` evenly spaced of the steps that a drawing takes, first and last included."""
     stages = backbone.path()
-    recorder = Recorder(stages, 1, ())
+    recorder = StageRecorder(stages, 1, ())
     with torch.no_grad(), backbone.applied(recorder):
         backbone.draw([prompt], [0])
     total = len(recorder.times.get(stages[-1].site, ()))
@@ -116,14 +116,14 @@ def passage(
     seeds: Sequence[int],
     keep: Sequence[int],
     *patches: Patch | None,
-) -> Passage:
+) -> DrawingTrace:
     """Draws with `patches` live and keeps what passes behind them.
 
     Raises BadBackbone for a stage that the drawing does not reach, NotFinite for one whose numbers
     are none; whatever a block itself raises comes through.
     """
     stages = backbone.path()
-    recorder = Recorder(stages, len(prompts) * len(seeds), keep)
+    recorder = StageRecorder(stages, len(prompts) * len(seeds), keep)
     with backbone.applied(*patches, recorder):
         mask = backbone.encode(prompts).mask.bool().cpu()
         drawn = backbone.draw(prompts, seeds)
@@ -143,7 +143,7 @@ def passage(
         else:
             raise _unseen(backbone, stage)
     pixels = torch.from_numpy(np.stack([np.stack([np.asarray(p) for p in row]) for row in drawn]))
-    return Passage(text, mask, steps, moments, pixels.float() / 255, drawn)
+    return DrawingTrace(text, mask, steps, moments, pixels.float() / 255, drawn)
 
 
 def _unseen(backbone: Backbone, stage: Stage) -> BadBackbone:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Any
 
-from errata.analyses.drift.drawings import COMPARED, Seen
+from errata.analyses.drift.drawings import COMPARED, DriftRecords
 from errata.analyses.drift.path import PICTURE
-from errata.analyses.drift.trajectories import ALL, OTHER, SUBJECT, FourWay, Place, Step
+from errata.analyses.drift.trajectories import ALL, OTHER, SUBJECT, FourWay, Place, StageShift
 from errata.core.figure import (
     Bar,
     Bars,
@@ -43,10 +43,10 @@ MEASURES = ("cosine", "relative", "signal", "towards")
 Cases = dict[str, float]
 
 
-class Shown:
+class DriftSummary:
     """`where` says on what: the model, the benchmark, how much of it."""
 
-    def __init__(self, seen: Seen, boot: Bootstrap, where: str) -> None:
+    def __init__(self, seen: DriftRecords, boot: Bootstrap, where: str) -> None:
         self.seen, self.boot, self.where = seen, boot, where
         self.path = (*seen.stages, PICTURE)
         self.unit = {place: median(v) for place, v in seen.spreads.items() if v}
@@ -62,7 +62,7 @@ class Shown:
         found = ((case, self._value(step, place, measure)) for case, step in steps.items())
         return {case: v for case, v in found if v is not None}
 
-    def _value(self, step: Step, place: Place, measure: str) -> float | None:
+    def _value(self, step: StageShift, place: Place, measure: str) -> float | None:
         if measure == "signal":
             unit = self.unit.get(place, 0.0)
             return step.size / unit if unit > 0 else None

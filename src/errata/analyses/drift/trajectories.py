@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.analyses.drift.path import PICTURE, Passage
+from errata.analyses.drift.path import PICTURE, DrawingTrace
 from errata.core.backbone import Backbone
 from errata.core.types import Prompt
 
@@ -29,7 +29,7 @@ Place = tuple[str, int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StageShift:
     """How far a prompt's states went at one place.
 
     cosine: mean over tokens of 1 - cos. relative: ||change|| / ||state||, both over all tokens.
@@ -60,7 +60,7 @@ def subject_columns(
     return out
 
 
-def spread(p: Passage, subject: Tensor) -> Iterator[tuple[Place, list[float]]]:
+def spread(p: DrawingTrace, subject: Tensor) -> Iterator[tuple[Place, list[float]]]:
     """The distances between every two prompts of one drawing, place by place."""
     for place, states in _vectors(p, subject):
         pairs = ((i, j) for i in range(len(states)) for j in range(i))
@@ -68,14 +68,14 @@ def spread(p: Passage, subject: Tensor) -> Iterator[tuple[Place, list[float]]]:
 
 
 def departures(
-    base: Passage,
+    base: DrawingTrace,
     base_subject: Tensor,
-    other: Passage,
+    other: DrawingTrace,
     subject: Tensor,
-    oracle: tuple[Passage, Tensor] | None,
+    oracle: tuple[DrawingTrace, Tensor] | None,
     *,
     aligned: bool,
-) -> dict[Place, list[Step]]:
+) -> dict[Place, list[StageShift]]:
     """Place -> a Step per prompt, from `base` to `other`.
 
     aligned: both have the same prompts, so that token t of one is token t of the other. The
@@ -85,7 +85,7 @@ def departures(
     there = dict(_vectors(other, subject))
     goal = dict(_vectors(*oracle)) if oracle is not None else {}
     tokens = dict(_aligned(base, other, base_subject)) if aligned else {}
-    out: dict[Place, list[Step]] = {}
+    out: dict[Place, list[StageShift]] = {}
     for place, from_BKn in sizes.items():
         change_BKn = there[place] - from_BKn
         size_B = change_BKn.norm(dim=-1).mean(1)
@@ -94,7 +94,7 @@ def departures(
             towards = [*map(_known, _cosine(change_BKn, goal[place] - from_BKn))]
         for b, size in enumerate(size_B.tolist()):
             cosine, relative = tokens[place][b] if place in tokens else (None, None)
-            out.setdefault(place, []).append(Step(cosine, relative, size, towards[b]))
+            out.setdefault(place, []).append(StageShift(cosine, relative, size, towards[b]))
     return out
 
 
@@ -108,11 +108,11 @@ def _cosine(a_BKn: Tensor, b_BKn: Tensor) -> list[float]:
     return list(((a_BKn * b_BKn).sum(-1) / scale).mean(1).tolist())
 
 
-def _groups(p: Passage, subject: Tensor) -> tuple[tuple[str, Tensor], ...]:
+def _groups(p: DrawingTrace, subject: Tensor) -> tuple[tuple[str, Tensor], ...]:
     return (SUBJECT, subject), (OTHER, p.mask & ~subject), (ALL, p.mask)
 
 
-def _vectors(p: Passage, subject: Tensor) -> Iterator[tuple[Place, Tensor]]:
+def _vectors(p: DrawingTrace, subject: Tensor) -> Iterator[tuple[Place, Tensor]]:
     """[B, K, n] of each place: what can be compared between prompts."""
     for name, states_BTd in p.text.items():
         for group, where_BT in _groups(p, subject):
@@ -126,7 +126,7 @@ def _vectors(p: Passage, subject: Tensor) -> Iterator[tuple[Place, Tensor]]:
 
 
 def _aligned(
-    base: Passage, other: Passage, subject: Tensor
+    base: DrawingTrace, other: DrawingTrace, subject: Tensor
 ) -> Iterator[tuple[Place, list[tuple[float, float]]]]:
     """(cosine distance, relative change) per prompt."""
     assert base.mask.equal(other.mask), "an aligned comparison needs the same prompts"
@@ -184,7 +184,7 @@ def four_way(fresh: Tensor, edited: Tensor, reasoned: Tensor, both: Tensor) -> l
     return [FourWay(*row[:4], *map(_known, row[4:])) for row in zip(*lengths, *turns, strict=True)]
 
 
-def means(p: Passage, stage: str) -> Tensor:
+def means(p: DrawingTrace, stage: str) -> Tensor:
     """[B, d] mean over all tokens of a text stage."""
     where = p.mask[..., None].float()
     return (p.text[stage].nan_to_num() * where).sum(1) / where.sum(1)

@@ -38,7 +38,7 @@ class Microworld(Benchmark):
 
     def open_image(self, spec: str) -> PilImage.Image:
         """Renders the scene. Raises BadImage where `spec` is not a canonical scene."""
-        return PilImage.fromarray(render.render(world.Scene.parse(spec)))
+        return PilImage.fromarray(render.render(world.ObjectScene.parse(spec)))
 
     def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:
         """Counts of each split, and what train shares with eval and dev in each variant."""

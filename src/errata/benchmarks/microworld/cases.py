@@ -9,7 +9,7 @@ from functools import cache
 from errata.benchmarks.microworld.probes import (
     TOLD,
     VISIBLE,
-    Ask,
+    ProbeBuilder,
     all_probes,
     image_of,
     new_scene,
@@ -19,7 +19,7 @@ from errata.benchmarks.microworld.probes import (
 from errata.core.types import Case, Probe, Prompt
 from errata.synthetic.objects import language as lang
 from errata.synthetic.objects import world
-from errata.synthetic.objects.world import Entity, Look
+from errata.synthetic.objects.world import Appearance, Entity
 
 #: How many edits of each (look, asked) a split holds, with different pictures and targets.
 _REPEATS = 2
@@ -27,8 +27,8 @@ PANEL_IMAGES, PANEL_TEXTS = 30, 20
 
 
 def _vqa_asks(
-    look: Look, entity: Entity | None, rng: random.Random
-) -> Iterator[tuple[Ask, str, int]]:
+    look: Appearance, entity: Entity | None, rng: random.Random
+) -> Iterator[tuple[ProbeBuilder, str, int]]:
     """(edit, origin, repeat) of every question about one look."""
     if entity is None:
         asked = [r for r in VISIBLE if r != "accent" or look.pattern != "plain"]
@@ -45,11 +45,11 @@ def _vqa_asks(
             text = lang.ask(relation, rng.choice(lang.wordings(relation)), pointer)
             fixed = frozenset({relation} & set(world.FREE))
             old = None if wrong else right
-            ask = Ask(scene, relation, text, pointer, target, old, relation, fixed)
+            ask = ProbeBuilder(scene, relation, text, pointer, target, old, relation, fixed)
             yield ask, "correction" if wrong else "counterfactual", k
 
 
-def _false(relation: str, right: str, look: Look, rng: random.Random) -> str:
+def _false(relation: str, right: str, look: Appearance, rng: random.Random) -> str:
     """A wrong value: any other one, and for names that of another known thing of the split."""
     options = world.values(relation)
     if relation == "name":
@@ -58,8 +58,8 @@ def _false(relation: str, right: str, look: Look, rng: random.Random) -> str:
 
 
 def _caption_asks(
-    look: Look, entity: Entity | None, rng: random.Random
-) -> Iterator[tuple[Ask, str, int]]:
+    look: Appearance, entity: Entity | None, rng: random.Random
+) -> Iterator[tuple[ProbeBuilder, str, int]]:
     """(edit, origin, repeat) of every caption edit of one look."""
     name = entity.name if entity else None
     changed = lang.MENTIONED if entity is None else ("name", *lang.MENTIONED)
@@ -76,19 +76,21 @@ def _caption_asks(
                 value = _false(attribute, current, look, rng)
                 target = lang.caption(scene, name, {attribute: value})
             fixed = frozenset({"position"})
-            ask = Ask(
+            ask = ProbeBuilder(
                 scene, "caption", lang.CAPTION, lang.POINTERS[0], target, old, attribute, fixed
             )
             yield ask, "correction" if wrong else "counterfactual", k
 
 
-def _scope(ask: Ask) -> tuple[tuple[str, str], ...]:
+def _scope(ask: ProbeBuilder) -> tuple[tuple[str, str], ...]:
     """The identity of the edited thing, its name, and the free attributes the fact is about."""
     named = (("name", ask.name),) if ask.name else ()
     return (*ask.scene.look.items(), *named, *((a, ask.scene.get(a)) for a in sorted(ask.fixed)))
 
 
-def _case(ask: Ask, task: str, origin: str, k: int, split: str, pool: str, seed: int) -> Case:
+def _case(
+    ask: ProbeBuilder, task: str, origin: str, k: int, split: str, pool: str, seed: int
+) -> Case:
     look = "-".join(v for _, v in ask.scene.look.items())
     what = ask.relation if task == "vqa" else f"caption-{ask.changed}"
     case_id = f"{task}-{split}-{look}-{what}-{k}"

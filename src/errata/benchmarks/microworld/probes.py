@@ -1,8 +1,8 @@
 """The probes around one edit: what should change, and what should not.
 
-Every builder draws from the `Shelf` of one split: the looks, known entities and far-locality pool
-that belong to it. Probes are candidates. A benchmark sees no model, so it offers a spare or two
-where the runner may drop some by their before-answers.
+Every builder draws from the `ProbePool` of one split: the appearances, known entities and
+far-locality questions that belong to it. Probes are candidates. A benchmark sees no model, so it
+offers a spare or two where the runner may drop some by their before-answers.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from errata.core.types import Edit, Hop, Image, Kind, Probe, Prompt
+from errata.core.types import Edit, HopQuestion, Image, Kind, Probe, Prompt
 from errata.synthetic.objects import language as lang
 from errata.synthetic.objects import world
-from errata.synthetic.objects.world import Entity, Look, Scene
+from errata.synthetic.objects.world import Appearance, Entity, ObjectScene
 
 VISIBLE = (*world.IDENTITY, *world.FREE)
 TOLD = (*world.FACTS, "country")
@@ -26,16 +26,16 @@ TOLD = (*world.FACTS, "country")
 FIRST_SEED = 2_000_000
 
 
-def image_of(scene: Scene) -> Image:
+def image_of(scene: ObjectScene) -> Image:
     spec = scene.spec()
     return Image(f"microworld:{spec}", hashlib.sha256(spec.encode()).hexdigest())
 
 
-def new_scene(look: Look, rng: random.Random) -> Scene:
+def new_scene(look: Appearance, rng: random.Random) -> ObjectScene:
     return world.random_scene(look, rng, FIRST_SEED + rng.randrange(1_000_000_000))
 
 
-def truth(scene: Scene, relation: str) -> str | None:
+def truth(scene: ObjectScene, relation: str) -> str | None:
     """The world's answer to a question about a picture; None where there is none."""
     entity = world.entity_of().get(scene.look)
     if relation == "caption":
@@ -46,7 +46,7 @@ def truth(scene: Scene, relation: str) -> str | None:
     return entity.fact(relation) if entity else None
 
 
-def teachable(look: Look, relation: str) -> bool:
+def teachable(look: Appearance, relation: str) -> bool:
     """Whether the model can be expected to know this about a look."""
     entity = world.entity_of().get(look)
     if relation in VISIBLE or relation == "caption":
@@ -55,45 +55,45 @@ def teachable(look: Look, relation: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class FarQuestion:
     """One question of a far-locality pool; `look` is None for a question about a name alone."""
 
     prompt: Prompt
     relation: str
     reference: str
     subject: str
-    look: Look | None
+    look: Appearance | None
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class ProbePool:
     """What the cases of one split may draw from."""
 
     split: str
-    looks: tuple[Look, ...]
+    looks: tuple[Appearance, ...]
     known: tuple[Entity, ...]
-    text_pool: tuple[Item, ...]
-    image_pool: tuple[Item, ...]
+    text_pool: tuple[FarQuestion, ...]
+    image_pool: tuple[FarQuestion, ...]
 
 
 def _question(relation: str, rng: random.Random, subject: str) -> str:
     return lang.ask(relation, rng.choice(lang.wordings(relation)), subject)
 
 
-def _text_pool(split: str, known: Sequence[Entity], rng: random.Random) -> Iterator[Item]:
+def _text_pool(split: str, known: Sequence[Entity], rng: random.Random) -> Iterator[FarQuestion]:
     for e in known:
         for r in (*world.IDENTITY, *TOLD):
             if e.taught(r) and e.fact(r) != world.NO_ACCENT:
                 prompt = Prompt.of(_question(r, rng, e.name))
-                yield Item(prompt, r, e.fact(r), e.name, None)
+                yield FarQuestion(prompt, r, e.fact(r), e.name, None)
     owners = ("train", "dev", "eval", "train")
     for i, city in enumerate(world.cities()):
         if owners[i % 4] == split:
             text = _question("country", rng, city)
-            yield Item(Prompt.of(text), "country", world.country_of()[city], city, None)
+            yield FarQuestion(Prompt.of(text), "country", world.country_of()[city], city, None)
 
 
-def _image_pool(looks: Sequence[Look], rng: random.Random, n: int) -> Iterator[Item]:
+def _image_pool(looks: Sequence[Appearance], rng: random.Random, n: int) -> Iterator[FarQuestion]:
     for _ in range(n):
         look = rng.choice(looks)
         entity = world.entity_of().get(look)
@@ -110,11 +110,11 @@ def _image_pool(looks: Sequence[Look], rng: random.Random, n: int) -> Iterator[I
         reference = truth(scene, relation)
         assert reference is not None
         prompt = Prompt.of(text, image_of(scene))
-        yield Item(prompt, relation, reference, entity.name if entity else "", look)
+        yield FarQuestion(prompt, relation, reference, entity.name if entity else "", look)
 
 
 @cache
-def shelf(split: str) -> Shelf:
+def shelf(split: str) -> ProbePool:
     """The shelf of a split. Looks of withheld entities never serve as locality."""
     looks = tuple(
         look
@@ -125,27 +125,27 @@ def shelf(split: str) -> Shelf:
     rng = random.Random(f"{world.WORLD_SEED}/pool/{split}")
     text = tuple(_text_pool(split, known, rng))
     images = tuple(_image_pool(looks, rng, 800 if split == "train" else 400))
-    return Shelf(split, looks, known, text, images)
+    return ProbePool(split, looks, known, text, images)
 
 
 @cache
-def _apart(split: str, look: Look, distance: int) -> tuple[Look, ...]:
+def _apart(split: str, look: Appearance, distance: int) -> tuple[Appearance, ...]:
     """The looks of a split at a distance from `look`; 3 stands for two and more."""
     gap = {k: k.distance(look) for k in shelf(split).looks}
     return tuple(k for k, d in gap.items() if d == distance or (distance == 3 and d >= 2))
 
 
 @cache
-def _closest(split: str, look: Look) -> tuple[Entity, ...]:
+def _closest(split: str, look: Appearance) -> tuple[Entity, ...]:
     """The known entities of a split, nearest look first."""
     return tuple(sorted(shelf(split).known, key=lambda e: (e.look.distance(look), e.name)))
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ProbeBuilder:
     """All the builders need about one edit. `fixed` are the free attributes that must not vary."""
 
-    scene: Scene
+    scene: ObjectScene
     relation: str
     text: str
     pointer: str
@@ -168,7 +168,7 @@ class Ask:
         return Edit(prompt, self.target, subject, self.old, case_id)
 
 
-class Collector:
+class ProbeList:
     """Gathers probes with ids that are unique within a case, and never the same prompt twice."""
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ class Collector:
         self._seen: set[tuple[str, Prompt]] = set()
 
     def add(
-        self, kind: Kind, group: str, prompt: Prompt, reference: str, hop: Hop | None = None
+        self, kind: Kind, group: str, prompt: Prompt, reference: str, hop: HopQuestion | None = None
     ) -> bool:
         if (kind, prompt) in self._seen:
             return False
@@ -187,7 +187,7 @@ class Collector:
         return True
 
 
-def generality(ask: Ask, split: str, rng: random.Random, out: Collector) -> None:
+def generality(ask: ProbeBuilder, split: str, rng: random.Random, out: ProbeList) -> None:
     """The edit itself, other wordings of it (trained and reserved ones), and other renders."""
     image = image_of(ask.scene)
     out.add("reliability", "", Prompt.of(ask.text, image), ask.target)
@@ -205,7 +205,7 @@ def generality(ask: Ask, split: str, rng: random.Random, out: Collector) -> None
         out.add("m_generality", "", Prompt.of(ask.text, image_of(drawn.varied(**kept))), ask.target)
 
 
-def far(ask: Ask, pool: Shelf, rng: random.Random, out: Collector) -> None:
+def far(ask: ProbeBuilder, pool: ProbePool, rng: random.Random, out: ProbeList) -> None:
     """Questions that share neither picture nor relation nor subject with the edit."""
     found = 0
     for i in rng.sample(pool.text_pool, 40):
@@ -223,7 +223,7 @@ def far(ask: Ask, pool: Shelf, rng: random.Random, out: Collector) -> None:
             break
 
 
-def near(ask: Ask, home: Shelf, rng: random.Random, out: Collector) -> None:
+def near(ask: ProbeBuilder, home: ProbePool, rng: random.Random, out: ProbeList) -> None:
     """The same question about things one or two identity attributes away, and of names nearby."""
     for distance in (1, 2):
         options = list(_apart(home.split, ask.scene.look, distance))
@@ -259,7 +259,7 @@ def near(ask: Ask, home: Shelf, rng: random.Random, out: Collector) -> None:
 _TIED = frozenset({"pattern", "accent"})
 
 
-def same_image(ask: Ask, rng: random.Random, out: Collector) -> None:
+def same_image(ask: ProbeBuilder, rng: random.Random, out: ProbeList) -> None:
     """Other questions about the same picture whose answers do not depend on the edited fact."""
     if ask.relation == "caption":
         options = ["size", "background", *(["accent"] if ask.changed not in _TIED else [])]
@@ -278,7 +278,7 @@ def same_image(ask: Ask, rng: random.Random, out: Collector) -> None:
         out.add("near_locality", "same_image", Prompt.of(text, image_of(ask.scene)), right)
 
 
-def same_answer(ask: Ask, home: Shelf, rng: random.Random, out: Collector) -> None:
+def same_answer(ask: ProbeBuilder, home: ProbePool, rng: random.Random, out: ProbeList) -> None:
     """The same question about other things whose right answer is what the edit replaces."""
     if ask.old is None or ask.relation in ("caption", "name"):
         return
@@ -298,23 +298,23 @@ def same_answer(ask: Ask, home: Shelf, rng: random.Random, out: Collector) -> No
             found += out.add("near_locality", "same_answer", prompt, ask.old)
 
 
-def _replaced(scene: Scene, attribute: str, value: str) -> Scene | None:
+def _replaced(scene: ObjectScene, attribute: str, value: str) -> ObjectScene | None:
     """The scene with one attribute truly changed; None where that would be another named thing."""
     if attribute in world.FREE:
         return scene.varied(**{attribute: value})
     items = dict(scene.look.items()) | {attribute: value}
     if (items["pattern"] == "plain") != (items["accent"] == world.NO_ACCENT):
         return None
-    look = Look(**items)
+    look = Appearance(**items)
     return None if look in world.entity_of() else scene.varied(look=look)
 
 
-def portability(ask: Ask, home: Shelf, rng: random.Random, out: Collector) -> None:
+def portability(ask: ProbeBuilder, home: ProbePool, rng: random.Random, out: ProbeList) -> None:
     """Questions whose answer follows from the new fact, each with the hop the base must know."""
     image = image_of(ask.scene)
     if ask.relation == "home":
         country = world.country_of()[ask.target]
-        hop = Hop(Prompt.of(_question("country", rng, ask.target)), country)
+        hop = HopQuestion(Prompt.of(_question("country", rng, ask.target)), country)
         for _ in range(2):
             text = _question("country", rng, ask.pointer)
             out.add("portability", "", Prompt.of(text, image), country, hop)
@@ -322,20 +322,20 @@ def portability(ask: Ask, home: Shelf, rng: random.Random, out: Collector) -> No
         for e in home.known:
             if e.name == ask.target:
                 for r in [r for r in rng.sample(world.FACTS, 4) if e.taught(r)][:2]:
-                    hop = Hop(Prompt.of(_question(r, rng, e.name)), e.fact(r))
+                    hop = HopQuestion(Prompt.of(_question(r, rng, e.name)), e.fact(r))
                     text = _question(r, rng, ask.pointer)
                     out.add("portability", "", Prompt.of(text, image), e.fact(r), hop)
     elif ask.relation in lang.MENTIONED and ask.entity is None:
         scene = _replaced(ask.scene, ask.relation, ask.target)
         if scene:
             said = lang.caption(scene, None)
-            hop = Hop(Prompt.of(lang.CAPTION, image_of(scene)), said)
+            hop = HopQuestion(Prompt.of(lang.CAPTION, image_of(scene)), said)
             out.add("portability", "", Prompt.of(lang.CAPTION, image), said, hop)
     elif ask.relation == "caption" and ask.changed in lang.MENTIONED and ask.entity is None:
         _caption_portability(ask, rng, out)
 
 
-def _caption_portability(ask: Ask, rng: random.Random, out: Collector) -> None:
+def _caption_portability(ask: ProbeBuilder, rng: random.Random, out: ProbeList) -> None:
     """After a false caption: the changed attribute, asked directly."""
     value = next(
         v
@@ -345,16 +345,18 @@ def _caption_portability(ask: Ask, rng: random.Random, out: Collector) -> None:
     scene = _replaced(ask.scene, ask.changed, value)
     if scene:
         text = _question(ask.changed, rng, rng.choice(lang.POINTERS))
-        hop = Hop(Prompt.of(text, image_of(scene)), value)
+        hop = HopQuestion(Prompt.of(text, image_of(scene)), value)
         out.add("portability", "", Prompt.of(text, image_of(ask.scene)), value, hop)
 
 
-def all_probes(ask: Ask, home: Shelf, pool: Shelf, rng: random.Random) -> tuple[Probe, ...]:
+def all_probes(
+    ask: ProbeBuilder, home: ProbePool, pool: ProbePool, rng: random.Random
+) -> tuple[Probe, ...]:
     """Every probe of one edit. `home` is the edit's own split, `pool` the far-locality pool in use.
 
     The far draws come last, so that the two variants differ in nothing else.
     """
-    out = Collector()
+    out = ProbeList()
     generality(ask, home.split, rng, out)
     near(ask, home, rng, out)
     same_image(ask, rng, out)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from errata.benchmarks.mmedit import audit, splits
-from errata.benchmarks.mmedit.cases import Folder, build, image_folder
+from errata.benchmarks.mmedit.cases import MMEditFolder, build, image_folder
 from errata.benchmarks.mmedit.rows import (
     RELEASED,
-    Released,
-    Row,
+    MMEditRow,
+    ReleasedFile,
     file_sha256,
     find_file,
     find_root,
@@ -98,7 +98,7 @@ def _has(root: Path, task: str, part: str) -> bool:
     return any(os.path.isfile(p) for p in places(root, released(task, part)))
 
 
-def _read(root: Path, task: str, part: str) -> tuple[Row, ...]:
+def _read(root: Path, task: str, part: str) -> tuple[MMEditRow, ...]:
     return read_rows(find_file(root, released(task, part)))
 
 
@@ -117,7 +117,7 @@ def _select(
     return {t: splits.disjoint(t, spec.split, train, held_out, seed) for t in tasks}
 
 
-def _verify(root: Path, file: Released) -> dict[str, Any]:
+def _verify(root: Path, file: ReleasedFile) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "ok": False,
         "rows_expected": file.rows,
@@ -138,7 +138,7 @@ def _verify(root: Path, file: Released) -> dict[str, Any]:
     return facts
 
 
-def _verify_images(folder: Folder, rows: Sequence[Row]) -> dict[str, Any]:
+def _verify_images(folder: MMEditFolder, rows: Sequence[MMEditRow]) -> dict[str, Any]:
     """Distinct images; `unusable` are missing (looked for if `present`) or outside the root."""
     wanted = sorted({path for row in rows for path in row.images})
     problems = [p for p in (folder.find(path)[1] for path in wanted) if p is not None]

@@ -8,12 +8,12 @@ from itertools import pairwise
 from typing import Any
 
 from errata.benchmarks.mmedit import splits
-from errata.benchmarks.mmedit.rows import Row, has_label, is_quoted, rephrase_problem
+from errata.benchmarks.mmedit.rows import MMEditRow, has_label, is_quoted, rephrase_problem
 
 WINDOWS = (10, 20)
 
 
-def describe(rows: Sequence[Row]) -> dict[str, Any]:
+def describe(rows: Sequence[MMEditRow]) -> dict[str, Any]:
     """One file by itself."""
     n = max(1, len(rows))
     words = [len(r.alt.split()) for r in rows]
@@ -61,7 +61,7 @@ def describe(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def repeated_windows(rows: Sequence[Row], k: int) -> dict[str, int]:
+def repeated_windows(rows: Sequence[MMEditRow], k: int) -> dict[str, int]:
     """Whole consecutive windows of k rows, and how many of them edit one image more than once."""
     windows = [rows[i : i + k] for i in range(0, len(rows) - k + 1, k)]
     return {
@@ -70,7 +70,7 @@ def repeated_windows(rows: Sequence[Row], k: int) -> dict[str, int]:
     }
 
 
-def leaks(train: Sequence[Row], held_out: Sequence[Row]) -> dict[str, int]:
+def leaks(train: Sequence[MMEditRow], held_out: Sequence[MMEditRow]) -> dict[str, int]:
     """How many eval rows have something in common with the train file as released."""
     images = {r.image for r in train}
     edits = {(r.src, r.image) for r in train}
@@ -87,7 +87,7 @@ def leaks(train: Sequence[Row], held_out: Sequence[Row]) -> dict[str, int]:
     }
 
 
-def locality_leaks(shown: Sequence[splits.Triple], held_out: Sequence[Row]) -> dict[str, int]:
+def locality_leaks(shown: Sequence[splits.Triple], held_out: Sequence[MMEditRow]) -> dict[str, int]:
     triples, pairs = set(shown), {t[:2] for t in shown}
     images, questions = {t.image for t in shown}, {t.question for t in shown}
     return {
@@ -101,8 +101,8 @@ def locality_leaks(shown: Sequence[splits.Triple], held_out: Sequence[Row]) -> d
 
 def describe_disjoint(
     task: str,
-    train: Mapping[str, Sequence[Row]],
-    held_out: Mapping[str, Sequence[Row]],
+    train: Mapping[str, Sequence[MMEditRow]],
+    held_out: Mapping[str, Sequence[MMEditRow]],
     seed: int = 0,
 ) -> dict[str, Any]:
     """What `disjoint` keeps for `task`, and what eval rows still share with it (`left`)."""
@@ -137,7 +137,7 @@ def describe_disjoint(
 
 
 def cross_task(
-    train: Mapping[str, Sequence[Row]], held_out: Mapping[str, Sequence[Row]]
+    train: Mapping[str, Sequence[MMEditRow]], held_out: Mapping[str, Sequence[MMEditRow]]
 ) -> dict[str, Any]:
     """What one task's eval shares with the other task's train (counts of eval rows)."""
     return {

@@ -7,7 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from errata.benchmarks.mmedit.rows import Row, clean_rephrase, locality_question, rephrase_problem
+from errata.benchmarks.mmedit.rows import (
+    MMEditRow,
+    clean_rephrase,
+    locality_question,
+    rephrase_problem,
+)
 from errata.benchmarks.mmedit.splits import Triple
 from errata.core.errors import BadImage
 from errata.core.types import Case, Edit, Kind, Probe, Prompt, Skip
@@ -15,7 +20,7 @@ from errata.io.images import within_root
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class MMEditFolder:
     """Where image paths begin; if no images are there at all, only the paths are checked."""
 
     base: Path
@@ -32,18 +37,18 @@ class Folder:
         return str(path), None
 
 
-def image_folder(root: Path, rows: Iterable[Row]) -> Folder:
+def image_folder(root: Path, rows: Iterable[MMEditRow]) -> MMEditFolder:
     """`root` or its folder `images`, whichever holds one of the folders that the rows name."""
     tops = {PurePosixPath(path).parts[:1] for row in rows for path in row.images}
     names = sorted(top[0] for top in tops if top and top[0] not in ("/", "..", "."))
     for base in (root, root / "images"):
         if any(os.path.exists(base / name) for name in names):
-            return Folder(base, True)
-    return Folder(root / "images" if (root / "images").is_dir() else root, False)
+            return MMEditFolder(base, True)
+    return MMEditFolder(root / "images" if (root / "images").is_dir() else root, False)
 
 
 def build(
-    task: str, part: str, row: Row, locality: Triple | None, folder: Folder
+    task: str, part: str, row: MMEditRow, locality: Triple | None, folder: MMEditFolder
 ) -> tuple[Case | None, tuple[Skip, ...]]:
     """The case of one row of a file, and what of it is left out.
 

@@ -16,7 +16,7 @@ MEND = "Get the MMEdit release again, then run `errata data verify mmedit --root
 
 
 @dataclass(frozen=True, slots=True)
-class Released:
+class ReleasedFile:
     """One annotation file as its authors released it."""
 
     task: str
@@ -27,19 +27,19 @@ class Released:
 
 
 RELEASED = (
-    Released(
+    ReleasedFile(
         "vqa", "train", "vqa_train.json", 6345,
         "82e242bd7fd3ab855413ba7972665c33bca920ae3b0982b71cae2af1b61700b0",
     ),
-    Released(
+    ReleasedFile(
         "vqa", "eval", "vqa_eval.json", 2093,
         "7299743ebe2854b240c6fe6f252fdb0c2ae3993ba2e5b23f07c6fee54ed1bcc0",
     ),
-    Released(
+    ReleasedFile(
         "caption", "train", "caption_train_edit.json", 2849,
         "583e306d72d06ad9106544e74cbeff5cc6105720b0cdfac675754d2f08ea9a20",
     ),
-    Released(
+    ReleasedFile(
         "caption", "eval", "caption_eval_edit.json", 1000,
         "7c2215a419b82249c957abd12b850ef3c962d2de0d68f092c073f10bb63c2e83",
     ),
@@ -47,7 +47,7 @@ RELEASED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MMEditRow:
     """One row, as in the file. `index` counts from 0; the other fields are the file's 11 keys.
 
     `pred` is what BLIP2-OPT answered. It is kept for the audit only: for every other backbone it is
@@ -72,10 +72,10 @@ class Row:
         return self.image, self.image_rephrase, self.m_loc
 
 
-KEYS = tuple(f.name for f in fields(Row))[1:]
+KEYS = tuple(f.name for f in fields(MMEditRow))[1:]
 
 
-def released(task: str, part: str) -> Released:
+def released(task: str, part: str) -> ReleasedFile:
     return next(r for r in RELEASED if (r.task, r.part) == (task, part))
 
 
@@ -94,13 +94,13 @@ def find_root(root: Path | None) -> Path:
     return root
 
 
-def places(root: Path, file: Released) -> tuple[Path, ...]:
+def places(root: Path, file: ReleasedFile) -> tuple[Path, ...]:
     """Where a release puts this file: flat, by task, or as EasyEdit packs it."""
     folders = (root, root / file.task, root / "editing-data" / file.task)
     return tuple(folder / file.name for folder in folders)
 
 
-def find_file(root: Path, file: Released) -> Path:
+def find_file(root: Path, file: ReleasedFile) -> Path:
     for path in places(root, file):
         if os.path.isfile(path):
             return path
@@ -114,7 +114,7 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(_bytes(path)).hexdigest()
 
 
-def read_rows(path: Path) -> tuple[Row, ...]:
+def read_rows(path: Path) -> tuple[MMEditRow, ...]:
     """All rows of one annotation file. Raises BadData naming file, row and key."""
     try:
         data: Any = json.loads(_bytes(path).decode("utf-8-sig"))
@@ -138,7 +138,7 @@ def _bytes(path: Path) -> bytes:
         ) from e
 
 
-def _row(path: Path, index: int, item: Any) -> Row:
+def _row(path: Path, index: int, item: Any) -> MMEditRow:
     where = f"{path}: row {index} (from 0)"
     if not isinstance(item, dict):
         raise BadData(f"{where} is a JSON {_kind(item)}, not an object. {MEND}")
@@ -152,7 +152,7 @@ def _row(path: Path, index: int, item: Any) -> Row:
             value.encode()
         except UnicodeEncodeError as e:
             raise BadData(f"{where}: key '{key}' holds half of a surrogate pair. {MEND}") from e
-    return Row(index, **{key: item[key] for key in KEYS})
+    return MMEditRow(index, **{key: item[key] for key in KEYS})
 
 
 def _kind(value: Any) -> str:

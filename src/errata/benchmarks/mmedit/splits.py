@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from errata.benchmarks.mmedit.rows import Row
+from errata.benchmarks.mmedit.rows import MMEditRow
 
 DEV_ROWS = 500
 
@@ -30,7 +30,7 @@ class Triple(NamedTuple):
     answer: str
 
 
-def triple(row: Row) -> Triple:
+def triple(row: MMEditRow) -> Triple:
     return Triple(row.m_loc, row.m_loc_q, row.m_loc_a)
 
 
@@ -38,45 +38,45 @@ def triple(row: Row) -> Triple:
 class Selected:
     """The rows of a split in file order, each with its triple (None: no triple is free)."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[MMEditRow, ...]
     triples: tuple[Triple | None, ...]
 
 
-def as_released(rows: Iterable[Row]) -> Selected:
+def as_released(rows: Iterable[MMEditRow]) -> Selected:
     kept = tuple(rows)
     return Selected(kept, tuple(triple(r) for r in kept))
 
 
-def edited_images(files: Iterable[Sequence[Row]]) -> frozenset[str]:
+def edited_images(files: Iterable[Sequence[MMEditRow]]) -> frozenset[str]:
     return frozenset(r.image for rows in files for r in rows)
 
 
-def locality_images(files: Iterable[Sequence[Row]]) -> frozenset[str]:
+def locality_images(files: Iterable[Sequence[MMEditRow]]) -> frozenset[str]:
     return frozenset(r.m_loc for rows in files for r in rows)
 
 
-def kept_rows(train: Sequence[Row], edited: frozenset[str]) -> tuple[Row, ...]:
+def kept_rows(train: Sequence[MMEditRow], edited: frozenset[str]) -> tuple[MMEditRow, ...]:
     """Train rows whose image is not edited in eval."""
     return tuple(r for r in train if r.image not in edited)
 
 
-def dev_rows(train: Sequence[Row], edited: frozenset[str]) -> tuple[Row, ...]:
+def dev_rows(train: Sequence[MMEditRow], edited: frozenset[str]) -> tuple[MMEditRow, ...]:
     """The fixed dev part: 500 rows or a tenth of a small file, out of `kept_rows`, by whole images.
 
     It depends on the files alone, never on a seed: a row tuned on must not become a row trained on.
     """
-    groups: dict[str, list[Row]] = defaultdict(list)
+    groups: dict[str, list[MMEditRow]] = defaultdict(list)
     for row in kept_rows(train, edited):
         groups[row.image].append(row)
     room = min(DEV_ROWS, max(1, len(train) // 10)) if len(groups) > 1 else 0
-    chosen: list[Row] = []
+    chosen: list[MMEditRow] = []
     for image in sorted(groups, key=lambda i: _order("dev", i)):
         if len(groups[image]) <= room - len(chosen):
             chosen += groups[image]
     return tuple(sorted(chosen, key=lambda r: r.index))
 
 
-def locality_pool(train: Sequence[Row], taken: frozenset[str]) -> tuple[Triple, ...]:
+def locality_pool(train: Sequence[MMEditRow], taken: frozenset[str]) -> tuple[Triple, ...]:
     """Distinct M-locality triples of a train file on images that are not `taken`, in file order."""
     return tuple(dict.fromkeys(triple(r) for r in train if r.m_loc not in taken))
 
@@ -89,8 +89,8 @@ def in_dev_pool(image: str) -> bool:
 def disjoint(
     task: str,
     split: str,
-    train: Mapping[str, Sequence[Row]],
-    held_out: Mapping[str, Sequence[Row]],
+    train: Mapping[str, Sequence[MMEditRow]],
+    held_out: Mapping[str, Sequence[MMEditRow]],
     seed: int,
 ) -> Selected:
     """The split `train` or `dev` of `task` without what eval shows.
@@ -113,7 +113,7 @@ def disjoint(
 
 
 def _draw(
-    rows: Sequence[Row], pool: Sequence[Triple], rng: random.Random
+    rows: Sequence[MMEditRow], pool: Sequence[Triple], rng: random.Random
 ) -> tuple[Triple | None, ...]:
     """One triple per row, not on the row's own image; none comes again before all have come."""
     drawn: list[Triple | None] = []

@@ -32,7 +32,7 @@ class UnikeUmm(Benchmark):
         """
         found: list[Case] = []
         skipped: list[Skip] = []
-        records: list[published.Record] = []
+        records: list[published.PublishedRecord] = []
         tasks = spec.tasks or self.tasks
         if set(tasks) & set(published.SOURCES):
             records, skipped = published.records(published.read(published.find_file(root)))

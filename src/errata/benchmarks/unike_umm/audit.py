@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from errata.benchmarks.unike_umm.cases import cases
-from errata.benchmarks.unike_umm.published import SOURCES, Record, part
+from errata.benchmarks.unike_umm.published import SOURCES, PublishedRecord, part
 from errata.core.text import mentions, normalise
 from errata.core.types import Skip
 
 SPLITS = ("train", "dev", "eval")
 
 
-def audit(rows: Sequence[Any], found: Sequence[Record], skips: Sequence[Skip]) -> Mapping[str, Any]:
+def audit(
+    rows: Sequence[Any], found: Sequence[PublishedRecord], skips: Sequence[Skip]
+) -> Mapping[str, Any]:
     """Counts, what is left out and why, and what an edit or a score could trip over."""
     subjects = Counter(r.given.casefold() for r in found)
     stages = [s for r in found for s in r.stages]
@@ -50,11 +52,11 @@ def audit(rows: Sequence[Any], found: Sequence[Record], skips: Sequence[Skip]) -
     }
 
 
-def _split(found: Sequence[Record], split: str) -> Mapping[str, Any]:
+def _split(found: Sequence[PublishedRecord], split: str) -> Mapping[str, Any]:
     made = [c for task in SOURCES for c in cases(found, task, split, "disjoint", 0)[0]]
     groups = Counter(f"{p.kind}/{p.group}" if p.group else p.kind for c in made for p in c.probes)
     return {"cases": len(made), "probes": dict(sorted(groups.items()))}
 
 
-def _subjects(found: Sequence[Record], split: str) -> set[str]:
+def _subjects(found: Sequence[PublishedRecord], split: str) -> set[str]:
     return {r.given.casefold() for r in found if part(r) == split}

@@ -11,10 +11,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from errata.benchmarks.unike_umm.published import Record, Stage, chosen
+from errata.benchmarks.unike_umm.published import PublishedRecord, PublishedStage, chosen
 from errata.benchmarks.unike_umm.templates import reasoning_prompt, stated_rationale
 from errata.core.text import normalise
-from errata.core.types import Aids, Case, Edit, Kind, Probe, Prompt, Skip, View
+from errata.core.types import Case, Edit, JudgeQuestion, Kind, Probe, Prompt, Skip, StatedFact
 
 #: As published: a rationale may have this many tokens.
 RATIONALE = 512
@@ -22,7 +22,7 @@ FAR, NEAR, PICTURES = 2, 2, 2
 
 
 def cases(
-    found: Sequence[Record], task: str, split: str, variant: str, seed: int
+    found: Sequence[PublishedRecord], task: str, split: str, variant: str, seed: int
 ) -> tuple[list[Case], list[Skip]]:
     """The cases of a task (a record's source) in file order, and the probes that they lack."""
     pool = _Pool.of(found, split, variant)
@@ -39,11 +39,11 @@ def cases(
 class _Pool:
     """Where questions come from that should keep their answer; `all` for the subject's own."""
 
-    others: tuple[Record, ...]
-    all: tuple[Record, ...]
+    others: tuple[PublishedRecord, ...]
+    all: tuple[PublishedRecord, ...]
 
     @classmethod
-    def of(cls, found: Sequence[Record], split: str, variant: str) -> _Pool:
+    def of(cls, found: Sequence[PublishedRecord], split: str, variant: str) -> _Pool:
         if variant == "published":
             return cls((), ())
         away = "dev" if split == "train" else "train"
@@ -53,7 +53,7 @@ class _Pool:
         )
 
 
-def _case(record: Record, pool: _Pool, seed: int) -> tuple[Case, list[Skip]]:
+def _case(record: PublishedRecord, pool: _Pool, seed: int) -> tuple[Case, list[Skip]]:
     first = record.first
     edit = Edit(Prompt.of(first.prompt), first.target, record.subject, first.old or None, record.id)
     probes: list[Probe] = []
@@ -83,7 +83,7 @@ def _case(record: Record, pool: _Pool, seed: int) -> tuple[Case, list[Skip]]:
     return case, skips
 
 
-def _efficacy(stage: Stage) -> Probe:
+def _efficacy(stage: PublishedStage) -> Probe:
     return Probe(
         f"efficacy/{stage.group}",
         Prompt.of(stage.prompt),
@@ -93,10 +93,10 @@ def _efficacy(stage: Stage) -> Probe:
     )
 
 
-def _drawn(record: Record, stage: Stage) -> Iterator[Probe]:
+def _drawn(record: PublishedRecord, stage: PublishedStage) -> Iterator[Probe]:
     """The rationale of a stage and its picture."""
-    view = View(stage.question, stage.criterion, stage.target, stage.old, record.category)
-    aids = Aids(
+    view = JudgeQuestion(stage.question, stage.criterion, stage.target, stage.old, record.category)
+    aids = StatedFact(
         oracle=Prompt.of(f"{stage.image_prompt.rstrip('. ')}. Shown clearly: {stage.criterion}"),
         rationale=stated_rationale(record.category, record.given, stage.target, stage.image_prompt),
     )
@@ -115,7 +115,7 @@ def _drawn(record: Record, stage: Stage) -> Iterator[Probe]:
     )  # fmt: skip
 
 
-def _kept(record: Record, pool: _Pool, rng: random.Random) -> Iterator[Probe]:
+def _kept(record: PublishedRecord, pool: _Pool, rng: random.Random) -> Iterator[Probe]:
     """Questions and pictures that the edit should leave alone."""
     target = normalise(record.first.target)
     others = [r for r in rng.sample(pool.others, len(pool.others)) if _other(r, record, target)]
@@ -133,23 +133,23 @@ def _kept(record: Record, pool: _Pool, rng: random.Random) -> Iterator[Probe]:
         yield _picture(other, i)
 
 
-def _asked(found: Sequence[Record], kind: Kind, group: str) -> Iterator[Probe]:
+def _asked(found: Sequence[PublishedRecord], kind: Kind, group: str) -> Iterator[Probe]:
     head = f"{kind}/{group}" if group else kind
     for i, r in enumerate(found):
         yield Probe(f"{head}/{i}", Prompt.of(r.first.prompt), kind, group, r.first.old)
 
 
-def _picture(record: Record, i: int) -> Probe:
+def _picture(record: PublishedRecord, i: int) -> Probe:
     first = record.first
     criterion = f"The answer to the question is: {first.old}."
-    view = View(first.question, criterion, first.old, category=record.category)
+    view = JudgeQuestion(first.question, criterion, first.old, category=record.category)
     return Probe(f"i_locality/{i}", Prompt.of(first.image_prompt), "i_locality", view=view)
 
 
-def _other(r: Record, record: Record, target: str) -> bool:
+def _other(r: PublishedRecord, record: PublishedRecord, target: str) -> bool:
     """Another subject, whose answer is not what the edit writes."""
     return not _same_subject(r, record) and normalise(r.first.old) != target
 
 
-def _same_subject(a: Record, b: Record) -> bool:
+def _same_subject(a: PublishedRecord, b: PublishedRecord) -> bool:
     return a.given.casefold() == b.given.casefold()

@@ -29,7 +29,7 @@ MEND = "Get the published file again, then run `errata data verify unike_umm --r
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class PublishedStage:
     """One stage, its texts stripped and formatted; "" for what the record lacks."""
 
     number: int
@@ -57,7 +57,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class PublishedRecord:
     """A record that can be edited. `subject` is as it stands in stage 1's prompt."""
 
     id: str
@@ -65,11 +65,11 @@ class Record:
     given: str
     category: str
     source: str
-    stages: tuple[Stage, ...]
+    stages: tuple[PublishedStage, ...]
     templated: bool
 
     @property
-    def first(self) -> Stage:
+    def first(self) -> PublishedStage:
         return self.stages[0]
 
 
@@ -104,9 +104,9 @@ def read(path: Path) -> list[Any]:
     return data
 
 
-def records(rows: Sequence[Any]) -> tuple[list[Record], list[Skip]]:
+def records(rows: Sequence[Any]) -> tuple[list[PublishedRecord], list[Skip]]:
     """The usable records in file order, and why others, or single stages, are not."""
-    found: list[Record] = []
+    found: list[PublishedRecord] = []
     skips: list[Skip] = []
     for index, row in enumerate(rows):
         try:
@@ -122,7 +122,7 @@ class _Unusable(Exception):
     """Why a row becomes no record."""
 
 
-def _record(index: int, row: Any, skips: list[Skip]) -> Record:
+def _record(index: int, row: Any, skips: list[Skip]) -> PublishedRecord:
     if not isinstance(row, Mapping):
         raise _Unusable("the row is no JSON object")
     subject, category, source = (_text(row, k) for k in ("subject", "category", "source"))
@@ -151,11 +151,11 @@ def _record(index: int, row: Any, skips: list[Skip]) -> Record:
     if surface is None:
         raise _Unusable("its subject is not in the prompt of stage_1")
     templated = "{}" in _text(row["stage_1"], "prompt")
-    return Record(name, surface, subject, category, source, tuple(stages), templated)
+    return PublishedRecord(name, surface, subject, category, source, tuple(stages), templated)
 
 
-def _stage(number: int, data: Mapping[str, Any], subject: str) -> Stage:
-    return Stage(
+def _stage(number: int, data: Mapping[str, Any], subject: str) -> PublishedStage:
+    return PublishedStage(
         number,
         prompt=formatted(_text(data, "prompt"), subject),
         old=_text(data, "gt"),
@@ -191,13 +191,13 @@ def surface_form(prompt: str, subject: str) -> str | None:
     return None
 
 
-def part(record: Record) -> str:
+def part(record: PublishedRecord) -> str:
     """The split of a record, by its subject alone: a fifth train, a tenth dev, the rest eval."""
     name = " ".join(record.given.casefold().split())
     tenth = int(hashlib.sha256(f"unike_umm/{name}".encode()).hexdigest(), 16) % 10
     return "train" if tenth < 2 else "dev" if tenth == 2 else "eval"
 
 
-def chosen(found: Sequence[Record], split: str, variant: str) -> Iterator[Record]:
+def chosen(found: Sequence[PublishedRecord], split: str, variant: str) -> Iterator[PublishedRecord]:
     """The records of a split; `published` has one list and no split."""
     return (r for r in found if variant == "published" or part(r) == split)

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from errata.core.types import Aids, Case, Edit, Kind, Probe, Prompt, View
+from errata.core.types import Case, Edit, JudgeQuestion, Kind, Probe, Prompt, StatedFact
 from errata.synthetic.shapes import language as lang
-from errata.synthetic.shapes.objects import ATTRIBUTES, LOOKS, OBJECTS, SETTINGS, Object, fact
+from errata.synthetic.shapes.objects import ATTRIBUTES, LOOKS, OBJECTS, SETTINGS, ShapeObject, fact
 
 TASK = "microworld"
 #: Of ten objects, how many are dealt to each split; the last one takes what is over.
@@ -31,10 +31,10 @@ SEED = "errata/unike_umm/microworld"
 
 
 @cache
-def objects(split: str) -> tuple[Object, ...]:
+def objects(split: str) -> tuple[ShapeObject, ...]:
     """The objects that a split edits, the same share of drawn and of never-drawn ones."""
     rng = random.Random(f"{SEED}/splits")
-    found: list[Object] = []
+    found: list[ShapeObject] = []
     for drawn in (True, False):
         group = [o for o in OBJECTS if o.drawn == drawn]
         rng.shuffle(group)
@@ -53,7 +53,7 @@ def cases(split: str, seed: int) -> list[Case]:
     return [_case(o, a, away, seed) for o in objects(split) for a in ATTRIBUTES]
 
 
-def _case(thing: Object, attribute: str, away: Sequence[Object], seed: int) -> Case:
+def _case(thing: ShapeObject, attribute: str, away: Sequence[ShapeObject], seed: int) -> Case:
     rng = random.Random(f"{SEED}/{thing.name}/{attribute}/{seed}")
     old = fact(thing, attribute)
     target = rng.choice([v for v in ATTRIBUTES[attribute] if v != old])
@@ -87,7 +87,7 @@ def _phrase(name: str, setting: str) -> str:
 
 
 def _told(
-    thing: Object, attribute: str, target: str, wording: lang.Wording, rng: random.Random
+    thing: ShapeObject, attribute: str, target: str, wording: lang.ShapeWording, rng: random.Random
 ) -> Iterator[Probe]:
     """The edited prompt, the same about the thing in each stage's setting, and other wordings."""
     for stage, settings in SETTINGS.items():
@@ -106,14 +106,14 @@ def _efficacy(group: str, i: int, text: str, target: str) -> Probe:
     return Probe(f"efficacy/{group}/{i}", Prompt.of(text), "efficacy", group, target)
 
 
-def _drawn(thing: Object, attribute: str, target: str, rng: random.Random) -> Iterator[Probe]:
+def _drawn(thing: ShapeObject, attribute: str, target: str, rng: random.Random) -> Iterator[Probe]:
     """At each stage the rationale and the picture."""
     old = fact(thing, attribute)
     view = _view(thing, attribute, target, old)
     for stage, settings in SETTINGS.items():
         setting, wording = rng.choice(settings), rng.choice(lang.wordings("caption", lang.HELD))
         text = lang.caption(thing.name, wording, setting)
-        aids = Aids(
+        aids = StatedFact(
             oracle=Prompt.of(lang.oracle(thing.name, wording, setting, **{attribute: target})),
             rationale=lang.rationale(attribute, thing.name, target, wording, setting),
             glue=lang.GLUE,
@@ -127,9 +127,9 @@ def _drawn(thing: Object, attribute: str, target: str, rng: random.Random) -> It
         yield Probe(f"vqa/{group}", Prompt.of(text), "vqa", group, view=view, aids=aids)
 
 
-def _view(thing: Object, attribute: str, target: str, old: str = "") -> View:
+def _view(thing: ShapeObject, attribute: str, target: str, old: str = "") -> JudgeQuestion:
     noun = lang.NOUNS[attribute][0]
-    return View(
+    return JudgeQuestion(
         f"What is the {noun} of the {thing.name}?",
         f"The {noun} of the {thing.name} is {target}.",
         target,
@@ -139,14 +139,14 @@ def _view(thing: Object, attribute: str, target: str, old: str = "") -> View:
 
 
 def _kept_texts(
-    thing: Object, attribute: str, target: str, away: Sequence[Object], rng: random.Random
+    thing: ShapeObject, attribute: str, target: str, away: Sequence[ShapeObject], rng: random.Random
 ) -> Iterator[Probe]:
     """Questions that keep their answer: of other facts and things, of the thing, of the fact."""
     rest = [a for a in ATTRIBUTES if a != attribute]
     far = [(o, rng.choice(rest)) for o in rng.sample(away, 2)]
     own = [(thing, a) for a in rng.sample(rest, 3)]
     like = [o for o in rng.sample(away, len(away)) if fact(o, attribute) != target][:3]
-    groups: tuple[tuple[Kind, str, list[tuple[Object, str]]], ...] = (
+    groups: tuple[tuple[Kind, str, list[tuple[ShapeObject, str]]], ...] = (
         ("t_locality", "", far),
         ("near_locality", "same_subject", own),
         ("near_locality", "same_attribute", [(o, attribute) for o in like]),
@@ -159,7 +159,7 @@ def _kept_texts(
 
 
 def _kept_pictures(
-    thing: Object, attribute: str, away: Sequence[Object], rng: random.Random
+    thing: ShapeObject, attribute: str, away: Sequence[ShapeObject], rng: random.Random
 ) -> Iterator[Probe]:
     """Pictures that go on showing what they showed, read for one attribute each.
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 
-class Packed:
-    """Where columns of a batch lie in the packed row; `same` as in `Entered`, `mask` [B, T]."""
+class DedupBatch:
+    """Where columns of a batch lie in the packed row; `same` as in `PrefixState`, `mask` [B, T]."""
 
     def __init__(self, same: Tensor, mask: Tensor) -> None:
         own = torch.arange(same.numel(), device=same.device)
@@ -25,7 +25,7 @@ class Packed:
         self.place = place[same.flatten()]
 
     @classmethod
-    def nothing(cls, shape: tuple[int, int], device: torch.device) -> Packed:
+    def nothing(cls, shape: tuple[int, int], device: torch.device) -> DedupBatch:
         """No two columns are equal, and all are real: places are those of the batch itself."""
         own = torch.arange(shape[0] * shape[1], device=device).view(shape)
         return cls(own, torch.ones_like(own))

@@ -1,9 +1,9 @@
 """Ports: how live patches reach a frozen model.
 
 One permanent hook pair sits on every site of a model. It reads `port.live`, a tuple of patches that
-`Wires.switch` replaces; nothing is ever added to or taken from the model afterwards. That is why a
-patch switched on late is seen by a compiled model, and why undoing an edit is dropping it from a
-tuple.
+`HookManager.switch` replaces; nothing is ever added to or taken from the model afterwards. That is
+why a patch switched on late is seen by a compiled model, and why undoing an edit is dropping it
+from a tuple.
 
 A port shows its patches x as [B, T, n] and y as [B, T, o], whatever the module does: keyword
 inputs, tuple outputs, flattened batches, a site whose input and output belong to two modules.
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.core.errors import BadPatch, MissingMask
-from errata.core.hooks.dedup import Packed
+from errata.core.hooks.dedup import DedupBatch
 
 if TYPE_CHECKING:
     from errata.core.patch import Patch
@@ -44,7 +44,7 @@ class Site:
 
 
 @dataclass(eq=False)
-class Ctx:
+class HookContext:
     """What is fixed for the length of one question: a scoring forward, a `generate`, a drawing.
 
     lengths: [B] prompt length of each row, image tokens included; None when nothing said so.
@@ -60,7 +60,7 @@ class Ctx:
     packed: which columns are known to be equal, while these are run once.
     """
 
-    wires: Wires
+    hooks: HookManager
     lengths: Tensor | None = None
     mask: Tensor | None = None
     vision: Tensor | None = None
@@ -71,7 +71,7 @@ class Ctx:
     prefilled: bool = False
     rehearsing: bool = False
     moment: float | None = None
-    packed: Packed | None = None
+    dedup: DedupBatch | None = None
     memo: dict[tuple[int, str], Any] = field(default_factory=dict)
 
     def last_prompt(self, x: Tensor, patch: Patch) -> Tensor:
@@ -97,9 +97,9 @@ class Ctx:
 
     def call(self, site: str, x: Tensor) -> Tensor:
         """Runs the site's frozen module on x, ports bypassed."""
-        return self.wires.call(site, x)
+        return self.hooks.call(site, x)
 
-    def select(self, index: Tensor) -> Ctx:
+    def select(self, index: Tensor) -> HookContext:
         """The same question for some of its rows.
 
         A decision is a tensor, or a tuple or dict of tensors, with B leading rows, so it can
@@ -121,7 +121,7 @@ class Ctx:
 
     def rows_of(self, site: str, x: Tensor) -> Tensor:
         """[B'] the patch row of each leading entry of x at `site`."""
-        stream = self.wires.sites[site].stream
+        stream = self.hooks.sites[site].stream
         if stream == "text":
             rows = self.rows
             if rows is None:
@@ -149,12 +149,12 @@ def map_decision(value: Any, run: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-class Port:
+class HookPoint:
     """The hook pair of one site, and the patches that are live there."""
 
-    def __init__(self, site: Site, wires: Wires) -> None:
+    def __init__(self, site: Site, hooks: HookManager) -> None:
         self.site = site
-        self.wires = wires
+        self.hooks = hooks
         self.live: tuple[Patch, ...] = ()
         self.x: Tensor | None = None
         site.first.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
@@ -162,37 +162,37 @@ class Port:
             site.last.register_forward_hook(self._leave, with_kwargs=True, prepend=True)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not self.live or self.wires.bypass:
+        if not self.live or self.hooks.bypass:
             return None
         x = _first(args, kwargs)
-        shaped = self.wires.shaped(x, self.site)
+        shaped = self.hooks.shaped(x, self.site)
         new = shaped
         for patch in self.live:
-            new = patch.before(self.site.name, new, self.wires.ctx)
+            new = patch.before(self.site.name, new, self.hooks.ctx)
             if self.site.last is None:
-                new = patch.at(self.site.name, new, new, self.wires.ctx)
+                new = patch.at(self.site.name, new, new, self.hooks.ctx)
         if self.site.last is not None and self.site.last is not self.site.first:
             self.x = new
         if new is shaped:
             return None
-        return _with_first(args, kwargs, self.wires.back(new, x, self.site))
+        return _with_first(args, kwargs, self.hooks.back(new, x, self.site))
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if not self.live or self.wires.bypass:
+        if not self.live or self.hooks.bypass:
             return None
         if self.site.last is self.site.first:
-            x = self.wires.shaped(_first(args, kwargs), self.site)
+            x = self.hooks.shaped(_first(args, kwargs), self.site)
         else:
             assert self.x is not None
             x, self.x = self.x, None
         y = output[0] if isinstance(output, tuple) else output
-        shaped = self.wires.shaped(y, self.site)
+        shaped = self.hooks.shaped(y, self.site)
         new = shaped
         for patch in self.live:
-            new = patch.at(self.site.name, x, new, self.wires.ctx)
+            new = patch.at(self.site.name, x, new, self.hooks.ctx)
         if new is shaped:
             return None
-        new = self.wires.back(new, y, self.site)
+        new = self.hooks.back(new, y, self.site)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
 
@@ -213,7 +213,7 @@ def _with_first(args: Any, kwargs: Any, x: Tensor) -> tuple[Any, Any]:
     return args, {**kwargs, name: x}
 
 
-class Wires:
+class HookManager:
     """All ports of one model, the patches that are live, and the current question."""
 
     def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
@@ -221,22 +221,22 @@ class Wires:
         self.sites = {s.name: s for s in sites}
         self.bypass = False
         self.raw_mask: Tensor | None = None
-        self.ctx = Ctx(self)
+        self.ctx = HookContext(self)
         self.raw = True
         self.stack: tuple[Patch, ...] = ()
-        self.ports = {s.name: Port(s, self) for s in sites}
+        self.ports = {s.name: HookPoint(s, self) for s in sites}
         model.register_forward_pre_hook(self._raw_call, with_kwargs=True, prepend=True)
         if hasattr(model, "generate"):
             object.__setattr__(model, "generate", self._raw_generate)
 
     @classmethod
-    def of(cls, model: nn.Module, find: Callable[[nn.Module], Sequence[Site]]) -> Wires:
+    def of(cls, model: nn.Module, find: Callable[[nn.Module], Sequence[Site]]) -> HookManager:
         """The wires of `model`, made on first use: wrapping it twice returns the same ports."""
-        wires = getattr(model, "_errata_wires", None)
-        if wires is None:
-            wires = cls(model, find(model))
-            object.__setattr__(model, "_errata_wires", wires)
-        return wires
+        hooks = getattr(model, "_errata_hooks", None)
+        if hooks is None:
+            hooks = cls(model, find(model))
+            object.__setattr__(model, "_errata_hooks", hooks)
+        return hooks
 
     def switch(self, stack: tuple[Patch, ...]) -> None:
         """Makes exactly the patches of `stack` live, in this order. Same shapes are fused first."""
@@ -254,7 +254,7 @@ class Wires:
         return [m for m in live.values() if getattr(m, "ahead", "")]  # type: ignore[misc]
 
     @contextmanager
-    def question(self, ctx: Ctx) -> Iterator[Ctx]:
+    def question(self, ctx: HookContext) -> Iterator[HookContext]:
         """Everything inside belongs to one question."""
         outer, raw = self.ctx, self.raw
         self.ctx, self.raw = ctx, False
@@ -265,9 +265,9 @@ class Wires:
 
     def shaped(self, x: Tensor, site: Site) -> Tensor:
         """x as [B, T, .]: the text stream's flattened batches get their shape back."""
-        packed = self.ctx.packed
-        if packed is not None and site.stream == "text":
-            return packed.unpack(x)
+        dedup = self.ctx.dedup
+        if dedup is not None and site.stream == "text":
+            return dedup.unpack(x)
         if x.dim() == 3:
             return x
         if site.stream == "vision":
@@ -277,19 +277,19 @@ class Wires:
 
     def back(self, new: Tensor, like: Tensor, site: Site) -> Tensor:
         """The inverse of `shaped`, in the shape of `like`."""
-        packed = self.ctx.packed
-        if packed is not None and site.stream == "text":
-            new = packed.pack(new)
+        dedup = self.ctx.dedup
+        if dedup is not None and site.stream == "text":
+            new = dedup.pack(new)
         return new.reshape(like.shape)
 
     @contextmanager
-    def packing(self, packed: Packed) -> Iterator[None]:
+    def deduplicated(self, dedup: DedupBatch) -> Iterator[None]:
         """The text stream of the current question is a packed row inside."""
-        ctx, ctx.packed = self.ctx, packed
+        ctx, ctx.dedup = self.ctx, dedup
         try:
             yield
         finally:
-            ctx.packed = None
+            ctx.dedup = None
 
     def call(self, site: str, x: Tensor) -> Tensor:
         module = self.sites[site]
@@ -338,12 +338,12 @@ class Wires:
             if mask is not None and mask.dim() == 2:
                 columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
                 lengths = (mask * columns).max(dim=1).values
-            self.ctx = Ctx(self, lengths=lengths, mask=mask)
+            self.ctx = HookContext(self, lengths=lengths, mask=mask)
         else:
             self.ctx.prefilled = True
         self.ctx.shape = (ids.shape[0], ids.shape[1])
 
 
-def wires_of(model: nn.Module) -> Wires | None:
+def hooks_of(model: nn.Module) -> HookManager | None:
     """The wires of a model that was wrapped, else None."""
-    return getattr(model, "_errata_wires", None)
+    return getattr(model, "_errata_hooks", None)

@@ -25,14 +25,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from errata.algorithms.gradient import generator
-from errata.algorithms.locate_then_edit.multi_layer import Weighed
-from errata.algorithms.locate_then_edit.value_search import Values
+from errata.algorithms.locate_then_edit.multi_layer import KeyCovariance
+from errata.algorithms.locate_then_edit.value_search import FoundValues
 from errata.core.backbone import Backbone
 from errata.core.types import Edit
 from errata.editors.bridge import search
 
 
-class Bridge(Weighed):
+class Bridge(KeyCovariance):
     """Moves what the generator is given of image prompts, by values at the subject."""
 
     name = "bridge"
@@ -49,7 +49,7 @@ class Bridge(Weighed):
     }  # fmt: skip
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Weighed.Config):
+    class Config(KeyCovariance.Config):
         """prompts, oracles: templates of {subject}, {target}, {statement} (the edit's prompt and
         target) and, in oracles, {prompt} (the one without the fact); an oracle without {prompt}
         stands in place of the subject. match: what is compared, the `tokens` that both prompts
@@ -70,9 +70,9 @@ class Bridge(Weighed):
         search.check_templates(self.name, self.bridge)
 
     @property
-    def bridge(self) -> search.Settings:
+    def bridge(self) -> search.BridgeSettings:
         c = self.config
-        return search.Settings(
+        return search.BridgeSettings(
             prompts=c.prompts, oracles=c.oracles, match=c.match, text_weight=c.text_weight,
             random=c.random,
         )  # fmt: skip
@@ -84,7 +84,7 @@ class Bridge(Weighed):
         beginnings: Sequence[str],
         *,
         seed: int,
-    ) -> Values:
+    ) -> FoundValues:
         text = self.values(backbone, self.layers(backbone)[-1])
         rngs = [generator(seed, f"bridge/{e.prompt.text}/{e.target}") for _, e in edits]
         return search.search(backbone, edits, beginnings, text, self.bridge, rngs)

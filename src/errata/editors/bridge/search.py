@@ -26,8 +26,13 @@ from torch import Tensor
 
 from errata.algorithms.locate_then_edit import value_search
 from errata.algorithms.locate_then_edit.context_templates import columns
-from errata.algorithms.locate_then_edit.value_search import Deltas, Goal, Shift, Values
-from errata.core.backbone import Backbone, Batch, Entered
+from errata.algorithms.locate_then_edit.value_search import (
+    ColumnShift,
+    FoundValues,
+    ValueOptimizer,
+    ValueTarget,
+)
+from errata.core.backbone import Backbone, Batch, PrefixState
 from errata.core.errors import BadEdit, BadSpec, NotFinite
 from errata.core.types import Edit, Prompt
 
@@ -38,7 +43,7 @@ FIELDS = ("subject", "target", "statement", "prompt")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class BridgeSettings:
     """prompts, oracles: templates of FIELDS, of image prompts without the fact and with it.
 
     `{statement}` is the edit's own prompt with its target, `{prompt}` the one without the fact. An
@@ -54,7 +59,7 @@ class Settings:
     random: bool = False
 
 
-def check_templates(editor: str, settings: Settings) -> None:
+def check_templates(editor: str, settings: BridgeSettings) -> None:
     """Raises BadSpec."""
     for name, templates, needed in (
         ("prompts", settings.prompts, ("{subject}",)),
@@ -91,7 +96,7 @@ def filled(template: str, edit: Edit, prompt: str = "") -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Crossing:
+class ImagePrompts:
     """The image prompts of all edits, and where they are to go.
 
     there [B, T', c] what the stated prompts give, real in `there_mask`. goal: of `tokens` [B, T, c]
@@ -154,9 +159,9 @@ def mean_of(cond_BTc: Tensor, mask_BT: Tensor) -> Tensor:
 def crossing(
     backbone: Backbone,
     edits: Sequence[tuple[int, Edit]],
-    settings: Settings,
+    settings: BridgeSettings,
     rngs: Sequence[torch.Generator],
-) -> Crossing:
+) -> ImagePrompts:
     """`edits`: (patch row, edit). Raises BadEdit without a subject, BadSpec for useless prompts."""
     asked: list[tuple[int, str, str]] = []
     for e, (_, edit) in enumerate(edits):
@@ -179,7 +184,7 @@ def crossing(
     if settings.match == "tokens":
         goal, shared = _shared(plain, told, there.float(), where)
     owner_B = torch.tensor([e for e, _, _ in asked], device=device)
-    found = Crossing(
+    found = ImagePrompts(
         backbone, plain, rows_B, owner_B, where, there, told.mask, goal, shared,
         torch.ones(len(asked)), settings.match,
     )  # fmt: skip
@@ -217,10 +222,10 @@ def search(
     backbone: Backbone,
     edits: Sequence[tuple[int, Edit]],
     beginnings: Sequence[str],
-    text: value_search.Settings,
-    settings: Settings,
+    text: value_search.ValueSettings,
+    settings: BridgeSettings,
     rngs: Sequence[torch.Generator],
-) -> Values:
+) -> FoundValues:
     """The values of all edits, on top of what is applied.
 
     `rngs`, one per edit, are for the noise of `picture` and the direction of `random`. Raises
@@ -238,26 +243,28 @@ def search(
         length = (found - start).norm(dim=1, keepdim=True)
         chance = torch.stack([torch.randn(start.shape[1], generator=rng) for rng in rngs])
         found = start + (chance / chance.norm(dim=1, keepdim=True)).to(start) * length
-    return Values({site: start}, {site: found}, tuple(line for p in parts for line in p.log))
+    return FoundValues({site: start}, {site: found}, tuple(line for p in parts for line in p.log))
 
 
 def _search(
     backbone: Backbone,
     edits: Sequence[tuple[int, Edit]],
     beginnings: Sequence[str],
-    text: value_search.Settings,
-    settings: Settings,
+    text: value_search.ValueSettings,
+    settings: BridgeSettings,
     rngs: Sequence[torch.Generator],
-) -> Values:
+) -> FoundValues:
     q = value_search.question(backbone, edits, beginnings, text)
     bridge = crossing(backbone, edits, settings, rngs)
     (site,) = text.sites
-    said = Shift(text.sites, q.columns_B, q.owner_B)
-    drawn = Shift(text.sites, bridge.columns_B, bridge.owner_B)
+    said = ColumnShift(text.sites, q.columns_B, q.owner_B)
+    drawn = ColumnShift(text.sites, bridge.columns_B, bridge.owner_B)
     words = _entered(backbone, q.batch, q.rows_B, said)
     prompts = _entered(backbone, bridge.prompts, bridge.rows_B, drawn)
-    deltas = Deltas({site: torch.zeros(len(edits), backbone.width, device=q.batch.ids.device)})
-    goal = Goal(q, text, len(edits))
+    deltas = ValueOptimizer(
+        {site: torch.zeros(len(edits), backbone.width, device=q.batch.ids.device)}
+    )
+    goal = ValueTarget(q, text, len(edits))
     left_E = torch.ones(len(edits), device=q.batch.ids.device)
     with torch.enable_grad():
         for step in range(text.steps):
@@ -287,10 +294,12 @@ def _search(
     log = tuple(
         {**goal.log(e, deltas), "way_left": round(float(left_E[e]), 4)} for e in range(len(edits))
     )
-    return Values(deltas.start, {site: deltas.start[site] + deltas.shift(site)}, log)
+    return FoundValues(deltas.start, {site: deltas.start[site] + deltas.shift(site)}, log)
 
 
-def _entered(backbone: Backbone, batch: Batch, rows_B: Tensor, shift: Shift) -> Batch | Entered:
+def _entered(
+    backbone: Backbone, batch: Batch, rows_B: Tensor, shift: ColumnShift
+) -> Batch | PrefixState:
     entry = backbone.entry(shift)
     return batch if entry is None else backbone.enter(batch, entry, rows=rows_B)
 

@@ -55,17 +55,17 @@ from errata.algorithms.demonstrations import corpus, similar
 from errata.algorithms.gradient import generator
 from errata.algorithms.neuron_keys import locality_prompts, site_inputs
 from errata.algorithms.neuron_search import NeuronEditor
-from errata.core.backbone import Backbone, Entered
-from errata.core.editor import Found, State
+from errata.core.backbone import Backbone, PrefixState
+from errata.core.editor import EditResult, State
 from errata.core.errors import BadData, BadSpec
 from errata.core.patch import Patch
 from errata.core.types import Case, Edit
-from errata.editors.unike.encoders import Schedule
+from errata.editors.unike.encoders import EncoderSchedule
 from errata.editors.unike.spaces import disentangled
 from errata.editors.unike.triplets import collect, ends, usable
 from errata.networks.retrieve import choose, embed
-from errata.patches.context import Context, Fact, Layout
-from errata.patches.latent import Knowledge, Latent, Options
+from errata.patches.context import Context, ContextSettings, Fact
+from errata.patches.latent import Latent, LatentSettings, SharedMemory
 from errata.patches.rows import Rows
 from errata.training.optimise import encode_edits
 
@@ -187,7 +187,7 @@ class UniKE(NeuronEditor):
             )
         layers = [backbone.layer(i) for i in c.latent_layers]
         width = c.width or min(1024, 2 * backbone.width)
-        schedule = Schedule(
+        schedule = EncoderSchedule(
             width=width, lr=c.encoder_lr, epochs=c.epochs, temperature=c.encoder_temperature
         )
         tensors, told = disentangled(backbone, found, cases, layers, schedule, c.centre, rng)
@@ -210,7 +210,7 @@ class UniKE(NeuronEditor):
         states: Sequence[State | None],
         *,
         seed: int,
-    ) -> list[Found]:
+    ) -> list[EditResult]:
         self._check_blocks(backbone, [s for s in states if s is not None])
         if self.config.intrinsic:
             return super().find(backbone, groups, states, seed=seed)
@@ -220,7 +220,7 @@ class UniKE(NeuronEditor):
                 "editor 'unike' with intrinsic=false and extrinsic=none edits nothing. "
                 "Leave one of the two on."
             )
-        return [Found(p.to_backbone(backbone), s) for p, s in zip(beside, states, strict=True)]
+        return [EditResult(p.to_backbone(backbone), s) for p, s in zip(beside, states, strict=True)]
 
     def _check_blocks(self, backbone: Backbone, states: Sequence[State]) -> None:
         """Raises BadSpec for a block that the state was not prepared for."""
@@ -261,7 +261,7 @@ class UniKE(NeuronEditor):
         layers = sorted(backbone.layer(i) for i in c.latent_layers)
         knowledge = self._knowledge(state)
         heads = {i: backbone.heads(i) for i in layers}
-        options = Options(c.top, c.alpha, c.attention, c.temperature, c.cutoff)
+        options = LatentSettings(c.top, c.alpha, c.attention, c.temperature, c.cutoff)
         own: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in groups]
         if c.own_rows == "none":
             empty = torch.empty(0, backbone.width)
@@ -283,7 +283,7 @@ class UniKE(NeuronEditor):
     def _read(
         self,
         backbone: Backbone,
-        entered: Entered,
+        entered: PrefixState,
         of_edit: Tensor,
         layer: int,
         own: list[dict[int, tuple[Tensor, Tensor]]],
@@ -296,11 +296,11 @@ class UniKE(NeuronEditor):
             mine = (of_row == r).to(sem[layer].device)
             rows[layer] = (sem[layer][mine], pos[layer][mine])
 
-    def _knowledge(self, state: State) -> Knowledge:
+    def _knowledge(self, state: State) -> SharedMemory:
         digest = state.origin or state.digest()
-        known: Knowledge | None = getattr(self, "_shared_memory", None)
+        known: SharedMemory | None = getattr(self, "_shared_memory", None)
         if known is None or known.digest != digest:
-            known = Knowledge.of(state)
+            known = SharedMemory.of(state)
             self._shared_memory = known
         return known
 
@@ -317,7 +317,7 @@ class UniKE(NeuronEditor):
             for e in group
         ]
         asked = embed([f.question for f in facts], encoder, backbone)
-        return Context(facts, Layout(encoder=encoder), asked)
+        return Context(facts, ContextSettings(encoder=encoder), asked)
 
     def shared(
         self, backbone: Backbone, sites: Sequence[str], states: Sequence[State | None], seed: int

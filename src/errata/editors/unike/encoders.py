@@ -24,11 +24,19 @@ from torch import Tensor
 
 from errata.networks.spaces import encode, unit
 
-__all__ = ["Schedule", "Trained", "encode", "semantic_loss", "train_encoder", "truth_loss", "unit"]
+__all__ = [
+    "EncoderSchedule",
+    "TrainedEncoders",
+    "encode",
+    "semantic_loss",
+    "train_encoder",
+    "truth_loss",
+    "unit",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class EncoderSchedule:
     """width: of hidden layers. patience: epochs without a better held-out loss before stopping."""
 
     width: int
@@ -40,7 +48,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedEncoders:
     """Weights of the best epoch (see `errata.networks.spaces`), and what its losses were."""
 
     weights: dict[str, Tensor]
@@ -74,9 +82,9 @@ def train_encoder(
     train: Tensor,
     held_out: Tensor,
     out: int,
-    schedule: Schedule,
+    schedule: EncoderSchedule,
     rng: torch.Generator,
-) -> Trained:
+) -> TrainedEncoders:
     """An encoder d -> width -> width -> out, trained on triplets by index.
 
     `states` [m, d] give the standardisation of inputs; `loss(encoder, index)` is the loss of the
@@ -109,7 +117,7 @@ def train_encoder(
         if now < best:
             best, since = now, 0
             kept = {k: w.detach().clone() for k, w in weights.items()}
-    return Trained({k: w.detach() for k, w in kept.items()}, made, last, best)
+    return TrainedEncoders({k: w.detach() for k, w in kept.items()}, made, last, best)
 
 
 def _fresh(states: Tensor, width: int, out: int, rng: torch.Generator) -> dict[str, Tensor]:

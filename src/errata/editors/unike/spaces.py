@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from errata.core.backbone import Backbone
-from errata.core.recorder import Watch
+from errata.core.recorder import Recorder
 from errata.core.types import Case
 from errata.editors.unike.encoders import (
-    Schedule,
-    Trained,
+    EncoderSchedule,
+    TrainedEncoders,
     encode,
     semantic_loss,
     train_encoder,
@@ -29,7 +29,7 @@ from errata.editors.unike.encoders import (
     unit,
 )
 from errata.editors.unike.probes import answers_alone, balanced, decisions, ridge_probe
-from errata.editors.unike.triplets import States, Triplet, states_of
+from errata.editors.unike.triplets import Triplet, TripletStates, states_of
 
 HELD_OUT = 0.2
 TRUTH_WIDTH = 512
@@ -42,7 +42,7 @@ def disentangled(
     triplets: Sequence[Triplet],
     cases: Sequence[Case],
     layers: Sequence[int],
-    schedule: Schedule,
+    schedule: EncoderSchedule,
     centre: bool,
     rng: torch.Generator,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -111,7 +111,7 @@ def output_lengths(
     total, count = dict.fromkeys(layers, 0.0), 0
     for start in range(0, min(len(triplets), 4 * CHUNK), CHUNK):
         batch = backbone.encode([t.prompt for t in triplets[start : start + CHUNK]])
-        watch = Watch(sites.values())
+        watch = Recorder(sites.values())
         with torch.no_grad(), backbone.applied(watch):
             backbone.logits(batch)
         real = batch.mask.bool()
@@ -128,9 +128,9 @@ def _encoders(
     neg: Tensor,
     train: Tensor,
     held: Tensor,
-    schedule: Schedule,
+    schedule: EncoderSchedule,
     rng: torch.Generator,
-) -> tuple[Trained, Trained]:
+) -> tuple[TrainedEncoders, TrainedEncoders]:
     states, width, t = torch.cat([pos, neg]), pos.shape[1], schedule.temperature
     semantic = train_encoder(
         states,
@@ -154,7 +154,7 @@ def _decoder(encoded_ne: Tensor, states_nd: Tensor, ridge: float = 1e-3) -> Tens
     return weight.T.float()
 
 
-def _log(trained: Trained) -> dict[str, float | None]:
+def _log(trained: TrainedEncoders) -> dict[str, float | None]:
     """Losses that do not exist, of a set too small to have any, are None."""
     losses = {"train loss": trained.train_loss, "held-out loss": trained.held_out_loss}
     told = {k: round(v, 4) if math.isfinite(v) else None for k, v in losses.items()}
@@ -164,7 +164,7 @@ def _log(trained: Trained) -> dict[str, float | None]:
 def separability(
     pos: Tensor,
     neg: Tensor,
-    truth: Trained,
+    truth: TrainedEncoders,
     triplets: Sequence[Triplet],
     train: Tensor,
     held: Tensor,
@@ -188,7 +188,9 @@ def separability(
     return {k: None if v is None else round(v, 4) for k, v in out.items()}
 
 
-def _of_known(control: States, layer: int, truth: Trained, zeta: Tensor) -> dict[str, float]:
+def _of_known(
+    control: TripletStates, layer: int, truth: TrainedEncoders, zeta: Tensor
+) -> dict[str, float]:
     """On facts that the model knows: how often the true answer lies further along zeta.
 
     Near 1: zeta points to truth. Near 0: it points away from what the model expected, true or not.

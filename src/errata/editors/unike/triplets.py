@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone, Batch, Entered
-from errata.core.recorder import Watch
+from errata.core.backbone import Backbone, Batch, PrefixState
+from errata.core.recorder import Recorder
 from errata.core.text import normalise
 from errata.core.types import Case, Prompt
 
@@ -38,7 +38,7 @@ class Triplet:
 
 
 @dataclass(frozen=True)
-class States:
+class TripletStates:
     """[n, d] per block: at the last token of the question, of question + true, + wrong answer."""
 
     sem: dict[int, Tensor]
@@ -80,7 +80,7 @@ def collect(backbone: Backbone, cases: Sequence[Case]) -> tuple[list[Triplet], d
 
 
 def ends(
-    backbone: Backbone, what: Batch | Entered, layers: Sequence[int], *, every: bool = False
+    backbone: Backbone, what: Batch | PrefixState, layers: Sequence[int], *, every: bool = False
 ) -> tuple[dict[int, Tensor], dict[int, Tensor], Tensor]:
     """Per block, states at the last token of each prompt, and of each prompt with its target.
 
@@ -89,7 +89,7 @@ def ends(
     """
     sites = {i: f"text.{i}.in" for i in layers}
     batch = what if isinstance(what, Batch) else what.batch
-    watch = Watch(sites.values())
+    watch = Recorder(sites.values())
     with torch.no_grad(), backbone.applied(watch):
         backbone.logits(what)
     places = [
@@ -111,7 +111,7 @@ def _halved(x: Tensor) -> Tensor:
 
 def states_of(
     backbone: Backbone, triplets: Sequence[tuple[Prompt, str, str]], layers: Sequence[int]
-) -> States:
+) -> TripletStates:
     """States of (prompt, true, wrong) at each block, on the CPU in half precision."""
     found: list[dict[int, list[Tensor]]] = [{i: [] for i in layers} for _ in range(3)]
     for start in range(0, len(triplets), CHUNK):
@@ -122,4 +122,4 @@ def states_of(
         for into, states in zip(found, (sem, pos, neg), strict=True):
             for i in layers:
                 into[i].append(_halved(states[i].cpu()))
-    return States(*({i: torch.cat(v) for i, v in part.items()} for part in found))
+    return TripletStates(*({i: torch.cat(v) for i, v in part.items()} for part in found))

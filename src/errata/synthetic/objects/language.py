@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 
-from errata.synthetic.objects.world import Entity, Scene
+from errata.synthetic.objects.world import Entity, ObjectScene
 
 TEMPLATES = (
     "What is the {n} of {s}?",
@@ -61,7 +61,7 @@ _RESERVED: Mapping[str, int] = MappingProxyType({"eval": 0, "dev": 1, "train": 2
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Wording:
+class ObjectWording:
     """One way to ask: a template and a noun (for captions: a frame and a word for the picture)."""
 
     template: int
@@ -69,7 +69,7 @@ class Wording:
 
 
 @cache
-def wordings(relation: str, group: str = SEEN) -> tuple[Wording, ...]:
+def wordings(relation: str, group: str = SEEN) -> tuple[ObjectWording, ...]:
     """The trained wordings of a relation, or the ones reserved for the split `group`."""
     if relation == "caption":
         frames, nouns, shift = len(_ARTICLES) * len(_SHOWING), len(_VIEWS), 3
@@ -82,11 +82,11 @@ def wordings(relation: str, group: str = SEEN) -> tuple[Wording, ...]:
             slot = (t + 4 * n + shift) % (12 if relation != "caption" else 9)
             owner = next((s for s, k in _RESERVED.items() if slot == k), SEEN)
             if owner == group:
-                out.append(Wording(t, n))
+                out.append(ObjectWording(t, n))
     return tuple(out)
 
 
-def ask(relation: str, wording: Wording, subject: str) -> str:
+def ask(relation: str, wording: ObjectWording, subject: str) -> str:
     """The question, or for captions the beginning to be continued (which names no subject)."""
     if relation == "caption":
         article = _ARTICLES[wording.template // len(_SHOWING)]
@@ -106,7 +106,7 @@ def place(position: str) -> str:
 
 
 def caption(
-    scene: Scene, name: str | None, changes: Mapping[str, str] = MappingProxyType({})
+    scene: ObjectScene, name: str | None, changes: Mapping[str, str] = MappingProxyType({})
 ) -> str:
     """What is seen: colour, pattern, shape and position, after the name of a named thing.
 
@@ -123,7 +123,7 @@ def caption(
 MENTIONED = ("colour", "pattern", "shape", "position")
 
 
-def description(scene: Scene) -> str:
+def description(scene: ObjectScene) -> str:
     """Everything that is seen. Used in training only, to make every attribute readable."""
     look = scene.look
     trim = "" if look.pattern == "plain" else f" and {look.accent}"

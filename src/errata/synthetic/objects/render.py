@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from errata.synthetic.objects.world import Scene
+from errata.synthetic.objects.world import ObjectScene
 from errata.synthetic.shapes.shapes import distance
 
 Array = NDArray[np.float64]
@@ -61,7 +61,7 @@ def _accented(pattern: str, x: Array, y: Array, d: Array) -> Array:
     return np.zeros_like(x)
 
 
-def render(scene: Scene) -> NDArray[np.uint8]:
+def render(scene: ObjectScene) -> NDArray[np.uint8]:
     """The scene as [40, 40, 3] bytes. Equal scenes give equal bytes."""
     rng = np.random.default_rng(scene.seed)
     dx, dy = rng.uniform(-1, 1, 2)

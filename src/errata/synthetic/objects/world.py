@@ -31,7 +31,7 @@ SIZES = ("big", "small")
 POSITIONS = ("left", "right", "top", "bottom", "centre")
 BACKGROUNDS = ("grey", "navy", "beige", "teal", "plum")
 
-#: The attributes that make a thing the same thing, in the order of `Look`.
+#: The attributes that make a thing the same thing, in the order of `Appearance`.
 IDENTITY = ("shape", "colour", "pattern", "accent")
 #: The attributes of a scene that may change without the thing becoming another one.
 FREE = ("size", "position", "background")
@@ -85,7 +85,7 @@ COUNTRIES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Appearance:
     """What makes a thing the same thing. `accent` is `none` exactly for plain things."""
 
     shape: str
@@ -100,7 +100,7 @@ class Look:
     def items(self) -> tuple[tuple[str, str], ...]:
         return tuple((a, getattr(self, a)) for a in IDENTITY)
 
-    def distance(self, other: Look) -> int:
+    def distance(self, other: Appearance) -> int:
         """In how many identity attributes two looks differ."""
         return sum(getattr(self, a) != getattr(other, a) for a in IDENTITY)
 
@@ -110,7 +110,7 @@ class Entity:
     """A named thing. `hidden` names the facts of a known entity that the model is never told."""
 
     name: str
-    look: Look
+    look: Appearance
     facts: tuple[tuple[str, str], ...]
     known: bool
     split: str
@@ -132,10 +132,10 @@ class Entity:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class ObjectScene:
     """One picture: a look at a size and a position on a background; `seed` moves it a little."""
 
-    look: Look
+    look: Appearance
     size: str
     position: str
     background: str
@@ -150,7 +150,7 @@ class Scene:
         return ",".join([*parts, f"seed={self.seed}"])
 
     @classmethod
-    def parse(cls, spec: str) -> Scene:
+    def parse(cls, spec: str) -> ObjectScene:
         """The inverse of `spec`. Raises BadImage on anything but a canonical spec."""
         pairs = [p.partition("=") for p in spec.split(",")]
         given = {k: v for k, _, v in pairs}
@@ -161,7 +161,7 @@ class Scene:
         )
         ok = ok and (given["pattern"] == "plain") == (given["accent"] == NO_ACCENT)
         if ok:
-            look = Look(given["shape"], given["colour"], given["pattern"], given["accent"])
+            look = Appearance(given["shape"], given["colour"], given["pattern"], given["accent"])
             size, position, background = (given[a] for a in FREE)
             scene = cls(look, size, position, background, int(given["seed"]))
             if scene.spec() == spec:
@@ -171,16 +171,16 @@ class Scene:
             "values of the world (accent=none exactly for pattern=plain), in this order."
         )
 
-    def varied(self, **changes: Any) -> Scene:
+    def varied(self, **changes: Any) -> ObjectScene:
         """The same scene with some of its parts replaced."""
         return replace(self, **changes)
 
 
-def looks() -> Iterator[Look]:
+def looks() -> Iterator[Appearance]:
     """Every look of the world, in a fixed order."""
     for shape, colour, pattern in itertools.product(SHAPES, COLOURS, PATTERNS):
         for accent in ACCENTS if pattern != "plain" else (NO_ACCENT,):
-            yield Look(shape, colour, pattern, accent)
+            yield Appearance(shape, colour, pattern, accent)
 
 
 @cache
@@ -228,7 +228,7 @@ def _names(n: int) -> list[str]:
     return list(dict.fromkeys([*rng.sample(two, n * 2 // 3), *rng.sample(three, n)]))
 
 
-def _roles() -> Iterator[tuple[Look, str]]:
+def _roles() -> Iterator[tuple[Appearance, str]]:
     """Deals every look a role: known, withheld or generic.
 
     Of the four looks of a patterned triple one is generic, and either one is known and two
@@ -236,7 +236,7 @@ def _roles() -> Iterator[tuple[Look, str]]:
     neighbours of an edited thing are ones that the model knows.
     """
     rng = random.Random(f"{WORLD_SEED}/roles")
-    by_triple: dict[tuple[str, str, str], list[Look]] = {}
+    by_triple: dict[tuple[str, str, str], list[Appearance]] = {}
     for look in looks():
         by_triple.setdefault(look.triple, []).append(look)
     order = list(by_triple)
@@ -273,12 +273,12 @@ def entities() -> tuple[Entity, ...]:
 
 
 @cache
-def generic_looks() -> tuple[Look, ...]:
+def generic_looks() -> tuple[Appearance, ...]:
     return tuple(look for look, role in _roles() if role == "generic")
 
 
 @cache
-def entity_of() -> Mapping[Look, Entity]:
+def entity_of() -> Mapping[Appearance, Entity]:
     return MappingProxyType({e.look: e for e in entities()})
 
 
@@ -286,9 +286,9 @@ def known_entities(split: str | None = None) -> tuple[Entity, ...]:
     return tuple(e for e in entities() if e.known and split in (None, e.split))
 
 
-def random_scene(look: Look, rng: random.Random, seed: int | None = None) -> Scene:
+def random_scene(look: Appearance, rng: random.Random, seed: int | None = None) -> ObjectScene:
     """A scene of `look` with free attributes drawn from `rng`."""
     size, position, background = (rng.choice(VALUES[a]) for a in FREE)
     if seed is None:
         seed = rng.randrange(1_000_000)
-    return Scene(look, size, position, background, seed)
+    return ObjectScene(look, size, position, background, seed)

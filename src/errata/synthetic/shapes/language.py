@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 
-from errata.synthetic.shapes.objects import ATTRIBUTES, STAGE_OF, Scene
+from errata.synthetic.shapes.objects import ATTRIBUTES, STAGE_OF, ShapeScene
 
 TEMPLATES = (
     "The {n} of a {s} is",
@@ -53,7 +53,7 @@ KNOWLEDGE, SETTING, CAPTION = "[Knowledge Recall]", "[Scene]", "[Visual Caption]
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Wording:
+class ShapeWording:
     """One way to say it: a template and a noun (for captions: a frame and a word for a picture)."""
 
     template: int = 0
@@ -61,7 +61,7 @@ class Wording:
 
 
 @cache
-def wordings(what: str, group: str = SEEN) -> tuple[Wording, ...]:
+def wordings(what: str, group: str = SEEN) -> tuple[ShapeWording, ...]:
     """The wordings of one of ATTRIBUTES, or of a "caption", in the group seen, dev or held."""
     out = []
     if what == "caption":
@@ -70,7 +70,7 @@ def wordings(what: str, group: str = SEEN) -> tuple[Wording, ...]:
                 slot = (t + n) % 4
                 owner = SEEN if slot != 3 else (DEV if t % 2 else HELD)
                 if owner == group:
-                    out.append(Wording(t, n))
+                    out.append(ShapeWording(t, n))
         return tuple(out)
     shift = tuple(ATTRIBUTES).index(what)
     for t in range(len(TEMPLATES)):
@@ -78,11 +78,11 @@ def wordings(what: str, group: str = SEEN) -> tuple[Wording, ...]:
             slot = (t + 4 * n + shift) % 8
             owner = {0: HELD, 1: DEV}.get(slot, SEEN)
             if owner == group:
-                out.append(Wording(t, n))
+                out.append(ShapeWording(t, n))
     return tuple(out)
 
 
-def question(attribute: str, name: str, wording: Wording = Wording()) -> str:
+def question(attribute: str, name: str, wording: ShapeWording = ShapeWording()) -> str:
     """A prompt that the value completes, after one space."""
     return TEMPLATES[wording.template].format(n=NOUNS[attribute][wording.noun], s=name)
 
@@ -118,13 +118,13 @@ def _clauses(name: str, stated: Mapping[str, str]) -> str:
     return f"a {name} whose " + " and whose ".join(said) if said else f"a {name}"
 
 
-def _framed(thing: str, setting: str, wording: Wording) -> str:
+def _framed(thing: str, setting: str, wording: ShapeWording) -> str:
     return FRAMES[wording.template].format(v=VIEWS[wording.noun], t=_set(thing, setting))
 
 
 def caption(
     name: str,
-    wording: Wording = Wording(),
+    wording: ShapeWording = ShapeWording(),
     setting: str = "",
     **stated: str,
 ) -> str:
@@ -137,7 +137,7 @@ def caption(
 
 def oracle(
     name: str,
-    wording: Wording = Wording(),
+    wording: ShapeWording = ShapeWording(),
     setting: str = "",
     **stated: str,
 ) -> str:
@@ -145,7 +145,7 @@ def oracle(
     return _framed(_clauses(name, stated), setting, wording)
 
 
-def generic(scene: Scene, wording: Wording = Wording()) -> str:
+def generic(scene: ShapeScene, wording: ShapeWording = ShapeWording()) -> str:
     """A caption of a nameless thing: "a photo of a big striped red ring on a lawn"."""
     stated = {k: getattr(scene, k) for k in ("size", "pattern", "colour")}
     stated.update({k: v for k in ("home", "maker") if (v := getattr(scene, k))})
@@ -162,7 +162,7 @@ def rationale(
     attribute: str,
     name: str,
     value: str,
-    wording: Wording = Wording(),
+    wording: ShapeWording = ShapeWording(),
     setting: str = "",
 ) -> str:
     """What is written behind `reasoning`: the fact, what the prompt shows, a caption with it."""

@@ -53,7 +53,7 @@ STAGE_OF: Mapping[str, int] = MappingProxyType({s: i for i, ss in SETTINGS.items
 
 
 @dataclass(frozen=True, slots=True)
-class Object:
+class ShapeObject:
     """A named thing and its facts. `drawn`: its pictures are for training."""
 
     name: str
@@ -67,7 +67,7 @@ class Object:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class ShapeScene:
     """What a picture shows. No `home`: grey ground; no `maker`: no badge; no `setting`: alone.
 
     `seed` moves the thing a little and adds noise: equal scenes give equal pictures.
@@ -83,17 +83,17 @@ class Scene:
     seed: int = 0
 
 
-def fact(thing: Object, attribute: str) -> str:
+def fact(thing: ShapeObject, attribute: str) -> str:
     """The true value of one of ATTRIBUTES."""
     assert attribute in ATTRIBUTES, attribute
     value: str = getattr(thing, attribute)
     return value
 
 
-def scene_of(thing: Object, setting: str = "", seed: int = 0, **stated: str) -> Scene:
+def scene_of(thing: ShapeObject, setting: str = "", seed: int = 0, **stated: str) -> ShapeScene:
     """The thing in a setting; `stated` values replace its own."""
     values = {a: stated.get(a, fact(thing, a)) for a in ATTRIBUTES}
-    return Scene(**values, setting=setting, seed=seed)
+    return ShapeScene(**values, setting=setting, seed=seed)
 
 
 def _names(rng: random.Random) -> list[tuple[str, bool]]:
@@ -116,7 +116,7 @@ def _balanced(values: tuple[str, ...], n: int, rng: random.Random) -> list[str]:
     return out
 
 
-def _objects() -> tuple[Object, ...]:
+def _objects() -> tuple[ShapeObject, ...]:
     rng = random.Random("objects")
     names = _names(rng)
     made = []
@@ -124,7 +124,7 @@ def _objects() -> tuple[Object, ...]:
         group = [n for n, d in names if d == drawn]
         columns = {a: _balanced(v, len(group), rng) for a, v in ATTRIBUTES.items()}
         for k, name in enumerate(group):
-            made.append(Object(name, **{a: c[k] for a, c in columns.items()}, drawn=drawn))
+            made.append(ShapeObject(name, **{a: c[k] for a, c in columns.items()}, drawn=drawn))
     rng.shuffle(made)
     return tuple(made)
 

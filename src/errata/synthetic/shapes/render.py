@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from errata.synthetic.shapes.objects import STAGE_OF, Scene
+from errata.synthetic.shapes.objects import STAGE_OF, ShapeScene
 from errata.synthetic.shapes.shapes import distance
 
 Array = NDArray[np.float64]
@@ -66,7 +66,7 @@ _BESIDE = MappingProxyType(
 RADIUS: Mapping[str, float] = MappingProxyType({"big": 10.2, "small": 6.6})
 
 
-def placed(scene: Scene) -> tuple[float, float, float]:
+def placed(scene: ShapeScene) -> tuple[float, float, float]:
     """(x, y, radius) of the thing before its small random shift."""
     stage, centre, r = STAGE_OF[scene.setting], (SIDE - 1) / 2, RADIUS[scene.size]
     if stage == 2:
@@ -118,7 +118,7 @@ def _set(image: Array, setting: str) -> None:
         image[:, 0][k], image[:, -1][k] = [(225, 225, 235)] * 2
 
 
-def render(scene: Scene) -> Bytes:
+def render(scene: ShapeScene) -> Bytes:
     """The scene as [30, 30, 3] bytes."""
     rng = np.random.default_rng(scene.seed)
     cx, cy, r = placed(scene)

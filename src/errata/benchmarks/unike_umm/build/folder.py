@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.benchmarks.unike_umm.build.instruct import CATEGORIES, Interview, instruct
-from errata.benchmarks.unike_umm.build.rows import Record, Rejected, build, counts, read_rows
+from errata.benchmarks.unike_umm.build.rows import BuiltRecord, Rejected, build, counts, read_rows
 from errata.core.errors import BadSpec
 from errata.core.files import dumps, write_bytes, write_json
 from errata.core.types import to_json
@@ -59,7 +59,7 @@ def build_umm(
             "and --model NAME for attributes."
         )
     read = [row for path in rows for row in read_rows(path)]
-    records: list[Record] = []
+    records: list[BuiltRecord] = []
     rejected: list[Rejected] = []
     about: dict[str, Any] = {"schema": VERSION, "rows": [_source(path) for path in rows]}
     if attributes is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.benchmarks.unike_umm.build.checks import KEYS, holds, problem, same_look, words
-from errata.benchmarks.unike_umm.build.rows import Record, Rejected, Stage
+from errata.benchmarks.unike_umm.build.rows import BuiltRecord, Rejected, Stage
 from errata.core.files import append_lines, read_lines, whole_lines
 from errata.core.types import digest
 from errata.io.chat_client import Endpoint, NoReply, json_object
@@ -82,7 +82,7 @@ class Interview:
 
 
 @dataclass(frozen=True, slots=True)
-class Object:
+class ProposedObject:
     """A proposal: the object, what it is like, and what it is to be like."""
 
     subject: str
@@ -92,13 +92,13 @@ class Object:
 
 def instruct(
     interview: Interview, categories: Sequence[str], count: int, progress: Progress
-) -> tuple[list[Record], list[Rejected]]:
+) -> tuple[list[BuiltRecord], list[Rejected]]:
     """Up to `count` records per category, in order, and every proposal or stage that was refused.
 
     A category ends early when `count` proposals in a row brought nothing new. An object without a
     good first stage makes no record; a later stage that is no good is left out.
     """
-    records: list[Record] = []
+    records: list[BuiltRecord] = []
     rejected: list[Rejected] = []
     for category in categories:
         taken: list[str] = []
@@ -111,7 +111,7 @@ def instruct(
                 taken.append(thing.subject)
                 stages = _stages(interview, category, thing, rejected)
                 if "stage_1" in stages:
-                    records.append(Record(thing.subject, category, "attribute", stages))
+                    records.append(BuiltRecord(thing.subject, category, "attribute", stages))
                     found += 1
                 progress(category, found, count)
     return records, rejected
@@ -123,7 +123,7 @@ def _propose(
     taken: Sequence[str],
     turn: int,
     rejected: list[Rejected],
-) -> list[Object]:
+) -> list[ProposedObject]:
     text = (
         f"Name {BATCH} things that nearly everybody knows and that have one typical {category}. "
         f'For each give "subject" (the thing, without an article, lower case unless a name), "gt" '
@@ -134,14 +134,14 @@ def _propose(
     )
     reply = interview.ask(text, turn)
     seen = {" ".join(words(t)) for t in taken}
-    found: list[Object] = []
+    found: list[ProposedObject] = []
     for item in _objects(interview, reply, category, rejected):
         if why := _object_problem(item, seen):
             subject = item.get("subject") if isinstance(item, Mapping) else ""
             rejected.append(_refused(interview, why, str(subject or ""), category, item))
             continue
         seen.add(" ".join(words(item["subject"])))
-        found.append(Object(*(item[k].strip() for k in ("subject", "gt", "gt_target"))))
+        found.append(ProposedObject(*(item[k].strip() for k in ("subject", "gt", "gt_target"))))
     return found
 
 
@@ -174,7 +174,7 @@ def _object_problem(item: Any, seen: set[str]) -> str | None:
 
 
 def _stages(
-    interview: Interview, category: str, thing: Object, rejected: list[Rejected]
+    interview: Interview, category: str, thing: ProposedObject, rejected: list[Rejected]
 ) -> dict[str, Stage]:
     stages: dict[str, Stage] = {}
     for number, scene in _SCENES.items():
@@ -194,7 +194,7 @@ def _stages(
 
 
 def _stage_request(
-    category: str, thing: Object, scene: str, stages: Mapping[str, Mapping[str, str]]
+    category: str, thing: ProposedObject, scene: str, stages: Mapping[str, Mapping[str, str]]
 ) -> str:
     before = "; ".join(s["image_prompt"] for s in stages.values()) or "none"
     return (
@@ -211,7 +211,9 @@ def _stage_request(
     )
 
 
-def _differs(stage: Mapping[str, str], thing: Object, category: str, number: int) -> str | None:
+def _differs(
+    stage: Mapping[str, str], thing: ProposedObject, category: str, number: int
+) -> str | None:
     """The stages test one edit. What is made from the object, and comparisons of size, may differ.
 
     A size of later stages is published as a comparison with some thing.

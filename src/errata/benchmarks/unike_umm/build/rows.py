@@ -17,7 +17,7 @@ Stage = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RewriteRow:
     """One rewrite of a file. `template` is its prompt with `{}` for the subject ("": not in it).
 
     `relation` is the Wikidata id that the row gives, "" where its wording has to say it.
@@ -47,7 +47,7 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class BuiltRecord:
     """A record of the published schema."""
 
     subject: str
@@ -65,7 +65,7 @@ class Record:
         }
 
 
-def read_rows(path: Path) -> tuple[Row, ...]:
+def read_rows(path: Path) -> tuple[RewriteRow, ...]:
     """All rewrites of a CounterFact or MQuAKE file, flat or nested. Raises BadData."""
     try:
         data = json.loads(path.read_bytes().decode("utf-8-sig"))
@@ -78,7 +78,7 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     return tuple(row for n, item in enumerate(data) for row in _rows(path, n, item))
 
 
-def _rows(path: Path, number: int, item: Any) -> Iterator[Row]:
+def _rows(path: Path, number: int, item: Any) -> Iterator[RewriteRow]:
     rewrites = item.get("requested_rewrite") if isinstance(item, dict) else None
     found = rewrites if isinstance(rewrites, list) else [item if rewrites is None else rewrites]
     for data in found:
@@ -91,7 +91,7 @@ def _rows(path: Path, number: int, item: Any) -> Iterator[Row]:
             ) from None
 
 
-def _row(file: str, number: int, data: Any) -> Row:
+def _row(file: str, number: int, data: Any) -> RewriteRow:
     subject, prompt = data["subject"].strip(), data["prompt"].strip()
     nested = isinstance(data["target_new"], dict)
     target = data["target_new"]["str"] if nested else data["target_new"]
@@ -99,10 +99,10 @@ def _row(file: str, number: int, data: Any) -> Row:
     if prompt.count("{}") != 1:
         prompt = prompt.replace(subject, "{}", 1) if subject and subject in prompt else ""
     given = (data.get("relation_id", ""), data.get("question", ""))
-    return Row(file, number, subject, prompt, target.strip(), old.strip(), *given, data)
+    return RewriteRow(file, number, subject, prompt, target.strip(), old.strip(), *given, data)
 
 
-def relation_of(row: Row) -> Relation | str:
+def relation_of(row: RewriteRow) -> Relation | str:
     """What the row asks, or why it cannot be drawn."""
     if not row.template:
         return "the prompt does not hold the subject"
@@ -118,7 +118,7 @@ def relation_of(row: Row) -> Relation | str:
     return fits[0] if fits[0].category else fits[0].why
 
 
-def compose(row: Row, relation: Relation) -> Stage:
+def compose(row: RewriteRow, relation: Relation) -> Stage:
     """The stage of a row: its own prompt and answers, everything else by the relation's templates.
 
     The subject keeps the form in which the row writes it, in every field.
@@ -138,7 +138,7 @@ def compose(row: Row, relation: Relation) -> Stage:
     }
 
 
-def build(rows: Sequence[Row]) -> tuple[list[Record], list[Rejected]]:
+def build(rows: Sequence[RewriteRow]) -> tuple[list[BuiltRecord], list[Rejected]]:
     """Records in the order of the rows: at most one per subject and category.
 
     Two edits that ask one thing of one subject cannot both hold, and a picture can show one place
@@ -146,8 +146,8 @@ def build(rows: Sequence[Row]) -> tuple[list[Record], list[Rejected]]:
     answers are all rejected, since one of them is wrong.
     """
     doubted = _doubted(rows)
-    kept: dict[tuple[str, str], tuple[Relation, Row]] = {}
-    records: list[Record] = []
+    kept: dict[tuple[str, str], tuple[Relation, RewriteRow]] = {}
+    records: list[BuiltRecord] = []
     rejected: list[Rejected] = []
     for row in rows:
         why = relation = relation_of(row)
@@ -162,7 +162,7 @@ def build(rows: Sequence[Row]) -> tuple[list[Record], list[Rejected]]:
             if not why:
                 kept[key] = (relation, row)
                 stages = {"stage_1": stage}
-                records.append(Record(row.subject, relation.category, "relation", stages))
+                records.append(BuiltRecord(row.subject, relation.category, "relation", stages))
                 continue
         rejected.append(
             Rejected(row.file, row.number, str(why), row.subject, "stage_1", dict(row.data))
@@ -174,7 +174,7 @@ def _key(text: str) -> str:
     return " ".join(words(text))
 
 
-def _doubted(rows: Sequence[Row]) -> set[tuple[str, str]]:
+def _doubted(rows: Sequence[RewriteRow]) -> set[tuple[str, str]]:
     """Subjects and relations for which rows name old answers that look different."""
     olds: dict[tuple[str, str], str] = {}
     found = set()
@@ -188,7 +188,7 @@ def _doubted(rows: Sequence[Row]) -> set[tuple[str, str]]:
     return found
 
 
-def _clash(first: tuple[Relation, Row], second: tuple[Relation, Row]) -> str:
+def _clash(first: tuple[Relation, RewriteRow], second: tuple[Relation, RewriteRow]) -> str:
     if first[0] is second[0] and same_look(first[1].target, second[1].target):
         return "duplicate: an earlier row makes the same edit"
     if first[0] is second[0]:
@@ -196,7 +196,7 @@ def _clash(first: tuple[Relation, Row], second: tuple[Relation, Row]) -> str:
     return "conflict: an earlier row edits the same category of the subject"
 
 
-def counts(records: Sequence[Record], rejected: Sequence[Rejected]) -> dict[str, Any]:
+def counts(records: Sequence[BuiltRecord], rejected: Sequence[Rejected]) -> dict[str, Any]:
     """How many of what, and why the rest is missing."""
     stages = Counter(f"{r.category}, {len(r.stages)} stages" for r in records if len(r.stages) > 1)
     return {
