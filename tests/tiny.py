@@ -398,7 +398,7 @@ def micro_umm() -> MicroUmmBackbone:
     """Pictures of 8 x 8 pixels in four patches, drawn in three steps."""
     from transformers import LlamaConfig
 
-    from errata.backbones._micro_umm import MicroUmmBackbone as Model
+    from errata.backbones._micro_umm import MicroUmm as Model
     from errata.backbones._micro_umm import MicroUmmConfig
 
     text = LlamaConfig(

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from errata.backbones._micro_umm import MicroUmmBackbone as Model
+from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones.micro_umm import MicroUmmBackbone
 from errata.core.text import mentions
 from errata.core.types import Prompt
@@ -213,7 +213,7 @@ def text_table(bb: MicroUmmBackbone, n: int) -> str:
 
 def from_work(work: Path) -> MicroUmmBackbone:
     """The model of the last checkpoints in a work folder, with the averaged generator."""
-    from train_micro_umm import fresh, load_picture, load_text
+    from tools.micro_umm.train import fresh, load_picture, load_text
 
     model: Model = fresh()
     load_text(model, work)

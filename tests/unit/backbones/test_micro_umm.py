@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.backbones._micro_umm import MicroUmmBackbone as Model
+from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import from_patches, to_patches
 from errata.backbones.micro_umm import MicroUmmBackbone
 from errata.core.errors import BadBackbone, BadSpec

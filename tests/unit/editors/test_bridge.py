@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from errata.algorithms.locate_then_edit.multi_layer import stream_site
-from errata.algorithms.locate_then_edit.value_search import BridgeSettings as TextSettings
+from errata.algorithms.locate_then_edit.value_search import ValueSettings as TextSettings
 from errata.core import registry
 from errata.core.errors import BadBackbone, BadEdit, BadSpec
 from errata.core.types import Case, Edit, Probe, Prompt
