@@ -32,10 +32,10 @@ from torch import Tensor
 
 import errata
 from errata.core import registry
-from errata.core.asked import PromptStates
-from errata.core.backbone import Backbone, Batch, PrefixState
+from errata.core.backbone import Backbone
+from errata.core.batch import Batch, PrefixState
 from errata.core.benchmark import BenchmarkSpec
-from errata.core.glimpse import seen_at
+from errata.core.recorder import PromptStates, outputs_at
 from errata.core.types import TARGET_KINDS, Case, Prompt
 from errata.editors.serac import Serac, SeracNetwork, SeracTrainee
 from errata.evaluation.bootstrap import Bootstrap
@@ -88,7 +88,7 @@ class ScopeOnly(SeracTrainee):
         for start in range(0, len(asked), CHUNK):
             part = asked[start : start + CHUNK]
             batch = self.backbone.encode([self.shown(p) for p, _ in part], [a for _, a in part])
-            read = self.read(seen_at(self.backbone, batch, [site])[site], batch, answer=answer)
+            read = self.read(outputs_at(self.backbone, batch, [site])[site], batch, answer=answer)
             query, key = self.module.scope(*read.parts)
             out.append(key if edits else query)
         return torch.cat(out)

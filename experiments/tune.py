@@ -21,7 +21,7 @@ import torch
 
 import errata
 from errata.core import registry
-from errata.core.editor import State
+from errata.core.state import State
 from errata.evaluation.bench import bench
 
 PAPER = ("reliability", "t_generality", "m_generality", "t_locality", "m_locality")

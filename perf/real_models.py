@@ -15,7 +15,7 @@ from torch import Tensor
 
 import errata
 from errata.backbones.hf_vlm import HfVlm
-from errata.core.editor import State
+from errata.core.state import State
 
 EDITED = 4
 ENCODER = 1024

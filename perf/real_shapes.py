@@ -35,16 +35,16 @@ from errata.algorithms import gradient
 from errata.algorithms.neuron_search import NeuronEditor
 from errata.backbones._decoder import DecoderBackbone
 from errata.backbones.hf_vlm import HfVlm
-from errata.core import patch as patches
 from errata.core import registry
-from errata.core.backbone import Heads
+from errata.core.batch import Heads
 from errata.core.benchmark import BenchmarkSpec
-from errata.core.editor import State
 from errata.core.patch import Header
 from errata.core.protocol import Ask
+from errata.core.state import State
 from errata.core.types import Case
 from errata.editors import unike
 from errata.evaluation.answers import PromptRequest, ask_all
+from errata.io import patch_folder as patches
 from errata.io import states
 from errata.patches.latent import CHUNK, Latent, LatentSettings, SharedMemory
 from errata.patches.neurons import Neurons

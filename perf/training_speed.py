@@ -37,9 +37,10 @@ from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee, banke
 from errata.algorithms.gradient import generator
 from errata.backbones import _decoder
 from errata.core import registry
-from errata.core.backbone import Backbone, PrefixState
+from errata.core.backbone import Backbone
+from errata.core.batch import PrefixState
 from errata.core.editor import PrepareContext
-from errata.core.glimpse import seen_at
+from errata.core.recorder import outputs_at
 from errata.core.types import Case
 from errata.patches.adapter import Adapter
 from errata.training import batches
@@ -124,7 +125,7 @@ class Plain:
             before = bb.logits(loc).log_softmax(-1)
             bb.logits(rel)  # the trace runs to the model's end
             sites = [*{p.site: None for p in module.places}, self.trainee.gate.site]
-            seen = seen_at(bb, rel, sites)
+            seen = outputs_at(bb, rel, sites)
         bank = banked(module.places, self.trainee.gate, rel.batch, seen)
         patch = Adapter(module, bank, self.trainee.gate, rows=len(self.alone))
         with bb.applied(patch), torch.enable_grad():

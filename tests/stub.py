@@ -11,10 +11,12 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from errata.core.backbone import Backbone, Generated
-from errata.core.editor import Editor, EditResult, State
+from errata.core.backbone import Backbone
+from errata.core.batch import Generated
+from errata.core.editor import Editor, EditResult
 from errata.core.hooks.manager import HookManager
-from errata.core.patch import Patch
+from errata.core.patch import Patch, parts_of
+from errata.core.state import State
 from errata.core.types import Edit, Prompt, Scored, digest
 from errata.patches.rows import Rows
 
@@ -119,8 +121,8 @@ class Stub(Backbone):
         for prompt, row in zip(what.prompts, rows.tolist(), strict=True):
             text = self.right.get(prompt, "unknown")
             for patch in self.hooks.stack:
-                note = patch.of(row) if isinstance(patch, Rows) else patch
-                for part in note.parts():
+                note = patch.members()[row] if isinstance(patch, Rows) else patch
+                for part in parts_of(note):
                     text = part.say(prompt, text)  # type: ignore[operator]
             said.append(tuple(map(ord, text)))
 

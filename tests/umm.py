@@ -16,8 +16,11 @@ from typing import Any
 from PIL import Image as Pil
 
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, EditResult, State
+from errata.core.editor import Editor, EditResult
+from errata.core.generation import ImageGenerator
 from errata.core.judge import Judge
+from errata.core.patch import parts_of
+from errata.core.state import State
 from errata.core.types import DRAWN_KINDS, Case, Edit, JudgeQuestion, Prompt, Verdict
 from errata.patches.rows import Rows
 from tests.stub import Notes, Stub
@@ -92,7 +95,7 @@ class Believer(Editor):
         ]
 
 
-class Painter(Stub):
+class Painter(Stub, ImageGenerator):
     """Counts what it draws; `draws` is [(prompt text, row)]."""
 
     capabilities = frozenset({"text", "generate", "draw"})
@@ -114,8 +117,8 @@ class Painter(Stub):
         number = int(thing[4:])
         colour = stated[-1] if stated else colours(number)[0]
         for patch in self.hooks.stack if not stated and number % 2 == 0 else ():
-            one = patch.of(row) if isinstance(patch, Rows) else patch
-            for part in one.parts():
+            one = patch.members()[row] if isinstance(patch, Rows) else patch
+            for part in parts_of(one):
                 colour = part.known.get(thing, colour)  # type: ignore[union-attr,operator]
         picture = Pil.new("RGB", (2, 1), COLOURS[colour])
         picture.putpixel((1, 0), (seed, 0, 0))

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from errata.core.errors import UserError
     from errata.core.metric import Metric
     from errata.core.patch import Patch
-    from errata.core.patch import load as load_patch
-    from errata.core.patch import save as save_patch
     from errata.core.protocol import Protocol
     from errata.core.types import Answer, Case, Edit, Image, Probe, Prompt
     from errata.evaluation.answers import ask_prompts as ask
     from errata.evaluation.bench import bench
     from errata.evaluation.compare import compare_runs
     from errata.evaluation.score import score_run
+    from errata.io.patch_folder import load as load_patch
+    from errata.io.patch_folder import save as save_patch
     from errata.patches.rows import Rows
     from errata.patches.stack import Stack
 
@@ -51,8 +51,8 @@ _HOME = MappingProxyType(
         "bench": "errata.evaluation.bench:bench",
         "compare_runs": "errata.evaluation.compare:compare_runs",
         "load": "errata.backbones:load",
-        "load_patch": "errata.core.patch:load",
-        "save_patch": "errata.core.patch:save",
+        "load_patch": "errata.io.patch_folder:load",
+        "save_patch": "errata.io.patch_folder:save",
         "score_run": "errata.evaluation.score:score_run",
     }
 )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from errata.backbones import _decoder
+from errata.backbones import _forward
 from errata.contract.editors import weights
 from errata.core.backbone import Backbone
 from errata.core.errors import TooLong
@@ -134,7 +134,7 @@ def test_the_last_block_at_the_answer_alone_gives_the_same_gradients(
     found = []
     for narrow in (True, False):
         if not narrow:
-            monkeypatch.setattr(_decoder, "last_block_at", lambda bb, places: nullcontext())
+            monkeypatch.setattr(_forward, "last_block_at", lambda *_: nullcontext())
         low = [random_delta(backbone, layer, 3).requires_grad_(True) for layer in (1, 3)]
         with torch.enable_grad(), backbone.applied(*low):
             logits = backbone.logits(batch)

@@ -16,8 +16,9 @@ from errata.contract import editors as contract
 from errata.contract import named
 from errata.core import registry
 from errata.core.backbone import Backbone
-from errata.core.editor import EditResult, State
+from errata.core.editor import EditResult
 from errata.core.errors import BadBackbone
+from errata.core.state import State
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.patches.delta import Delta
 from tests import tiny

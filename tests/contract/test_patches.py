@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from errata.core.errors import BadPatch, BadSpec, MissingMask
-from errata.core.hooks.manager import HookContext
-from errata.core.patch import Patch, fused
+from errata.core.hooks.context import HookContext
+from errata.core.patch import Patch, merged, parts_of
 from errata.core.types import Edit, Prompt
 from errata.networks.retrieve import embed
 from errata.patches.context import Context, ContextSettings, Fact
 from errata.patches.delta import Delta
 from errata.patches.neurons import Neurons
 from errata.patches.rows import Rows
-from errata.patches.stack import Stack
+from errata.patches.stack import Stack, stacked
 from tests import tiny
 
 
@@ -195,16 +195,14 @@ def test_fusing_changes_nothing(backbone: tiny.HfVlm, ragged: list[Prompt]) -> N
         for _ in range(3)
     ]
     parts: list[Patch] = [*low, *(neurons(backbone, i) for i in range(3))]
-    assert len(fused(parts)) == 2
+    assert len(merged(parts)) == 2
     with backbone.applied(*parts):
         together = backbone.logits(batch)
-    backbone.hooks.switch(())
-    for port in backbone.hooks.ports.values():
-        port.live = tuple(p for p in parts if port.site.name in p.sites)
+    backbone.hooks.switch((), parts)
     try:
         apart = backbone.logits(batch)
     finally:
-        backbone.hooks.switch(())
+        backbone.hooks.switch((), ())
     torch.testing.assert_close(together, apart, atol=2e-4, rtol=2e-4)
 
 
@@ -254,7 +252,7 @@ def test_context_joins_into_one_memory(backbone: tiny.HfVlm) -> None:
             Context([], ContextSettings(), vectors).header, [Edit(Prompt.of(question), answer)]
         )
 
-    both = one("What colour?", "red").join(one("Which shape of the ring is it?", "blue"))
+    both = stacked(one("What colour?", "red"), one("Which shape of the ring is it?", "blue"))
     assert isinstance(both, Context) and len(both.edits) == 2
     assert both.rewrite(Prompt.of("What colour?"), backbone).text.startswith(
         "New Fact: What colour? red\n"
@@ -296,16 +294,16 @@ def test_facts_that_live_together_are_joined(backbone: tiny.HfVlm) -> None:
     low = Delta({"text.2.attn.q": {"A": torch.randn(2, 32), "B": torch.randn(32, 2)}})
     low.requires_grad_(False)
     asked = Prompt.of("What colour?")
-    wanted = one.join(two).rewrite(asked, backbone).text
+    wanted = stacked(one, two).rewrite(asked, backbone).text
     assert wanted.count("Prompt:") == 1 and "red" in wanted and "blue" in wanted
     stack = Stack([one, low, two])
-    assert [type(p) for p in stack.parts()] == [Context, Delta]
+    assert [type(p) for p in parts_of(stack)] == [Context, Delta]
     cases: list[list[list[Patch]]] = [
         [[one, low, two]],
         [[one], [low, two]],
         [[stack]],
         [[Stack([one, low])], [two]],
-        [[one.join(low).join(two)]],
+        [[stacked(one, low, two)]],
         [[Rows([low, Stack([one, low])])], [two]],
         [[Rows([low, one])], [Rows([low, two])]],
     ]
@@ -324,8 +322,8 @@ def test_facts_that_live_together_are_joined(backbone: tiny.HfVlm) -> None:
 def test_facts_of_different_layouts_stay_apart(backbone: tiny.HfVlm) -> None:
     one = fact(backbone, "What colour?", "red")
     two = Context([Fact("Which?", "blue")], ContextSettings(facts=3), one.vectors)
-    both = one.join(two)
-    assert both.parts() == [one, two] == Stack([both]).parts()
+    both = stacked(one, two)
+    assert parts_of(both) == [one, two] == parts_of(Stack([both]))
     with backbone.applied(one, two):
         assert backbone.rewritten(Prompt.of("What?")).text.count("Prompt:") == 2
 
@@ -337,7 +335,7 @@ def test_dropped_demonstrations_are_counted_over_all_rewrites(backbone: tiny.HfV
     one.rewrite(Prompt.of("What colour?"), backbone)
     assert type(once) is int and one.dropped == 2 * once > 0
     two.rewrite(Prompt.of("Which shape?"), backbone)
-    both = one.join(two)
+    both = stacked(one, two)
     assert isinstance(both, Context) and both.dropped == one.dropped + two.dropped
     with backbone.applied(Rows([Stack([]), both])):
         backbone.encode([Prompt.of("What colour?")], rows=[1])
@@ -373,7 +371,7 @@ def test_rows_of_different_shapes_at_vision_sites(family: str, pictures: list[st
         return Delta({site: part}).requires_grad_(False)
 
     sites = [s for s in backbone.hooks.sites if s.startswith("bridge.")][:1] or ["bridge"]
-    seen = [low(sites[0]), low("text.2.mlp.down"), low(sites[0]).join(low("text.1.mlp.down"))]
+    seen = [low(sites[0]), low("text.2.mlp.down"), stacked(low(sites[0]), low("text.1.mlp.down"))]
     patch = Rows(seen)
     assert patch.layers is None
     asked = [

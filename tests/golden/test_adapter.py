@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from errata.algorithms.gated_adapter import banked
-from errata.core.editor import State
 from errata.core.errors import BadPatch, MissingMask, MissingState
-from errata.core.glimpse import seen_at
-from errata.core.patch import Header, load, save
+from errata.core.patch import Header, parts_of
+from errata.core.recorder import outputs_at
+from errata.core.state import State
 from errata.core.types import Edit, Prompt
+from errata.io.patch_folder import load, save
 from errata.io.states import keep
 from errata.patches.adapter import (
     Adapter,
@@ -26,7 +27,7 @@ from errata.patches.adapter import (
 )
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
-from errata.patches.stack import Stack
+from errata.patches.stack import Stack, stacked
 from errata.training.optimise import encode_edits
 from tests import tiny
 
@@ -128,7 +129,7 @@ def adapter(
     how = Gate(gate, site, tau)  # type: ignore[arg-type]
     batch, _ = encode_edits(backbone, [[e] for e in edits], eos=True)
     sites = list({*(p.site for p in net.places), site})
-    bank = banked(net.places, how, batch, seen_at(backbone, batch, sites))
+    bank = banked(net.places, how, batch, outputs_at(backbone, batch, sites))
     bank = EditBank(bank.states, bank.keys, bank.lengths, bank.ends, torch.zeros_like(bank.owner))
     header = Header(backbone=backbone.name, fingerprint=backbone.fingerprint())
     return Adapter(net, bank, how).requires_grad_(False).with_header(header, edits)
@@ -149,12 +150,12 @@ def test_only_the_tokens_named_are_rewritten(
 ) -> None:
     """Not the begin token, not the last prompt token, not the answer, not padding."""
     batch = backbone.encode(ragged, ["green", "x", "red ring", "blue", "thing"])
-    clean = seen_at(backbone, batch, [TEXT])[TEXT]
+    clean = outputs_at(backbone, batch, [TEXT])[TEXT]
     columns = torch.arange(batch.ids.shape[1])
     for tokens in ("visual", "text", "all"):
         patch = adapter(backbone, network(backbone, AdapterSite(TEXT, tokens)), edits[:1])
         with backbone.applied(patch):
-            moved = (seen_at(backbone, batch, [TEXT])[TEXT] != clean).any(-1)
+            moved = (outputs_at(backbone, batch, [TEXT])[TEXT] != clean).any(-1)
         for b in range(batch.size):
             image = batch.vision[b]
             start = int(image.nonzero().max()) if bool(image.any()) else 0
@@ -175,8 +176,8 @@ def test_two_adapters_at_one_site_both_act(
         for own, i in zip(net.attention, chosen, strict=True):
             own.load_state_dict(both.attention[i].state_dict())
         with backbone.applied(adapter(backbone, net, edits[:1])):
-            seen[name] = seen_at(backbone, batch, [TEXT])[TEXT]
-    clean = seen_at(backbone, batch, [TEXT])[TEXT]
+            seen[name] = outputs_at(backbone, batch, [TEXT])[TEXT]
+    clean = outputs_at(backbone, batch, [TEXT])[TEXT]
     apart = clean + (seen["text"] - clean) + (seen["visual"] - clean)
     assert not torch.equal(seen["visual"], clean) and not torch.equal(seen["text"], clean)
     torch.testing.assert_close(seen["both"], apart)
@@ -221,7 +222,7 @@ def test_a_bank_routes_to_the_nearest_edit(
     prompts = [e.prompt for e in edits]
     bank = adapter(backbone, both, edits)
     one = [adapter(backbone, both, [e]) for e in edits]
-    joined = one[0].join(one[1]).join(one[2]).join(one[3])
+    joined = stacked(*one[:4])
     assert isinstance(joined, Adapter) and joined.edits == tuple(edits)
     assert joined.network is both
     for patch in (bank, joined):
@@ -233,7 +234,7 @@ def test_a_bank_routes_to_the_nearest_edit(
                     together, backbone.logits(backbone.encode([prompt])), atol=1e-4, rtol=1e-4
                 )
     again = Edit(edits[0].prompt, "blue", id="again")
-    late = joined.join(adapter(backbone, both, [again]))
+    late = stacked(joined, adapter(backbone, both, [again]))
     batch = backbone.encode(prompts[:1])
     with backbone.applied(late):
         said = backbone.logits(batch)
@@ -248,12 +249,12 @@ def test_adapters_of_two_networks_or_gates_stay_apart(
     foreign = network(backbone, AdapterSite(TEXT, "text"), AdapterSite(IMAGE, "visual"), seed=1)
     for other in (adapter(backbone, foreign, edits[1:2]),
                   adapter(backbone, both, edits[1:2], "prompt")):  # fmt: skip
-        assert one.join(other).parts() == [one, other]
-        assert Adapter.in_rows([one, other]) is None
+        assert parts_of(stacked(one, other)) == [one, other]
+        assert Adapter.batch([one, other]) is None
     same = [AdapterNetwork.of(stated(both)) for _ in range(2)]
     assert same[0] is not same[1]
     first, second = (adapter(backbone, net, edits[i : i + 1]) for i, net in enumerate(same))
-    assert isinstance(first.join(second), Adapter)
+    assert isinstance(stacked(first, second), Adapter)
 
 
 @pytest.mark.parametrize("at", GATES)
@@ -321,7 +322,7 @@ def test_a_gate_further_up_decides_from_the_unedited_stream(
     beside = Delta({"text.1.mlp.down": {"A": torch.randn(2, 64), "B": torch.randn(32, 2) / 4}})
     for other in (None, beside.requires_grad_(False)):
         with backbone.applied(other):
-            state = seen_at(backbone, batch, [at])[at][rows, batch.lengths - 1]
+            state = outputs_at(backbone, batch, [at])[at][rows, batch.lengths - 1]
         near = torch.cosine_similarity(state, patch.keys, dim=-1)
         patch.gate = Gate("prompt", at, float(near.sort().values[2:4].mean()))
         with backbone.applied(other, patch):
@@ -379,7 +380,7 @@ def test_a_saved_adapter_is_loaded_bit_for_bit(
         one = backbone.logits(batch)
     with backbone.applied(loaded):
         assert torch.equal(backbone.logits(batch), one)
-    assert loaded.join(patch).network is loaded.network  # type: ignore[attr-defined]
+    assert stacked(loaded, patch).network is loaded.network  # type: ignore[attr-defined]
 
 
 def test_patches_share_one_copy_of_the_network(
@@ -391,6 +392,6 @@ def test_patches_share_one_copy_of_the_network(
     name = "attention.0.enter.weight"
     assert net.state_dict()[name].data_ptr() == state.tensors[name].data_ptr()
     patches = [adapter(backbone, net, [e]) for e in edits]
-    rowed = Adapter.in_rows(patches)
+    rowed = Adapter.batch(patches)
     assert rowed is not None and rowed.network is net
     assert not any("attention" in name for name in patches[0].pack()[1])

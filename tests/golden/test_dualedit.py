@@ -14,12 +14,13 @@ from errata.algorithms.gradient import generator
 from errata.contract import editors as contract
 from errata.core import registry
 from errata.core.errors import BadEdit, BadSpec
-from errata.core.glimpse import seen_at
+from errata.core.recorder import outputs_at
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.dualedit import DualEdit
 from errata.editors.visedit import VisEdit
 from errata.patches.adapter import Adapter
 from errata.patches.rows import Rows
+from errata.patches.stack import stacked
 from errata.training import batches
 from errata.training.batches import ExamplePool, TrainBatch, TrainExample
 from tests import tiny
@@ -193,7 +194,7 @@ def test_an_edit_is_read_below_earlier_adapters(
         torch.testing.assert_close(other.bank.states[1], second.bank.states[1])
         torch.testing.assert_close(other.keys, second.keys)
         assert other.network is first.network
-    joined = first.join(on_top)
+    joined = stacked(first, on_top)
     assert isinstance(joined, Adapter) and joined.edits == tuple(edits[:2])
 
 
@@ -312,7 +313,7 @@ def test_a_glimpse_runs_no_further_than_it_must(backbone: tiny.HfVlm, ragged: li
         for i, b in enumerate(backbone.blocks)
     ]
     batch = backbone.encode(ragged)
-    seen = seen_at(backbone, batch, ["text.1.in", "text.2.in"])
+    seen = outputs_at(backbone, batch, ["text.1.in", "text.2.in"])
     for handle in handles:
         handle.remove()
     assert ran == [0, 1] and set(seen) == {"text.1.in", "text.2.in"}

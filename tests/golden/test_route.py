@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.gradient import generator
-from errata.core.editor import State
 from errata.core.errors import MissingMask, MissingState
-from errata.core.patch import Header, Patch, joined, load, save
+from errata.core.patch import Header, Patch, united
 from errata.core.recorder import Recorder
+from errata.core.state import State
 from errata.core.types import Edit, Prompt
+from errata.io.patch_folder import load, save
 from errata.io.states import keep
 from errata.networks.reader import Reader, initialise
 from errata.patches.counterfactual import Counterfactual, CounterfactualNetwork
 from errata.patches.delta import Delta
 from errata.patches.route import Route, Scope, ScopeSettings, mixed
 from errata.patches.rows import Rows
-from errata.patches.stack import Stack
+from errata.patches.stack import Stack, stacked
 from tests import tiny
 
 SITE, WIDTH = "text.2.in", 32
@@ -179,7 +180,7 @@ def test_the_decision_is_the_same_whatever_is_said(
     seen = []
     for targets in (["red"] * 5, ["a thing of the ring", "x", "green blue", "x", "y"], None):
         with backbone.applied(patch), backbone.ask(backbone.encode(ragged, targets)) as q:
-            live = backbone.hooks.ports["head"].live[0]
+            live = backbone.hooks.points["head"].live[0]
             seen.append(q.ctx.memo[id(live), SITE])  # type: ignore[attr-defined]
     for entry, similarity in seen[1:]:
         assert torch.equal(entry, seen[0][0])
@@ -268,18 +269,18 @@ def test_join_is_one_memory_whose_nearest_edit_wins(
     a = route(backbone, scope, ragged[:1], edited(speaker, 1, 3))
     b = route(backbone, scope, ragged[1:2], edited(speaker, 1, 1, seed=2))
     again = route(backbone, scope, ragged[:1], edited(speaker, 1, 2, seed=3))
-    both = a.join(b)
+    both = stacked(a, b)
     assert isinstance(both, Route) and both.edits == (*a.edits, *b.edits)
-    assert len(joined([a, b, again])) == 1
+    assert len(united([a, b, again])) == 1
     got = logits(backbone, both, ragged)
     torch.testing.assert_close(got[0], logits(backbone, a, ragged)[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(got[1], logits(backbone, b, ragged)[1], atol=1e-5, rtol=1e-5)
-    told_again = logits(backbone, both.join(again), ragged)
+    told_again = logits(backbone, stacked(both, again), ragged)
     torch.testing.assert_close(
         told_again[0], logits(backbone, again, ragged)[0], atol=1e-5, rtol=1e-5
     )
     foreign = route(backbone, scope, ragged[:1], edited(speaker, 1, 1), state="other")
-    assert isinstance(a.join(foreign), Stack)
+    assert isinstance(stacked(a, foreign), Stack)
 
 
 def stated(scope: Scope, speaker: CounterfactualNetwork, name: str = "test") -> State:
@@ -305,7 +306,7 @@ def test_a_route_to_deltas_and_to_a_small_model_is_saved_and_loaded(
         save(patch, tmp_path / str(n))
         loaded = load(tmp_path / str(n), backbone)
         assert torch.equal(logits(backbone, loaded, ragged), logits(backbone, patch, ragged))
-        again = load(tmp_path / str(n), backbone).join(patch)
+        again = stacked(load(tmp_path / str(n), backbone), patch)
         assert isinstance(again, Route) and again.keys.shape[0] == 4
     names = set(load(tmp_path / "1", backbone).pack()[1])
     assert names == {f"{SITE}/keys", "branch/head/memory", "branch/head/real"}

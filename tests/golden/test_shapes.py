@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from errata.core import registry
-from errata.core.hooks.manager import HookContext, HookManager
+from errata.core.hooks.context import HookContext
+from errata.core.hooks.manager import HookManager
 from errata.core.types import Edit
 from errata.patches._rows import per_row
 from errata.patches.delta import Delta
@@ -22,7 +23,7 @@ from tests import tiny
 
 
 def ctx() -> HookContext:
-    return HookContext(HookManager(torch.nn.Identity(), []))
+    return HookManager(torch.nn.Identity(), []).context()
 
 
 def test_dense_delta_by_hand() -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from errata.backbones.micro_umm import MicroUmmBackbone
-from errata.core.hooks.manager import HookContext
+from errata.core.hooks.context import HookContext
 from errata.core.recorder import Recorder
 from errata.core.types import Prompt
 from errata.judges.rendered_shapes import read

@@ -10,19 +10,19 @@ Shapes: N places looked at (a token, or a window of them), T columns, d stream w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone, Batch, PrefixState
-from errata.core.glimpse import EnoughRecorded, run_until_enough
-from errata.core.hooks.manager import HookContext
-from errata.core.patch import Patch
+from errata.core.backbone import Backbone
+from errata.core.batch import Batch, PrefixState
+from errata.core.hooks.context import HookContext
+from errata.core.hooks.hook import Hook
+from errata.core.recorder import EnoughRecorded, run_until_enough
 
 
-class NoiseTrace(Patch):
+class NoiseTrace(Hook):
     """Row 0 is clean; row 1 + n has noise at places[n]. `influence[site]` [N] after a forward."""
 
     def __init__(
@@ -36,14 +36,14 @@ class NoiseTrace(Patch):
         super().__init__(sites)
         self.last, self.sigma, self.rng = last, sigma, rng
         sizes = torch.tensor([len(p) for p in places])
-        self.rows = torch.arange(1, len(places) + 1).repeat_interleave(sizes)
+        self.noisy_rows = torch.arange(1, len(places) + 1).repeat_interleave(sizes)
         self.columns = torch.cat([p.cpu() for p in places])
         self.influence: dict[str, Tensor] = {}
 
     def before(self, site: str, x: Tensor, ctx: HookContext) -> Tensor:
         noise = torch.randn(len(self.columns), x.shape[-1], generator=self.rng) * self.sigma
         noisy = x.clone()
-        noisy[self.rows.to(x.device), self.columns.to(x.device)] += noise.to(x)
+        noisy[self.noisy_rows.to(x.device), self.columns.to(x.device)] += noise.to(x)
         return noisy
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
@@ -52,13 +52,6 @@ class NoiseTrace(Patch):
         if self.sites <= self.influence.keys():
             raise EnoughRecorded
         return y[:1].expand_as(y)
-
-    def pack(self) -> NoReturn:
-        raise AssertionError("noise is not an edit")
-
-    @classmethod
-    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NoReturn:
-        raise AssertionError("noise is not an edit")
 
 
 @torch.no_grad()

@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.gradient import generator
-from errata.core.backbone import Backbone, Batch
-from errata.core.editor import EditResult, State
+from errata.core.backbone import Backbone
+from errata.core.batch import Batch
+from errata.core.editor import EditResult
 from errata.core.errors import BadSpec
-from errata.core.glimpse import seen_at
-from errata.core.patch import Patch
+from errata.core.hooks.hook import Hook, flat
+from errata.core.patch import Patch, flat_on_row
+from errata.core.recorder import outputs_at
+from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
 from errata.patches.adapter import Adapter, AdapterNetwork, AdapterSite, EditBank, Gate
 from errata.patches.rows import Rows
@@ -92,7 +95,7 @@ class AdapterTrainee(Trainee):
         sites = [*{p.site: None for p in self.module.places}, self.gate.site]
         edits = turn.edits
         batch = edits if isinstance(edits, Batch) else edits.batch
-        bank = banked(self.module.places, self.gate, batch, seen_at(self.backbone, edits, sites))
+        bank = banked(self.module.places, self.gate, batch, outputs_at(self.backbone, edits, sites))
         return Adapter(self.module, bank, self.gate, rows=len(turn.cases))
 
     def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
@@ -189,7 +192,7 @@ class AdapterEditor(TrainedEditor):
         for bank, state in zip(self._banks(backbone, groups, states), states, strict=True):
             assert state is not None, "the editor checks that there is a state"
             patch = Adapter(AdapterNetwork.of(state), bank, self.gate(backbone, state))
-            found.append(EditResult(patch.to_backbone(backbone), state))
+            found.append(EditResult(backbone.place(patch), state))
         return found
 
     def _banks(
@@ -214,7 +217,7 @@ class AdapterEditor(TrainedEditor):
                         [e.prompt for _, e in some], [e.target for _, e in some],
                         eos=self.config.eos, rows=rows.tolist(),
                     )  # fmt: skip
-                seen = seen_at(backbone, batch, sites, rows)
+                seen = outputs_at(backbone, batch, sites, rows)
                 whole = banked(places, gate, batch, seen, eos=self.config.eos)
                 for b, (r, _) in enumerate(some):
                     parts[r].append(_single(whole, b))
@@ -235,24 +238,20 @@ def _single(bank: EditBank, b: int) -> EditBank:
 @contextmanager
 def _adapters_off(backbone: Backbone) -> Iterator[None]:
     """What is live stays live, but for adapters: an edit is read from the stream they see."""
-    stack = backbone.hooks.stack
-    backbone.hooks.switch(tuple(_bare(p) for p in stack))
-    if not any(p.sites or p.rewrites for p in backbone.hooks.stack):
-        backbone.hooks.switch(())
-    try:
+    bare = [_bare(hook) for hook in backbone.hooks.stack]
+    with backbone.only(*(hook for hook in bare if hook.sites or hook.rewrites)):
         yield
-    finally:
-        backbone.hooks.switch(stack)
 
 
-def _bare(patch: Patch) -> Patch:
-    if isinstance(patch, Rows):
-        return Rows([Stack(_others(patch.on_row(r))) for r in range(patch.count)])
-    return Stack(_others(patch.parts()))
+def _bare(hook: Hook) -> Hook:
+    if isinstance(hook, Rows):
+        return Rows([Stack(_others(flat_on_row([hook], r))) for r in range(hook.rows)])
+    others = _others(flat([hook]))
+    return Stack(others) if isinstance(hook, Patch) else hook
 
 
-def _others(patches: Sequence[Patch]) -> list[Patch]:
-    return [p for p in patches if not isinstance(p, Adapter)]
+def _others(hooks: Sequence[Hook]) -> list[Patch]:
+    return [h for h in hooks if isinstance(h, Patch) and not isinstance(h, Adapter)]
 
 
 def similarities(
@@ -300,7 +299,7 @@ def _gate_states(
         few = slice(start, start + CHUNK)
         told = [answer for _, answer in asked[few]] if leaky else None
         batch = backbone.encode([prompt for prompt, _ in asked[few]], told)
-        streams = seen_at(backbone, batch, sites)
+        streams = outputs_at(backbone, batch, sites)
         at = batch.mask.sum(1) - 1 if leaky else batch.lengths - 1
         rows = torch.arange(batch.size, device=at.device)
         yield {s: streams[s].float()[rows, at].cpu() for s in sites}, few

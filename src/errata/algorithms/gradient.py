@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, EditResult, State
+from errata.core.editor import Editor, EditResult
 from errata.core.errors import BadSpec
+from errata.core.hooks.hook import Hook
 from errata.core.patch import Patch
+from errata.core.state import State
 from errata.core.types import Edit
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
@@ -71,7 +73,7 @@ class GradientEditor(Editor):
         groups: Sequence[Sequence[Edit]],
         states: Sequence[State | None],
         patch: Patch,
-    ) -> tuple[Callable[[], Tensor] | None, Patch | None]:
+    ) -> tuple[Callable[[], Tensor] | None, Hook | None]:
         """(extra losses [R] after each forward, a recording patch for them)."""
         return None, None
 
@@ -106,7 +108,7 @@ class GradientEditor(Editor):
         for indices in self._chunks(backbone, groups, states, seed):
             part, own = [groups[i] for i in indices], [states[i] for i in indices]
             beside = self.beside(backbone, part, own)
-            with backbone.applied(Rows(beside).to_backbone(backbone) if beside else None):
+            with backbone.applied(backbone.place(Rows(beside)) if beside else None):
                 rows = self._search(backbone, part, own, seed)
             for row, index in enumerate(indices):
                 patch, state = rows[row]
@@ -122,7 +124,7 @@ class GradientEditor(Editor):
         states: Sequence[State | None],
         seed: int,
     ) -> list[tuple[Patch, State | None]]:
-        patch = self.start(backbone, groups, states, seed).to_backbone(backbone)
+        patch = backbone.place(self.start(backbone, groups, states, seed))
         penalty, watch = self.losses(backbone, groups, states, patch)
         log = search(backbone, groups, patch, self.settings(), penalty=penalty, watch=watch)
         carried = self.carry(backbone, groups, states, patch)
@@ -177,7 +179,7 @@ def _with(beside: Patch, searched: Patch) -> Patch:
     return both
 
 
-def _has_rows(stack: Sequence[Patch]) -> bool:
+def _has_rows(stack: Sequence[Hook]) -> bool:
     return any(isinstance(p, Rows) for p in stack)
 
 

@@ -10,14 +10,16 @@ Shapes: B edits, T columns, n inputs and o outputs of a site, R patches.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone, Batch, PrefixState
+from errata.core.backbone import Backbone
+from errata.core.batch import Batch, PrefixState
 from errata.core.errors import NotFinite
-from errata.core.hooks.manager import HookContext
+from errata.core.hooks.context import HookContext
+from errata.core.hooks.hook import Hook
 from errata.core.patch import Patch
 from errata.core.types import Edit
 from errata.patches.delta import Delta
@@ -38,7 +40,7 @@ class Factors(NamedTuple):
     used: Tensor
 
 
-class GradientRecorder(Patch):
+class GradientRecorder(Hook):
     """Changes nothing; a zero is added to each site's output, whose gradient is the output's."""
 
     def __init__(self, sites: Iterable[str]) -> None:
@@ -50,13 +52,6 @@ class GradientRecorder(Patch):
         self.x[site] = x.detach().float()
         self.zero[site] = torch.zeros_like(y, dtype=torch.float32, requires_grad=True)
         return y + self.zero[site].to(y.dtype)
-
-    def pack(self) -> NoReturn:
-        raise AssertionError("taps are not an edit")
-
-    @classmethod
-    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NoReturn:
-        raise AssertionError("taps are not an edit")
 
 
 def factors(

@@ -22,11 +22,13 @@ from torch import Tensor
 
 from errata.algorithms.gradient import GradientEditor, generator
 from errata.algorithms.neuron_keys import locality_prompts, site_inputs
-from errata.core.backbone import Backbone, Batch
-from errata.core.editor import State
+from errata.core.backbone import Backbone
+from errata.core.batch import Batch
 from errata.core.errors import BadSpec
+from errata.core.hooks.hook import Hook
 from errata.core.patch import Patch
 from errata.core.recorder import Recorder
+from errata.core.state import State
 from errata.core.types import Case, Edit
 from errata.patches.neurons import Neurons
 from errata.training.optimise import SearchSettings, encode_edits
@@ -159,7 +161,7 @@ class NeuronEditor(GradientEditor):
         groups: Sequence[Sequence[Edit]],
         states: Sequence[State | None],
         patch: Patch,
-    ) -> tuple[Callable[[], Tensor] | None, Patch | None]:
+    ) -> tuple[Callable[[], Tensor] | None, Hook | None]:
         c, sites = self.config, self.sites(backbone)
         assert isinstance(patch, Neurons)
         if not c.act_weight and not c.memory_weight:

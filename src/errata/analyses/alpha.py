@@ -24,7 +24,6 @@ from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.backbone import Backbone
 from errata.core.errors import BadSpec
 from errata.core.figure import Bar, Bars, Figure, Findings, Spread, Spreads, Table, Tone, Value
-from errata.core.patch import Patch
 from errata.core.types import KINDS, TARGET_KINDS, Case, Probe
 from errata.core.wording import label
 from errata.evaluation.bootstrap import Bootstrap
@@ -110,15 +109,9 @@ def _asked(backbone: Backbone, cases: Sequence[Case]) -> Iterator[AlphaRecord]:
         rows = [row for row, _ in part]
         batch = backbone.encode([p.prompt for _, p in part], rows=rows)
         with torch.no_grad(), backbone.ask(batch, rows=torch.tensor(rows)) as question:
-            for patch in live(backbone):
-                for block, told in patch.decided(question.ctx).items():
+            for hook in backbone.hooks.running:
+                for block, told in hook.decided(question.ctx).items():
                     yield from _of_block(block, told, [(cases[r].id, p) for r, p in part])
-
-
-def live(backbone: Backbone) -> list[Patch]:
-    """What ports show their tensors to, each once."""
-    ports = backbone.hooks.ports.values()
-    return list({id(p): p for port in ports for p in port.live}.values())
 
 
 def _of_block(

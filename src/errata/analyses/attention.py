@@ -24,7 +24,7 @@ from torch import Tensor
 
 from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
-from errata.core.backbone import Batch
+from errata.core.batch import Batch
 from errata.core.errors import BadSpec
 from errata.core.figure import (
     Figure,

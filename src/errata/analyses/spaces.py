@@ -37,7 +37,7 @@ from errata.evaluation.bootstrap import Bootstrap, Estimate
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
-    from errata.core.editor import State
+    from errata.core.state import State
 
 FOLDS = 5
 BATCH = 32

@@ -1,10 +1,8 @@
-"""The forward machinery that every backbone with a decoder-only text model shares.
+"""What every backbone with a decoder-only text model shares: ask, enter, resume, attention.
 
-A forward is split in three: what lies below the text model (vision tower, bridge, embedding), the
-text model's *own* forward, and the head at the positions asked for. The text model can be entered
-at any block: blocks below are bypassed and the stream is substituted, its own code does the rest.
-
-Rows are right padded; a continuation is appended behind all columns of the batch (`_tail`).
+A forward is split in three: the part below the text model (vision tower, bridge, embedding), the
+text model's own forward (`_forward`), and the head at the positions asked for. Rows are right
+padded; a continuation is appended behind all columns of the batch (`_scoring`).
 
 Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream width.
 """
@@ -17,16 +15,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
+from errata.backbones._forward import DecoderForward
 from errata.backbones._overrides import StopForward, attention_as, forward_as, stop_at
-from errata.backbones._pruning import attending, last_block_at, packable, packed_trunk
+from errata.backbones._pruning import deduplicated
 from errata.backbones._scoring import DecoderQuestion
-from errata.core.backbone import Backbone, Batch, PrefixState, Question
+from errata.core.batch import Batch, PrefixState, Question
 from errata.core.errors import BadBackbone
-from errata.core.hooks.dedup import DedupBatch
-from errata.core.hooks.manager import HookContext
+from errata.core.hooks.context import HookContext
 
 #: layer types whose memory is keys and values per column; a window or chunk counts columns
 _KNOWN_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "dummy", "moe", "mlp")
@@ -48,38 +46,11 @@ def _copied(value: Any) -> Any:
     return _map(value, -1, torch.empty(0))
 
 
-class DecoderBackbone(Backbone):
-    """Implements asking, entering and resuming over `text`, `blocks`, `head` and `tower`.
+class DecoderBackbone(DecoderForward):
+    """Asking, entering and resuming over `text`, `blocks`, `head` and `tower`.
 
-    Subclasses set these attributes, the sites, `ends` and `stops` (ids that end a free text and an
-    answer) and `encode`.
+    Subclasses set these attributes, the sites, `ends` and `stops`, and implement `encode`.
     """
-
-    text: nn.Module
-    blocks: nn.ModuleList
-    head: nn.Module
-    tower: nn.Module | None
-    ends: frozenset[int]
-    stops: frozenset[int]
-    softcap: float | None = None
-    #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
-    bridge_in_tower: bool = False
-
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(p.dtype for p in self.blocks.parameters() if p.is_floating_point())
-
-    def device_of(self, site: str) -> torch.device:
-        module = self.hooks.sites[site].first if site in self.hooks.sites else self.blocks[0]
-        for tensor in module.parameters():
-            if tensor.device.type != "meta":
-                return tensor.device
-        hook = getattr(module, "_hf_hook", None)
-        return torch.device(getattr(hook, "execution_device", None) or "cpu")
 
     def entry(self, patch: Any) -> int | None:
         if (
@@ -155,52 +126,8 @@ class DecoderBackbone(Backbone):
 
     # -- the text model -----------------------------------------------------------------------
 
-    def _through(
-        self,
-        trunk: Mapping[str, Any],
-        ctx: HookContext,
-        *,
-        cache: Any = None,
-        enter: tuple[int, Tensor] | None = None,
-        columns: Tensor | None = None,
-        dedup: DedupBatch | None = None,
-    ) -> Tensor:
-        """[B, T, d] last stream of the text model, from its input or from block `enter[0]` on.
-
-        With `columns` [B, n] it is right in these alone. `packed`: equal columns are run once.
-        """
-        with ExitStack() as stack:
-            stack.enter_context(self.hooks.question(ctx))
-            if dedup is not None:
-                assert enter is not None and cache is None
-                trunk, enter = packed_trunk(dedup, trunk), (enter[0], dedup.pack(enter[1]))
-                stack.enter_context(self.hooks.deduplicated(dedup))
-                stack.enter_context(attending(self, dedup))
-            if columns is not None:
-                places = (dedup or DedupBatch.nothing(ctx.shape, columns.device)).at(columns)
-                stack.enter_context(last_block_at(self, places))
-            if enter is not None and enter[0] > 0:
-                layer, stream = enter
-                for block in self.blocks[:layer]:
-                    stack.enter_context(
-                        forward_as(block, lambda hidden_states, *a, **k: hidden_states)
-                    )
-
-                def substitute(_: nn.Module, args: Any, kwargs: Any) -> Any:
-                    if args:
-                        return (stream, *args[1:]), kwargs
-                    return args, {**kwargs, "hidden_states": stream}
-
-                handle = self.blocks[layer].register_forward_pre_hook(
-                    substitute, with_kwargs=True, prepend=True
-                )
-                stack.callback(handle.remove)
-            out = self.text(**trunk, past_key_values=cache, use_cache=cache is not None)
-        last: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
-        return last if dedup is None else dedup.unpack(last)
-
     @torch.no_grad()
-    def _rehearse(
+    def _dry_run(
         self,
         trunk: Mapping[str, Any],
         ctx: HookContext,
@@ -208,42 +135,35 @@ class DecoderBackbone(Backbone):
         *,
         below: int | None = None,
     ) -> None:
-        """Lets patches that decide above where they act decide, in a forward that ends there.
+        """Dry run: hooks whose gate site lies above their edit site record their decision.
 
-        `below`: only those that act below this block.
+        Nothing is changed, and the forward ends at the highest gate site. `below`: only hooks that
+        act below this block.
         """
         waiting = {
-            id(p): self.block_of(p.ahead) + (not p.ahead.endswith(".in"))
-            for p in self.hooks.rehearsal()
-            if (id(p), p.ahead) not in ctx.memo
-            and (below is None or min(map(self.block_of, p.sites)) < below)
+            id(h): self.block_of(h.ahead) + (not h.ahead.endswith(".in"))
+            for h in self.hooks.deciding_ahead()
+            if (id(h), h.ahead) not in ctx.memo
+            and (below is None or min(map(self.block_of, h.sites)) < below)
         }
         if not waiting:
             return
         before, shape, top = dict(ctx.memo), ctx.shape, max(waiting.values())
         end = stop_at(self.blocks[top], seen=True) if top < self.depth else nullcontext()
-        ctx.rehearsing = True
+        ctx.dry_run = True
         try:
             with end:
-                self._through(trunk, ctx, enter=enter)
+                self.run_text(trunk, ctx, enter=enter)
         except StopForward:
             pass
         finally:
-            ctx.rehearsing, ctx.shape = False, shape
-        made = {k: v for k, v in ctx.memo.items() if k[0] in waiting}
+            ctx.dry_run, ctx.shape = False, shape
+        decisions = {k: v for k, v in ctx.memo.items() if k[0] in waiting}
         ctx.memo.clear()
-        ctx.memo.update({**before, **made})
+        ctx.memo.update({**before, **decisions})
 
-    def _head(self, stream: Tensor, ctx: HookContext) -> Tensor:
-        with self.hooks.question(ctx):
-            logits: Tensor = self.head(stream)
-        if self.softcap:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits.float()
-
-    def _ctx(self, batch: Batch, rows: Tensor | None) -> HookContext:
-        return HookContext(
-            self.hooks,
+    def _context(self, batch: Batch, rows: Tensor | None) -> HookContext:
+        return self.hooks.context(
             lengths=batch.lengths,
             mask=batch.mask,
             vision=batch.vision,
@@ -258,8 +178,8 @@ class DecoderBackbone(Backbone):
         """Stream behind the last block for a batch or a state, and the trunk keywords."""
         if isinstance(what, Batch):
             trunk = self._below(what, ctx, [])
-            self._rehearse(trunk, ctx)
-            return self._through(trunk, ctx, cache=cache, columns=columns), trunk
+            self._dry_run(trunk, ctx)
+            return self.run_text(trunk, ctx, cache=cache, columns=columns), trunk
         batch = what.batch
         self._check_resumable(what)
         assert _same_rows(ctx.rows, what.rows, batch.size), (
@@ -267,16 +187,18 @@ class DecoderBackbone(Backbone):
         )
         if what.layer < 0:
             trunk = self._below(batch, ctx, what.tower)
-            self._rehearse(trunk, ctx)
-            return self._through(trunk, ctx, cache=cache, columns=columns), trunk
+            self._dry_run(trunk, ctx)
+            return self.run_text(trunk, ctx, cache=cache, columns=columns), trunk
         ctx.shape = (batch.size, batch.ids.shape[1])
         trunk = dict(what.trunk)
         ctx.memo.update(what.memo)
         assert what.stream is not None
         enter = (what.layer, what.stream)
-        self._rehearse(trunk, ctx, enter)
-        dedup = packable(self, what) if cache is None and what.layer > 0 else None
-        stream = self._through(trunk, ctx, cache=cache, enter=enter, columns=columns, dedup=dedup)
+        self._dry_run(trunk, ctx, enter)
+        dedup = None
+        if cache is None and what.layer > 0:
+            dedup = deduplicated(what, self.text, self.hooks, self.layer_types())
+        stream = self.run_text(trunk, ctx, cache=cache, enter=enter, columns=columns, dedup=dedup)
         if cache is not None and what.layer > 0:
             assert what.cache is not None, (
                 "enter(..., for_generation=True) is needed to continue from a state"
@@ -310,7 +232,7 @@ class DecoderBackbone(Backbone):
         if isinstance(what, PrefixState):
             assert not for_generation, "a state is gone on from for scoring only"
             return self._enter_from(what, layer)
-        batch, ctx = what, self._ctx(what, rows)
+        batch, ctx = what, self._context(what, rows)
         saved: list[Any] = []
         stack = self.hooks.stack
         with torch.no_grad():
@@ -322,7 +244,7 @@ class DecoderBackbone(Backbone):
                     batch, 0, trunk=trunk, stream=torch.empty(0), cache=(), rows=rows, stack=stack
                 )
             cache = self._new_cache() if for_generation else None
-            self._rehearse(trunk, ctx, below=layer)
+            self._dry_run(trunk, ctx, below=layer)
             stream = self._up_to(layer, trunk, ctx, cache=cache)
         lower = None
         if cache is not None:
@@ -338,7 +260,7 @@ class DecoderBackbone(Backbone):
         """The stream that enters block `layer`."""
         with stop_at(self.blocks[layer]):
             try:
-                self._through(trunk, ctx, **options)
+                self.run_text(trunk, ctx, **options)
             except StopForward as stop:
                 args, kwargs = stop.value
                 stream: Tensor = args[0] if args else kwargs["hidden_states"]
@@ -351,43 +273,21 @@ class DecoderBackbone(Backbone):
         if not 0 <= state.layer < layer:
             return self.enter(state.batch, layer, rows=state.rows)
         self._check_resumable(state)
-        ctx = self._ctx(state.batch, state.rows)
+        ctx = self._context(state.batch, state.rows)
         ctx.shape = (state.batch.size, state.batch.ids.shape[1])
         ctx.memo.update(state.memo)
         assert state.stream is not None
         enter = (state.layer, state.stream)
-        self._rehearse(state.trunk, ctx, enter, below=layer)
+        self._dry_run(state.trunk, ctx, enter, below=layer)
         stream = self._up_to(layer, state.trunk, ctx, enter=enter)
         return replace(
             state, layer=layer, stream=stream, cache=None, stack=self.hooks.stack,
             memo=dict(ctx.memo),
         )  # fmt: skip
 
-    @property
-    def windowed(self) -> bool:
-        """Whether a block looks back over a limited number of columns only."""
-        return "sliding_attention" in self._layer_types()
-
-    @property
-    def chunk(self) -> int:
-        """How many columns a continuation may have: blocks with chunks do not look past them."""
-        config: Any = getattr(self.text, "config", None)
-        chunked = "chunked_attention" in self._layer_types()
-        return int(config.attention_chunk_size) if chunked else 10**9
-
-    def _layer_types(self) -> set[str]:
-        config: Any = getattr(self.text, "config", None)
-        given = getattr(config, "layer_types", None)
-        if given is not None:
-            return set(given)
-        if getattr(config, "sliding_window", None) is not None:
-            return {"sliding_attention"}
-        chunked = getattr(config, "attention_chunk_size", None) is not None
-        return {"chunked_attention" if chunked else "full_attention"}
-
     def _new_cache(self) -> Any:
         """All keys and values, of blocks with a window too: a tail shifts a row's columns."""
-        foreign = sorted(self._layer_types() - set(_KNOWN_LAYERS))
+        foreign = sorted(self.layer_types() - set(_KNOWN_LAYERS))
         if foreign:
             raise BadBackbone(
                 f"{self.name} has blocks of type {', '.join(foreign)}, whose memory errata cannot "
@@ -397,25 +297,12 @@ class DecoderBackbone(Backbone):
 
     # -- asking -------------------------------------------------------------------------------
 
-    def _asked(self, stream: Tensor, batch: Batch, ctx: HookContext) -> Tensor:
-        """[B, 1 + M, V] logits at the last prompt token and at the target tokens."""
-        columns = self._columns(batch).to(stream.device)
-        rows = torch.arange(stream.shape[0], device=stream.device)[:, None]
-        return self._head(stream[rows, columns], ctx)
-
-    @staticmethod
-    def _columns(batch: Batch) -> Tensor:
-        """[B, 1 + M] the last prompt token and the target tokens, or what stands in their place."""
-        extra = max((len(t) for t in batch.targets), default=0)
-        columns = batch.lengths[:, None] - 1 + torch.arange(1 + extra, device=batch.lengths.device)
-        return columns.clamp(max=batch.ids.shape[1] - 1)
-
     def logits(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
         batch = what if isinstance(what, Batch) else what.batch
         rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
-        ctx = self._ctx(batch, rows)
-        stream, _ = self._start(what, ctx, None, self._columns(batch))
-        return self._asked(stream, batch, ctx)
+        ctx = self._context(batch, rows)
+        stream, _ = self._start(what, ctx, None, self.asked_columns(batch))
+        return self.asked_logits(stream, batch, ctx)
 
     @torch.no_grad()
     def attention(self, batch: Batch, columns: Tensor) -> Tensor:
@@ -438,32 +325,19 @@ class DecoderBackbone(Backbone):
                 module = self.site(f"text.{i}.attn").first
                 handle = module.register_forward_hook(lambda _, x, out, i=i: keep(i, out))
                 stack.callback(handle.remove)
-            self._start(batch, self._ctx(batch, None), None)
+            self._start(batch, self._context(batch, None), None)
         return torch.stack([seen[i] for i in range(self.depth)])
 
     @contextmanager
     def ask(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Iterator[Question]:
         batch = what if isinstance(what, Batch) else what.batch
         rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
-        ctx = self._ctx(batch, rows)
+        ctx = self._context(batch, rows)
         cache = self._new_cache()
         with torch.no_grad():
             stream, trunk = self._start(what, ctx, cache)
             ctx.prefilled = True
             yield DecoderQuestion(self, batch, ctx, cache, trunk, stream)
-
-    def _positions(
-        self, trunk: Mapping[str, Any], lengths: Tensor, offset: Tensor, m: int
-    ) -> Tensor:
-        """Position ids of m new tokens per row, after `offset` [B] tokens behind the prompt."""
-        steps = offset[:, None] + torch.arange(m, device=offset.device)
-        given = trunk.get("position_ids")
-        if isinstance(given, Tensor) and given.dim() == 3:  # axes of a multimodal rotary embedding
-            given = given.expand(-1, lengths.shape[0], -1)
-            last = given[:, torch.arange(lengths.shape[0], device=given.device), lengths - 1]
-            return last[:, :, None] + 1 + steps
-        # Clamped for rows that are padding by now: learnt positions end with the context.
-        return (lengths[:, None] + steps).clamp(max=self.context - 1)
 
 
 def _same_rows(a: Tensor | None, b: Tensor | None, size: int) -> bool:

@@ -1,64 +1,67 @@
-"""Columns that no logit depends on, or that another column equals, are not computed.
+"""Skips positions that no requested logit depends on; computes identical positions once.
 
-Shapes: B rows, T columns, N columns of a packed batch, n columns that the answer is read from, h
-heads.
+Shapes: B rows, T columns, N distinct columns, n columns that the answer is read from, h heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from errata.backbones._overrides import attention_as, forward_as
-from errata.core.backbone import PrefixState
+from errata.core.batch import PrefixState
 from errata.core.hooks.dedup import DedupBatch
-
-if TYPE_CHECKING:
-    from errata.backbones._decoder import DecoderBackbone
+from errata.core.hooks.manager import HookManager
 
 _TEXT = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 
 
-def _shareable(bb: DecoderBackbone) -> bool:
-    """Whether all live patches do the same to equal columns, and act between blocks only.
+def deduplicated(
+    state: PrefixState, text: nn.Module, hooks: HookManager, layer_types: AbstractSet[str]
+) -> DedupBatch | None:
+    """How a state's identical columns can run once; None if they cannot or there are none.
 
-    What acts inside of a block is shown rows at several sites of each, which was measured to cost
-    more than equal columns save.
+    Every block must attend to all earlier columns through an attention that can be replaced, and
+    the live hooks must do the same to identical columns.
     """
-    live = {s: port.live for s, port in bb.hooks.ports.items() if port.live}
-    return all(s.endswith(".in") for s in live) and all(
-        p.causal or p.pointwise for patches in live.values() for p in patches
-    )
-
-
-def packable(bb: DecoderBackbone, state: PrefixState) -> DedupBatch | None:
-    """How a state's equal columns can be run once; None where they cannot or there are none.
-
-    Every block has to look back over all columns through an attention that can be put in the place
-    of the model's own, and the live patches have to do the same to equal columns.
-    """
-    text: Any = bb.text
     mask = state.trunk.get("attention_mask")
     if (
         state.same is None
         or not getattr(text, "_supports_attention_backend", False)
-        or text.config._attn_implementation != "sdpa"
-        or bb._layer_types() != {"full_attention"}
+        or _attention_of(text) != "sdpa"
+        or layer_types != {"full_attention"}
         or not (isinstance(mask, Tensor) and mask.dim() == 2)
         or any(isinstance(v, Tensor) for k, v in state.trunk.items() if k not in _TEXT)
-        or not _shareable(bb)
+        or not _same_on_equal_columns(hooks)
     ):
         return None
     return DedupBatch(state.same, mask)
 
 
-def packed_trunk(dedup: DedupBatch, trunk: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of the text model's own forward for the packed row."""
+def _attention_of(text: Any) -> str:
+    return str(text.config._attn_implementation)
+
+
+def _same_on_equal_columns(hooks: HookManager) -> bool:
+    """Whether all live hooks do the same to identical columns, and act between blocks only.
+
+    A hook inside a block needs whole rows at several sites, which was measured to cost more than
+    the identical columns save.
+    """
+    live = {s: point.live for s, point in hooks.points.items() if point.live}
+    return all(s.endswith(".in") for s in live) and all(
+        h.causal or h.pointwise for hooks_at in live.values() for h in hooks_at
+    )
+
+
+def dedup_keywords(dedup: DedupBatch, trunk: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of the text model's own forward for the distinct columns."""
     rest = {k: v for k, v in trunk.items() if k not in _TEXT}
     if isinstance(embeds := trunk.get("inputs_embeds"), Tensor):
         rest["inputs_embeds"] = dedup.pack(embeds)
@@ -75,8 +78,8 @@ def packed_trunk(dedup: DedupBatch, trunk: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def attending(bb: DecoderBackbone, dedup: DedupBatch) -> Iterator[None]:
-    """The text model's attention sees the rows of a packed batch; the rest sees the packed row."""
+def attending(text: nn.Module, name: str, dedup: DedupBatch) -> Iterator[None]:
+    """The text model's attention sees whole rows; everything else the distinct columns."""
     calls = 0
 
     def heads(x: Tensor) -> Tensor:
@@ -86,30 +89,30 @@ def attending(bb: DecoderBackbone, dedup: DedupBatch) -> Iterator[None]:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **k: Any
     ) -> tuple[Tensor, None]:
         nonlocal calls
-        assert mask is None, "a packed batch has no mask: padding lies behind all that looks back"
+        assert mask is None, "no mask is needed: padding comes after every column that attends"
         calls += 1
         out, _ = sdpa_attention_forward(module, heads(query), heads(key), heads(value), None, **k)
         return dedup.pack(out), None
 
-    with attention_as(bb.text, "errata_packed", attend):
+    with attention_as(text, "errata_dedup", attend):
         yield
-    assert calls, f"{bb.name} does not attend through the library's interface"
+    assert calls, f"{name} does not attend through the library's interface"
 
 
 @contextmanager
-def last_block_at(bb: DecoderBackbone, places: Tensor) -> Iterator[None]:
+def last_block_at(hooks: HookManager, depth: int, places: Tensor) -> Iterator[None]:
     """The last block's queries, output projection and FFN run at `places` [B, n] alone.
 
     `places` count over the stream's rows and columns together. These parts are five sixths of the
     block's work; keys and values are of all columns.
     """
-    name = f"text.{bb.depth - 1}"
+    name = f"text.{depth - 1}"
     behind = (f"{name}.attn", f"{name}.mlp", f"{name}.block", "final_norm")
-    live = [p for s, port in bb.hooks.ports.items() if s.startswith(behind) for p in port.live]
+    live = [h for s, point in hooks.points.items() if s.startswith(behind) for h in point.live]
     with ExitStack() as stack:
-        if all(p.pointwise for p in live):
+        if all(h.pointwise for h in live):
             for part in ("attn.q", "attn.o", "mlp"):
-                site = bb.hooks.sites.get(f"{name}.{part}")
+                site = hooks.sites.get(f"{name}.{part}")
                 if site is not None and site.last is site.first:
                     stack.enter_context(_at(site.first, places))
         yield

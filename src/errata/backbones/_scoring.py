@@ -12,24 +12,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Batch, Generated, Question
+from errata.backbones._forward import DecoderForward
+from errata.core.batch import Batch, Generated, Question
 from errata.core.errors import BadBackbone, TooLong
-from errata.core.hooks.manager import HookContext
+from errata.core.hooks.context import HookContext
 from errata.core.types import Scored
-
-if TYPE_CHECKING:
-    from errata.backbones._decoder import DecoderBackbone
 
 DECIMALS = 5  # of recorded log-probabilities
 
 
-class _LastColumns:
-    """A continuation that grows: some rows of a question behind their prompts."""
+class _Continuation:
+    """Tokens behind the prompts of some rows of a question, with a KV cache of their own."""
 
     def __init__(self, q: DecoderQuestion, index: Tensor, kept: Tensor) -> None:
         """`index`: which rows. `kept` [len(index)]: how many target tokens stay in the cache."""
@@ -78,19 +76,19 @@ class _LastColumns:
                 f"{self.mask.shape[1]}. Use shorter prompts or answers."
             )
         ctx.shape, ctx.mask = (ids.shape[0], ids.shape[1]), self.mask
-        positions = bb._positions(self.trunk, self.lengths, self.offset, ids.shape[1])
+        positions = bb.next_positions(self.trunk, self.lengths, self.offset, ids.shape[1])
         trunk = {"input_ids": ids, "attention_mask": self.mask, "position_ids": positions}
-        stream = bb._through(trunk, ctx, cache=self.cache)
+        stream = bb.run_text(trunk, ctx, cache=self.cache)
         self.offset = self.offset + ids.shape[1]
-        return bb._head(stream, ctx)
+        return bb.logits_of(stream, ctx)
 
 
 class DecoderQuestion(Question):
-    """`Question` over a prefilled batch of a `DecoderBackbone`."""
+    """A prefilled batch of a backbone with a decoder-only text model."""
 
     def __init__(
         self,
-        bb: DecoderBackbone,
+        bb: DecoderForward,
         batch: Batch,
         ctx: HookContext,
         cache: Any,
@@ -100,24 +98,24 @@ class DecoderQuestion(Question):
         self.bb, self.batch, self.ctx = bb, batch, ctx
         self.cache, self.trunk, self.stream = cache, trunk, stream
         self._logits: Tensor | None = None
-        self._tail: _LastColumns | None = None
+        self._fed: _Continuation | None = None
 
     @property
     def logits(self) -> Tensor:
         if self._logits is None:
-            self._logits = self.bb._asked(self.stream, self.batch, self.ctx)
+            self._logits = self.bb.asked_logits(self.stream, self.batch, self.ctx)
         return self._logits
 
     def scores(self) -> list[Scored]:
         return _scored(self.logits, self.batch.targets)
 
     def feed(self, ids: Tensor) -> Tensor:
-        if self._tail is None:
+        if self._fed is None:
             everything = torch.arange(self.batch.size, device=self.batch.ids.device)
-            self._tail = _LastColumns(self, everything, torch.zeros_like(everything))
-        needed = int((self.batch.lengths + self._tail.offset).max()) + ids.shape[1]
+            self._fed = _Continuation(self, everything, torch.zeros_like(everything))
+        needed = int((self.batch.lengths + self._fed.offset).max()) + ids.shape[1]
         assert needed <= self.bb.context, f"{needed} tokens are fed, beyond {self.bb.context}"
-        return self._tail.feed(ids)
+        return self._fed.feed(ids)
 
     def score(self, ids: Sequence[Sequence[int]]) -> list[Scored]:
         first = self.logits[:, :1]
@@ -138,59 +136,59 @@ class DecoderQuestion(Question):
         for n, b in enumerate(rows):
             fed[n, : len(ids[b]) - 1] = torch.tensor(list(ids[b][:-1]), device=device)
             real[n, : len(ids[b]) - 1] = 1
-        tail = _LastColumns(self, index, torch.zeros_like(index))
+        more_columns = _Continuation(self, index, torch.zeros_like(index))
         more = torch.zeros(self.batch.size, longest, first.shape[-1], device=first.device)
-        more[index.to(first.device)] = tail.feed(fed, real)
+        more[index.to(first.device)] = more_columns.feed(fed, real)
         return _scored(torch.cat([first, more], dim=1), ids)
 
     def greedy(self, caps: Sequence[int], free: Sequence[bool] | None = None) -> list[Generated]:
-        """The targets serve as a guess: as far as the model would say them, nothing runs again.
+        """The targets serve as a guess: where the model's answer equals them, nothing runs again.
 
-        An answer also ends, not stopped, where the model's context does.
+        At the end of the model's context an answer ends too, not stopped.
         """
         room = (self.bb.context - self.batch.lengths).tolist()
         caps = [min(cap, left) for cap, left in zip(caps, room, strict=True)]
         stops = [self.bb.ends if f else self.bb.stops for f in free or [False] * len(caps)]
         best = self.logits.argmax(-1).tolist()
-        said: list[list[int]] = []
+        answers: list[list[int]] = []
         done: list[bool | None] = []
         for b in range(self.batch.size):
             ids, end = _follow(
                 best[b], self.batch.targets[b] if self.batch.targets else (), caps[b], stops[b]
             )
-            said.append(ids)
+            answers.append(ids)
             done.append(end)
         rows = [b for b, end in enumerate(done) if end is None]
         if rows:
-            self._go_on(rows, said, done, caps, stops)
-        return [Generated(tuple(i), bool(end)) for i, end in zip(said, done, strict=True)]
+            self._continue(rows, answers, done, caps, stops)
+        return [Generated(tuple(i), bool(end)) for i, end in zip(answers, done, strict=True)]
 
-    def _go_on(
+    def _continue(
         self,
         rows: list[int],
-        said: list[list[int]],
+        answers: list[list[int]],
         done: list[bool | None],
         caps: Sequence[int],
         stops: Sequence[frozenset[int]],
     ) -> None:
         device = self.batch.ids.device
-        kept = torch.tensor([len(said[b]) - 1 for b in rows], device=device)
-        tail = _LastColumns(self, torch.tensor(rows, device=device), kept)
+        kept = torch.tensor([len(answers[b]) - 1 for b in rows], device=device)
+        more_columns = _Continuation(self, torch.tensor(rows, device=device), kept)
         while any(done[b] is None for b in rows):
-            fed = torch.tensor([[said[b][-1]] for b in rows], device=device)
-            best = tail.feed(fed)[:, -1].argmax(-1).tolist()
+            fed = torch.tensor([[answers[b][-1]] for b in rows], device=device)
+            best = more_columns.feed(fed)[:, -1].argmax(-1).tolist()
             for b, token in zip(rows, best, strict=True):
                 if done[b] is not None:
                     continue
                 if token in stops[b]:
                     done[b] = True
-                elif len(said[b]) >= caps[b]:
+                elif len(answers[b]) >= caps[b]:
                     done[b] = False
                 else:
-                    said[b].append(token)
+                    answers[b].append(token)
 
     def top(self, k: int) -> list[tuple[tuple[int, ...], ...]]:
-        ids = self.bb._head(self.stream, self.ctx).topk(k, dim=-1).indices
+        ids = self.bb.logits_of(self.stream, self.ctx).topk(k, dim=-1).indices
         mask = self.batch.mask.bool()
         return [tuple(tuple(p) for p in ids[b][mask[b]].tolist()) for b in range(self.batch.size)]
 

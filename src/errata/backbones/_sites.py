@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from errata.core.errors import BadBackbone
-from errata.core.hooks.manager import Site
+from errata.core.hooks.context import Site
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _MLP = ("mlp", "feed_forward", "ffn")

@@ -7,7 +7,7 @@ Families add what stands in a prompt besides text: `shown` and `_prompt_ids` say
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from errata.backbones import _tokens, _weights
 from errata.backbones._decoder import DecoderBackbone
-from errata.core.backbone import Batch, Heads
+from errata.core.batch import Batch, Heads
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
+from errata.core.state import State
 from errata.core.types import Image, Prompt
+from errata.io import states
 
 _LONG = 4000  # characters from which on a text's tokens are not kept
 
@@ -48,6 +50,9 @@ class TextBackbone(DecoderBackbone):
     @property
     def width(self) -> int:
         return int(self.text_config.hidden_size)
+
+    def shipped_states(self, editor: str) -> Iterator[State]:
+        return states.shipped(editor, self.fingerprint())
 
     @property
     def context(self) -> int:

@@ -26,16 +26,18 @@ from errata.backbones import _sites, _tokens, _weights
 from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import MicroUmmConfig, from_patches
 from errata.backbones._text import TextBackbone
-from errata.core.backbone import Batch, PrefixState, Stage
+from errata.core.batch import Batch, PrefixState
 from errata.core.errors import BadSpec, NotFinite
-from errata.core.hooks.manager import HookManager, Site
+from errata.core.generation import ImageGenerator, Stage
+from errata.core.hooks.context import Site
+from errata.core.hooks.manager import HookManager
 from errata.core.types import Prompt
 from errata.synthetic.shapes import language
 from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS
 
 
-class MicroUmmBackbone(TextBackbone):
-    """A text model, a projector and a diffusion transformer behind ports."""
+class MicroUmmBackbone(TextBackbone, ImageGenerator):
+    """A text model, a projector and a diffusion transformer."""
 
     bundled: ClassVar[Mapping[str, str]] = {"micro-umm": "unike_umm"}
     capabilities = frozenset({"text", "generate", "resume", "draw"})
@@ -146,7 +148,7 @@ class MicroUmmBackbone(TextBackbone):
     def conditioning(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
         batch = what if isinstance(what, Batch) else what.batch
         rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
-        ctx = self._ctx(batch, rows)
+        ctx = self._context(batch, rows)
         tap, _ = self._start(what, ctx, None)
         with self.hooks.question(ctx):
             projected: Tensor = self.projector(tap)
@@ -184,7 +186,7 @@ class MicroUmmBackbone(TextBackbone):
     def drawn(self, batch: Batch, seeds: Sequence[int], *, rows: Tensor | None = None) -> Tensor:
         """[R, N, P] the pictures of `draw` before they are made bytes, values about -1 to 1."""
         assert seeds, "draw was given no seed"
-        ctx = self._ctx(batch, rows)
+        ctx = self._context(batch, rows)
         tap, _ = self._start(batch, ctx, None)
         of_prompt = torch.arange(batch.size).repeat_interleave(len(seeds))
         with self.hooks.question(ctx):

@@ -17,7 +17,8 @@ from errata.core.errors import BadSpec, MissingState
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
-    from errata.core.editor import Editor, State
+    from errata.core.editor import Editor
+    from errata.core.state import State
     from errata.core.types import Image
 
 BackboneName = Annotated[
@@ -134,7 +135,7 @@ def load_state(text: str | None, editor: Editor) -> State | None:
     """The state in a folder, or the one in ERRATA_HOME whose hash begins so."""
     if text is None:
         return None
-    from errata.core.editor import State
+    from errata.core.state import State
     from errata.io.states import home, link
 
     folder = Path(text)

@@ -13,7 +13,8 @@ from errata.core.errors import BadSpec, MissingState
 if TYPE_CHECKING:
     from errata.core.analysis import Analysis, Split, Subject
     from errata.core.backbone import Backbone
-    from errata.core.editor import Editor, State
+    from errata.core.editor import Editor
+    from errata.core.state import State
 
 
 def analyze(
@@ -74,7 +75,7 @@ def analyze(
     )  # fmt: skip
     from errata.cli._progress import reporting
     from errata.core.analysis import Subject
-    from errata.core.patch import load
+    from errata.io.patch_folder import load
 
     patches = tuple(load(folder, bb) for folder in patch or ())
     if ed is not None:
@@ -102,7 +103,7 @@ def make_analysis(name: str, pairs: list[str] | None, layers: list[int] | None) 
 
 def _check_patches(look: Analysis, patches: list[Path] | None, editor: str | None) -> None:
     """Before a model is loaded. Raises BadSpec or BadPatch."""
-    from errata.core.patch import read_head
+    from errata.io.patch_folder import read_head
 
     if patches and not look.takes_patch:
         raise BadSpec(f"analysis '{look.name}' looks at no patch. Leave out --patch.")
@@ -131,7 +132,7 @@ def _editor(
 ) -> Editor | None:
     """The editor that was named, else that of the state."""
     if name is None and state is not None:
-        from errata.core.editor import State
+        from errata.core.state import State
 
         folder = Path(state)
         if not folder.is_dir():

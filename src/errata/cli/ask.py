@@ -31,7 +31,7 @@ def ask(
 ) -> None:
     """Ask a model one question and print its greedy answer."""
     picture = shared.referenced(image)
-    from errata.core.patch import load, read_head
+    from errata.io.patch_folder import load, read_head
 
     for folder in patch or ():
         read_head(folder)  # a wrong folder is reported before a model is loaded

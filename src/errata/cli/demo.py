@@ -89,8 +89,8 @@ def _fresh(out: Path) -> None:
 def show_undo(bb: Backbone, run: Path, folder: Path, untouched: str, seed: int) -> Undo:
     """Makes one edit of a run again, saves it, applies it from the file, and drops it."""
     from errata.contract.editors import weights
-    from errata.core.patch import load, save
     from errata.evaluation.answers import ask_prompts
+    from errata.io.patch_folder import load, save
 
     case = _a_case_that_took(run)
     prompt = case.edit.prompt

@@ -12,7 +12,8 @@ import typer
 from errata.cli import _shared as shared
 
 if TYPE_CHECKING:
-    from errata.core.backbone import Backbone, Batch
+    from errata.core.backbone import Backbone
+    from errata.core.batch import Batch
     from errata.core.types import Prompt
 
 QUESTION = "What is shown in this picture?"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from errata.cli import _shared as shared
-from errata.core.errors import BadBackbone, BadSpec
+from errata.core.errors import BadSpec
 
 
 def draw(
@@ -36,7 +36,7 @@ def draw(
 ) -> None:
     """Draw one picture from a prompt and write it to a file."""
     _check_out(out)
-    from errata.core.patch import load, read_head
+    from errata.io.patch_folder import load, read_head
 
     for folder in patch or ():
         read_head(folder)  # a wrong folder is reported before a model is loaded
@@ -44,22 +44,22 @@ def draw(
         backbone, dtype=dtype, device=device, device_map=device_map, revision=revision,
         trust=trust_remote_code,
     )  # fmt: skip
-    if "draw" not in bb.capabilities:
-        raise BadBackbone(f"{bb.name} draws no pictures. Choose a model that does: micro-umm.")
     import torch
 
+    from errata.core.generation import image_generator
     from errata.core.types import Prompt
     from errata.evaluation.answers import ask_prompts
 
+    generator = image_generator(bb)
     patches = [load(folder, bb) for folder in patch or ()]
     rationale, shown = "", Prompt.of(prompt)
     with bb.applied(*patches):
         if reason:
-            (answer,) = ask_prompts(bb, [bb.reasoning(shown, about)], cap=max_tokens)
+            (answer,) = ask_prompts(bb, [generator.reasoning(shown, about)], cap=max_tokens)
             rationale = answer.text.strip()
             if rationale:
-                shown = Prompt.of(f"{rationale}{bb.glue}{prompt}")
-        ((picture,),) = bb.draw([shown], [seed], rows=torch.zeros(1, dtype=torch.long))
+                shown = Prompt.of(f"{rationale}{generator.glue}{prompt}")
+        ((picture,),) = generator.draw([shown], [seed], rows=torch.zeros(1, dtype=torch.long))
     picture.save(out)
     if as_json:
         facts = {"prompt": prompt, "drawn from": shown.text, "seed": seed, "out": str(out)}

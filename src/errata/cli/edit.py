@@ -13,8 +13,9 @@ from errata.core.errors import BadEdit, BadPatch
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
-    from errata.core.editor import Editor, State
+    from errata.core.editor import Editor
     from errata.core.patch import Patch
+    from errata.core.state import State
     from errata.core.types import Edit
 
 SHOWN = 20
@@ -68,7 +69,7 @@ def edit(
     ed = ed.for_backbone(bb)
     if known is None and ed.uses_state and not ed.needs_state:
         known = _learn(bb, ed, benchmark, root, seed)
-    from errata.core.patch import save
+    from errata.io.patch_folder import save
 
     if each:
         patches = _find_each(bb, ed, wanted, known, rows, seed)

@@ -17,8 +17,8 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder with patch
 @app.command("show")
 def show(folder: Folder, as_json: shared.AsJson = False) -> None:
     """Show where a patch comes from, where it acts, and its facts."""
-    from errata.core.patch import read_edits, read_head
     from errata.core.types import to_json
+    from errata.io.patch_folder import read_edits, read_head
 
     head = read_head(folder)
     edits = read_edits(folder, head)
@@ -41,7 +41,7 @@ def verify(
     ] = None,
 ) -> None:
     """Check that a patch is whole, and that its images are still what they were."""
-    from errata.core.patch import load
+    from errata.io.patch_folder import load
 
     bb = shared.open_backbone(backbone) if backbone is not None else None
     patch = load(folder, bb)

@@ -13,7 +13,7 @@ from errata.core.errors import BadData, BadSpec
 
 if TYPE_CHECKING:
     from errata.algorithms.locate_then_edit.corpus import Corpus
-    from errata.core.editor import State
+    from errata.core.state import State
 
 
 def stats(
@@ -93,7 +93,7 @@ def parse_layers(text: str | None) -> tuple[int, ...]:
 
 def _added(folder: Path) -> State:
     from errata.algorithms.locate_then_edit.layer_stats import MOMENTS
-    from errata.core.editor import State
+    from errata.core.state import State
 
     state = State.load(folder)
     if state.editor != MOMENTS:

@@ -20,13 +20,15 @@ from torch import Tensor
 from errata.algorithms.gradient import GradientEditor
 from errata.core import registry
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, State
+from errata.core.editor import Editor
 from errata.core.errors import BadEdit, BadSpec, FingerprintMismatch
-from errata.core.patch import check as check_fingerprint
-from errata.core.patch import load, save
+from errata.core.patch import check_fingerprint
+from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
+from errata.io.patch_folder import load, save
 from errata.io.states import keep
 from errata.patches.rows import Rows
+from errata.patches.stack import stacked
 
 
 @dataclass
@@ -126,15 +128,8 @@ def holds_fingerprint(editor: Editor, world: World) -> None:
     """A patch names its model and is refused on another."""
     patch = editor.edit(world.backbone, world.edits[:1], _state(editor, world)).patch
     assert patch.header.fingerprint == world.backbone.fingerprint()
-
-    class Other:
-        name = "other"
-
-        def fingerprint(self) -> str:
-            return "0" * 64
-
     try:
-        check_fingerprint(patch.header, Other(), "patch")  # type: ignore[arg-type]
+        check_fingerprint(patch.header, "other", lambda: "0" * 64, "patch")
     except FingerprintMismatch:
         return
     raise AssertionError("a patch for another model was accepted")
@@ -198,7 +193,7 @@ def holds_on_top(editor: Editor, world: World) -> None:
         assert any(not torch.allclose(a, b, atol=1e-6) for a, b in pairs), (
             "the first edit was not seen"
         )
-    both = first.patch.join(second.patch)
+    both = stacked(first.patch, second.patch)
     assert both.edits == tuple(world.edits[:2])
     with bb.applied(both):
         _answers(bb, world.prompts)
@@ -214,9 +209,9 @@ def holds_sequences(editor: Editor, world: World) -> None:
     for lane, first, second in zip(lanes, firsts, seconds, strict=True):
         with bb.applied(first.patch):
             alone = editor.edit(bb, lane[1:], first.state)
-        with bb.applied(first.patch.join(second.patch)):
+        with bb.applied(stacked(first.patch, second.patch)):
             together = _answers(bb, world.prompts)
-        with bb.applied(first.patch.join(alone.patch)):
+        with bb.applied(stacked(first.patch, alone.patch)):
             _close(together, _answers(bb, world.prompts), world.loose, "second edit")
 
 

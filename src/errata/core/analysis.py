@@ -18,8 +18,9 @@ from errata.core.types import Case
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
-    from errata.core.editor import Editor, State
+    from errata.core.editor import Editor
     from errata.core.patch import Patch
+    from errata.core.state import State
 
 #: fewer cases make a first look, and the result says so
 ENOUGH = 100

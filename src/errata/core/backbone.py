@@ -4,159 +4,44 @@ The only place that knows module paths is a backbone file. Everybody else speaks
 (`text.{i}.{in,block,attn,attn.q,.k,.v,.o,mlp,mlp.up,.gate,.down}`, `embed`, `vision.{i}...`,
 `bridge`, `bridge.{linear}`, `final_norm`, `head`), batches and questions.
 
-Shapes: B rows, T columns of prompt and target (right padded), V vocabulary, N images.
+Shapes: B rows, T columns of prompt and target (right padded), V vocabulary, n prompts, d width.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from errata.core.batch import Batch, Generated, Heads, PrefixState, Question
 from errata.core.errors import BadBackbone, BadSpec
-from errata.core.hooks.manager import HookManager, Site
-from errata.core.patch import Patch, check_model, joined
-from errata.core.types import Prompt, Scored
+from errata.core.hooks.context import Site
+from errata.core.hooks.hook import Hook
+from errata.core.hooks.manager import HookManager
+from errata.core.patch import Patch, check_fingerprint, flat_on_row, headers_of, live_hooks, united
+from errata.core.state import State
+from errata.core.types import Prompt
 
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Prompts (and targets) as tensors, right padded; the target follows its prompt at once.
-
-    lengths: [B] prompt tokens, image tokens included; a row's target starts there.
-    vision:  [B, T] True for image tokens. image_rows: [N] whose image is whose. image_sizes: [N].
-    image_keys: one key per image, equal for equal images. targets: ids per row, () for none.
-    """
-
-    prompts: tuple[Prompt, ...]
-    inputs: Mapping[str, Tensor]
-    lengths: Tensor
-    vision: Tensor
-    image_rows: Tensor
-    image_sizes: Tensor
-    image_keys: tuple[str, ...] = ()
-    targets: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def size(self) -> int:
-        return len(self.prompts)
-
-    @property
-    def mask(self) -> Tensor:
-        return self.inputs["attention_mask"]
-
-    @property
-    def ids(self) -> Tensor:
-        return self.inputs["input_ids"]
-
-
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """A block's attention: numbers of query and key heads, features per head, score scale."""
-
-    queries: int
-    keys: int
-    size: int
-    scale: float
-
-
-@dataclass(frozen=True, eq=False)
-class PrefixState:
-    """The state that enters block `layer`: what lies below has run and will not run again.
-
-    layer -1 means: after the vision tower. `trunk` are the keywords of the text model's own
-    forward, `stream` [B, T, d] the input of the block, `cache` the keys and values of the lower
-    blocks. `stack` was live below, with `rows` [B]; only patches that act at `layer` or above may
-    be added later. `memo` are the decisions that were made below. `same` [B, T]: the place, rows
-    and columns counted together, of the first column that a column equals, its own where it equals
-    none; None where nothing is known. Equal columns lie in rows of equal `rows`.
-    """
-
-    batch: Batch
-    layer: int
-    trunk: Mapping[str, Any] = field(default_factory=dict)
-    stream: Tensor | None = None
-    cache: tuple[tuple[Tensor, Tensor], ...] | None = None
-    tower: Any = None
-    rows: Tensor | None = None
-    stack: tuple[Patch, ...] = ()
-    memo: Mapping[tuple[int, str], Any] = field(default_factory=dict)
-    same: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """A greedy continuation: ids before the stop, and whether a stop was reached before the cap."""
-
-    ids: tuple[int, ...]
-    stopped: bool
-
-
-class Question(ABC):
-    """One prefilled batch. One `HookContext` lives exactly as long as this object."""
-
-    batch: Batch
-
-    @property
-    @abstractmethod
-    def logits(self) -> Tensor:
-        """[B, 1 + M, V]: entry j predicts target token j; a row's last is behind its target."""
-
-    @abstractmethod
-    def scores(self) -> list[Scored]:
-        """The batch's targets under teacher forcing, from the prefill itself."""
-
-    @abstractmethod
-    def greedy(self, caps: Sequence[int], free: Sequence[bool] | None = None) -> list[Generated]:
-        """The greedy answer of each row, at most caps[b] tokens; ends at EOS or a line break.
-
-        free: [B] rows of free text, which line breaks do not end.
-        """
-
-    @abstractmethod
-    def score(self, ids: Sequence[Sequence[int]]) -> list[Scored]:
-        """Other continuations of the prompts under teacher forcing."""
-
-    @abstractmethod
-    def feed(self, ids: Tensor) -> Tensor:
-        """Appends ids [B, m] to the prompts (not the targets) and keeps them: logits [B, m, V]."""
-
-    @abstractmethod
-    def top(self, k: int) -> list[tuple[tuple[int, ...], ...]]:
-        """The k likeliest ids, in order, at every real position of prompt and target."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """What an edit must cross on its way to a picture: the output of `site` while drawing.
-
-    name: `tap` (the text states that are consumed), `projected`, `blocks.{i}`, `velocity`. They are
-    read by a patch at `site`, inside the real call of `draw`; the picture itself comes after them.
-    """
-
-    name: str
-    site: str
+P = TypeVar("P", bound=Patch)
 
 
 class Backbone(ABC):
-    """A frozen model behind ports.
+    """A frozen model with a hook point at every site.
 
-    `capabilities`: `text`, `image` (takes pictures), `generate`, `resume`, `draw` (makes pictures).
+    `capabilities`: `text`, `image` (takes pictures), `generate`, `resume`, `draw` (makes pictures,
+    see `errata.core.generation.ImageGenerator`).
     """
 
     plugin_kind: ClassVar[str] = "backbones"
-    #: models that ship with errata, and the benchmark that each was made for
+    #: models that ship with errata -> the benchmark that each was made for
     bundled: ClassVar[Mapping[str, str]] = {}
     name: str
     revision: str = ""
     capabilities: frozenset[str] = frozenset()
-    #: what stands between a rationale and the prompt that is drawn
-    glue: str = "\n\n"
     model: nn.Module
     hooks: HookManager
 
@@ -222,8 +107,10 @@ class Backbone(ABC):
         )
 
     @abstractmethod
-    def ask(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Any:
-        """Context manager that yields a Question over `what` with the live patches."""
+    def ask(
+        self, what: Batch | PrefixState, *, rows: Tensor | None = None
+    ) -> AbstractContextManager[Question]:
+        """Context manager that yields a Question over `what` with the live hooks."""
 
     @abstractmethod
     def logits(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
@@ -245,29 +132,28 @@ class Backbone(ABC):
 
     @abstractmethod
     def device_of(self, site: str) -> torch.device:
-        """Where the site's weights (and so its patches) live; "" = the text model's first block."""
+        """Where the site's weights (and its patches) are; "" = the text model's first block."""
 
     def generate(
         self, batch: Batch, caps: Sequence[int], *, rows: Tensor | None = None
     ) -> list[Generated]:
         with self.ask(batch, rows=rows) as q:
-            return q.greedy(caps)  # type: ignore[no-any-return]
+            return q.greedy(caps)
 
     def resume(
-        self, state: PrefixState, patch: Patch | None = None, *, rows: Tensor | None = None
+        self, state: PrefixState, patch: Hook | None = None, *, rows: Tensor | None = None
     ) -> Tensor:
-        """`logits` from a state on, with one more patch live."""
+        """`logits` from a state on, with one more hook live."""
         with self.applied(patch):
             return self.logits(state, rows=rows)
 
-    def entry(self, patch: Patch | None) -> int | None:
-        """The highest layer that `patch` can be resumed from; None: it needs the whole model."""
-        if patch is None:
+    def entry(self, hook: Hook | None) -> int | None:
+        """The highest layer that `hook` can be resumed from; None: it needs the whole model."""
+        if hook is None:
             return self.depth - 1
-        if patch.rewrites or any(s.startswith("vision") for s in patch.sites):
+        if hook.rewrites or any(s.startswith("vision") for s in hook.sites):
             return None
-        edge = min((self.block_of(s) for s in patch.sites), default=self.depth - 1)
-        return edge
+        return min((self.block_of(s) for s in hook.sites), default=self.depth - 1)
 
     def block_of(self, site: str) -> int:
         """The text block of a site; the last one behind all blocks, -1 below the text model."""
@@ -277,13 +163,13 @@ class Backbone(ABC):
 
     def layer(self, index: int) -> int:
         """A text block by index, counted from the end when negative. Raises BadSpec."""
-        found = index + self.depth if index < 0 else index
-        if not 0 <= found < self.depth:
+        block = index + self.depth if index < 0 else index
+        if not 0 <= block < self.depth:
             raise BadSpec(
                 f"{self.name} has text blocks 0 to {self.depth - 1} (or -{self.depth} to -1), "
                 f"not {index}."
             )
-        return found
+        return block
 
     def site(self, name: str) -> Site:
         """A site by name. Raises BadSpec."""
@@ -321,82 +207,78 @@ class Backbone(ABC):
         """
         raise BadBackbone(f"{self.name} does not show its attention. Choose another model.")
 
-    def path(self) -> tuple[Stage, ...]:
-        """From the text model to the picture, in order. Raises BadBackbone."""
-        raise BadBackbone(f"{self.name} draws no pictures. Choose a model that does: micro-umm.")
+    def shipped_states(self, editor: str) -> Iterator[State]:
+        """The prepared states of an editor that ship with this model."""
+        return iter(())
 
-    def draw(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, rows: Tensor | None = None
-    ) -> list[list[Any]]:
-        """One PIL picture (RGB) per prompt and seed, with the live patches; prompts are text.
-
-        A seed fixes the initial noise, equal for all prompts. Raises BadBackbone, TooLong.
-        """
-        raise BadBackbone(f"{self.name} draws no pictures. Choose a model that does: micro-umm.")
-
-    def conditioning(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
-        """[B, T, c] what the picture's generator is given of each prompt, with gradients.
-
-        The output of the `projected` stage; right in the columns of `mask`. Raises BadBackbone.
-        """
-        raise BadBackbone(f"{self.name} draws no pictures. Choose a model that does: micro-umm.")
-
-    def reasoning(self, prompt: Prompt, category: str) -> Prompt:
-        """Asks for a rationale of an image prompt that recalls a fact (a colour, a maker, ...).
-
-        In the words that the model was trained with, where it was. Raises BadSpec.
-        """
-        return prompt.with_text(
-            f"Think step by step about this image prompt: '{prompt.text}'. First recall the "
-            f"{category} of what it names, then say what the picture must show, then write a full "
-            "caption.\n1. [Knowledge Recall]"
-        )
-
-    @property
-    def canvas(self) -> tuple[int, int]:
-        """Image tokens of a picture that is drawn, and values of each. Raises BadBackbone."""
-        raise BadBackbone(f"{self.name} draws no pictures. Choose a model that does: micro-umm.")
-
-    def denoise(
-        self, x_RNP: Tensor, moment_R: Tensor, given_RTc: Tensor, mask_RT: Tensor
-    ) -> Tensor:
-        """[R, N, P] the picture that the generator expects of x at a time, with gradients.
-
-        x is `moment * picture + (1 - moment) * noise` on the `canvas`; `given` are rows of
-        `conditioning`, real in the columns of `mask`. No guidance. Raises BadBackbone.
-        """
-        raise BadBackbone(f"{self.name} draws no pictures. Choose a model that does: micro-umm.")
+    # -- hooks and patches --------------------------------------------------------------------
 
     @contextmanager
-    def applied(self, *patches: Patch | None) -> Iterator[None]:
-        """The patches are live inside, on top of what is; on leaving, exactly what was before.
+    def applied(self, *hooks: Hook | None) -> Iterator[None]:
+        """The hooks are live inside, on top of what is; on leaving, exactly what was before.
 
-        Raises FingerprintMismatch for one that was made for another model.
+        Raises FingerprintMismatch for a patch that was made for another model.
         """
-        outer = self.hooks.stack
-        given = [p for p in patches if p is not None]
-        for patch in given:
-            check_model(patch, self)
-            for name in patch.sites:
+        given = [h for h in hooks if h is not None]
+        for hook in given:
+            if isinstance(hook, Patch):
+                self.check_patch(hook)
+            for name in hook.sites:
                 self.site(name)
-        self.hooks.switch((*outer, *given))
-        try:
+        with self.only(*self.hooks.stack, *given):
             yield
-        finally:
-            self.hooks.switch(outer)
 
     @contextmanager
-    def unedited(self) -> Iterator[None]:
-        """No patch is live inside; on leaving, exactly what was before."""
-        outer = self.hooks.stack
-        self.hooks.switch(())
+    def only(self, *hooks: Hook) -> Iterator[None]:
+        """Exactly these hooks are live inside; on leaving, exactly what was before."""
+        outer, running = self.hooks.stack, self.hooks.running
+        self.hooks.switch(hooks, live_hooks(hooks))
         try:
             yield
         finally:
-            self.hooks.switch(outer)
+            self.hooks.switch(outer, running)
+
+    def unedited(self) -> AbstractContextManager[None]:
+        """No hook is live inside; on leaving, exactly what was before."""
+        return self.only()
+
+    def check_patch(self, patch: Patch, what: object = None) -> None:
+        """Raises FingerprintMismatch if the patch, or a part of it, was made for another model."""
+        for header in headers_of(patch):
+            name = what or f"a patch of '{header.editor}'"
+            check_fingerprint(header, self.name, self.fingerprint, name)
+
+    def place(self, patch: P) -> P:
+        """The same patch with its tensors on the devices of their sites."""
+        patch.to_devices(self.device_of)
+        return patch
+
+    # -- prompts ------------------------------------------------------------------------------
 
     def rewritten(self, prompt: Prompt, row: int = 0) -> Prompt:
         """The prompt after all live patches of its row have rewritten it, in order."""
-        for patch in joined([p for live in self.hooks.stack for p in live.on_row(row)]):
-            prompt = patch.rewrite(prompt, self, row)
+        for patch in united(flat_on_row(self.hooks.stack, row)):
+            if isinstance(patch, Patch):
+                prompt = patch.rewrite(prompt, self, row)
         return prompt
+
+    def prompt_length(self, prompt: Prompt) -> int:
+        """Tokens of the prompt as it is, no patch rewriting it. Raises TooLong."""
+        with self.unedited():
+            return int(self.encode([prompt]).lengths[0])
+
+    def embed(self, prompts: Sequence[Prompt], *, images: bool = False) -> Tensor:
+        """[n, d] unit vectors of prompts, from the unedited model.
+
+        Mean of the hidden states that enter the middle block, centred within each row: over all
+        tokens but the first, or with `images` over image tokens only.
+        """
+        with self.unedited():
+            batch = self.encode(prompts)
+            state = self.enter(batch, max(1, self.depth // 2))
+        assert state.stream is not None
+        mask = (batch.vision if images else batch.mask)[..., None].float().clone()
+        if not images:
+            mask[:, 0] = 0.0  # the BOS token is the same everywhere and very long
+        mean = (state.stream.float() * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+        return nn.functional.normalize(mean - mean.mean(-1, keepdim=True), dim=-1).cpu()

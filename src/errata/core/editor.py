@@ -6,150 +6,19 @@ holds only the increment over whatever is applied when it is called.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
-from torch import Tensor
-
-from errata.core import files
 from errata.core.backbone import Backbone
 from errata.core.config import parse_config
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
-from errata.core.patch import Header, Patch, versions
+from errata.core.patch import Header, Patch, parts_of, versions
+from errata.core.state import State
 from errata.core.types import Case, Edit
-
-
-@dataclass(frozen=True)
-class State:
-    """What an editor carries between edits, as a value: a trained network, statistics, a memory.
-
-    `meta` is JSON-ready; `tensors` are saved as safetensors. `digest` identifies the content.
-    `fingerprint` and `settings` say which model and which settings it was made for. A state that
-    grew out of a prepared one keeps that one's digest as its `origin`.
-    """
-
-    editor: str
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    fingerprint: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    origin: str = ""
-
-    def digest(self) -> str:
-        return self._digest
-
-    def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose name begins so, without that beginning."""
-        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
-
-    @cached_property
-    def views(self) -> dict[str, Any]:
-        """What was made of the tensors once and is shared by all who use the state; not stored."""
-        return {}
-
-    @cached_property
-    def _digest(self) -> str:
-        h = hashlib.sha256(files.dumps(dict(self.meta)).encode())
-        for name in sorted(self.tensors):
-            h.update(name.encode())
-            flat = self.tensors[name].detach().cpu().contiguous().flatten()
-            h.update(flat.view(torch.uint8).numpy().tobytes())
-        return h.hexdigest()
-
-    def save(self, folder: Path) -> None:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
-        files.write_bytes(folder / "state.safetensors", to_safetensors(tensors))
-        head = {
-            "editor": self.editor,
-            "meta": dict(self.meta),
-            "fingerprint": self.fingerprint,
-            "settings": dict(self.settings),
-            "origin": self.origin,
-            "digest": self.digest(),
-        }
-        files.write_bytes(folder / "README.md", _card(self).encode())
-        files.write_json(folder / "state.json", head)
-
-    @classmethod
-    def load(cls, folder: Path) -> State:
-        if not (folder / "state.json").is_file():
-            raise MissingState(f"{folder} holds no editor state. `errata prepare` writes one.")
-        head = files.read_json(folder / "state.json")
-        try:
-            tensors = load_file(folder / "state.safetensors")  # memory-mapped
-            editor, meta = str(head["editor"]), dict(head["meta"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-            raise MissingState(
-                f"the state in {folder} is damaged ({type(e).__name__}: {e}). Restore it from a "
-                "copy, or prepare it again."
-            ) from None
-        return cls(
-            editor,
-            meta,
-            tensors,
-            head.get("fingerprint", ""),
-            head.get("settings", {}),
-            head.get("origin", ""),
-        )
-
-
-def _card(state: State) -> str:
-    """What the state is, and how a trained one came about: what a reader of the folder sees."""
-    numbers = sum(t.numel() for t in state.tensors.values())
-    lines = [
-        f"# State of the errata editor `{state.editor}`",
-        "",
-        f"For the model with fingerprint `{state.fingerprint[:12]}`: {numbers} numbers in "
-        f"{len(state.tensors)} tensors. State hash `{state.digest()[:16]}`.",
-        "",
-        f"    errata bench BACKBONE --editor {state.meta.get('editors', state.editor)} --state . "
-        "--benchmark B --out RUN",
-        "",
-    ]
-    if state.settings:
-        lines += ["It works with these settings: " + files.dumps(dict(state.settings)) + ".", ""]
-    training = state.meta.get("training")
-    if isinstance(training, Mapping):
-        lines += _training_table(training)
-    return "\n".join(lines)
-
-
-def _training_table(training: Mapping[str, Any]) -> list[str]:
-    """An account as `errata.training.loop` gives it: one sentence, and the loss curve."""
-    end = "stopped early" if training["stopped_early"] else "all steps done"
-    curve = training["curve"]
-    names = sorted({n for point in curve for part in ("train", "held_out") for n in point[part]})
-    lines = [
-        f"Trained {training['parameters']} parameters on {training['cases']} cases "
-        f"({training['held_out']} more held out) for {training['steps']} steps, "
-        f"{training['epochs']} epochs; {end}; the weights are those of step "
-        f"{training['best_step']}, the best on the held-out cases.",
-        "",
-        "Each cell: mean on training cases since the line above / on held-out cases.",
-        "",
-        "| step | " + " | ".join(names) + " |",
-        "| --- |" + " --- |" * len(names),
-    ]
-    for point in curve:
-        cells = [
-            f"{_cell(point['train'], name)} / {_cell(point['held_out'], name)}" for name in names
-        ]
-        lines.append(f"| {point['step']} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
-
-
-def _cell(values: Mapping[str, float], name: str) -> str:
-    return f"{values[name]:.3g}" if name in values else "-"
 
 
 @dataclass(frozen=True)
@@ -269,11 +138,9 @@ class Editor(ABC):
         return self.learn(backbone, cases, seed=seed)
 
     def shipped_state(self, backbone: Backbone) -> State | None:
-        """The state that comes with a bundled model and fits the editor as it is set."""
-        from errata.io import states
-
+        """The state that ships with the model and was made with the editor's settings."""
         wanted = self._state_settings()
-        shipped = states.shipped(self.state_name or self.name, backbone.fingerprint())
+        shipped = backbone.shipped_states(self.state_name or self.name)
         return next((s for s in shipped if dict(s.settings) == wanted), None)
 
     def _state_settings(self) -> dict[str, Any]:
@@ -347,7 +214,7 @@ class Editor(ABC):
             header = self._header(backbone, state, seed)
             own = getattr(one.patch, "notes", None)
             header = replace(header, notes={**header.notes, **own}) if own else header
-            for part in (*one.patch.parts(), one.patch):
+            for part in (*parts_of(one.patch), one.patch):
                 part.with_header(header, group).requires_grad_(False)
         return found
 

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from errata.algorithms.locate_then_edit import layer_stats
 from errata.algorithms.locate_then_edit.multi_layer import MultiLayerUpdate
-from errata.core.editor import State
 from errata.core.errors import BadSpec
+from errata.core.state import State
 from errata.linalg import covariance, solve
 from errata.linalg.nullspace import NullSpace, null_space
 

@@ -34,8 +34,9 @@ from typing import Any, ClassVar
 
 from errata.algorithms.gated_adapter import AdapterEditor, site_behind
 from errata.core.backbone import Backbone
-from errata.core.editor import EditResult, State
+from errata.core.editor import EditResult
 from errata.core.errors import BadEdit, BadSpec
+from errata.core.state import State
 from errata.core.types import Edit
 from errata.patches.adapter import AdapterSite
 

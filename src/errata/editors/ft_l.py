@@ -21,8 +21,8 @@ import torch
 
 from errata.algorithms.gradient import GradientEditor
 from errata.core.backbone import Backbone
-from errata.core.editor import State
 from errata.core.patch import Patch
+from errata.core.state import State
 from errata.core.types import Edit
 from errata.patches.delta import Delta
 

@@ -20,9 +20,9 @@ import torch
 
 from errata.algorithms.gradient import GradientEditor
 from errata.core.backbone import Backbone
-from errata.core.editor import State
 from errata.core.errors import BadBackbone, BadEdit
 from errata.core.patch import Patch
+from errata.core.state import State
 from errata.core.types import Edit
 from errata.patches.delta import Delta
 

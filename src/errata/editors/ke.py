@@ -48,7 +48,8 @@ from errata.algorithms.gradient_factors import (
     group_factors,
 )
 from errata.core.backbone import Backbone
-from errata.core.editor import EditResult, State
+from errata.core.editor import EditResult
+from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee
@@ -192,12 +193,8 @@ class Ke(TrainedEditor):
 
 def tokens(backbone: Backbone, texts: Sequence[str], most: int) -> tuple[Tensor, Tensor]:
     """Token ids [B, T] and how many are real [B], cut off at `most`; no patch takes part."""
-    stack = backbone.hooks.stack
-    backbone.hooks.switch(())
-    try:
+    with backbone.unedited():
         batch = backbone.encode([Prompt.of(t) for t in texts])
-    finally:
-        backbone.hooks.switch(stack)
     return batch.ids[:, :most], batch.lengths.clamp(max=most)
 
 

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
-from errata.core.editor import EditResult, State
+from errata.core.editor import EditResult
+from errata.core.state import State
 from errata.core.types import TARGET_KINDS, Case, Edit
 from errata.networks.retrieve import choose
 from errata.patches.alignment import Alignment
@@ -158,7 +159,7 @@ class Lte(TrainedEditor):
                 continue
             drawn = torch.randn(rank, into, generator=generator(seed, self.name, site))
             parts[site] = {"A": drawn / into**0.5, "B": torch.zeros(out, rank)}
-        return Alignment(parts, identity=identity).to_backbone(backbone)
+        return backbone.place(Alignment(parts, identity=identity))
 
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
         floor = min(self._layers(backbone))

@@ -41,7 +41,8 @@ from errata.algorithms.gradient_factors import (
     group_factors,
 )
 from errata.core.backbone import Backbone
-from errata.core.editor import EditResult, State
+from errata.core.editor import EditResult
+from errata.core.state import State
 from errata.core.types import Case, Edit
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee

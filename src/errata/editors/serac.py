@@ -33,14 +33,16 @@ import torch
 from torch import Tensor, nn
 
 from errata.algorithms.gradient import generator
-from errata.core.asked import PromptStates, answer_embeddings, head_states
-from errata.core.backbone import Backbone, PrefixState
-from errata.core.editor import EditResult, State
-from errata.core.recorder import Recorder
+from errata.core.backbone import Backbone
+from errata.core.batch import PrefixState
+from errata.core.editor import EditResult
+from errata.core.recorder import PromptStates, Recorder, answer_embeddings, head_inputs
+from errata.core.state import State
 from errata.core.types import Case, Edit
 from errata.networks.reader import initialise
 from errata.patches.counterfactual import Counterfactual, CounterfactualNetwork
 from errata.patches.route import Route, Scope, ScopeSettings, Switch
+from errata.patches.stack import stacked
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee
 from errata.training.optimise import target_loss
@@ -105,7 +107,7 @@ class SeracTrainee(Trainee):
         assert isinstance(state, PrefixState) and state.stream is not None
         of_case = turn.of_case[index]
         prompts = PromptStates.of(state.stream, state.batch)
-        states_Bmd = head_states(self.backbone, state)
+        states_Bmd = head_inputs(self.backbone, state)
         stated, real = answer_embeddings(self.backbone, state.batch, states_Bmd)
         places = {row: n for n, row in enumerate(index)}
         first = torch.tensor([places[i] for i in _first(turn).tolist()], device=of_case.device)
@@ -251,7 +253,7 @@ class Serac(TrainedEditor):
                 assert state is not None, "the editor checks that there is a state"
                 patches[g].append(self._route(backbone, state, memory, n))
         return [
-            EditResult(_union(own).to_backbone(backbone), state)
+            EditResult(backbone.place(_union(own)), state)
             for own, state in zip(patches, states, strict=True)
         ]
 
@@ -268,7 +270,7 @@ class Serac(TrainedEditor):
         site = f"text.{self._layer(backbone)}.in"
         watch = Recorder((site,))
         with backbone.applied(watch):
-            states_Bmd = head_states(backbone, batch, rows)
+            states_Bmd = head_inputs(backbone, batch, rows)
         stated, real = answer_embeddings(backbone, batch, states_Bmd)
         return PromptStates.of(watch.x[site], batch), stated, real
 
@@ -292,8 +294,6 @@ class Serac(TrainedEditor):
 
 def _union(routes: Sequence[Route]) -> Route:
     """One memory of a group's edits, in their order."""
-    union: Any = routes[0]
-    for route in routes[1:]:
-        union = union.join(route)
+    union = stacked(*routes)
     assert isinstance(union, Route)
     return union

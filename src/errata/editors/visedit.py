@@ -41,7 +41,7 @@ from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee, site_
 from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
 from errata.core.errors import BadEdit
-from errata.core.glimpse import seen_at
+from errata.core.recorder import outputs_at
 from errata.core.types import Case, Edit, Prompt, digest
 from errata.patches.adapter import AdapterSite
 from errata.training.batches import TrainBatch
@@ -167,7 +167,7 @@ class VisEditTrainee(AdapterTrainee):
         site = self.module.places[0].site
         mapper = self.module.mapper(0)
         assert mapper is not None
-        stream_BTd = seen_at(self.backbone, turn.state, [site])[site].float()
+        stream_BTd = outputs_at(self.backbone, turn.state, [site])[site].float()
         named: dict[str, list[Tensor]] = {"rank": [], "up": [], "down": []}
         some = self.config.mapped or len(turn.cases)  # type: ignore[attr-defined]
         for case in range(min(some, len(turn.cases))):

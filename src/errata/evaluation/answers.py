@@ -16,10 +16,11 @@ import torch
 
 from errata.core.backbone import Backbone
 from errata.core.errors import BadEdit, BadImage, TooLong
+from errata.core.generation import image_generator
 from errata.core.patch import versions
 from errata.core.protocol import Ask
 from errata.core.types import DRAWN_KINDS, LOCALITY_KINDS, Answer, Probe, Prompt, Scored
-from errata.evaluation.pictures import Pictures, PictureStore
+from errata.evaluation.pictures import PictureStore
 
 BATCH = 64
 EXTRA = 8  # tokens that an answer may have beyond its reference
@@ -113,7 +114,7 @@ def _careful(
 def _drawn(
     backbone: Backbone, asked: Sequence[PromptRequest], step: int, store: PictureStore
 ) -> list[Answer]:
-    pictures: Pictures = backbone.draw(
+    pictures = image_generator(backbone).draw(
         [a.ask.probe.prompt for a in asked],
         store.seeds,
         rows=torch.tensor([a.row for a in asked]),

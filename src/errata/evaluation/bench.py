@@ -20,16 +20,17 @@ from errata.core import files, registry
 from errata.core import patch as patches
 from errata.core.backbone import Backbone
 from errata.core.benchmark import BenchmarkSpec
-from errata.core.editor import Editor, State
+from errata.core.editor import Editor
 from errata.core.errors import BadRun
 from errata.core.judge import Judge
 from errata.core.protocol import Protocol, Unit
+from errata.core.state import State
 from errata.core.types import Answer, Case, to_json
 from errata.evaluation import judging, score
 from errata.evaluation.pictures import SEEDS, PictureStore
 from errata.evaluation.plan import Plan, make_plan, plan_json, protocol_of, select
 from errata.evaluation.runner import LaneState, Runner, UnitTiming
-from errata.io import states
+from errata.io import patch_folder, states
 
 ROWS = 16
 Progress = Callable[[str, int, int], None]
@@ -315,7 +316,7 @@ def _peak() -> float:
 def _keep(out: Path, unit: Unit, tracks: Sequence[LaneState]) -> None:
     for lane, track in zip(unit.lanes, tracks, strict=True):
         if track.patch is not None:
-            patches.save(track.patch, out / "patches" / lane.id)
+            patch_folder.save(track.patch, out / "patches" / lane.id)
 
 
 def _write_timing(

@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, EditResult, State
+from errata.core.editor import Editor, EditResult
 from errata.core.errors import BadEdit, BadImage, NotFinite, TooLong
-from errata.core.patch import Patch
+from errata.core.patch import Patch, parts_of
 from errata.core.protocol import Ask, Lane, Protocol, Step, Unit
+from errata.core.state import State
 from errata.core.types import Answer, Edit, Probe, digest, to_json
 from errata.evaluation.answers import PromptRequest, ask_all, unedited, unscored
 from errata.evaluation.pictures import PictureStore
 from errata.patches.rows import Rows
-from errata.patches.stack import Stack
+from errata.patches.stack import Stack, stacked
 
 #: what is wrong with one edit, as opposed to the run
 EDIT_ERRORS = (BadEdit, BadImage, NotFinite, TooLong)
@@ -103,7 +104,7 @@ class Runner:
                 track.failed.update(dict.fromkeys(ids, one))
                 clock.failed += ids
                 continue
-            track.patch = one.patch if track.patch is None else track.patch.join(one.patch)
+            track.patch = one.patch if track.patch is None else stacked(track.patch, one.patch)
             track.state = one.state
             clock.searches.append(dict(getattr(one.patch, "search", {})))
         clock.edit += time.perf_counter() - started
@@ -184,4 +185,4 @@ def _rows(tracks: Sequence[LaneState]) -> Rows:
 
 
 def _dropped(patch: Patch | None) -> int:
-    return sum(int(getattr(p, "dropped", 0)) for p in patch.parts()) if patch is not None else 0
+    return sum(int(getattr(p, "dropped", 0)) for p in parts_of(patch)) if patch is not None else 0

@@ -9,16 +9,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from errata.core.errors import MissingExtra
+from errata.core.patch import PromptEncoder
 from errata.core.types import Prompt
-
-if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
 
 ENCODERS = ("auto", "minilm", "backbone")
 
@@ -36,7 +34,7 @@ def choose(encoder: str) -> str:
     return ("minilm" if installed else "backbone") if encoder == "auto" else encoder
 
 
-def embed(texts: Sequence[str], encoder: str, backbone: Backbone) -> Tensor:
+def embed(texts: Sequence[str], encoder: str, model: PromptEncoder) -> Tensor:
     """Unit vectors of the texts, from the text alone; the live patches do not take part."""
     if encoder == "minilm":
         vectors = torch.as_tensor(
@@ -44,44 +42,24 @@ def embed(texts: Sequence[str], encoder: str, backbone: Backbone) -> Tensor:
         )
         return torch.nn.functional.normalize(vectors.float(), dim=-1)
     prompts = [Prompt.of(t) for t in texts]
-    return torch.cat([_states(prompts[i : i + 64], backbone) for i in range(0, len(texts), 64)])
+    return torch.cat([model.embed(prompts[i : i + 64]) for i in range(0, len(texts), 64)])
 
 
-def embed_seen(prompts: Sequence[Prompt], encoder: str, backbone: Backbone) -> Tensor:
+def embed_seen(prompts: Sequence[Prompt], encoder: str, model: PromptEncoder) -> Tensor:
     """Unit vectors of texts and images: their cosine is the mean of the two cosines.
 
     An image is the backbone's states at its tokens. Prompts without one are alike in that, and
     unlike every prompt with one.
     """
-    text = embed([p.text for p in prompts], encoder, backbone)
-    seen = torch.zeros(len(prompts), backbone.width + 1)
+    text = embed([p.text for p in prompts], encoder, model)
+    seen = torch.zeros(len(prompts), model.width + 1)
     seen[:, -1] = 1.0
     rows = [i for i, p in enumerate(prompts) if p.images]
     for start in range(0, len(rows), 64):
         part = rows[start : start + 64]
-        states = _states([prompts[i] for i in part], backbone, images=True)
+        states = model.embed([prompts[i] for i in part], images=True)
         seen[part] = torch.nn.functional.pad(states, (0, 1))
     return torch.cat([text.cpu(), seen], dim=1) / 2**0.5
-
-
-def _states(prompts: Sequence[Prompt], backbone: Backbone, *, images: bool = False) -> Tensor:
-    """Mean over tokens of the stream that enters the middle block, centred within each row.
-
-    Over all tokens of texts, or over image tokens only.
-    """
-    stack = backbone.hooks.stack
-    backbone.hooks.switch(())
-    try:
-        batch = backbone.encode(prompts)
-        state = backbone.enter(batch, max(1, backbone.depth // 2))
-    finally:
-        backbone.hooks.switch(stack)
-    assert state.stream is not None
-    mask = (batch.vision if images else batch.mask)[..., None].float().clone()
-    if not images:
-        mask[:, 0] = 0.0  # the begin token is the same everywhere and very long
-    mean = (state.stream.float() * mask).sum(1) / mask.sum(1).clamp(min=1.0)
-    return torch.nn.functional.normalize(mean - mean.mean(-1, keepdim=True), dim=-1).cpu()
 
 
 @cache

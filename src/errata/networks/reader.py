@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from errata.core.hooks.manager import HookContext
+from errata.core.hooks.context import HookContext
 
 
 class CrossBlock(nn.Module):

@@ -2,7 +2,7 @@
 
 Tensors are float32. With `rows` set, each has a leading row dimension: row b of a batch uses row
 ctx.rows[b]. A subclass says what its tensors do (`change`) and how several patches become one
-(`fuse`).
+(`merge`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from errata.core.hooks.manager import HookContext
+from errata.core.hooks.context import HookContext
 from errata.core.patch import Patch
 from errata.patches._rows import per_row, picked
 
@@ -87,27 +87,21 @@ class PartsPatch(Patch):
         return cls(parts, rows=settings["rows"], **options)
 
     @classmethod
-    def in_rows(cls, patches: Sequence[Self]) -> Self | None:
+    def batch(cls, patches: Sequence[Self]) -> Self | None:
         first = patches[0]
-        shapes = {(p.form(), tuple(t.shape for t in p.parameters())) for p in patches}
-        if len(shapes) != 1 or any(p.rows is not None for p in patches):
+        shapes = {(p.form(), tuple(t[0].shape for t in p._rows_of_parts())) for p in patches}
+        if len(shapes) != 1:
             return None
-        parts = {
-            s: {k: torch.stack([p.part(s)[k].detach() for p in patches]) for k in first.part(s)}
-            for s in first.names
-        }
-        return cls(parts, rows=len(patches), **first.options()).requires_grad_(False)
+        stacks = zip(*(p._rows_of_parts() for p in patches), strict=True)
+        tensors = iter([torch.cat(list(stack)) for stack in stacks])
+        parts = {s: {k: next(tensors) for k in first.part(s)} for s in first.names}
+        rows = sum(1 if p.rows is None else p.rows for p in patches)
+        return cls(parts, rows=rows, **first.options()).requires_grad_(False)
 
-    @classmethod
-    def together(cls, patches: Sequence[Self]) -> Self:
-        """The rows of several row patches of one form, one after the other."""
-        first = patches[0]
-        assert len({p.form() for p in patches}) == 1 and all(p.rows for p in patches)
-        parts = {
-            s: {k: torch.cat([p.part(s)[k].detach() for p in patches]) for k in first.part(s)}
-            for s in first.names
-        }
-        return cls(parts, rows=sum(p.rows or 0 for p in patches), **first.options())
+    def _rows_of_parts(self) -> list[Tensor]:
+        """All tensors with a row dimension in front."""
+        tensors = [t.detach() for s in self.names for t in self.part(s).values()]
+        return tensors if self.rows is not None else [t[None] for t in tensors]
 
     def row(self, index: int) -> Self:
         """Row `index` as a patch of its own."""

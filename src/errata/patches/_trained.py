@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from errata.core.editor import State
+    from errata.core.state import State
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
 
 from errata.core.errors import MissingMask
-from errata.core.hooks.manager import HookContext
-from errata.core.patch import Patch, common_header
+from errata.core.hooks.context import HookContext
+from errata.core.patch import Patch, inherit
 from errata.patches._trained import trained
 
 if TYPE_CHECKING:
-    from errata.core.editor import State
+    from errata.core.state import State
 
 Tokens = Literal["visual", "text", "all"]
 
@@ -203,6 +203,7 @@ class Adapter(Patch):
     """A bank of edits read by one trained network, which many patches share."""
 
     decides = True
+    one_when_live = True
     keys: Tensor
     lengths: Tensor
     ends: Tensor
@@ -235,7 +236,7 @@ class Adapter(Patch):
             return y
         if site == self.gate.site:
             ctx.decide(self, site, lambda: self._route(y, ctx))
-        for i in () if ctx.rehearsing else self.network.at(site):
+        for i in () if ctx.dry_run else self.network.at(site):
             y = self._rewritten(i, y, ctx)
         return y
 
@@ -303,18 +304,17 @@ class Adapter(Patch):
         """Equal for patches whose edits can lie in one bank."""
         return (self.network.state or id(self.network), self.gate)
 
-    def join(self, other: Patch) -> Patch:
-        """One bank with both patches' edits. Networks are compared by content, not by place."""
-        if not isinstance(other, Adapter) or not (self.rows is other.rows is None):
-            return super().join(other)
-        if self.form() != other.form():
-            return super().join(other)
-        union = EditBank.union([self.bank, other.bank], [self.owner, other.owner])
-        both = Adapter(self.network, union, self.gate).requires_grad_(False)
-        return both.with_header(common_header([self, other]), (*self.edits, *other.edits))
+    @classmethod
+    def merge(cls, patches: Sequence[Self]) -> Self | None:
+        """One bank with all edits. Networks are compared by content, not by identity."""
+        first = patches[0]
+        if any(p.rows is not None or p.form() != first.form() for p in patches):
+            return None
+        union = EditBank.union([p.bank for p in patches], [p.owner for p in patches])
+        return inherit(cls(first.network, union, first.gate).requires_grad_(False), patches)
 
     @classmethod
-    def in_rows(cls, patches: Sequence[Self]) -> Self | None:
+    def batch(cls, patches: Sequence[Self]) -> Self | None:
         first = patches[0]
         if any(p.rows is not None or p.form() != first.form() for p in patches):
             return None

@@ -15,18 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from errata.core.errors import TooLong
-from errata.core.patch import Patch, common_header
+from errata.core.patch import Patch, PromptEncoder, inherit
 from errata.core.types import Image, Prompt, Segment, from_json
 from errata.networks.embedder import embed, embed_seen
-
-if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +61,7 @@ class Context(Patch):
     `dropped` counts the demonstrations that did not fit, over all rewrites so far.
     """
 
+    one_when_live = True
     vectors: Tensor
 
     def __init__(self, facts: Sequence[Fact], layout: ContextSettings, vectors: Tensor) -> None:
@@ -76,30 +74,30 @@ class Context(Patch):
     def rewrites(self) -> bool:
         return True
 
-    def rewrite(self, prompt: Prompt, backbone: Backbone, row: int = 0) -> Prompt:
-        order = self._chosen(prompt, backbone)
+    def rewrite(self, prompt: Prompt, model: PromptEncoder, row: int = 0) -> Prompt:
+        order = self._chosen(prompt, model)
         if not order:
             return prompt
         facts = [self.facts[i] for i in reversed(order)]
         demonstrations = list(self.facts[order[0]].demonstrations)
         while True:
             shown = compose(prompt, facts, demonstrations, self.layout.style)
-            if fits(shown, backbone, self.layout.reserve):
+            if fits(shown, model, self.layout.reserve):
                 return shown
             if not demonstrations:
                 raise TooLong(
-                    f"the facts alone do not fit into the {backbone.context} tokens of "
-                    f"{backbone.name}. Show fewer of them: --set facts=1."
+                    f"the facts alone do not fit into the {model.context} tokens of "
+                    f"{model.name}. Show fewer of them: --set facts=1."
                 )
             demonstrations.pop()
             self.dropped += 1
 
-    def _chosen(self, prompt: Prompt, backbone: Backbone) -> list[int]:
+    def _chosen(self, prompt: Prompt, model: PromptEncoder) -> list[int]:
         """Facts to show, the most similar first; none when the prompt is out of scope."""
         layout = self.layout
         if layout.scope == "always" and len(self.facts) <= 1:
             return list(range(len(self.facts)))
-        query = vectors_of([prompt], layout, backbone)[0]
+        query = vectors_of([prompt], layout, model)[0]
         near = self.vectors @ query.to(self.vectors.device)
         # of equally near facts the latest first: a fact told again is the one in force
         rank = torch.argsort((near.flip(0) * 1e5).round(), descending=True, stable=True)
@@ -108,15 +106,16 @@ class Context(Patch):
             order = [i for i in order if float(near[i]) >= layout.threshold]
         return order
 
-    def join(self, other: Patch) -> Patch:
-        """The union of both memories: facts are not shown twice over."""
-        if not isinstance(other, Context) or other.layout != self.layout:
-            return super().join(other)
-        union = Context(
-            (*self.facts, *other.facts), self.layout, torch.cat([self.vectors, other.vectors])
-        )
-        union.dropped = self.dropped + other.dropped
-        return union.with_header(common_header([self, other]), (*self.edits, *other.edits))
+    @classmethod
+    def merge(cls, patches: Sequence[Self]) -> Self | None:
+        """One memory with all facts, so that none is shown twice."""
+        first = patches[0]
+        if any(p.layout != first.layout for p in patches):
+            return None
+        facts = [f for p in patches for f in p.facts]
+        one = cls(facts, first.layout, torch.cat([p.vectors for p in patches]))
+        one.dropped = sum(p.dropped for p in patches)
+        return inherit(one, patches)
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {"facts": [asdict(f) for f in self.facts], "layout": asdict(self.layout)}, {
@@ -129,11 +128,11 @@ class Context(Patch):
         return cls(facts, ContextSettings(**settings["layout"]), tensors["vectors"])
 
 
-def vectors_of(prompts: Sequence[Prompt], layout: ContextSettings, backbone: Backbone) -> Tensor:
+def vectors_of(prompts: Sequence[Prompt], layout: ContextSettings, model: PromptEncoder) -> Tensor:
     """[n, d] unit vectors of prompts, as the layout retrieves by them."""
     if layout.by_image:
-        return embed_seen(prompts, layout.encoder, backbone)
-    return embed([p.text for p in prompts], layout.encoder, backbone)
+        return embed_seen(prompts, layout.encoder, model)
+    return embed([p.text for p in prompts], layout.encoder, model)
 
 
 def compose(
@@ -151,14 +150,9 @@ def compose(
     return Prompt((*front, "[Query] ", *prompt.segments))
 
 
-def fits(prompt: Prompt, backbone: Backbone, reserve: int) -> bool:
+def fits(prompt: Prompt, model: PromptEncoder, reserve: int) -> bool:
     """Whether the prompt leaves `reserve` tokens of the context for an answer."""
-    stack = backbone.hooks.stack
-    backbone.hooks.switch(())
     try:
-        batch = backbone.encode([prompt])
+        return model.prompt_length(prompt) + reserve <= model.context
     except TooLong:
         return False
-    finally:
-        backbone.hooks.switch(stack)
-    return int(batch.lengths[0]) + reserve <= backbone.context

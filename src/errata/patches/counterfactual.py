@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from errata.core.hooks.manager import HookContext
+from errata.core.hooks.context import HookContext
 from errata.core.patch import Patch
 from errata.networks.reader import CrossBlock, Reader, prompt_columns
 from errata.patches._trained import trained
 
 if TYPE_CHECKING:
-    from errata.core.editor import State
+    from errata.core.state import State
 
 
 class CounterfactualNetwork(nn.Module):
@@ -113,6 +113,7 @@ class Counterfactual(Patch):
         super().__init__((site, "head"))
         self.net, self.site, self.state = net, site, state
         self.observes = frozenset({site})
+        self.rows = len(memory)
         self.register_buffer("memory", memory.detach().float())
         self.register_buffer("real", real.bool())
 
@@ -132,8 +133,8 @@ class Counterfactual(Patch):
         return self.net.read_question(x, prompt_columns(ctx, x.shape[1]).to(x.device), last)
 
     @classmethod
-    def together(cls, patches: Sequence[Self]) -> Self:
-        """The edits of several patches of one network, one after the other."""
+    def batch(cls, patches: Sequence[Self]) -> Self | None:
+        """The edits of several patches of one network, in order."""
         longest = max(p.memory.shape[1] for p in patches)
 
         def wide(t: Tensor) -> Tensor:

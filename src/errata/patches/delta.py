@@ -35,7 +35,7 @@ class Delta(PartsPatch):
         return y
 
     @classmethod
-    def fuse(cls, patches: Sequence[Self]) -> Self | None:
+    def merge(cls, patches: Sequence[Self]) -> Self | None:
         """Dense parts add up; low ranks stand side by side (their ranks add up)."""
         if len({p.form() for p in patches}) != 1 or any(p.rows is not None for p in patches):
             return None

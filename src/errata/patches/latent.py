@@ -25,7 +25,7 @@ key heads, f features per head; own entries are [R, e, d] in a row patch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -33,14 +33,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Heads
-from errata.core.hooks.manager import HookContext
-from errata.core.patch import Patch, common_header
+from errata.core.batch import Heads
+from errata.core.hooks.context import HookContext
+from errata.core.patch import Patch, inherit
 from errata.networks.spaces import Weights, encode, unit
 
 if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
-    from errata.core.editor import State
+    from errata.core.state import State
 
 #: entries that are brought to float32 at once
 CHUNK = 1024
@@ -129,6 +128,7 @@ class Latent(Patch):
     """
 
     decides = True
+    one_when_live = True
     real: Tensor | None
 
     def __init__(
@@ -224,13 +224,13 @@ class Latent(Patch):
         dtype = self._query_dtype(layer, ctx)
         normed = ctx.call(f"{at}.norm", found["pos"].to(dtype))
         keys = _in_heads(ctx.call(f"{at}.k", normed), size)
-        if f"{at}.k_norm" in ctx.hooks.sites:
+        if f"{at}.k_norm" in ctx.sites:
             keys = ctx.call(f"{at}.k_norm", keys)
         values = _in_heads(ctx.call(f"{at}.v", normed), size)
         return keys.float(), values.float()
 
     def _query_dtype(self, layer: int, ctx: HookContext) -> torch.dtype:
-        weight = ctx.hooks.sites[f"text.{layer}.attn.k"].first.weight
+        weight = ctx.sites[f"text.{layer}.attn.k"].first.weight
         assert isinstance(weight, Tensor)
         return weight.dtype if weight.dtype.is_floating_point else torch.float32
 
@@ -250,7 +250,7 @@ class Latent(Patch):
             score = score.expand(b, heads.queries, t, -1)
         else:
             q = _in_heads(q_BTn, heads.size)
-            if f"text.{layer}.attn.q_norm" in ctx.hooks.sites:
+            if f"text.{layer}.attn.q_norm" in ctx.sites:
                 q = ctx.call(f"text.{layer}.attn.q_norm", q)
             keys = self._per_query_head(layer, keys)
             score = torch.einsum("bthf,bkhf->bhtk", q.float(), keys) * heads.scale
@@ -311,39 +311,37 @@ class Latent(Patch):
 
     # -- as data ------------------------------------------------------------------------------
 
-    def to_backbone(self, backbone: Backbone) -> Self:
-        super().to_backbone(backbone)
+    def to_devices(self, device_of: Callable[[str], torch.device]) -> None:
+        super().to_devices(device_of)
         self.blocks = {
-            i: self.knowledge.blocks[i].to(backbone.device_of(f"text.{i}.in")) for i in self.heads
+            i: self.knowledge.blocks[i].to(device_of(f"text.{i}.in")) for i in self.heads
         }
         self.knowledge.blocks.update(self.blocks)
-        return self
 
     def site_of(self, tensor: str) -> str:
         layer = tensor.rsplit("_", 1)[-1]
         return f"text.{layer}.in" if layer.isdigit() else ""
 
-    def join(self, other: Patch) -> Patch:
-        """One memory with the own entries of both."""
-        if (
-            not isinstance(other, Latent)
-            or (other.knowledge.digest, other.options, other.heads)
-            != (self.knowledge.digest, self.options, self.heads)
-            or len({self.rows, other.rows} - {None}) > 1
-        ):
-            return super().join(other)
-        rows = self.rows if self.rows is not None else other.rows
-        one, two = self._lifted(rows), other._lifted(rows)
+    @classmethod
+    def merge(cls, patches: Sequence[Self]) -> Self | None:
+        """One memory with the own entries of all."""
+        first = patches[0]
+        forms = [(p.knowledge.digest, p.options, p.heads) for p in patches]
+        rows = {p.rows for p in patches} - {None}
+        if any(f != forms[0] for f in forms) or len(rows) > 1:
+            return None
+        count = rows.pop() if rows else None
+        lifted = [p._lifted(count) for p in patches]
         own = {
-            i: (torch.cat([one[i][0], two[i][0]], -2), torch.cat([one[i][1], two[i][1]], -2))
-            for i in self.heads
+            i: (torch.cat([e[i][0] for e in lifted], -2), torch.cat([e[i][1] for e in lifted], -2))
+            for i in first.heads
         }
         real = None
-        if rows is not None and not (self.real is None and other.real is None):
-            real = torch.cat([self._marks(rows), other._marks(rows)], dim=1)
-        union = Latent(self.knowledge, self.heads, own, self.options, rows=rows, real=real)
-        union.blocks = self.blocks
-        return union.with_header(common_header([self, other]), (*self.edits, *other.edits))
+        if count is not None and any(p.real is not None for p in patches):
+            real = torch.cat([p._marks(count) for p in patches], dim=1)
+        one = cls(first.knowledge, first.heads, own, first.options, rows=count, real=real)
+        one.blocks = first.blocks
+        return inherit(one, patches)
 
     def _lifted(self, rows: int | None) -> dict[int, tuple[Tensor, Tensor]]:
         """Own entries, with a row dimension where `rows` asks for one."""
@@ -361,7 +359,7 @@ class Latent(Patch):
         return torch.ones(sem.shape[:2], dtype=torch.bool, device=sem.device)
 
     @classmethod
-    def in_rows(cls, patches: Sequence[Self]) -> Self | None:
+    def batch(cls, patches: Sequence[Self]) -> Self | None:
         first = patches[0]
         forms = {(p.knowledge.digest, p.options, tuple(p.heads.items()), p.rows) for p in patches}
         if len(forms) != 1 or first.rows is not None:

@@ -58,33 +58,33 @@ class Neurons(PartsPatch):
         return y
 
     @classmethod
-    def fuse(cls, patches: Sequence[Self]) -> Self | None:
+    def merge(cls, patches: Sequence[Self]) -> Self | None:
         """All neurons side by side; a shared direction becomes part of its patch's own values."""
         first = patches[0]
         if any(p.rows is not None for p in patches):
             return None
-        told = [{s: _own_values(p.part(s)) for s in p.names} for p in patches]
+        values = [{s: _own_values(p.part(s)) for s in p.names} for p in patches]
         forms = {
             (p.act, tuple((s, *sorted(t[s])) for s in sorted(t)))
-            for p, t in zip(patches, told, strict=True)
+            for p, t in zip(patches, values, strict=True)
         }
         if len(forms) != 1:
             return None
         parts: dict[str, dict[str, Tensor]] = {}
         for site in first.names:
             parts[site] = {}
-            for name in told[0][site]:
+            for name in values[0][site]:
                 dim = 0 if name == "value" else -1
-                parts[site][name] = padded(torch.cat([t[site][name] for t in told], dim=dim), dim)
+                parts[site][name] = padded(torch.cat([t[site][name] for t in values], dim=dim), dim)
         return cls(parts, act=first.act).requires_grad_(False)
 
 
 def _own_values(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same neurons without a shared direction: row j of the values is v_j + shared."""
-    told = {k: p.detach() for k, p in part.items() if k != "shared"}
+    tensors = {k: p.detach() for k, p in part.items() if k != "shared"}
     if "shared" in part:
-        told["value"] = told["value"] + part["shared"].detach()
-    return told
+        tensors["value"] = tensors["value"] + part["shared"].detach()
+    return tensors
 
 
 def _lift(bias: Tensor) -> Tensor:

@@ -29,13 +29,13 @@ import torch
 from torch import Tensor, nn
 
 from errata.core import patch as core
-from errata.core.hooks.manager import HookContext
-from errata.core.patch import Patch, common_header
+from errata.core.hooks.context import HookContext
+from errata.core.patch import Patch, inherit
 from errata.networks.reader import Reader, prompt_columns
 from errata.patches._trained import trained
 
 if TYPE_CHECKING:
-    from errata.core.editor import State
+    from errata.core.state import State
 
 Switch = Literal["hard", "soft"]
 R = TypeVar("R", bound="Route")
@@ -104,6 +104,7 @@ class Route(Patch):
     """
 
     decides = True
+    one_when_live = True
     keys: Tensor
     owner: Tensor | None
 
@@ -173,22 +174,22 @@ class Route(Patch):
         entry_B = self.keys.shape[0] - 1 - rank_BK.argmin(1)
         return entry_B, torch.exp(-gap_BK.gather(1, entry_B[:, None])[:, 0])
 
-    def join(self, other: Patch) -> Patch:
-        """The union of both memories; the nearest edit of all decides."""
-        if not isinstance(other, Route) or not _alike([self, other]):
-            return super().join(other)
-        union = _united([self, other], None)
-        return union.with_header(common_header([self, other]), (*self.edits, *other.edits))
+    @classmethod
+    def merge(cls, patches: Sequence[Self]) -> Self | None:
+        """One memory with all keys; the nearest edit of all decides."""
+        one = _united(patches, None)
+        return None if one is None else inherit(one, patches)
 
     @classmethod
-    def in_rows(cls, patches: Sequence[Self]) -> Self | None:
+    def batch(cls, patches: Sequence[Self]) -> Self | None:
         """One memory in which every key knows its row."""
-        if not _alike(patches):
-            return None
         sizes = torch.tensor([len(p.keys) for p in patches])
         owner = torch.arange(len(patches)).repeat_interleave(sizes)
-        union = _united(patches, owner.to(patches[0].keys.device))
-        return union.requires_grad_(False)
+        one = _united(patches, owner.to(patches[0].keys.device))
+        if one is None:
+            return None
+        one.rows = len(patches)
+        return one.requires_grad_(False)
 
     def site_of(self, tensor: str) -> str:
         first, _, rest = tensor.partition(".")
@@ -221,22 +222,13 @@ def mixed(base_BTV: Tensor, other_BTV: Tensor, share_B: Tensor) -> Tensor:
     return torch.where(s > 0, torch.logaddexp(one, two).to(base_BTV.dtype), base_BTV)
 
 
-def _alike(patches: Sequence[Route]) -> bool:
-    """One trained scope and one way to switch, no rows yet, and branches that can be united."""
-    return (
-        len({(p.layout, type(p.branch)) for p in patches}) == 1
-        and bool(patches[0].layout.state)
-        and all(p.owner is None for p in patches)
-    )
-
-
-def _united(patches: Sequence[R], owner: Tensor | None) -> R:
+def _united(patches: Sequence[R], owner: Tensor | None) -> R | None:
+    """All keys and branches in one route, if they share scope and switch, and none has rows."""
     first = patches[0]
-    branch: Any = type(first.branch)
-    return type(first)(
-        first.scope,
-        torch.cat([p.keys for p in patches]),
-        branch.together([p.branch for p in patches]),
-        first.layout,
-        owner,
-    )
+    alike = len({(p.layout, type(p.branch)) for p in patches}) == 1 and first.layout.state
+    if not alike or any(p.owner is not None for p in patches):
+        return None
+    branch = type(first.branch).batch([p.branch for p in patches])
+    assert branch is not None, "branches of one trained scope have one form"
+    keys = torch.cat([p.keys for p in patches])
+    return type(first)(first.scope, keys, branch, first.layout, owner)

@@ -1,77 +1,54 @@
 """Rows: patch i on row i of the batch, so that different edits are asked in one forward.
 
-Patches of one shape become one patch whose tensors have a row each (`Patch.in_rows`). Others run
-one by one on their rows; that is slower and equal.
+Patches of one shape become one row patch, whose tensors have a row each (`Patch.batch`). Others run
+one by one on their rows, which is slower and equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from errata.core.hooks.manager import map_decision
-from errata.core.patch import Patch, common_header, fused
+from errata.core.hooks.context import HookContext, map_decision
+from errata.core.patch import Patch, PromptEncoder, common_header, merged, trainable
 from errata.core.types import Prompt
-from errata.patches.stack import Stack, pack_parts, unpack_parts
-
-if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
-    from errata.core.hooks.manager import HookContext
+from errata.patches.stack import pack_parts, stacked, unpack_parts
 
 
 class Rows(Patch):
     """A patch per row: row b of a batch uses patch ctx.rows[b], or b where no rows are given."""
 
+    one_when_live = True
+    rows: int
+
     def __init__(self, patches: Sequence[Patch]) -> None:
-        super().__init__(tuple({s for p in patches for s in p.sites}))
+        super().__init__({s for p in patches for s in p.sites})
+        self.rows = len(patches)
         self.patches = nn.ModuleList(patches)
         self.decides = any(p.decides for p in patches)
         self.edits = tuple(e for p in patches for e in p.edits)
         self.header = common_header(patches)
         self.layers = _layers(patches)
-        self.sites = (
-            self.sites
-            if self.layers is None
-            else frozenset(s for q in self.layers for s in q.sites)
-        )
-
-    def join(self, other: Patch) -> Patch:
-        """Row by row: what row i meets of both is one stack, with the unions that this makes."""
-        if not isinstance(other, Rows) or other.count != self.count:
-            return super().join(other)
-        return Rows([Stack([a, b]) for a, b in zip(self.members(), other.members(), strict=True)])
-
-    def _first(self, index: int) -> int:
-        """The first row that has the patch of this row."""
-        return next(i for i in range(self.count) if self.of(i) is self.of(index))
-
-    def of(self, index: int) -> Patch:
-        return self.patches[index]  # type: ignore[return-value]
+        if self.layers is not None:
+            self.sites = frozenset(s for q in self.layers for s in q.sites)
 
     def members(self) -> list[Patch]:
         return list(self.patches)  # type: ignore[arg-type]
 
-    def acting(self) -> list[Patch]:
-        return self.layers or [self]
-
-    def on_row(self, row: int) -> list[Patch]:
-        return self.of(row).on_row(0)
-
-    @property
-    def count(self) -> int:
-        return len(self.patches)
-
     @property
     def rewrites(self) -> bool:
-        return any(p.rewrites for p in self.patches)
+        return any(p.rewrites for p in self.members())
 
-    def rewrite(self, prompt: Prompt, backbone: Backbone, row: int = 0) -> Prompt:
-        return self.of(row).rewrite(prompt, backbone, 0)
+    def rewrite(self, prompt: Prompt, model: PromptEncoder, row: int = 0) -> Prompt:
+        return self.members()[row].rewrite(prompt, model, 0)
+
+    def acting(self) -> list[Patch]:
+        return [self] if self.layers is None else self.layers
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         return self._each(site, x, y, ctx, lambda p, a, b, c: p.at(site, a, b, c))
@@ -80,37 +57,44 @@ class Rows(Patch):
         return self._each(site, x, x, ctx, lambda p, a, b, c: p.before(site, b, c))
 
     def _each(self, site: str, x: Tensor, y: Tensor, ctx: HookContext, run: Any) -> Tensor:
-        """Every patch on its own rows; the question's memo keeps its decisions at full height."""
-        pictures = ctx.hooks.sites[site].stream != "text"
+        """Every patch on its own rows; the question's memo keeps decisions for the whole batch."""
+        pictures = ctx.sites[site].stream != "text"
         of_x, of_y = ctx.rows_of(site, x), ctx.rows_of(site, y)
-        parts = []
-        first = torch.tensor([self._first(i) for i in range(self.count)], device=of_y.device)
+        patches = self.members()
+        # rows that share one patch run together, under the first of them
+        first = torch.tensor(
+            [next(i for i, q in enumerate(patches) if q is p) for p in patches], device=of_y.device
+        )
         of_x, of_y = first[of_x], first[of_y]
+        parts = []
         for i in torch.unique(of_y).tolist():
-            p = self.of(i)
+            p = patches[i]
             index = (of_y == i).nonzero()[:, 0]
             if site not in p.sites:
                 parts.append((index, y[index]))
                 continue
-            own = _of_images(ctx, index) if pictures else _of_rows(ctx, index)
-            known = set(own.memo)
-            parts.append((index, run(p, x[of_x == i], y[index], own)))
+            part_ctx = _of_images(ctx, index) if pictures else _of_rows(ctx, index)
+            before = set(part_ctx.memo)
+            parts.append((index, run(p, x[of_x == i], y[index], part_ctx)))
             spread = partial(_spread, index=index, rows=y.shape[0])
-            for key in own.memo.keys() - known:
-                ctx.memo[key] = map_decision(own.memo[key], spread)
+            for key in part_ctx.memo.keys() - before:
+                ctx.memo[key] = map_decision(part_ctx.memo[key], spread)
         order = torch.cat([i for i, _ in parts])
         return torch.cat([v for _, v in parts])[torch.argsort(order)]
 
-    def to_backbone(self, backbone: Backbone) -> Self:
-        for p in self.patches:
-            assert isinstance(p, Patch)
-            p.to_backbone(backbone)
-        for q in self.layers or ():
-            q.to_backbone(backbone)
-        return self
+    @classmethod
+    def merge(cls, patches: Sequence[Self]) -> Self | None:
+        """Row by row: row i meets all patches of row i, one after the other."""
+        if len({p.rows for p in patches}) != 1:
+            return None
+        return cls([stacked(*row) for row in zip(*(p.members() for p in patches), strict=True)])
+
+    def to_devices(self, device_of: Callable[[str], torch.device]) -> None:
+        for p in (*self.members(), *(self.layers or ())):
+            p.to_devices(device_of)
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return pack_parts(list(self.patches))  # type: ignore[arg-type]
+        return pack_parts(self.members())
 
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
@@ -118,14 +102,14 @@ class Rows(Patch):
 
 
 def _of_rows(ctx: HookContext, index: Tensor) -> HookContext:
-    """The question for rows `index` of the batch, as row 0 of a patch of its own."""
-    own = ctx.select(index) if ctx.lengths is not None else replace(ctx, memo={})
-    own.rows = torch.zeros_like(index)
-    return own
+    """The question for rows `index` of the batch, all of them on row 0 of a single patch."""
+    part = ctx.select(index) if ctx.lengths is not None else replace(ctx, memo={})
+    part.rows = torch.zeros_like(index)
+    return part
 
 
 def _of_images(ctx: HookContext, index: Tensor) -> HookContext:
-    """The same at a site that sees or draws pictures: its entries are not rows of the batch."""
+    """The same at a site that sees or draws images: its entries are not rows of the batch."""
     return replace(
         ctx,
         lengths=None,
@@ -145,15 +129,17 @@ def _spread(value: Tensor, index: Tensor, rows: int) -> Tensor:
 
 
 def _layers(patches: Sequence[Patch]) -> list[Patch] | None:
-    """Stacks of equal height as a list of row patches, one per height; None when shapes differ."""
-    if not patches or any(q.requires_grad for p in patches for q in p.parameters()):
+    """Stacks of equal height as row patches, one per height; None where shapes differ."""
+    if not patches or any(trainable(p) for p in patches):
         return None
-    stacks = [[q for q in fused([p]) if q.sites] for p in patches]  # rewriting is done row by row
+    # rewriting is done row by row
+    stacks = [[q for q in merged([p]) if isinstance(q, Patch) and q.sites] for p in patches]
     if len({len(s) for s in stacks}) != 1:
         return None
     layers: list[Patch] = []
     for level in zip(*stacks, strict=True):
-        one = type(level[0]).in_rows(level) if len({type(p) for p in level}) == 1 else None
+        alike = len({type(p) for p in level}) == 1 and all(p.rows is None for p in level)
+        one = type(level[0]).batch(level) if alike else None
         if one is None:
             return None
         layers.append(one)

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, PrepareContext, State
+from errata.core.editor import Editor, PrepareContext
 from errata.core.errors import BadData, BadRun, NotFinite
+from errata.core.state import State
 from errata.core.types import Case, digest
 from errata.training import checkpoint
 from errata.training.batches import CachedExample, ExamplePool, Role, TrainBatch, TrainExample

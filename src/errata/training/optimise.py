@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from errata.core.backbone import Backbone, Batch, PrefixState
+from errata.core.backbone import Backbone
+from errata.core.batch import Batch, PrefixState
 from errata.core.errors import NotFinite
+from errata.core.hooks.hook import Hook
 from errata.core.patch import Patch
 from errata.core.types import Edit
 
@@ -53,7 +55,7 @@ def search(
     settings: SearchSettings,
     *,
     penalty: Callable[[], Tensor] | None = None,
-    watch: Patch | None = None,
+    watch: Hook | None = None,
 ) -> SearchLog:
     """Trains the parameters of `patch` (leading dimension R) in place. Raises NotFinite.
 

@@ -20,9 +20,10 @@ from errata.algorithms.locate_then_edit.layer_stats import (
     moment,
     site_of,
 )
-from errata.core.editor import PrepareContext, State
+from errata.core.editor import PrepareContext
 from errata.core.errors import BadData, BadRun, BadSpec, FingerprintMismatch, MissingExtra
 from errata.core.recorder import Recorder
+from errata.core.state import State
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.linalg import covariance
 from tests import tiny

@@ -21,12 +21,13 @@ from errata.algorithms.locate_then_edit.rank_one import (
     plain_mean,
 )
 from errata.algorithms.locate_then_edit.value_search import ColumnRecorder, search
-from errata.core import patch as patches
 from errata.core.backbone import Backbone
-from errata.core.editor import State
 from errata.core.errors import BadSpec, MissingState
+from errata.core.state import State
 from errata.core.types import Edit, Prompt
+from errata.io import patch_folder as patches
 from errata.linalg import covariance, lowrank
+from errata.patches.stack import stacked
 from tests import tiny
 from tests.fast import FAST
 
@@ -175,7 +176,7 @@ def _sequence(name: str, memory: str, state: State, folder: Path | None) -> tupl
     for b in range(3):
         with bb.applied(live):
             found = made.edit(bb, EDITS[2 * b : 2 * b + 2], now)
-        live = found.patch if live is None else live.join(found.patch)
+        live = found.patch if live is None else stacked(live, found.patch)
         now = found.state
         if folder is not None and b == 1:
             assert now is not None

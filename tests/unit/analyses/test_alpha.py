@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from errata.analyses.alpha import AlphaAnalysis, AlphaRecord, Told, live, observed
+from errata.analyses.alpha import AlphaAnalysis, AlphaRecord, Told, observed
 from errata.core import registry
 from errata.core.analysis import Subject
 from errata.core.errors import BadSpec
@@ -44,7 +44,7 @@ def latent(bb, prompts, **options):
 
 def decided(bb, patch, prompts):
     with torch.no_grad(), bb.applied(patch), bb.ask(bb.encode(prompts)) as question:
-        (one,) = live(bb)
+        (one,) = bb.hooks.running
         return one.decided(question.ctx)
 
 

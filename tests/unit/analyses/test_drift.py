@@ -14,8 +14,8 @@ from errata.analyses.drift.shown import DriftSummary
 from errata.analyses.drift.trajectories import ALL, SUBJECT, StageShift, subject_columns
 from errata.core import registry
 from errata.core.analysis import Subject
-from errata.core.backbone import Stage
 from errata.core.errors import BadBackbone, BadSpec, NotFinite
+from errata.core.generation import Stage
 from errata.core.types import Case, Edit, JudgeQuestion, Probe, Prompt, StatedFact, Verdict
 from errata.evaluation.bootstrap import Bootstrap
 from errata.patches.delta import Delta

@@ -18,8 +18,8 @@ from errata.analyses.spaces import (
     principal,
 )
 from errata.core.analysis import Subject
-from errata.core.editor import State
 from errata.core.errors import BadData, BadSpec, MissingExtra, MissingState
+from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
 from tests import tiny
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import from_patches, to_patches
 from errata.backbones.micro_umm import MicroUmmBackbone
 from errata.core.errors import BadBackbone, BadSpec
-from errata.core.hooks.manager import HookContext
+from errata.core.generation import image_generator
+from errata.core.hooks.context import HookContext
+from errata.core.patch import Patch
 from errata.core.recorder import Recorder
 from errata.core.types import Prompt
 from errata.patches.delta import Delta
@@ -44,7 +46,7 @@ def raw(bb: MicroUmmBackbone, prompts: list[Prompt], **options: Any) -> Tensor:
     return bb.drawn(bb.encode(prompts), SEEDS, **options)
 
 
-class Recorder(Recorder):
+class CallRecorder(Recorder):
     """Keeps all that each site takes and gives, with the time of the step."""
 
     def __init__(self, sites: Iterable[str]) -> None:
@@ -56,12 +58,16 @@ class Recorder(Recorder):
         return y
 
 
-class Push(Recorder):
-    """Adds a constant behind a site."""
+class Push(Delta):
+    """Adds a constant behind a site; a shape of its own, so that rows run one by one."""
 
     def __init__(self, site: str, by: float) -> None:
-        super().__init__((site,))
+        super().__init__({site: {}})
         self.by = by
+
+    @classmethod
+    def batch(cls, patches: Sequence[Patch]) -> None:
+        return None
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         return y + self.by
@@ -85,7 +91,7 @@ def test_a_seed_decides_the_picture(bb: MicroUmmBackbone) -> None:
 
 
 def test_the_noise_is_the_same_for_every_prompt(bb: MicroUmmBackbone) -> None:
-    recorder = Recorder(("draw.velocity",))
+    recorder = CallRecorder(("draw.velocity",))
     with bb.applied(recorder):
         raw(bb, PROMPTS)
     first = recorder.seen[0][2]
@@ -114,7 +120,7 @@ def test_the_sampler_is_euler_with_guidance(bb: MicroUmmBackbone) -> None:
 def test_every_stage_of_the_path_is_met(bb: MicroUmmBackbone) -> None:
     stages = bb.path()
     assert [s.name for s in stages] == ["tap", "projected", "blocks.0", "blocks.1", "velocity"]
-    recorder = Recorder(s.site for s in stages)
+    recorder = CallRecorder(s.site for s in stages)
     with bb.applied(recorder):
         raw(bb, PROMPTS)
     columns = bb.encode(PROMPTS).ids.shape[1]
@@ -136,7 +142,7 @@ def test_every_stage_of_the_path_is_met(bb: MicroUmmBackbone) -> None:
 
 
 def test_conditioning_is_what_the_generator_is_given(bb: MicroUmmBackbone) -> None:
-    recorder, batch = Recorder(("bridge",)), bb.encode(PROMPTS)
+    recorder, batch = CallRecorder(("bridge",)), bb.encode(PROMPTS)
     with bb.applied(recorder):
         bb.drawn(batch, [1])
     assert torch.equal(bb.conditioning(batch), recorder.seen[0][3])
@@ -209,7 +215,7 @@ def test_what_it_cannot_do_is_said_in_one_line(bb: MicroUmmBackbone, tmp_path: P
     with pytest.raises(BadSpec, match="writes rationales about one object"):
         bb.reasoning(Prompt.of("a photo of a horse"), "colour")
     with pytest.raises(BadBackbone, match="draws no pictures"):
-        tiny.shared("llava").draw(PROMPTS, SEEDS)
+        image_generator(tiny.shared("llava"))
 
 
 def test_pictures_are_bytes_of_the_values(bb: MicroUmmBackbone) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from errata.core.asked import PromptStates, answer_embeddings, head_states
+from errata.core.recorder import PromptStates, answer_embeddings, head_inputs
 from errata.core.types import Prompt
 from tests import tiny
 
@@ -14,7 +14,7 @@ def test_answers_and_the_states_that_say_them(ragged: list[Prompt]) -> None:
     backbone = tiny.shared("llava")
     targets = ["red", "a green thing of it", "blue", "x", "ring of"]
     batch = backbone.encode(ragged, targets, eos=True)
-    states = head_states(backbone, batch)
+    states = head_inputs(backbone, batch)
     stated, real = answer_embeddings(backbone, batch, states)
     logits = backbone.logits(batch)
     table = backbone.site("embed").first.weight

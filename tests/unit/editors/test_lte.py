@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from errata.algorithms.gradient import generator
-from errata.core.editor import State
-from errata.core.patch import joined, load, save
+from errata.core.patch import parts_of, united
+from errata.core.state import State
 from errata.core.types import Case, Edit, Image, Probe, Prompt
 from errata.editors.lte import Lte
+from errata.io.patch_folder import load, save
 from errata.patches.alignment import Alignment
 from errata.patches.context import Context, ContextSettings, Fact, compose, vectors_of
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
-from errata.patches.stack import Stack
+from errata.patches.stack import Stack, stacked
 from tests import tiny
 
 SITE = "text.1.mlp.down"
@@ -73,13 +74,13 @@ def test_equal_alignments_are_one_and_different_ones_add_up(
         with backbone.applied(*patches):  # type: ignore[arg-type]
             return backbone.logits(batch)
 
-    assert len(joined([own, again, own, other])) == 2
+    assert len(united([own, again, own, other])) == 2
     assert torch.equal(said(own, again, own), said(own))
     assert torch.equal(said(Stack([own, again])), said(own))
     assert not torch.allclose(said(plain[0], plain[0]), said(own), atol=1e-2)
     torch.testing.assert_close(said(own, other, again), said(*plain), atol=1e-4, rtol=1e-4)
     nameless = alignment("")
-    assert len(joined([nameless, alignment("")])) == 2
+    assert len(united([nameless, alignment("")])) == 2
 
 
 def test_equal_alignments_in_rows_are_held_once(backbone: tiny.HfVlm) -> None:
@@ -95,17 +96,17 @@ def test_the_alignment_acts_out_of_scope_and_once_for_all_edits(
     """A question that no edit is shown to differs from the base's answer by the delta alone."""
     one = EDITOR.edit(backbone, [cases[0].edit], state).patch
     two = EDITOR.edit(backbone, [c.edit for c in cases[1:]], state).patch
-    both = one.join(two)
+    both = stacked(one, two)
     far = Prompt.of("Tell me all about Prompt 7")
     assert both.rewrite(far, backbone) == far
     batch = backbone.encode([far])
     base = backbone.logits(batch)
-    delta, context = one.parts()
+    delta, context = parts_of(one)
     assert isinstance(delta, Alignment) and isinstance(context, Context)
     with backbone.applied(delta):
         aligned = backbone.logits(batch)
     assert not torch.equal(aligned, base)
-    assert [type(p) for p in both.parts()] == [Alignment, Context]
+    assert [type(p) for p in parts_of(both)] == [Alignment, Context]
     for patch in (one, both):
         with backbone.applied(patch):
             assert torch.equal(backbone.logits(backbone.encode([far], rows=[0])), aligned)
@@ -183,9 +184,9 @@ def test_the_edits_images_are_saved_with_their_facts(
     patch = EDITOR.edit(backbone, [c.edit for c in cases[:2]], state).patch
     save(patch, tmp_path)
     loaded = load(tmp_path, backbone)
-    delta, context = loaded.parts()
+    delta, context = parts_of(loaded)
     assert isinstance(delta, Alignment) and delta.identity == state.digest()
     assert isinstance(context, Context)
     assert [f.images for f in context.facts] == [c.edit.prompt.images for c in cases[:2]]
     assert all(isinstance(i, Image) for f in context.facts for i in f.images)
-    assert len(joined([loaded, patch])) == 2
+    assert len(united([loaded, patch])) == 2

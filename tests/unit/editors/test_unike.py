@@ -10,10 +10,10 @@ from torch import Tensor
 
 from errata.cli._shared import parse_settings
 from errata.core import registry
-from errata.core.editor import State
 from errata.core.errors import BadData, BadSpec
-from errata.core.patch import Patch, joined
+from errata.core.patch import Patch, parts_of, united
 from errata.core.recorder import Recorder
+from errata.core.state import State
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.patches.context import Context
 from errata.patches.latent import Latent, LatentSettings
@@ -63,8 +63,8 @@ def logits(bb: tiny.HfVlm, prompts: list[Prompt], *patches: Patch) -> Tensor:
         return bb.logits(bb.encode(prompts))
 
 
-def parts_of(patch: Patch) -> list[str]:
-    return [type(p).__name__ for p in patch.parts()]
+def shape_names(patch: Patch) -> list[str]:
+    return [type(p).__name__ for p in parts_of(patch)]
 
 
 # -- prepare ----------------------------------------------------------------------------------
@@ -119,9 +119,9 @@ def test_components(
     bb: tiny.HfVlm, state: State, edits: list[Edit], settings: dict[str, Any], shapes: list[str]
 ) -> None:
     found = unike(**settings).edit(bb, edits[:1], state)
-    assert parts_of(found.patch) == shapes and found.patch.edits == tuple(edits[:1])
+    assert shape_names(found.patch) == shapes and found.patch.edits == tuple(edits[:1])
     assert found.patch.header.state == state.digest()
-    for part in found.patch.parts():
+    for part in parts_of(found.patch):
         assert not any(p.requires_grad for p in part.parameters())
         if isinstance(part, Context):
             shown = part.facts[0].demonstrations
@@ -144,7 +144,7 @@ def test_every_setting_reaches_the_patch(
     bb: tiny.HfVlm, state: State, edits: list[Edit], text: str
 ) -> None:
     editor = unike(steps=1, **parse_settings([text]))
-    memory, neurons = editor.edit(bb, edits[2:3], state).patch.parts()
+    memory, neurons = parts_of(editor.edit(bb, edits[2:3], state).patch)
     assert isinstance(memory, Latent) and isinstance(neurons, Neurons)
     name, value = next(iter(parse_settings([text]).items()))
     assert memory.options == LatentSettings(
@@ -171,7 +171,7 @@ def test_own_entries_are_the_edit_s_states(bb: tiny.HfVlm, state: State, edits: 
     first = unike().edit(bb, edits[:1], state).patch
     for live in ((), (first,)):
         with bb.applied(*live):
-            memory = unike(own_stream=False).edit(bb, [edit], state).patch.parts()[0]
+            memory = parts_of(unike(own_stream=False).edit(bb, [edit], state).patch)[0]
         assert isinstance(memory, Latent)
         batch, watch = bb.encode([edit.prompt], [edit.target]), Recorder(["text.2.in", "text.3.in"])
         with torch.no_grad(), bb.applied(*live, watch):
@@ -297,14 +297,14 @@ def test_a_sequence_appends_and_each_edit_can_be_taken_back(
         carried = found[-1].state
         assert (carried.origin or carried.digest()) == state.digest()
     prompts = [e.prompt for e in edits]
-    live = joined([f.patch for f in found])
+    live = united([f.patch for f in found])
     memory = next(p for p in live if isinstance(p, Latent))
     assert len(memory.own(3)[0]) == 3 and memory.edits == tuple(edits[:3])
     assert sum(p.part("text.3.mlp")["value"].shape[0] for p in live if isinstance(p, Neurons)) == 9
     for gone in range(3):
         kept = [f.patch for i, f in enumerate(found) if i != gone]
-        both = joined(kept)
-        wanted = torch.cat([k.parts()[0].own(3)[0] for k in kept])  # type: ignore[attr-defined]
+        both = united(kept)
+        wanted = torch.cat([parts_of(k)[0].own(3)[0] for k in kept])  # type: ignore[attr-defined]
         assert torch.equal(next(p for p in both if isinstance(p, Latent)).own(3)[0], wanted)
         assert not torch.equal(
             logits(bb, prompts, *kept), logits(bb, prompts, *(f.patch for f in found))
@@ -355,15 +355,15 @@ def test_fused_neurons_with_and_without_a_shared_direction(bb: tiny.HfVlm) -> No
         o = torch.nn.functional.silu(x @ t["key"] + t["key_bias"]) * (x @ t["up"] + t["up_bias"])
         for j in range(o.shape[-1]):
             wanted += o[..., j : j + 1] * (t["value"][j] + t.get("shared", torch.zeros(32)))
-    one = Neurons.fuse(patches)
+    one = Neurons.merge(patches)
     assert one is not None and "shared" not in one.part("text.2.mlp")
     torch.testing.assert_close(one.change(x, one.part("text.2.mlp")), wanted, atol=1e-4, rtol=1e-4)
     assert "shared" in patches[0].part("text.2.mlp")
     same = [made(True), made(True)]
-    rows = Neurons.in_rows(same)
+    rows = Neurons.batch(same)
     assert rows is not None
     y = rows.change(x, rows.part("text.2.mlp"))
     for r in range(2):
         alone = same[r].change(x[r], same[r].part("text.2.mlp"))
         torch.testing.assert_close(y[r], alone, atol=1e-4, rtol=1e-4)
-    assert Neurons.in_rows([made(True), made(False)]) is None
+    assert Neurons.batch([made(True), made(False)]) is None

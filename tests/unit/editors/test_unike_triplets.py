@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from errata.algorithms.demonstrations import corpus, demonstrations, similar
-from errata.core.backbone import Generated
+from errata.core.batch import Generated
 from errata.core.recorder import Recorder
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.unike.spaces import known_facts, output_lengths, split

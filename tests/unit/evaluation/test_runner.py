@@ -11,8 +11,9 @@ import pytest
 from errata.core import registry
 from errata.core.backbone import Backbone
 from errata.core.benchmark import BenchmarkSpec
-from errata.core.editor import EditResult, State
+from errata.core.editor import EditResult
 from errata.core.errors import BadRun, BadSpec, FingerprintMismatch, MissingState, NotFinite
+from errata.core.state import State
 from errata.core.types import Edit, Prompt
 from errata.evaluation.bench import bench
 from tests import tiny

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.core.editor import State
 from errata.core.errors import BadBackbone, MissingState, UserError
+from errata.core.state import State
 from errata.core.text import normalise
 from errata.io import states
 from tests import tiny

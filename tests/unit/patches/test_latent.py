@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from errata.core.errors import MissingMask
-from errata.core.patch import Header, Patch, fused, joined
+from errata.core.patch import Header, Patch, merged, parts_of, united
 from errata.core.recorder import Recorder
 from errata.core.types import Edit, Prompt
 from errata.patches.delta import Delta
 from errata.patches.latent import BlockMemory, Latent, LatentSettings, SharedMemory
 from errata.patches.rows import Rows
-from errata.patches.stack import Stack
+from errata.patches.stack import Stack, stacked
 from tests import tiny
 from tests.latents import LAYERS, encoder, knowledge, latent
 
@@ -190,7 +190,7 @@ def test_a_compiled_model_sees_it_switched_on_later() -> None:
     compiled = torch.compile(bb.text, backend="eager", dynamic=None)
 
     def run(text: Any, *patches: Patch) -> Tensor:
-        with bb.applied(*patches), bb.hooks.question(bb._ctx(batch, None)) as ctx:
+        with bb.applied(*patches), bb.hooks.question(bb._context(batch, None)) as ctx:
             ctx.shape = tuple(batch.ids.shape)  # type: ignore[assignment]
             out = text(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
         return out.last_hidden_state  # type: ignore[no-any-return]
@@ -230,12 +230,12 @@ def test_live_patches_are_one_memory(
         tuple(patches),
         tuple(reversed(patches)),
         (Stack(patches),),
-        (patches[0].join(patches[1]), patches[2]),
-        (Stack([patches[0], low(bb).join(patches[1])]), patches[2]),
+        (stacked(patches[0], patches[1]), patches[2]),
+        (Stack([patches[0], stacked(low(bb), patches[1])]), patches[2]),
     ]
     for live in ways[:4]:
         torch.testing.assert_close(logits(bb, asked[:8], *live), wanted, atol=1e-5, rtol=1e-5)
-    one = joined([p for w in ways[4] for p in w.parts()])
+    one = united([p for w in ways[4] for p in parts_of(w)])
     assert sorted(type(p).__name__ for p in one) == ["Delta", "Latent"]
     apart = [logits(bb, asked[:8], p) for p in patches]
     assert not any(torch.allclose(a, wanted, atol=1e-3) for a in apart)
@@ -261,7 +261,7 @@ def test_the_order_and_headers_of_a_join(bb: tiny.HfVlm, known: SharedMemory) ->
     first, second = Edit(Prompt.of("What?"), "red"), Edit(Prompt.of("Which?"), "blue")
     one.with_header(Header(editor="unike", fingerprint="f"), [first])
     two.with_header(Header(editor="unike", fingerprint="f"), [second])
-    both = one.join(two)
+    both = stacked(one, two)
     assert isinstance(both, Latent) and both.edits == (first, second)
     assert both.header.fingerprint == "f"
     for i in LAYERS:
@@ -283,13 +283,13 @@ def test_what_does_not_join(bb: tiny.HfVlm, known: SharedMemory) -> None:
         latent(bb, knowledge(bb, seed=7)),
         fewer,
     ):
-        assert one.join(other).parts() == [one, other]
-        assert joined([one, other]) == [one, other]
-    assert joined([near, far]) == [near, far]
+        assert parts_of(stacked(one, other)) == [one, other]
+        assert united([one, other]) == [one, other]
+    assert united([near, far]) == [near, far]
     assert (
-        joined([one, latent(bb, SharedMemory(known.digest, known.blocks), seed=5)])[0].edits == ()
+        united([one, latent(bb, SharedMemory(known.digest, known.blocks), seed=5)])[0].edits == ()
     )
-    assert len(joined([one, latent(bb, SharedMemory(known.digest, known.blocks), seed=5)])) == 1
+    assert len(united([one, latent(bb, SharedMemory(known.digest, known.blocks), seed=5)])) == 1
 
 
 # -- rows -------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def test_rows_of_different_numbers_of_entries(
         ([every, Rows(two), Rows(one)], [[every, q, p] for p, q in zip(one, two, strict=True)]),
     ]
     for live, apart in cases:
-        parts = joined([q for p in live for q in p.acting()])
+        parts = united([h for hook in live for h in hook.acting()])
         assert len(parts) == 1 and isinstance(parts[0], Latent)
         together = logits(bb, prompts, *live)
         torch.testing.assert_close(together, alone(bb, prompts, apart), atol=1e-4, rtol=1e-4)
@@ -479,5 +479,5 @@ def test_bfloat16_stays_and_is_near(asked: list[Prompt]) -> None:
 
 
 def test_equal_shapes_are_not_fused_into_two_mixings(bb: tiny.HfVlm, known: SharedMemory) -> None:
-    live = fused(joined([latent(bb, known), low(bb), latent(bb, known, seed=4), low(bb, 2)]))
+    live = merged(united([latent(bb, known), low(bb), latent(bb, known, seed=4), low(bb, 2)]))
     assert sorted(type(p).__name__ for p in live) == ["Delta", "Latent"]

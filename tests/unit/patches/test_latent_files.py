@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.core.editor import State
 from errata.core.errors import MissingState
-from errata.core.patch import Header, Patch, load, save
+from errata.core.patch import Header, Patch, parts_of
+from errata.core.state import State
 from errata.core.types import Edit, Prompt
 from errata.io import states
+from errata.io.patch_folder import load, save
 from errata.patches.delta import Delta
 from errata.patches.latent import Latent, SharedMemory
 from errata.patches.stack import Stack
@@ -69,7 +70,7 @@ def stored(
     state = state_of(known)
     patch = Stack([latent(bb, SharedMemory.of(state), alpha="query"), low(bb)])
     header = Header(editor="unike", backbone=bb.name, fingerprint=bb.fingerprint())
-    for part in (*patch.parts(), patch):
+    for part in (*parts_of(patch), patch):
         part.with_header(header, [Edit(Prompt.of("What colour?"), "red")])
     save(patch, tmp_path / "patch")
     return state, patch, tmp_path / "patch"
@@ -77,7 +78,7 @@ def stored(
 
 def same(bb: tiny.HfVlm, folder: Path, patch: Stack, asked: list[Prompt]) -> None:
     back = load(folder, bb)
-    assert [type(p) for p in back.parts()] == [Latent, Delta] and back.edits == patch.edits
+    assert [type(p) for p in parts_of(back)] == [Latent, Delta] and back.edits == patch.edits
     assert torch.equal(logits(bb, asked[:4], back), logits(bb, asked[:4], patch))
 
 
@@ -154,7 +155,7 @@ def test_patches_of_one_state_hold_one_memory(
 ) -> None:
     state, _, folder = stored
     states.keep(state)
-    one, two = (load(folder, bb).parts()[0] for _ in range(2))
+    one, two = (parts_of(load(folder, bb))[0] for _ in range(2))
     assert isinstance(one, Latent) and isinstance(two, Latent)
     assert one.knowledge is two.knowledge
     assert one.blocks[LAYERS[0]].sem.data_ptr() == two.blocks[LAYERS[0]].sem.data_ptr()

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from errata.core.backbone import Backbone, PrefixState
+from errata.core.backbone import Backbone
+from errata.core.batch import PrefixState
 from errata.core.editor import PrepareContext
 from errata.core.errors import BadData, BadRun, NotFinite
 from errata.core.types import Case, Edit, Probe, Prompt

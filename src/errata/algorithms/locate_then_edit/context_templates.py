@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone, Batch
+from errata.core.backbone import Backbone
+from errata.core.batch import Batch
 from errata.core.errors import BadSpec
 from errata.core.types import Edit, Prompt
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,11 +26,12 @@ from torch import Tensor
 from errata.algorithms.locate_then_edit.corpus import Corpus, Document
 from errata.core import files
 from errata.core.backbone import Backbone
-from errata.core.editor import PrepareContext, State
+from errata.core.editor import PrepareContext
 from errata.core.errors import BadData, BadRun, FingerprintMismatch, TooLong
-from errata.core.hooks.manager import HookContext
-from errata.core.patch import Patch
-from errata.core.recorder import run_through
+from errata.core.hooks.context import HookContext
+from errata.core.hooks.hook import Hook
+from errata.core.recorder import run_to_block
+from errata.core.state import State
 from errata.core.types import Prompt, digest
 from errata.linalg import covariance
 
@@ -55,7 +56,7 @@ def site_of(layer: int) -> str:
     return f"text.{layer}.mlp.down"
 
 
-class MomentRecorder(Patch):
+class MomentRecorder(Hook):
     """Changes nothing; adds what its sites see in real columns to their moments."""
 
     def __init__(self, moments: Mapping[str, covariance.Moment]) -> None:
@@ -66,13 +67,6 @@ class MomentRecorder(Patch):
         assert ctx.mask is not None, "statistics need to know which columns are real"
         self.moments[site].add(x[ctx.mask.to(x.device).bool()])
         return y
-
-    def pack(self) -> NoReturn:
-        raise AssertionError("statistics are not an edit")
-
-    @classmethod
-    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NoReturn:
-        raise AssertionError("statistics are not an edit")
 
 
 def collect(
@@ -103,7 +97,7 @@ def collect(
         while window := list(islice(documents, WINDOW)):
             for batch in _batches(backbone, window, settings):
                 with backbone.applied(MomentRecorder(moments)):
-                    run_through(backbone, batch, layers[-1])
+                    run_to_block(backbone, batch, layers[-1])
             done += len(window)
             work.report("documents", done, corpus.count)
             if work.checkpoint is not None and time.monotonic() - saved >= every:

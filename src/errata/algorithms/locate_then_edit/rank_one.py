@@ -30,9 +30,10 @@ from errata.algorithms.locate_then_edit.corpus import from_cases
 from errata.algorithms.locate_then_edit.layer_stats import MOMENTS, site_of
 from errata.algorithms.locate_then_edit.value_search import ROWS, ColumnRecorder, ValueSettings
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, EditResult, PrepareContext, State
+from errata.core.editor import Editor, EditResult, PrepareContext
 from errata.core.errors import BadData, BadSpec
-from errata.core.recorder import run_through
+from errata.core.recorder import run_to_block
+from errata.core.state import State
 from errata.core.types import Case, Edit
 from errata.linalg import covariance, lowrank
 from errata.patches.delta import Delta
@@ -203,7 +204,7 @@ class KeyReader:
         for state, rows, where in self.chunks:
             look = ColumnRecorder([site_of(i) for i in keys] + ([value] if value else []), where)
             with self.backbone.applied(look):
-                run_through(self.backbone, state, top, rows=rows)
+                run_to_block(self.backbone, state, top, rows=rows)
             seen.append(look)
         made = {
             i: torch.cat([s.x[site_of(i)] for s in seen]).view(
@@ -243,7 +244,7 @@ def written(backbone: Backbone, groups: Sequence[Parts]) -> Iterator[None]:
                 own = parts[site]["A"]
                 a[r, : len(own)], b[r, :, : len(own)] = own, parts[site]["B"]
         rows[site] = {"A": a, "B": b}
-    patch = Delta(rows, rows=len(groups)).requires_grad_(False).to_backbone(backbone)
+    patch = backbone.place(Delta(rows, rows=len(groups)).requires_grad_(False))
     with backbone.applied(patch):
         yield
 

@@ -21,16 +21,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from errata.algorithms.locate_then_edit.context_templates import columns, prefixed, span_of
-from errata.core.backbone import Backbone, Batch, PrefixState
+from errata.core.backbone import Backbone
+from errata.core.batch import Batch, PrefixState
 from errata.core.errors import NotFinite
-from errata.core.hooks.manager import HookContext
-from errata.core.patch import Patch
+from errata.core.hooks.context import HookContext
+from errata.core.hooks.hook import Hook
 from errata.core.types import Edit, Prompt
 
 ROWS = 512  # rows that are searched together
@@ -68,7 +69,7 @@ class FoundValues:
     log: tuple[dict[str, Any], ...]
 
 
-class ColumnRecorder(Patch):
+class ColumnRecorder(Hook):
     """Changes nothing; `x[site]` [B, n], `y[site]` [B, o] are what passed at a column per row."""
 
     def __init__(self, sites: Sequence[str], columns_B: Tensor) -> None:
@@ -84,13 +85,6 @@ class ColumnRecorder(Patch):
         self.x[site] = x[self.place(x)].detach().float()
         self.y[site] = y[self.place(y)].detach().float()
         return y
-
-    def pack(self) -> NoReturn:
-        raise AssertionError("a look is not an edit")
-
-    @classmethod
-    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NoReturn:
-        raise AssertionError("a look is not an edit")
 
 
 class ColumnShift(ColumnRecorder):

@@ -3,7 +3,7 @@
 Source: the UniKE study of unified models measures how far edited text states move before the
 generator and concludes that a projection filters the edit. Its scripts read another input than
 the drawing does, count failures as zero, and compare with nothing. Here every stage of
-`Backbone.path()` is read inside the real call of `draw`, and stands beside
+`ImageGenerator.path()` is read inside the real call of `draw`, and stands beside
 
     twin      the same drawing again: 0 at every stage, exactly
     random    a change of the same matrices, ranks and norms in a random direction
@@ -26,8 +26,9 @@ from errata.analyses.drift.drawings import DrawnBatch, DrawnCase, DriftRecords
 from errata.analyses.drift.path import drawing_steps
 from errata.analyses.drift.shown import DriftSummary
 from errata.core.analysis import Analysis, Subject, first_look
-from errata.core.errors import BadBackbone, BadSpec
+from errata.core.errors import BadSpec
 from errata.core.figure import Findings
+from errata.core.generation import image_generator
 from errata.core.patch import Patch
 from errata.core.types import Case, Probe
 from errata.evaluation.bootstrap import Bootstrap
@@ -54,9 +55,7 @@ class DriftAnalysis(Analysis):
 
     def look(self, subject: Subject) -> Findings:
         """Raises BadSpec without an edit or pictures to look at, BadBackbone, NotFinite."""
-        bb, c = subject.backbone, self.config
-        if "draw" not in bb.capabilities:
-            raise BadBackbone(f"{bb.name} draws no pictures. Choose a model that does: micro-umm.")
+        bb, c = image_generator(subject.backbone), self.config
         if c.seeds < 1 or c.steps < 3:
             raise BadSpec(
                 f"analysis '{self.name}': seeds={c.seeds}, steps={c.steps}. Give at least 1 seed "

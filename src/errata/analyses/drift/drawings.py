@@ -30,6 +30,8 @@ from errata.analyses.drift.trajectories import (
 from errata.core import registry
 from errata.core.analysis import Subject
 from errata.core.benchmark import BenchmarkSpec
+from errata.core.generation import image_generator
+from errata.core.hooks.hook import Hook
 from errata.core.patch import Patch
 from errata.core.text import mentions
 from errata.core.types import Case, JudgeQuestion, Probe, Prompt, Verdict
@@ -105,7 +107,7 @@ class DrawnBatch:
         *,
         apart: bool,
     ) -> None:
-        self.subject, self.bb = subject, subject.backbone
+        self.subject, self.bb = subject, image_generator(subject.backbone)
         self.items, self.config, self.keep = items, config, keep
         self.edit = [Rows(patches)] if apart else list(patches)
         rng = generator(subject.seed, f"drift/{items[0].case.id}")
@@ -128,10 +130,10 @@ class DrawnBatch:
         self._compare(seen)
         self._judge(seen)
 
-    def _draw(self, name: str, prompts: Sequence[Prompt], *patches: Patch) -> None:
+    def _draw(self, name: str, prompts: Sequence[Prompt], *hooks: Hook) -> None:
         seeds = range(self.config.seeds)
         columns = subject_columns(self.bb, prompts, [i.subject for i in self.items])
-        self.passages[name] = passage(self.bb, prompts, seeds, self.keep, *patches), columns
+        self.passages[name] = passage(self.bb, prompts, seeds, self.keep, *hooks), columns
 
     def _swap(self, prompts: Sequence[Prompt]) -> None:
         """Edited text states in the unedited drawing."""

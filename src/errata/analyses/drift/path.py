@@ -1,7 +1,7 @@
 """What passes on the way from a prompt to a picture, read inside the real call of `draw`.
 
-Nothing is computed a second time: a patch at the sites of `Backbone.path()` keeps the tensors that
-pass while the model draws. Where a stage is not reached, or is not finite, that is an error.
+Nothing is computed a second time: a hook at the sites of `ImageGenerator.path()` keeps the tensors
+that pass while the model draws. A stage that is not reached, or is not finite, is an error.
 
 Shapes: B prompts, T text columns, S seeds, M kept steps, P image tokens, d and w widths, H and W
 pixels.
@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone, Stage
 from errata.core.errors import BadBackbone, NotFinite
-from errata.core.hooks.manager import HookContext
-from errata.core.patch import Patch
+from errata.core.generation import ImageGenerator, Stage
+from errata.core.hooks.context import HookContext
+from errata.core.hooks.hook import Hook
 from errata.core.types import Prompt
 
 PICTURE = "picture"
@@ -42,16 +42,7 @@ class DrawingTrace:
     pictures: Sequence[Sequence[Any]]
 
 
-class _Unstored(Patch):
-    def pack(self) -> NoReturn:
-        raise AssertionError("this is not an edit")
-
-    @classmethod
-    def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NoReturn:
-        raise AssertionError("this is not an edit")
-
-
-class StageRecorder(_Unstored):
+class StageRecorder(Hook):
     """Keeps what passes: every text stage, and the others at the steps of `keep`.
 
     A step's rows are [prompt, seed], those of the empty condition behind them; only the first
@@ -83,7 +74,7 @@ class StageRecorder(_Unstored):
         return y
 
 
-class StateSwap(_Unstored):
+class StateSwap(Hook):
     """Puts the text states [B, T, d] of another forward into the columns `where` [B, T]."""
 
     def __init__(self, site: str, states: Tensor, where: Tensor) -> None:
@@ -96,7 +87,7 @@ class StateSwap(_Unstored):
         return torch.where(where[..., None], states, y)
 
 
-def drawing_steps(backbone: Backbone, prompt: Prompt, count: int) -> tuple[int, ...]:
+def drawing_steps(backbone: ImageGenerator, prompt: Prompt, count: int) -> tuple[int, ...]:
     """`count` evenly spaced of the steps that a drawing takes, first and last included."""
     stages = backbone.path()
     recorder = StageRecorder(stages, 1, ())
@@ -111,20 +102,20 @@ def drawing_steps(backbone: Backbone, prompt: Prompt, count: int) -> tuple[int, 
 
 @torch.no_grad()
 def passage(
-    backbone: Backbone,
+    backbone: ImageGenerator,
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     keep: Sequence[int],
-    *patches: Patch | None,
+    *hooks: Hook | None,
 ) -> DrawingTrace:
-    """Draws with `patches` live and keeps what passes behind them.
+    """Draws with `hooks` live and keeps what passes behind them.
 
     Raises BadBackbone for a stage that the drawing does not reach, NotFinite for one whose numbers
     are none; whatever a block itself raises comes through.
     """
     stages = backbone.path()
     recorder = StageRecorder(stages, len(prompts) * len(seeds), keep)
-    with backbone.applied(*patches, recorder):
+    with backbone.applied(*hooks, recorder):
         mask = backbone.encode(prompts).mask.bool().cpu()
         drawn = backbone.draw(prompts, seeds)
     text: dict[str, Tensor] = {}
@@ -146,7 +137,7 @@ def passage(
     return DrawingTrace(text, mask, steps, moments, pixels.float() / 255, drawn)
 
 
-def _unseen(backbone: Backbone, stage: Stage) -> BadBackbone:
+def _unseen(backbone: ImageGenerator, stage: Stage) -> BadBackbone:
     return BadBackbone(
         f"{backbone.name}: stage '{stage.name}' ({stage.site}) was not reached while drawing. Its "
         "path() names a site that draw does not run; `errata doctor` shows the sites."

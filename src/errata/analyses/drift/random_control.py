@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from errata.core.patch import Patch
+from errata.core.patch import Patch, parts_of
 from errata.patches.delta import Delta
 from errata.patches.stack import Stack
 
@@ -16,7 +16,7 @@ def chance(patch: Patch, rng: torch.Generator) -> Patch | None:
     The entries are independent and normal before they are scaled, so that every direction in
     weight space (of that rank) is as likely.
     """
-    parts = patch.parts()
+    parts = parts_of(patch)
     if not parts or any(not isinstance(p, Delta) or p.rows is not None for p in parts):
         return None
     found = [_random(p, rng) for p in parts if isinstance(p, Delta)]

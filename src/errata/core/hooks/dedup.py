@@ -1,10 +1,10 @@
-"""A batch as one row that holds every different column once.
+"""Deduplicated batch: every distinct (row, column) once.
 
-Questions of one picture begin with the same columns, and shorter ones end in padding. What works
-column by column (norms, projections, FFNs: nearly all of a block's arithmetic) needs each of these
-once and no padding; attention alone needs the rows.
+Questions about one picture begin with identical columns, and shorter rows end in padding. Whatever
+works column by column (norms, projections, FFNs: most of a block's arithmetic) needs each distinct
+column once and no padding; only attention needs whole rows.
 
-Shapes: B rows, T columns, N columns that are packed, h heads.
+Shapes: B rows, T columns, N columns that are kept, h heads.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from torch import Tensor
 
 
 class DedupBatch:
-    """Where columns of a batch lie in the packed row; `same` as in `PrefixState`, `mask` [B, T]."""
+    """Which columns are kept, and where each column of the batch lies among them.
+
+    same [B, T]: as in `PrefixState`. mask [B, T]: real columns.
+    """
 
     def __init__(self, same: Tensor, mask: Tensor) -> None:
         own = torch.arange(same.numel(), device=same.device)
         self.same, self.shape = same, (same.shape[0], same.shape[1])
         self.kept = ((same.flatten() == own) & mask.flatten().bool()).nonzero()[:, 0]
-        place = torch.zeros_like(own)  # padding is shown as some column, and is looked at by none
+        place = torch.zeros_like(own)  # padding stands for any column: no column attends to it
         place[self.kept] = torch.arange(len(self.kept), device=own.device)
         self.place = place[same.flatten()]
 
     @classmethod
     def nothing(cls, shape: tuple[int, int], device: torch.device) -> DedupBatch:
-        """No two columns are equal, and all are real: places are those of the batch itself."""
+        """All columns are distinct and real: places are those of the batch itself."""
         own = torch.arange(shape[0] * shape[1], device=device).view(shape)
         return cls(own, torch.ones_like(own))
 
@@ -44,9 +47,9 @@ class DedupBatch:
         return self.place.to(columns.device)[rows + columns]
 
     def distinct(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """([r] rows whose `columns` [B, n] stand for all rows', [B] the place in r of each row's).
+        """Distinct rows of `columns` [B, n]: ([r] their indices, [B] the index in r for each row).
 
-        A row is another's when all its columns are the other's, in the same order.
+        Two rows are equal if all their columns are, in the same order.
         """
         rows = torch.arange(self.shape[0], device=columns.device)
         first = self.same.to(columns.device).gather(1, columns)

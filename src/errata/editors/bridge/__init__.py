@@ -28,6 +28,7 @@ from errata.algorithms.gradient import generator
 from errata.algorithms.locate_then_edit.multi_layer import KeyCovariance
 from errata.algorithms.locate_then_edit.value_search import FoundValues
 from errata.core.backbone import Backbone
+from errata.core.generation import image_generator
 from errata.core.types import Edit
 from errata.editors.bridge import search
 
@@ -87,4 +88,4 @@ class Bridge(KeyCovariance):
     ) -> FoundValues:
         text = self.values(backbone, self.layers(backbone)[-1])
         rngs = [generator(seed, f"bridge/{e.prompt.text}/{e.target}") for _, e in edits]
-        return search.search(backbone, edits, beginnings, text, self.bridge, rngs)
+        return search.search(image_generator(backbone), edits, beginnings, text, self.bridge, rngs)

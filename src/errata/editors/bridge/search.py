@@ -6,10 +6,10 @@ wanted is that their projected states become those of prompts that do. Per edit 
     mean over prompts of |C(prompt; delta) - C(stated)|^2 / |C(prompt) - C(stated)|^2
     + text_weight * the loss of the target's words, as in `finding.values`
 
-where C is `Backbone.conditioning` in the columns that both prompts share from the subject to their
-end (`tokens`), its mean over all columns (`mean`), or the picture that the generator expects when
-it is given them (`picture`): from noise on which the stated prompt has begun to draw, new in each
-step. 1 is where the search begins, 0 the goal.
+where C is `ImageGenerator.conditioning` in the columns that both prompts share from the subject to
+their end (`tokens`), its mean over all columns (`mean`), or the picture that the generator predicts
+when it is given them (`picture`): from noise on which the stated prompt has begun to draw, new in
+each step. 1 is where the search begins, 0 the goal.
 
 Shapes: E edits, B rows (image prompts of all edits), T columns, c width of the conditioning, d, N
 image tokens, P values of each.
@@ -32,8 +32,10 @@ from errata.algorithms.locate_then_edit.value_search import (
     ValueOptimizer,
     ValueTarget,
 )
-from errata.core.backbone import Backbone, Batch, PrefixState
+from errata.core.backbone import Backbone
+from errata.core.batch import Batch, PrefixState
 from errata.core.errors import BadEdit, BadSpec, NotFinite
+from errata.core.generation import ImageGenerator
 from errata.core.types import Edit, Prompt
 
 ROWS = 256  # image prompts that are searched together
@@ -103,7 +105,7 @@ class ImagePrompts:
     in the columns `where` [B, T], of `mean` [B, c]. start_B: the distance before the search.
     """
 
-    backbone: Backbone
+    backbone: ImageGenerator
     prompts: Batch
     rows_B: Tensor
     owner_B: Tensor
@@ -157,7 +159,7 @@ def mean_of(cond_BTc: Tensor, mask_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def crossing(
-    backbone: Backbone,
+    backbone: ImageGenerator,
     edits: Sequence[tuple[int, Edit]],
     settings: BridgeSettings,
     rngs: Sequence[torch.Generator],
@@ -219,7 +221,7 @@ def _shared(plain: Batch, told: Batch, there_BTc: Tensor, where_B: Tensor) -> tu
 
 
 def search(
-    backbone: Backbone,
+    backbone: ImageGenerator,
     edits: Sequence[tuple[int, Edit]],
     beginnings: Sequence[str],
     text: value_search.ValueSettings,
@@ -247,7 +249,7 @@ def search(
 
 
 def _search(
-    backbone: Backbone,
+    backbone: ImageGenerator,
     edits: Sequence[tuple[int, Edit]],
     beginnings: Sequence[str],
     text: value_search.ValueSettings,

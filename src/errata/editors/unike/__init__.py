@@ -55,10 +55,12 @@ from errata.algorithms.demonstrations import corpus, similar
 from errata.algorithms.gradient import generator
 from errata.algorithms.neuron_keys import locality_prompts, site_inputs
 from errata.algorithms.neuron_search import NeuronEditor
-from errata.core.backbone import Backbone, PrefixState
-from errata.core.editor import EditResult, State
+from errata.core.backbone import Backbone
+from errata.core.batch import PrefixState
+from errata.core.editor import EditResult
 from errata.core.errors import BadData, BadSpec
 from errata.core.patch import Patch
+from errata.core.state import State
 from errata.core.types import Case, Edit
 from errata.editors.unike.encoders import EncoderSchedule
 from errata.editors.unike.spaces import disentangled
@@ -220,7 +222,7 @@ class UniKE(NeuronEditor):
                 "editor 'unike' with intrinsic=false and extrinsic=none edits nothing. "
                 "Leave one of the two on."
             )
-        return [EditResult(p.to_backbone(backbone), s) for p, s in zip(beside, states, strict=True)]
+        return [EditResult(backbone.place(p), s) for p, s in zip(beside, states, strict=True)]
 
     def _check_blocks(self, backbone: Backbone, states: Sequence[State]) -> None:
         """Raises BadSpec for a block that the state was not prepared for."""
@@ -276,7 +278,7 @@ class UniKE(NeuronEditor):
             state_below = backbone.enter(batch, layers[0], rows=of_edit)
             for n, i in enumerate(layers):
                 below = with_blocks(layers[:n]) if c.own_stream and n else None
-                with backbone.applied(Rows(below).to_backbone(backbone) if below else None):
+                with backbone.applied(backbone.place(Rows(below)) if below else None):
                     self._read(backbone, state_below, of_edit, i, own)
         return with_blocks(layers)
 

@@ -1,0 +1,156 @@
+"""The text model's own forward, entered at any block, and the head at the columns asked for.
+
+Blocks below the entry are bypassed and the hidden states are substituted; the model's own code does
+the rest.
+
+Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d hidden size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from errata.backbones._overrides import forward_as
+from errata.backbones._pruning import attending, dedup_keywords, last_block_at
+from errata.core.backbone import Backbone
+from errata.core.batch import Batch
+from errata.core.hooks.context import HookContext
+from errata.core.hooks.dedup import DedupBatch
+
+
+class DecoderForward(Backbone, ABC):
+    """A backbone over `text`, its `blocks` and `head`; `tower` is the vision tower.
+
+    ends, stops: ids that end a free text, and an answer.
+    """
+
+    text: nn.Module
+    blocks: nn.ModuleList
+    head: nn.Module
+    tower: nn.Module | None
+    ends: frozenset[int]
+    stops: frozenset[int]
+    softcap: float | None = None
+    #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
+    bridge_in_tower: bool = False
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.blocks.parameters() if p.is_floating_point())
+
+    def device_of(self, site: str) -> torch.device:
+        module = self.hooks.sites[site].first if site in self.hooks.sites else self.blocks[0]
+        for tensor in module.parameters():
+            if tensor.device.type != "meta":
+                return tensor.device
+        hook = getattr(module, "_hf_hook", None)
+        return torch.device(getattr(hook, "execution_device", None) or "cpu")
+
+    def run_text(
+        self,
+        trunk: Mapping[str, Any],
+        ctx: HookContext,
+        *,
+        cache: Any = None,
+        enter: tuple[int, Tensor] | None = None,
+        columns: Tensor | None = None,
+        dedup: DedupBatch | None = None,
+    ) -> Tensor:
+        """[B, T, d] last stream of the text model, from its input or from block `enter[0]` on.
+
+        With `columns` [B, n] only these are valid. `dedup`: identical columns run once.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self.hooks.question(ctx))
+            if dedup is not None:
+                assert enter is not None and cache is None
+                trunk, enter = dedup_keywords(dedup, trunk), (enter[0], dedup.pack(enter[1]))
+                stack.enter_context(self.hooks.deduplicated(dedup))
+                stack.enter_context(attending(self.text, self.name, dedup))
+            if columns is not None:
+                places = (dedup or DedupBatch.nothing(ctx.shape, columns.device)).at(columns)
+                stack.enter_context(last_block_at(self.hooks, self.depth, places))
+            if enter is not None and enter[0] > 0:
+                layer, stream = enter
+                for block in self.blocks[:layer]:
+                    stack.enter_context(
+                        forward_as(block, lambda hidden_states, *a, **k: hidden_states)
+                    )
+
+                def substitute(_: nn.Module, args: Any, kwargs: Any) -> Any:
+                    if args:
+                        return (stream, *args[1:]), kwargs
+                    return args, {**kwargs, "hidden_states": stream}
+
+                handle = self.blocks[layer].register_forward_pre_hook(
+                    substitute, with_kwargs=True, prepend=True
+                )
+                stack.callback(handle.remove)
+            out = self.text(**trunk, past_key_values=cache, use_cache=cache is not None)
+        last: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        return last if dedup is None else dedup.unpack(last)
+
+    def logits_of(self, stream: Tensor, ctx: HookContext) -> Tensor:
+        with self.hooks.question(ctx):
+            logits: Tensor = self.head(stream)
+        if self.softcap:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits.float()
+
+    def asked_logits(self, stream: Tensor, batch: Batch, ctx: HookContext) -> Tensor:
+        """[B, 1 + M, V] logits at the last prompt token and at the target tokens."""
+        columns = self.asked_columns(batch).to(stream.device)
+        rows = torch.arange(stream.shape[0], device=stream.device)[:, None]
+        return self.logits_of(stream[rows, columns], ctx)
+
+    @staticmethod
+    def asked_columns(batch: Batch) -> Tensor:
+        """[B, 1 + M] the last prompt token and the target tokens, or what stands in their place."""
+        extra = max((len(t) for t in batch.targets), default=0)
+        columns = batch.lengths[:, None] - 1 + torch.arange(1 + extra, device=batch.lengths.device)
+        return columns.clamp(max=batch.ids.shape[1] - 1)
+
+    @property
+    def windowed(self) -> bool:
+        """Whether a block looks back over a limited number of columns only."""
+        return "sliding_attention" in self.layer_types()
+
+    @property
+    def chunk(self) -> int:
+        """How many columns a continuation may have: blocks with chunks do not look past them."""
+        config: Any = getattr(self.text, "config", None)
+        chunked = "chunked_attention" in self.layer_types()
+        return int(config.attention_chunk_size) if chunked else 10**9
+
+    def layer_types(self) -> set[str]:
+        config: Any = getattr(self.text, "config", None)
+        given = getattr(config, "layer_types", None)
+        if given is not None:
+            return set(given)
+        if getattr(config, "sliding_window", None) is not None:
+            return {"sliding_attention"}
+        chunked = getattr(config, "attention_chunk_size", None) is not None
+        return {"chunked_attention" if chunked else "full_attention"}
+
+    def next_positions(
+        self, trunk: Mapping[str, Any], lengths: Tensor, offset: Tensor, m: int
+    ) -> Tensor:
+        """Position ids of m new tokens per row, after `offset` [B] tokens behind the prompt."""
+        steps = offset[:, None] + torch.arange(m, device=offset.device)
+        given = trunk.get("position_ids")
+        if isinstance(given, Tensor) and given.dim() == 3:  # axes of a multimodal rotary embedding
+            given = given.expand(-1, lengths.shape[0], -1)
+            last = given[:, torch.arange(lengths.shape[0], device=given.device), lengths - 1]
+            return last[:, :, None] + 1 + steps
+        # Clamped for rows that are padding by now: learnt positions end with the context.
+        return (lengths[:, None] + steps).clamp(max=self.context - 1)

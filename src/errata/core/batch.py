@@ -1,0 +1,126 @@
+"""A batch of prompts as tensors, the KV prefix that it can be continued from, and its answers.
+
+Shapes: B rows, T columns of prompt and target (right padded), M target tokens, V vocabulary,
+N images, d width of the hidden states.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from errata.core.hooks.context import HookContext
+from errata.core.hooks.hook import Hook
+from errata.core.types import Prompt, Scored
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Prompts (and targets) as tensors, right padded; a target follows its prompt at once.
+
+    lengths: [B] prompt tokens, image tokens included; a row's target starts there.
+    vision:  [B, T] True for image tokens. image_rows: [N] the row of each image. image_sizes: [N].
+    image_keys: one key per image, equal for equal images. targets: ids per row, () for none.
+    """
+
+    prompts: tuple[Prompt, ...]
+    inputs: Mapping[str, Tensor]
+    lengths: Tensor
+    vision: Tensor
+    image_rows: Tensor
+    image_sizes: Tensor
+    image_keys: tuple[str, ...] = ()
+    targets: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def mask(self) -> Tensor:
+        return self.inputs["attention_mask"]
+
+    @property
+    def ids(self) -> Tensor:
+        return self.inputs["input_ids"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """A block's attention: numbers of query and key heads, features per head, score scale."""
+
+    queries: int
+    keys: int
+    size: int
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixState:
+    """The state that enters block `layer`: the blocks below have run and do not run again.
+
+    layer -1 means: after the vision tower. `trunk` are the keywords of the text model's own
+    forward, `stream` [B, T, d] the hidden states that enter the block, `cache` the keys and values
+    of the lower blocks. `stack` was live below, with `rows` [B]; hooks that are added later may act
+    at `layer` or above only. `memo` are the decisions that were made below. `same` [B, T]: flat
+    index (row * T + column) of the first identical column, a column's own index if there is none;
+    None if nothing is known. Identical columns lie in rows of equal `rows`.
+    """
+
+    batch: Batch
+    layer: int
+    trunk: Mapping[str, Any] = field(default_factory=dict)
+    stream: Tensor | None = None
+    cache: tuple[tuple[Tensor, Tensor], ...] | None = None
+    tower: Any = None
+    rows: Tensor | None = None
+    stack: tuple[Hook, ...] = ()
+    memo: Mapping[tuple[int, str], Any] = field(default_factory=dict)
+    same: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A greedy continuation: ids before the stop, and whether a stop was reached before the cap."""
+
+    ids: tuple[int, ...]
+    stopped: bool
+
+
+class Question(ABC):
+    """One prefilled batch. One `HookContext` lives exactly as long as this object."""
+
+    batch: Batch
+    ctx: HookContext
+
+    @property
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """[B, 1 + M, V]: entry j predicts target token j; a row's last follows its target."""
+
+    @abstractmethod
+    def scores(self) -> list[Scored]:
+        """The batch's targets under teacher forcing, from the prefill itself."""
+
+    @abstractmethod
+    def greedy(self, caps: Sequence[int], free: Sequence[bool] | None = None) -> list[Generated]:
+        """The greedy answer of each row, at most caps[b] tokens; ends at EOS or a line break.
+
+        free: [B] rows of free text, which do not end at a line break.
+        """
+
+    @abstractmethod
+    def score(self, ids: Sequence[Sequence[int]]) -> list[Scored]:
+        """Other continuations of the prompts under teacher forcing."""
+
+    @abstractmethod
+    def feed(self, ids: Tensor) -> Tensor:
+        """Appends ids [B, m] to the prompts (not the targets) and keeps them: logits [B, m, V]."""
+
+    @abstractmethod
+    def top(self, k: int) -> list[tuple[tuple[int, ...], ...]]:
+        """The k likeliest ids, in order, at every real position of prompt and target."""

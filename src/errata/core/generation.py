@@ -1,0 +1,97 @@
+"""Backbones that draw pictures from a prompt.
+
+Shapes: B rows, T columns, c width of the conditioning, R pictures, N image tokens, P their values.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from errata.core.backbone import Backbone
+from errata.core.batch import Batch, PrefixState
+from errata.core.errors import BadBackbone
+from errata.core.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What an edit must pass on its way to a picture: the output of `site` while drawing.
+
+    name: `tap` (the hidden states that the generator is given), `projected`, `blocks.{i}`,
+    `velocity`. A hook at `site` reads it inside the real call of `draw`; the picture comes last.
+    """
+
+    name: str
+    site: str
+
+
+class ImageGenerator(Backbone, ABC):
+    """A backbone that draws; `capabilities` holds `draw`.
+
+    `draw` is enough to measure edits. Analyses read `path`; editors that search through the image
+    generator need `conditioning`, `canvas` and `denoise`; the protocol `reasoning` needs
+    `reasoning`. Each raises BadBackbone where the model does not offer it.
+    """
+
+    #: what stands between a rationale and the prompt that is drawn
+    glue: str = "\n\n"
+
+    @abstractmethod
+    def draw(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, rows: Tensor | None = None
+    ) -> list[list[Any]]:
+        """One PIL picture (RGB) per prompt and seed, with the live hooks; prompts are text.
+
+        A seed fixes the initial noise, equal for all prompts. Raises TooLong.
+        """
+
+    def path(self) -> tuple[Stage, ...]:
+        """From the text model to the picture, in order."""
+        raise self._without("the stages of its drawing")
+
+    def conditioning(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
+        """[B, T, c] what the image generator is given for each prompt, with gradients.
+
+        The output of the `projected` stage; valid in the columns of `mask`.
+        """
+        raise self._without("the conditioning of its image generator")
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(N, P): image tokens of a picture, and values of each."""
+        raise self._without("the size of its pictures")
+
+    def denoise(
+        self, x_RNP: Tensor, moment_R: Tensor, given_RTc: Tensor, mask_RT: Tensor
+    ) -> Tensor:
+        """[R, N, P] the picture that the generator predicts from x at a time, with gradients.
+
+        x is `moment * picture + (1 - moment) * noise` on the `canvas`; `given` are rows of
+        `conditioning`, valid in the columns of `mask`. No guidance.
+        """
+        raise self._without("single steps of its image generator")
+
+    def reasoning(self, prompt: Prompt, category: str) -> Prompt:
+        """The prompt that asks for a rationale of an image prompt: recall a fact, then a caption.
+
+        In the words that the model was trained with. category: the kind of fact (a colour, a
+        maker, ...). Raises BadSpec.
+        """
+        raise self._without("rationales of image prompts")
+
+    def _without(self, what: str) -> BadBackbone:
+        return BadBackbone(f"{self.name} does not offer {what}. Choose another model: micro-umm.")
+
+
+def image_generator(backbone: Backbone) -> ImageGenerator:
+    """The backbone, known to draw. Raises BadBackbone."""
+    if not isinstance(backbone, ImageGenerator):
+        raise BadBackbone(
+            f"{backbone.name} draws no pictures. Choose a model that does: micro-umm."
+        )
+    return backbone

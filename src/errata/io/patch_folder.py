@@ -1,0 +1,194 @@
+"""A patch as a folder: `patch.json`, `patch.safetensors`, `edits.jsonl` and a card.
+
+The files beside `patch.json` are named there by their sha256. Never pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+
+from errata.core.backbone import Backbone
+from errata.core.errors import BadPatch, UnknownName
+from errata.core.files import dumps, write_bytes, write_json
+from errata.core.patch import Header, Patch, check_fingerprint, pack, shape_of, unpack
+from errata.core.types import Edit, from_json, to_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The content of `patch.json`."""
+
+    format: int
+    header: Header
+    sites: tuple[str, ...]
+    settings: Mapping[str, Any]
+    sha256: str
+    edits_sha256: str
+
+
+def save(patch: Patch, folder: Path) -> None:
+    """Writes `patch.json`, `patch.safetensors`, `edits.jsonl` and `README.md`.
+
+    Each file is written whole or not at all. Raises BadPatch for a patch that names no model.
+    """
+    _check_named(patch, folder)
+    settings, tensors = pack(patch)
+    stored = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+    blob = to_safetensors(stored, metadata={"format": str(FORMAT)})
+    lines = "".join(dumps(to_json(e)) + "\n" for e in patch.edits).encode()
+    head = {
+        "format": FORMAT,
+        "header": asdict(patch.header),
+        "sites": sorted(patch.sites),
+        "settings": settings,
+        "sha256": _sha256(blob),
+        "edits_sha256": _sha256(lines),
+    }
+    numbers = sum(v.numel() for v in stored.values())
+    write_bytes(folder / "edits.jsonl", lines)
+    write_bytes(folder / "patch.safetensors", blob)
+    write_bytes(folder / "README.md", _card(patch, numbers).encode())
+    write_json(folder / "patch.json", head)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _check_named(patch: Patch, folder: Path) -> None:
+    """Raises BadPatch where the patch, or a part of it, does not name the model it was made for."""
+    members = patch.members()
+    if not members and not patch.header.fingerprint:
+        raise BadPatch(
+            f"{folder}: the patch ({shape_of(patch)}) does not say which model it was made for. "
+            "Give it the fingerprint: patch.with_header(Header(backbone=backbone.name, "
+            "fingerprint=backbone.fingerprint()), edits)."
+        )
+    for member in members or ():
+        empty = member.members() is not None and not member.members()
+        if isinstance(member, Patch) and not empty:  # an empty stack was made for no model
+            _check_named(member, folder)
+
+
+def read_head(folder: Path) -> dict[str, Any]:
+    """The content of `patch.json`, checked. Raises BadPatch."""
+    try:
+        head = json.loads((folder / "patch.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadPatch(
+            f"{folder} is not a patch: it has no patch.json. "
+            "`errata edit ... --out DIR` writes one."
+        ) from None
+    except OSError as e:
+        raise BadPatch(f"{folder}/patch.json cannot be read ({e.strerror}).") from None
+    except (ValueError, RecursionError) as e:
+        raise BadPatch(
+            f"{folder}/patch.json is not valid JSON ({e}). Restore it from a copy."
+        ) from None
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        given = head.get("format") if isinstance(head, dict) else None
+        raise BadPatch(
+            f"{folder} has patch format {given}, this errata reads {FORMAT}. "
+            "Install the matching version."
+        )
+    try:
+        from_json(Head, head)
+    except ValueError as e:
+        raise BadPatch(
+            f"{folder}/patch.json is not as errata writes it ({e}). Restore it from a copy."
+        ) from None
+    return head
+
+
+def read_edits(folder: Path, head: Mapping[str, Any]) -> list[Edit]:
+    """The facts of a patch, checked against its head. Raises BadPatch."""
+    lines = _read(folder, "edits.jsonl", head["edits_sha256"])
+    try:
+        return [from_json(Edit, json.loads(line)) for line in lines.splitlines()]
+    except ValueError as e:
+        raise BadPatch(f"{folder}/edits.jsonl cannot be read ({e}).") from None
+
+
+def _read(folder: Path, name: str, sha256: str) -> bytes:
+    """A file that must be what its hash says. Raises BadPatch."""
+    try:
+        data = (folder / name).read_bytes()
+    except FileNotFoundError:
+        raise BadPatch(f"{folder} has no {name}. Restore it from a copy.") from None
+    except OSError as e:
+        raise BadPatch(f"{folder}/{name} cannot be read ({e.strerror}).") from None
+    if _sha256(data) != sha256:
+        raise BadPatch(
+            f"{folder}/{name} does not match the hash in patch.json. Restore it from a copy."
+        )
+    return data
+
+
+def load(folder: Path, backbone: Backbone | None = None) -> Patch:
+    """Reads a patch, bit for bit as saved. With a backbone, refuses one made for another model.
+
+    Whatever is wrong with the folder raises BadPatch.
+    """
+    head = read_head(folder)
+    header = from_json(Header, head["header"])
+    if backbone is not None:
+        _check_header(header, backbone, folder)
+    blob = _read(folder, "patch.safetensors", head["sha256"])
+    edits = read_edits(folder, head)
+    try:
+        patch = unpack(head["settings"], from_safetensors(blob))
+    except UnknownName as e:
+        raise BadPatch(
+            f"{folder} is of a shape that is not installed: {e} Install what brings it."
+        ) from None
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, AssertionError,
+            RuntimeError) as e:  # fmt: skip
+        raise BadPatch(
+            f"{folder}: the settings in patch.json do not fit its tensors "
+            f"({type(e).__name__}: {e}). Restore it from a copy."
+        ) from None
+    patch.with_header(header, edits).requires_grad_(False)
+    if sorted(patch.sites) != head["sites"]:
+        raise BadPatch(f"{folder}/patch.json names other sites than its tensors do.")
+    _check_named(patch, folder)
+    if backbone is None:
+        return patch
+    backbone.check_patch(patch, folder)
+    return backbone.place(patch)
+
+
+def _check_header(header: Header, backbone: Backbone, folder: Path) -> None:
+    """Raises FingerprintMismatch, naming both models; another dtype is only warned of."""
+    check_fingerprint(header, backbone.name, backbone.fingerprint, folder)
+    here = str(backbone.dtype).removeprefix("torch.")
+    if header.dtype and header.dtype != here:
+        warnings.warn(
+            f"{folder} was found on {header.backbone} in {header.dtype}, here it is in {here}: "
+            "answers may differ a little.",
+            stacklevel=3,
+        )
+
+
+def _card(patch: Patch, numbers: int) -> str:
+    h = patch.header
+    facts = "\n".join(f"- {e.prompt.text!r} -> {e.target!r}" for e in patch.edits[:50])
+    more = f"\n- and {len(patch.edits) - 50} more (edits.jsonl)" if len(patch.edits) > 50 else ""
+    return (
+        f"# errata patch\n\nEditor `{h.editor}` on `{h.backbone}` "
+        f"(fingerprint `{h.fingerprint[:12]}`), {len(patch.edits)} edit(s), {numbers} numbers, "
+        f"made {h.created}.\n\n## Facts\n\n{facts}{more}\n\n"
+        f'## Use\n\n```\nerrata ask {h.backbone} --patch . "your question"\n```\n\n'
+        "Leaving out `--patch` gives the unedited model back, bit for bit.\n"
+    )
