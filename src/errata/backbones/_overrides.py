@@ -20,16 +20,16 @@ class StopForward(Exception):
 @contextmanager
 def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """`module` runs `forward` instead of its own, which may itself be an instance attribute."""
-    had = "forward" in module.__dict__
-    before = module.__dict__.get("forward")
-    module.forward = forward
+    own = vars(module)
+    before = own.get("forward")
+    own["forward"] = forward
     try:
         yield
     finally:
-        if had:
-            module.forward = before  # type: ignore[assignment]
+        if before is None:
+            del own["forward"]
         else:
-            del module.forward
+            own["forward"] = before
 
 
 @contextmanager

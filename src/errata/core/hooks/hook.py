@@ -16,7 +16,7 @@ from errata.core.hooks.context import HookContext
 class Hook:
     """Reads or changes what passes at its sites while it is applied.
 
-    sites:     the sites where it acts.
+    sites:     the sites where it acts. observes: those of them that it only reads.
     decides:   it makes decisions from the prompt (it then needs prompt lengths or a mask).
     pointwise: its effect on a column depends on that column alone, so that it may be given only the
                columns that an answer is read from.
@@ -35,6 +35,7 @@ class Hook:
     ahead: str = ""
     rows: int | None = None
     sites: frozenset[str]
+    observes: frozenset[str] = frozenset()
 
     def __init__(self, sites: Iterable[str] = ()) -> None:
         self.sites = frozenset(sites)
