@@ -1,5 +1,5 @@
 #!/bin/sh
-# The runs behind "Does a text edit reach the picture?" in docs/results.md, on one thread.
+# The runs behind docs/results/pictures.md, on one thread.
 #   sh experiments/pictures.sh [NAME ...]      writes runs/umm/NAME-PROTOCOL and runs/drift-NAME, resumes what is there
 # Where an edit is written: memit at the subject's token in the causal blocks (its preset), in late
 # blocks (`late`), and at the last token of the prompt in late blocks (`answer`).

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The runs behind the tables of docs/results.md, on one thread.
+# The runs behind the tables of docs/results/ about micro-vlm, on one thread.
 #   sh experiments/results.sh [EDITOR ...]      writes runs/results/EDITOR-TASK-PROTOCOL, resumes what is there
 # Trained editors are prepared first, once, on both tasks: runs/both/EDITOR.
 set -eu
