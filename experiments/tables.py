@@ -167,7 +167,8 @@ def _cell(row: dict[str, str], column: str) -> str:
 
 
 MARKED = re.compile(
-    r"(?P<begin> *<!-- tables\.py (?P<arguments>.*?) -->\n).*?(?P<end> *<!-- end -->)", re.DOTALL
+    r"(?P<begin>(?P<indent> *)<!-- tables\.py (?P<arguments>.*?) -->\n).*?(?P<end> *<!-- end -->)",
+    re.DOTALL,
 )
 
 
@@ -187,7 +188,8 @@ def filled(page: Path) -> str:
     def table(marker: re.Match[str]) -> str:
         args = _parser().parse_args(marker["arguments"].split())
         rows = summary(args.summary, page) if args.summary else read_csv(page.parent / args.csv)
-        return marker["begin"] + "\n".join(markdown(rows)) + "\n" + marker["end"]
+        lines = [marker["indent"] + line for line in markdown(rows)]
+        return marker["begin"] + "\n".join(lines) + "\n" + marker["end"]
 
     return MARKED.sub(table, page.read_text(encoding="utf-8"))
 
