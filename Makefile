@@ -39,7 +39,7 @@ demo: $(STAMP)
 	$(BIN)/errata demo $(DEMO_ARGS)
 
 docs: $(STAMP)
-	$(BIN)/python tools/docs.py
+	$(BIN)/python -m tools.docs
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Ablations of DualEdit on one thread: Fig. 5 (pairs of layers), Table 1 (one modality alone, no gate) and
-# Table 3 (layers, modality, gate), on dev, where layers are chosen; and what it buys to train on the far
-# questions that are scored. Small trainings: 200 updates of 8 cases (preset: 1200 of 16), one seed.
-#   sh experiments/dualedit.sh [fig5 table1 table3 published draw]      resumes what is there
+# Ablations of DualEdit on one thread (docs/results/trained-editors.md): Fig. 5 (pairs of layers), Table 1
+# (one modality alone, no gate) and Table 3 (modality and gate), on dev, where layers are chosen; and training
+# on the far questions that are scored (docs/results/locality.md), on eval. Small trainings: 200 updates of 8
+# cases (preset: 1200 of 16), one seed.
+#   sh experiments/dualedit.sh [fig5 table1 table3 published draw]      resumes unfinished runs
 set -eu
 export OMP_NUM_THREADS=1
 errata=${ERRATA:-.venv/bin/errata}

@@ -1,16 +1,19 @@
-"""Markdown rows for runs that draw, made from run folders and from nothing else.
+"""Tables of runs that draw (`micro-umm`), from their run folders. From the repository root:
 
     python experiments/pictures.py [--part object=drawn] DIRECT[,REASONING] [...]
+    python experiments/pictures.py --controls DIRECT,REASONING
     python experiments/pictures.py --rationales REASONING [...]
     python experiments/pictures.py --rest DIRECT [...]
 
-One row per argument: a run under `direct` and, behind a comma, the run of the same editor under
-`reasoning`. Cells are per cent with 95 % intervals over sequences; the controls come last.
-`--rationales`: pictures that show the target, by where the rationale that they were drawn from
-states it (in the sentence that recalls the fact, in the caption), over cases and stages.
-`--rest`: of the attributes that were not edited, how many of those that can be read in both show
-what the unedited model's picture of the same prompt and seed shows; for edited pictures, those of
-them that show the target, and the unedited model told the fact.
+One row per argument: a run under `direct` and, after a comma, the run of the same editor under
+`reasoning`. Numbers are per cent with 95 % intervals over sequences.
+`--controls`: VQA of the unedited model, with and without the fact stated.
+`--rationales`: VQA by where the rationale that a picture was drawn from states the target: in the
+sentence that recalls the fact, in the caption, in both, in neither; `n` counts cases and stages.
+`--rest`: of the attributes that were not edited and that can be read in both pictures, the share
+that shows what the unedited model's picture of the same prompt and seed shows. Columns: the edited
+pictures, those of them that show the target, and the unedited model with the fact in its prompt.
+`--csv FILE` writes the table as a CSV file of docs/results/data, for `tables.py --fill PAGE`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tables import cell, percent
+from tables import Table, markdown, percent, score_cells, write_csv
 
 from errata.core.types import Image
 from errata.evaluation.bootstrap import Bootstrap
@@ -52,98 +55,101 @@ CONTROLS: tuple[tuple[str, int, str], ...] = (
 
 
 def scores(run: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(run) / "scores.json").read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads((Path(run) / "scores.json").read_text(encoding="utf-8"))
+    return content
 
 
-def named(run: str) -> str:
-    """The folder without its protocol."""
+def name_of(run: str) -> str:
+    """The folder's name without its protocol."""
     return Path(run).name.rsplit("-", 1)[0]
 
 
-def of(loaded: dict[str, Any], part: str) -> dict[str, Any]:
+def metrics_of(run: str, part: str) -> dict[str, Any]:
     """The metrics of all cases, or of those of one part (`object=drawn`, `category=colour`)."""
+    content = scores(run)
     name, _, value = part.partition("=")
-    found: dict[str, Any] = loaded["by_part"][name][value] if part else loaded["metrics"]
-    return found
+    metrics: dict[str, Any] = content["by_part"][name][value] if part else content["metrics"]
+    return metrics
 
 
-def table(pairs: list[list[str]], part: str) -> list[str]:
-    lines = [
-        "| run | n | " + " | ".join(c for c, _, _ in COLUMNS) + " |",
-        "|---|---|" + "---|" * len(COLUMNS),
-    ]
+def score_table(pairs: list[list[str]], part: str) -> Table:
+    table = []
     for pair in pairs:
-        loaded = [scores(run) for run in pair]
-        metrics = [of(s, part) for s in loaded]
-        cells = [cell(metrics[i], key) if i < len(metrics) else "–" for _, i, key in COLUMNS]
-        n = f"{loaded[0]['cases']} / {loaded[0]['units']} seq."
-        lines.append(f"| {named(pair[0])} | {n} | " + " | ".join(cells) + " |")
-    first = [scores(run) for run in pairs[0]]
-    metrics = [of(s, part) for s in first]
-    lines += ["", "| control | VQA |", "|---|---|"]
-    lines += [f"| {c} | {cell(metrics[i], k)} |" for c, i, k in CONTROLS if i < len(metrics)]
-    return lines
+        first = scores(pair[0])
+        row = {"run": name_of(pair[0]), "n": str(first["cases"]), "sequences": str(first["units"])}
+        metrics = [metrics_of(run, part) for run in pair]
+        for column, i, key in COLUMNS:
+            row |= score_cells(metrics[i] if i < len(metrics) else {}, key, column)
+        table.append(row)
+    return table
 
 
-def mean(over: Bootstrap, scores_of: dict[str, list[float]]) -> str:
-    """Of lane -> scores, as in a table."""
-    found = over.mean([scores_of], [1.0])
-    return percent(found.value, found.ci95) if found else percent(None, None)
+def control_table(pair: list[str], part: str) -> Table:
+    metrics = [metrics_of(run, part) for run in pair]
+    return [
+        {"control": control} | score_cells(metrics[i], key, "VQA")
+        for control, i, key in CONTROLS
+        if i < len(metrics)
+    ]
 
 
-def by_rationale(runs: list[str]) -> list[str]:
+def mean_cells(column: str, bootstrap: Bootstrap, scores: dict[str, list[float]]) -> dict[str, str]:
+    """The cells of the mean over sequences (lanes)."""
+    mean = bootstrap.mean([scores], [1.0])
+    return percent(column, mean.value, mean.ci95) if mean else percent(column, None, None)
+
+
+def rationale_table(runs: list[str]) -> Table:
     kinds = {"both": (1, 1), "fact alone": (1, 0), "caption alone": (0, 1), "neither": (0, 0)}
-    lines = ["| run | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
+    table = []
     for path in runs:
         run = read_run(Path(path))
-        sheet = {
+        columns = {
             c.key(): g for c, g in read_score_table(run, load_metrics(["word", "judge"])).items()
         }
-        drawn = sheet["vqa.judge"]
-        found: dict[tuple[float | None, ...], dict[str, list[float]]] = {}
-        for stage, cells in drawn.items():
+        by_kind: dict[tuple[float | None, ...], dict[str, list[float]]] = {}
+        for stage, cells in columns["vqa.judge"].items():
             for case, shown in cells.items():
                 stated = tuple(
-                    sheet[f"reasoning.{part}_word"][stage][case].score
+                    columns[f"reasoning.{part}_word"][stage][case].score
                     for part in ("recall", "caption")
                 )
                 if shown.score is not None:
-                    lanes = found.setdefault(stated, {})
+                    lanes = by_kind.setdefault(stated, {})
                     lanes.setdefault(shown.asked.lane, []).append(shown.score)
-        over = Bootstrap(list(run.lanes))
-        cells = []
-        for kind in kinds.values():
-            scores_of = found.get(kind, {})
-            count = sum(map(len, scores_of.values()))
-            cells.append(f"{mean(over, scores_of)} (n = {count})")
-        lines.append(f"| {named(path)} | " + " | ".join(cells) + " |")
-    return lines
+        bootstrap = Bootstrap(list(run.lanes))
+        row = {"run": name_of(path)}
+        for kind, stated in kinds.items():
+            lanes = by_kind.get(stated, {})
+            row |= mean_cells(kind, bootstrap, lanes)
+            row[f"n ({kind})"] = str(sum(map(len, lanes.values())))
+        table.append(row)
+    return table
 
 
-def rest(runs: list[str]) -> list[str]:
-    lines = [
-        "| run | edited | edited, showing the target | fact in the prompt |",
-        "|---|---|---|---|",
-    ]
+def rest_table(runs: list[str]) -> Table:
+    columns = ("edited", "edited, showing the target", "fact in the prompt")
+    table = []
     for path in runs:
         run = read_run(Path(path))
-        over = Bootstrap(list(run.lanes))
+        bootstrap = Bootstrap(list(run.lanes))
         lane_of = {case: lane for lane, cases in run.lanes.items() for case in cases}
-        found: list[dict[str, list[float]]] = [{}, {}, {}]
+        kept: list[dict[str, list[float]]] = [{}, {}, {}]
         drawn = {tag: _drawn(run, tag) for tag in ("pre", "", "oracle")}
         for (case, probe), old in drawn["pre"].items():
-            for row, tag in ((0, ""), (2, "oracle")):
-                now, verdict = drawn[tag][case, probe], run.answers[case, probe, tag].verdicts[0]
-                same = _same(_read(old), _read(now), run.cases[case].asked)
-                if same is None:
+            for column, tag in ((0, ""), (2, "oracle")):
+                new, verdict = drawn[tag][case, probe], run.answers[case, probe, tag].verdicts[0]
+                share = _same(_read(old), _read(new), run.cases[case].asked)
+                if share is None:
                     continue
-                found[row].setdefault(lane_of[case], []).append(same)
-                if row == 0 and verdict.meets:
-                    found[1].setdefault(lane_of[case], []).append(same)
-        cells = [mean(over, scores_of) for scores_of in found]
-        lines.append(f"| {named(path)} | " + " | ".join(cells) + " |")
-    return lines
+                kept[column].setdefault(lane_of[case], []).append(share)
+                if column == 0 and verdict.meets:
+                    kept[1].setdefault(lane_of[case], []).append(share)
+        row = {"run": name_of(path)}
+        for column, lanes in zip(columns, kept, strict=True):
+            row |= mean_cells(column, bootstrap, lanes)
+        table.append(row)
+    return table
 
 
 def _drawn(run: RunFolder, tag: str) -> dict[tuple[str, str], Path]:
@@ -161,6 +167,7 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _same(old: dict[str, str], new: dict[str, str], edited: str) -> float | None:
+    """Share of the attributes, all but the edited one, that two pictures have in common."""
     both = [(old[a], new[a]) for a in old if a != edited and old[a] and new[a]]
     return sum(a == b for a, b in both) / len(both) if both else None
 
@@ -169,15 +176,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=lambda text: text.split(","))
     parser.add_argument("--part", default="", help="of scores.json, such as object=drawn")
+    parser.add_argument("--controls", action="store_true")
     parser.add_argument("--rationales", action="store_true")
     parser.add_argument("--rest", action="store_true")
+    parser.add_argument("--csv", type=Path, help="write the table there instead of printing it")
     args = parser.parse_args()
     flat = [run for pair in args.runs for run in pair]
-    if args.rationales:
-        made = by_rationale(flat)
+    if args.controls:
+        table = control_table(args.runs[0], args.part)
+    elif args.rationales:
+        table = rationale_table(flat)
+    elif args.rest:
+        table = rest_table(flat)
     else:
-        made = rest(flat) if args.rest else table(args.runs, args.part)
-    print("\n".join(made))
+        table = score_table(args.runs, args.part)
+    if args.csv:
+        write_csv(args.csv, table)
+    else:
+        print("\n".join(markdown(table)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The runs behind "Does a text edit reach the picture?" in docs/results.md, on one thread.
-#   sh experiments/pictures.sh [NAME ...]      writes runs/umm/NAME-PROTOCOL and runs/drift-NAME, resumes what is there
+# The runs behind docs/results/pictures.md, on one thread.
+#   sh experiments/pictures.sh [NAME ...]      writes runs/umm/NAME-PROTOCOL and runs/drift-NAME, resumes unfinished runs
 # Where an edit is written: memit at the subject's token in the causal blocks (its preset), in late
 # blocks (`late`), and at the last token of the prompt in late blocks (`answer`).
 set -eu
@@ -40,7 +40,7 @@ for name in ${*:-memit answer late pmet alphaedit rome ft_l bridge bridge_only b
     bridge_only) direct bridge_only bridge --set text_weight=0 ;;
     bridge_random) direct bridge_random bridge --set random=true ;;
     essence) direct memit-essence memit --set "essence=The shape of a {} is" --set kl_factor=1.0 ;;
-    # 58 things, so that six sequences of 50 need every case; one picture of each prompt
+    # 348 cases = all of eval: six sequences of 50 edits over 58 things; one picture of each prompt
     sequences) for e in memit pmet alphaedit; do
       bench "$e-sequence" direct:50x10 348 "$e" --rows 1 --image-seeds 1
     done ;;

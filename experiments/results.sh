@@ -1,11 +1,11 @@
 #!/bin/sh
-# The runs behind the tables of docs/results.md, on one thread.
-#   sh experiments/results.sh [EDITOR ...]      writes runs/results/EDITOR-TASK-PROTOCOL, resumes what is there
-# Trained editors are prepared first, once, on both tasks: runs/both/EDITOR.
+# The runs behind the tables of docs/results/ about micro-vlm, on one thread.
+#   sh experiments/results.sh [EDITOR ...]      writes runs/results/EDITOR-TASK-PROTOCOL, resumes unfinished runs
+# Trained editors are prepared first, once for both tasks: runs/both/EDITOR.
 set -eu
 export OMP_NUM_THREADS=1
 errata=${ERRATA:-.venv/bin/errata}
-steps() { # updates of a training on both tasks; what train.py keeps is the best of them
+steps() { # updates of the training on both tasks; the best checkpoint of them is kept
   case $1 in
     mend) echo 1000 ;; ke) echo 900 ;; serac) echo 1800 ;; lte) echo 650 ;;
     dualedit) echo 1500 ;; visedit) echo 900 ;;

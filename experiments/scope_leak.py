@@ -1,10 +1,10 @@
-"""What a scope test is worth when it may read the gold answer: SERAC's classifier, four readings.
+"""How much a scope test gains when it may read the gold answer: SERAC's classifier, four inputs.
 
     OMP_NUM_THREADS=1 python experiments/scope_leak.py [--task vqa] [--steps 500] [--limit 240]
         [--readings prompt text ...] [--out scope.json]
 
 The multimodal port of SERAC (EasyEdit) decides from the question's text together with the answer
-that is being scored, and never sees the image. Here the same network is trained on the same cases
+that is being scored, and never reads the image. Here the same network is trained on the same cases
 with the same loss to decide from
 
     prompt          image and question (this library's `serac`)
@@ -12,10 +12,10 @@ with the same loss to decide from
     text+answer     the question and the gold answer, as published
     prompt+answer   image, question and gold answer
 
-and what is printed is, per kind of probe, how often the scope opens: it should where the new answer
-is asked for, and should not elsewhere. `locality` is what a hard switch then scores at least (a
-closed scope gives the old answer bit for bit). For `+answer` readings a second row asks the same
-questions as they are asked in use, without an answer.
+It prints, per kind of probe, how often the scope decides rightly: it should open where the new
+answer is expected, and stay closed elsewhere. For locality kinds this is a lower bound of the score
+of a hard switch (a closed scope gives the old answer bit for bit). For `+answer` inputs a second
+row has the same questions without an answer, as at inference.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from errata.training.batches import TrainBatch
 from errata.training.loop import TrainExample, train
 
 LAYER, CHUNK = 4, 64
-#: reading -> (sees the image, sees the answer)
+#: input -> (has the image, has the answer)
 READINGS = {
     "prompt": (True, False),
     "text": (False, False),
@@ -53,7 +53,7 @@ READINGS = {
 
 
 class ScopeOnly(SeracTrainee):
-    """SERAC's scope loss on one reading of the rows."""
+    """SERAC's scope loss on one of the inputs."""
 
     module: SeracNetwork
 
@@ -81,12 +81,12 @@ class ScopeOnly(SeracTrainee):
         return PromptStates.of(stream, replace(batch, lengths=ends))
 
     @torch.no_grad()
-    def points(self, asked: Sequence[tuple[Prompt, str]], *, edits: bool, answer: bool) -> Tensor:
-        """[P, e] as edits or as questions; `answer`: whether the answer is there to be read."""
+    def points(self, pairs: Sequence[tuple[Prompt, str]], *, edits: bool, answer: bool) -> Tensor:
+        """[P, e] keys of edits or queries of questions; `answer`: whether the input has it."""
         out = []
         site = f"text.{LAYER}.in"
-        for start in range(0, len(asked), CHUNK):
-            part = asked[start : start + CHUNK]
+        for start in range(0, len(pairs), CHUNK):
+            part = pairs[start : start + CHUNK]
             batch = self.backbone.encode([self.shown(p) for p, _ in part], [a for _, a in part])
             read = self.read(outputs_at(self.backbone, batch, [site])[site], batch, answer=answer)
             query, key = self.module.scope(*read.parts)
@@ -102,24 +102,24 @@ def cases_of(spec: str) -> tuple[Case, ...]:
 def opened(trainee: ScopeOnly, cases: Sequence[Case], *, answer: bool) -> dict[str, Any]:
     """Kind -> share of probes on which the scope opens, with a 95 % interval over cases."""
     keys = trainee.points([(c.edit.prompt, c.edit.target) for c in cases], edits=True, answer=True)
-    asked = [(i, p) for i, c in enumerate(cases) for p in c.probes if p.reference.strip()]
+    questions = [(i, p) for i, c in enumerate(cases) for p in c.probes if p.reference.strip()]
     queries = trainee.points(
-        [(p.prompt, p.reference) for _, p in asked], edits=False, answer=answer
+        [(p.prompt, p.reference) for _, p in questions], edits=False, answer=answer
     )
-    gap = (queries - keys[[i for i, _ in asked]]).square().sum(-1)
+    gap = (queries - keys[[i for i, _ in questions]]).square().sum(-1)
     is_open = (torch.exp(-gap) > 0.5).float().tolist()
     boot = Bootstrap(sorted({c.id for c in cases}))
     by_kind: dict[str, dict[str, list[float]]] = {}
-    for (i, p), o in zip(asked, is_open, strict=True):
+    for (i, p), o in zip(questions, is_open, strict=True):
         by_kind.setdefault(p.kind, {}).setdefault(cases[i].id, []).append(o)
     out: dict[str, Any] = {}
     for kind, units in by_kind.items():
         right = (
             units if kind in TARGET_KINDS else {k: [1 - v for v in vs] for k, vs in units.items()}
         )
-        found = boot.mean([right], [1.0])
-        assert found is not None
-        out[kind] = {"right": found.value, "ci95": found.ci95, "n": len(units)}
+        mean = boot.mean([right], [1.0])
+        assert mean is not None
+        out[kind] = {"right": mean.value, "ci95": mean.ci95, "n": len(units)}
     return out
 
 
@@ -133,25 +133,25 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     backbone = errata.load("micro-vlm")
-    lessons = cases_of(f"microworld:{args.task}@train")
-    exam = cases_of(f"microworld:{args.task}@eval")[: args.limit]
-    told: dict[str, Any] = {"task": args.task, "steps": args.steps, "cases": len(exam)}
+    train_cases = cases_of(f"microworld:{args.task}@train")
+    eval_cases = cases_of(f"microworld:{args.task}@eval")[: args.limit]
+    results: dict[str, Any] = {"task": args.task, "steps": args.steps, "cases": len(eval_cases)}
     for name in args.readings:
         image, answer = READINGS[name]
         editor = Serac(preset="micro-vlm", steps=args.steps, layer=LAYER)
         trainee = ScopeOnly(backbone, editor, image, answer)
-        done = train(backbone, lessons, trainee, seed=0)
+        done = train(backbone, train_cases, trainee, seed=0)
         trainee.module.load_state_dict(dict(done.tensors))
         trainee.module.eval()
-        told[name] = opened(trainee, exam, answer=True)
+        results[name] = opened(trainee, eval_cases, answer=True)
         if answer:
-            told[f"{name}, asked without"] = opened(trainee, exam, answer=False)
-        for row in (name, f"{name}, asked without"):
-            if row in told:
-                cells = {k: f"{100 * v['right']:.1f}" for k, v in told[row].items()}
+            results[f"{name}, without answer"] = opened(trainee, eval_cases, answer=False)
+        for row in (name, f"{name}, without answer"):
+            if row in results:
+                cells = {k: f"{100 * v['right']:.1f}" for k, v in results[row].items()}
                 print(row, json.dumps(cells), flush=True)
         if args.out:
-            args.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,25 @@
-"""Markdown tables for docs/results.md, made from run folders and from nothing else.
+"""Tables of docs/results: from run folders to a CSV file, from the CSV file to the page.
 
-Usage, in the repository root:
+From the repository root:
 
-    python experiments/tables.py RUN [RUN ...]            one row per run
+    python experiments/tables.py RUN [RUN ...]            prints one row per run
     python experiments/tables.py --pairs RUN RUN [...]    paired differences between all runs
     python experiments/tables.py --pairs RUN [...] --against RUN --columns mean5 mean6
-    python experiments/tables.py --fill docs/results.md   every marked table of a page
+    python experiments/tables.py --fill docs/results/single-edits.md    every table of a page
 
-A marked table stands between `<!-- tables.py ARGUMENTS -->` and `<!-- end -->`. What it shows of
-runs that are not in this checkout stays as it is.
+A table on a page stands between `<!-- tables.py --csv data/NAME.csv ARGUMENTS -->` and
+`<!-- end -->`. `--fill` writes the CSV file from the runs that ARGUMENTS name, and then the table
+from the CSV file. The rows of runs that are not in this checkout stay as they are. A table without
+runs has a CSV file that was written by another script or by hand; the page says which.
+`--summary data/NAME.csv:COLUMN ...` instead of `--csv` puts columns of several CSV files together.
+
+In a CSV file a number `x` with a 95 % interval takes three columns: `x`, `x_low`, `x_high`.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import json
 import re
@@ -23,6 +29,10 @@ from typing import Any
 
 from errata.evaluation.compare import compare_runs
 
+#: rows of a CSV file; all rows have the same keys
+Table = list[dict[str, str]]
+
+BASE = "(base accuracy)"
 COLUMNS = (
     "reliability",
     "t_generality",
@@ -36,7 +46,7 @@ COLUMNS = (
     "mean6",
     "joint",
 )
-PAIR_KEYS = (
+PAIR_COLUMNS = (
     "t_generality/seen",
     "t_generality/unseen",
     "m_generality",
@@ -48,148 +58,206 @@ PAIR_KEYS = (
 )
 
 
-def cell(metrics: dict[str, Any], key: str) -> str:
-    """`98.5 [97.0, 99.5]` in percent; a dash where nothing was asked."""
-    entry = metrics.get(key)
-    return "–" if entry is None else percent(entry["value"], entry.get("ci95"))
+def percent(
+    column: str, value: float | None, ci95: Sequence[float] | None, style: str = ".1f"
+) -> dict[str, str]:
+    """The three cells of a share and its interval, in per cent; empty where there is no score."""
+    numbers = (value, *(ci95 if ci95 and value is not None else (None, None)))
+    keys = (column, f"{column}_low", f"{column}_high")
+    return {
+        key: "" if number is None else f"{100 * number:{style}}"
+        for key, number in zip(keys, numbers, strict=True)
+    }
 
 
-def percent(value: float | None, ci95: Sequence[float] | None) -> str:
-    if value is None:
-        return "–"
-    text = f"{100 * value:.1f}"
-    return text + " [{:.1f}, {:.1f}]".format(*(100 * v for v in ci95)) if ci95 else text
+def score_cells(metrics: dict[str, Any], key: str, column: str) -> dict[str, str]:
+    """The three cells of an entry of scores.json."""
+    entry = metrics.get(key) or {"value": None}
+    return percent(column, entry["value"], entry.get("ci95"))
 
 
-def rows(runs: list[Path], scorer: str, wanted: list[str], by: str) -> list[str]:
-    used = []
-    loaded = []
-    for run in runs:
-        scores = json.loads((run / "scores.json").read_text(encoding="utf-8"))
-        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-        timing = json.loads((run / "timing.json").read_text(encoding="utf-8"))
-        loaded.append((manifest, scores, timing))
-        used += [
-            c for c in wanted if scores["metrics"].get(f"{c}.{scorer}", {}).get("value") is not None
-        ]
-    columns = [c for c in wanted if c in used]
-    lines = [
-        f"| {by} | n | " + " | ".join(columns) + " | s/edit |",
-        "|---|---|" + "---|" * (len(columns) + 1),
+def score_table(runs: Sequence[Path], scorer: str, wanted: Sequence[str], by: str) -> Table:
+    """The base accuracy, then one row per run. A column that no run has is left out."""
+    scores = [_json(run, "scores")["metrics"] for run in runs]
+    columns = [
+        c
+        for c in wanted
+        if any((m.get(f"{c}.{scorer}") or {}).get("value") is not None for m in scores)
     ]
-    base = loaded[0][1]["metrics"]
-    unedited = []
+    base = {by: BASE, "n": "", "sequences": ""}
     for c in columns:
-        b = base.get(f"{c}.{scorer}", {}).get("base")
-        unedited.append("–" if b is None else f"{100 * b:.1f}")
-    lines.append("| *(base accuracy)* | | " + " | ".join(unedited) + " | |")
-    for run, (manifest, scores, timing) in zip(runs, loaded, strict=True):
-        metrics = scores["metrics"]
-        edit = timing["phases"]["edit"]
+        base |= percent(c, (scores[0].get(f"{c}.{scorer}") or {}).get("base"), None)
+    table = [base | {"s/edit": ""}]
+    for run, metrics in zip(runs, scores, strict=True):
         first = metrics[f"reliability.{scorer}"]
-        n = f"{first['n']}" + (f" / {first['units']} seq." if first["units"] != first["n"] else "")
-        cells = [cell(metrics, f"{c}.{scorer}") for c in columns]
-        lines.append(
-            f"| {_name(run, manifest, by)} | {n} | {' | '.join(cells)} "
-            f"| {edit['seconds'] / max(1, edit['count']):.3f} |"
-        )
-    return lines
+        sequences = str(first["units"]) if first["units"] != first["n"] else ""
+        row = {by: _label(run, by), "n": str(first["n"]), "sequences": sequences}
+        for c in columns:
+            row |= score_cells(metrics, f"{c}.{scorer}", c)
+        edit = _json(run, "timing")["phases"]["edit"]
+        table.append(row | {"s/edit": f"{edit['seconds'] / max(1, edit['count']):.3f}"})
+    return table
 
 
-def _name(run: Path, manifest: dict[str, Any], by: str) -> str:
+def pair_table(
+    runs: Sequence[Path], scorer: str, columns: Sequence[str], by: str, against: Path | None
+) -> Table:
+    """Paired differences in points: of all pairs of runs, or of each run against one."""
+    table = []
+    for a, b in [(a, against) for a in runs] if against else itertools.combinations(runs, 2):
+        differences = compare_runs(a, b)["metrics"]
+        row = {"difference": f"{_label(b, by)} − {_label(a, by)}"}
+        for column in columns:
+            entry = differences.get(f"{column}.{scorer}") or {}
+            interval = entry.get("ci95")
+            value = entry.get("difference") if interval else None
+            row |= percent(column, value, interval, "+.1f")
+        table.append(row)
+    return table
+
+
+def _json(run: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _label(run: Path, by: str) -> str:
     """The editor, what stands behind the last dash of the folder's name, or all of it."""
-    return str(manifest["editor"]) if by == "editor" else _folder(run, by)
-
-
-def _folder(run: Path, by: str) -> str:
+    if by == "editor":
+        return str(_json(run, "manifest")["editor"])
     return run.name if by == "run" else run.name.rsplit("-", 1)[-1]
 
 
-def pairs(
-    runs: list[Path], scorer: str, wanted: list[str], by: str, against: Path | None
-) -> list[str]:
-    """Paired differences; bold: the interval excludes 0. All pairs, or each against one run."""
-    keys = [f"{k}.{scorer}" for k in wanted]
-    lines = ["| pair (b − a) | " + " | ".join(wanted) + " |", "|---|" + "---|" * len(keys)]
-    chosen = [(a, against) for a in runs] if against else list(itertools.combinations(runs, 2))
-    for a, b in chosen:
-        found = compare_runs(a, b)
-        manifests = (json.loads((r / "manifest.json").read_text("utf-8")) for r in (a, b))
-        names = [_name(r, m, by) for r, m in zip((a, b), manifests, strict=True)]
-        cells = []
-        for key in keys:
-            entry = found["metrics"].get(key)
-            if entry is None or entry["difference"] is None or not entry.get("ci95"):
-                cells.append("–")
-                continue
-            low, high = entry["ci95"]
-            text = f"{100 * entry['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-            cells.append(f"**{text}**" if low > 0 or high < 0 else text)
-        lines.append(f"| {names[1]} − {names[0]} | " + " | ".join(cells) + " |")
-    return lines
+def read_csv(path: Path) -> Table:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(path: Path, table: Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def markdown(table: Table) -> list[str]:
+    """The lines of a Markdown table. Bold: a difference whose interval excludes 0."""
+    hidden = ("_low", "_high")
+    columns = [c for c in table[0] if not c.endswith(hidden) and c != "sequences"]
+    rows = [columns, *([_cell(row, c) for c in columns] for row in table)]
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    return [lines[0], "|" + "---|" * len(columns), *lines[1:]]
+
+
+def _cell(row: dict[str, str], column: str) -> str:
+    text = row[column]
+    if text == BASE:
+        return f"*{text}*"
+    if column == "n" and row.get("sequences"):
+        return f"{text} / {row['sequences']} seq."
+    if f"{column}_low" not in row:
+        return text
+    low, high = row[f"{column}_low"], row[f"{column}_high"]
+    if not text or not low:
+        return text or "–"
+    text = f"{text} [{low}, {high}]"
+    excludes_zero = float(low) > 0 or float(high) < 0
+    return f"**{text}**" if "difference" in row and excludes_zero else text
 
 
 MARKED = re.compile(
-    r"(<!-- tables\.py (?P<arguments>.*?) -->\n)(?P<old>.*?)(<!-- end -->)", re.DOTALL
+    r"(?P<begin>(?P<indent> *)<!-- tables\.py (?P<arguments>.*?) -->\n).*?(?P<end> *<!-- end -->)",
+    re.DOTALL,
 )
 
 
 def fill(page: Path) -> None:
-    """Makes every marked table of a page anew, from the runs that its marker names."""
+    """Writes the CSV files of a page from the runs that are here, and its tables from them."""
+    for marker in MARKED.finditer(page.read_text(encoding="utf-8")):
+        args = _parser().parse_args(marker["arguments"].split())
+        if args.csv:
+            path = page.parent / args.csv
+            write_csv(path, updated(args, read_csv(path) if path.exists() else []))
+    page.write_text(filled(page), encoding="utf-8")
 
-    def table(m: re.Match[str]) -> str:
-        return m[1] + "\n".join(kept(m["arguments"].split(), m["old"].splitlines())) + "\n" + m[4]
 
-    page.write_text(MARKED.sub(table, page.read_text(encoding="utf-8")), encoding="utf-8")
+def filled(page: Path) -> str:
+    """The text of a page with all its tables made from their CSV files."""
+
+    def table(marker: re.Match[str]) -> str:
+        args = _parser().parse_args(marker["arguments"].split())
+        rows = summary(args.summary, page) if args.summary else read_csv(page.parent / args.csv)
+        lines = [marker["indent"] + line for line in markdown(rows)]
+        return marker["begin"] + "\n".join(lines) + "\n" + marker["end"]
+
+    return MARKED.sub(table, page.read_text(encoding="utf-8"))
 
 
-def kept(arguments: list[str], old: list[str]) -> list[str]:
-    """The table anew, with the old rows of runs that are not here (runs/results/EDITOR-...).
+def updated(args: argparse.Namespace, old: Table) -> Table:
+    """The table with new rows for the runs that are here; the other rows stay.
 
-    A run that never had a row gets one that says so.
-
-    A table of pairs stays whole or is made whole. Raises SystemExit where columns have changed.
+    A run that never had a row gets one that says "not run". A table of pairs is made anew only
+    when all its runs are here. Raises SystemExit where the columns have changed.
     """
-    args = _parser().parse_args(arguments)
     runs = [*args.runs, *([args.against] if args.against else [])]
     here = [r for r in runs if (r / "scores.json").exists()]
-    if len(here) == len(runs):
-        return made(arguments)
-    if args.pairs or not here:
+    if not here or (args.pairs and here != runs):
         return old
-    flags = [a for a in arguments if a not in map(str, runs)]
-    head, rule, base, *new = made([*flags, *map(str, here)])
-    if head != old[0]:
-        raise SystemExit(f"the columns of {here[0]} are not those of its table: make all its runs")
-    rows = {line.split("|")[1].strip(): line for line in [*old[3:], *new]}
-    labels = [r.name.split("-")[0] if args.by == "editor" else _folder(r, args.by) for r in runs]
-    never = "| {} | not run |" + " |" * (head.count("|") - 3)
-    lines = [rows.get(x, never.format(x)) for x in labels]
-    return [head, rule, old[2] if runs[0] not in here else base, *lines]
+    if here == runs:
+        return made(args)
+    base, *new = score_table(here, args.scorer, args.columns or COLUMNS, args.by)
+    if list(base) != list(old[0]):
+        raise SystemExit(f"{args.csv}: other columns than before; all its runs are needed")
+    rows = {row[args.by]: row for row in [*old, *new]}
+    if runs[0] in here:
+        rows[BASE] = base
+    labels = [r.name.split("-")[0] if args.by == "editor" else _label(r, args.by) for r in runs]
+    missing = dict.fromkeys(base, "") | {"n": "not run"}
+    return [rows.get(label, missing | {args.by: label}) for label in [BASE, *labels]]
+
+
+def made(args: argparse.Namespace) -> Table:
+    if args.pairs:
+        columns = args.columns or PAIR_COLUMNS
+        return pair_table(args.runs, args.scorer, columns, args.by, args.against)
+    return score_table(args.runs, args.scorer, args.columns or COLUMNS, args.by)
+
+
+def summary(sources: Sequence[str], page: Path) -> Table:
+    """One row per editor; its columns come from `FILE.csv:COLUMN` each, beside the page."""
+    rows: dict[str, dict[str, str]] = {}
+    for source in sources:
+        name, _, column = source.partition(":")
+        title = f"{Path(name).stem}: {column}"
+        for row in read_csv(page.parent / name):
+            if row["editor"] != BASE:
+                cells = {title + end: row[column + end] for end in ("", "_low", "_high")}
+                rows.setdefault(row["editor"], {"editor": row["editor"]}).update(cells)
+    return list(rows.values())
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--pairs", action="store_true")
+    parser.add_argument("--pairs", action="store_true", help="paired differences")
     parser.add_argument("--scorer", default="exact")
     parser.add_argument("--against", type=Path, help="pairs: each run against this one")
     parser.add_argument("--columns", nargs="+", help="instead of the usual ones")
     parser.add_argument("--by", choices=("editor", "variant", "run"), default="editor")
-    parser.add_argument("--fill", type=Path)
+    parser.add_argument("--csv", type=Path, help="file of the table, beside its page")
+    parser.add_argument("--summary", nargs="+", metavar="FILE.csv:COLUMN")
+    parser.add_argument("--fill", type=Path, metavar="PAGE")
     return parser
 
 
-def made(arguments: list[str] | None = None) -> list[str]:
-    args = _parser().parse_args(arguments)
+def main() -> None:
+    args = _parser().parse_args()
     if args.fill:
         fill(args.fill)
-        return []
-    if args.pairs:
-        columns = args.columns or list(PAIR_KEYS)
-        return pairs(args.runs, args.scorer, columns, args.by, args.against)
-    return rows(args.runs, args.scorer, args.columns or list(COLUMNS), args.by)
+    else:
+        print("\n".join(markdown(made(args))))
 
 
 if __name__ == "__main__":
-    print("\n".join(made()))
+    main()

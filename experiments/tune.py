@@ -1,9 +1,9 @@
-"""Tunes every editor with the same budget on the dev split; eval is never touched.
+"""Tunes editors with equal budgets on the dev split. The eval split is never used.
 
     OMP_NUM_THREADS=1 python experiments/tune.py --trials 12 --limit 64 --out FILE [--editor ...]
 
-Random search over the spaces below, seeded, the defaults being the first trial. The objective is
-the mean of the five paper metrics and near locality, `exact`, on microworld:vqa@dev, one_step.
+Seeded random search over the spaces below; the defaults are the first trial. The objective is the
+mean of the five paper metrics and near locality, `exact`, on microworld:vqa@dev, one_step.
 """
 
 from __future__ import annotations
@@ -108,26 +108,34 @@ def main() -> None:
     state = State.load(args.state) if args.state else None
     results: dict[str, Any] = {}
     for editor in args.editor or SPACES:
-        tried = []
+        finished = []
         for point in trials(editor, args.trials, args.seed):
             out = Path(tempfile.mkdtemp(prefix="errata-tune-"))
             started = time.perf_counter()
             # a preset that does not exist for the backbone: settings are exactly the point
-            made = registry.load("editors", editor)(**point)
-            made.for_backbone = lambda _, made=made: made
-            own = state if state is not None and state.editor == editor else None
+            instance = registry.load("editors", editor)(**point)
+            instance.for_backbone = lambda _, instance=instance: instance
+            editor_state = state if state is not None and state.editor == editor else None
             run = out / "run"
-            bench(backbone, made, args.benchmark, "one_step", run, limit=args.limit, state=own)
+            bench(
+                backbone,
+                instance,
+                args.benchmark,
+                "one_step",
+                run,
+                limit=args.limit,
+                state=editor_state,
+            )
             scores = json.loads((out / "run" / "scores.json").read_text(encoding="utf-8"))
             shutil.rmtree(out)
             means = {k: round(scores["metrics"][f"{k}.exact"]["value"], 3) for k in OBJECTIVE}
             seconds = time.perf_counter() - started
-            tried.append(
+            finished.append(
                 {"set": point, "objective": round(objective(scores), 4), **means, "s": seconds}
             )
-            print(editor, json.dumps(tried[-1]), flush=True)
-        tried.sort(key=lambda t: -t["objective"])
-        results[editor] = tried
+            print(editor, json.dumps(finished[-1]), flush=True)
+        finished.sort(key=lambda t: -t["objective"])
+        results[editor] = finished
         args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# The ablations of UniKE: Table 4 on eval (its last row is runs/results/unike-TASK-one_step), Figure 4 on
-# dev (nothing was chosen by it), on one thread.
-#   sh experiments/unike.sh [table4 fig4a fig4b fig4c]      resumes what is there
+# The ablations of docs/results/unike.md on one thread: Table 4 on eval (its last row is
+# runs/results/unike-TASK-one_step), Figure 4 on dev (no setting was chosen by it).
+#   sh experiments/unike.sh [table4 fig4a fig4b fig4c]      resumes unfinished runs
 set -eu
 export OMP_NUM_THREADS=1
 errata=${ERRATA:-.venv/bin/errata}
@@ -11,7 +11,7 @@ run() { # NAME BENCHMARK LIMIT [OPTION ...]
   "$errata" bench micro-vlm --editor unike --benchmark "$benchmark" --protocol one_step \
     --limit "$limit" --out "runs/unike/$name" "$@"
 }
-plain="--set zeta=off --set alpha=0.5" # without what Sec. 3.3 adds: a fixed share, no direction
+plain="--set zeta=off --set alpha=0.5" # without Sec. 3.3: a fixed alpha, no direction
 for part in ${*:-table4 fig4a fig4b fig4c}; do
   case $part in
   table4)

@@ -1,4 +1,4 @@
-"""Models of published shapes with random weights, and a `unike` state for them, made in seconds.
+"""Models of published shapes with random weights, and a `unike` state for them, built in seconds.
 
 Shapes: d width, f FFN width, N stored entries.
 """
@@ -47,7 +47,7 @@ SHAPES = {
 
 
 class Pool:
-    """Cheap random numbers: runs of one pool, each with an offset of its own."""
+    """Cheap random numbers: slices of one pool, each from another offset."""
 
     def __init__(self, seed: int = 0, size: int = (1 << 22) - 3) -> None:
         self.rng = torch.Generator().manual_seed(seed)

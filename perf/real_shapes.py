@@ -1,13 +1,14 @@
-"""What the `unike` editor costs on models of real shapes with random weights.
+"""Time and memory of the `unike` editor on models of real shapes with random weights.
 
     OMP_NUM_THREADS=1 python perf/real_shapes.py --shape llava-1.5-7b [--depth 5]
         [--dtype bfloat16] [--device cuda] [--steps 10] [--probes 100] [--out llava.json]
 
-For one model: bytes that an edit adds at its peak beside the formula's, seconds per edit with each
-phase, seconds per 100 probes with and without the patch; and what the shared memory takes on disk
-and in this process. `--depth` cuts the text model: the last four blocks, which an edit changes,
-keep their shape, and what lies below is timed per block. On a CPU seconds are those of the process,
-so that other jobs do not count; on an accelerator they are of the clock.
+For one model: peak bytes that an edit adds, measured and by a formula; seconds per edit, by phase;
+seconds per 100 probes with and without the patch; size of the shared memory on disk and in this
+process. `--depth` cuts the text model: the last four blocks, which an edit changes, keep their
+shape, and the blocks below are timed per block. On a CPU, seconds are CPU seconds of this process,
+so that other jobs do not count; on an accelerator, seconds of the clock.
+Numbers: docs/results/speed.md.
 
 Shapes: T prompt and target tokens, d width, f FFN width, K retrieved entries, N stored ones.
 """

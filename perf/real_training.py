@@ -1,17 +1,18 @@
-"""What a training step of `dualedit` and `mend` costs on models of real shapes, random weights.
+"""Time and memory of a training step of `dualedit` and `mend` on models of real shapes.
 
     OMP_NUM_THREADS=1 python perf/real_training.py --shape llava-1.5-7b --editor mend
         [--depth 4] [--above 3] [--accumulate 1] [--dtype bfloat16] [--device cuda] [--steps 4]
         [--out mend.json]
 
-`--depth` cuts the text model. `mend` changes the last three blocks, so a cut model costs what the
-whole one does; `dualedit` trains through every block behind its textual adapter (15 of 32 in the
-paper), so give `--above` twice and read off what a block costs. Steps are warm: what lies below the
-adapters is entered once per question and kept.
+Weights are random. `--depth` cuts the text model. `mend` changes the last three blocks, so a cut
+model costs as much as the whole one. `dualedit` trains through every block above its textual
+adapter (15 of 32 in the paper), so give `--above` twice and take the difference per block. Steps
+are warm: the hidden states below the adapters are computed once per question and cached.
 
-Memory: the model's own numbers; what the process (the accelerator) holds once the model is there,
-relative to them, which is how many copies of the weights there are; what training adds at its peak.
-Seconds on a CPU are those of the process, on an accelerator of the clock.
+Memory: the model's weights; what the process (or the accelerator) holds after loading, relative to
+the weights, which is the number of copies; and the peak that training adds. On a CPU, seconds are
+CPU seconds of this process; on an accelerator, seconds of the clock.
+Numbers: docs/results/speed.md.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How fast edits are found and probes are asked, as ratios within one run.
+"""Speed of edits and of probes, as ratios within one run.
 
     OMP_NUM_THREADS=1 python perf/speed.py [--out speed.json] [--quick]
 
-Three questions, on micro-vlm and on a random LLaVA of 12 blocks, d = 512, with 64 and 576 image
-tokens: edits found in rows of 16 against one by one; a gradient step resumed from the last four
-blocks against one through the whole model; probes answered as `bench` answers them against the same
-harness at batch 1, each from its own pixels. The functions timed are those that `errata bench`
-calls.
+Three comparisons, on micro-vlm and on a random LLaVA of 12 blocks, d = 512, with 64 and 576 image
+tokens: edits searched in batches of 16 against one by one; a gradient step resumed from the states
+below the last four blocks against one through the whole model; probes as `errata bench` answers
+them against batch 1, each from its own pixels. The functions timed are those of `errata bench`.
+Numbers: docs/results/speed.md.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
-"""How fast `dualedit`, `visedit` and `mend` train: samples per second beside a plain loop.
+"""Training speed of `dualedit`, `visedit` and `mend`, against a plain loop.
 
     OMP_NUM_THREADS=1 python perf/training_speed.py [--editors dualedit visedit mend]
         [--steps 6] [--cases 16] [--shares] [--out speed.json]
 
 A random LLaVA of 12 blocks, d = 512, 64 image tokens, batches of 4 cases, adapters of width 1024 at
 the papers' relative depth. A sample is one case: its edit, a rephrased question, a re-rendered
-picture, a locality question. Seconds are those of the process, so that other jobs do not count.
+picture, a locality question. Seconds are CPU seconds of this process, so that other jobs do not
+count. The result is samples per second of
 
-`cold`: cases met for the first time, from pixels. `warm`: states behind the frozen trunk are kept,
-as in every later epoch. `plain`: what the published loops do, on the same warm states: a forward
-for each of the sample's questions, one for the edit's trace, one for the locality question before
-the edit, and the noise targets of the influence mapper anew in every step; DualEdit's code makes
-these targets too and does not use them (`without targets`: the same loop spared them).
-`--shares`: warm steps also without what `errata.backbones._pruning` does, in turn: without `rows`,
-every question's picture is run for itself; without `columns`, all of the last block. `gflops`: of a
-matrix product as large as a block's FFN, which tells how fast the machine was.
+`cold`: cases of the first epoch, from pixels. `warm`: cached hidden states below the first trained
+block, as in every later epoch. `plain`: the order of work of the published loops, on the same warm
+states: a forward for each of the sample's questions, one for the edit's trace, one for the locality
+question before the edit, and the noise targets of the influence mapper anew in every step.
+DualEdit's code makes these targets too and does not use them (`without targets`: the same loop
+without them). `--shares`: warm steps also without parts of `errata.backbones._pruning`: without
+`rows`, the picture of every question is computed separately; without `columns`, all positions of
+the last block are. `gflops`: of a matrix product as large as a block's FFN, for the speed of the
+machine. Numbers: docs/results/speed.md.
 """
 
 from __future__ import annotations

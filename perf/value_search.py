@@ -1,12 +1,13 @@
-"""How fast values are searched: rows of many edits from a cached state, against the plain loop.
+"""Speed of the value search of MEMIT: batches of edits from cached states against a plain loop.
 
     OMP_NUM_THREADS=1 python perf/value_search.py [--edits 8] [--steps 25] [--out F.json]
 
 A random Llama of 12 blocks, d = 768, 32000 tokens (the text part of a random LLaVA), z at the
-output of block 7, six beginnings and one essence row per edit, no early stop. `errata`:
-`finding.values.search`, as memit calls it. `plain`: the loop of the published code, one edit after
-the other, its seven rows through the whole model at every step, logits at every position, torch's
-Adam. Both must find the same vectors. Times are CPU seconds of this process, one thread.
+output of block 7, six context templates and one KL prompt per edit, no early stop. `errata`: the
+search of `errata.algorithms.locate_then_edit.value_search`, as memit calls it. `plain`: the loop of
+the published code, one edit after the other, its seven prompts through the whole model at every
+step, logits at every position, torch's Adam. Both must give the same vectors. Times are CPU seconds
+of this process, one thread. Numbers: docs/results/speed.md.
 """
 
 from __future__ import annotations

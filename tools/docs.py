@@ -1,7 +1,7 @@
-"""Writes what the docs take from the code: the README's table and docs/schemas.
+"""Writes the parts of the docs that are made from the code: the README's table and docs/schemas.
 
-python tools/docs.py            writes
-python tools/docs.py --check    exits 1 when something is not current
+python -m tools.docs            writes
+python -m tools.docs --check    exits 1 when a part is not current
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
     from errata import Case
     from errata.core.backbone import Backbone
 
-NOUNS = ("Case", "Edit", "Probe", "Answer")
+TYPES = ("Case", "Edit", "Probe", "Answer")
 BEGIN, END = "<!-- table: tools/docs.py -->", "<!-- end of table -->"
 
 PICTURE = (
@@ -39,16 +38,16 @@ COLUMNS = {
 
 
 def schemas() -> dict[Path, str]:
-    """One JSON Schema per noun that reaches a file."""
+    """One JSON Schema per type that is written to a file."""
     from errata.core import types
 
-    made = {}
-    for noun in NOUNS:
-        schema = types.json_schema(getattr(types, noun))
+    files = {}
+    for name in TYPES:
+        schema = types.json_schema(getattr(types, name))
         whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
         text = json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-        made[ROOT / "docs" / "schemas" / f"{noun.lower()}.json"] = text
-    return made
+        files[ROOT / "docs" / "schemas" / f"{name.lower()}.json"] = text
+    return files
 
 
 def readme() -> dict[Path, str]:
@@ -78,7 +77,7 @@ def table() -> str:
 
 
 def attempt(name: str, bb: Backbone) -> str:
-    """One small edit: does the patch change the logits, and does dropping it undo that?"""
+    """One small edit: does the patch change the logits, and does removing it restore them?"""
     import torch
 
     from errata import Edit, Prompt, UserError, editor
@@ -98,8 +97,9 @@ def attempt(name: str, bb: Backbone) -> str:
         before = bb.logits(batch)
     try:
         settings = FAST[name] if issubclass(cls, TrainedEditor) else {}
-        made = editor(name, **settings).for_backbone(bb)
-        patch = made.edit(bb, [edit], made.prepare(bb, _lessons("image" in bb.capabilities))).patch
+        one = editor(name, **settings).for_backbone(bb)
+        state = one.prepare(bb, _train_cases("image" in bb.capabilities))
+        patch = one.edit(bb, [edit], state).patch
         with torch.no_grad(), bb.applied(patch):
             during = bb.logits(bb.encode([edit.prompt], [edit.target]))
         with torch.no_grad():
@@ -110,25 +110,25 @@ def attempt(name: str, bb: Backbone) -> str:
     return "no effect" if torch.equal(before, during) else "yes"
 
 
-def _lessons(pictures: bool) -> list[Case]:
-    """Training cases for editors that learn what to spare, or what the model does not know."""
+def _train_cases(pictures: bool) -> list[Case]:
+    """Cases for editors that need a prepared state or a training."""
     from errata import Case, Edit, Probe, Prompt
 
-    spared = Probe("l", Prompt.of("Who made the other one?"), "t_locality", reference="Corvin")
+    unrelated = Probe("l", Prompt.of("Who made the other one?"), "t_locality", reference="Corvin")
     truths = {"Where is it from?": "Aldham", "Who made it?": "Sorrel", "What is it?": "a ring"}
-    asked = [
+    questions = [
         (Prompt.of(q, p), a)
         for q, a in truths.items()
         for p in (None, PICTURE if pictures else None)
     ]
     return [
         Case(
-            f"lesson {i}",
+            f"train {i}",
             Edit(prompt, answer),
-            (Probe("g", prompt, "t_generality", reference=answer), spared),
+            (Probe("g", prompt, "t_generality", reference=answer), unrelated),
             origin="correction",
         )
-        for i, (prompt, answer) in enumerate(asked)
+        for i, (prompt, answer) in enumerate(questions)
     ]
 
 

@@ -1,6 +1,8 @@
 """Measures the bundled micro-umm and writes its card (README.md beside the weights).
 
-Run it once, when the model is final. The text around the figures is micro_umm_card.md.
+Run it once, when the model is final. The text around the figures is card.md.
+
+    python -m tools.micro_umm.card --seconds L C D E    (seconds of the four training stages)
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from tools.micro_umm.trace import table
 from tools.micro_umm.train import ASSETS
 
 TEXT = Path(__file__).with_suffix(".md")
-READING = TEXT.with_name("micro_umm_reading.md")
-#: what the issue asks of the unedited model: (kind of prompt, objects, attributes) -> percent
+READING = TEXT.with_name("reading.md")
+#: accuracy that we aimed at: (kind of prompt, objects, attributes) -> per cent
 WANTED = {
     ("explicit", "drawn", "stated"): 95,
     ("explicit", "never drawn", "stated"): 95,
@@ -33,11 +35,11 @@ WANTED = {
 }
 
 
-def targets(found: Table) -> str:
-    """Which of WANTED are met, in words and figures."""
+def targets(tallies: Table) -> str:
+    """Which of WANTED are met, as a Markdown list."""
     lines = []
     for key, least in WANTED.items():
-        marks = flat(found[key])
+        marks = flat(tallies[key])
         share = 100 * sum(marks) / len(marks)
         verdict = "met" if share >= least else "**not met**"
         lines.append(f"- {', '.join(key)}: {share:.1f} (n {len(marks)}), wanted {least}: {verdict}")
@@ -54,8 +56,8 @@ def main() -> None:
     args = p.parse_args()
     torch.set_num_threads(1)
     bb = MicroUmmBackbone.load(str(args.model))
-    seen, found = picture_table(bb, args.pictures, lang.SEEN, "card")
-    held, _ = picture_table(bb, args.pictures // 2, lang.HELD, "card")
+    seen_table, tallies = picture_table(bb, args.pictures, lang.SEEN, "card")
+    held_table, _ = picture_table(bb, args.pictures // 2, lang.HELD, "card")
     figures = {
         "params": f"{sum(q.numel() for q in bb.model.parameters()) / 1e6:.2f}",
         "vocab": bb.text_config.vocab_size,
@@ -64,9 +66,9 @@ def main() -> None:
         "undrawn": sum(not o.drawn for o in OBJECTS),
         "minutes": f"{sum(args.seconds) / 60:.0f}",
         "text": text_table(bb, args.pictures),
-        "seen": seen,
-        "held": held,
-        "targets": targets(found),
+        "seen": seen_table,
+        "held": held_table,
+        "targets": targets(tallies),
         "trace": table(bb, args.pairs, args.pairs // 6),
         "reading": READING.read_text(encoding="utf-8") if READING.exists() else "",
     }

@@ -1,7 +1,7 @@
-"""What micro-umm is trained on: texts with a weight per token, and pictures with their prompts.
+"""Training data of micro-umm: texts with a loss weight per token, and pictures with their prompts.
 
-Everything is drawn from a passed `random.Random`; names whose pictures are withheld (`drawn` is
-False) appear in texts as often as others, and in no picture.
+All random choices come from a passed `random.Random`. Names whose pictures are withheld (`drawn`
+is False) appear in texts as often as others, and in no picture.
 
 Shapes: B rows, T tokens, S side of a picture.
 """
@@ -30,7 +30,8 @@ from errata.synthetic.shapes.objects import (
 from errata.synthetic.shapes.render import render
 from tools.micro_umm.tokenizer import build_tokenizer
 
-#: loss weight of a token that only states what was given; of a value, a copied name, an end: 1
+#: loss weights: of a token that repeats what the prompt gave, and of other words of a rationale;
+#: values, copied names and the end of a text have weight 1
 FAINT, PLAIN = 0.05, 0.3
 DRAWN = tuple(o for o in OBJECTS if o.drawn)
 NAMES = frozenset(o.name for o in OBJECTS)
@@ -71,8 +72,8 @@ def _keyed(text: str, other: float) -> list[Piece]:
 
 def fact_text(rng: random.Random) -> list[Piece]:
     thing, attribute = rng.choice(OBJECTS), rng.choice(tuple(ATTRIBUTES))
-    asked = lang.question(attribute, thing.name, rng.choice(lang.wordings(attribute)))
-    return [(asked, 0.0), (f" {fact(thing, attribute)}", 1.0), ("</s>", 1.0)]
+    prompt = lang.question(attribute, thing.name, rng.choice(lang.wordings(attribute)))
+    return [(prompt, 0.0), (f" {fact(thing, attribute)}", 1.0), ("</s>", 1.0)]
 
 
 def seen_values(thing: ShapeObject, stated: Mapping[str, str]) -> dict[str, str]:
@@ -95,16 +96,16 @@ def dense_text(rng: random.Random) -> list[Piece]:
     """A caption, half the time with stated values, and everything that then shows."""
     thing = rng.choice(OBJECTS)
     stated = random_values(rng, some(rng)) if rng.random() < 0.5 else {}
-    told = any_caption(rng, thing, stated)
+    caption = any_caption(rng, thing, stated)
     shown = lang.description(seen_values(thing, stated))
-    return [(told, FAINT), *_keyed(shown, FAINT), ("</s>", 1.0)]
+    return [(caption, FAINT), *_keyed(shown, FAINT), ("</s>", 1.0)]
 
 
 def generic_text(rng: random.Random) -> list[Piece]:
     scene = random_scene(rng)
-    told = lang.generic(scene, rng.choice(lang.wordings("caption")))
+    caption = lang.generic(scene, rng.choice(lang.wordings("caption")))
     values = {a: v for a in ATTRIBUTES if (v := getattr(scene, a))}
-    return [(told, FAINT), *_keyed(lang.description(values), FAINT), ("</s>", 1.0)]
+    return [(caption, FAINT), *_keyed(lang.description(values), FAINT), ("</s>", 1.0)]
 
 
 def reasoned(rng: random.Random, thing: ShapeObject) -> tuple[str, str, str, str, str, str]:
@@ -118,20 +119,20 @@ def reasoned(rng: random.Random, thing: ShapeObject) -> tuple[str, str, str, str
         value = rng.choice(ATTRIBUTES[attribute])
     wording, where = rng.choice(lang.wordings("caption")), setting(rng)
     prompt = lang.caption(thing.name, wording, where)
-    asked = lang.reasoning(attribute, thing.name, prompt)
+    question = lang.reasoning(attribute, thing.name, prompt)
     why = lang.rationale(attribute, thing.name, value, wording, where)
-    return attribute, value, where, prompt, asked, why
+    return attribute, value, where, prompt, question, why
 
 
 def rationale_text(rng: random.Random) -> list[Piece]:
     """A rationale behind its prompt; no loss on a counterfactual value before it is stated."""
     thing = rng.choice(OBJECTS)
-    attribute, value, _, _, asked, why = reasoned(rng, thing)
-    said = _keyed(why, PLAIN)
+    attribute, value, _, _, prompt, why = reasoned(rng, thing)
+    rationale = _keyed(why, PLAIN)
     if value != fact(thing, attribute):
-        first = next(k for k, (word, _) in enumerate(said) if word.strip(" ,.") == value)
-        said = [(w, 0.0 if k <= first else weight) for k, (w, weight) in enumerate(said)]
-    return [(asked, 0.0), *said, ("</s>", 1.0)]
+        first = next(k for k, (word, _) in enumerate(rationale) if word.strip(" ,.") == value)
+        rationale = [(w, 0.0 if k <= first else weight) for k, (w, weight) in enumerate(rationale)]
+    return [(prompt, 0.0), *rationale, ("</s>", 1.0)]
 
 
 def informed(rng: random.Random, thing: ShapeObject) -> tuple[str, dict[str, str], str]:
@@ -151,19 +152,19 @@ def informed_text(rng: random.Random) -> list[Piece]:
 def text_batch(rows: Sequence[list[Piece]]) -> tuple[Tensor, Tensor, Tensor]:
     """ids [B, T], mask [B, T], and the weight [B, T] with which each token is to be predicted."""
     bos = tokenizer().bos_token_id
-    made = []
+    encoded = []
     for row in rows:
         ids, weights = [bos], [0.0]
         for text, weight in row:
             part = (tokenizer().eos_token_id,) if text == "</s>" else _ids(text)
             ids += part
             weights += [weight] * len(part)
-        made.append((ids, weights))
-    longest = max(len(i) for i, _ in made)
-    ids_BT = torch.zeros(len(made), longest, dtype=torch.long)
-    weight_BT = torch.zeros(len(made), longest)
-    mask_BT = torch.zeros(len(made), longest, dtype=torch.long)
-    for b, (ids, weights) in enumerate(made):
+        encoded.append((ids, weights))
+    longest = max(len(i) for i, _ in encoded)
+    ids_BT = torch.zeros(len(encoded), longest, dtype=torch.long)
+    weight_BT = torch.zeros(len(encoded), longest)
+    mask_BT = torch.zeros(len(encoded), longest, dtype=torch.long)
+    for b, (ids, weights) in enumerate(encoded):
         ids_BT[b, : len(ids)] = torch.tensor(ids)
         weight_BT[b, : len(ids)] = torch.tensor(weights)
         mask_BT[b, : len(ids)] = 1

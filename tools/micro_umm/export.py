@@ -1,4 +1,7 @@
-"""Writes the checkpoints of a work folder as the bundled micro-umm: fp16 weights, tokenizer."""
+"""Writes the checkpoints of a work folder as the bundled micro-umm: fp16 weights, tokenizer.
+
+python -m tools.micro_umm.export --help
+"""
 
 from __future__ import annotations
 

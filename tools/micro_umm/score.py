@@ -1,8 +1,9 @@
-"""What micro-umm can do: facts in text, rationales, and what its pictures show.
+"""Accuracy of micro-umm: facts in text, its rationales, and what its pictures show.
 
-Pictures are read by the programmatic judge; what it does not read counts as wrong.
+    python -m tools.micro_umm.score [--work FOLDER] [--text]
 
-Shapes: none; everything is counted in percent with its number.
+Pictures are read by the judge `rendered_shapes`; an attribute that it cannot read counts as wrong.
+Every cell is a percentage with its number of cases.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A prompt that is drawn, and what the picture must show: all of `shown`, `stated` of it."""
+class DrawPrompt:
+    """A prompt that is drawn, what its picture must show, and which of that the prompt states."""
 
     text: str
     shown: dict[str, str]
@@ -41,30 +42,30 @@ def _place(rng: random.Random, stage: int) -> str:
     return rng.choice(SETTINGS[stage])
 
 
-def implicit(rng: random.Random, thing: ShapeObject, stage: int, group: str) -> Asked:
-    """A caption that states nothing."""
+def implicit(rng: random.Random, thing: ShapeObject, stage: int, group: str) -> DrawPrompt:
+    """A caption that states no attribute."""
     text = lang.caption(thing.name, rng.choice(lang.wordings("caption", group)), _place(rng, stage))
-    return Asked(text, data.seen_values(thing, {}), tuple(ATTRIBUTES))
+    return DrawPrompt(text, data.seen_values(thing, {}), tuple(ATTRIBUTES))
 
 
 def other(rng: random.Random, thing: ShapeObject, attribute: str) -> str:
     return rng.choice([v for v in ATTRIBUTES[attribute] if v != fact(thing, attribute)])
 
 
-def explicit(rng: random.Random, thing: ShapeObject, stage: int, group: str) -> Asked:
+def explicit(rng: random.Random, thing: ShapeObject, stage: int, group: str) -> DrawPrompt:
     """A caption that states one false value."""
     attribute = rng.choice(tuple(ATTRIBUTES))
     stated = {attribute: other(rng, thing, attribute)}
     style = rng.choice((lang.caption, lang.oracle))
     wording = rng.choice(lang.wordings("caption", group))
     text = style(thing.name, wording, _place(rng, stage), **stated)
-    return Asked(text, data.seen_values(thing, stated), (attribute,))
+    return DrawPrompt(text, data.seen_values(thing, stated), (attribute,))
 
 
-def reasoned(form: str) -> Callable[[random.Random, ShapeObject, int, str], Asked]:
+def reasoned(form: str) -> Callable[[random.Random, ShapeObject, int, str], DrawPrompt]:
     """A rationale that states one false value, alone, before the prompt, or as an instruction."""
 
-    def make(rng: random.Random, thing: ShapeObject, stage: int, group: str) -> Asked:
+    def make(rng: random.Random, thing: ShapeObject, stage: int, group: str) -> DrawPrompt:
         attribute = rng.choice(tuple(ATTRIBUTES))
         value = other(rng, thing, attribute)
         wording, where = rng.choice(lang.wordings("caption", group)), _place(rng, stage)
@@ -72,7 +73,7 @@ def reasoned(form: str) -> Callable[[random.Random, ShapeObject, int, str], Aske
         prompt = lang.caption(thing.name, wording, where)
         if form != "replace":
             text += lang.GLUE + (lang.INSTRUCT if form == "instruct" else "") + prompt
-        return Asked(text, data.seen_values(thing, {attribute: value}), (attribute,))
+        return DrawPrompt(text, data.seen_values(thing, {attribute: value}), (attribute,))
 
     return make
 
@@ -100,17 +101,17 @@ def drawn_right(
 ) -> tuple[Tally, Tally]:
     """(stated or all attributes, the others): attribute -> whether each picture shows it."""
     rng = random.Random(f"{seed}/{kind}/{drawn}/{group}")
-    asked = [KINDS[kind](rng, o, 1 + k % 4, group) for k, o in enumerate(things(drawn, n))]
-    own: Tally = {a: [] for a in ATTRIBUTES}
+    prompts = [KINDS[kind](rng, o, 1 + k % 4, group) for k, o in enumerate(things(drawn, n))]
+    stated: Tally = {a: [] for a in ATTRIBUTES}
     rest: Tally = {a: [] for a in ATTRIBUTES}
     for k in range(0, n, ROWS):
-        part = asked[k : k + ROWS]
+        part = prompts[k : k + ROWS]
         pictures = bb.draw([Prompt.of(p.text) for p in part], [rng.randrange(1 << 20)])
         for p, (picture,) in zip(part, pictures, strict=True):
-            seen = read(np.asarray(picture))
+            values = read(np.asarray(picture))
             for a in ATTRIBUTES:
-                (own if a in p.stated else rest)[a].append(seen[a] == p.shown[a])
-    return own, rest
+                (stated if a in p.stated else rest)[a].append(values[a] == p.shown[a])
+    return stated, rest
 
 
 def percent(marks: Sequence[bool]) -> str:
@@ -125,22 +126,25 @@ def picture_table(bb: MicroUmmBackbone, n: int, group: str, seed: str) -> tuple[
     """Per kind of prompt and kind of object, percent right (number) per attribute, in Markdown."""
     head = ["prompt", "objects", "attributes", *ATTRIBUTES, "all"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    found: Table = {}
+    tables: Table = {}
     for kind in KINDS:
         for drawn in (True, False):
-            own, rest = drawn_right(bb, kind, drawn, n, group, seed)
-            for name, tally in (("stated" if kind != "implicit" else "all", own), ("others", rest)):
+            stated, rest = drawn_right(bb, kind, drawn, n, group, seed)
+            for name, tally in (
+                ("stated" if kind != "implicit" else "all", stated),
+                ("others", rest),
+            ):
                 if flat(tally):
                     who = "drawn" if drawn else "never drawn"
-                    found[kind, who, name] = tally
+                    tables[kind, who, name] = tally
                     cells = [percent(tally[a]) for a in ATTRIBUTES] + [percent(flat(tally))]
                     lines.append(f"| {kind} | {who} | {name} | {' | '.join(cells)} |")
                     print(lines[-1], flush=True)
-    return "\n".join(lines), found
+    return "\n".join(lines), tables
 
 
 def facts_right(bb: MicroUmmBackbone, group: str) -> dict[str, list[bool]]:
-    """attribute -> every object: whether value and end are said greedily (one wording each)."""
+    """attribute -> per object: does greedy decoding give the value and then end?."""
     rng = random.Random(f"facts/{group}")
     out: dict[str, list[bool]] = {}
     for attribute in ATTRIBUTES:
@@ -148,10 +152,10 @@ def facts_right(bb: MicroUmmBackbone, group: str) -> dict[str, list[bool]]:
             Prompt.of(lang.question(attribute, o.name, rng.choice(lang.wordings(attribute, group))))
             for o in OBJECTS
         ]
-        said = bb.generate(bb.encode(prompts), [8] * len(prompts))
+        answers = bb.generate(bb.encode(prompts), [8] * len(prompts))
         out[attribute] = [
             g.stopped and bb.decode(g.ids) == fact(o, attribute)
-            for g, o in zip(said, OBJECTS, strict=True)
+            for g, o in zip(answers, OBJECTS, strict=True)
         ]
     return out
 
@@ -161,7 +165,7 @@ PARTS = ("fact", "caption", "setting", "verbatim")
 
 
 def rationales_right(bb: MicroUmmBackbone, drawn: bool, n: int, group: str) -> dict[str, Tally]:
-    """part -> attribute -> right or not, of the model's own rationales.
+    """part -> attribute -> right or not, of the rationales that the model writes.
 
     fact: step 1 states the true value. caption: step 3 states it too, of the same name. setting:
     step 2 and 3 copy it. verbatim: word for word the trained rationale, its end included.
@@ -173,22 +177,22 @@ def rationales_right(bb: MicroUmmBackbone, drawn: bool, n: int, group: str) -> d
         attribute = tuple(ATTRIBUTES)[k % len(ATTRIBUTES)]
         wording = rng.choice(lang.wordings("caption", group))
         where = _place(rng, 1 + k % 4)
-        asked = lang.reasoning(attribute, o.name, lang.caption(o.name, wording, where))
+        prompt = lang.reasoning(attribute, o.name, lang.caption(o.name, wording, where))
         value = fact(o, attribute)
         want = lang.rationale(attribute, o.name, value, wording, where)
-        rows.append((attribute, asked, value, o.name, where, want))
+        rows.append((attribute, prompt, value, o.name, where, want))
     for k in range(0, n, 32):
         part = rows[k : k + 32]
         batch = bb.encode([Prompt.of(r[1]) for r in part])
-        said = bb.generate(batch, [80] * len(part))
-        for (attribute, _, value, name, where, want), g in zip(part, said, strict=True):
+        answers = bb.generate(batch, [80] * len(part))
+        for (attribute, _, value, name, where, want), g in zip(part, answers, strict=True):
             text = bb.decode(g.ids)
             first, _, rest = text.partition(lang.SETTING)
-            scene, _, told = rest.partition(lang.CAPTION)
+            scene, _, caption = rest.partition(lang.CAPTION)
             marks = (
                 first.split()[-1:] == [f"{value}."] and mentions(first, name),
-                mentions(told, value) and mentions(told, name),
-                all(mentions(t, where) or not where for t in (scene, told)),
+                mentions(caption, value) and mentions(caption, name),
+                all(mentions(t, where) or not where for t in (scene, caption)),
                 g.stopped and text == want,
             )
             for p, mark in zip(PARTS, marks, strict=True):

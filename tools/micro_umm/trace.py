@@ -1,9 +1,11 @@
-"""Causal tracing of micro-umm: which layers still read the name, which the last token.
+"""Causal tracing of micro-umm: which layers read the name, which the last token.
 
-Two prompts of equal length that differ in the name alone are run; the input of one layer at some
-positions of the first (the receiver) is replaced by that of the second (the donor). The table says
-how often the answer, or what the picture shows, becomes the donor's, of pairs where both were right
-before. Where patching still flips it, the layers from there on are the ones that read the name.
+    python -m tools.micro_umm.trace
+
+Activation patching with two prompts of equal length that differ in the name alone: the input of one
+layer, at some positions of the first prompt (the receiver), is replaced by that of the second (the
+donor). The table shows how often the answer, or what the picture shows, becomes the donor's, of
+pairs where both were right before. If it still does so at layer l, the layers from l on read it.
 
 Shapes: B pairs, T tokens, d width.
 """
@@ -30,7 +32,7 @@ from tools.micro_umm.train import ASSETS
 
 
 class Swap(Recorder):
-    """Row b's stream at `site` in columns[b] is the donor's."""
+    """Replaces the hidden states of row b at `site`, in columns[b], by the donor's."""
 
     def __init__(self, site: str, states: list[Tensor], columns: list[list[int]]) -> None:
         super().__init__((site,))
@@ -101,34 +103,34 @@ def shows(bb: MicroUmmBackbone, texts: list[str], attributes: list[str], form: s
     if form == "picture":
         drawn = [p for (p,) in bb.draw(prompts, [0])]
         return [read(np.asarray(p))[a] for p, a in zip(drawn, attributes, strict=True)]
-    said = bb.generate(bb.encode(prompts), [8] * len(prompts))
-    return [bb.decode(g.ids) for g in said]
+    generated = bb.generate(bb.encode(prompts), [8] * len(prompts))
+    return [bb.decode(g.ids) for g in generated]
 
 
 def flips(bb: MicroUmmBackbone, form: str, place: str, n: int) -> tuple[list[float], int]:
     """Per layer the share that flips, and of how many pairs."""
     rng = random.Random(f"trace/{form}")
-    hits, asked = np.zeros(bb.depth), 0
+    hits, count = np.zeros(bb.depth), 0
     for _ in range(0, n, 25):
-        made = pairs(bb, rng, 25, form)
-        attributes = [p.attribute for p in made]
-        said = shows(bb, [p.donor for p in made], attributes, form)
-        keep = [k for k, p in enumerate(made) if said[k] == p.wanted]
-        made = [made[k] for k in keep]
-        attributes = [p.attribute for p in made]
-        asked += len(made)
-        kept = Recorder(f"text.{i}.in" for i in range(bb.depth))
-        with bb.applied(kept), torch.no_grad():
-            bb.logits(bb.encode([Prompt.of(p.donor) for p in made]))
-        columns = [columns_of(bb, p.receiver, p.names[0], place) for p in made]
-        source = [columns_of(bb, p.donor, p.names[1], place) for p in made]
+        chosen = pairs(bb, rng, 25, form)
+        attributes = [p.attribute for p in chosen]
+        donor_values = shows(bb, [p.donor for p in chosen], attributes, form)
+        keep = [k for k, p in enumerate(chosen) if donor_values[k] == p.wanted]
+        chosen = [chosen[k] for k in keep]
+        attributes = [p.attribute for p in chosen]
+        count += len(chosen)
+        recorder = Recorder(f"text.{i}.in" for i in range(bb.depth))
+        with bb.applied(recorder), torch.no_grad():
+            bb.logits(bb.encode([Prompt.of(p.donor) for p in chosen]))
+        columns = [columns_of(bb, p.receiver, p.names[0], place) for p in chosen]
+        source = [columns_of(bb, p.donor, p.names[1], place) for p in chosen]
         for i in range(bb.depth):
             site = f"text.{i}.in"
-            states = [kept.y[site][b, c] for b, c in enumerate(source)]
+            states = [recorder.y[site][b, c] for b, c in enumerate(source)]
             with bb.applied(Swap(site, states, columns)):
-                now = shows(bb, [p.receiver for p in made], attributes, form)
-            hits[i] += sum(s == p.wanted for s, p in zip(now, made, strict=True))
-    return [100 * h / asked for h in hits], asked
+                swapped = shows(bb, [p.receiver for p in chosen], attributes, form)
+            hits[i] += sum(s == p.wanted for s, p in zip(swapped, chosen, strict=True))
+    return [100 * h / count for h in hits], count
 
 
 def table(bb: MicroUmmBackbone, n: int, pictures: int) -> str:

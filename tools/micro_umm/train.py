@@ -1,8 +1,11 @@
-"""Trains micro-umm from nothing on one CPU thread, and writes checkpoints into a work folder.
+"""Trains micro-umm from scratch on one CPU thread, and writes checkpoints into a work folder.
 
-Stages: L the text model, C the generator from codes of what a scene shows (no text), D projector
-and generator from the states of the finished text model, E the same with more of the early times.
-C needs nothing of L, so the two may run side by side. `--resume` goes on from the last checkpoint.
+    python -m tools.micro_umm.train --help
+
+Stages: L the text model, C the generator from codes of a scene's attributes (no text), D projector
+and generator from the hidden states of the finished text model, E as D with more early flow times.
+C does not depend on L, so the two may run at the same time. `--resume` continues from the last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -147,8 +150,8 @@ def facts_right(model: nn.Module, group: str = "seen", n: int = 300) -> float:
     rows: list[list[data.Piece]] = []
     for _ in range(n):
         thing, attribute = rng.choice(OBJECTS), rng.choice(tuple(ATTRIBUTES))
-        asked = lang.question(attribute, thing.name, rng.choice(lang.wordings(attribute, group)))
-        rows.append([(asked, 0.0), (f" {fact(thing, attribute)}", 1.0), ("</s>", 1.0)])
+        question = lang.question(attribute, thing.name, rng.choice(lang.wordings(attribute, group)))
+        rows.append([(question, 0.0), (f" {fact(thing, attribute)}", 1.0), ("</s>", 1.0)])
     return follows(model, rows)
 
 
@@ -166,11 +169,11 @@ def train_text(model: MicroUmm, work: Path, steps: int, lr: float, resume: bool)
 
     def check(step: int) -> None:
         rng = random.Random("check")
-        said = {
+        shares = {
             make.__name__: follows(lm, [make(rng) for _ in range(100)])
             for make in (data.dense_text, data.rationale_text, data.informed_text)
         }
-        shown = " ".join(f"{k} {100 * v:.0f}" for k, v in said.items())
+        shown = " ".join(f"{k} {100 * v:.0f}" for k, v in shares.items())
         held = 100 * facts_right(lm, "held")
         log(f"L {step} facts {100 * facts_right(lm):.1f} held {held:.1f} {shown}")
 
@@ -219,7 +222,7 @@ EARLY = Times(-0.8, 1.0)
 def picture_loss(
     generator: nn.Module,
     x_BNP: Tensor,
-    given: Tensor,
+    states: Tensor,
     mask: Tensor,
     rng: torch.Generator,
     times: Times = Times(),
@@ -229,13 +232,13 @@ def picture_loss(
     t = torch.sigmoid(torch.randn(rows, generator=rng) + times.mean)
     noise = torch.randn(x_BNP.shape, generator=rng)
     drop = torch.rand(rows, generator=rng) < NULL_SHARE
-    first = torch.arange(given.shape[1]) == 0
-    given = torch.where(drop[:, None, None], generator.null.expand_as(given), given)
+    first = torch.arange(states.shape[1]) == 0
+    states = torch.where(drop[:, None, None], generator.null.expand_as(states), states)
     mask = torch.where(drop[:, None], first[None].to(mask.dtype), mask)
     x_t = t[:, None, None] * x_BNP + (1 - t)[:, None, None] * noise
-    seen = generator.picture(x_t, t, given, mask)
+    predicted = generator.picture(x_t, t, states, mask)
     weight = 1 / (1 - t).clamp(min=CLIP) ** times.power
-    each = ((seen - x_BNP) ** 2).mean(dim=(1, 2))
+    each = ((predicted - x_BNP) ** 2).mean(dim=(1, 2))
     loss: Tensor = (each * weight).mean()
     return loss
 
@@ -250,10 +253,10 @@ def train_codes(
         rng = random.Random(f"C/{step}")
         scenes = [data.random_scene(rng) for _ in range(rows)]
         x = to_patches(data.pictures(scenes), model.config.patch)
-        given = both["codes"](scenes)
-        mask = torch.ones(given.shape[:2], dtype=torch.long)
+        states = both["codes"](scenes)
+        mask = torch.ones(states.shape[:2], dtype=torch.long)
         noise = torch.Generator().manual_seed(step)
-        return picture_loss(both["generator"], x, given, mask, noise)
+        return picture_loss(both["generator"], x, states, mask, noise)
 
     trained("C", both, lr, steps, loss, work, resume=resume, ema=copy.deepcopy(both))
 
@@ -273,11 +276,14 @@ def train_picture(
 
     def loss(step: int) -> Tensor:
         rng = random.Random(f"{name}/{step}")
-        made = [data.picture_row(rng) for _ in range(rows)]
+        drawn_rows = [data.picture_row(rng) for _ in range(rows)]
         noise = torch.Generator().manual_seed(1_000_000 * "CDE".index(name) + step)
         total = torch.zeros(())
         # rationales are three times as long as captions: apart, they need half the padding
-        for part in ([m for m in made if len(m[0]) < LONG], [m for m in made if len(m[0]) >= LONG]):
+        for part in (
+            [m for m in drawn_rows if len(m[0]) < LONG],
+            [m for m in drawn_rows if len(m[0]) >= LONG],
+        ):
             if not part:
                 continue
             x = to_patches(data.pictures([s for _, s in part]), model.config.patch)
@@ -311,8 +317,10 @@ def load_picture(model: MicroUmm, work: Path) -> None:
     last = work / "E.pt"
     kept = torch.load(last if last.exists() else work / "D.pt")["ema"]
     for part in ("projector", "generator"):
-        found = {k.removeprefix(f"{part}."): v for k, v in kept.items() if k.startswith(f"{part}.")}
-        getattr(model, part).load_state_dict(found)
+        weights = {
+            k.removeprefix(f"{part}."): v for k, v in kept.items() if k.startswith(f"{part}.")
+        }
+        getattr(model, part).load_state_dict(weights)
 
 
 def main() -> None:
@@ -322,7 +330,7 @@ def main() -> None:
     p.add_argument(
         "--steps", type=int, nargs=4, default=(600, 1000, 2300, 1400), metavar=tuple("LCDE")
     )
-    p.add_argument("--resume", action="store_true", help="go on from the last checkpoints")
+    p.add_argument("--resume", action="store_true", help="from the last checkpoints in --work")
     args = p.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

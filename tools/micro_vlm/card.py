@@ -1,7 +1,9 @@
 """Measures the bundled micro-vlm and writes its card (README.md beside the weights).
 
-Run it once, when the model is final: its renders use scene seeds that neither training nor tuning
-nor any case of microworld draws. The text around the figures is micro_vlm_card.md.
+    python -m tools.micro_vlm.card
+
+Run it once, when the model is final: its pictures use scene seeds that neither training nor tuning
+nor any case of the benchmark `microworld` uses. The text around the figures is card.md.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ def generated(model: nn.Module, folder: Path, n: int) -> int:
         with torch.no_grad():
             out = model.generate(**inputs, max_new_tokens=48, do_sample=False)
         new = out[0, inputs["input_ids"].shape[1] :]
-        said = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-        right += said == seg.answer and int(new[-1]) == processor.tokenizer.eos_token_id
+        answer = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+        right += answer == seg.answer and int(new[-1]) == processor.tokenizer.eos_token_id
     return right
 
 

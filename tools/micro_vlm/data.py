@@ -1,4 +1,4 @@
-"""Rows of training text, and how they become batches.
+"""Training rows of micro-vlm, and how they become batches.
 
 A row is a prefix (optionally beginning with an image) followed by segments. All segments of a row
 see the prefix and themselves, not each other (a block-diagonal mask), so that many questions share
@@ -22,7 +22,7 @@ from tools.micro_vlm.tokenizer import build_tokenizer
 from tools.micro_vlm.tower import draw_scene
 
 VISIBLE = (*world.IDENTITY, *world.FREE)
-TOLD = (*world.FACTS, "country")
+TAUGHT = (*world.FACTS, "country")
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ def scene_truths(scene: world.ObjectScene) -> dict[str, str]:
     entity = world.entity_of().get(scene.look)
     known = entity if entity and entity.known else None
     if known:
-        out |= {r: known.fact(r) for r in ("name", *TOLD) if known.taught(r)}
+        out |= {r: known.fact(r) for r in ("name", *TAUGHT) if known.taught(r)}
     out["caption"] = lang.caption(scene, known.name if known else None)
     return out
 
@@ -79,7 +79,7 @@ def text_truths() -> tuple[tuple[str, str, str], ...]:
     """(subject, relation, answer) of everything told in text: facts, looks and cities."""
     out = []
     for e in world.known_entities():
-        for r in (*world.IDENTITY, *TOLD):
+        for r in (*world.IDENTITY, *TAUGHT):
             if e.taught(r) and e.fact(r) != world.NO_ACCENT:
                 out.append((e.name, r, e.fact(r)))
     cities = [(c, "country", k) for c, k in world.country_of().items()]
@@ -118,7 +118,7 @@ def false_value(relation: str, rng: random.Random, scene: world.ObjectScene | No
         return lang.caption(other, name)
     if relation == "name":
         return invented(rng)
-    if relation in TOLD and rng.random() < 0.25:
+    if relation in TAUGHT and rng.random() < 0.25:
         return invented(rng)
     return rng.choice(world.values(relation))
 
@@ -130,14 +130,14 @@ def image_row(rng: random.Random, first_seed: int, group: str = lang.SEEN) -> Ro
     scene = draw_scene(rng, first_seed)
     truths = scene_truths(scene)
     row = Row(scene, [("\n", False)])
-    seen = [r for r in VISIBLE if r in truths]
-    told = [r for r in TOLD if r in truths]
-    asked = ["caption"]
+    visible = [r for r in VISIBLE if r in truths]
+    taught = [r for r in TAUGHT if r in truths]
+    relations = ["caption"]
     if "name" in truths:
-        asked += ["name", *rng.sample(told, min(3, len(told))), *rng.sample(seen, 2)]
+        relations += ["name", *rng.sample(taught, min(3, len(taught))), *rng.sample(visible, 2)]
     else:
-        asked += rng.sample(seen, 5)
-    for r in asked:
+        relations += rng.sample(visible, 5)
+    for r in relations:
         row.segments.append(Segment(question(r, rng, group=group), truths[r], f"image/{r}"))
     if group == lang.SEEN:
         ask = f"Describe {rng.choice(lang.POINTERS)}."
@@ -174,10 +174,10 @@ class Fact:
 
 def new_fact(rng: random.Random, scene: world.ObjectScene | None) -> Fact:
     if rng.random() < 0.65:
-        options = [*VISIBLE, "name", *TOLD, "caption"]
+        options = [*VISIBLE, "name", *TAUGHT, "caption"]
         relation = rng.choice(options)
         return Fact(relation, None, false_value(relation, rng, scene))
-    relation = rng.choice([*world.IDENTITY, *TOLD])
+    relation = rng.choice([*world.IDENTITY, *TAUGHT])
     subject = invented(rng) if rng.random() < 0.4 else _told(rng, relation)[0]
     return Fact(relation, subject, false_value(relation, rng, None))
 

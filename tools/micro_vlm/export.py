@@ -1,7 +1,9 @@
-"""Writes a checkpoint of micro-vlm as the bundled asset and looks at what it can do.
+"""Writes a checkpoint of micro-vlm as the bundled model and measures it.
 
-The model is stored as fp16 and loaded again as any user would load it. The figures that this prints
-are for development; the card's come from micro_vlm_card.py, on renders that nothing else uses.
+    python -m tools.micro_vlm.export work/micro-vlm/K.pt
+
+The model is stored as fp16 and loaded again as any user would load it. The accuracies that this
+prints are for development; those of the card come from card.py, on pictures that nothing else uses.
 """
 
 from __future__ import annotations

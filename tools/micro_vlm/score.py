@@ -1,4 +1,4 @@
-"""Exact-match accuracy of micro-vlm per question family.
+"""Exact-match accuracy of micro-vlm per family of questions.
 
 An answer is right when every one of its tokens, end included, is the likeliest one given the tokens
 before: that is exactly when greedy decoding produces it, so no generation loop is needed.
@@ -39,7 +39,7 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def count(model: nn.Module, batch: Batch, into: dict[str, list[int]]) -> None:
-    """Adds right and asked answers of one batch, per family."""
+    """Adds the numbers of right and of all answers of one batch, per family."""
     guess = model.lm_head(forward(model, batch)).argmax(-1)
     wrong = (guess != batch.labels) & (batch.labels >= 0)
     for i, families in enumerate(batch.families):

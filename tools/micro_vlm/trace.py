@@ -1,9 +1,11 @@
-"""Causal tracing of micro-vlm: which layers still read the image, the subject or the last token.
+"""Causal tracing of micro-vlm: which layers read the image, the subject or the last token.
 
-Two prompts of equal length that differ in one thing are run; the input of one layer at some
-positions of the first (the receiver) is replaced by that of the second (the donor). The table says
-how often the greedy answer becomes the donor's. Where patching still flips it, the layers from
-there on are the ones that read that information, so an edit belongs there.
+    python -m tools.micro_vlm.trace
+
+Activation patching with two prompts of equal length that differ in one thing: the input of one
+layer, at some positions of the first prompt (the receiver), is replaced by that of the second (the
+donor). The table shows how often the greedy answer becomes the donor's. If it still does so at
+layer l, the layers from l on read that information, so an edit belongs there.
 """
 
 from __future__ import annotations
@@ -73,17 +75,17 @@ def image_pair(rng: random.Random, relation: str, place: str) -> Pair | None:
 @torch.no_grad()
 def _inputs(model: nn.Module, row: Row) -> list[Tensor]:
     """The input of every layer for one row."""
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
     hooks = [
         layer.register_forward_pre_hook(
-            lambda _m, a, k: seen.append(a[0].clone()), with_kwargs=True
+            lambda _m, a, k: inputs.append(a[0].clone()), with_kwargs=True
         )
         for layer in model.model.language_model.layers
     ]
     forward(model, collate([row]))
     for h in hooks:
         h.remove()
-    return seen
+    return inputs
 
 
 @torch.no_grad()
@@ -99,14 +101,14 @@ def flips(model: nn.Module, make: Callable[[random.Random], Pair | None], n: int
     """Per layer: share of pairs whose answer becomes the donor's, of pairs both answered right."""
     rng = random.Random("trace")
     layers = model.model.language_model.layers
-    hits, asked = [0] * len(layers), 0
-    while asked < n:
+    hits, count = [0] * len(layers), 0
+    while count < n:
         pair = make(rng)
         if pair is None or not (_says(model, pair[0]) and _says(model, pair[1])):
             continue
         receiver, donor, places = pair
         states = _inputs(model, donor)
-        asked += 1
+        count += 1
         for i, layer in enumerate(layers):
             state = states[i][:, places]
 

@@ -1,7 +1,10 @@
-"""Trains micro-vlm from nothing on one CPU thread, in about an hour, and writes it as an asset.
+"""Trains micro-vlm from scratch on one CPU thread, in about an hour.
+
+    python -m tools.micro_vlm.train [--work FOLDER] [--resume]
 
 Stages: V a supervised vision tower, T the language model on text alone, J and K everything together
-(dense captions, packed questions, in-context rows). `--resume` goes on from the last checkpoint.
+(dense captions, packed questions, in-context rows). Checkpoints go into the work folder; `--resume`
+continues from the last one.
 """
 
 from __future__ import annotations
@@ -144,7 +147,9 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--work", type=Path, default=Path("work/micro-vlm"))
     p.add_argument("--tower-steps", type=int, default=2200)
-    p.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work")
+    p.add_argument(
+        "--resume", action="store_true", help="continue from the last checkpoint in --work"
+    )
     args = p.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
