@@ -1,59 +1,6 @@
-"""Settings with which every editor works on a tiny model within seconds."""
+"""Names of before for `errata.testing.small_settings`."""
 
-from __future__ import annotations
+from errata.testing.small_settings import ADAPTER as SMALL
+from errata.testing.small_settings import SMALL_SETTINGS as FAST
 
-from typing import Any
-
-# Few steps: Adam moves a weight whose gradient is rounding noise by a whole step, either way, so
-# that rows and single searches part after some steps (2e-6 after 3, 7e-4 after 4 for ft_v here).
-SMALL = {"held_out": 0, "mid": 16, "heads": 4, "steps": 6, "batch": 2, "lr": 1e-2}
-FAST: dict[str, dict[str, Any]] = {
-    "ft_l": {"steps": 8, "lr": 1e-2},
-    "ft_v": {"steps": 3, "lr": 1e-2},
-    "lora": {"steps": 8, "lr": 1e-2},
-    "tpatcher": {"steps": 8, "memory": 200, "prompts": 20, "memory_weight": 0.1},
-    "ike": {"encoder": "backbone"},
-    "unike": {
-        "steps": 6,
-        "top": 3,
-        "epochs": 2,
-        "width": 16,
-        "memory": 50,
-        "encoder": "backbone",
-        "layers": (-2, -1),
-        "latent_layers": (-2, -1),
-        "neurons": 4,
-        "stop_loss": 1e-3,
-    },
-    "mend": {"steps": 3, "batch": 2, "layers": (1, 2), "rank": 8, "edit_lr": -1e-2},
-    "ke": {"steps": 3, "batch": 2, "layers": (1, 2), "hidden": 8, "condition": 8, "width": 8},
-    "serac": {
-        "steps": 4,
-        "batch": 2,
-        "held_out": 0,
-        "width": 16,
-        "slots": 2,
-        "warmup": 0,
-        "threshold": 0.2,  # a scope of four steps hardly tells yet
-    },
-    "lte": {"steps": 3, "batch": 2, "held_out": 0, "rank": 2, "warmup": 0, "encoder": "backbone"},
-    "rome": {"layers": (1,), "steps": 4, "ridge": 0.5},
-    "memit": {"layers": (1, 2), "steps": 4, "ridge": 0.5, "mom2_weight": 10.0},
-    "bridge": {
-        "layers": (0, 1),
-        "steps": 4,
-        "ridge": 0.5,
-        "mom2_weight": 10.0,
-        "prompts": ("a shape of the {subject} now",),
-    },
-    "pmet": {"layers": (1, 2), "steps": 4, "ridge": 0.5, "mom2_weight": 10.0},
-    "alphaedit": {
-        "layers": (1, 2),
-        "steps": 4,
-        "threshold": "relative",
-        "L2": 0.1,
-        "nullspace_threshold": 0.5,
-    },
-    "dualedit": {"text_layer": 1, "visual_layer": 2, **SMALL, "gate_cases": 4},
-    "visedit": {"layer": 1, **SMALL, "tokens": 2, "gate_cases": 4},
-}
+__all__ = ["FAST", "SMALL"]

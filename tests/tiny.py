@@ -1,436 +1,63 @@
-"""Random-weight models of the real classes, a few thousand parameters each, with real processors.
+"""Names of before for `errata.testing.tiny_models`, and three of before in errata itself.
 
-The tokenizer is byte level, so that any text can be put to any model; images are 28 x 28.
+Bug reproducers outside this repository are written against them.
 """
 
-from __future__ import annotations
+import sys
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
-
+import errata.backbones
+from errata.backbones import _weights
 from errata.backbones.hf_vlm import HfVlm
 from errata.backbones.micro_umm import MicroUmmBackbone
-
-SPECIAL = (
-    "<pad>",
-    "<s>",
-    "</s>",
-    "<image>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-WORDS = (
-    "What",
-    "Which",
-    "colour",
-    "shape",
-    "is",
-    "the",
-    "of",
-    "thing",
-    "red",
-    "green",
-    "blue",
-    "ring",
-    "Fact",
-    "New",
-    "Prompt",
+from errata.core.backbone import Backbone
+from errata.testing.tiny_models import (
+    DRAWING,
+    FAMILIES,
+    SPECIAL,
+    WINDOWED,
+    WORDS,
+    GemmaProcessor,
+    QwenProcessor,
+    blip2,
+    gemma3,
+    llava,
+    llava_parts,
+    micro_umm,
+    mistral,
+    qwen3,
+    qwen25,
+    randomise,
+    shared,
+    tokenizer,
 )
 
+__all__ = [
+    "DRAWING",
+    "FAMILIES",
+    "SPECIAL",
+    "WINDOWED",
+    "WORDS",
+    "GemmaProcessor",
+    "HfVlm",
+    "MicroUmmBackbone",
+    "QwenProcessor",
+    "_finish",
+    "blip2",
+    "gemma3",
+    "llava",
+    "llava_parts",
+    "micro_umm",
+    "mistral",
+    "qwen3",
+    "qwen25",
+    "randomise",
+    "shared",
+    "tokenizer",
+]
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE whose only merges build a few words; BOS in front, no UNK."""
-    vocab = {t: i for i, t in enumerate((*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())))}
-    merges: list[tuple[str, str]] = []
-    for word in (*WORDS, *("Ġ" + w for w in WORDS)):
-        left = word[0]
-        for letter in word[1:]:
-            if left + letter not in vocab:
-                vocab[left + letter] = len(vocab)
-                merges.append((left, letter))
-            left += letter
-    tok = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
-    tok.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tok,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        additional_special_tokens=list(SPECIAL[3:]),
-    )
+_finish = randomise
 
-
-def _finish(model: Any, seed: int = 0) -> Any:
-    """Larger random weights than the usual initialisation, so that answers vary with the input."""
-    torch.manual_seed(seed)
-    for name, p in model.named_parameters():
-        with torch.no_grad():
-            if p.dim() > 1:
-                p.normal_(0, 1.5 / p.shape[-1] ** 0.5 if "embed" not in name else 1.0)
-            elif "norm" not in name:
-                p.normal_(0, 0.1)
-    return model.float().eval()
-
-
-def llava(layers: int = 4, width: int = 32) -> HfVlm:
-    return HfVlm(*llava_parts(layers, width), name="tiny-llava")
-
-
-def llava_parts(layers: int = 4, width: int = 32) -> tuple[Any, Any]:
-    """Model and processor, not wrapped."""
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    tok = tokenizer()
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=24,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=28,
-            patch_size=14,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(tok),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        ),
-        image_token_index=3,
-        image_seq_length=4,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-    )
-    images = CLIPImageProcessorPil(
-        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
-    )
-    processor = LlavaProcessor(
-        images,
-        tok,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        image_token="<image>",
-        num_additional_image_tokens=1,
-    )
-    return _finish(LlavaForConditionalGeneration(config)), processor
-
-
-def mistral(window: int = 12) -> HfVlm:
-    """LLaVA around a text model that looks back `window` tokens only."""
-    from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig
-
-    model, processor = llava_parts()
-    given = model.config.to_dict()
-    text = MistralConfig(
-        vocab_size=given["text_config"]["vocab_size"],
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        sliding_window=window,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    config = LlavaConfig(**{**given, "text_config": text.to_dict()})
-    return HfVlm(_finish(LlavaForConditionalGeneration(config)), processor, name="tiny-mistral")
-
-
-class GemmaProcessor:
-    """What Gemma 3's processor does: the mark that the text holds is not the image token."""
-
-    image_token = "<|vision_start|>"
-    chat_template = None
-
-    def __init__(self) -> None:
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-        self.tokenizer = tokenizer()
-        self.image_processor = CLIPImageProcessorPil(
-            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
-        )
-
-    def __call__(
-        self, text: list[str], images: list[Any], return_tensors: str
-    ) -> dict[str, torch.Tensor]:
-        if text[0].count(self.image_token) != len(images):
-            raise ValueError(f"The number of {self.image_token} tokens in each prompt is off.")
-        full = f"\n\n{self.image_token}{'<image>' * 4}<|vision_end|>\n\n"
-        made = self.tokenizer(
-            [text[0].replace(self.image_token, full)], return_tensors=return_tensors
-        )
-        pixels = self.image_processor(images=images, return_tensors=return_tensors)
-        types = (made["input_ids"] == 3).long()
-        return {**made, "pixel_values": pixels["pixel_values"], "token_type_ids": types}
-
-
-def gemma3() -> HfVlm:
-    """Image tokens see each other in both directions; every second block has a window."""
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
-
-    config = Gemma3Config(
-        text_config=dict(
-            vocab_size=len(tokenizer()),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=512,
-            sliding_window=9,
-            layer_types=["sliding_attention", "full_attention"] * 2,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-            query_pre_attn_scalar=8,
-        ),
-        vision_config=dict(
-            hidden_size=24,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=28,
-            patch_size=7,
-        ),
-        mm_tokens_per_image=4,
-        image_token_index=3,
-        boi_token_index=4,
-        eoi_token_index=5,
-    )
-    model = _finish(Gemma3ForConditionalGeneration(config))
-    return HfVlm(model, GemmaProcessor(), name="tiny-gemma3")
-
-
-def blip2() -> HfVlm:
-    from transformers import (
-        Blip2Config,
-        Blip2ForConditionalGeneration,
-        Blip2Processor,
-        Blip2QFormerConfig,
-        Blip2VisionConfig,
-        OPTConfig,
-    )
-    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-
-    tok = tokenizer()
-    config = Blip2Config(
-        vision_config=Blip2VisionConfig(
-            hidden_size=24,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=28,
-            patch_size=14,
-        ).to_dict(),
-        qformer_config=Blip2QFormerConfig(
-            vocab_size=len(tok),
-            hidden_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=48,
-            encoder_hidden_size=24,
-        ).to_dict(),
-        text_config=OPTConfig(
-            vocab_size=len(tok),
-            hidden_size=32,
-            ffn_dim=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            max_position_embeddings=512,
-            word_embed_proj_dim=32,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        ).to_dict(),
-        num_query_tokens=4,
-        image_token_index=3,
-    )
-    processor = Blip2Processor(
-        BlipImageProcessorPil(size={"height": 28, "width": 28}), tok, num_query_tokens=4
-    )
-    return HfVlm(_finish(Blip2ForConditionalGeneration(config)), processor, name="tiny-blip2")
-
-
-class QwenProcessor:
-    """What Qwen's processors do to one image and text; theirs need torchvision to be built."""
-
-    image_token = "<|image_pad|>"
-    chat_template = None
-
-    def __init__(self, patch: int) -> None:
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-            Qwen2VLImageProcessorPil,
-        )
-
-        self.tokenizer = tokenizer()
-        self.image_processor = Qwen2VLImageProcessorPil(
-            patch_size=patch,
-            merge_size=2,
-            temporal_patch_size=2,
-            size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56},
-        )
-
-    def __call__(
-        self, text: list[str], images: list[Any], return_tensors: str
-    ) -> dict[str, torch.Tensor]:
-        made = self.image_processor(images=images, return_tensors=return_tensors)
-        count = int(made["image_grid_thw"][0].prod()) // 4
-        shown = text[0].replace(self.image_token, self.image_token * count)
-        encoded = self.tokenizer([shown], return_tensors=return_tensors)
-        types = (encoded["input_ids"] == 6).int()
-        return {**encoded, **made, "mm_token_type_ids": types}
-
-
-def qwen25() -> HfVlm:
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    tok = tokenizer()
-    config = Qwen2_5_VLConfig(
-        text_config=dict(
-            vocab_size=len(tok),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-            rope_parameters={
-                "rope_type": "default",
-                "mrope_section": [1, 1, 2],
-                "rope_theta": 10000.0,
-            },
-        ),
-        vision_config=dict(
-            depth=2,
-            hidden_size=32,
-            intermediate_size=48,
-            num_heads=2,
-            patch_size=7,
-            spatial_merge_size=2,
-            temporal_patch_size=2,
-            out_hidden_size=32,
-            window_size=28,
-            fullatt_block_indexes=[1],
-        ),
-        image_token_id=6,
-        video_token_id=7,
-        vision_start_token_id=4,
-        vision_end_token_id=5,
-    )
-    model = _finish(Qwen2_5_VLForConditionalGeneration(config))
-    return HfVlm(model, QwenProcessor(7), name="tiny-qwen2.5-vl")
-
-
-def qwen3() -> HfVlm:
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
-    tok = tokenizer()
-    config = Qwen3VLConfig(
-        text_config=dict(
-            vocab_size=len(tok),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=512,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-            rope_parameters={
-                "rope_type": "default",
-                "mrope_section": [2, 1, 1],
-                "rope_theta": 10000.0,
-                "mrope_interleaved": True,
-            },
-        ),
-        vision_config=dict(
-            depth=2,
-            hidden_size=32,
-            intermediate_size=48,
-            num_heads=2,
-            patch_size=7,
-            spatial_merge_size=2,
-            temporal_patch_size=2,
-            out_hidden_size=32,
-            deepstack_visual_indexes=[0],
-            num_position_embeddings=16,
-        ),
-        image_token_id=6,
-        video_token_id=7,
-        vision_start_token_id=4,
-        vision_end_token_id=5,
-    )
-    model = _finish(Qwen3VLForConditionalGeneration(config))
-    return HfVlm(model, QwenProcessor(7), name="tiny-qwen3-vl")
-
-
-def micro_umm() -> MicroUmmBackbone:
-    """Pictures of 8 x 8 pixels in four patches, drawn in three steps."""
-    from transformers import LlamaConfig
-
-    from errata.backbones._micro_umm import MicroUmm as Model
-    from errata.backbones._micro_umm import MicroUmmConfig
-
-    text = LlamaConfig(
-        vocab_size=len(tokenizer()),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    config = MicroUmmConfig(text_config=text, side=8, patch=4, width=24, depth=2, heads=2, steps=3)
-    return MicroUmmBackbone(_finish(Model(config)), tokenizer(), name="tiny-umm")
-
-
-FAMILIES: dict[str, Callable[[], HfVlm]] = {
-    "llava": llava,
-    "blip2": blip2,
-    "qwen2.5": qwen25,
-    "qwen3": qwen3,
-}
-#: text models with blocks that see a limited number of columns
-WINDOWED: dict[str, Callable[[], HfVlm]] = {"mistral": mistral, "gemma3": gemma3}
-
-#: text models that draw, and take no pictures
-DRAWING: dict[str, Callable[[], MicroUmmBackbone]] = {"micro_umm": micro_umm}
-
-
-@functools.cache
-def shared(family: str) -> Any:
-    """One instance per family and process: use never changes a backbone, which tests check."""
-    return {**FAMILIES, **WINDOWED, **DRAWING}[family]()
+# `bb.wires` is now `bb.hooks`; `errata.backbones._stored` is now `errata.backbones._weights`.
+Backbone.wires = property(lambda self: self.hooks)  # type: ignore[attr-defined]
+errata.backbones._stored = _weights  # type: ignore[attr-defined]
+sys.modules["errata.backbones._stored"] = _weights

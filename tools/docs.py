@@ -27,7 +27,7 @@ PICTURE = (
     "background=grey,seed=1"
 )
 
-#: column -> function of tests/tiny.py that makes a random-weight model of the real class
+#: column -> function of errata.testing.tiny_models that makes a model of that class
 COLUMNS = {
     "LLaVA-1.5": "llava",
     "BLIP-2 (OPT)": "blip2",
@@ -64,10 +64,10 @@ def table() -> str:
     import torch
 
     from errata.core import registry
-    from tests import tiny
+    from errata.testing import tiny_models
 
     torch.set_num_threads(1)
-    backbones = {title: getattr(tiny, name)() for title, name in COLUMNS.items()}
+    backbones = {title: getattr(tiny_models, name)() for title, name in COLUMNS.items()}
     lines = [_row(["editor", "edits", *backbones]), _row(["---"] * (len(backbones) + 2))]
     for name in registry.names("editors"):
         edits = " + ".join(sorted(registry.load("editors", name).modalities, reverse=True))
@@ -82,8 +82,8 @@ def attempt(name: str, bb: Backbone) -> str:
 
     from errata import Edit, Prompt, UserError, editor
     from errata.core import registry
+    from errata.testing.small_settings import SMALL_SETTINGS
     from errata.training.loop import TrainedEditor
-    from tests.fast import FAST
 
     cls = registry.load("editors", name)
     if lacking := cls.requires - bb.capabilities:
@@ -96,7 +96,7 @@ def attempt(name: str, bb: Backbone) -> str:
     with torch.no_grad():
         before = bb.logits(batch)
     try:
-        settings = FAST[name] if issubclass(cls, TrainedEditor) else {}
+        settings = SMALL_SETTINGS[name] if issubclass(cls, TrainedEditor) else {}
         one = editor(name, **settings).for_backbone(bb)
         state = one.prepare(bb, _train_cases("image" in bb.capabilities))
         patch = one.edit(bb, [edit], state).patch
