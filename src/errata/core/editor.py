@@ -25,7 +25,8 @@ from errata.core import files
 from errata.core.backbone import Backbone
 from errata.core.config import parse_config
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
-from errata.core.patch import Header, Patch, versions
+from errata.core.files import versions
+from errata.core.patch import Header, Patch
 from errata.core.types import Case, Edit
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
@@ -221,19 +219,6 @@ def fused(stack: Sequence[Patch]) -> tuple[Patch, ...]:
         one = cls.fuse(group) if len(group) > 1 else None
         merged.extend([one] if one is not None else group)
     return (*merged, *done)
-
-
-def versions() -> dict[str, str]:
-    import transformers
-
-    import errata
-
-    return {
-        "errata": errata.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _kind(patch: Patch) -> str:
@@ -443,5 +428,4 @@ __all__ = [
     "replace",
     "save",
     "unpack",
-    "versions",
 ]

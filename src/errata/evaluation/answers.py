@@ -16,7 +16,7 @@ import torch
 
 from errata.core.backbone import Backbone
 from errata.core.errors import BadEdit, BadImage, TooLong
-from errata.core.patch import versions
+from errata.core.files import versions
 from errata.core.protocol import Ask
 from errata.core.types import DRAWN_KINDS, LOCALITY_KINDS, Answer, Probe, Prompt, Scored
 from errata.evaluation.pictures import Pictures, PictureStore

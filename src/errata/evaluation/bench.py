@@ -180,7 +180,7 @@ def _settings(
         "state": state.digest() if state is not None else "",
         "benchmark": str(spec),
         "protocol": protocol.spec,
-        "versions": patches.versions(),
+        "versions": files.versions(),
         **options,
     }
 
@@ -197,7 +197,7 @@ def _open(
     }
     if path.exists():
         held = files.read_json(path)
-        different = [k for k, v in settings.items() if held.get(k) != from_plain(v)]
+        different = [k for k, v in settings.items() if held.get(k) != files.from_plain(v)]
         if different:
             what = ", ".join(f"{k} ({held.get(k)} there, {settings[k]} now)" for k in different[:3])
             raise BadRun(
@@ -241,13 +241,6 @@ def _sweep(out: Path) -> None:
             left.unlink(missing_ok=True)
     for left in out.glob("images/*/.*.png.*"):
         left.unlink(missing_ok=True)
-
-
-def from_plain(value: Any) -> Any:
-    """The value as it comes back from JSON."""
-    import json
-
-    return json.loads(files.dumps(value))
 
 
 def _commit() -> str:

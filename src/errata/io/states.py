@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from errata.core import files
 from errata.core.editor import State
 from errata.core.errors import DiskFull, MissingState, UserError
-from errata.core.patch import versions
+from errata.core.files import versions
 from errata.core.types import Case, digest, to_json
 
 if TYPE_CHECKING:
