@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from errata.core.files import append_lines, write_json
-from errata.core.judge import RETRY, Judge, waits
+from errata.core.judge import RETRY, Judge, may_retry
 from errata.core.types import JudgeQuestion, digest
 from errata.evaluation.run_folder import JudgedImage, RunFolder, read_run, read_verdicts
 
@@ -87,7 +87,7 @@ def _judge_some(
     verdicts = judge.judge([(run / group[0].image, group[0].view) for group in groups])
     lines = []
     for group, verdict in zip(groups, verdicts, strict=True):
-        if waits(verdict):
+        if may_retry(verdict):
             tally.waiting[verdict.note.removeprefix(RETRY)] += len(group)
             continue
         if verdict.meets is None:

@@ -39,7 +39,8 @@ LEAST_GROUND, WORST_BADGE, WORST_FIT, LEAST_MARGIN = 0.5, 60.0, 0.09, 0.003
 class RenderedShapes(Judge):
     """A programmatic reader: `view.category` names the attribute that is compared."""
 
-    name: ClassVar[str] = "microworld"
+    name: ClassVar[str] = "rendered_shapes"
+    verdict_name: ClassVar[str] = "microworld"
     version: ClassVar[str] = "1"
 
     def judge(self, pictures: Sequence[tuple[Path, JudgeQuestion]]) -> list[Verdict]:
