@@ -398,7 +398,7 @@ class Editor(ABC):
             seed=seed,
             versions=versions(),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            notes={"style": getattr(backbone, "style", "")},
+            notes={"style": backbone.style},
         )
 
 

@@ -52,7 +52,7 @@ def learnt(editor: Editor, backbone: Backbone, cases: Sequence[Case], *, seed: i
         "state": editor.state_name or editor.name,
         "settings": editor.summary["config"],
         "model": backbone.fingerprint(),
-        "style": getattr(backbone, "style", ""),
+        "style": backbone.style,
         "cases": digest([to_json(c) for c in cases]),
         "seed": seed,
         "versions": versions(),
