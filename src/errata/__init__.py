@@ -9,6 +9,8 @@ import importlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from errata._version import __version__
+
 if TYPE_CHECKING:
     from errata.backbones import load
     from errata.core.backbone import Backbone
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from errata.io.patch_folder import save as save_patch
     from errata.patches.rows import Rows
     from errata.patches.stack import Stack
-
-__version__ = "0.1.0"
 
 _HOME = MappingProxyType(
     {

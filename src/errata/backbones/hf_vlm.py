@@ -51,6 +51,7 @@ class HfVlm(TextBackbone):
         self.special = style != "chat"
         self.source = source
         self.layout = _sites.resolve(model)
+        self.site_paths, self.missing_sites = self.layout.paths, self.layout.missing
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
         self.tower, self.bridge_in_tower = self.layout.tower, self.layout.bridge_in_tower
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)

@@ -66,6 +66,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         self.layout.sites.extend(self._drawing_sites())
         names = {id(m): path for path, m in model.named_modules()}
         self.layout.paths = {s.name: names[id(s.first)] for s in self.layout.sites}
+        self.site_paths, self.missing_sites = self.layout.paths, self.layout.missing
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
         self.tower = None
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)

@@ -206,7 +206,7 @@ def _about(
     """What a reader needs to make the same pictures again."""
     from dataclasses import asdict
 
-    from errata.core.patch import versions
+    from errata.core.files import versions
 
     ed, state = subject.editor, subject.state
     return {

@@ -1,9 +1,10 @@
-"""`doctor`: what was found in a model, what was not, and whether the ports are exact."""
+"""`doctor`: the sites of a model, the missing ones, and whether errata computes its logits."""
 
 from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,7 +49,6 @@ def examine(bb: Backbone, image: str) -> dict[str, Any]:
 
     prompt = Prompt.of(QUESTION, image) if "image" in bb.capabilities else Prompt.of(QUESTION)
     batch = bb.encode([prompt])
-    layout = getattr(bb, "layout", None)
     return {
         "name": bb.name,
         "backbone": type(bb).__module__.rsplit(".", 1)[-1],
@@ -62,24 +62,23 @@ def examine(bb: Backbone, image: str) -> dict[str, Any]:
         "context": bb.context if bb.context < 10**9 else "not stated by the model",
         "parameters": sum(p.numel() for p in bb.model.parameters()),
         "sites": _sites(bb),
-        "missing": _folded(list(getattr(layout, "missing", ()))),
+        "missing": _folded(bb.missing_sites),
         "sample": _sample(bb, prompt, batch),
         "own forward": _own_forward(bb, prompt, batch),
     }
 
 
 def _sites(bb: Backbone) -> dict[str, str]:
-    """Site kinds, blocks folded together, with the place of the first one."""
-    layout = getattr(bb, "layout", None)
-    paths = getattr(layout, "paths", {})
-    found: dict[str, list[str]] = {}
+    """Site kinds with the number of blocks that have one, and the module path of the first."""
+    kinds: dict[str, list[str]] = {}
     for name in bb.hooks.sites:
-        found.setdefault(_fold(name), []).append(name)
+        kinds.setdefault(_fold(name), []).append(name)
+    paths = bb.site_paths
     return {
         kind: f"{len(names)} x {paths.get(names[0], '?')}"
         if len(names) > 1
         else paths.get(kind, "?")
-        for kind, names in found.items()
+        for kind, names in kinds.items()
     }
 
 
@@ -87,7 +86,7 @@ def _fold(site: str) -> str:
     return re.sub(r"^(text|vision|draw)\.\d+\.", r"\1.{i}.", site)
 
 
-def _folded(names: list[str]) -> list[str]:
+def _folded(names: Sequence[str]) -> list[str]:
     counts: dict[str, int] = {}
     for name in names:
         counts[_fold(name)] = counts.get(_fold(name), 0) + 1
@@ -95,35 +94,33 @@ def _folded(names: list[str]) -> list[str]:
 
 
 def _sample(bb: Backbone, prompt: Prompt, batch: Batch) -> dict[str, Any]:
-    shown = getattr(bb, "shown", None)
     return {
-        "prompt shown to the tokenizer": repr(shown(prompt)) if shown else "not told",
+        "prompt shown to the tokenizer": repr(bb.shown(prompt)),
         "prompt tokens": int(batch.lengths[0]),
         "of them image tokens": int(batch.vision.sum()),
     }
 
 
 def _own_forward(bb: Backbone, prompt: Prompt, batch: Batch) -> dict[str, Any]:
-    """Processor and model by themselves against what errata assembles, at the last prompt token.
+    """Compares the logits of errata's batch with those of the family's own processor and model.
 
-    A backbone without a method `processed` is compared on errata's own batch.
+    At the last prompt token. Without an own processor the model is run on errata's batch.
     """
     import torch
 
-    processed = getattr(bb, "processed", None)
-    given = processed(prompt) if processed else dict(batch.inputs)
+    inputs = dict(bb.processed(prompt) or batch.inputs)
     device = bb.device_of("embed")
-    given = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
-    given = {
+    inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    inputs = {
         k: v.to(bb.dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v
-        for k, v in given.items()
+        for k, v in inputs.items()
     }
     with torch.no_grad():
         ours = bb.logits(batch)[0, 0]
-        own = bb.model(**given).logits[0, -1].float()
+        theirs = bb.model(**inputs).logits[0, -1].float()
     n = int(batch.lengths[0])
-    same = given["input_ids"][0].tolist() == batch.ids[0, :n].tolist()
-    gap = float((ours.cpu() - own.cpu()).abs().max())
+    same = inputs["input_ids"][0].tolist() == batch.ids[0, :n].tolist()
+    gap = float((ours.cpu() - theirs.cpu()).abs().max())
     finite = bool(ours.isfinite().all())
     tolerance = 1e-4 if bb.dtype == torch.float32 else 0.1
     return {

@@ -82,16 +82,15 @@ def make_judge(name: str, given: dict[str, Any]) -> Judge:
 def own_judge(run: Path) -> str:
     """The judge that the run's benchmark names. Raises BadSpec."""
     from errata.core.benchmark import BenchmarkSpec
+    from errata.evaluation import judging
     from errata.evaluation.run_folder import read_plan
 
     text = str(read_plan(run).get("benchmark"))
     spec = BenchmarkSpec.parse(text)
-    benchmark = registry.load("benchmarks", spec.name)()
-    names = {benchmark.judge(task) for task in spec.tasks}
-    name = names.pop() if len(names) == 1 else ""
+    name = judging.own_judge(spec, spec.tasks)
     if not name:
         raise BadSpec(
             f"benchmark {text} has no judge of its own. Give --endpoint URL --model NAME of a "
             f"vision model, or --judge NAME; there are: {', '.join(registry.names('judges'))}."
         )
-    return str(name)
+    return name

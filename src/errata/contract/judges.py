@@ -67,9 +67,9 @@ def holds_order(make: Callable[[], Judge]) -> None:
 
 
 def holds_identity(make: Callable[[], Judge]) -> None:
-    """Its identity begins with its name and version."""
+    """Its identity begins with its name (in verdicts) and version."""
     judge = make()
-    assert judge.identity.startswith(f"{judge.name}@{judge.version}")
+    assert judge.identity.startswith(f"{judge.verdict_name or judge.name}@{judge.version}")
 
 
 def holds_nothing(make: Callable[[], Judge]) -> None:

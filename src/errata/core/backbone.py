@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -42,6 +43,11 @@ class Backbone(ABC):
     name: str
     revision: str = ""
     capabilities: frozenset[str] = frozenset()
+    #: how a prompt is written (raw, easyedit, chat); "" if the model takes it in one way only
+    style: str = ""
+    #: site -> path of its module in the model; sites that the model lacks (for `errata doctor`)
+    site_paths: Mapping[str, str] = MappingProxyType({})
+    missing_sites: Sequence[str] = ()
     model: nn.Module
     hooks: HookManager
 
@@ -87,6 +93,14 @@ class Backbone(ABC):
         One space between prompt and target, target stripped; `eos` appends the end token to
         targets. Raises TooLong, naming the row.
         """
+
+    def shown(self, prompt: Prompt) -> str:
+        """The text that is put to the tokenizer."""
+        return prompt.text
+
+    def processed(self, prompt: Prompt) -> Mapping[str, Any] | None:
+        """What the model family's own processor makes of a prompt; None if there is none."""
+        return None
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 from errata.core.backbone import Backbone
 from errata.core.config import parse_config
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
-from errata.core.patch import Header, Patch, parts_of, versions
+from errata.core.files import versions
+from errata.core.patch import Header, Patch, parts_of
 from errata.core.state import State
 from errata.core.types import Case, Edit
 
@@ -264,7 +265,7 @@ class Editor(ABC):
             seed=seed,
             versions=versions(),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            notes={"style": getattr(backbone, "style", "")},
+            notes={"style": backbone.style},
         )
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from errata._version import __version__
 from errata.core.errors import BadRun, DiskFull
 from errata.core.types import from_json, to_json
 
@@ -51,6 +54,21 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
 
 def dumps(data: Any, *, indent: int | None = None) -> str:
     return json.dumps(data, sort_keys=True, ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def from_plain(value: Any) -> Any:
+    """The value as it is after a round trip through JSON: tuples become lists."""
+    return json.loads(dumps(value))
+
+
+def versions() -> dict[str, str]:
+    """Versions that numbers depend on, from the packages' metadata: nothing is imported."""
+    return {
+        "errata": __version__,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+    }
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -1,6 +1,6 @@
-"""What a judge is: it looks at saved pictures and says what they show. No torch.
+"""A judge looks at the saved pictures of a run and returns a verdict on each. No torch.
 
-Judging is a step of its own over a run's pictures (`errata judge`); metrics read its verdicts.
+`errata judge` runs a judge over a run folder; metrics read the verdicts.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import ClassVar
 
 from errata.core.types import JudgeQuestion, Verdict
 
-#: how the note of a verdict begins that could be had another time
+#: Prefix of the note of a verdict that may be retried.
 RETRY = "again: "
 
 
-def waits(verdict: Verdict) -> bool:
-    """Whether the picture should be judged again: something stood in the way for the moment."""
+def may_retry(verdict: Verdict) -> bool:
+    """Whether the picture should be judged again: the failure was temporary."""
     return verdict.note.startswith(RETRY)
 
 
@@ -30,17 +30,19 @@ class Judge(ABC):
     plugin_kind: ClassVar[str] = "judges"
     name: ClassVar[str]
     version: ClassVar[str] = "1"
+    #: Name in saved verdicts; "" means `name`. A judge that is renamed keeps its former name here.
+    verdict_name: ClassVar[str] = ""
 
     @property
     def identity(self) -> str:
-        """Whose verdicts may stand in one score: name, version and the settings that matter."""
-        return f"{self.name}@{self.version}"
+        """Verdicts of equal identity may be averaged: name, version, settings that matter."""
+        return f"{self.verdict_name or self.name}@{self.version}"
 
     @abstractmethod
     def judge(self, pictures: Sequence[tuple[Path, JudgeQuestion]]) -> list[Verdict]:
         """One verdict per picture, in order.
 
-        A picture that cannot be judged gets a verdict with `meets` None and the reason, which
-        begins with RETRY where it may go better another time. Raises UserError where nothing could
-        be judged at all (a wrong key, say).
+        A picture that cannot be judged gets a verdict with `meets` None and the reason in `note`;
+        the note begins with RETRY if a retry may succeed. Raises UserError if no picture could be
+        judged (for example with a wrong key).
         """

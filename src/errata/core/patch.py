@@ -7,7 +7,6 @@ with another fingerprint, and it is undone by no longer being applied. The shape
 
 from __future__ import annotations
 
-import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -254,16 +253,3 @@ def unpack(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
     """The inverse of `pack`. Raises UnknownName for a shape that is not installed."""
     cls = registry.load("patches", str(settings.get("shape", "")))
     return cls.unpack(settings, tensors)  # type: ignore[no-any-return]
-
-
-def versions() -> dict[str, str]:
-    import transformers
-
-    import errata
-
-    return {
-        "errata": errata.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }

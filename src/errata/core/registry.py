@@ -15,6 +15,7 @@ import pkgutil
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from errata.core.errors import UnknownName
@@ -23,6 +24,10 @@ KINDS = (
     *("patches", "editors", "backbones", "benchmarks", "protocols", "metrics", "judges"),
     "analyses",
 )
+
+
+#: (kind, former name) -> name today. Former names stand in saved files and in users' scripts.
+RENAMED = MappingProxyType({("judges", "microworld"): "rendered_shapes"})
 
 
 def _singular(kind: str) -> str:
@@ -52,8 +57,14 @@ def names(kind: str) -> list[str]:
     return sorted({*_builtin(kind), *_external(kind)})
 
 
+def current_name(kind: str, name: str) -> str:
+    """The name that the plug-in has today; a name that was never changed is returned as it is."""
+    return name if name in _external(kind) else RENAMED.get((kind, name), name)
+
+
 def summary(kind: str, name: str) -> str:
     """First line of the plug-in's module docstring, read without importing it."""
+    name = current_name(kind, name)
     if name in _external(kind):
         dist = _external(kind)[name].dist
         return f"from {dist.name}" if dist else "third party"
@@ -67,7 +78,11 @@ def summary(kind: str, name: str) -> str:
 
 
 def load(kind: str, name: str) -> type[Any]:
-    """The plug-in class called `name`. Raises UnknownName, with the nearest known name."""
+    """The plug-in class called `name`, now or formerly.
+
+    Raises UnknownName, with the nearest known name.
+    """
+    name = current_name(kind, name)
     external = _external(kind)
     if name in external:
         return external[name].load()  # type: ignore[no-any-return]

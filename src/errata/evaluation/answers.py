@@ -1,9 +1,9 @@
-"""Probes to answers: batched, one probe per row, both families of scores from one prefill.
+"""Asks a model probes in batches, one probe per row.
 
-The prompt and its reference run once; that forward gives the reference's log-probabilities and, as
-far as the reference is what the model would say, the greedy answer too. Rows that say something
-else go on from the cached prompt. Batches depend only on the asks and their order, so that a
-repeated run gives equal bytes. Probes of drawn kinds are drawn, see `drawing`.
+Prompt and reference run once, in one prefill. It gives the log-probabilities of the reference under
+teacher forcing. It also gives the greedy answer, as long as that equals the reference; rows that
+differ continue from the KV cache of the prompt. Batches depend only on the requests and their
+order, so that a repeated run gives equal bytes. Probes of drawn kinds are drawn (see `pictures`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 
 from errata.core.backbone import Backbone
 from errata.core.errors import BadEdit, BadImage, TooLong
+from errata.core.files import versions
 from errata.core.generation import image_generator
-from errata.core.patch import versions
 from errata.core.protocol import Ask
 from errata.core.types import DRAWN_KINDS, LOCALITY_KINDS, Answer, Probe, Prompt, Scored
 from errata.evaluation.pictures import PictureStore
 
 BATCH = 64
-EXTRA = 8  # tokens that an answer may have beyond its reference
+EXTRA = 8  # tokens that an answer may be longer than its reference
 TOP = 10
 
 #: answers to locality probes given before any edit, by (case, probe id)
@@ -32,27 +32,27 @@ Before = Mapping[tuple[str, str], Answer]
 
 @dataclass(frozen=True, slots=True)
 class PromptRequest:
-    """One ask with the row (lane) whose patch it is put to."""
+    """A question, and the row (lane) whose patch is live while it is asked."""
 
     ask: Ask
     row: int = 0
 
 
 def unedited(backbone: Backbone) -> list[Any]:
-    """What the answers of an untouched model depend on, besides what it is asked."""
+    """What the answers of the unedited model depend on besides the questions: a cache key."""
     return [
         versions(),
         [BATCH, EXTRA],
         backbone.fingerprint(),
         str(backbone.dtype),
         backbone.device_of("").type,
-        getattr(backbone, "style", ""),
+        backbone.style,
     ]
 
 
 def ask_all(
     backbone: Backbone,
-    asked: Sequence[PromptRequest],
+    requests: Sequence[PromptRequest],
     *,
     step: int,
     before: Before | None = None,
@@ -61,33 +61,34 @@ def ask_all(
     batch_size: int = BATCH,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """Answers in the order of `asked`.
+    """Answers in the order of `requests`.
 
-    With `before`, each locality probe's own before-answer is scored too. `easel` is where pictures
-    go; it must be there if a probe is to be drawn.
+    before: if given, each locality probe's before-answer is scored as well (`Answer.own`). store:
+    where pictures are saved; needed if a probe is drawn.
     """
 
-    def say(part: Sequence[PromptRequest]) -> list[Answer]:
-        return _batch(backbone, part, step, before, legacy)
+    def text(part: Sequence[PromptRequest]) -> list[Answer]:
+        return _text_answers(backbone, part, step, before, legacy)
 
     def draw(part: Sequence[PromptRequest]) -> list[Answer]:
         assert store is not None
-        return _drawn(backbone, part, step, store)
+        return _drawn_answers(backbone, part, step, store)
 
     answers: dict[int, Answer] = {}
-    for drawn, size, put in ((False, batch_size, say), (True, store.batch if store else 1, draw)):
-        mine = [i for i, a in enumerate(asked) if (a.ask.probe.kind in DRAWN_KINDS) == drawn]
-        order = sorted(mine, key=lambda i: _cost(asked[i].ask.probe))
+    for drawn, size, ask in ((False, batch_size, text), (True, store.batch if store else 1, draw)):
+        chosen = [i for i, r in enumerate(requests) if (r.ask.probe.kind in DRAWN_KINDS) == drawn]
+        order = sorted(chosen, key=lambda i: _cost(requests[i].ask.probe))
         for start in range(0, len(order), size):
             part = order[start : start + size]
-            answers.update(zip(part, _careful([asked[i] for i in part], step, put), strict=True))
+            batch = [requests[i] for i in part]
+            answers.update(zip(part, _ask_or_reason(batch, step, ask), strict=True))
             if on_batch is not None:
                 on_batch(len(part))
-    return [answers[i] for i in range(len(asked))]
+    return [answers[i] for i in range(len(requests))]
 
 
 def _cost(probe: Probe) -> tuple[int, bool, int, str]:
-    """Sort key: equal shapes together, probes of one image side by side."""
+    """Sort key: equal shapes together, probes of one image next to each other."""
     images = probe.prompt.images
     return (
         probe.cap,
@@ -97,42 +98,42 @@ def _cost(probe: Probe) -> tuple[int, bool, int, str]:
     )
 
 
-def _careful(
-    asked: Sequence[PromptRequest],
+def _ask_or_reason(
+    requests: Sequence[PromptRequest],
     step: int,
-    put: Callable[[Sequence[PromptRequest]], list[Answer]],
+    ask: Callable[[Sequence[PromptRequest]], list[Answer]],
 ) -> list[Answer]:
-    """As `put`; a question that cannot be asked is answered by its reason, not by a crash."""
+    """As `ask`; a question that cannot be asked becomes an unscored answer with the reason."""
     try:
-        return put(asked)
+        return ask(requests)
     except (TooLong, BadImage, BadEdit) as e:
-        if len(asked) == 1:
-            return [unscored(asked[0].ask, step, str(e))]
-        return [a for one in asked for a in _careful([one], step, put)]
+        if len(requests) == 1:
+            return [unscored(requests[0].ask, step, str(e))]
+        return [answer for one in requests for answer in _ask_or_reason([one], step, ask)]
 
 
-def _drawn(
-    backbone: Backbone, asked: Sequence[PromptRequest], step: int, store: PictureStore
+def _drawn_answers(
+    backbone: Backbone, requests: Sequence[PromptRequest], step: int, store: PictureStore
 ) -> list[Answer]:
     pictures = image_generator(backbone).draw(
-        [a.ask.probe.prompt for a in asked],
+        [r.ask.probe.prompt for r in requests],
         store.seeds,
-        rows=torch.tensor([a.row for a in asked]),
+        rows=torch.tensor([r.row for r in requests]),
     )
     return [
         Answer(
-            case=a.ask.case,
-            probe=a.ask.probe.id,
+            case=r.ask.case,
+            probe=r.ask.probe.id,
             step=step,
-            tag=a.ask.tag,
-            images=store.keep(a.ask, drawn),
+            tag=r.ask.tag,
+            images=store.keep(r.ask, drawn),
         )
-        for a, drawn in zip(asked, pictures, strict=True)
+        for r, drawn in zip(requests, pictures, strict=True)
     ]
 
 
 def unscored(ask: Ask, step: int, reason: str) -> Answer:
-    """The place of an answer that could not be had; counted and shown, never a zero."""
+    """Stands for an answer that the model could not give; counted and shown, never a zero."""
     return Answer(
         case=ask.case,
         probe=ask.probe.id,
@@ -143,57 +144,62 @@ def unscored(ask: Ask, step: int, reason: str) -> Answer:
     )
 
 
-def _batch(
+def _text_answers(
     backbone: Backbone,
-    asked: Sequence[PromptRequest],
+    requests: Sequence[PromptRequest],
     step: int,
     before: Before | None,
     legacy: bool,
 ) -> list[Answer]:
-    probes = [a.ask.probe for a in asked]
-    rows = torch.tensor([a.row for a in asked])
-    # a free text has no reference to follow
+    probes = [r.ask.probe for r in requests]
+    rows = torch.tensor([r.row for r in requests])
+    # a free text has no reference
     references = ["" if p.cap else p.reference for p in probes]
     batch = backbone.encode([p.prompt for p in probes], references, rows=rows.tolist())
     caps = [p.cap or len(t) + EXTRA for p, t in zip(probes, batch.targets, strict=True)]
-    own = [_own_ids(a, before) for a in asked]
+    earlier = [_before_ids(r, before) for r in requests]
+    nothing = [Scored((), (), ())] * len(requests)
     with backbone.ask(batch, rows=rows) as q:
-        scores = q.scores()
-        said = q.greedy(caps, free=[p.cap > 0 for p in probes])
-        owned = q.score(own) if before is not None and any(own) else [Scored((), (), ())] * len(own)
-        top = q.top(TOP) if legacy else [None] * len(own)
+        references_scored = q.scores()
+        generated = q.greedy(caps, free=[p.cap > 0 for p in probes])
+        earlier_scored = q.score(earlier) if before is not None and any(earlier) else nothing
+        top = q.top(TOP) if legacy else [None] * len(requests)
     return [
         Answer(
-            case=a.ask.case,
-            probe=a.ask.probe.id,
+            case=r.ask.case,
+            probe=r.ask.probe.id,
             step=step,
-            tag=a.ask.tag,
+            tag=r.ask.tag,
             text=backbone.decode(g.ids),
             ids=g.ids,
             stopped=g.stopped,
             reference=s if s.ids else None,
-            own=o if o.ids else None,
+            own=e if e.ids else None,
             top=t,
         )
-        for a, g, s, o, t in zip(asked, said, scores, owned, top, strict=True)
+        for r, g, s, e, t in zip(
+            requests, generated, references_scored, earlier_scored, top, strict=True
+        )
     ]
 
 
-def _own_ids(asked: PromptRequest, before: Before | None) -> tuple[int, ...]:
-    if before is None or asked.ask.probe.kind not in LOCALITY_KINDS:
+def _before_ids(request: PromptRequest, before: Before | None) -> tuple[int, ...]:
+    """Ids of the answer that a locality probe had before any edit; () for other probes."""
+    ask = request.ask
+    if before is None or ask.probe.kind not in LOCALITY_KINDS:
         return ()
-    case = "panel" if asked.ask.case.startswith("panel/") else asked.ask.case
-    return before[case, asked.ask.probe.id].ids
+    case = "panel" if ask.case.startswith("panel/") else ask.case
+    return before[case, ask.probe.id].ids
 
 
 def ask_prompts(backbone: Backbone, prompts: Sequence[Prompt], *, cap: int = 32) -> list[Answer]:
-    """Plain questions to whatever is live: greedy answers of at most `cap` tokens."""
+    """Greedy answers of at most `cap` tokens, with the patches that are live."""
     out: list[Answer] = []
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
         batch = backbone.encode(part, rows=[0] * len(part))
         rows = torch.zeros(len(part), dtype=torch.long)
-        said = backbone.generate(batch, [cap] * len(part), rows=rows)
+        generated = backbone.generate(batch, [cap] * len(part), rows=rows)
         out += [
             Answer(
                 case="",
@@ -202,13 +208,13 @@ def ask_prompts(backbone: Backbone, prompts: Sequence[Prompt], *, cap: int = 32)
                 ids=g.ids,
                 stopped=g.stopped,
             )
-            for i, g in enumerate(said)
+            for i, g in enumerate(generated)
         ]
     return out
 
 
 def too_long(backbone: Backbone, probe: Probe) -> str | None:
-    """Why a probe cannot be asked at all, or None. Its longest answer and an end token must fit."""
+    """Why a probe cannot be asked, or None. Its longest answer and an end token must fit."""
     try:
         batch = backbone.encode([probe.prompt], ["" if probe.cap else probe.reference])
     except (TooLong, BadEdit) as e:

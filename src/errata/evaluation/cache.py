@@ -1,6 +1,6 @@
-"""Answers of unedited models, kept between runs under ERRATA_HOME.
+"""Cache of the unedited models' answers between runs, in ERRATA_HOME/before.
 
-The key is the hash of everything that they depend on.
+The key is the hash of everything that the answers depend on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from errata.io.states import home
 
 
 def load(key: str) -> Any | None:
-    """What was stored under `key`; None when there is nothing readable."""
+    """The value stored under `key`; None if there is none, or it cannot be read."""
     path = home() / "before" / f"{key}.json.gz"
     try:
         return json.loads(gzip.decompress(path.read_bytes()))
@@ -26,7 +26,7 @@ def load(key: str) -> Any | None:
 
 
 def store(key: str, value: Any) -> None:
-    """A cache that cannot be written is done without."""
+    """Stores `value`; without effect if the cache cannot be written."""
     data = gzip.compress(files.dumps(value).encode(), compresslevel=3, mtime=0)
     try:
         files.write_bytes(home() / "before" / f"{key}.json.gz", data)
@@ -35,7 +35,7 @@ def store(key: str, value: Any) -> None:
 
 
 def store_bytes(data: bytes) -> str:
-    """Keeps bytes by their content and returns their name. Raises OSError, DiskFull."""
+    """Stores bytes under their sha256, which is returned. Raises OSError, DiskFull."""
     name = hashlib.sha256(data).hexdigest()
     path = _bytes(name)
     if not path.exists():
@@ -44,7 +44,7 @@ def store_bytes(data: bytes) -> str:
 
 
 def load_bytes(name: str) -> bytes | None:
-    """What was kept under `name`; None where it is not there, or not what it was."""
+    """The bytes with this sha256; None if they are missing or damaged."""
     try:
         data = _bytes(name).read_bytes()
     except OSError:

@@ -1,21 +1,23 @@
-"""Judging: saved pictures to verdicts, in a step of its own that goes on where it stopped.
+"""Runs a judge over the saved pictures of a run. A stopped judging is resumed. No torch.
 
-A verdict is kept under the picture's content, the view and the judge's identity. Equal pictures
-under one view are judged once; a picture that changed is judged again, and so is one that something
-stood in the way of for the moment. No torch.
+A verdict is stored with the sha256 of the picture, the digest of the question (`view`) and the
+judge's identity. Equal pictures with one question are judged once. A picture that changed is judged
+again, and so is one whose judging failed for a temporary reason.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from errata.core.files import append_lines, write_json
-from errata.core.judge import RETRY, Judge, waits
-from errata.core.types import JudgeQuestion, digest
+from errata.core import registry
+from errata.core.benchmark import BenchmarkSpec
+from errata.core.files import append_lines, whole_lines, write_json
+from errata.core.judge import RETRY, Judge, may_retry
+from errata.core.types import JudgeQuestion, Verdict, digest
 from errata.evaluation.run_folder import JudgedImage, RunFolder, read_run, read_verdicts
 
 CHUNK = 64
@@ -24,7 +26,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class PendingPicture:
-    """One picture of a run, to be judged: its path there, its content, what is asked about it."""
+    """A picture to be judged: its path in the run, sha256, the question, and its digest."""
 
     image: str
     sha256: str
@@ -38,7 +40,7 @@ class PendingPicture:
 
 @dataclass
 class JudgeSummary:
-    """What a judging did: new verdicts, verdicts that were there, and why pictures have none."""
+    """Counts of new and of earlier verdicts; why pictures wait for a retry, or cannot be judged."""
 
     judged: int = 0
     kept: int = 0
@@ -47,60 +49,70 @@ class JudgeSummary:
 
 
 def judge_run(run: Path, judge: Judge, *, progress: Progress | None = None) -> JudgeSummary:
-    """Judges every picture of a run that `judge` has not judged yet; its verdicts then count.
+    """Judges every picture that `judge` has not judged yet; from then on its verdicts count.
 
-    Raises what the judge raises, after what was judged until then has been written.
+    Verdicts are written in chunks. An error of the judge is raised; earlier chunks are kept.
     """
-    _trim(run / "verdicts.jsonl")
-    tally = JudgeSummary()
-    hung = _pictures(read_run(run), tally)
-    known = read_verdicts(run, judge.identity)
-    by_content = {(j.sha256, j.view): j.verdict for j in known.values()}
+    whole_lines(run / "verdicts.jsonl")
+    summary = JudgeSummary()
+    pictures = _pictures(read_run(run), summary)
+    judged = read_verdicts(run, judge.identity)
+    by_content = {(j.sha256, j.view): j.verdict for j in judged.values()}
     due: dict[tuple[str, str], list[PendingPicture]] = {}
     copied = []
-    for one in hung:
-        there = known.get((one.image, one.key))
-        if there is not None and there.sha256 == one.sha256:
-            tally.kept += 1
-        elif one.content in by_content:
-            verdict = by_content[one.content]
-            copied.append(JudgedImage(one.image, one.sha256, one.key, judge.identity, verdict))
+    for picture in pictures:
+        earlier = judged.get((picture.image, picture.key))
+        if earlier is not None and earlier.sha256 == picture.sha256:
+            summary.kept += 1
+        elif picture.content in by_content:
+            copied.append(_line(picture, judge, by_content[picture.content]))
         else:
-            due.setdefault(one.content, []).append(one)
+            due.setdefault(picture.content, []).append(picture)
     append_lines(run / "verdicts.jsonl", copied)
-    tally.judged += len(copied)
+    summary.judged += len(copied)
     groups = list(due.values())
     for start in range(0, len(groups), CHUNK):
         if progress is not None:
             progress("judging pictures", start, len(groups))
-        _judge_some(run, judge, groups[start : start + CHUNK], tally)
+        _judge_some(run, judge, groups[start : start + CHUNK], summary)
     if progress is not None and groups:
         progress("judging pictures", len(groups), len(groups))
     write_json(run / "judging.json", {"schema": 1, "judge": judge.identity})
-    return tally
+    return summary
+
+
+def own_judge(spec: BenchmarkSpec, tasks: Iterable[str]) -> str:
+    """Name of the judge that the benchmark names for all of these tasks; "" if there is none."""
+    benchmark = registry.load("benchmarks", spec.name)()
+    names = {str(benchmark.judge(task)) for task in tasks}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _judge_some(
-    run: Path, judge: Judge, groups: Sequence[Sequence[PendingPicture]], tally: JudgeSummary
+    run: Path, judge: Judge, groups: Sequence[Sequence[PendingPicture]], summary: JudgeSummary
 ) -> None:
     """One verdict per group of equal pictures, written for each of them."""
     verdicts = judge.judge([(run / group[0].image, group[0].view) for group in groups])
     lines = []
     for group, verdict in zip(groups, verdicts, strict=True):
-        if waits(verdict):
-            tally.waiting[verdict.note.removeprefix(RETRY)] += len(group)
+        if may_retry(verdict):
+            summary.waiting[verdict.note.removeprefix(RETRY)] += len(group)
             continue
         if verdict.meets is None:
-            tally.without[verdict.note] += len(group)
-        tally.judged += len(group)
-        lines += [JudgedImage(p.image, p.sha256, p.key, judge.identity, verdict) for p in group]
+            summary.without[verdict.note] += len(group)
+        summary.judged += len(group)
+        lines += [_line(picture, judge, verdict) for picture in group]
     append_lines(run / "verdicts.jsonl", lines)
 
 
-def _pictures(folder: RunFolder, tally: JudgeSummary) -> list[PendingPicture]:
-    """The pictures that answers name, in their order; a file that is gone waits."""
+def _line(picture: PendingPicture, judge: Judge, verdict: Verdict) -> JudgedImage:
+    return JudgedImage(picture.image, picture.sha256, picture.key, judge.identity, verdict)
+
+
+def _pictures(folder: RunFolder, summary: JudgeSummary) -> list[PendingPicture]:
+    """The pictures that answers name, in their order. A missing file is counted as waiting."""
     views = {(c.id, p.id): p.view for c in folder.cases.values() for p in c.probes}
-    found = []
+    pictures = []
     for (case, probe, _), answer in folder.answers.items():
         view = views.get((case, probe))
         for image in answer.images if view is not None else ():
@@ -108,18 +120,7 @@ def _pictures(folder: RunFolder, tally: JudgeSummary) -> list[PendingPicture]:
             try:
                 content = hashlib.sha256((folder.path / image).read_bytes()).hexdigest()
             except OSError:
-                tally.waiting[f"a picture is missing: {image}"] += 1
+                summary.waiting[f"a picture is missing: {image}"] += 1
                 continue
-            found.append(PendingPicture(image, content, view, digest(view)))
-    return found
-
-
-def _trim(path: Path) -> None:
-    """Cuts off a last line that a kill left unfinished."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with open(path, "r+b") as f:
-            f.truncate(whole)
+            pictures.append(PendingPicture(image, content, view, digest(view)))
+    return pictures

@@ -1,8 +1,8 @@
-"""Where the pictures of a run go, and the controls' pictures between runs.
+"""Saves the pictures of a run, and caches those of the unedited model between runs.
 
-A picture is saved under a name that its question and seed determine: a unit that was killed and
-runs again writes the same files again. What an unedited model draws is kept in ERRATA_HOME by
-content, with the answers that name it, so that every editor on one plan shares it.
+The file name of a picture follows from its question and seed: a unit that was killed and runs again
+writes the same files again. Pictures of the unedited model are also kept in ERRATA_HOME, by content
+and with their answers, so that every editor on one plan shares them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from errata.core.protocol import Ask
 from errata.core.types import Answer, digest, from_json, to_json
 from errata.evaluation import cache
 
-#: Pictures that are drawn together; part of what makes a run reproducible.
+#: Pictures drawn in one batch; a run is reproducible only with the same number.
 PICTURES = 64
 SEEDS = 4
 
@@ -37,7 +37,7 @@ class PictureStore:
         self.batch = max(1, PICTURES // len(self.seeds))
 
     def keep(self, ask: Ask, drawn: Sequence[Pillow.Image]) -> tuple[str, ...]:
-        """Saves one question's pictures; their paths in the run's folder."""
+        """Saves the pictures of one question and returns their paths in the run folder."""
         paths = self.paths(ask)
         for path, picture in zip(paths, drawn, strict=True):
             buffer = io.BytesIO()
@@ -54,7 +54,7 @@ class PictureStore:
         return tuple(f"images/{_safe(ask.case)}/{name}-{seed}.png" for seed in self.seeds)
 
     def recall(self, key: str, asks: Sequence[Ask], step: int) -> list[Answer] | None:
-        """The kept answers to `asks`, with their pictures put into the run; None if not all are."""
+        """The cached answers to `asks`, pictures written to the run; None if one is missing."""
         stored = cache.load(key)
         if stored is None:
             return None
@@ -75,7 +75,7 @@ class PictureStore:
         return out
 
     def remember(self, key: str, answers: Sequence[Answer]) -> None:
-        """Keeps answers and their pictures for later runs; an unwritable cache is done without."""
+        """Caches answers and pictures for later runs; without effect if the cache is read-only."""
         kept = []
         try:
             for answer in answers:
@@ -87,7 +87,7 @@ class PictureStore:
 
 
 def _safe(name: str) -> str:
-    """A file name that says what it is; another name never gives the same one."""
+    """A readable file name; different names never give the same one."""
     plain = re.sub(r"[^A-Za-z0-9._+-]", "-", name.replace("+", " ").replace("/", "+"))
     same = plain.replace("+", "/") == name and not plain.startswith(".") and len(plain) <= 80
     return plain if same else f"{plain[:80].lstrip('.')}-{digest(name)[:8]}"

@@ -1,10 +1,11 @@
-"""Which cases are asked: frozen before any edit, from the untouched backbone's own answers.
+"""The plan of a run: which cases are edited and which probes are asked, fixed before any edit.
 
-A benchmark yields candidates. The plan asks all their probes once, keeps a case whose origin holds
-for this backbone (counterfactual: the base says the old answer; correction: it does not say the
-target), drops single probes that could not tell anything (a locality probe whose before-answer is
-the target, a portability probe whose hop the base does not know), and records every drop with its
-reason. Nothing is drawn for a plan: a protocol that draws has its own controls.
+A benchmark yields candidate cases. All their probes are asked once, of the unedited model. A case
+is kept if its origin holds for this model (counterfactual: the model says the old answer;
+correction: it does not say the target). A probe is dropped if it cannot show an effect (a locality
+probe whose before-answer is the target; a portability probe whose hop the model does not know).
+Every drop is recorded with its reason. No picture is drawn for a plan: a protocol that draws has
+its own controls.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Selection:
-    """Cases that will be edited, their before-answers, and what was left out."""
+    """Cases that will be edited, the before-answers to their probes, and what was dropped."""
 
     cases: tuple[Case, ...]
     panel: tuple[Probe, ...]
@@ -59,7 +60,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does, all of it decided before the first edit."""
+    """All that a run does, in order; fixed before the first edit."""
 
     benchmark: str
     protocol: str
@@ -88,10 +89,10 @@ def select(
     legacy: bool = False,
     progress: Progress | None = None,
 ) -> Selection:
-    """Asks candidates in seeded order until `limit` cases are found.
+    """Asks the unedited model candidate cases, in seeded order, until `limit` are kept.
 
-    draws: whether the protocol draws; if not, drawn probes are dropped. Cached by model, data and
-    settings. Raises BadSpec, BadBackbone.
+    draws: whether the protocol draws pictures; if not, drawn probes are dropped. The selection is
+    cached by model, data and settings. Raises BadSpec, BadBackbone.
     """
     benchmark = registry.load("benchmarks", spec.name)()
     loaded = benchmark.load(spec, root=root, seed=seed)
@@ -123,10 +124,11 @@ def select(
     undrawn: tuple[Skip, ...] = ()
     if not draws:
         candidates, undrawn = _without_drawn(candidates)
-    made = _ask_candidates(backbone, candidates, panel, limit, legacy, progress)
-    planned = {c.id for c in made.cases}
+    selection = _ask_candidates(backbone, candidates, panel, limit, legacy, progress)
+    planned = {c.id for c in selection.cases}
     undrawn = tuple(s for s in undrawn if s.id.partition("/")[0] in planned)
-    selection = replace(made, dropped=(*loaded.skipped, *made.dropped, *undrawn), data=data)
+    dropped = (*loaded.skipped, *selection.dropped, *undrawn)
+    selection = replace(selection, dropped=dropped, data=data)
     if not selection.cases:
         raise BadSpec(
             f"no case of {spec} is usable on {backbone.name}: {len(candidates)} candidates, "
@@ -152,7 +154,7 @@ def _check_draws(backbone: Backbone, spec: BenchmarkSpec, cases: Sequence[Case])
 
 
 def _without_drawn(cases: Sequence[Case]) -> tuple[list[Case], tuple[Skip, ...]]:
-    """The cases without what a protocol that draws nothing cannot ask."""
+    """The cases without their drawn probes, for a protocol that draws nothing."""
     why = "this protocol draws no pictures"
     skips = [
         Skip(f"{case.id}/{p.id}", why) for case in cases for p in case.probes
@@ -163,7 +165,7 @@ def _without_drawn(cases: Sequence[Case]) -> tuple[list[Case], tuple[Skip, ...]]
 
 
 def _files(cases: Sequence[Case]) -> str:
-    """Hash of the state of every image file that could be asked: mending one is a new plan."""
+    """Hash over size and time of every image file: a changed file gives a new plan."""
     paths = {
         image.uri
         for case in cases
@@ -203,21 +205,20 @@ def _ask_candidates(
             if ready is not None:
                 block.append(ready)
         answers = _answers(backbone, block, legacy)
-        for case in block:
-            kept, why = judge(case, answers)
-            dropped += why
-            if kept is not None and len(cases) < wanted:
-                cases.append(kept)
-                before += [answers[kept.id, p.id] for p in kept.probes if p.kind not in DRAWN_KINDS]
+        kept, why = filter_cases(block, answers)
+        dropped += why
+        for case in kept[: wanted - len(cases)]:
+            cases.append(case)
+            before += [answers[case.id, p.id] for p in case.probes if p.kind not in DRAWN_KINDS]
         if progress is not None:
             progress("asking the unedited model", min(len(cases), wanted), wanted)
-    asked = [PromptRequest(Ask("panel", p)) for p in panel]
-    before += ask_all(backbone, asked, step=-1, legacy=legacy)
+    requests = [PromptRequest(Ask("panel", p)) for p in panel]
+    before += ask_all(backbone, requests, step=-1, legacy=legacy)
     return Selection(tuple(cases), tuple(panel), tuple(before), tuple(dropped), "")
 
 
 def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
-    """The case with image hashes and without unaskable probes; None for an unusable edit."""
+    """The case with image hashes, without probes that cannot be asked; None: an unusable edit."""
     if not case.edit.target.strip():
         return None, [Skip(case.id, "empty target")]
     if case.main is None:
@@ -233,14 +234,14 @@ def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
     probes, skips = [], []
     for probe in case.probes:
         try:
-            whole = replace(probe, prompt=_hashed(probe.prompt))
-            reason = too_long(backbone, whole)
+            hashed = replace(probe, prompt=_hashed(probe.prompt))
+            reason = too_long(backbone, hashed)
         except (BadImage, BadEdit) as e:
-            whole, reason = probe, str(e)
+            hashed, reason = probe, str(e)
         if reason:
             skips.append(Skip(f"{case.id}/{probe.id}", reason))
         else:
-            probes.append(whole)
+            probes.append(hashed)
     if not any(p.kind in MAIN_KINDS for p in probes):
         return None, [*skips, Skip(case.id, f"its {case.main.kind} probe cannot be asked")]
     return replace(case, edit=edit, probes=tuple(probes)), skips
@@ -258,60 +259,72 @@ def _hashed(prompt: Prompt) -> Prompt:
 def _answers(
     backbone: Backbone, cases: Sequence[Case], legacy: bool
 ) -> dict[tuple[str, str], Answer]:
-    """Before-answers to all probes and hops (`<probe id>/hop`) of the cases."""
-    asked = []
+    """Before-answers to all probes and hops (id `<probe id>/hop`), by (case, probe id)."""
+    requests = []
     for case in cases:
         for p in case.probes:
             if p.kind in DRAWN_KINDS:
                 continue
-            asked.append(PromptRequest(Ask(case.id, p)))
+            requests.append(PromptRequest(Ask(case.id, p)))
             if p.hop is not None:
                 hop = Probe(f"{p.id}/hop", p.hop.prompt, "portability", reference=p.hop.reference)
-                asked.append(PromptRequest(Ask(case.id, hop)))
-    return {(a.case, a.probe): a for a in ask_all(backbone, asked, step=-1, legacy=legacy)}
+                requests.append(PromptRequest(Ask(case.id, hop)))
+    return {(a.case, a.probe): a for a in ask_all(backbone, requests, step=-1, legacy=legacy)}
 
 
-def judge(case: Case, answers: Mapping[tuple[str, str], Answer]) -> tuple[Case | None, list[Skip]]:
-    """The case with the probes that count on this backbone, or None; and why others are out."""
-    main = case.main
-    assert main is not None, case.id
-    said = answers[case.id, main.id]
-    target = case.edit.target
-    if said.stopped and _equal(said.text, target):
-        return None, [Skip(case.id, "the unedited model already says the target")]
-    if (
-        case.origin == "counterfactual"
-        and case.edit.old
-        and not (said.stopped and _equal(said.text, case.edit.old))
-    ):
-        return None, [
-            Skip(case.id, f"the unedited model says '{said.text[:40]}', not the old answer")
-        ]
-    probes, skips = [], []
-    for p in case.probes:
-        if p.kind in DRAWN_KINDS:
-            probes.append(p)
+def filter_cases(
+    cases: Sequence[Case], answers: Mapping[tuple[str, str], Answer]
+) -> tuple[list[Case], list[Skip]]:
+    """The cases that can be edited on this backbone, with the probes that can show an effect.
+
+    answers: the unedited model's, by (case, probe id). Also why cases and probes were dropped.
+    """
+    kept, skips = [], []
+    for case in cases:
+        assert case.main is not None, case.id
+        answer = answers[case.id, case.main.id]
+        if reason := _case_reason(case, answer):
+            skips.append(Skip(case.id, reason))
             continue
-        own = answers[case.id, p.id]
-        why = ""
-        if p.kind in LOCALITY_KINDS and _equal(own.text, target):
-            why = "its before-answer is the target"
-        elif p.kind == "portability":
-            hop = answers.get((case.id, f"{p.id}/hop"))
-            if (
-                hop is not None
-                and p.hop is not None
-                and not (hop.stopped and _equal(hop.text, p.hop.reference))
-            ):
-                why = "the unedited model does not know the hop"
-            elif _equal(own.text, p.reference):
-                why = "the unedited model already gives the new consequence"
-        if why:
-            skips.append(Skip(f"{case.id}/{p.id}", why))
-        else:
-            probes.append(p)
-    edit = replace(case.edit, old=case.edit.old or said.text or None)
-    return replace(case, edit=edit, probes=tuple(probes)), skips
+        probes = []
+        for probe in case.probes:
+            if reason := _probe_reason(case, probe, answers):
+                skips.append(Skip(f"{case.id}/{probe.id}", reason))
+            else:
+                probes.append(probe)
+        edit = replace(case.edit, old=case.edit.old or answer.text or None)
+        kept.append(replace(case, edit=edit, probes=tuple(probes)))
+    return kept, skips
+
+
+def _case_reason(case: Case, answer: Answer) -> str:
+    """Why the case is dropped, by the unedited model's answer to the edit's prompt; "" if not."""
+    if answer.stopped and _equal(answer.text, case.edit.target):
+        return "the unedited model already says the target"
+    old = case.edit.old if case.origin == "counterfactual" else None
+    if old and not (answer.stopped and _equal(answer.text, old)):
+        return f"the unedited model says '{answer.text[:40]}', not the old answer"
+    return ""
+
+
+def _probe_reason(case: Case, probe: Probe, answers: Mapping[tuple[str, str], Answer]) -> str:
+    """Why the probe is dropped, by the unedited model's answers; "" if it is kept."""
+    if probe.kind in DRAWN_KINDS:
+        return ""
+    text = answers[case.id, probe.id].text
+    if probe.kind in LOCALITY_KINDS and _equal(text, case.edit.target):
+        return "its before-answer is the target"
+    if probe.kind == "portability":
+        hop = answers.get((case.id, f"{probe.id}/hop"))
+        if (
+            hop is not None
+            and probe.hop is not None
+            and not (hop.stopped and _equal(hop.text, probe.hop.reference))
+        ):
+            return "the unedited model does not know the hop"
+        if _equal(text, probe.reference):
+            return "the unedited model already gives the new consequence"
+    return ""
 
 
 def _equal(text: str, other: str) -> bool:
@@ -343,7 +356,10 @@ def make_plan(
 
 
 def _base(cases: Sequence[Case], selection: Selection) -> dict[str, Any]:
-    """How often the unedited model gives the reference, per kind and group; not of free texts."""
+    """Share of probes that the unedited model answers with the reference, per kind and group.
+
+    Without free texts and drawn probes.
+    """
     answers = {(a.case, a.probe): a for a in selection.before}
     hits: dict[str, list[bool]] = defaultdict(list)
     for case, probes in [*((c.id, c.probes) for c in cases), ("panel", selection.panel)]:

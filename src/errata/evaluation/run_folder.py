@@ -1,25 +1,42 @@
-"""A run folder read back: the plan, and the answers before and after. No torch.
+"""Reads and writes a run folder, and resumes an unfinished run (`RunWriter.resume`). No torch.
 
-manifest.json   what was run, with which versions
-plan.json       the cases, the panel, the lanes, what was dropped and why; frozen before any edit
-before.jsonl    one `Answer` per probe (step -1); the panel's under case "panel"; pictures are not
-                drawn for the plan: what a drawn probe got before is its answer tagged `pre`
+manifest.json   what was run, with which settings and versions
+plan.json       the cases, the panel, the lanes, what was dropped and why; fixed before any edit
+before.jsonl    one `Answer` per probe (step -1); the panel's under case "panel". Nothing is drawn
+                for the plan: what a drawn probe gave before an edit is its answer tagged `pre`
 answers.jsonl   one `Answer` per question after edits; the panel's under "panel/<lane>"
+done.jsonl      one `FinishedUnit` a line, with the length of answers.jsonl after that unit
 images/         the pictures that answers name
-verdicts.jsonl  what judges saw in them, one `JudgedImage` a line; the last one counts
-judging.json    whose verdicts count
-scores.json     computed from the above; timing.json: seconds and memory
+verdicts.jsonl  the verdicts of judges, one `JudgedImage` a line; the last line on an image counts
+judging.json    the judge whose verdicts count
+scores.json     computed from the above
+timing.json     seconds and memory; not in scores.json, which must not depend on the machine
+
+A killed run resumes after its last finished unit. The answers of a unit are appended in one write;
+then done.jsonl gets a line with the new length of answers.jsonl. On resume, whatever lies behind
+that length is cut off, so that an interrupted run ends with the same bytes as any other.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from errata.core.errors import BadRun
-from errata.core.files import read_json, read_lines
+from errata.core.files import (
+    append_lines,
+    dumps,
+    from_plain,
+    read_json,
+    read_lines,
+    write_bytes,
+    write_json,
+)
 from errata.core.metric import ScoredProbe
 from errata.core.types import (
     DRAWN_KINDS,
@@ -30,16 +47,196 @@ from errata.core.types import (
     Verdict,
     digest,
     from_json,
+    to_json,
 )
 
 SCHEMA = 1
 PANEL = "panel"
 NOT_JUDGED = "not judged yet"
+#: Files that are written under a temporary name first; a kill may leave such a name behind.
+WRITTEN_WHOLE = (
+    "plan.json",
+    "before.jsonl",
+    "manifest.json",
+    "done.jsonl",
+    "scores.json",
+    "timing.json",
+    "judging.json",
+)
+
+
+# -- writing ------------------------------------------------------------------------------------
+
+
+@dataclass
+class UnitTiming:
+    """Seconds, counts and peak memory (MB) of one unit."""
+
+    edit_seconds: float = 0.0
+    edits: int = 0
+    ask_seconds: float = 0.0
+    asked: int = 0
+    peak_mb: float = 0.0
+    searches: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    demonstrations_dropped: int = 0
+
+
+@dataclass(kw_only=True)
+class FinishedUnit(UnitTiming):
+    """One finished unit: a line of done.jsonl. length: bytes of answers.jsonl after it."""
+
+    unit: str
+    length: int
+
+
+class RunWriter:
+    """Writes the run in the folder `path`: `start`, `resume`, then `add` for every unit."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.finished: list[FinishedUnit] = []
+
+    def start(
+        self,
+        settings: Mapping[str, Any],
+        plan: Mapping[str, Any],
+        before: Sequence[Answer],
+        command: str = "",
+    ) -> None:
+        """Starts the folder, or checks that it holds the same run, unchanged. Raises BadRun.
+
+        settings: what makes two runs the same run. plan: the content of plan.json.
+        """
+        self._remove_temporary()
+        planned = {
+            "plan.json": (dumps(plan, indent=1) + "\n").encode(),
+            "before.jsonl": "".join(dumps(to_json(a)) + "\n" for a in before).encode(),
+        }
+        if (self.path / "manifest.json").exists():
+            self._check_same(settings, planned)
+            return
+        # a run killed before its manifest, which is written last, holds only these
+        if self.path.exists() and any(f.name not in planned for f in self.path.iterdir()):
+            raise BadRun(f"{self.path} is not empty and holds no run. Choose another --out.")
+        for name, data in planned.items():
+            write_bytes(self.path / name, data)
+        manifest = {
+            **settings,
+            "command": command,
+            "git": _commit(),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        write_json(self.path / "manifest.json", manifest)
+
+    def _check_same(self, settings: Mapping[str, Any], planned: Mapping[str, bytes]) -> None:
+        manifest = read_json(self.path / "manifest.json")
+        different = [k for k, v in settings.items() if manifest.get(k) != from_plain(v)]
+        if different:
+            details = ", ".join(
+                f"{k} ({manifest.get(k)} there, {settings[k]} now)" for k in different[:3]
+            )
+            raise BadRun(
+                f"{self.path} holds another run: {details} differ. "
+                "Choose another --out, or delete that folder."
+            )
+        for name, data in planned.items():
+            file = self.path / name
+            if not file.exists() or file.read_bytes() != data:
+                raise BadRun(
+                    f"{file} is not what this run began with. Delete the folder and run again."
+                )
+
+    def _remove_temporary(self) -> None:
+        """Removes temporary files that a kill left behind."""
+        for name in WRITTEN_WHOLE:
+            for file in self.path.glob(f".{name}.*"):
+                file.unlink(missing_ok=True)
+        for file in self.path.glob("images/*/.*.png.*"):
+            file.unlink(missing_ok=True)
+
+    def resume(self, units: Sequence[str]) -> int:
+        """Number of finished units, of the planned ids; a half-written one is cut off.
+
+        Raises BadRun when the files contradict each other.
+        """
+        done, answers = self.path / "done.jsonl", self.path / "answers.jsonl"
+        self.finished = read_lines(done, FinishedUnit)
+        if [f.unit for f in self.finished] != list(units[: len(self.finished)]):
+            raise BadRun(f"{done} does not fit plan.json. Delete the folder and run again.")
+        length = self.finished[-1].length if self.finished else 0
+        size = answers.stat().st_size if answers.exists() else 0
+        if size < length:
+            raise BadRun(
+                f"{answers} is shorter than done.jsonl says. Delete the folder and run again."
+            )
+        if size > length:
+            os.truncate(answers, length)
+        if self.finished:
+            write_bytes(done, "".join(dumps(to_json(f)) + "\n" for f in self.finished).encode())
+        else:
+            done.unlink(missing_ok=True)
+        return len(self.finished)
+
+    def add(self, unit: str, answers: Sequence[Answer], timing: UnitTiming) -> None:
+        """Writes a unit's answers, then the line that says that the unit is finished."""
+        path = self.path / "answers.jsonl"
+        append_lines(path, answers)
+        finished = FinishedUnit(unit=unit, length=path.stat().st_size, **asdict(timing))
+        append_lines(self.path / "done.jsonl", [finished])
+        self.finished.append(finished)
+
+    def write_timing(self, before_seconds: float, prepare_seconds: float) -> None:
+        """Writes timing.json, summed over all finished units."""
+        done = self.finished
+        peak = max((d.peak_mb for d in done), default=0.0)
+        edits, asked = sum(d.edits for d in done), sum(d.asked for d in done)
+        phases = {
+            "before": {"seconds": before_seconds, "count": 1, "peak_mb": peak},
+            "prepare": {"seconds": prepare_seconds, "count": 1, "peak_mb": peak},
+            "edit": {"seconds": sum(d.edit_seconds for d in done), "count": edits, "peak_mb": peak},
+            "ask": {"seconds": sum(d.ask_seconds for d in done), "count": asked, "peak_mb": peak},
+        }
+        searches = [s for d in done for s in d.searches if s]
+        n = len(searches)
+        timing = {
+            "phases": phases,
+            "failed": [case for d in done for case in d.failed],
+            "demonstrations_dropped": sum(d.demonstrations_dropped for d in done),
+            "edit_seconds": [d.edit_seconds / d.edits for d in done for _ in range(d.edits)],
+            "search": {
+                "n": n,
+                "mean_steps": sum(s["steps"] for s in searches) / n if n else None,
+                "reached": sum(bool(s["reached"]) for s in searches) / n if n else None,
+            },
+        }
+        write_json(self.path / "timing.json", timing)
+
+
+def _commit() -> str:
+    """The git commit of this source tree; "" where there is none."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return result.stdout.strip()
+
+
+# -- reading ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedImage:
-    """What one judge saw in one picture: `image` in the run's folder, `view` by its digest."""
+    """A judge's verdict on one image. image: path in the run folder; view: digest of the question.
+
+    sha256: of the image file.
+    """
 
     image: str
     sha256: str
@@ -50,7 +247,7 @@ class JudgedImage:
 
 @dataclass(frozen=True, slots=True)
 class CaseAnswers:
-    """One case (or a lane's panel) with its rows; `position` counts from 0 within the lane."""
+    """The scored probes of one case (or of a lane's panel); `position` in the lane, from 0."""
 
     case: str
     lane: str
@@ -61,7 +258,7 @@ class CaseAnswers:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """What `read_run` found. `lanes` maps a lane's id to its case ids, in order."""
+    """A run as `read_run` returns it. `lanes` maps a lane's id to its case ids, in order."""
 
     path: Path
     manifest: Mapping[str, Any]
@@ -75,11 +272,11 @@ class RunFolder:
     def asked(self, tag: str = "") -> list[CaseAnswers]:
         """Every planned case with its answers of `tag`, then each lane's panel.
 
-        Raises BadRun when some are missing. Under a tag other than "" only some kinds are asked, or
-        some cases, or nothing at all: there a case misses what others were asked.
+        Raises BadRun when some are missing. Under a tag other than "" a protocol may ask only some
+        kinds of probes, or only some cases: an answer is missing there if other cases have one.
         """
         missing: list[str] = []
-        found: list[CaseAnswers] = []
+        cases: list[CaseAnswers] = []
         kinds = {
             p.kind
             for case, _, _, probes, _ in self._slots()
@@ -95,22 +292,23 @@ class RunFolder:
                 before = self.before.get((before_case, probe.id))
                 if answer is not None and before is not None:
                     rows.append(ScoredProbe(probe, before, answer))
-                elif probe.kind in kinds and self._wanted(probe, tag):
+                elif probe.kind in kinds and self._expected(probe, tag):
                     missing.append(f"{case}/{probe.id}{f' ({tag})' if tag else ''}")
             origin = self.cases[case].origin if case in self.cases else None
-            found.append(CaseAnswers(case, lane, position, origin, tuple(rows)))
+            cases.append(CaseAnswers(case, lane, position, origin, tuple(rows)))
         if missing:
             raise BadRun(
                 f"{self.path} is incomplete: {len(missing)} answers are missing, the first of them "
-                f"{missing[0]}. Repeat the same `errata bench` command: it goes on from there."
+                f"{missing[0]}. Repeat the same `errata bench` command to resume the run."
             )
-        return found
+        return cases
 
-    def _wanted(self, probe: Probe, tag: str) -> bool:
-        """Whether a kind of probe that was asked under `tag` was asked of this one too."""
+    def _expected(self, probe: Probe, tag: str) -> bool:
+        """Whether a probe is asked under `tag`, where its kind is."""
         return tag not in ("oracle", "ceiling") or probe.aids is not None
 
     def _slots(self) -> Iterator[tuple[str, str, int, tuple[Probe, ...], str]]:
+        """(case, lane, position, probes, case of the before-answers), panels last."""
         for lane, ids in self.lanes.items():
             for position, case in enumerate(ids):
                 yield case, lane, position, self.cases[case].probes, case
@@ -122,11 +320,11 @@ def read_plan(path: Path) -> dict[str, Any]:
     """plan.json as it is. Raises BadRun on another schema."""
     data = read_json(path / "plan.json")
     plan: dict[str, Any] = data if isinstance(data, dict) else {}
-    found = plan.get("schema")
-    if found != SCHEMA:
+    schema = plan.get("schema")
+    if schema != SCHEMA:
         raise BadRun(
-            f"{path / 'plan.json'} has schema {found}, this errata reads {SCHEMA}. Repeat the run, "
-            "or use the version that wrote it."
+            f"{path / 'plan.json'} has schema {schema}, this errata reads {SCHEMA}. Repeat the "
+            "run, or use the version that wrote it."
         )
     return plan
 
@@ -163,26 +361,26 @@ def read_run(path: Path) -> RunFolder:
 
 
 def _unique(path: Path, answers: Sequence[Answer]) -> dict[tuple[str, str, str], Answer]:
-    found: dict[tuple[str, str, str], Answer] = {}
+    by_key: dict[tuple[str, str, str], Answer] = {}
     for answer in answers:
         key = (answer.case, answer.probe, answer.tag)
-        if key in found:
+        if key in by_key:
             raise BadRun(
                 f"{path} answers {answer.case}/{answer.probe} twice. Two processes may have "
                 "written to one folder: delete the run and repeat it."
             )
-        found[key] = answer
-    return found
+        by_key[key] = answer
+    return by_key
 
 
 def judge_of(run: Path) -> str:
-    """The judge whose verdicts count; "" before any judging."""
+    """Identity of the judge whose verdicts count; "" before any judging."""
     path = run / "judging.json"
     return str(read_json(path).get("judge", "")) if path.exists() else ""
 
 
 def read_verdicts(run: Path, judge: str) -> dict[tuple[str, str], JudgedImage]:
-    """(image, digest of the view) -> what `judge` saw, the last time it looked."""
+    """(image, digest of the question) -> the last verdict of `judge`."""
     lines = read_lines(run / "verdicts.jsonl", JudgedImage)
     return {(j.image, j.view): j for j in lines if j.judge == judge}
 
@@ -190,7 +388,7 @@ def read_verdicts(run: Path, judge: str) -> dict[tuple[str, str], JudgedImage]:
 def _with_verdicts(
     answer: Answer, view: JudgeQuestion, verdicts: Mapping[tuple[str, str], JudgedImage]
 ) -> Answer:
-    asked = digest(view)
-    found = (verdicts.get((image, asked)) for image in answer.images)
+    question = digest(view)
+    judged = (verdicts.get((image, question)) for image in answer.images)
     none = Verdict("", note=NOT_JUDGED)
-    return replace(answer, verdicts=tuple(j.verdict if j else none for j in found))
+    return replace(answer, verdicts=tuple(j.verdict if j else none for j in judged))

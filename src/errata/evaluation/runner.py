@@ -1,15 +1,17 @@
-"""One unit of a run: its lanes are edited together and asked together.
+"""Runs one unit of a run: its lanes are edited together and asked together.
 
-A lane whose edit cannot be made, or whose question cannot be asked, does not stop the others: its
+A lane whose edit fails, or whose question cannot be asked, does not stop the other lanes: its
 answers are recorded as unscored, with the reason.
 """
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+import torch
 
 from errata.core.backbone import Backbone
 from errata.core.editor import Editor, EditResult
@@ -20,16 +22,17 @@ from errata.core.state import State
 from errata.core.types import Answer, Edit, Probe, digest, to_json
 from errata.evaluation.answers import PromptRequest, ask_all, unedited, unscored
 from errata.evaluation.pictures import PictureStore
+from errata.evaluation.run_folder import UnitTiming
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack, stacked
 
-#: what is wrong with one edit, as opposed to the run
+#: Errors that concern one edit. Any other error stops the run.
 EDIT_ERRORS = (BadEdit, BadImage, NotFinite, TooLong)
 
 
 @dataclass
 class LaneState:
-    """A lane while its unit runs: the patch and the editor's state so far, and failed cases."""
+    """A lane while its unit runs: its patch and editor state so far; failed cases with reason."""
 
     lane: Lane
     patch: Patch | None = None
@@ -37,21 +40,8 @@ class LaneState:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass
-class UnitTiming:
-    """Seconds and counts of a unit's phases."""
-
-    edit: float = 0.0
-    ask: float = 0.0
-    edits: int = 0
-    asked: int = 0
-    searches: list[dict[str, Any]] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    demonstrations_dropped: int = 0
-
-
 class Runner:
-    """Plays a protocol's steps: edits, asks, and sends the answers back."""
+    """Runs a protocol's steps: edits, asks, and sends the answers back to the protocol."""
 
     def __init__(
         self,
@@ -71,117 +61,124 @@ class Runner:
         self.store = store
 
     def run(self, unit: Unit) -> tuple[list[Answer], UnitTiming, list[LaneState]]:
-        """Answers of all steps in order, times, and each lane's last patch."""
-        tracks = [LaneState(lane, state=self.state) for lane in unit.lanes]
-        clock = UnitTiming()
-        everything: list[Answer] = []
+        """The answers of all steps in order, the timing, and each lane's final state."""
+        lanes = [LaneState(lane, state=self.state) for lane in unit.lanes]
+        timing = UnitTiming()
+        unit_answers: list[Answer] = []
         steps = self.protocol.steps(unit, self.panel)
         number = 0
         try:
             step = next(steps)
             while True:
-                self._edit(step, tracks, clock)
-                answers = self._ask(step, tracks, clock, number)
-                everything += answers
+                self._edit(step, lanes, timing)
+                answers = self._ask(step, lanes, timing, number)
+                unit_answers += answers
                 number += 1
                 step = steps.send(answers)
         except StopIteration:
-            clock.demonstrations_dropped = sum(_dropped(t.patch) for t in tracks)
-            return everything, clock, tracks
+            timing.demonstrations_dropped = sum(_dropped(lane.patch) for lane in lanes)
+            timing.peak_mb = peak_memory()
+            return unit_answers, timing, lanes
 
-    def _edit(self, step: Step, tracks: Sequence[LaneState], clock: UnitTiming) -> None:
+    def _edit(self, step: Step, lanes: Sequence[LaneState], timing: UnitTiming) -> None:
         started = time.perf_counter()
         if step.on == "clean":
-            for track in tracks:
-                track.patch, track.state = None, self.state
-        made = [(t, turn) for t, turn in zip(tracks, step.turns, strict=True) if turn.edits]
-        if not made:
+            for lane in lanes:
+                lane.patch, lane.state = None, self.state
+        edited = [(lane, turn) for lane, turn in zip(lanes, step.turns, strict=True) if turn.edits]
+        if not edited:
             return
-        found = self._find([turn.edits for _, turn in made], [t for t, _ in made])
-        for (track, turn), one in zip(made, found, strict=True):
-            if isinstance(one, str):
-                ids = [c.id for c in track.lane.cases if c.edit in turn.edits]
-                track.failed.update(dict.fromkeys(ids, one))
-                clock.failed += ids
+        results = self._find([turn.edits for _, turn in edited], [lane for lane, _ in edited])
+        for (lane, turn), result in zip(edited, results, strict=True):
+            if isinstance(result, str):
+                ids = [c.id for c in lane.lane.cases if c.edit in turn.edits]
+                lane.failed.update(dict.fromkeys(ids, result))
+                timing.failed += ids
                 continue
-            track.patch = one.patch if track.patch is None else stacked(track.patch, one.patch)
-            track.state = one.state
-            clock.searches.append(dict(getattr(one.patch, "search", {})))
-        clock.edit += time.perf_counter() - started
-        clock.edits += sum(len(t.edits) for t in step.turns)
+            lane.patch = result.patch if lane.patch is None else stacked(lane.patch, result.patch)
+            lane.state = result.state
+            timing.searches.append(dict(getattr(result.patch, "search", {})))
+        timing.edit_seconds += time.perf_counter() - started
+        timing.edits += sum(len(t.edits) for t in step.turns)
 
     def _find(
-        self, groups: Sequence[Sequence[Edit]], tracks: Sequence[LaneState]
+        self, groups: Sequence[Sequence[Edit]], lanes: Sequence[LaneState]
     ) -> list[EditResult | str]:
-        """What was found for each lane, on top of its past; or why nothing could be."""
-        past = None if all(t.patch is None for t in tracks) else _rows(tracks)
+        """One result per lane, found on top of the lane's patch; or the reason of a failure.
+
+        If a joint search fails, every lane is searched alone.
+        """
+        live = None if all(lane.patch is None for lane in lanes) else _rows(lanes)
         try:
-            with self.backbone.applied(past):
-                states = [t.state for t in tracks]
+            with self.backbone.applied(live):
+                states = [lane.state for lane in lanes]
                 return [*self.editor.edit_groups(self.backbone, groups, states, seed=self.seed)]
         except EDIT_ERRORS as e:
             if len(groups) == 1:
                 return [str(e)]
         return [
-            one
-            for group, track in zip(groups, tracks, strict=True)
-            for one in self._find([group], [track])
+            result
+            for group, lane in zip(groups, lanes, strict=True)
+            for result in self._find([group], [lane])
         ]
 
     def _ask(
-        self, step: Step, tracks: Sequence[LaneState], clock: UnitTiming, number: int
+        self, step: Step, lanes: Sequence[LaneState], timing: UnitTiming, number: int
     ) -> list[Answer]:
         started = time.perf_counter()
-        asks = [(a, row) for row, turn in enumerate(step.turns) for a in turn.asks]
-        put = [PromptRequest(a, row) for a, row in asks if a.case not in tracks[row].failed]
-        kept = self._controls(put, number) if all(t.patch is None for t in tracks) else None
-        answers = iter(kept if kept is not None else self._put(put, tracks, number))
-        clock.ask += time.perf_counter() - started
-        clock.asked += len(put)
-        return [_lost(a, number, tracks[row]) or next(answers) for a, row in asks]
+        asks = [(ask, row) for row, turn in enumerate(step.turns) for ask in turn.asks]
+        requests = [PromptRequest(a, row) for a, row in asks if a.case not in lanes[row].failed]
+        if self.store is not None and requests and all(lane.patch is None for lane in lanes):
+            answers = iter(self._control_answers(self.store, requests, number))
+        else:
+            answers = iter(self._answers(requests, lanes, number))
+        timing.ask_seconds += time.perf_counter() - started
+        timing.asked += len(requests)
+        return [_failed(a, number, lanes[row]) or next(answers) for a, row in asks]
 
-    def _put(
-        self, put: Sequence[PromptRequest], tracks: Sequence[LaneState], number: int
+    def _answers(
+        self, requests: Sequence[PromptRequest], lanes: Sequence[LaneState], number: int
     ) -> list[Answer]:
-        with self.backbone.applied(_rows(tracks) if tracks else None):
+        with self.backbone.applied(_rows(lanes) if lanes else None):
             return ask_all(
                 self.backbone,
-                put,
+                requests,
                 step=number,
                 before=self.before,
                 legacy=self.legacy,
                 store=self.store,
             )
 
-    def _controls(self, put: Sequence[PromptRequest], number: int) -> list[Answer] | None:
-        """Answers of the untouched model, which another run on it may have got already."""
-        if self.store is None or not put:
-            return None
-        asks = [one.ask for one in put]
-        key = digest([*unedited(self.backbone), *self._settings(), [_plain(a) for a in asks]])
-        known = self.store.recall(key, asks, number)
-        if known is None:
-            known = self._put(put, [], number)
-            self.store.remember(key, known)
-        return known
-
-    def _settings(self) -> list[object]:
-        assert self.store is not None
-        return [list(self.store.seeds), self.store.batch, int(self.legacy)]
+    def _control_answers(
+        self, store: PictureStore, requests: Sequence[PromptRequest], number: int
+    ) -> list[Answer]:
+        """Answers of the unedited model, from the cache that all runs share if they are there."""
+        asks = [r.ask for r in requests]
+        settings = [list(store.seeds), store.batch, int(self.legacy)]
+        questions = [[a.case, to_json(a.probe), a.tag] for a in asks]
+        key = digest([*unedited(self.backbone), *settings, questions])
+        answers = store.recall(key, asks, number)
+        if answers is None:
+            answers = self._answers(requests, [], number)
+            store.remember(key, answers)
+        return answers
 
 
-def _plain(ask: Ask) -> list[object]:
-    return [ask.case, to_json(ask.probe), ask.tag]
+def peak_memory() -> float:
+    """Peak memory in MB: of the GPU if there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _lost(ask: Ask, number: int, track: LaneState) -> Answer | None:
-    reason = track.failed.get(ask.case)
+def _failed(ask: Ask, number: int, lane: LaneState) -> Answer | None:
+    reason = lane.failed.get(ask.case)
     return unscored(ask, number, f"the edit could not be made: {reason}") if reason else None
 
 
-def _rows(tracks: Sequence[LaneState]) -> Rows:
-    """Every lane's patch on its own row; a lane without one is left as it is."""
-    return Rows([t.patch if t.patch is not None else Stack([]) for t in tracks])
+def _rows(lanes: Sequence[LaneState]) -> Rows:
+    """Every lane's patch on its own row; a row whose lane has none is not edited."""
+    return Rows([lane.patch if lane.patch is not None else Stack([]) for lane in lanes])
 
 
 def _dropped(patch: Patch | None) -> int:

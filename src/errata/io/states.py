@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.core import files
 from errata.core.errors import DiskFull, MissingState, UserError
-from errata.core.patch import versions
+from errata.core.files import versions
 from errata.core.state import State
 from errata.core.types import Case, digest, to_json
 
@@ -52,7 +52,7 @@ def learnt(editor: Editor, backbone: Backbone, cases: Sequence[Case], *, seed: i
         "state": editor.state_name or editor.name,
         "settings": editor.summary["config"],
         "model": backbone.fingerprint(),
-        "style": getattr(backbone, "style", ""),
+        "style": backbone.style,
         "cases": digest([to_json(c) for c in cases]),
         "seed": seed,
         "versions": versions(),

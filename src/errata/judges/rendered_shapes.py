@@ -22,9 +22,9 @@ from errata.core.errors import BadImage
 from errata.core.judge import Judge
 from errata.core.types import Image, JudgeQuestion, Verdict
 from errata.io.images import load_image
+from errata.synthetic.primitives import coverage, distance
 from errata.synthetic.shapes import render
 from errata.synthetic.shapes.objects import ATTRIBUTES, ShapeScene
-from errata.synthetic.shapes.shapes import distance
 
 Array = NDArray[np.float64]
 
@@ -39,7 +39,8 @@ LEAST_GROUND, WORST_BADGE, WORST_FIT, LEAST_MARGIN = 0.5, 60.0, 0.09, 0.003
 class RenderedShapes(Judge):
     """A programmatic reader: `view.category` names the attribute that is compared."""
 
-    name: ClassVar[str] = "microworld"
+    name: ClassVar[str] = "rendered_shapes"
+    verdict_name: ClassVar[str] = "microworld"
     version: ClassVar[str] = "1"
 
     def judge(self, pictures: Sequence[tuple[Path, JudgeQuestion]]) -> list[Verdict]:
@@ -177,7 +178,7 @@ def _silhouettes() -> _Silhouettes:
                             fit = _Fit(shape, size, cx + dx, cy + dy, k * radius)
                             d = distance(shape, xx - fit.x, yy - fit.y, fit.r)
                             fits.append(fit)
-                            rows.append(np.clip(0.5 - d, 0, 1).ravel())
+                            rows.append(coverage(d).ravel())
     table = np.stack(rows)
     parts = {p: np.asarray([getattr(f, p) for f in fits]) for p in ("shape", "size")}
     return _Silhouettes(tuple(fits), table, (table**2).sum(1), parts)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from errata.core.errors import BadEndpoint, BadSpec
-from errata.core.judge import waits
+from errata.core.judge import may_retry
 from errata.core.types import JudgeQuestion, Verdict
 from errata.judges.openai import Openai, read_blind, read_criterion
 from tests.endpoint import Reply, said, serving
@@ -125,13 +125,13 @@ def test_a_reply_that_is_no_verdict_waits_and_the_others_count(pictures: list[Pa
         return YES if picture.getpixel((0, 0))[2] else said('{"matches_target": "false"}')
 
     (first, second), _ = judged(answer, pictures)
-    assert first.meets is None and waits(first) and "not true or false" in first.note
+    assert first.meets is None and may_retry(first) and "not true or false" in first.note
     assert second.meets is True
 
 
 def test_a_missing_picture_does_not_wait(pictures: list[Path], tmp_path: Path) -> None:
     (gone, there), _ = judged(lambda body: YES, [tmp_path / "gone.png", pictures[0]])
-    assert gone.meets is None and not waits(gone) and "gone.png" in gone.note
+    assert gone.meets is None and not may_retry(gone) and "gone.png" in gone.note
     assert there.meets is True
 
 
@@ -150,7 +150,7 @@ def test_a_server_that_breaks_down_leaves_pictures_waiting(pictures: list[Path])
 
     verdicts, _ = judged(answer, pictures * 10)
     assert sum(v.meets is True for v in verdicts) == 1
-    assert all(waits(v) for v in verdicts if v.meets is None)
+    assert all(may_retry(v) for v in verdicts if v.meets is None)
 
 
 @pytest.mark.parametrize("code", [401, 402, 503])

@@ -46,7 +46,7 @@ class UnikeUmm(Benchmark):
         return Loaded(tuple(found), tuple(skipped))
 
     def judge(self, task: str) -> str:
-        return "microworld" if task == world.TASK else ""
+        return "rendered_shapes" if task == world.TASK else ""
 
     def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:
         """Facts of the made-up world, and of the published file where there is one."""

@@ -1,8 +1,4 @@
-"""Draws a scene as a small RGB image, with numpy alone.
-
-Distances to a shape are turned into coverage by clipping them at half a pixel, which is all the
-anti-aliasing that such small images need.
-"""
+"""Draws a scene of the objects world as a 40 x 40 RGB image, with numpy."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errata.synthetic.objects.world import ObjectScene
-from errata.synthetic.shapes.shapes import distance
+from errata.synthetic.primitives import coverage, distance, dots, stripes, to_bytes
 
 Array = NDArray[np.float64]
 
@@ -46,12 +42,11 @@ _OFFSET: Mapping[str, tuple[float, float]] = MappingProxyType(
 
 
 def _accented(pattern: str, x: Array, y: Array, d: Array) -> Array:
-    """How much of each pixel of the object takes the accent colour, 0 to 1."""
+    """Mask of the part of the object that takes the accent colour."""
     if pattern == "striped":
-        return np.clip(0.5 + 1.2 - np.abs((y + 100.0) % 5.5 - 2.75), 0, 1)
+        return stripes(y, period=5.5, half_width=1.2)
     if pattern == "dotted":
-        u, v = (x + 102.5) % 5 - 2.5, (y + 102.5) % 5 - 2.5
-        return np.clip(0.5 + 1.5 - np.hypot(u, v), 0, 1)
+        return dots(x, y, period=5.0, radius=1.5)
     if pattern == "checked":
         same = ((x + 100.0) // 4.5 + (y + 100.0) // 4.5) % 2
         return np.asarray(same, dtype=float)
@@ -71,7 +66,7 @@ def render(scene: ObjectScene) -> NDArray[np.uint8]:
     x, y = xx - (SIDE - 1) / 2 - ox - dx, yy - (SIDE - 1) / 2 - oy - dy
     look = scene.look
     d = distance(look.shape, x, y, r)
-    inside = np.clip(0.5 - d, 0, 1)[..., None]
+    inside = coverage(d)[..., None]
     tint = rng.uniform(-8, 8, (2, 3))
     body = np.asarray(RGB[look.colour]) + tint[0]
     if look.pattern != "plain":
@@ -79,5 +74,4 @@ def render(scene: ObjectScene) -> NDArray[np.uint8]:
         body = body * (1 - a) + np.asarray(RGB[look.accent]) * a
     ground = np.asarray(RGB[scene.background]) + tint[1]
     image = ground * (1 - inside) + body * inside + rng.normal(0, 3, (SIDE, SIDE, 3))
-    out: NDArray[np.uint8] = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-    return out
+    return to_bytes(image)

@@ -1,8 +1,4 @@
-"""Draws a scene as a small RGB picture, with numpy alone.
-
-Distances to a shape are turned into coverage by clipping them at half a pixel, which is all the
-anti-aliasing that such small pictures need.
-"""
+"""Draws a scene of the shapes world as a 30 x 30 RGB picture, with numpy."""
 
 from __future__ import annotations
 
@@ -12,8 +8,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from errata.synthetic.primitives import coverage, distance, dots, stripes, to_bytes
 from errata.synthetic.shapes.objects import STAGE_OF, ShapeScene
-from errata.synthetic.shapes.shapes import distance
 
 Array = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
@@ -79,12 +75,11 @@ def placed(scene: ShapeScene) -> tuple[float, float, float]:
 
 
 def accented(pattern: str, x: Array, y: Array) -> Array:
-    """How much of each pixel of the thing is white, 0 to 1; x and y from the thing's centre."""
+    """Mask of the white part of the thing; x and y are measured from its centre."""
     if pattern == "striped":
-        return np.clip(0.5 + 1.1 - np.abs((y + 100.0) % 5.0 - 2.5), 0, 1)
+        return stripes(y, period=5.0, half_width=1.1)
     if pattern == "dotted":
-        u, v = (x + 102.25) % 4.5 - 2.25, (y + 102.25) % 4.5 - 2.25
-        return np.clip(0.5 + 1.2 - np.hypot(u, v), 0, 1)
+        return dots(x, y, period=4.5, radius=1.2)
     assert pattern == "plain", pattern
     return np.zeros_like(x)
 
@@ -119,7 +114,7 @@ def _set(image: Array, setting: str) -> None:
 
 
 def render(scene: ShapeScene) -> Bytes:
-    """The scene as [30, 30, 3] bytes."""
+    """The scene as [30, 30, 3] bytes. Equal scenes give equal bytes."""
     rng = np.random.default_rng(scene.seed)
     cx, cy, r = placed(scene)
     dx, dy = rng.uniform(-0.5, 0.5, 2)
@@ -129,7 +124,7 @@ def render(scene: ShapeScene) -> Bytes:
     tint = rng.uniform(-7, 7, (2, 3))
     image = np.broadcast_to(np.asarray(GROUND[scene.home]) + tint[0], (SIDE, SIDE, 3)).copy()
     _set(image, scene.setting)
-    inside = np.clip(0.5 - distance(scene.shape, x, y, r), 0, 1)[..., None]
+    inside = coverage(distance(scene.shape, x, y, r))[..., None]
     white = accented(scene.pattern, x, y)[..., None]
     body = (np.asarray(RGB[scene.colour]) + tint[1]) * (1 - white) + np.asarray(WHITE) * white
     image = image * (1 - inside) + body * inside
@@ -138,5 +133,4 @@ def render(scene: ShapeScene) -> Bytes:
         top, left = row * (SIDE - CORNER), column * (SIDE - CORNER)
         image[top : top + CORNER, left : left + CORNER] = badge(kind)
     image += rng.normal(0, 2.5, image.shape)
-    out: Bytes = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-    return out
+    return to_bytes(image)
