@@ -21,7 +21,7 @@ from errata.evaluation.pictures import SEEDS, PictureStore
 from errata.evaluation.plan import make_plan, plan_json, protocol_of, select
 from errata.evaluation.run_folder import RunWriter
 from errata.evaluation.runner import LaneState, Runner
-from errata.io import states
+from errata.io import patch_folder, states
 
 ROWS = 16
 Progress = Callable[[str, int, int], None]
