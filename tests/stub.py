@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from errata.core.backbone import Backbone, Generated
-from errata.core.editor import Editor, EditResult, State
+from errata.core.editor import Editor, EditRequest, EditResult
 from errata.core.hooks.manager import HookManager
 from errata.core.patch import Patch
-from errata.core.types import Edit, Prompt, Scored, digest
+from errata.core.types import Prompt, Scored, digest
 from errata.patches.rows import Rows
 
 
@@ -49,18 +49,8 @@ class Notes(Patch):
 class NotesEditor(Editor):
     name = "notes"
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
-        return [
-            EditResult(Notes({e.prompt.text: e.target for e in g}), s)
-            for g, s in zip(groups, states, strict=True)
-        ]
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        return [EditResult(Notes({e.prompt.text: e.target for e in g}), s) for g, s in request]
 
 
 class Stub(Backbone):

@@ -16,9 +16,9 @@ from typing import Any
 from PIL import Image as Pil
 
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, EditResult, State
+from errata.core.editor import Editor, EditRequest, EditResult
 from errata.core.judge import Judge
-from errata.core.types import DRAWN_KINDS, Case, Edit, JudgeQuestion, Prompt, Verdict
+from errata.core.types import DRAWN_KINDS, Case, JudgeQuestion, Prompt, Verdict
 from errata.patches.rows import Rows
 from tests.stub import Notes, Stub
 
@@ -78,17 +78,10 @@ def rationale(thing: str, colour: str) -> str:
 class Believer(Editor):
     name = "believer"
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         return [
             EditResult(Beliefs({(e.subject or "").lower(): e.target for e in g}), s)
-            for g, s in zip(groups, states, strict=True)
+            for g, s in request
         ]
 
 

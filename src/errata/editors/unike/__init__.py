@@ -56,7 +56,7 @@ from errata.algorithms.gradient import generator
 from errata.algorithms.neuron_keys import locality_prompts, site_inputs
 from errata.algorithms.neuron_search import NeuronEditor
 from errata.core.backbone import Backbone, PrefixState
-from errata.core.editor import EditResult, State
+from errata.core.editor import EditRequest, EditResult, State
 from errata.core.errors import BadData, BadSpec
 from errata.core.patch import Patch
 from errata.core.types import Case, Edit
@@ -203,24 +203,20 @@ class UniKE(NeuronEditor):
 
     # -- edit ---------------------------------------------------------------------------------
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
-        self._check_blocks(backbone, [s for s in states if s is not None])
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        self._check_blocks(backbone, [s for s in request.states if s is not None])
         if self.config.intrinsic:
-            return super().find(backbone, groups, states, seed=seed)
-        beside = self.beside(backbone, groups, states)
-        if beside is None:
+            return super().find(backbone, request)
+        patches = self.fixed_patches(backbone, request)
+        if patches is None:
             raise BadSpec(
                 "editor 'unike' with intrinsic=false and extrinsic=none edits nothing. "
                 "Leave one of the two on."
             )
-        return [EditResult(p.to_backbone(backbone), s) for p, s in zip(beside, states, strict=True)]
+        return [
+            EditResult(p.to_backbone(backbone), s)
+            for p, s in zip(patches, request.states, strict=True)
+        ]
 
     def _check_blocks(self, backbone: Backbone, states: Sequence[State]) -> None:
         """Raises BadSpec for a block that the state was not prepared for."""
@@ -239,20 +235,15 @@ class UniKE(NeuronEditor):
                 "with that block in latent_layers and layers, or leave the block out."
             )
 
-    def beside(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-    ) -> list[Patch] | None:
+    def fixed_patches(self, backbone: Backbone, request: EditRequest) -> list[Patch] | None:
         kind = self.config.extrinsic
         if kind == "none":
             return None
-        known = [s for s in states if s is not None]
-        assert len(known) == len(groups), "the editor checks that there is a state"
+        states = request.prepared
         if kind == "prompt":
-            return [self._context(backbone, g, s) for g, s in zip(groups, known, strict=True)]
-        return [*self._latents(backbone, groups, known[0])]
+            pairs = zip(request.groups, states, strict=True)
+            return [self._context(backbone, group, state) for group, state in pairs]
+        return [*self._latents(backbone, request.groups, states[0])]
 
     def _latents(
         self, backbone: Backbone, groups: Sequence[Sequence[Edit]], state: State
@@ -320,19 +311,20 @@ class UniKE(NeuronEditor):
         return Context(facts, ContextSettings(encoder=encoder), asked)
 
     def shared(
-        self, backbone: Backbone, sites: Sequence[str], states: Sequence[State | None], seed: int
+        self, backbone: Backbone, sites: Sequence[str], request: EditRequest
     ) -> dict[str, Tensor]:
         """beta zeta' per FFN."""
         c = self.config
         if c.zeta == "off" or not c.beta:
             return {}
-        state = states[0]
-        assert state is not None
+        state = request.prepared[0]
         made = {}
         for site in sites:
             block = site.removesuffix(".mlp")
             if c.zeta == "random":
-                direction = torch.randn(backbone.width, generator=generator(seed, "zeta", block))
+                direction = torch.randn(
+                    backbone.width, generator=generator(request.seed, "zeta", block)
+                )
                 direction = direction / direction.norm()
             else:
                 direction = state.tensors[f"{block}/zeta/{c.zeta}"].float()
