@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, EditRequest, EditResult, State
+from errata.core.editor import EditLog, Editor, EditRequest, EditResult, State
 from errata.core.errors import BadSpec
 from errata.core.patch import Patch
 from errata.patches.rows import Rows
@@ -82,23 +82,22 @@ class GradientEditor(Editor):
             with backbone.applied(Rows(fixed).to_backbone(backbone) if fixed else None):
                 rows = self._search(backbone, part)
             for row, group in enumerate(index):
-                patch, state = rows[row]
+                result = rows[row]
                 if fixed:
-                    patch = _with(fixed[row], patch)
-                results[group] = EditResult(patch, state)
+                    result = replace(result, patch=Stack([fixed[row], result.patch]))
+                results[group] = result
         return [results[i] for i in range(len(request))]
 
-    def _search(self, backbone: Backbone, request: EditRequest) -> list[tuple[Patch, State | None]]:
+    def _search(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         patch = self.start(backbone, request).to_backbone(backbone)
         penalty, watch = self.losses(backbone, request, patch)
         log = search(backbone, request.groups, patch, self.settings(), penalty=penalty, watch=watch)
         states = self.next_states(backbone, request, patch)
-        rows: list[tuple[Patch, State | None]] = []
-        for r in range(len(request)):
-            one = patch.row(r)  # type: ignore[operator]
-            one.search = {"steps": log.steps[r], "loss": log.loss[r], "reached": log.reached[r]}
-            rows.append((one, states[r]))
-        return rows
+        results = []
+        for r, state in enumerate(states):
+            own = EditLog(log.steps[r], log.loss[r], log.reached[r])
+            results.append(EditResult(patch.row(r), state, own))  # type: ignore[operator]
+        return results
 
     def _chunks(self, backbone: Backbone, request: EditRequest) -> list[list[int]]:
         """Groups that are found together: of equal size, and as many as fit into the budget.
@@ -125,12 +124,6 @@ class GradientEditor(Editor):
         one = self.start(backbone, request.take([0]))
         numbers = sum(p.numel() for p in one.parameters())
         return int(max(1, min(len(request), BUDGET // (16 * max(1, numbers)))))
-
-
-def _with(fixed: Patch, searched: Patch) -> Patch:
-    both = Stack([fixed, searched])
-    both.search = searched.search
-    return both
 
 
 def _has_rows(stack: Sequence[Patch]) -> bool:

@@ -203,12 +203,12 @@ class NeuronEditor(GradientEditor):
         queries = self._queries(backbone, request.groups, patch)
         grown: list[State | None] = []
         for r, state in enumerate(request.prepared):
-            tensors = dict(state.tensors)
+            tensors = {}
             for site, q_Ren in queries.items():
-                past = tensors.get(f"past/{site}")
+                past = state.tensors.get(f"past/{site}")
                 new = torch.unique(q_Ren[r], dim=0)
                 tensors[f"past/{site}"] = new if past is None else torch.cat([past, new])
-            grown.append(replace(state, tensors=tensors, origin=state.origin or state.digest()))
+            grown.append(state.grown(tensors))
         return grown
 
 

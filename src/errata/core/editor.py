@@ -57,6 +57,14 @@ class State:
         """What was made of the tensors once and is shared by all who use the state; not stored."""
         return {}
 
+    def grown(self, tensors: Mapping[str, Tensor]) -> State:
+        """The same with more or other tensors; it names the prepared state as its origin."""
+        after = replace(
+            self, tensors={**self.tensors, **tensors}, origin=self.origin or self.digest()
+        )
+        after.views.update(self.views)
+        return after
+
     @cached_property
     def _digest(self) -> str:
         h = hashlib.sha256(files.dumps(dict(self.meta)).encode())
@@ -230,11 +238,36 @@ class EditRequest:
 
 
 @dataclass(frozen=True)
+class EditLog:
+    """How the patch of a group was found.
+
+    steps, loss, reached: updates made, last loss of the edits, whether the search met its goal;
+    None where nothing was searched. notes: JSON-ready, saved in the header of the patch.
+    """
+
+    steps: float | None = None
+    loss: float | None = None
+    reached: bool | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """The numbers of the search, as `timing.json` holds them; {} where there was none."""
+        if self.steps is None:
+            return {}
+        return {"steps": self.steps, "loss": self.loss, "reached": self.reached}
+
+
+@dataclass(frozen=True)
 class EditResult:
-    """One result of an edit: the increment, and the state to hand to the next edit."""
+    """What an editor returns for one group of edits.
+
+    patch: the change, on top of what is applied. state: for the next edit. log: of the search.
+    """
 
     patch: Patch
     state: State | None = None
+    log: EditLog = EditLog()
 
 
 class Editor(ABC):
@@ -380,14 +413,13 @@ class Editor(ABC):
             request = replace(request, states=states)
         for state in request.states:
             self._check_state(backbone, state)
-        found = self.find(backbone, request)
-        for (group, state), one in zip(request, found, strict=True):
+        results = self.find(backbone, request)
+        for (group, state), result in zip(request, results, strict=True):
             header = self._header(backbone, state, request.seed)
-            own = getattr(one.patch, "notes", None)
-            header = replace(header, notes={**header.notes, **own}) if own else header
-            for part in (*one.patch.parts(), one.patch):
+            header = replace(header, notes={**header.notes, **result.log.notes})
+            for part in (*result.patch.parts(), result.patch):
                 part.with_header(header, group).requires_grad_(False)
-        return found
+        return results
 
     def check_model(self, backbone: Backbone) -> None:
         """Raises BadBackbone for a model that cannot do what the search needs."""

@@ -74,7 +74,8 @@ class Patch(nn.Module, ABC):
     the row's `HookContext.rows` alone, never on where the prompt ends, so that questions which
     begin alike may share their first columns (`pointwise` ones are, too). `ahead`: the site whose
     stream it decides from, where that is above a site where it acts; the question is then
-    rehearsed up to there (`HookContext.rehearsing`).
+    rehearsed up to there (`HookContext.rehearsing`). `observes`: the sites among `sites` that it
+    reads and never changes. `dropped`: demonstrations that did not fit into the prompts so far.
     """
 
     plugin_kind: ClassVar[str] = "patches"
@@ -82,6 +83,8 @@ class Patch(nn.Module, ABC):
     pointwise: bool = False
     causal: bool = False
     ahead: str = ""
+    observes: frozenset[str] = frozenset()
+    dropped: int = 0
 
     def __init__(self, sites: Sequence[str] = ()) -> None:
         super().__init__()

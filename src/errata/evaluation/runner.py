@@ -105,7 +105,7 @@ class Runner:
                 continue
             track.patch = one.patch if track.patch is None else track.patch.join(one.patch)
             track.state = one.state
-            clock.searches.append(dict(getattr(one.patch, "search", {})))
+            clock.searches.append(one.log.search)
         clock.edit += time.perf_counter() - started
         clock.edits += sum(len(t.edits) for t in step.turns)
 
@@ -184,4 +184,4 @@ def _rows(tracks: Sequence[LaneState]) -> Rows:
 
 
 def _dropped(patch: Patch | None) -> int:
-    return sum(int(getattr(p, "dropped", 0)) for p in patch.parts()) if patch is not None else 0
+    return sum(p.dropped for p in patch.parts()) if patch is not None else 0

@@ -117,7 +117,7 @@ class Route(Patch):
     ) -> None:
         super().__init__((layout.site, *branch.sites))
         assert layout.site.endswith(".in"), f"a route decides on a block's input: {layout.site}"
-        self.observes: frozenset[str] = getattr(branch, "observes", frozenset())
+        self.observes = branch.observes
         assert layout.switch == "hard" or branch.sites - self.observes == {"head"}, (
             "a soft switch mixes next-token distributions, so its branch acts at the head alone"
         )

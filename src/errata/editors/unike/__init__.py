@@ -250,7 +250,7 @@ class UniKE(NeuronEditor):
     ) -> list[Latent]:
         c = self.config
         layers = sorted(backbone.layer(i) for i in c.latent_layers)
-        knowledge = self._knowledge(state)
+        knowledge = SharedMemory.of(state)
         heads = {i: backbone.heads(i) for i in layers}
         options = LatentSettings(c.top, c.alpha, c.attention, c.temperature, c.cutoff)
         own: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in groups]
@@ -286,14 +286,6 @@ class UniKE(NeuronEditor):
         for r, rows in enumerate(own):
             mine = (of_row == r).to(sem[layer].device)
             rows[layer] = (sem[layer][mine], pos[layer][mine])
-
-    def _knowledge(self, state: State) -> SharedMemory:
-        digest = state.origin or state.digest()
-        known: SharedMemory | None = getattr(self, "_shared_memory", None)
-        if known is None or known.digest != digest:
-            known = SharedMemory.of(state)
-            self._shared_memory = known
-        return known
 
     def _context(self, backbone: Backbone, group: Sequence[Edit], state: State) -> Context:
         encoder = str(state.meta["encoder"])
