@@ -264,10 +264,9 @@ def editing(
     editor = registry.load("editors", "unike")(
         preset="paper", steps=args.steps, stop_loss=0.0, neurons=args.neurons, top=args.top
     )
-    shared = editor._knowledge(state)
+    shared = SharedMemory.of(state)
     if args.device.startswith("cuda"):  # work spaces, and the shared memory on the device
         warm = registry.load("editors", "unike")(preset="paper", steps=1, stop_loss=0.0)
-        warm._shared_memory = shared
         warm.edit(backbone, [case.edit], state)
     for entries in shared.blocks.values():  # their lengths: once per process, no part of an edit
         entries.cosines(torch.ones(1, shape.width, device=entries.sem.device))

@@ -13,11 +13,10 @@ from torch import nn
 
 from errata.core.backbone import Backbone
 from errata.core.batch import Generated
-from errata.core.editor import Editor, EditResult
+from errata.core.editor import Editor, EditRequest, EditResult
 from errata.core.hooks.manager import HookManager
 from errata.core.patch import Patch, parts_of
-from errata.core.state import State
-from errata.core.types import Edit, Prompt, Scored, digest
+from errata.core.types import Prompt, Scored, digest
 from errata.patches.rows import Rows
 
 
@@ -51,18 +50,8 @@ class Notes(Patch):
 class NotesEditor(Editor):
     name = "notes"
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
-        return [
-            EditResult(Notes({e.prompt.text: e.target for e in g}), s)
-            for g, s in zip(groups, states, strict=True)
-        ]
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        return [EditResult(Notes({e.prompt.text: e.target for e in g}), s) for g, s in request]
 
 
 class Stub(Backbone):

@@ -16,12 +16,11 @@ from typing import Any
 from PIL import Image as Pil
 
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, EditResult
+from errata.core.editor import Editor, EditRequest, EditResult
 from errata.core.generation import ImageGenerator
 from errata.core.judge import Judge
 from errata.core.patch import parts_of
-from errata.core.state import State
-from errata.core.types import DRAWN_KINDS, Case, Edit, JudgeQuestion, Prompt, Verdict
+from errata.core.types import DRAWN_KINDS, Case, JudgeQuestion, Prompt, Verdict
 from errata.patches.rows import Rows
 from tests.stub import Notes, Stub
 
@@ -81,17 +80,10 @@ def rationale(thing: str, colour: str) -> str:
 class Believer(Editor):
     name = "believer"
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         return [
             EditResult(Beliefs({(e.subject or "").lower(): e.target for e in g}), s)
-            for g, s in zip(groups, states, strict=True)
+            for g, s in request
         ]
 
 

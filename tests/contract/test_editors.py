@@ -5,7 +5,6 @@ An editor that cannot take part is skipped by a row of tests/QUARANTINE.md, neve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from errata.contract import editors as contract
 from errata.contract import named
 from errata.core import registry
 from errata.core.backbone import Backbone
-from errata.core.editor import EditResult
+from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadBackbone
-from errata.core.state import State
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.patches.delta import Delta
 from tests import tiny
@@ -111,19 +109,12 @@ class Careless(contract.Editor):
 
     name = "careless"
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         weight = backbone.site("text.0.mlp.down").first.weight
         with torch.no_grad():
             weight.add_(1e-3)
         dense = torch.randn(tuple(weight.shape))
-        return [EditResult(Delta({"text.0.mlp.down": {"dense": dense}}), s) for s in states]
+        return [EditResult(Delta({"text.0.mlp.down": {"dense": dense}}), s) for _, s in request]
 
 
 def test_the_contract_finds_what_it_is_there_for(world: contract.World) -> None:

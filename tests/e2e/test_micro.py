@@ -20,7 +20,8 @@ from errata.benchmarks.microworld import Microworld
 from errata.core import registry
 from errata.core.backbone import Backbone
 from errata.core.benchmark import BenchmarkSpec, Loaded
-from errata.core.editor import Editor, State
+from errata.core.editor import Editor
+from errata.core.state import State
 from errata.evaluation.bench import bench
 from errata.training.loop import TrainedEditor
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
 from errata.core.batch import Batch
-from errata.core.editor import EditResult
+from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadSpec
 from errata.core.hooks.hook import Hook, flat
 from errata.core.patch import Patch, flat_on_row
@@ -178,35 +178,21 @@ class AdapterEditor(TrainedEditor):
             )
         return Gate(c.gate, site, float(tau))
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
-        for edit in (e for g in groups for e in g):
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        for _, edit in request.edits:
             self.check(edit)
-        found = []
-        for bank, state in zip(self._banks(backbone, groups, states), states, strict=True):
-            assert state is not None, "the editor checks that there is a state"
+        results = []
+        for bank, state in zip(self._banks(backbone, request), request.prepared, strict=True):
             patch = Adapter(AdapterNetwork.of(state), bank, self.gate(backbone, state))
-            found.append(EditResult(backbone.place(patch), state))
-        return found
+            results.append(EditResult(backbone.place(patch), state))
+        return results
 
-    def _banks(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-    ) -> list[EditBank]:
+    def _banks(self, backbone: Backbone, request: EditRequest) -> list[EditBank]:
         """One bank per group, read from the model as it is below any adapter."""
-        places, flat = self.places(backbone), [(r, e) for r, g in enumerate(groups) for e in g]
-        assert states[0] is not None
-        gate = self.gate(backbone, states[0])
+        places, flat = self.places(backbone), request.edits
+        gate = self.gate(backbone, request.prepared[0])
         sites = [*{p.site: None for p in places}, gate.site]
-        parts: list[list[EditBank]] = [[] for _ in groups]
+        parts: list[list[EditBank]] = [[] for _ in request.groups]
         with _adapters_off(backbone):
             for start in range(0, len(flat), CHUNK):
                 some = flat[start : start + CHUNK]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, EditResult
+from errata.core.editor import EditLog, Editor, EditRequest, EditResult
 from errata.core.errors import BadSpec
 from errata.core.hooks.hook import Hook
 from errata.core.patch import Patch
 from errata.core.state import State
-from errata.core.types import Edit
+from errata.patches._parts import PartsPatch
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
 from errata.training.optimise import SearchSettings, search
@@ -55,128 +55,78 @@ class GradientEditor(Editor):
         return SearchSettings(lr=c.lr, steps=c.steps, stop_loss=c.stop_loss, clip=c.clip, eos=c.eos)
 
     @abstractmethod
-    def start(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        seed: int,
-    ) -> Patch:
+    def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
         """A patch with a row per group that does nothing yet.
 
         Its parameters [R, ...] require gradients.
         """
 
     def losses(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        patch: Patch,
+        self, backbone: Backbone, request: EditRequest, patch: Patch
     ) -> tuple[Callable[[], Tensor] | None, Hook | None]:
         """(extra losses [R] after each forward, a recording patch for them)."""
         return None, None
 
-    def carry(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        patch: Patch,
+    def next_states(
+        self, backbone: Backbone, request: EditRequest, patch: Patch
     ) -> list[State | None]:
         """The states to hand to the next edits, one per group; `patch` holds the found rows."""
-        return list(states)
+        return list(request.states)
 
-    def beside(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-    ) -> list[Patch] | None:
+    def fixed_patches(self, backbone: Backbone, request: EditRequest) -> list[Patch] | None:
         """A patch per group that needs no search: live during it, and part of the edit."""
         return None
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
-        found: dict[int, EditResult] = {}
-        for indices in self._chunks(backbone, groups, states, seed):
-            part, own = [groups[i] for i in indices], [states[i] for i in indices]
-            beside = self.beside(backbone, part, own)
-            with backbone.applied(backbone.place(Rows(beside)) if beside else None):
-                rows = self._search(backbone, part, own, seed)
-            for row, index in enumerate(indices):
-                patch, state = rows[row]
-                if beside:
-                    patch = _with(beside[row], patch)
-                found[index] = EditResult(patch, state)
-        return [found[i] for i in range(len(groups))]
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        results: dict[int, EditResult] = {}
+        for index in self._chunks(backbone, request):
+            part = request.take(index)
+            fixed = self.fixed_patches(backbone, part)
+            with backbone.applied(backbone.place(Rows(fixed)) if fixed else None):
+                rows = self._search(backbone, part)
+            for row, group in enumerate(index):
+                result = rows[row]
+                if fixed:
+                    result = replace(result, patch=Stack([fixed[row], result.patch]))
+                results[group] = result
+        return [results[i] for i in range(len(request))]
 
-    def _search(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        seed: int,
-    ) -> list[tuple[Patch, State | None]]:
-        patch = backbone.place(self.start(backbone, groups, states, seed))
-        penalty, watch = self.losses(backbone, groups, states, patch)
-        log = search(backbone, groups, patch, self.settings(), penalty=penalty, watch=watch)
-        carried = self.carry(backbone, groups, states, patch)
-        rows: list[tuple[Patch, State | None]] = []
-        for r in range(len(groups)):
-            one = patch.row(r)  # type: ignore[operator]
-            one.search = {"steps": log.steps[r], "loss": log.loss[r], "reached": log.reached[r]}
-            rows.append((one, carried[r]))
-        return rows
+    def _search(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        patch = backbone.place(self.start(backbone, request))
+        penalty, watch = self.losses(backbone, request, patch)
+        log = search(backbone, request.groups, patch, self.settings(), penalty=penalty, watch=watch)
+        states = self.next_states(backbone, request, patch)
+        results = []
+        for r, state in enumerate(states):
+            own = EditLog(log.steps[r], log.loss[r], log.reached[r])
+            results.append(EditResult(patch.row(r), state, own))
+        return results
 
-    def _chunks(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        seed: int,
-    ) -> list[list[int]]:
+    def _chunks(self, backbone: Backbone, request: EditRequest) -> list[list[int]]:
         """Groups that are found together: of equal size, and as many as fit into the budget.
 
         Where row patches are live, group i is on row i, and all groups are found at once.
         """
         if _has_rows(backbone.hooks.stack):
-            assert len({len(g) for g in groups}) <= 1, "groups on row patches must be of equal size"
-            return [list(range(len(groups)))]
+            sizes = {len(g) for g in request.groups}
+            assert len(sizes) <= 1, "groups on row patches must be of equal size"
+            return [list(range(len(request)))]
         by_size: dict[int, list[int]] = {}
-        for i, group in enumerate(groups):
+        for i, group in enumerate(request.groups):
             by_size.setdefault(len(group), []).append(i)
         chunks = []
         for same in by_size.values():
-            size = self._chunk(backbone, [groups[i] for i in same], [states[i] for i in same], seed)
+            size = self._chunk(backbone, request.take(same))
             chunks += [same[k : k + size] for k in range(0, len(same), size)]
         return chunks
 
-    def _chunk(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        seed: int,
-    ) -> int:
+    def _chunk(self, backbone: Backbone, request: EditRequest) -> int:
         """How many rows fit into the budget: patch, gradient and two moments in float32."""
-        if len(groups) <= 1:
+        if len(request) <= 1:
             return 1
-        one = self.start(backbone, groups[:1], states[:1], seed)
+        one = self.start(backbone, request.take([0]))
         numbers = sum(p.numel() for p in one.parameters())
-        return int(max(1, min(len(groups), BUDGET // (16 * max(1, numbers)))))
-
-
-def _with(beside: Patch, searched: Patch) -> Patch:
-    both = Stack([beside, searched])
-    both.search = searched.search
-    return both
+        return int(max(1, min(len(request), BUDGET // (16 * max(1, numbers)))))
 
 
 def _has_rows(stack: Sequence[Hook]) -> bool:

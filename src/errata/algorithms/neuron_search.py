@@ -24,12 +24,14 @@ from errata.algorithms.gradient import GradientEditor, generator
 from errata.algorithms.neuron_keys import locality_prompts, site_inputs
 from errata.core.backbone import Backbone
 from errata.core.batch import Batch
+from errata.core.editor import EditRequest
 from errata.core.errors import BadSpec
 from errata.core.hooks.hook import Hook
 from errata.core.patch import Patch
 from errata.core.recorder import Recorder
 from errata.core.state import State
 from errata.core.types import Case, Edit
+from errata.patches._parts import PartsPatch
 from errata.patches.neurons import Neurons
 from errata.training.optimise import SearchSettings, encode_edits
 
@@ -91,15 +93,9 @@ class NeuronEditor(GradientEditor):
         states = site_inputs(backbone, prompts, self.sites(backbone), c.memory, rng)
         return State(self.name, {"prompts": len(prompts)}, states)
 
-    def start(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        seed: int,
-    ) -> Patch:
+    def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
         sites = self.sites(backbone)
-        queries = self._queries(backbone, groups)
+        queries = self._queries(backbone, request.groups)
         parts: dict[str, dict[str, Tensor]] = {}
         for site in sites:
             q_Ren = queries[site]
@@ -117,16 +113,16 @@ class NeuronEditor(GradientEditor):
             if backbone.gated(site):
                 part |= {"up": torch.zeros(rows, n, e), "up_bias": torch.ones(rows, e)}
             parts[site] = part
-        shared = self.shared(backbone, sites, states, seed)
+        shared = self.shared(backbone, sites, request)
         for site, direction in shared.items():
-            parts[site]["shared"] = direction.float().repeat(len(groups), 1)
-        patch = Neurons(parts, act=backbone.activation(sites[0]), rows=len(groups))
+            parts[site]["shared"] = direction.float().repeat(len(request), 1)
+        patch = Neurons(parts, act=backbone.activation(sites[0]), rows=len(request))
         for site in shared:
             patch.part(site)["shared"].requires_grad_(False)
         return patch
 
     def shared(
-        self, backbone: Backbone, sites: Sequence[str], states: Sequence[State | None], seed: int
+        self, backbone: Backbone, sites: Sequence[str], request: EditRequest
     ) -> dict[str, Tensor]:
         """Site -> [d], a fixed direction that all values of its new neurons get on top."""
         return {}
@@ -156,23 +152,21 @@ class NeuronEditor(GradientEditor):
         return {s: x.float().cpu()[at[..., 0], at[..., 1]] for s, x in watch.x.items()}
 
     def losses(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        patch: Patch,
+        self, backbone: Backbone, request: EditRequest, patch: Patch
     ) -> tuple[Callable[[], Tensor] | None, Hook | None]:
         c, sites = self.config, self.sites(backbone)
         assert isinstance(patch, Neurons)
         if not c.act_weight and not c.memory_weight:
             return None, None
-        batch, rows = encode_edits(backbone, groups, eos=c.eos)
-        at = self._places(batch, rows, groups)
-        memory = {s: _memory(states, s, backbone.device_of(s)) for s in sites if c.memory_weight}
+        batch, rows = encode_edits(backbone, request.groups, eos=c.eos)
+        at = self._places(batch, rows, request.groups)
+        memory = {
+            s: _memory(request.prepared, s, backbone.device_of(s)) for s in sites if c.memory_weight
+        }
         watch = Recorder(sites)
 
         def penalty() -> Tensor:
-            total = torch.zeros(len(groups))
+            total = torch.zeros(len(request))
             for site in sites:
                 part, q_Ren = patch.part(site), watch.x[site][at[..., 0], at[..., 1]].float()
                 own_Re = torch.einsum("ren,rne->re", q_Ren, part["key"]) + part["key_bias"]
@@ -204,27 +198,22 @@ class NeuronEditor(GradientEditor):
 
         return worst(u_RSe - c.memory_gamma) + worst(u_RSe - own_Re[:, None] + c.memory_beta)
 
-    def carry(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        patch: Patch,
+    def next_states(
+        self, backbone: Backbone, request: EditRequest, patch: Patch
     ) -> list[State | None]:
         """Each row's memory grows by its edit's own states, so that later neurons spare them."""
         if not self.config.memory_weight:
-            return list(states)
-        queries = self._queries(backbone, groups, patch)
-        carried: list[State | None] = []
-        for r, state in enumerate(states):
-            assert state is not None
-            tensors = dict(state.tensors)
+            return list(request.states)
+        queries = self._queries(backbone, request.groups, patch)
+        grown: list[State | None] = []
+        for r, state in enumerate(request.prepared):
+            tensors = {}
             for site, q_Ren in queries.items():
-                past = tensors.get(f"past/{site}")
+                past = state.tensors.get(f"past/{site}")
                 new = torch.unique(q_Ren[r], dim=0)
                 tensors[f"past/{site}"] = new if past is None else torch.cat([past, new])
-            carried.append(replace(state, tensors=tensors, origin=state.origin or state.digest()))
-        return carried
+            grown.append(state.grown(tensors))
+        return grown
 
 
 @dataclass(frozen=True)
@@ -235,15 +224,14 @@ class NeuronMemory:
     count_R: Tensor | None = None
 
 
-def _memory(states: Sequence[State | None], site: str, device: torch.device) -> NeuronMemory:
+def _memory(states: Sequence[State], site: str, device: torch.device) -> NeuronMemory:
     """The training states, and behind them each row's own past edits."""
-    known = [s for s in states if s is not None]
-    assert len(known) == len(states), "the editor checks that there is a state"
-    base = known[0].tensors[site]
-    if all(s.tensors[site] is base and f"past/{site}" not in s.tensors for s in known):
+    base = states[0].tensors[site]
+    if all(s.tensors[site] is base and f"past/{site}" not in s.tensors for s in states):
         return NeuronMemory(base.to(device).float())
     rows = [
-        torch.cat([s.tensors[site], s.tensors.get(f"past/{site}", base[:0])]).float() for s in known
+        torch.cat([s.tensors[site], s.tensors.get(f"past/{site}", base[:0])]).float()
+        for s in states
     ]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     count_R = torch.tensor([len(r) for r in rows])

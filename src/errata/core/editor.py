@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,11 +48,88 @@ class PrepareContext:
 
 
 @dataclass(frozen=True)
+class EditRequest:
+    """Edits to make: those of groups[i] in one patch, with states[i]; all draws come from `seed`.
+
+    The groups are independent of each other. Iterating gives (group, state). Raises BadEdit for an
+    edit that no editor can make.
+    """
+
+    groups: tuple[tuple[Edit, ...], ...]
+    states: tuple[State | None, ...]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        assert len(self.groups) == len(self.states), (len(self.groups), len(self.states))
+        for _, edit in self.edits:
+            check_edit(edit)
+
+    @classmethod
+    def of(
+        cls,
+        groups: Sequence[Sequence[Edit]],
+        states: Sequence[State | None] | None = None,
+        seed: int = 0,
+    ) -> EditRequest:
+        """A request from any sequences; without `states` no group has one."""
+        return cls(tuple(map(tuple, groups)), tuple(states or [None] * len(groups)), seed)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[tuple[tuple[Edit, ...], State | None]]:
+        return zip(self.groups, self.states, strict=True)
+
+    @property
+    def edits(self) -> list[tuple[int, Edit]]:
+        """(group, edit) of all groups, in order."""
+        return [(g, e) for g, group in enumerate(self.groups) for e in group]
+
+    @property
+    def prepared(self) -> list[State]:
+        """The states, for an editor that works from one (`Editor` refuses a request without)."""
+        states = [s for s in self.states if s is not None]
+        assert len(states) == len(self.states), "an editor that uses a state was given none"
+        return states
+
+    def take(self, index: Sequence[int]) -> EditRequest:
+        """The groups at `index` as a request."""
+        return EditRequest(
+            tuple(self.groups[i] for i in index), tuple(self.states[i] for i in index), self.seed
+        )
+
+
+@dataclass(frozen=True)
+class EditLog:
+    """How the patch of a group was found.
+
+    steps, loss, reached: updates made, last loss of the edits, whether the search met its goal;
+    None where nothing was searched. notes: JSON-ready, saved in the header of the patch.
+    """
+
+    steps: float | None = None
+    loss: float | None = None
+    reached: bool | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """The numbers of the search, as `timing.json` holds them; {} where there was none."""
+        if self.steps is None:
+            return {}
+        return {"steps": self.steps, "loss": self.loss, "reached": self.reached}
+
+
+@dataclass(frozen=True)
 class EditResult:
-    """One result of an edit: the increment, and the state to hand to the next edit."""
+    """What an editor returns for one group of edits.
+
+    patch: the change, on top of what is applied. state: for the next edit. log: of the search.
+    """
 
     patch: Patch
     state: State | None = None
+    log: EditLog = EditLog()
 
 
 class Editor(ABC):
@@ -149,14 +226,7 @@ class Editor(ABC):
         return {name: config[name] for name in self.state_settings}
 
     @abstractmethod
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         """One independent patch per group, whose edits are made jointly.
 
         Called inside `backbone.applied`.
@@ -171,7 +241,7 @@ class Editor(ABC):
         seed: int = 0,
     ) -> EditResult:
         """One patch that holds all the edits jointly, on top of whatever is applied."""
-        return self._headed(backbone, [list(edits)], [state], seed)[0]
+        return self._headed(backbone, EditRequest.of([edits], [state], seed))[0]
 
     def edit_rows(
         self,
@@ -193,31 +263,23 @@ class Editor(ABC):
         seed: int = 0,
     ) -> list[EditResult]:
         """One independent patch per group of joint edits."""
-        return self._headed(backbone, groups, states or [None] * len(groups), seed)
+        return self._headed(backbone, EditRequest.of(groups, states, seed))
 
-    def _headed(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        seed: int,
-    ) -> list[EditResult]:
+    def _headed(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         self.check_model(backbone)
-        for edit in (e for g in groups for e in g):
-            check_edit(edit)
-        if self.uses_state and any(s is None for s in states):
+        if self.uses_state and any(s is None for s in request.states):
             shipped = self.shipped_state(backbone)
-            states = [s if s is not None else shipped for s in states]
-        for state in states:
+            states = tuple(shipped if s is None else s for s in request.states)
+            request = replace(request, states=states)
+        for state in request.states:
             self._check_state(backbone, state)
-        found = self.find(backbone, groups, states, seed=seed)
-        for group, state, one in zip(groups, states, found, strict=True):
-            header = self._header(backbone, state, seed)
-            own = getattr(one.patch, "notes", None)
-            header = replace(header, notes={**header.notes, **own}) if own else header
-            for part in (*parts_of(one.patch), one.patch):
+        results = self.find(backbone, request)
+        for (group, state), result in zip(request, results, strict=True):
+            header = self._header(backbone, state, request.seed)
+            header = replace(header, notes={**header.notes, **result.log.notes})
+            for part in (*parts_of(result.patch), result.patch):
                 part.with_header(header, group).requires_grad_(False)
-        return found
+        return results
 
     def check_model(self, backbone: Backbone) -> None:
         """Raises BadBackbone for a model that cannot do what the search needs."""

@@ -68,11 +68,13 @@ class Patch(Hook, nn.Module, ABC):
 
     one_when_live: patches of this shape that are live together must act as one (a shared memory,
     facts in one prompt), so that a stack merges them at once. Other shapes may be merged while they
-    are live, which only saves work.
+    are live, which only saves work. dropped: demonstrations that did not fit into the prompts that
+    it has rewritten so far.
     """
 
     plugin_kind: ClassVar[str] = "patches"
     one_when_live: ClassVar[bool] = False
+    dropped: int = 0
 
     def __init__(self, sites: Iterable[str] = ()) -> None:
         nn.Module.__init__(self)

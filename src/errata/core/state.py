@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,14 @@ class State:
     def views(self) -> dict[str, Any]:
         """What was made of the tensors once and is shared by all who use the state; not stored."""
         return {}
+
+    def grown(self, tensors: Mapping[str, Tensor]) -> State:
+        """The same with more or other tensors; it names the prepared state as its origin."""
+        after = replace(
+            self, tensors={**self.tensors, **tensors}, origin=self.origin or self.digest()
+        )
+        after.views.update(self.views)
+        return after
 
     @cached_property
     def _digest(self) -> str:

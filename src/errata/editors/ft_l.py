@@ -13,7 +13,7 @@ LiveEdit's optional L-infinity clamp, off there and here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,9 +21,8 @@ import torch
 
 from errata.algorithms.gradient import GradientEditor
 from errata.core.backbone import Backbone
-from errata.core.patch import Patch
-from errata.core.state import State
-from errata.core.types import Edit
+from errata.core.editor import EditRequest
+from errata.patches._parts import PartsPatch
 from errata.patches.delta import Delta
 
 
@@ -50,17 +49,11 @@ class FtL(GradientEditor):
         layers: tuple[int, ...] = (-1,)
         parts: tuple[str, ...] = ("mlp.down",)
 
-    def start(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        seed: int,
-    ) -> Patch:
+    def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
         parts = {}
         for layer in self.config.layers:
             for part in self.config.parts:
                 site = f"text.{backbone.layer(layer)}.{part}"
                 into, out = backbone.weight(site)
-                parts[site] = {"dense": torch.zeros(len(groups), out, into)}
-        return Delta(parts, rows=len(groups))
+                parts[site] = {"dense": torch.zeros(len(request), out, into)}
+        return Delta(parts, rows=len(request))

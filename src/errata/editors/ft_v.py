@@ -12,7 +12,7 @@ without an image has no connector to pass and is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,10 +20,9 @@ import torch
 
 from errata.algorithms.gradient import GradientEditor
 from errata.core.backbone import Backbone
+from errata.core.editor import EditRequest
 from errata.core.errors import BadBackbone, BadEdit
-from errata.core.patch import Patch
-from errata.core.state import State
-from errata.core.types import Edit
+from errata.patches._parts import PartsPatch
 from errata.patches.delta import Delta
 
 
@@ -42,14 +41,8 @@ class FtV(GradientEditor):
 
         bias: bool = True
 
-    def start(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        seed: int,
-    ) -> Patch:
-        for edit in (e for g in groups for e in g):
+    def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
+        for _, edit in request.edits:
             if not edit.prompt.images:
                 raise BadEdit(
                     f"edit '{edit.id or edit.prompt.text[:60]}' has no image; ft_v changes only "
@@ -61,7 +54,7 @@ class FtV(GradientEditor):
                 f"{backbone.name} has no connector that errata could find. "
                 f"See errata doctor {backbone.name}."
             )
-        rows, parts = len(groups), {}
+        rows, parts = len(request), {}
         for site in sites:
             into, out = backbone.weight(site)
             parts[site] = {"dense": torch.zeros(rows, out, into)}

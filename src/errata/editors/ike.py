@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 from errata.algorithms.demonstrations import corpus, similar
 from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, EditResult
+from errata.core.editor import Editor, EditRequest, EditResult
 from errata.core.state import State
 from errata.core.types import Case, Edit
 from errata.networks.retrieve import choose, embed
@@ -75,28 +75,21 @@ class Ike(Editor):
             return None
         return State(self.name, {"lines": lines, "encoder": encoder}, {"vectors": vectors})
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         c = self.config
         encoder = choose(c.encoder)
         layout = ContextSettings(
             scope=c.scope, threshold=c.threshold, facts=c.facts, encoder=encoder
         )
-        found = []
-        for group, state in zip(groups, states, strict=True):
+        results = []
+        for group, state in request:
             facts = [
                 Fact(e.prompt.text, e.target.strip(), self._similar(backbone, e, state))
                 for e in group
             ]
             vectors = embed([f.question for f in facts], encoder, backbone)
-            found.append(EditResult(Context(facts, layout, vectors), state))
-        return found
+            results.append(EditResult(Context(facts, layout, vectors), state))
+        return results
 
     def _similar(self, backbone: Backbone, edit: Edit, state: State | None) -> tuple[str, ...]:
         """The k demonstrations nearest to the edit's own copy line, nearest first."""

@@ -48,7 +48,7 @@ from errata.algorithms.gradient_factors import (
     group_factors,
 )
 from errata.core.backbone import Backbone
-from errata.core.editor import EditResult
+from errata.core.editor import EditRequest, EditResult
 from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
 from errata.training.batches import TrainBatch
@@ -148,27 +148,22 @@ class Ke(TrainedEditor):
             texts.update(zip(part, said, strict=True))
         return KeTrainee(backbone, self, self.network(backbone, seed), texts)
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         networks: dict[int, KeNetwork] = {}
-        found = []
-        gradients = group_factors(backbone, groups, self.sites(backbone), eos=self.config.eos)
-        for row, (gradient, state, group) in enumerate(zip(gradients, states, groups, strict=True)):
-            assert state is not None, "the editor checks that there is a state"
+        results = []
+        gradients = group_factors(
+            backbone, request.groups, self.sites(backbone), eos=self.config.eos
+        )
+        each = zip(gradients, request.groups, request.prepared, strict=True)
+        for row, (gradient, group, state) in enumerate(each):
             if id(state) not in networks:
                 networks[id(state)] = self._trained(backbone, state)
             texts = self._conditions(backbone, group, [row] * len(group))
             ids, lengths = tokens(backbone, texts, self.config.tokens)
             with torch.no_grad():
                 update = networks[id(state)](gradient, ids, lengths)
-            found.append(EditResult(delta_of(update, range(len(group))), state))
-        return found
+            results.append(EditResult(delta_of(update, range(len(group))), state))
+        return results
 
     def _trained(self, backbone: Backbone, state: State) -> KeNetwork:
         network = self.network(backbone, 0)

@@ -10,7 +10,7 @@ is the same search. The result is a low-rank delta, exportable as an adapter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -18,9 +18,8 @@ import torch
 
 from errata.algorithms.gradient import GradientEditor, generator
 from errata.core.backbone import Backbone
-from errata.core.patch import Patch
-from errata.core.state import State
-from errata.core.types import Edit
+from errata.core.editor import EditRequest
+from errata.patches._parts import PartsPatch
 from errata.patches.delta import Delta
 from errata.training.optimise import SearchSettings
 
@@ -48,23 +47,19 @@ class Lora(GradientEditor):
     def settings(self) -> SearchSettings:
         return replace(super().settings(), lr_scale={"B": self.config.alpha / self.config.rank})
 
-    def start(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        seed: int,
-    ) -> Patch:
-        rank, rows = self.config.rank, len(groups)
+    def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
+        rank, rows = self.config.rank, len(request)
         layers = [backbone.layer(i) for i in self.config.layers] or range(backbone.depth)
         parts = {}
         for site in (f"text.{i}.{part}" for i in layers for part in self.config.parts):
             into, out = backbone.weight(site)
             drawn = [
                 torch.randn(
-                    rank, into, generator=generator(seed, group[0].id, group[0].prompt.text, site)
+                    rank,
+                    into,
+                    generator=generator(request.seed, group[0].id, group[0].prompt.text, site),
                 )
-                for group in groups
+                for group in request.groups
             ]
             parts[site] = {"A": torch.stack(drawn) / into**0.5, "B": torch.zeros(rows, out, rank)}
         return Delta(parts, rows=rows)

@@ -33,8 +33,7 @@ from torch import Tensor
 
 from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
-from errata.core.editor import EditResult
-from errata.core.state import State
+from errata.core.editor import EditRequest, EditResult
 from errata.core.types import TARGET_KINDS, Case, Edit
 from errata.networks.retrieve import choose
 from errata.patches.alignment import Alignment
@@ -196,21 +195,13 @@ class Lte(TrainedEditor):
             "shown_out_of_scope": round(shown, 4),
         }
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         deltas: dict[str, Alignment] = {}
-        found = []
-        for group, state in zip(groups, states, strict=True):
-            assert state is not None, "the editor checks that there is a state"
+        results = []
+        for group, state in zip(request.groups, request.prepared, strict=True):
             digest = state.digest()
             if digest not in deltas:
-                deltas[digest] = self._delta(backbone, seed, digest)
+                deltas[digest] = self._delta(backbone, request.seed, digest)
                 deltas[digest].load_state_dict(dict(state.tensors))
                 deltas[digest].requires_grad_(False)
             given = self.config.threshold
@@ -218,7 +209,7 @@ class Lte(TrainedEditor):
             layout = self._layout(encoder, state.meta["threshold"] if given is None else given)
             vectors = vectors_of([e.prompt for e in group], layout, backbone)
             facts = Context([_fact(e) for e in group], layout, vectors)
-            header = self._header(backbone, state, seed)
+            header = self._header(backbone, state, request.seed)
             delta = deltas[digest].with_header(header, ())
-            found.append(EditResult(Stack([delta, facts.with_header(header, group)]), state))
-        return found
+            results.append(EditResult(Stack([delta, facts.with_header(header, group)]), state))
+        return results

@@ -41,9 +41,9 @@ from errata.algorithms.gradient_factors import (
     group_factors,
 )
 from errata.core.backbone import Backbone
-from errata.core.editor import EditResult
+from errata.core.editor import EditRequest, EditResult
 from errata.core.state import State
-from errata.core.types import Case, Edit
+from errata.core.types import Case
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee
 
@@ -118,25 +118,20 @@ class Mend(TrainedEditor):
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
         return MendTrainee(backbone, self, self.network(backbone, seed))
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         networks: dict[int, MendNetwork] = {}
-        found = []
-        gradients = group_factors(backbone, groups, self.sites(backbone), eos=self.config.eos)
-        for gradient, state, group in zip(gradients, states, groups, strict=True):
-            assert state is not None, "the editor checks that there is a state"
+        results = []
+        gradients = group_factors(
+            backbone, request.groups, self.sites(backbone), eos=self.config.eos
+        )
+        each = zip(gradients, request.groups, request.prepared, strict=True)
+        for gradient, group, state in each:
             if id(state) not in networks:
                 networks[id(state)] = self._trained(backbone, state)
             with torch.no_grad():
                 update = networks[id(state)](gradient)
-            found.append(EditResult(delta_of(update, range(len(group))), state))
-        return found
+            results.append(EditResult(delta_of(update, range(len(group))), state))
+        return results
 
     def _trained(self, backbone: Backbone, state: State) -> MendNetwork:
         network = self.network(backbone, 0)

@@ -21,7 +21,7 @@ layer's keys do not depend on what is written into it.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,10 +41,9 @@ from errata.algorithms.locate_then_edit.rank_one import (
 )
 from errata.algorithms.locate_then_edit.value_search import search
 from errata.core.backbone import Backbone
-from errata.core.editor import EditResult
+from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadSpec
 from errata.core.state import State
-from errata.core.types import Edit
 from errata.linalg import solve
 
 _PUBLISHED: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "weight_decay": 0.5, "steps": 20}
@@ -96,16 +95,9 @@ class Rome(RankOneUpdate):
     def uses_state(self) -> bool:
         return bool(self.config.mom2)
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
-        layer, beginnings = self.layers(backbone)[0], self.beginnings(backbone, seed)
-        site, now = site_of(layer), list(states)
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        layer, beginnings = self.layers(backbone)[0], self.beginnings(backbone, request.seed)
+        groups, site, now = request.groups, site_of(layer), list(request.states)
         parts: list[dict[str, dict[str, Tensor]]] = [{} for _ in groups]
         account: list[list[dict[str, Any]]] = [[] for _ in groups]
         for turn in range(max(map(len, groups))):

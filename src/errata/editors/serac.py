@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
 from errata.core.batch import PrefixState
-from errata.core.editor import EditResult
+from errata.core.editor import EditRequest, EditResult
 from errata.core.recorder import PromptStates, Recorder, answer_embeddings, head_inputs
 from errata.core.state import State
 from errata.core.types import Case, Edit
@@ -233,25 +233,16 @@ class Serac(TrainedEditor):
         net = trainee.module
         return {"scope": net.scope.settings, "speaker": net.speaker.settings}
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         """Nothing is searched: each edit is read once, and what was read is its memory."""
-        patches: list[list[Route]] = [[] for _ in groups]
-        flat = [(g, e) for g, group in enumerate(groups) for e in group]
+        patches: list[list[Route]] = [[] for _ in request.groups]
+        flat, states = request.edits, request.prepared
         for start in range(0, len(flat), CHUNK):
             part = flat[start : start + CHUNK]
             rows = torch.tensor([g for g, _ in part])
             memory = self._read(backbone, [e for _, e in part], rows)
             for n, g in enumerate(rows.tolist()):
-                state = states[g]
-                assert state is not None, "the editor checks that there is a state"
-                patches[g].append(self._route(backbone, state, memory, n))
+                patches[g].append(self._route(backbone, states[g], memory, n))
         return [
             EditResult(backbone.place(_union(own)), state)
             for own, state in zip(patches, states, strict=True)

@@ -97,7 +97,7 @@ class Runner:
                 continue
             lane.patch = result.patch if lane.patch is None else stacked(lane.patch, result.patch)
             lane.state = result.state
-            timing.searches.append(dict(getattr(result.patch, "search", {})))
+            timing.searches.append(result.log.search)
         timing.edit_seconds += time.perf_counter() - started
         timing.edits += sum(len(t.edits) for t in step.turns)
 
@@ -182,4 +182,4 @@ def _rows(lanes: Sequence[LaneState]) -> Rows:
 
 
 def _dropped(patch: Patch | None) -> int:
-    return sum(int(getattr(p, "dropped", 0)) for p in parts_of(patch)) if patch is not None else 0
+    return sum(p.dropped for p in parts_of(patch)) if patch is not None else 0

@@ -150,7 +150,7 @@ def test_one_layer_without_a_price_reaches_the_value(state):
     with bb.applied(patch):
         _, got = _at(bb, EDITS[:3], "text.1.block")
     assert torch.allclose(got, z, atol=1e-3 * float(z.abs().max()))
-    assert all(e["left"] < 1e-3 for e in patch.notes["edits"])
+    assert all(e["left"] < 1e-3 for e in patch.header.notes["edits"])
 
 
 def test_alphaedit_stays_in_the_null_space(state):
@@ -164,7 +164,7 @@ def test_alphaedit_stays_in_the_null_space(state):
         change = (part["B"] @ part["A"]).detach().double()
         outside = change @ vectors[:, ~small]
         assert float(outside.norm()) < 1e-5 * float(change.norm())
-        noted = [e["layers"][str(layer)] for e in patch.notes["edits"]]
+        noted = [e["layers"][str(layer)] for e in patch.header.notes["edits"]]
         assert {n["null_dim"] for n in noted} == {int(small.sum())}
         assert all(0 < n["null_share"] < 1 for n in noted)
 
@@ -244,16 +244,17 @@ def test_memory_protects_earlier_edits(name, state):
 @pytest.mark.parametrize("name", FOUR)
 def test_a_limit_on_the_change_is_kept_and_noted(name, state):
     bb = tiny.shared("llava")
-    patch = _made(name, max_upd_ratio=1e-3).edit(bb, EDITS[:2], state).patch
+    result = _made(name, max_upd_ratio=1e-3).edit(bb, EDITS[:2], state)
+    patch = result.patch
     for site in patch.sites:
         part, weight = patch.part(site), bb.site(site).first.weight
         ratio = lowrank.norm(part["A"], part["B"]) / float(weight.norm())
         assert ratio <= (1 if name != "rome" else 2) * 1e-3 * 1.001  # rome: one update per edit
-    noted = [size for e in patch.notes["edits"] for size in e["layers"].values()]
+    noted = [size for e in result.log.notes["edits"] for size in e["layers"].values()]
     assert all(0 < size["clipped"] < 1 for size in noted)
-    assert patch.header.notes["edits"] == patch.notes["edits"]
+    assert patch.header.notes["edits"] == result.log.notes["edits"]
     free = _made(name).edit(bb, EDITS[:2], state).patch
-    assert all("clipped" not in s for e in free.notes["edits"] for s in e["layers"].values())
+    assert all("clipped" not in s for e in free.header.notes["edits"] for s in e["layers"].values())
 
 
 @pytest.mark.parametrize("name", FOUR)
@@ -272,9 +273,9 @@ def test_groups_of_different_sizes(name, state):
 def test_where_an_edit_is_looked_up(state):
     bb = tiny.shared("llava")
     nameless = Edit(Prompt.of("Which ring is it?"), "red", id="n")
-    noted = _made("memit").edit(bb, [EDITS[0], nameless], state).patch.notes["edits"]
+    noted = _made("memit").edit(bb, [EDITS[0], nameless], state).log.notes["edits"]
     assert [e["token"] for e in noted] == ["subject", "last_prompt"]
-    noted = _made("memit", token="last_prompt").edit(bb, EDITS[:1], state).patch.notes["edits"]
+    noted = _made("memit", token="last_prompt").edit(bb, EDITS[:1], state).log.notes["edits"]
     assert noted[0]["token"] == "last_prompt" and noted[0]["kl"] == 0.0
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from errata.cli._shared import parse_settings
 from errata.core import registry
+from errata.core.editor import EditRequest
 from errata.core.errors import BadData, BadSpec
 from errata.core.patch import Patch, parts_of, united
 from errata.core.recorder import Recorder
@@ -199,7 +200,8 @@ def test_zeta_by_hand(bb: tiny.HfVlm, state: State) -> None:
     sites = ["text.2.mlp", "text.3.mlp"]
 
     def shared(zeta: str, seed: int = 0, **more: Any) -> dict[str, Tensor]:
-        return unike(zeta=zeta, **more).shared(bb, sites, [state], seed)  # type: ignore[no-any-return]
+        request = EditRequest.of([[]], [state], seed)
+        return unike(zeta=zeta, **more).shared(bb, sites, request)  # type: ignore[no-any-return]
 
     for site in sites:
         length = float(state.tensors[f"{site[:6]}/zeta/length"])

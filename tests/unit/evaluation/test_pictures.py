@@ -174,10 +174,10 @@ class Broken(Painter):
 class Failing(Believer):
     """Cannot make the edits of one thing, nor those of its batch."""
 
-    def find(self, backbone: Any, groups: Any, states: Any, *, seed: int) -> Any:
-        if any(e.subject == "velm10" for g in groups for e in g):
+    def find(self, backbone: Any, request: Any) -> Any:
+        if any(e.subject == "velm10" for _, e in request.edits):
             raise NotFinite("the loss became nan")
-        return super().find(backbone, groups, states, seed=seed)
+        return super().find(backbone, request)
 
 
 def counts(m: dict[str, Any], key: str) -> tuple[int, int]:

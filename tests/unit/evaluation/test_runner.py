@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ import pytest
 from errata.core import registry
 from errata.core.backbone import Backbone
 from errata.core.benchmark import BenchmarkSpec
-from errata.core.editor import EditResult
+from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadRun, BadSpec, FingerprintMismatch, MissingState, NotFinite
-from errata.core.state import State
 from errata.core.types import Edit, Prompt
 from errata.evaluation.bench import bench
 from tests import tiny
@@ -25,18 +23,11 @@ SPEC = "microworld:vqa@dev"
 class Moody(NotesEditor):
     """Cannot make edits whose target has an even number of letters."""
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
-        for edit in (e for g in groups for e in g):
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        for _, edit in request.edits:
             if len(edit.target) % 2 == 0:
                 raise NotFinite(f"the loss of edit '{edit.id}' became nan")
-        return super().find(backbone, groups, states, seed=seed)
+        return super().find(backbone, request)
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,8 @@ SPEC = "unike_umm:attribute"
 class Forgetful(Believer):
     """Learns nothing."""
 
-    def find(self, backbone, groups, states, *, seed):  # type: ignore[no-untyped-def]
-        return [type(f)(Beliefs({}), f.state) for f in super().find(
-            backbone, groups, states, seed=seed)]  # fmt: skip
+    def find(self, backbone, request):  # type: ignore[no-untyped-def]
+        return [type(f)(Beliefs({}), f.state) for f in super().find(backbone, request)]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from errata.algorithms.locate_then_edit.rank_one import (
 )
 from errata.algorithms.locate_then_edit.value_search import FoundValues, ValueSettings, search
 from errata.core.backbone import Backbone
-from errata.core.editor import EditResult
+from errata.core.editor import EditRequest, EditResult
 from errata.core.state import State
 from errata.core.types import Edit
 from errata.linalg import covariance, solve
@@ -36,18 +36,11 @@ from errata.linalg import covariance, solve
 class MultiLayerUpdate(RankOneUpdate):
     """MEMIT's frame: one value per edit at the top layer, its residual spread over all layers."""
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
-        edits = [(r, e) for r, group in enumerate(groups) for e in group]
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        edits, groups = request.edits, request.groups
         owner = torch.tensor([r for r, _ in edits])
-        layers, beginnings = self.layers(backbone), self.beginnings(backbone, seed)
-        values = self.searched(backbone, edits, beginnings, seed=seed)
+        layers, beginnings = self.layers(backbone), self.beginnings(backbone, request.seed)
+        values = self.searched(backbone, edits, beginnings, seed=request.seed)
         name = next(iter(values.found))
         site = self.target(layers[-1])
         goal_Eh = values.found[name].cpu()
@@ -63,9 +56,8 @@ class MultiLayerUpdate(RankOneUpdate):
                 keys, now_Eh = look.see([layer], site, top=layers[-1])
             kept[layer] = half_bare(keys[layer]).cpu()
             residual_Eh = (goal_Eh - now_Eh.cpu()) / self.share(i, len(layers))
-            for r, state in enumerate(states):
+            for r, state in enumerate(request.prepared):
                 own = (owner == r).nonzero()[:, 0]
-                assert state is not None, "the editor checks that there is a state"
                 made, lines = self.write(state, layer, kept[layer][own])
                 size: dict[str, Any] = {}
                 parts[r][site_of(layer)] = self.limited(
@@ -74,21 +66,21 @@ class MultiLayerUpdate(RankOneUpdate):
                 for e, line in zip(own.tolist(), lines, strict=True):
                     account[e].setdefault("layers", {})[str(layer)] = {**line, **size}
         with written(backbone, parts):
-            after, now_Eh = look.see(layers, site, top=layers[-1])
+            keys, now_Eh = look.see(layers, site, top=layers[-1])
         left = (goal_Eh - now_Eh.cpu()).norm(dim=1)
         for e, (line, start) in enumerate(zip(account, values.start[name], strict=True)):
             whole = float((goal_Eh[e] - start.cpu()).norm())
             line["left"] = round(float(left[e]) / max(whole, 1e-12), 4)
         if self.config.memory == "recomputed":
-            kept = {i: half_bare(after[i]).cpu() for i in layers}
-        found = []
-        for r, group in enumerate(groups):
+            kept = {i: half_bare(keys[i]).cpu() for i in layers}
+        results = []
+        for r, (group, before) in enumerate(request):
             own = (owner == r).nonzero()[:, 0]
-            state = states[r]
+            after = before
             if self.config.memory != "none":
-                state = carried(state, {i: kept[i][own] for i in layers})
-            found.append(found_of(parts[r], state, group, [account[e] for e in own.tolist()]))
-        return found
+                after = carried(before, {i: kept[i][own] for i in layers})
+            results.append(found_of(parts[r], after, group, [account[e] for e in own.tolist()]))
+        return results
 
     def searched(
         self,

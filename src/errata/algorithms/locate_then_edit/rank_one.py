@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -30,7 +30,7 @@ from errata.algorithms.locate_then_edit.corpus import from_cases
 from errata.algorithms.locate_then_edit.layer_stats import MOMENTS, site_of
 from errata.algorithms.locate_then_edit.value_search import ROWS, ColumnRecorder, ValueSettings
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor, EditResult, PrepareContext
+from errata.core.editor import EditLog, Editor, EditResult, PrepareContext
 from errata.core.errors import BadData, BadSpec
 from errata.core.recorder import run_to_block
 from errata.core.state import State
@@ -261,30 +261,23 @@ def stacked(parts: Parts, site: str, more: Mapping[str, Tensor]) -> None:
 
 def carried(state: State | None, keys: Mapping[int, Tensor]) -> State:
     """The state with the keys of one more edit; it still names the prepared one as its origin."""
-    before = state if state is not None else State(MOMENTS)
-    tensors = dict(before.tensors)
-    for layer, new in keys.items():
-        past = [tensors[f"keys/{layer}"]] if f"keys/{layer}" in tensors else []
-        tensors[f"keys/{layer}"] = torch.cat([*past, new.float().cpu()])
-    origin = before.origin or (before.digest() if state is not None else "")
-    after = replace(before, tensors=tensors, origin=origin)
-    after.views.update(before.views)
-    return after
+    past = state.tensors if state is not None else {}
+    tensors = {f"keys/{layer}": new.float().cpu() for layer, new in keys.items()}
+    tensors = {k: torch.cat([past[k], v]) if k in past else v for k, v in tensors.items()}
+    return state.grown(tensors) if state is not None else State(MOMENTS, tensors=tensors)
 
 
 def found_of(
     parts: Parts, state: State | None, edits: Sequence[Edit], account: Sequence[Mapping[str, Any]]
 ) -> EditResult:
     """The patch of one group with an account of it; what is not finite was refused before."""
-    patch = Delta(parts)
-    patch.search = {  # type: ignore[assignment]
-        "steps": sum(a["steps"] for a in account) / len(account),
-        "loss": sum(a["nll"] for a in account) / len(account),
-        "reached": all(a["reached"] for a in account),
-    }
-    named = [{"id": e.id, **a} for e, a in zip(edits, account, strict=True)]
-    patch.notes = {"edits": named}  # type: ignore[assignment]
-    return EditResult(patch, state)
+    log = EditLog(
+        steps=sum(a["steps"] for a in account) / len(account),
+        loss=sum(a["nll"] for a in account) / len(account),
+        reached=all(a["reached"] for a in account),
+        notes={"edits": [{"id": e.id, **a} for e, a in zip(edits, account, strict=True)]},
+    )
+    return EditResult(Delta(parts), state, log)
 
 
 def where(edit: Edit, editor: RankOneUpdate) -> str:

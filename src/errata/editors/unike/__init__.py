@@ -57,7 +57,7 @@ from errata.algorithms.neuron_keys import locality_prompts, site_inputs
 from errata.algorithms.neuron_search import NeuronEditor
 from errata.core.backbone import Backbone
 from errata.core.batch import PrefixState
-from errata.core.editor import EditResult
+from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadData, BadSpec
 from errata.core.patch import Patch
 from errata.core.state import State
@@ -205,24 +205,19 @@ class UniKE(NeuronEditor):
 
     # -- edit ---------------------------------------------------------------------------------
 
-    def find(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-        *,
-        seed: int,
-    ) -> list[EditResult]:
-        self._check_blocks(backbone, [s for s in states if s is not None])
+    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        self._check_blocks(backbone, [s for s in request.states if s is not None])
         if self.config.intrinsic:
-            return super().find(backbone, groups, states, seed=seed)
-        beside = self.beside(backbone, groups, states)
-        if beside is None:
+            return super().find(backbone, request)
+        patches = self.fixed_patches(backbone, request)
+        if patches is None:
             raise BadSpec(
                 "editor 'unike' with intrinsic=false and extrinsic=none edits nothing. "
                 "Leave one of the two on."
             )
-        return [EditResult(backbone.place(p), s) for p, s in zip(beside, states, strict=True)]
+        return [
+            EditResult(backbone.place(p), s) for p, s in zip(patches, request.states, strict=True)
+        ]
 
     def _check_blocks(self, backbone: Backbone, states: Sequence[State]) -> None:
         """Raises BadSpec for a block that the state was not prepared for."""
@@ -241,27 +236,22 @@ class UniKE(NeuronEditor):
                 "with that block in latent_layers and layers, or leave the block out."
             )
 
-    def beside(
-        self,
-        backbone: Backbone,
-        groups: Sequence[Sequence[Edit]],
-        states: Sequence[State | None],
-    ) -> list[Patch] | None:
+    def fixed_patches(self, backbone: Backbone, request: EditRequest) -> list[Patch] | None:
         kind = self.config.extrinsic
         if kind == "none":
             return None
-        known = [s for s in states if s is not None]
-        assert len(known) == len(groups), "the editor checks that there is a state"
+        states = request.prepared
         if kind == "prompt":
-            return [self._context(backbone, g, s) for g, s in zip(groups, known, strict=True)]
-        return [*self._latents(backbone, groups, known[0])]
+            pairs = zip(request.groups, states, strict=True)
+            return [self._context(backbone, group, state) for group, state in pairs]
+        return [*self._latents(backbone, request.groups, states[0])]
 
     def _latents(
         self, backbone: Backbone, groups: Sequence[Sequence[Edit]], state: State
     ) -> list[Latent]:
         c = self.config
         layers = sorted(backbone.layer(i) for i in c.latent_layers)
-        knowledge = self._knowledge(state)
+        knowledge = SharedMemory.of(state)
         heads = {i: backbone.heads(i) for i in layers}
         options = LatentSettings(c.top, c.alpha, c.attention, c.temperature, c.cutoff)
         own: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in groups]
@@ -298,14 +288,6 @@ class UniKE(NeuronEditor):
             mine = (of_row == r).to(sem[layer].device)
             rows[layer] = (sem[layer][mine], pos[layer][mine])
 
-    def _knowledge(self, state: State) -> SharedMemory:
-        digest = state.origin or state.digest()
-        known: SharedMemory | None = getattr(self, "_shared_memory", None)
-        if known is None or known.digest != digest:
-            known = SharedMemory.of(state)
-            self._shared_memory = known
-        return known
-
     def _context(self, backbone: Backbone, group: Sequence[Edit], state: State) -> Context:
         encoder = str(state.meta["encoder"])
         lines, vectors = state.meta["lines"], state.tensors["vectors"]
@@ -322,19 +304,20 @@ class UniKE(NeuronEditor):
         return Context(facts, ContextSettings(encoder=encoder), asked)
 
     def shared(
-        self, backbone: Backbone, sites: Sequence[str], states: Sequence[State | None], seed: int
+        self, backbone: Backbone, sites: Sequence[str], request: EditRequest
     ) -> dict[str, Tensor]:
         """beta zeta' per FFN."""
         c = self.config
         if c.zeta == "off" or not c.beta:
             return {}
-        state = states[0]
-        assert state is not None
+        state = request.prepared[0]
         made = {}
         for site in sites:
             block = site.removesuffix(".mlp")
             if c.zeta == "random":
-                direction = torch.randn(backbone.width, generator=generator(seed, "zeta", block))
+                direction = torch.randn(
+                    backbone.width, generator=generator(request.seed, "zeta", block)
+                )
                 direction = direction / direction.norm()
             else:
                 direction = state.tensors[f"{block}/zeta/{c.zeta}"].float()
