@@ -36,7 +36,8 @@ from errata.core.asked import PromptStates
 from errata.core.backbone import Backbone, Batch, PrefixState
 from errata.core.benchmark import BenchmarkSpec
 from errata.core.glimpse import seen_at
-from errata.core.types import TARGET_KINDS, Case, Prompt
+from errata.core.kinds import TARGET_KINDS
+from errata.core.types import Case, Prompt
 from errata.editors.serac import Serac, SeracNetwork, SeracTrainee
 from errata.evaluation.bootstrap import Bootstrap
 from errata.training.batches import TrainBatch

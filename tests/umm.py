@@ -18,7 +18,8 @@ from PIL import Image as Pil
 from errata.core.backbone import Backbone
 from errata.core.editor import Editor, EditResult, State
 from errata.core.judge import Judge
-from errata.core.types import DRAWN_KINDS, Case, Edit, JudgeQuestion, Prompt, Verdict
+from errata.core.kinds import DRAWN_KINDS
+from errata.core.types import Case, Edit, JudgeQuestion, Prompt, Verdict
 from errata.patches.rows import Rows
 from tests.stub import Notes, Stub
 

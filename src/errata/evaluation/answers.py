@@ -18,7 +18,7 @@ from errata.core.backbone import Backbone
 from errata.core.errors import BadEdit, BadImage, TooLong
 from errata.core.patch import versions
 from errata.core.protocol import Ask
-from errata.core.types import DRAWN_KINDS, LOCALITY_KINDS, Answer, Probe, Prompt, Scored
+from errata.core.types import Answer, Probe, Prompt, Scored
 from errata.evaluation.pictures import Pictures, PictureStore
 
 BATCH = 64
@@ -75,7 +75,7 @@ def ask_all(
 
     answers: dict[int, Answer] = {}
     for drawn, size, put in ((False, batch_size, say), (True, store.batch if store else 1, draw)):
-        mine = [i for i, a in enumerate(asked) if (a.ask.probe.kind in DRAWN_KINDS) == drawn]
+        mine = [i for i, a in enumerate(asked) if (a.ask.probe.kind_info.drawn) == drawn]
         order = sorted(mine, key=lambda i: _cost(asked[i].ask.probe))
         for start in range(0, len(order), size):
             part = order[start : start + size]
@@ -179,7 +179,7 @@ def _batch(
 
 
 def _own_ids(asked: PromptRequest, before: Before | None) -> tuple[int, ...]:
-    if before is None or asked.ask.probe.kind not in LOCALITY_KINDS:
+    if before is None or not asked.ask.probe.kind_info.keeps_answer:
         return ()
     case = "panel" if asked.ask.case.startswith("panel/") else asked.ask.case
     return before[case, asked.ask.probe.id].ids
@@ -212,7 +212,7 @@ def too_long(backbone: Backbone, probe: Probe) -> str | None:
         batch = backbone.encode([probe.prompt], ["" if probe.cap else probe.reference])
     except (TooLong, BadEdit) as e:
         return str(e)
-    if probe.kind in DRAWN_KINDS:
+    if probe.kind_info.drawn:
         return None
     need = int(batch.lengths[0]) + (probe.cap or len(batch.targets[0]) + EXTRA) + 1
     if need > backbone.context:

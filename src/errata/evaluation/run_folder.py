@@ -21,16 +21,7 @@ from typing import Any
 from errata.core.errors import BadRun
 from errata.core.files import read_json, read_lines
 from errata.core.metric import ScoredProbe
-from errata.core.types import (
-    DRAWN_KINDS,
-    Answer,
-    Case,
-    JudgeQuestion,
-    Probe,
-    Verdict,
-    digest,
-    from_json,
-)
+from errata.core.types import Answer, Case, JudgeQuestion, Probe, Verdict, digest, from_json
 
 SCHEMA = 1
 PANEL = "panel"
@@ -146,7 +137,7 @@ def read_run(path: Path) -> RunFolder:
     for key, answer in answers.items():
         if answer.images and key[:2] in views:
             answers[key] = _with_verdicts(answer, views[key[:2]], verdicts)
-    drawn = {p.id for c in cases.values() for p in c.probes if p.kind in DRAWN_KINDS}
+    drawn = {p.id for c in cases.values() for p in c.probes if p.kind_info.drawn}
     for (case, probe, tag), answer in answers.items():
         if tag == "pre" and probe in drawn:
             before.setdefault((case, probe, ""), answer)
