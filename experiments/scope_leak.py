@@ -35,8 +35,9 @@ from errata.core import registry
 from errata.core.backbone import Backbone
 from errata.core.batch import Batch, PrefixState
 from errata.core.benchmark import BenchmarkSpec
+from errata.core.kinds import TARGET_KINDS
 from errata.core.recorder import PromptStates, outputs_at
-from errata.core.types import TARGET_KINDS, Case, Prompt
+from errata.core.types import Case, Prompt
 from errata.editors.serac import Serac, SeracNetwork, SeracTrainee
 from errata.evaluation.bootstrap import Bootstrap
 from errata.training.batches import TrainBatch

@@ -21,11 +21,11 @@ import torch
 
 import errata
 from errata.core import registry
+from errata.core.kinds import MEANS
 from errata.core.state import State
 from errata.evaluation.bench import bench
 
-PAPER = ("reliability", "t_generality", "m_generality", "t_locality", "m_locality")
-OBJECTIVE = (*PAPER, "near_locality")
+PAPER, OBJECTIVE = MEANS["mean5"].kinds, MEANS["mean6"].kinds
 SPACES: dict[str, dict[str, list[Any]]] = {
     "ft_l": {
         "lr": [1e-3, 3e-3, 1e-2, 3e-2],

@@ -19,8 +19,9 @@ from errata.core.backbone import Backbone
 from errata.core.editor import Editor, EditRequest, EditResult
 from errata.core.generation import ImageGenerator
 from errata.core.judge import Judge
+from errata.core.kinds import DRAWN_KINDS
 from errata.core.patch import parts_of
-from errata.core.types import DRAWN_KINDS, Case, JudgeQuestion, Prompt, Verdict
+from errata.core.types import Case, JudgeQuestion, Prompt, Verdict
 from errata.patches.rows import Rows
 from tests.stub import Notes, Stub
 

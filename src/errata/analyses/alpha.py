@@ -24,16 +24,16 @@ from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.backbone import Backbone
 from errata.core.errors import BadSpec
 from errata.core.figure import Bar, Bars, Figure, Findings, Spread, Spreads, Table, Tone, Value
-from errata.core.types import KINDS, TARGET_KINDS, Case, Probe
-from errata.core.wording import label
+from errata.core.kinds import KINDS, TARGET_KINDS, family, label
+from errata.core.types import Case, Probe
 from errata.evaluation.bootstrap import Bootstrap
 from errata.patches.rows import Rows
 
 BATCH = 64
 #: kinds whose questions are about the edited fact itself
-SAME_FACT = ("reliability", "t_generality", "m_generality")
+SAME_FACT = family("edit", "generality")
 #: kinds against which alpha of the edited fact is ranked
-OTHERS = {"near": ("near_locality",), "far": ("t_locality", "m_locality")}
+OTHERS = {"near": family("near_locality"), "far": family("far_locality")}
 TEXT = "every text-only one"
 
 
@@ -137,7 +137,10 @@ class Told:
         self.boot = Bootstrap(sorted({s.case for s in seen}))
         self.entries = max(s.entries for s in seen)
         order = {k: i for i, k in enumerate(KINDS)}
-        groups = {(s.kind not in TARGET_KINDS, order[s.kind], s.group, s.kind) for s in seen}
+        groups = {
+            (s.kind not in TARGET_KINDS, order.get(s.kind, len(order)), s.group, s.kind)
+            for s in seen
+        }
         self.kinds = [(kind, group) for *_, group, kind in sorted(groups)]
         self.by: dict[tuple[str, int], list[AlphaRecord]] = {}
         for s in seen:

@@ -33,9 +33,9 @@ from errata.core.batch import Batch
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Spread, Spreads, Table
 from errata.core.hooks.context import HookContext
+from errata.core.kinds import family, label
 from errata.core.recorder import EnoughRecorded, Recorder, run_until_enough
 from errata.core.types import Case, Prompt
-from errata.core.wording import label
 from errata.evaluation.bootstrap import Bootstrap, Estimate
 
 READINGS = {
@@ -44,7 +44,7 @@ READINGS = {
     "prompt": "last prompt token",
     "leaky": "last token with the gold answer",
 }
-IN_SCOPE = ("t_generality", "m_generality")
+IN_SCOPE = family("generality")
 ALL = "all, one threshold"
 BATCH = 64
 

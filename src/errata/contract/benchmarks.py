@@ -11,7 +11,7 @@ from functools import partial
 from errata.core.benchmark import Benchmark, BenchmarkSpec
 from errata.core.errors import BadData
 from errata.core.text import mentions
-from errata.core.types import DRAWN_KINDS, KINDS, MAIN_KINDS, Case, from_json, to_json
+from errata.core.types import Case, from_json, to_json
 
 
 def checks(cls: type[Benchmark]) -> list[tuple[str, Callable[[], None]]]:
@@ -47,10 +47,9 @@ def holds_shape(benchmark: Benchmark) -> None:
         main = [p for p in case.probes if p.kind == "reliability"]
         assert all(p.prompt == case.edit.prompt for p in main), case.id
         assert case.main is not None and case.main.prompt == case.edit.prompt, case.id
-        assert case.main.kind in MAIN_KINDS
-        assert all(p.kind in KINDS for p in case.probes)
+        assert case.main.kind_info.main
         for p in case.probes:
-            assert (p.view is not None) or p.kind not in DRAWN_KINDS, (case.id, p.id)
+            assert (p.view is not None) or not p.kind_info.drawn, (case.id, p.id)
 
 
 def holds_prompts(benchmark: Benchmark) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from errata.core.kinds import KINDS
 from errata.core.metric import Metric, ScoredProbe
-from errata.core.types import KINDS, Answer, JudgeQuestion, Probe, Prompt, Scored, Verdict
+from errata.core.types import Answer, JudgeQuestion, Probe, Prompt, Scored, Verdict
 
 
 def checks(cls: type[Metric]) -> list[tuple[str, Callable[[], None]]]:
@@ -29,10 +30,7 @@ def rows() -> list[ScoredProbe]:
         Answer("c", "p", images=("a.png", "b.png"), verdicts=(seen, dark)),
         Answer("c", "p", images=("a.png",), verdicts=(dark,)),
     ]
-    probes = [
-        Probe("p", Prompt.of("?"), kind, reference="red ring", view=view)  # type: ignore[arg-type]
-        for kind in KINDS
-    ]
+    probes = [Probe("p", Prompt.of("?"), kind, reference="red ring", view=view) for kind in KINDS]
     return [
         ScoredProbe(probe, before, after) for probe in probes for before in said for after in said
     ]

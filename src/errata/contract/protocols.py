@@ -6,18 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from errata.core.kinds import KINDS
 from errata.core.protocol import Protocol, Step, Unit
-from errata.core.types import (
-    DRAWN_KINDS,
-    Answer,
-    Case,
-    Edit,
-    JudgeQuestion,
-    Kind,
-    Probe,
-    Prompt,
-    StatedFact,
-)
+from errata.core.types import Answer, Case, Edit, JudgeQuestion, Probe, Prompt, StatedFact
 
 
 def checks(cls: type[Protocol]) -> list[tuple[str, Callable[[], None]]]:
@@ -26,16 +17,12 @@ def checks(cls: type[Protocol]) -> list[tuple[str, Callable[[], None]]]:
     return [(named(f), partial(f, cls())) for n, f in globals().items() if n.startswith("holds_")]
 
 
-KINDS: tuple[Kind, ...] = (
-    *("reliability", "t_locality", "m_locality"),
-    *("efficacy", "reasoning", "vqa", "i_locality"),
-)
 VIEW = JudgeQuestion("?", "!", "x")
 
 
 def cases(count: int = 120) -> list[Case]:
-    """Cases of two tasks with a probe of each of these kinds."""
-    made = []
+    """Cases of two tasks with a probe of each kind but `retention`, which only the panel has."""
+    asked, made = [k for k in KINDS if k != "retention"], []
     for i in range(count):
         prompt = Prompt.of(f"question {i}", f"image-{i}.png")
         probes = tuple(
@@ -44,12 +31,12 @@ def cases(count: int = 120) -> list[Case]:
                 prompt.with_text(f"{k} {i}"),
                 kind,
                 reference="x",
-                view=VIEW if kind in DRAWN_KINDS else None,
+                view=VIEW if KINDS[kind].drawn else None,
                 aids=StatedFact(Prompt.of(f"drawn as x {i}"), f"{i} is x")
                 if kind == "vqa"
                 else None,
             )
-            for k, kind in enumerate(KINDS)
+            for k, kind in enumerate(asked)
         )
         made.append(
             Case(

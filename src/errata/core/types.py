@@ -12,34 +12,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from errata.core.kinds import KINDS, ProbeKind
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
-
-Kind = Literal[
-    "reliability",
-    "t_generality",
-    "m_generality",
-    "t_locality",
-    "m_locality",
-    "near_locality",
-    "portability",
-    "retention",
-    "efficacy",
-    "reasoning",
-    "vqa",
-    "i_locality",
-]
-KINDS: tuple[str, ...] = get_args(Kind)
-
-#: Kinds that ask for the new answer; every other kind but portability asks that nothing changed.
-TARGET_KINDS = frozenset({"reliability", "t_generality", "m_generality", "portability", "efficacy"})
-#: Kinds of the probe that is the edit itself.
-MAIN_KINDS = frozenset({"reliability", "efficacy"})
-#: Kinds whose prompt is drawn; what the picture shows is for a judge to say.
-DRAWN_KINDS = frozenset({"vqa", "i_locality"})
-LOCALITY_KINDS = frozenset({"t_locality", "m_locality", "near_locality", "retention"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,23 +132,58 @@ class Verdict:
 class Probe:
     """One question asked before and after an edit.
 
-    `id` is unique within its case. `group` splits a kind (`seen`, `near1`, ...; "" when the kind
-    has one group). `reference` is the wanted answer (target kinds) or the gold answer (locality
-    kinds; the score compares with the model's own earlier answer, the gold is used by
-    teacher-forced scores). `cap` is the number of tokens that a free text may have (0: as many as
-    the reference, and 8; with a cap line breaks do not end it). A drawn kind has a `view`, and
-    `aids` where it asks for the edited fact; the rationale to be drawn has its view too.
+    `id` is unique within its case. `kind` names a kind of `core.kinds`, or the one that
+    `custom_kind` describes. `group` splits a kind (`seen`, `near1`, ...; "" when the kind has one
+    group). `reference` is the wanted answer (target kinds) or the gold answer (locality kinds; the
+    score compares with the model's own earlier answer, the gold is used by teacher-forced scores).
+    `cap` is the number of tokens that a free text may have (0: as many as the reference, and 8;
+    with a cap line breaks do not end it). A probe that asks for an image has a `view`, and `aids`
+    where it asks for the edited fact; the rationale that an image is drawn from has its view too.
     """
 
     id: str
     prompt: Prompt
-    kind: Kind
+    kind: str
     group: str = ""
     reference: str = ""
     hop: HopQuestion | None = None
     cap: int = 0
     view: JudgeQuestion | None = None
     aids: StatedFact | None = None
+    custom_kind: ProbeKind | None = None
+
+    def __post_init__(self) -> None:
+        custom = self.custom_kind
+        if custom is None and self.kind not in KINDS:
+            raise ValueError(
+                f"probe {self.id} has the unknown kind '{self.kind}'. The kinds are "
+                f"{', '.join(KINDS)}; describe another one with custom_kind."
+            )
+        if custom is not None and (self.kind in KINDS or custom.name != self.kind or custom.family):
+            raise ValueError(
+                f"probe {self.id}: custom_kind describes a kind that errata does not have, under "
+                f"the name in `kind` ('{self.kind}', not '{custom.name}') and without a family."
+            )
+
+    @property
+    def kind_info(self) -> ProbeKind:
+        """What is known of the probe's kind: heading, side, output."""
+        return self.custom_kind or KINDS[self.kind]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """JSON without `custom_kind` where there is none: a plan keeps its bytes."""
+        from pydantic_core import core_schema
+
+        def write(probe: Probe, to_dict: Any) -> Any:
+            data = to_dict(probe)
+            if data["custom_kind"] is None:
+                del data["custom_kind"]
+            return data
+
+        schema = handler(source)
+        schema["serialization"] = core_schema.wrap_serializer_function_ser_schema(write)
+        return schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +208,7 @@ class Case:
     @property
     def main(self) -> Probe | None:
         """The probe that asks the edit's own prompt; None where there is none."""
-        return next((p for p in self.probes if p.kind in MAIN_KINDS), None)
+        return next((p for p in self.probes if p.kind_info.main), None)
 
     def with_probes(self, probes: tuple[Probe, ...]) -> Case:
         return replace(self, probes=probes)

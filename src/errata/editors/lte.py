@@ -34,7 +34,8 @@ from torch import Tensor
 from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
 from errata.core.editor import EditRequest, EditResult
-from errata.core.types import TARGET_KINDS, Case, Edit
+from errata.core.kinds import TARGET_KINDS
+from errata.core.types import Case, Edit
 from errata.networks.retrieve import choose
 from errata.patches.alignment import Alignment
 from errata.patches.context import Context, ContextSettings, Fact, compose, vectors_of

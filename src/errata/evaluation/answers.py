@@ -19,7 +19,7 @@ from errata.core.errors import BadEdit, BadImage, TooLong
 from errata.core.files import versions
 from errata.core.generation import image_generator
 from errata.core.protocol import Ask
-from errata.core.types import DRAWN_KINDS, LOCALITY_KINDS, Answer, Probe, Prompt, Scored
+from errata.core.types import Answer, Probe, Prompt, Scored
 from errata.evaluation.pictures import PictureStore
 
 BATCH = 64
@@ -76,7 +76,7 @@ def ask_all(
 
     answers: dict[int, Answer] = {}
     for drawn, size, ask in ((False, batch_size, text), (True, store.batch if store else 1, draw)):
-        chosen = [i for i, r in enumerate(requests) if (r.ask.probe.kind in DRAWN_KINDS) == drawn]
+        chosen = [i for i, r in enumerate(requests) if (r.ask.probe.kind_info.drawn) == drawn]
         order = sorted(chosen, key=lambda i: _cost(requests[i].ask.probe))
         for start in range(0, len(order), size):
             part = order[start : start + size]
@@ -186,7 +186,7 @@ def _text_answers(
 def _before_ids(request: PromptRequest, before: Before | None) -> tuple[int, ...]:
     """Ids of the answer that a locality probe had before any edit; () for other probes."""
     ask = request.ask
-    if before is None or ask.probe.kind not in LOCALITY_KINDS:
+    if before is None or not ask.probe.kind_info.keeps_answer:
         return ()
     case = "panel" if ask.case.startswith("panel/") else ask.case
     return before[case, ask.probe.id].ids
@@ -219,7 +219,7 @@ def too_long(backbone: Backbone, probe: Probe) -> str | None:
         batch = backbone.encode([probe.prompt], ["" if probe.cap else probe.reference])
     except (TooLong, BadEdit) as e:
         return str(e)
-    if probe.kind in DRAWN_KINDS:
+    if probe.kind_info.drawn:
         return None
     need = int(batch.lengths[0]) + (probe.cap or len(batch.targets[0]) + EXTRA) + 1
     if need > backbone.context:

@@ -1,9 +1,9 @@
 """Two runs on the same cases: paired differences with intervals.
 
-Both runs must have planned the same cases (with equal probes) and heard the same answers before
-any edit; anything else is refused, never intersected. The unit of the bootstrap is a lane; where
-the two runs group their cases differently (one_step against sequential), lanes that share a case
-count as one unit, and retention, which belongs to a lane, is not compared.
+Both runs must have the same planned cases (with equal probes) and the same answers before any
+edit; otherwise they are refused, never intersected. The unit of the bootstrap is a lane. Where the
+two runs group their cases differently (one_step against sequential), lanes that share a case count
+as one unit, and the panel (`retention`), which belongs to a lane, is not compared.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.core.errors import BadRun
+from errata.core.kinds import MEANS
 from errata.evaluation.bootstrap import DIGITS, Bootstrap
 from errata.evaluation.run_folder import PANEL, RunFolder, read_run
 from errata.evaluation.score_table import (
-    MEAN_SCORERS,
-    MEANS,
     TAGS,
     CaseScore,
     Column,
     Groups,
-    ScoreTable,
     load_metrics,
+    mean_scorers,
     read_score_table,
 )
 
@@ -36,7 +35,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class PairedScores:
-    """One group's paired cases: unit -> (score in a, score in b) of its cases."""
+    """One group's paired cases: unit -> (score in a, score in b) of each of its cases."""
 
     scores: Mapping[str, Sequence[tuple[float, float]]]
     cases: frozenset[str]
@@ -60,7 +59,11 @@ def compare_runs(a: Path, b: Path, metrics: Sequence[str] | None = None) -> dict
     _check_cases(run_a, run_b)
     _check_before(run_a, run_b)
     scorers = load_metrics(metrics, run_a, run_b)
-    sheet_a, sheet_b = read_score_table(run_a, scorers), read_score_table(run_b, scorers)
+    tables = read_score_table(run_a, scorers), read_score_table(run_b, scorers)
+    shared = set(tables[0]) & set(tables[1])
+    if run_a.lanes != run_b.lanes:
+        panel = {probe.kind for run in (run_a, run_b) for probe in run.panel}
+        shared = {column for column in shared if column.kind not in panel}
     unit_of = _units(run_a, run_b)
     boot = Bootstrap(sorted(set(unit_of.values())))
     return {
@@ -70,36 +73,35 @@ def compare_runs(a: Path, b: Path, metrics: Sequence[str] | None = None) -> dict
         "cases": sum(map(len, run_a.lanes.values())),
         "units": len(set(unit_of.values())),
         "metrics": _differences(
-            sheet_a, sheet_b, unit_of, boot, same_lanes=run_a.lanes == run_b.lanes
+            {
+                column: _pair_groups(groups, tables[1][column], unit_of)
+                for column, groups in tables[0].items()
+                if column in shared
+            },
+            boot,
+            mean_scorers(scorers),
         ),
     }
 
 
 def _differences(
-    sheet_a: ScoreTable,
-    sheet_b: ScoreTable,
-    unit_of: Mapping[str, str],
+    paired: Mapping[Column, Mapping[str, PairedScores]],
     boot: Bootstrap,
-    *,
-    same_lanes: bool,
+    with_means: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
-    paired: dict[Column, dict[str, PairedScores]] = {}
-    for column, groups in sheet_a.items():
-        if column in sheet_b and (column.kind != "retention" or same_lanes):
-            paired[column] = _pair_groups(groups, sheet_b[column], unit_of)
     out: dict[str, dict[str, Any] | None] = {}
     for column, pairs in paired.items():
         for group, one in pairs.items():
             if group:
                 out[column.key(group)] = _entry([one], [1.0], boot)
         out[column.key()] = _entry(list(pairs.values()), [1.0] * len(pairs), boot)
-    for scorer in MEAN_SCORERS:
+    for scorer in with_means:
         for tag in TAGS:
-            for mean, wanted in MEANS.items():
-                kinds = [paired.get(Column(kind, scorer, tag)) for kind in wanted]
+            for mean in MEANS.values():
+                kinds = [paired.get(Column(kind, scorer, tag)) for kind in mean.kinds]
                 if all(kinds):
                     flat = [(p, 1 / len(k)) for k in kinds if k for p in k.values()]
-                    key = Column(mean, scorer, tag).key()
+                    key = Column(mean.name, scorer, tag).key()
                     out[key] = _entry([p for p, _ in flat], [w for _, w in flat], boot)
     return {key: entry for key, entry in out.items() if entry is not None}
 
@@ -183,7 +185,7 @@ def _check_cases(a: RunFolder, b: RunFolder) -> None:
 
 
 def _check_before(a: RunFolder, b: RunFolder) -> None:
-    def heard(run: RunFolder, key: tuple[str, str]) -> tuple[object, ...] | None:
+    def answered(run: RunFolder, key: tuple[str, str]) -> tuple[object, ...] | None:
         answer = run.before.get(key)
         return (answer.text, answer.ids, answer.stopped) if answer else None
 
@@ -196,11 +198,11 @@ def _check_before(a: RunFolder, b: RunFolder) -> None:
         for case in lane
         for probe in a.cases[case].probes
     ]
-    other = [f"{c}/{p}" for c, p in keys if heard(a, (c, p)) != heard(b, (c, p))]
+    other = [f"{c}/{p}" for c, p in keys if answered(a, (c, p)) != answered(b, (c, p))]
     if other:
         fingerprints = [str(run.manifest.get("fingerprint"))[:12] for run in (a, b)]
         raise BadRun(
-            f"the untouched model answered {len(other)} of {len(keys)} questions differently in "
+            f"the unedited model answered {len(other)} of {len(keys)} questions differently in "
             f"the two runs ({_some(other)}; backbone fingerprints {fingerprints[0]} and "
             f"{fingerprints[1]}). Repeat one of them with the backbone and precision of the other."
         )
@@ -216,7 +218,7 @@ def _facts(run: RunFolder) -> dict[str, Any]:
 
 
 def compare_table(result: Mapping[str, Any], keys: Iterable[str] | None = None) -> Table:
-    """A terminal table of `compare_runs`; by default every metric, those without 0 in bold."""
+    """A terminal table of `compare_runs`; differences whose interval excludes 0 are bold."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -23,20 +23,7 @@ from errata.core.benchmark import BenchmarkSpec
 from errata.core.errors import BadBackbone, BadEdit, BadImage, BadSpec
 from errata.core.protocol import Ask, Protocol, Unit
 from errata.core.text import normalise
-from errata.core.types import (
-    DRAWN_KINDS,
-    LOCALITY_KINDS,
-    MAIN_KINDS,
-    Answer,
-    Case,
-    Image,
-    Probe,
-    Prompt,
-    Skip,
-    digest,
-    from_json,
-    to_json,
-)
+from errata.core.types import Answer, Case, Image, Probe, Prompt, Skip, digest, from_json, to_json
 from errata.evaluation import cache
 from errata.evaluation.answers import PromptRequest, ask_all, too_long, unedited
 from errata.io.images import hash_image, split_uri
@@ -141,7 +128,7 @@ def select(
 
 
 def _check_draws(backbone: Backbone, spec: BenchmarkSpec, cases: Sequence[Case]) -> None:
-    if not any(p.kind in DRAWN_KINDS for case in cases for p in case.probes):
+    if not any(p.kind_info.drawn for case in cases for p in case.probes):
         raise BadSpec(
             f"benchmark {spec} has nothing to draw. Choose another protocol, such as "
             "sequential:10, or a benchmark with pictures to draw, such as unike_umm."
@@ -158,9 +145,9 @@ def _without_drawn(cases: Sequence[Case]) -> tuple[list[Case], tuple[Skip, ...]]
     why = "this protocol draws no pictures"
     skips = [
         Skip(f"{case.id}/{p.id}", why) for case in cases for p in case.probes
-        if p.kind in DRAWN_KINDS
+        if p.kind_info.drawn
     ]  # fmt: skip
-    kept = [c.with_probes(tuple(p for p in c.probes if p.kind not in DRAWN_KINDS)) for c in cases]
+    kept = [c.with_probes(tuple(p for p in c.probes if not p.kind_info.drawn)) for c in cases]
     return kept, tuple(skips)
 
 
@@ -209,7 +196,7 @@ def _ask_candidates(
         dropped += why
         for case in kept[: wanted - len(cases)]:
             cases.append(case)
-            before += [answers[case.id, p.id] for p in case.probes if p.kind not in DRAWN_KINDS]
+            before += [answers[case.id, p.id] for p in case.probes if not p.kind_info.drawn]
         if progress is not None:
             progress("asking the unedited model", min(len(cases), wanted), wanted)
     requests = [PromptRequest(Ask("panel", p)) for p in panel]
@@ -242,7 +229,7 @@ def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
             skips.append(Skip(f"{case.id}/{probe.id}", reason))
         else:
             probes.append(hashed)
-    if not any(p.kind in MAIN_KINDS for p in probes):
+    if not any(p.kind_info.main for p in probes):
         return None, [*skips, Skip(case.id, f"its {case.main.kind} probe cannot be asked")]
     return replace(case, edit=edit, probes=tuple(probes)), skips
 
@@ -263,7 +250,7 @@ def _answers(
     requests = []
     for case in cases:
         for p in case.probes:
-            if p.kind in DRAWN_KINDS:
+            if p.kind_info.drawn:
                 continue
             requests.append(PromptRequest(Ask(case.id, p)))
             if p.hop is not None:
@@ -309,10 +296,10 @@ def _case_reason(case: Case, answer: Answer) -> str:
 
 def _probe_reason(case: Case, probe: Probe, answers: Mapping[tuple[str, str], Answer]) -> str:
     """Why the probe is dropped, by the unedited model's answers; "" if it is kept."""
-    if probe.kind in DRAWN_KINDS:
+    if probe.kind_info.drawn:
         return ""
     text = answers[case.id, probe.id].text
-    if probe.kind in LOCALITY_KINDS and _equal(text, case.edit.target):
+    if probe.kind_info.keeps_answer and _equal(text, case.edit.target):
         return "its before-answer is the target"
     if probe.kind == "portability":
         hop = answers.get((case.id, f"{probe.id}/hop"))
@@ -364,7 +351,7 @@ def _base(cases: Sequence[Case], selection: Selection) -> dict[str, Any]:
     hits: dict[str, list[bool]] = defaultdict(list)
     for case, probes in [*((c.id, c.probes) for c in cases), ("panel", selection.panel)]:
         for p in probes:
-            if p.cap or p.kind in DRAWN_KINDS:
+            if p.cap or p.kind_info.drawn:
                 continue
             a = answers[case, p.id]
             hits[p.kind + (f"/{p.group}" if p.group else "")].append(

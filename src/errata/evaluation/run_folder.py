@@ -39,7 +39,6 @@ from errata.core.files import (
 )
 from errata.core.metric import ScoredProbe
 from errata.core.types import (
-    DRAWN_KINDS,
     Answer,
     Case,
     JudgeQuestion,
@@ -344,7 +343,7 @@ def read_run(path: Path) -> RunFolder:
     for key, answer in answers.items():
         if answer.images and key[:2] in views:
             answers[key] = _with_verdicts(answer, views[key[:2]], verdicts)
-    drawn = {p.id for c in cases.values() for p in c.probes if p.kind in DRAWN_KINDS}
+    drawn = {p.id for c in cases.values() for p in c.probes if p.kind_info.drawn}
     for (case, probe, tag), answer in answers.items():
         if tag == "pre" and probe in drawn:
             before.setdefault((case, probe, ""), answer)

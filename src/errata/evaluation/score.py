@@ -1,4 +1,4 @@
-"""Scores of a run, computed from the plan and the answers alone: again and again, with no model."""
+"""Scores of a run, computed from its plan and answers alone; no model is needed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from errata.core.files import read_json, write_json
-from errata.core.types import TARGET_KINDS
+from errata.core.kinds import KINDS, MEANS
+from errata.core.types import to_json
 from errata.evaluation.bootstrap import DIGITS, RESAMPLES, SEED, Bootstrap, Estimate
 from errata.evaluation.run_folder import CaseAnswers, RunFolder, judge_of, read_run
 from errata.evaluation.score_table import (
-    MEAN_SCORERS,
-    MEANS,
     TAGS,
     CaseScore,
     Column,
@@ -21,6 +20,8 @@ from errata.evaluation.score_table import (
     ScoreTable,
     by_lane,
     load_metrics,
+    mean_scorers,
+    probe_kinds,
     read_score_table,
     select,
     unscored_reason,
@@ -32,16 +33,18 @@ SCHEMA = 1
 def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]:
     """Scores a complete run, writes `scores.json`, and returns its content.
 
-    `metrics` are scored besides the default ones. `metrics` in the result maps
+    `metrics` are computed besides the default ones. `metrics` in the result maps
     `<kind>[/<group>].<scorer>[@<tag>]` to {value, n, units, unscored, ci95, base}: n and unscored
     count cases (for `retention`, lanes), `units` the independent lanes that ci95 is resampled over;
-    base is the untouched model's accuracy on the same references. `by_part` has the same for the
+    base is the unedited model's accuracy on the same references. `by_part` has the same for the
     cases of each part, `macro` the mean over the parts with equal weight; in `metrics` every case
-    has equal weight. Raises BadRun, UnknownName.
+    has equal weight. `kinds` describes the kinds of probes that errata does not have, if any.
+    Raises BadRun, UnknownName.
     """
     folder = read_run(run)
     scorers = load_metrics(metrics, folder)
-    sheet = read_score_table(folder, scorers)
+    table = read_score_table(folder, scorers)
+    with_means = mean_scorers(scorers)
     boot = Bootstrap(list(folder.lanes))
     origins = sorted({case.origin for case in folder.cases.values()})
     after = folder.asked()
@@ -52,22 +55,29 @@ def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]
         "units": len(folder.lanes),
         "scorers": {m.name: m.version for m in scorers},
         "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "over": "lanes", "level": 0.95},
-        "metrics": summarise(sheet, boot),
-        "by_origin": {origin: summarise(select(sheet, _from(origin)), boot) for origin in origins},
-        "by_position": by_position(sheet, folder),
+        "metrics": summarise(table, boot, with_means),
+        "by_origin": {
+            origin: summarise(select(table, _from(origin)), boot, with_means) for origin in origins
+        },
+        "by_position": by_position(table, folder),
         "capped": _capped(after),
         "unscored_because": _reasons(after),
     }
+    custom = {name: to_json(k) for name, k in probe_kinds(folder).items() if name not in KINDS}
+    if custom:
+        data["kinds"] = custom
     if parts:
-        sheets = {
-            name: {value: select(sheet, _among(ids)) for value, ids in values.items()}
+        tables = {
+            name: {value: select(table, _among(ids)) for value, ids in values.items()}
             for name, values in parts.items()
         }
         data["by_part"] = {
-            name: {value: summarise(part, boot) for value, part in found.items()}
-            for name, found in sheets.items()
+            name: {value: summarise(part, boot, with_means) for value, part in by_value.items()}
+            for name, by_value in tables.items()
         }
-        data["macro"] = {name: macro(list(found.values()), boot) for name, found in sheets.items()}
+        data["macro"] = {
+            name: macro(list(by_value.values()), boot) for name, by_value in tables.items()
+        }
     if judge := judge_of(run):
         data["judge"] = judge
     write_json(run / "scores.json", data)
@@ -75,38 +85,43 @@ def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]
 
 
 def rescore(run: Path) -> dict[str, Any]:
-    """As `score_run`, with the metrics that the run was scored by before."""
+    """As `score_run`, with the metrics that the run was scored by last time."""
     path = run / "scores.json"
-    known = read_json(path).get("scorers", {}) if path.exists() else {}
-    return score_run(run, list(known))
+    metrics = read_json(path).get("scorers", {}) if path.exists() else {}
+    return score_run(run, list(metrics))
 
 
-def summarise(sheet: ScoreTable, boot: Bootstrap) -> dict[str, dict[str, Any]]:
-    """All metric entries of a sheet: groups, means over the groups, and means over kinds."""
+def summarise(
+    table: ScoreTable, boot: Bootstrap, with_means: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """One entry per column and group, per column, and per mean over kinds.
+
+    with_means: the scorers that have means over kinds.
+    """
     out: dict[str, dict[str, Any]] = {}
-    for column, groups in sheet.items():
-        for group, cells in groups.items():
+    for column, groups in table.items():
+        for group, cases in groups.items():
             if group:
-                out[column.key(group)] = _entry([cells], [1.0], boot)
+                out[column.key(group)] = _entry([cases], [1.0], boot)
         out[column.key()] = _entry(list(groups.values()), [1.0] * len(groups), boot)
-    for scorer in MEAN_SCORERS:
+    for scorer in with_means:
         for tag in TAGS:
-            for mean, wanted in MEANS.items():
-                kinds = [sheet.get(Column(kind, scorer, tag)) for kind in wanted]
+            for mean in MEANS.values():
+                kinds = [table.get(Column(kind, scorer, tag)) for kind in mean.kinds]
                 if all(kinds):
-                    out[Column(mean, scorer, tag).key()] = _mean_of_kinds(
+                    out[Column(mean.name, scorer, tag).key()] = _mean_of_kinds(
                         [groups for groups in kinds if groups], boot
                     )
     return out
 
 
 def _parts(run: RunFolder) -> dict[str, dict[str, set[str]]]:
-    """Part -> value -> the cases of it, sorted by name."""
-    found: dict[str, dict[str, set[str]]] = {}
+    """Part -> value -> the ids of its cases, sorted by name."""
+    parts: dict[str, dict[str, set[str]]] = {}
     for case in run.cases.values():
         for name, value in case.parts:
-            found.setdefault(name, {}).setdefault(value, set()).add(case.id)
-    return {name: dict(sorted(values.items())) for name, values in sorted(found.items())}
+            parts.setdefault(name, {}).setdefault(value, set()).add(case.id)
+    return {name: dict(sorted(values.items())) for name, values in sorted(parts.items())}
 
 
 def macro(parts: Sequence[ScoreTable], boot: Bootstrap) -> dict[str, dict[str, Any]]:
@@ -115,31 +130,31 @@ def macro(parts: Sequence[ScoreTable], boot: Bootstrap) -> dict[str, dict[str, A
     for column in dict.fromkeys(c for part in parts for c in part):
         held = [part[column] for part in parts if column in part]
         for group in dict.fromkeys(g for groups in held for g in groups):
-            cells = [groups[group] for groups in held if group in groups]
+            cases = [groups[group] for groups in held if group in groups]
             if group:
-                out[column.key(group)] = _entry(cells, [1.0] * len(cells), boot)
+                out[column.key(group)] = _entry(cases, [1.0] * len(cases), boot)
         out[column.key()] = _mean_of_kinds(held, boot)
     return out
 
 
 def _mean_of_kinds(kinds: Sequence[Groups], boot: Bootstrap) -> dict[str, Any]:
-    cells = [cells for groups in kinds for cells in groups.values()]
-    mix = [1 / len(groups) for groups in kinds for _ in groups]
-    return {**_entry(cells, mix, boot), "base": None}
+    cases = [cases for groups in kinds for cases in groups.values()]
+    weights = [1 / len(groups) for groups in kinds for _ in groups]
+    return {**_entry(cases, weights, boot), "base": None}
 
 
 def _entry(
-    groups: Sequence[Mapping[str, CaseScore]], mix: Sequence[float], boot: Bootstrap
+    groups: Sequence[Mapping[str, CaseScore]], weights: Sequence[float], boot: Bootstrap
 ) -> dict[str, Any]:
-    estimate = boot.mean([by_lane(cells) for cells in groups], mix)
-    seen = {case for cells in groups for case in cells}
-    scored = {c for cells in groups for c, cell in cells.items() if cell.score is not None}
+    estimate = boot.mean([by_lane(cases) for cases in groups], weights)
+    every = {case for cases in groups for case in cases}
+    scored = {name for cases in groups for name, c in cases.items() if c.score is not None}
     return {
         "value": estimate.value if estimate else None,
         "n": len(scored),
         "units": estimate.units if estimate else 0,
-        "unscored": len(seen - scored),
-        "unscored_probes": sum(c.scores.count(None) for cells in groups for c in cells.values()),
+        "unscored": len(every - scored),
+        "unscored_probes": sum(c.scores.count(None) for cases in groups for c in cases.values()),
         "ci95": _pair(estimate),
         "base": _base(groups),
     }
@@ -151,22 +166,22 @@ def _pair(estimate: Estimate | None) -> list[float] | None:
 
 def _base(groups: Sequence[Mapping[str, CaseScore]]) -> float | None:
     means = []
-    for cells in groups:
-        per_case = [sum(c.base) / len(c.base) for c in cells.values() if c.base]
+    for cases in groups:
+        per_case = [sum(c.base) / len(c.base) for c in cases.values() if c.base]
         if per_case:
             means.append(sum(per_case) / len(per_case))
     return round(sum(means) / len(means), DIGITS) if means else None
 
 
-def by_position(sheet: ScoreTable, run: RunFolder) -> dict[str, dict[str, list[Any]]]:
-    """The sequential curves: scores by place in the sequence, after the own and the last edit.
+def by_position(table: ScoreTable, run: RunFolder) -> dict[str, dict[str, list[Any]]]:
+    """Scores by the case's position in its sequence, after its own edit and after the last one.
 
     Empty unless cases were asked right after their own edit.
     """
     out: dict[str, dict[str, list[Any]]] = {}
     length = max(map(len, run.lanes.values()), default=0)
-    for column, groups in sheet.items():
-        last = sheet.get(Column(column.kind, column.scorer, ""))
+    for column, groups in table.items():
+        last = table.get(Column(column.kind, column.scorer, ""))
         if column.tag != "own" or last is None:
             continue
         curves = {"own": _curve(groups, length), "last": _curve(last, length)}
@@ -182,45 +197,49 @@ def _curve(groups: Groups, length: int) -> list[tuple[float | None, int]]:
     points: list[tuple[float | None, int]] = []
     for position in range(length):
         here = [
-            {c: x for c, x in cells.items() if x.asked.position == position and x.score is not None}
-            for cells in groups.values()
+            {
+                name: case
+                for name, case in cases.items()
+                if case.answers.position == position and case.score is not None
+            }
+            for cases in groups.values()
         ]
         means = [
-            sum(x.score or 0.0 for x in cells.values()) / len(cells) for cells in here if cells
+            sum(c.score or 0.0 for c in cases.values()) / len(cases) for cases in here if cases
         ]
-        n = len({case for cells in here for case in cells})
+        n = len({name for cases in here for name in cases})
         points.append((round(sum(means) / len(means), DIGITS) if means else None, n))
     return points
 
 
 def _capped(after: Sequence[CaseAnswers]) -> dict[str, int]:
-    """Answers to target kinds that hit the cap, and are therefore wrong."""
+    """Kind -> answers that should be the target, but hit the cap and are therefore wrong."""
     return dict(
         Counter(
             row.probe.kind
-            for asked in after
-            for row in asked.rows
-            if row.probe.kind in TARGET_KINDS and not row.after.stopped
+            for answers in after
+            for row in answers.rows
+            if row.probe.kind_info.expects_target and not row.after.stopped
         )
     )
 
 
 def _reasons(after: Sequence[CaseAnswers]) -> dict[str, int]:
-    """Why cases are unscored, and why single pictures are missing; with their number."""
-    found = Counter(filter(None, map(unscored_reason, after)))
-    for asked in after:
-        if unscored_reason(asked) is None:
-            found.update(
+    """Reason -> number of unscored cases, or of single images that are missing."""
+    reasons = Counter(filter(None, map(unscored_reason, after)))
+    for answers in after:
+        if unscored_reason(answers) is None:
+            reasons.update(
                 str(row.after.notes["unscored"])
-                for row in asked.rows
+                for row in answers.rows
                 if row.after.notes.get("unscored")
             )
-    return dict(found)
+    return dict(reasons)
 
 
 def _among(cases: set[str]) -> Callable[[CaseAnswers], bool]:
-    return lambda asked: asked.case in cases
+    return lambda answers: answers.case in cases
 
 
 def _from(origin: str) -> Callable[[CaseAnswers], bool]:
-    return lambda asked: asked.origin == origin
+    return lambda answers: answers.origin == origin

@@ -1,4 +1,4 @@
-"""The scores of every case of a run under some metrics: what is averaged, resampled and paired."""
+"""The score of every case of a run in every column: what is averaged, resampled and paired."""
 
 from __future__ import annotations
 
@@ -7,37 +7,36 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from errata.core import registry
+from errata.core.kinds import ProbeKind
 from errata.core.metric import Metric, ScoredProbe
-from errata.core.types import DRAWN_KINDS, Kind
 from errata.evaluation.run_folder import CaseAnswers, RunFolder
 
 DEFAULT_METRICS = ("exact", "token", "joint", "first_token", "word", "judge")
-#: after the last edit, after the own edit, and the controls of protocols that draw
+#: After the last edit, after the case's own edit, and the controls of protocols that draw.
 TAGS = ("", "own", "pre", "oracle", "ceiling")
-FIVE = ("reliability", "t_generality", "m_generality", "t_locality", "m_locality")
-#: means over kinds, each kind with the same weight: the papers' five, and with near locality
-MEANS = {"mean5": FIVE, "mean6": (*FIVE, "near_locality")}
-MEAN_SCORERS = ("exact", "token")
 
 
 class Column(NamedTuple):
-    """What one score is about: `reliability`, `exact`, "" (after the last edit) or `own`."""
+    """Which score: `reliability`, `exact`, and a tag: "" after the last edit, `own`, ..."""
 
     kind: str
     scorer: str
     tag: str
 
     def key(self, group: str = "") -> str:
-        """`<kind>[/<group>].<scorer>[@own]`."""
+        """`<kind>[/<group>].<scorer>[@<tag>]`."""
         tag = f"@{self.tag}" if self.tag else ""
         return f"{self.kind}{f'/{group}' if group else ''}.{self.scorer}{tag}"
 
 
 @dataclass(slots=True)
 class CaseScore:
-    """One case under one column and group: the scores of its probes, None where unscored."""
+    """One case in one column and group: the scores of its probes, None where unscored.
 
-    asked: CaseAnswers
+    `base` holds the unedited model's scores on the same probes, see `base_score`.
+    """
+
+    answers: CaseAnswers
     scores: list[float | None] = field(default_factory=list)
     base: list[float] = field(default_factory=list)
 
@@ -50,30 +49,40 @@ class CaseScore:
 
 Groups = dict[str, dict[str, CaseScore]]
 ScoreTable = dict[Column, Groups]
-"""column -> group -> case -> cell"""
+"""column -> group -> case -> its score"""
 
 
 def load_metrics(names: Sequence[str] | None, *runs: RunFolder) -> list[Metric]:
-    """The default metrics that score anything in `runs`, and those asked for, once each.
+    """The default metrics that score some kind of probe in `runs`, and those called `names`.
 
     Raises UnknownName.
     """
-    kinds = {p.kind for run in runs for case in run.cases.values() for p in case.probes}
-    kinds |= {p.kind for run in runs for p in run.panel}
-    asked = [registry.load("metrics", name) for name in names or ()]
-    usual = [registry.load("metrics", name) for name in DEFAULT_METRICS]
-    wanted = dict.fromkeys((*(m for m in usual if m.kinds & kinds), *asked))
+    kinds = [kind for run in runs for kind in probe_kinds(run).values()]
+    default = [registry.load("metrics", name) for name in DEFAULT_METRICS]
+    extra = [registry.load("metrics", name) for name in names or ()]
+    wanted = dict.fromkeys((*(m for m in default if any(map(m.applies, kinds))), *extra))
     return [metric() for metric in wanted]
 
 
-def unscored_reason(asked: CaseAnswers) -> str | None:
-    """Why nothing of a case may be scored, as the runner noted it (an edit that failed, say).
+def probe_kinds(run: RunFolder) -> dict[str, ProbeKind]:
+    """The kinds of the run's probes, by name."""
+    probes = [p for case in run.cases.values() for p in case.probes]
+    return {p.kind: p.kind_info for p in (*probes, *run.panel)}
 
-    A runner sets `notes["unscored"]` on the answers that it could not get. A picture that could not
-    be drawn leaves the rest of its case as it is.
+
+def mean_scorers(metrics: Iterable[Metric]) -> list[str]:
+    """The scorers that the means over kinds are computed for."""
+    return [scorer.name for metric in metrics for scorer in metric.scorers() if scorer.means]
+
+
+def unscored_reason(answers: CaseAnswers) -> str | None:
+    """Why a whole case is unscored, such as an edit that failed; None where it is scored.
+
+    A runner sets `notes["unscored"]` on answers that it could not get. An image that could not be
+    generated does not make the rest of its case unscored.
     """
-    for row in asked.rows:
-        if row.probe.kind in DRAWN_KINDS:
+    for row in answers.rows:
+        if row.probe.kind_info.drawn:
             continue
         if reason := row.after.notes.get("unscored") or row.before.notes.get("unscored"):
             return str(reason)
@@ -81,55 +90,56 @@ def unscored_reason(asked: CaseAnswers) -> str | None:
 
 
 def read_score_table(run: RunFolder, metrics: Iterable[Metric]) -> ScoreTable:
-    """Scores every case of `run`, after the last edit and right after its own."""
-    metrics, sheet = list(metrics), ScoreTable()
+    """Scores every case of `run` by `metrics`, under every tag."""
+    metrics, table = list(metrics), ScoreTable()
     for tag in TAGS:
-        for asked in run.asked(tag):
+        for answers in run.asked(tag):
             for metric in metrics:
-                _add(sheet, metric, asked, tag)
-    return sheet
+                _add(table, metric, answers, tag)
+    return table
 
 
-def _add(sheet: ScoreTable, metric: Metric, asked: CaseAnswers, tag: str) -> None:
-    failed = unscored_reason(asked) is not None
-    for key, score in metric.score_case(asked.rows):
+def _add(table: ScoreTable, metric: Metric, answers: CaseAnswers, tag: str) -> None:
+    failed = unscored_reason(answers) is not None
+    for key, score in metric.score_case(answers.rows):
         head, _, scorer = key.rpartition(".")
         kind, _, group = head.partition("/")
-        groups = sheet.setdefault(Column(kind, scorer, tag), {})
-        cell = groups.setdefault(group, {}).setdefault(asked.case, CaseScore(asked))
-        cell.scores.append(None if failed else score)
-    for row in asked.rows:
-        column = Column(row.probe.kind, metric.name, tag)
-        found = sheet.get(column, {}).get(row.probe.group, {}).get(asked.case)
-        if found is not None and (base := base_score(metric, row)) is not None:
-            found.base.append(base)
+        groups = table.setdefault(Column(kind, scorer, tag), {})
+        case = groups.setdefault(group, {}).setdefault(answers.case, CaseScore(answers))
+        case.scores.append(None if failed else score)
+    for row in answers.rows:
+        cases = table.get(Column(row.probe.kind, metric.name, tag), {}).get(row.probe.group, {})
+        if answers.case in cases and (base := base_score(metric, row)) is not None:
+            cases[answers.case].base.append(base)
 
 
 def base_score(metric: Metric, row: ScoredProbe) -> float | None:
-    """How well the untouched model already answers the reference, by the metric's own rule."""
-    kind: Kind = "reliability"
-    if row.probe.kind in DRAWN_KINDS:
-        kind = "vqa"
-    elif row.probe.kind == "reasoning":
-        kind = "reasoning"
-    return metric.score(row.before, row.before, replace(row.probe, kind=kind))
+    """The unedited model's score on the probe's reference, by the metric's rule for targets."""
+    probe = row.probe
+    if probe.kind_info.side == "locality":
+        kind = "vqa" if probe.kind_info.drawn else "reliability"
+        probe = replace(probe, kind=kind, custom_kind=None)
+    return metric.score(row.before, row.before, probe)
 
 
-def select(sheet: ScoreTable, keep: Callable[[CaseAnswers], bool]) -> ScoreTable:
-    """The cells of some cases."""
+def select(table: ScoreTable, keep: Callable[[CaseAnswers], bool]) -> ScoreTable:
+    """The table of the cases that `keep` accepts."""
     out: ScoreTable = {}
-    for column, groups in sheet.items():
-        kept = {g: {c: x for c, x in cells.items() if keep(x.asked)} for g, cells in groups.items()}
-        kept = {g: cells for g, cells in kept.items() if cells}
+    for column, groups in table.items():
+        kept = {
+            g: {case: score for case, score in cases.items() if keep(score.answers)}
+            for g, cases in groups.items()
+        }
+        kept = {g: cases for g, cases in kept.items() if cases}
         if kept:
             out[column] = kept
     return out
 
 
-def by_lane(cells: Mapping[str, CaseScore]) -> dict[str, list[float]]:
+def by_lane(cases: Mapping[str, CaseScore]) -> dict[str, list[float]]:
     """Lane -> the scores of its cases."""
     lanes: dict[str, list[float]] = {}
-    for cell in cells.values():
-        if (score := cell.score) is not None:
-            lanes.setdefault(cell.asked.lane, []).append(score)
+    for case in cases.values():
+        if (score := case.score) is not None:
+            lanes.setdefault(case.answers.lane, []).append(score)
     return lanes

@@ -6,13 +6,9 @@ from errata.core.errors import BadRun
 from errata.core.text import normalise
 from errata.core.types import Answer, Probe, Scored
 
-#: The five kinds that every paper reports.
-PAPER_TARGETS = frozenset({"reliability", "t_generality", "m_generality"})
-PAPER_LOCALITY = frozenset({"t_locality", "m_locality"})
-
 
 def exact_match(after: Answer, probe: Probe) -> float | None:
-    """1 where the generated answer is the reference; an answer cut off by the cap is wrong."""
+    """1 where the generated answer is the reference; an answer that hit the cap is wrong."""
     if not normalise(probe.reference):
         return None
     return float(after.stopped and normalise(after.text) == normalise(probe.reference))
@@ -24,14 +20,14 @@ def unchanged(before: Answer, after: Answer) -> float:
 
 
 def token_accuracy(scored: Scored | None) -> float | None:
-    """The fraction of a teacher-forced continuation whose ids are the argmax at their place."""
+    """The fraction of a teacher-forced continuation's ids that are the argmax at their position."""
     if scored is None or not scored.ids:
         return None
     return sum(a == b for a, b in zip(scored.argmax, scored.ids, strict=True)) / len(scored.ids)
 
 
 def argmax_agreement(before: Scored | None, after: Scored | None, where: str) -> float | None:
-    """The fraction of a teacher-forced continuation at which both models' argmax is the same."""
+    """The fraction of positions of a teacher-forced continuation with the same argmax twice."""
     if before is None or after is None or not before.ids:
         return None
     if before.ids != after.ids:

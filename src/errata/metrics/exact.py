@@ -7,8 +7,9 @@ generation stopped, are what they were before the edit. UniKE Eq. 11-15, DualEdi
 
 from __future__ import annotations
 
+from errata.core.kinds import ProbeKind
 from errata.core.metric import Metric
-from errata.core.types import LOCALITY_KINDS, TARGET_KINDS, Answer, Probe
+from errata.core.types import Answer, Probe
 from errata.metrics._rules import exact_match, unchanged
 
 
@@ -16,9 +17,18 @@ class Exact(Metric):
     """`exact`. Unscored: an empty reference."""
 
     name = "exact"
-    kinds = TARGET_KINDS | LOCALITY_KINDS
+    heading = "Exact"
+    meaning = (
+        "The whole greedy answer is the target, or, where nothing should change, is the answer "
+        "given before the edit, token for token. An answer that does not end by itself is wrong."
+    )
+    means = True
+
+    @classmethod
+    def applies(cls, kind: ProbeKind) -> bool:
+        return kind.output == "answer"
 
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
-        if probe.kind in TARGET_KINDS:
+        if probe.kind_info.expects_target:
             return exact_match(after, probe)
-        return unchanged(before, after) if probe.kind in LOCALITY_KINDS else None
+        return unchanged(before, after) if probe.kind_info.keeps_answer else None

@@ -1,8 +1,8 @@
-"""Whether the target's first token is what the model would say first: the published efficacy.
+"""Whether the target's first token is the model's argmax: the published efficacy.
 
-The cross-modal benchmark calls an edit successful when the likeliest token behind the prompt is the
-first one of the target. Of a target with several tokens that checks the first alone, so it is never
-lower than what `exact` asks for on targets of one token, and says less on longer ones.
+The cross-modal benchmark calls an edit successful when the most likely token after the prompt is
+the first token of the target. Only that token is checked: on targets of one token the score is
+never lower than `exact`, on longer ones it says less.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ class FirstToken(Metric):
     """`first_token`, for efficacy. Unscored: answers without teacher forcing."""
 
     name = "first_token"
+    heading = "First token"
+    meaning = "The target's first token is the most likely token after the prompt."
     kinds = frozenset({"efficacy"})
 
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:

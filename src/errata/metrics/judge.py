@@ -1,28 +1,41 @@
-"""What the pictures show, by the verdicts of a judge.
+"""What the generated images show, by the verdicts of a judge.
 
-`vqa`: the share of a probe's pictures (one per seed) that show the target; as `judge_old` the share
+`vqa`: the share of a probe's images (one per seed) that show the target; as `judge_old` the share
 that still show the old answer, where the judge says what it read. `i_locality`: the share that show
-what the picture of the same seed showed before. Pictures without a verdict are left out of a mean
-and counted under `unjudged`; a probe none of whose pictures was judged is unscored.
+what the image of the same seed showed before the edit. Images without a verdict are left out of a
+mean and counted under `unjudged`; a probe without any judged image is unscored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from errata.core.metric import Metric, ScoredProbe
+from errata.core.kinds import ProbeKind
+from errata.core.metric import Metric, ScoredProbe, Scorer, kind_key
 from errata.core.text import normalise
-from errata.core.types import DRAWN_KINDS, Answer, Probe, Verdict
+from errata.core.types import Answer, Probe, Verdict
 
 
 class JudgeScore(Metric):
-    """`judge`, `judge_old` and `unjudged`. Unscored: probes without a judged picture."""
+    """`judge`, `judge_old` and `unjudged`. Unscored: probes without a judged image."""
 
     name = "judge"
-    kinds = DRAWN_KINDS
+    heading = "Judge"
+    meaning = (
+        "The share of generated images that show the target, or, where nothing should change, what "
+        "the image of the same seed showed before the edit, as a judge reads them."
+    )
+    more_scorers = (
+        Scorer("judge_old", "Judge, old", "The share of images that still show the old answer."),
+        Scorer("unjudged", "Not judged", "The share of images without a verdict."),
+    )
+
+    @classmethod
+    def applies(cls, kind: ProbeKind) -> bool:
+        return kind.drawn
 
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
-        if probe.kind == "i_locality":
+        if probe.kind_info.side == "locality":
             pairs = zip(before.verdicts, after.verdicts, strict=False)
             return _mean([_same(a, b) for a, b in pairs])
         return _mean([v.meets for v in after.verdicts])
@@ -30,23 +43,23 @@ class JudgeScore(Metric):
     def score_case(self, rows: Sequence[ScoredProbe]) -> Iterator[tuple[str, float | None]]:
         yield from super().score_case(rows)
         for row in rows:
-            if row.probe.kind not in self.kinds:
+            kind, view = row.probe.kind_info, row.probe.view
+            if not kind.drawn:
                 continue
-            head = f"{row.probe.kind}/{row.probe.group}" if row.probe.group else row.probe.kind
+            head = kind_key(row.probe)
             yield f"{head}.unjudged", _unjudged(row.after)
-            view = row.probe.view
-            if row.probe.kind == "vqa" and view is not None and view.old:
+            if kind.side == "target" and view is not None and view.old:
                 old = [_reads(v, view.old) for v in row.after.verdicts]
                 yield f"{head}.judge_old", _mean(old)
 
 
 def _mean(values: Sequence[bool | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
+    judged = [v for v in values if v is not None]
+    return sum(judged) / len(judged) if judged else None
 
 
 def _same(before: Verdict, after: Verdict) -> bool | None:
-    """Whether two pictures show the same; a judge that says only whether is compared by that."""
+    """Whether two images show the same answer, or, without answers, are equally right."""
     if before.meets is None or after.meets is None:
         return None
     if before.answer and after.answer:
@@ -61,7 +74,7 @@ def _reads(verdict: Verdict, answer: str) -> bool | None:
 
 
 def _unjudged(after: Answer) -> float:
-    """The share of pictures without a verdict; all of them where nothing was drawn."""
+    """The share of images without a verdict; 1 where no image was generated."""
     if not after.images:
         return 1.0
     judged = sum(v.meets is not None for v in after.verdicts)

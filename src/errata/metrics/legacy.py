@@ -9,10 +9,12 @@ Kinds that EasyEdit does not have get no score.
 
 from __future__ import annotations
 
+from errata.core.kinds import ProbeKind, family
 from errata.core.metric import Metric
 from errata.core.types import Answer, Probe
-from errata.metrics._rules import PAPER_LOCALITY, PAPER_TARGETS, token_accuracy
+from errata.metrics._rules import token_accuracy
 
+TARGETS = family("edit", "generality")
 TOP_K = {"t_locality": 1, "m_locality": 10}
 
 
@@ -20,10 +22,18 @@ class Legacy(Metric):
     """`legacy`. Unscored: locality answers without `top`, which is recorded on request only."""
 
     name = "legacy"
-    kinds = PAPER_TARGETS | PAPER_LOCALITY
+    heading = "EasyEdit"
+    meaning = (
+        "EasyEdit's scores, for comparison with published tables only: teacher-forced token "
+        "accuracy, and equality of the most likely tokens at all positions for locality."
+    )
+
+    @classmethod
+    def applies(cls, kind: ProbeKind) -> bool:
+        return kind.family in ("edit", "generality", "far_locality")
 
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
-        if probe.kind in PAPER_TARGETS:
+        if probe.kind in TARGETS:
             return token_accuracy(after.reference)
         if probe.kind not in TOP_K or not before.top or not after.top:
             return None

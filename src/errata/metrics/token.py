@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from errata.core.metric import Metric, ScoredProbe
-from errata.core.types import LOCALITY_KINDS, TARGET_KINDS, Answer, Probe
+from errata.core.kinds import ProbeKind
+from errata.core.metric import Metric, ScoredProbe, Scorer, kind_key
+from errata.core.types import Answer, Probe
 from errata.metrics._rules import argmax_agreement, token_accuracy
 
 
@@ -19,12 +20,30 @@ class Token(Metric):
     """`token`, and `token_own` for locality kinds. Unscored: answers without teacher forcing."""
 
     name = "token"
-    kinds = TARGET_KINDS | LOCALITY_KINDS
+    heading = "Token"
+    meaning = (
+        "Teacher-forced token accuracy: the model is given the wanted answer, and its next-token "
+        "choice is compared at each position. An unedited model can already score highly on long "
+        "targets, so do not compare it with Exact."
+    )
+    means = True
+    more_scorers = (
+        Scorer(
+            "token_own",
+            "Token, own answer",
+            "Teacher-forced on the model's own answer before the edit: the fraction of its tokens "
+            "that are still the model's choice.",
+        ),
+    )
+
+    @classmethod
+    def applies(cls, kind: ProbeKind) -> bool:
+        return kind.output == "answer"
 
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
-        if probe.kind in TARGET_KINDS:
+        if probe.kind_info.expects_target:
             return token_accuracy(after.reference)
-        if probe.kind not in LOCALITY_KINDS:
+        if not probe.kind_info.keeps_answer:
             return None
         where = f"case {after.case}, probe {probe.id}"
         return argmax_agreement(before.reference, after.reference, where)
@@ -32,7 +51,6 @@ class Token(Metric):
     def score_case(self, rows: Sequence[ScoredProbe]) -> Iterator[tuple[str, float | None]]:
         yield from super().score_case(rows)
         for row in rows:
-            if row.probe.kind in LOCALITY_KINDS:
-                group = f"/{row.probe.group}" if row.probe.group else ""
-                # An own answer is greedy, so its ids are what the unedited model put first.
-                yield f"{row.probe.kind}{group}.token_own", token_accuracy(row.after.own)
+            if row.probe.kind_info.keeps_answer:
+                # The answer before the edit is greedy, so its ids were the unedited model's argmax.
+                yield f"{kind_key(row.probe)}.token_own", token_accuracy(row.after.own)

@@ -1,11 +1,11 @@
-"""Whether a rationale states the target, as words: reasoning accuracy without chance hits.
+"""Whether a rationale states the target, as whole words: reasoning accuracy without chance hits.
 
-The published score is a substring test, in which "red" is found in "textured" and "wee" in
-"between". Here a mention begins and ends at the edge of a word, in any script; one that is denied
-at once ("not red", "instead of red") is none. Sizes count by meaning, as published: any word of the
-target's cluster. `old_word` is the same for the old answer: a rationale may name both. Where the
-prompt asks for tagged steps, `recall_word` looks into the first step alone, the only one that asks
-for the edited fact, and `caption_word` into the last, which is what is drawn.
+The published score is a substring test, which finds "red" in "textured" and "wee" in "between".
+Here a mention begins and ends at a word boundary, in any script; a denied one ("not red", "instead
+of red") does not count. Sizes count by meaning, as published: any word of the target's cluster.
+`old_word` is the same for the old answer: a rationale may state both. Where the prompt asks for
+tagged steps, `recall_word` reads the first step only, which is the one that asks for the edited
+fact, and `caption_word` the last, from which the image is generated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from errata.core.metric import Metric, ScoredProbe
+from errata.core.kinds import ProbeKind
+from errata.core.metric import Metric, ScoredProbe, Scorer, kind_key
 from errata.core.text import mentions, normalise
 from errata.core.types import Answer, Probe
 
@@ -33,7 +34,17 @@ class Word(Metric):
     """`word`, `old_word`, `recall_word` and `caption_word`. Unscored: an empty reference."""
 
     name = "word"
-    kinds = frozenset({"reasoning"})
+    heading = "Word"
+    meaning = "The rationale states the target, as a whole word that is not denied."
+    more_scorers = (
+        Scorer("old_word", "Old word", "The rationale states the old answer."),
+        Scorer("recall_word", "Word in the first step", "The first tagged step states the target."),
+        Scorer("caption_word", "Word in the caption", "The caption step states the target."),
+    )
+
+    @classmethod
+    def applies(cls, kind: ProbeKind) -> bool:
+        return kind.output == "rationale"
 
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
         return _stated(after.text, probe.reference, probe)
@@ -41,14 +52,14 @@ class Word(Metric):
     def score_case(self, rows: Sequence[ScoredProbe]) -> Iterator[tuple[str, float | None]]:
         yield from super().score_case(rows)
         for row in rows:
-            probe, said = row.probe, row.after.text
-            if probe.kind not in self.kinds:
+            probe, text = row.probe, row.after.text
+            if not self.applies(probe.kind_info):
                 continue
-            head = f"{probe.kind}/{probe.group}" if probe.group else probe.kind
+            head = kind_key(probe)
             if probe.view is not None and probe.view.old:
-                yield f"{head}.old_word", _stated(said, probe.view.old, probe)
+                yield f"{head}.old_word", _stated(text, probe.view.old, probe)
             if TAG.search(probe.prompt.text):
-                recall, caption = steps(said)
+                recall, caption = steps(text)
                 yield f"{head}.recall_word", _stated(recall, probe.reference, probe)
                 yield f"{head}.caption_word", _stated(caption, probe.reference, probe)
 

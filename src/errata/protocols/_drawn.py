@@ -54,6 +54,11 @@ def tagged(tag: str, *kinds: str) -> Callable[[Case], Iterator[Ask]]:
     return lambda case: (Ask(case.id, p, tag) for p in case.probes if p.kind in kinds)
 
 
+def other_images(case: Case) -> Iterator[Ask]:
+    """The probes that ask for an image, but for `vqa`, which depends on the protocol."""
+    return (Ask(case.id, p, "pre") for p in case.probes if p.kind_info.drawn and p.kind != "vqa")
+
+
 def stated(tag: str, restate: Restate) -> Callable[[Case], Iterator[Ask]]:
     """The pictures of the edited fact with another prompt, where a case says how."""
     return lambda case: (
@@ -82,7 +87,7 @@ def batches(unit: Unit, batch: int, closing: Callable[[Lane], tuple[Ask, ...]]) 
         for lane in unit.lanes:
             cases = lane.cases[start : start + batch]
             asks = tuple(
-                a for case in cases for a in tagged("own", "efficacy", "reliability")(case)
+                Ask(case.id, p, "own") for case in cases for p in case.probes if p.kind_info.main
             )
             last = start + batch >= length
             turns.append(

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from errata.core.protocol import Protocol, Unit
-from errata.core.types import DRAWN_KINDS, Case, Probe
+from errata.core.types import Case, Probe
 from errata.protocols._drawn import (
     Steps,
     batches,
     closing,
     control,
     oracle,
+    other_images,
     sizes,
     stated,
     tagged,
@@ -40,7 +41,7 @@ class Direct(Protocol):
 
     def steps(self, unit: Unit, panel: Sequence[Probe]) -> Steps:
         yield control(unit, stated("oracle", oracle))
-        yield control(unit, tagged("pre", *sorted(DRAWN_KINDS - {"vqa"})))
+        yield control(unit, other_images)
         yield control(unit, tagged("pre", "vqa"))
         yield from batches(unit, self.batch, closing(panel))
 

@@ -21,13 +21,14 @@ from collections.abc import Iterator, Sequence
 
 from errata.core.errors import BadSpec
 from errata.core.protocol import Ask, LaneStep, Protocol, Step, Unit
-from errata.core.types import DRAWN_KINDS, Answer, Case, Probe, StatedFact
+from errata.core.types import Answer, Case, Probe, StatedFact
 from errata.protocols._drawn import (
     Steps,
     batches,
     closing,
     control,
     oracle,
+    other_images,
     sizes,
     stated,
     tagged,
@@ -61,7 +62,7 @@ class Reasoning(Protocol):
 
     def steps(self, unit: Unit, panel: Sequence[Probe]) -> Steps:
         yield control(unit, stated("oracle", oracle))
-        yield control(unit, tagged("pre", *sorted(DRAWN_KINDS - {"vqa"})))
+        yield control(unit, other_images)
         yield control(unit, stated("ceiling", self._from_stated))
         answers = yield control(unit, tagged("pre", "reasoning"))
         yield control(unit, lambda case: self._drawn(case, _rationales(answers, "pre"), "pre"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from errata.core import registry
 from errata.core.errors import BadImage
 from errata.core.metric import Metric
-from errata.core.types import DRAWN_KINDS, LOCALITY_KINDS, Answer, Case, Image, Probe, Prompt
+from errata.core.types import Answer, Case, Image, Probe, Prompt
 from errata.evaluation.run_folder import RunFolder, read_run
 from errata.report.results import Result, Setting
 from errata.report.strips import Strip, StripRun, Thumbnail, strips
@@ -147,7 +147,7 @@ def _questions(
     case: Case, album: _Album, exact: Metric, pictures: Thumbnails, shown: frozenset[str]
 ) -> Iterator[GalleryQuestion]:
     for probe in case.probes:
-        if probe.kind in DRAWN_KINDS:
+        if probe.kind_info.drawn:
             continue
         before: Answer | None = None
         said = []
@@ -158,7 +158,7 @@ def _questions(
             said.append(_said(setting, result, run, probe, exact, case.id))
         if before is None:
             continue
-        keep = probe.kind in LOCALITY_KINDS
+        keep = probe.kind_info.keeps_answer
         yield GalleryQuestion(
             kind=probe.kind,
             heading=COLUMNS.get(probe.kind, (probe.kind.replace("_", " "), ""))[0],

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from errata.core.kinds import DRAWN_KINDS
 from errata.core.text import mentions, normalise
-from errata.core.types import DRAWN_KINDS, Answer, Case, Image, Probe, Verdict
+from errata.core.types import Answer, Case, Image, Probe, Verdict
 from errata.evaluation.run_folder import RunFolder
 
 #: How the controls are called, in the order of the columns; edited ones stand behind `pre`.

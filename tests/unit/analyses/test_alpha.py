@@ -11,8 +11,8 @@ from errata.analyses.alpha import AlphaAnalysis, AlphaRecord, Told, observed
 from errata.core import registry
 from errata.core.analysis import Subject
 from errata.core.errors import BadSpec
+from errata.core.kinds import label
 from errata.core.types import Case, Probe, Prompt
-from errata.core.wording import label
 from errata.editors.unike.triplets import ends
 from errata.patches.latent import BlockMemory, Latent, LatentSettings, SharedMemory
 from tests import tiny

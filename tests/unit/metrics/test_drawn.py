@@ -9,14 +9,14 @@ import pytest
 from errata.core import registry
 from errata.core.metric import ScoredProbe
 from errata.core.text import mentions
-from errata.core.types import Answer, JudgeQuestion, Kind, Probe, Prompt, Scored, Verdict
+from errata.core.types import Answer, JudgeQuestion, Probe, Prompt, Scored, Verdict
 from errata.metrics.word import LARGE, SMALL, steps
 
 
 def scores(
     metric: str,
     after: Answer,
-    kind: Kind,
+    kind: str,
     *,
     before: Answer | None = None,
     target: str = "red",

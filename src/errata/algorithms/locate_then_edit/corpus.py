@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from errata.core.errors import BadData, MissingExtra
-from errata.core.types import LOCALITY_KINDS, Case, Prompt, digest, to_json
+from errata.core.types import Case, Prompt, digest, to_json
 
 
 class Document(NamedTuple):
@@ -130,7 +130,7 @@ def from_cases(
         if edited:
             pool.setdefault(Document(case.edit.prompt, case.edit.old or ""))
         for probe in case.probes:
-            if probe.kind in LOCALITY_KINDS:
+            if probe.kind_info.keeps_answer:
                 pool.setdefault(Document(probe.prompt, probe.reference))
             elif probe.kind == "i_locality":
                 pool.setdefault(Document(probe.prompt))

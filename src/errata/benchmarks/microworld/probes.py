@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from errata.core.types import Edit, HopQuestion, Image, Kind, Probe, Prompt
+from errata.core.types import Edit, HopQuestion, Image, Probe, Prompt
 from errata.synthetic.objects import language as lang
 from errata.synthetic.objects import world
 from errata.synthetic.objects.world import Appearance, Entity, ObjectScene
@@ -176,7 +176,7 @@ class ProbeList:
         self._seen: set[tuple[str, Prompt]] = set()
 
     def add(
-        self, kind: Kind, group: str, prompt: Prompt, reference: str, hop: HopQuestion | None = None
+        self, kind: str, group: str, prompt: Prompt, reference: str, hop: HopQuestion | None = None
     ) -> bool:
         if (kind, prompt) in self._seen:
             return False

@@ -15,7 +15,7 @@ from errata.benchmarks.mmedit.rows import (
 )
 from errata.benchmarks.mmedit.splits import Triple
 from errata.core.errors import BadImage
-from errata.core.types import Case, Edit, Kind, Probe, Prompt, Skip
+from errata.core.types import Case, Edit, Probe, Prompt, Skip
 from errata.io.images import within_root
 
 
@@ -66,7 +66,7 @@ def build(
     probes: list[Probe] = []
     skips: list[Skip] = []
 
-    def ask(kind: Kind, text: str, reference: str, image: str | None, problem: str | None) -> None:
+    def ask(kind: str, text: str, reference: str, image: str | None, problem: str | None) -> None:
         where = None
         if problem is None and not (text and reference):
             problem = f"the {'question' if not text else 'reference'} is empty"

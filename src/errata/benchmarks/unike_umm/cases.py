@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from errata.benchmarks.unike_umm.published import PublishedRecord, PublishedStage, chosen
 from errata.benchmarks.unike_umm.templates import reasoning_prompt, stated_rationale
 from errata.core.text import normalise
-from errata.core.types import Case, Edit, JudgeQuestion, Kind, Probe, Prompt, Skip, StatedFact
+from errata.core.types import Case, Edit, JudgeQuestion, Probe, Prompt, Skip, StatedFact
 
 #: As published: a rationale may have this many tokens.
 RATIONALE = 512
@@ -133,7 +133,7 @@ def _kept(record: PublishedRecord, pool: _Pool, rng: random.Random) -> Iterator[
         yield _picture(other, i)
 
 
-def _asked(found: Sequence[PublishedRecord], kind: Kind, group: str) -> Iterator[Probe]:
+def _asked(found: Sequence[PublishedRecord], kind: str, group: str) -> Iterator[Probe]:
     head = f"{kind}/{group}" if group else kind
     for i, r in enumerate(found):
         yield Probe(f"{head}/{i}", Prompt.of(r.first.prompt), kind, group, r.first.old)

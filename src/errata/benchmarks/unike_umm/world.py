@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from errata.core.types import Case, Edit, JudgeQuestion, Kind, Probe, Prompt, StatedFact
+from errata.core.types import Case, Edit, JudgeQuestion, Probe, Prompt, StatedFact
 from errata.synthetic.shapes import language as lang
 from errata.synthetic.shapes.objects import ATTRIBUTES, LOOKS, OBJECTS, SETTINGS, ShapeObject, fact
 
@@ -146,7 +146,7 @@ def _kept_texts(
     far = [(o, rng.choice(rest)) for o in rng.sample(away, 2)]
     own = [(thing, a) for a in rng.sample(rest, 3)]
     like = [o for o in rng.sample(away, len(away)) if fact(o, attribute) != target][:3]
-    groups: tuple[tuple[Kind, str, list[tuple[ShapeObject, str]]], ...] = (
+    groups: tuple[tuple[str, str, list[tuple[ShapeObject, str]]], ...] = (
         ("t_locality", "", far),
         ("near_locality", "same_subject", own),
         ("near_locality", "same_attribute", [(o, attribute) for o in like]),
