@@ -20,11 +20,11 @@ from torch import Tensor
 from errata.algorithms.gradient import GradientEditor
 from errata.core import registry
 from errata.core.backbone import Backbone
-from errata.core.editor import Editor
+from errata.core.editor import Editor, EditResult
 from errata.core.errors import BadEdit, BadSpec, FingerprintMismatch
 from errata.core.patch import check_fingerprint
 from errata.core.state import State
-from errata.core.types import Case, Edit, Prompt
+from errata.core.types import Case, Edit, Prompt, digest
 from errata.io.patch_folder import load, save
 from errata.io.states import keep
 from errata.patches.rows import Rows
@@ -36,7 +36,7 @@ class World:
     """What a check needs: a model, four edits of different lengths, prompts, training cases.
 
     `settings` keep an editor's search short; `loose` is how far a search in rows may be from one
-    made alone.
+    made alone. `kept` holds the states and results that several checks need.
     """
 
     backbone: Backbone
@@ -47,6 +47,7 @@ class World:
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
     loose: float = 2e-3
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
 
 def bundled(folder: Path, cls: type[Editor]) -> World:
@@ -79,8 +80,38 @@ def weights(backbone: Backbone) -> str:
     return h.hexdigest()
 
 
+def _once(editor: Editor, world: World, what: Any, make: Callable[[], Any]) -> Any:
+    """What `make` returns for this editor, its settings and the backbone; called once."""
+    key = (world.backbone, editor.name, digest(editor.summary["config"]), what)
+    if key not in world.kept:
+        world.kept[key] = make()
+    return world.kept[key]
+
+
+def _forget(editor: Editor, world: World) -> None:
+    for key in [k for k in world.kept if k[:2] == (world.backbone, editor.name)]:
+        del world.kept[key]
+
+
 def _state(editor: Editor, world: World) -> State | None:
-    return editor.prepare(world.backbone, world.cases)
+    made = _once(editor, world, "state", lambda: editor.prepare(world.backbone, world.cases))
+    assert made is None or isinstance(made, State)
+    return made
+
+
+def _edit(editor: Editor, world: World, edits: Sequence[Edit]) -> EditResult:
+    """The result of one joint edit of the unedited model."""
+    state, what = _state(editor, world), ("edit", *(e.id for e in edits))
+    made = _once(editor, world, what, lambda: editor.edit(world.backbone, edits, state))
+    assert isinstance(made, EditResult)
+    return made
+
+
+def _edit_rows(editor: Editor, world: World, edits: Sequence[Edit]) -> list[EditResult]:
+    """The results of single edits of the unedited model, searched in one batch."""
+    states, what = [_state(editor, world)] * len(edits), ("rows", *(e.id for e in edits))
+    made = _once(editor, world, what, lambda: editor.edit_rows(world.backbone, edits, states))
+    return list(made)
 
 
 def _answers(backbone: Backbone, prompts: Sequence[Prompt]) -> Tensor:
@@ -98,8 +129,8 @@ def holds_weights(editor: Editor, world: World) -> None:
     """No weight changes, and leaving `applied` gives the same bits as before."""
     bb = world.backbone
     before, clean = weights(bb), _answers(bb, world.prompts)
-    found = editor.edit(bb, world.edits[:1], _state(editor, world))
-    with bb.applied(found.patch):
+    _forget(editor, world)  # preparing and searching must happen here
+    with bb.applied(_edit(editor, world, world.edits[:1]).patch):
         edited = _answers(bb, world.prompts)
     assert not torch.equal(edited, clean), "the edit changes nothing"
     assert torch.equal(_answers(bb, world.prompts), clean), "the model differs after leaving"
@@ -109,16 +140,15 @@ def holds_weights(editor: Editor, world: World) -> None:
 def holds_saving(editor: Editor, world: World) -> None:
     """A patch saved is the patch loaded, bit for bit."""
     bb, folder = world.backbone, world.folder / f"saved-{editor.name}"
-    state = _state(editor, world)
-    found = editor.edit(bb, world.edits[:2], state)
+    state, patch = _state(editor, world), _edit(editor, world, world.edits[:2]).patch
     if state is not None and editor.needs_state:
         keep(state)  # where a patch that shares it finds it again
-    save(found.patch, folder)
+    save(patch, folder)
     loaded = load(folder, bb)
     assert loaded.header.editor == editor.name and loaded.edits == tuple(world.edits[:2])
     files = {f.name for f in folder.iterdir()}
     assert files == {"patch.json", "patch.safetensors", "edits.jsonl", "README.md"}, files
-    with bb.applied(found.patch):
+    with bb.applied(patch):
         one = _answers(bb, world.prompts)
     with bb.applied(loaded):
         assert torch.equal(_answers(bb, world.prompts), one)
@@ -126,7 +156,7 @@ def holds_saving(editor: Editor, world: World) -> None:
 
 def holds_fingerprint(editor: Editor, world: World) -> None:
     """A patch names its model and is refused on another."""
-    patch = editor.edit(world.backbone, world.edits[:1], _state(editor, world)).patch
+    patch = _edit(editor, world, world.edits[:1]).patch
     assert patch.header.fingerprint == world.backbone.fingerprint()
     try:
         check_fingerprint(patch.header, "other", lambda: "0" * 64, "patch")
@@ -137,9 +167,9 @@ def holds_fingerprint(editor: Editor, world: World) -> None:
 
 def holds_one_row(editor: Editor, world: World) -> None:
     """`edit_rows` of one edit equals `edit` of it."""
-    bb, state = world.backbone, _state(editor, world)
-    row = editor.edit_rows(bb, world.edits[:1], [state])[0].patch
-    one = editor.edit(bb, world.edits[:1], state).patch
+    bb = world.backbone
+    row = _edit_rows(editor, world, world.edits[:1])[0].patch
+    one = _edit(editor, world, world.edits[:1]).patch
     with bb.applied(row):
         a = _answers(bb, world.prompts)
     with bb.applied(one):
@@ -148,10 +178,10 @@ def holds_one_row(editor: Editor, world: World) -> None:
 
 def holds_rows(editor: Editor, world: World) -> None:
     """Edits found in rows equal edits found one by one."""
-    bb, state = world.backbone, _state(editor, world)
-    rows = editor.edit_rows(bb, world.edits, [state] * len(world.edits))
+    bb = world.backbone
+    rows = _edit_rows(editor, world, world.edits)
     for edit, row in zip(world.edits, rows, strict=True):
-        one = editor.edit(bb, [edit], state).patch
+        one = _edit(editor, world, [edit]).patch
         with bb.applied(row.patch):
             together = _answers(bb, world.prompts)
         with bb.applied(one):
@@ -160,8 +190,8 @@ def holds_rows(editor: Editor, world: World) -> None:
 
 def holds_asking(editor: Editor, world: World) -> None:
     """Asking ragged prompts in rows equals asking one by one, in scoring and in generation."""
-    bb, state = world.backbone, _state(editor, world)
-    found = [f.patch for f in editor.edit_rows(bb, world.edits, [state] * len(world.edits))]
+    bb = world.backbone
+    found = [f.patch for f in _edit_rows(editor, world, world.edits)]
     prompts = [*world.prompts, *world.prompts[::-1]]
     rows = [i % len(found) for i in range(len(prompts))]
     with bb.applied(Rows(found)):
@@ -177,18 +207,18 @@ def holds_asking(editor: Editor, world: World) -> None:
 
 def holds_joint(editor: Editor, world: World) -> None:
     """A joint edit is one patch that names all its edits."""
-    patch = editor.edit(world.backbone, world.edits, _state(editor, world)).patch
+    patch = _edit(editor, world, world.edits).patch
     assert patch.edits == tuple(world.edits)
 
 
 def holds_on_top(editor: Editor, world: World) -> None:
     """A second edit is found on top of the first, and both live together."""
-    bb, state = world.backbone, _state(editor, world)
-    first = editor.edit(bb, world.edits[:1], state)
+    bb = world.backbone
+    first = _edit(editor, world, world.edits[:1])
     with bb.applied(first.patch):
         second = editor.edit(bb, world.edits[1:2], first.state)
     if isinstance(editor, GradientEditor):
-        clean = editor.edit(bb, world.edits[1:2], state)
+        clean = _edit(editor, world, world.edits[1:2])
         pairs = zip(second.patch.parameters(), clean.patch.parameters(), strict=True)
         assert any(not torch.allclose(a, b, atol=1e-6) for a, b in pairs), (
             "the first edit was not seen"
@@ -201,9 +231,9 @@ def holds_on_top(editor: Editor, world: World) -> None:
 
 def holds_sequences(editor: Editor, world: World) -> None:
     """Sequences edited in rows equal sequences edited alone."""
-    bb, state = world.backbone, _state(editor, world)
+    bb = world.backbone
     lanes = [list(world.edits[:2]), list(world.edits[2:4])]
-    firsts = editor.edit_rows(bb, [lane[0] for lane in lanes], [state] * 2)
+    firsts = _edit_rows(editor, world, [lane[0] for lane in lanes])
     with bb.applied(Rows([f.patch for f in firsts])):
         seconds = editor.edit_rows(bb, [lane[1] for lane in lanes], [f.state for f in firsts])
     for lane, first, second in zip(lanes, firsts, seconds, strict=True):
@@ -218,7 +248,7 @@ def holds_sequences(editor: Editor, world: World) -> None:
 def holds_decisions(editor: Editor, world: World) -> None:
     """No decision sees the answer: one forward equals feeding the target token by token."""
     bb = world.backbone
-    patch = editor.edit(bb, world.edits[:2], _state(editor, world)).patch
+    patch = _edit(editor, world, world.edits[:2]).patch
     prompts = [*world.many, *(e.prompt for e in world.edits)]
     assert len(prompts) >= 40
     targets = [["green", "blue ring", "red thing of", "x"][i % 4] for i in range(len(prompts))]
