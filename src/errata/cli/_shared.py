@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from errata.core.errors import BadSpec, MissingState
 
 if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
     from errata.core.editor import Editor
     from errata.core.state import State
     from errata.core.types import Image
 
-BackboneName = Annotated[
-    str,
-    typer.Argument(metavar="BACKBONE", help="A bundled name (micro-vlm), a hub id or a folder."),
-]
 EditorName = Annotated[str, typer.Option("--editor", help="See `errata list editors`.")]
 Settings = Annotated[
     list[str] | None,
@@ -43,16 +37,6 @@ RowsOption = Annotated[
 Root = Annotated[
     Path | None, typer.Option(help="Where the benchmark's files are, when it has any.")
 ]
-Style = Annotated[
-    str, typer.Option(help="How a prompt is written: raw, easyedit or chat.", show_default=True)
-]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")]
-DeviceMap = Annotated[str | None, typer.Option(help="Spread a large model, for example `auto`.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the code that a hub model brings along.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of text.")]
 
 
@@ -70,42 +54,6 @@ def quiet() -> None:
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def open_backbone(
-    name: str,
-    *,
-    style: str = "raw",
-    dtype: str = "auto",
-    device: str | None = None,
-    device_map: str | None = None,
-    revision: str | None = None,
-    trust: bool = False,
-) -> Backbone:
-    """Loads a model quietly. Raises BadSpec on a wrong option, BadBackbone on a wrong model."""
-    for what, given, known in (
-        ("style", style, ("raw", "easyedit", "chat")),
-        ("dtype", dtype, ("auto", "float32", "bfloat16", "float16")),
-    ):
-        if given not in known:
-            raise BadSpec(f"unknown --{what} '{given}'. Known: {', '.join(known)}.")
-    from errata.backbones import load
-
-    quiet()
-    if name in bundled_models() and "OMP_NUM_THREADS" not in os.environ:
-        # Too small to share out: on a busy machine a second thread makes it ten times slower.
-        import torch
-
-        torch.set_num_threads(1)
-    return load(
-        name,
-        style=cast("Literal['raw', 'easyedit', 'chat']", style),
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        revision=revision,
-        trust_remote_code=trust,
-    )
 
 
 def parse_settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import _shared as shared
+from errata.cli._model import ModelOptions, takes_model
 from errata.core.errors import BadSpec, MissingState
 
 if TYPE_CHECKING:
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from errata.core.state import State
 
 
+@takes_model()
 def analyze(
     analysis: Annotated[
         str, typer.Argument(metavar="ANALYSIS", help="See `errata list analyses`.")
     ],
-    backbone: shared.BackboneName,
+    model: ModelOptions,
     out: Annotated[Path, typer.Option(metavar="DIR", help="For SVG and CSV files.")],
     editor: Annotated[
         str | None, typer.Option("--editor", help="Whose edits; by default that of the state.")
@@ -50,12 +52,6 @@ def analyze(
     limit: shared.Limit = None,
     rows: shared.RowsOption = 16,
     root: shared.Root = None,
-    style: shared.Style = "raw",
-    dtype: shared.Dtype = "auto",
-    device: shared.Device = None,
-    device_map: shared.DeviceMap = None,
-    revision: shared.Revision = None,
-    trust_remote_code: shared.Trust = False,
 ) -> None:
     """Look into a model, an edit or a state: pictures and CSV.
 
@@ -69,10 +65,7 @@ def analyze(
     ed = _editor(look, editor, preset, settings, state)
     known = shared.load_state(state, ed) if ed is not None else None
     cases, spec = _cases(look, benchmark, root=root, seed=seed, limit=limit)
-    bb = shared.open_backbone(
-        backbone, style=style, dtype=dtype, device=device, device_map=device_map,
-        revision=revision, trust=trust_remote_code,
-    )  # fmt: skip
+    bb = model.load()
     from errata.cli._progress import reporting
     from errata.core.analysis import Subject
     from errata.io.patch_folder import load

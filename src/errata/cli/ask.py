@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from errata.cli import _shared as shared
+from errata.cli._model import ModelOptions, takes_model
 
 
+@takes_model()
 def ask(
-    backbone: shared.BackboneName,
+    model: ModelOptions,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question.")],
     patch: Annotated[
         list[Path] | None,
@@ -21,12 +23,6 @@ def ask(
         str | None, typer.Option(metavar="F", help="An image in front of the question.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
-    style: shared.Style = "raw",
-    dtype: shared.Dtype = "auto",
-    device: shared.Device = None,
-    device_map: shared.DeviceMap = None,
-    revision: shared.Revision = None,
-    trust_remote_code: shared.Trust = False,
     as_json: shared.AsJson = False,
 ) -> None:
     """Ask a model one question and print its greedy answer."""
@@ -35,10 +31,7 @@ def ask(
 
     for folder in patch or ():
         read_head(folder)  # a wrong folder is reported before a model is loaded
-    bb = shared.open_backbone(
-        backbone, style=style, dtype=dtype, device=device, device_map=device_map,
-        revision=revision, trust=trust_remote_code,
-    )  # fmt: skip
+    bb = model.load()
     from errata.core.types import Prompt
     from errata.evaluation.answers import ask_prompts
 

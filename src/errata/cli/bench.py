@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from errata.cli import _shared as shared
+from errata.cli._model import ModelOptions, takes_model
 
 
+@takes_model()
 def bench(
-    backbone: shared.BackboneName,
+    model: ModelOptions,
     editor: shared.EditorName,
     benchmark: Annotated[str, typer.Option(help="name[:task[+task]][@split][/variant].")],
     protocol: Annotated[
@@ -40,12 +42,6 @@ def bench(
         int, typer.Option("--image-seeds", min=1, help="Pictures per question, where one draws.")
     ] = 4,
     root: shared.Root = None,
-    style: shared.Style = "raw",
-    dtype: shared.Dtype = "auto",
-    device: shared.Device = None,
-    device_map: shared.DeviceMap = None,
-    revision: shared.Revision = None,
-    trust_remote_code: shared.Trust = False,
 ) -> None:
     """Measure one editor on a benchmark: edit, ask, score.
 
@@ -56,10 +52,7 @@ def bench(
     check_words(benchmark, protocol, metric)
     ed = shared.make_editor(editor, preset, settings)
     known = shared.load_state(state, ed)
-    bb = shared.open_backbone(
-        backbone, style=style, dtype=dtype, device=device, device_map=device_map,
-        revision=revision, trust=trust_remote_code,
-    )  # fmt: skip
+    bb = model.load()
     from errata.cli._progress import reporting
     from errata.evaluation.bench import bench as execute
     from errata.report.image_tables import studies

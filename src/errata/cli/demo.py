@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errata.cli import _shared as shared
+from errata.cli._model import ModelOptions
 from errata.core.errors import BadRun
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def demo(
     print(
         f"{len(EDITORS)} editors make {limit} edits each on {MODEL}, one at a time ({BENCHMARK})."
     )
-    bb = shared.open_backbone(MODEL)
+    bb = ModelOptions(MODEL).load()
     untouched = weights(bb)
     runs = []
     for name in EDITORS:

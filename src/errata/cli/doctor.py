@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli import _shared as shared
+from errata.cli._model import ModelOptions, takes_model
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
@@ -20,24 +21,16 @@ if TYPE_CHECKING:
 QUESTION = "What is shown in this picture?"
 
 
+@takes_model()
 def doctor(
-    backbone: shared.BackboneName,
+    model: ModelOptions,
     image: Annotated[
         str | None, typer.Option(metavar="F", help="Instead of a generated picture.")
     ] = None,
-    style: shared.Style = "raw",
-    dtype: shared.Dtype = "auto",
-    device: shared.Device = None,
-    device_map: shared.DeviceMap = None,
-    revision: shared.Revision = None,
-    trust_remote_code: shared.Trust = False,
     as_json: shared.AsJson = False,
 ) -> None:
     """Print what errata resolved in a model and what is missing."""
-    bb = shared.open_backbone(
-        backbone, style=style, dtype=dtype, device=device, device_map=device_map,
-        revision=revision, trust=trust_remote_code,
-    )  # fmt: skip
+    bb = model.load()
     with tempfile.TemporaryDirectory() as folder:
         facts = examine(bb, image or str(_picture(Path(folder) / "sample.png")))
     shared.print_json(facts) if as_json else shared.print_facts(facts)

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from errata.cli import _shared as shared
+from errata.cli._model import ModelOptions, takes_model
 from errata.core.errors import BadSpec
 
 
+@takes_model(without=("style",))
 def draw(
-    backbone: shared.BackboneName,
+    model: ModelOptions,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
     out: Annotated[Path, typer.Option(metavar="F.png", help="Where to write the picture.")],
     patch: Annotated[
@@ -27,11 +29,6 @@ def draw(
     ] = "colour",
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest rationale.")] = 512,
     seed: shared.Seed = 0,
-    dtype: shared.Dtype = "auto",
-    device: shared.Device = None,
-    device_map: shared.DeviceMap = None,
-    revision: shared.Revision = None,
-    trust_remote_code: shared.Trust = False,
     as_json: shared.AsJson = False,
 ) -> None:
     """Draw one picture from a prompt and write it to a file."""
@@ -40,10 +37,7 @@ def draw(
 
     for folder in patch or ():
         read_head(folder)  # a wrong folder is reported before a model is loaded
-    bb = shared.open_backbone(
-        backbone, dtype=dtype, device=device, device_map=device_map, revision=revision,
-        trust=trust_remote_code,
-    )  # fmt: skip
+    bb = model.load()
     import torch
 
     from errata.core.generation import image_generator

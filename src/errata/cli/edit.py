@@ -9,6 +9,7 @@ import typer
 
 from errata.cli import _shared as shared
 from errata.cli._edits import make_edit, read_edits
+from errata.cli._model import ModelOptions, takes_model
 from errata.core.errors import BadEdit, BadPatch
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 SHOWN = 20
 
 
+@takes_model()
 def edit(
-    backbone: shared.BackboneName,
+    model: ModelOptions,
     editor: shared.EditorName,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the patch is written.")],
     prompt: Annotated[str | None, typer.Option(help="The question to be answered anew.")] = None,
@@ -50,22 +52,13 @@ def edit(
     root: shared.Root = None,
     seed: shared.Seed = 0,
     rows: shared.RowsOption = 16,
-    style: shared.Style = "raw",
-    dtype: shared.Dtype = "auto",
-    device: shared.Device = None,
-    device_map: shared.DeviceMap = None,
-    revision: shared.Revision = None,
-    trust_remote_code: shared.Trust = False,
 ) -> None:
     """Find an edit, write it as a patch, show before and after."""
     wanted = _wanted(prompt, target, image, subject, edits)
     check_out(out, each=each)
     ed = shared.make_editor(editor, preset, settings)
     known = shared.load_state(state, ed)
-    bb = shared.open_backbone(
-        backbone, style=style, dtype=dtype, device=device, device_map=device_map,
-        revision=revision, trust=trust_remote_code,
-    )  # fmt: skip
+    bb = model.load()
     ed = ed.for_backbone(bb)
     if known is None and ed.uses_state and not ed.needs_state:
         known = _learn(bb, ed, benchmark, root, seed)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from errata.cli import _shared as shared
+from errata.cli._model import ModelOptions
 from errata.core.errors import BadImage, BadPatch
 
 app = typer.Typer(help="Look at patches.", no_args_is_help=True, rich_markup_mode=None)
@@ -43,7 +44,7 @@ def verify(
     """Check that a patch is whole, and that its images are still what they were."""
     from errata.io.patch_folder import load
 
-    bb = shared.open_backbone(backbone) if backbone is not None else None
+    bb = ModelOptions(backbone).load() if backbone is not None else None
     patch = load(folder, bb)
     not_finite = [k for k, v in patch.state_dict().items() if not bool(v.isfinite().all())]
     if not_finite:

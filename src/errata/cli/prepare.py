@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errata.cli import _shared as shared
+from errata.cli._model import ModelOptions, takes_model
 from errata.core.errors import BadSpec
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from errata.core.editor import Editor
 
 
+@takes_model()
 def prepare(
-    backbone: shared.BackboneName,
+    model: ModelOptions,
     editor: shared.EditorName,
     benchmark: Annotated[str, typer.Option(help="Its train part is used: name[:task][@train].")],
     out: Annotated[
@@ -32,12 +34,6 @@ def prepare(
     seed: shared.Seed = 0,
     limit: shared.Limit = None,
     root: shared.Root = None,
-    style: shared.Style = "raw",
-    dtype: shared.Dtype = "auto",
-    device: shared.Device = None,
-    device_map: shared.DeviceMap = None,
-    revision: shared.Revision = None,
-    trust_remote_code: shared.Trust = False,
 ) -> None:
     """Train or collect an editor's state and write it to a folder.
 
@@ -51,10 +47,7 @@ def prepare(
 
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
     ed = shared.make_editor(editor, preset, settings)
-    bb = shared.open_backbone(
-        backbone, style=style, dtype=dtype, device=device or _own_device(), device_map=device_map,
-        revision=revision, trust=trust_remote_code,
-    )  # fmt: skip
+    bb = replace(model, device=model.device or _own_device()).load()
     ed = ed.for_backbone(bb)
     cases, start = loaded.cases[:limit], time.monotonic()
     workplace = out or _workplace(home(), ed, bb, spec, limit, seed)

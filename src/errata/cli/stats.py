@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errata.cli import _shared as shared
+from errata.cli._model import ModelOptions, takes_model
 from errata.core.errors import BadData, BadSpec
 
 if TYPE_CHECKING:
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from errata.core.state import State
 
 
+@takes_model(without=("style",))
 def stats(
-    backbone: shared.BackboneName,
+    model: ModelOptions,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the statistics are written.")],
     corpus: Annotated[
         str | None,
@@ -40,11 +42,6 @@ def stats(
     split: Annotated[str, typer.Option(help="Of a data set.")] = "train",
     column: Annotated[str, typer.Option(help="Of a data set.")] = "text",
     seed: shared.Seed = 0,
-    dtype: shared.Dtype = "auto",
-    device: shared.Device = None,
-    device_map: shared.DeviceMap = None,
-    revision: shared.Revision = None,
-    trust_remote_code: shared.Trust = False,
 ) -> None:
     """Collect second moments of a model's keys over texts.
 
@@ -65,10 +62,7 @@ def stats(
         from errata.cli._progress import reporting
         from errata.core.editor import PrepareContext
 
-        bb = shared.open_backbone(
-            backbone, dtype=dtype, device=device, device_map=device_map, revision=revision,
-            trust=trust_remote_code,
-        )  # fmt: skip
+        bb = model.load()
         with reporting("stats") as progress:
             settings = StatsSettings(layers=chosen, tokens=tokens, longest=longest)
             parts.append(collect(bb, texts, settings, PrepareContext(out, progress)))

@@ -1,0 +1,117 @@
+"""The argument BACKBONE and the options that load it, defined once for all commands.
+
+A command has a parameter `model: ModelOptions` and the decorator `@takes_model()`. On the command
+line the argument stands where the parameter stands; the options come last.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
+
+import typer
+
+from errata.cli._shared import bundled_models, quiet
+from errata.core.errors import BadSpec
+
+if TYPE_CHECKING:
+    from errata.core.backbone import Backbone
+
+STYLES = ("raw", "easyedit", "chat")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model to load, and how."""
+
+    backbone: Annotated[
+        str,
+        typer.Argument(
+            metavar="BACKBONE", help="A bundled name (micro-vlm), a hub id or a folder."
+        ),
+    ]
+    style: Annotated[
+        str, typer.Option(help="How a prompt is written: raw, easyedit or chat.", show_default=True)
+    ] = "raw"
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto"
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None
+    device_map: Annotated[
+        str | None, typer.Option(help="Spread a large model over devices, for example `auto`.")
+    ] = None
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = (
+        None
+    )
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")
+    ] = False
+
+    def load(self) -> Backbone:
+        """Loads the model quietly. Raises BadSpec on a wrong option, BadBackbone on a model."""
+        for what, value, known in (
+            ("style", self.style, STYLES),
+            ("dtype", self.dtype, DTYPES),
+        ):
+            if value not in known:
+                raise BadSpec(f"unknown --{what} '{value}'. Known: {', '.join(known)}.")
+        from errata.backbones import load
+
+        quiet()
+        if self.backbone in bundled_models() and "OMP_NUM_THREADS" not in os.environ:
+            # The bundled models are small: on a busy machine two threads are ten times slower.
+            import torch
+
+            torch.set_num_threads(1)
+        return load(
+            self.backbone,
+            style=cast("Literal['raw', 'easyedit', 'chat']", self.style),
+            dtype=self.dtype,
+            device=self.device,
+            device_map=self.device_map,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+def takes_model(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Any]:
+    """Replaces the parameter `model` of a command by the fields of ModelOptions.
+
+    without: fields that the command does not offer; they keep their defaults.
+    """
+    hints = get_type_hints(ModelOptions, include_extras=True)
+    options = {
+        name: p.replace(kind=p.KEYWORD_ONLY, annotation=hints[name])
+        for name, p in inspect.signature(ModelOptions).parameters.items()
+        if name not in without
+    }
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            model = ModelOptions(**{name: values.pop(name) for name in options})
+            command(model=model, **values)
+
+        run.__dict__["__signature__"] = _signature(command, options)
+        return run
+
+    return decorate
+
+
+def _signature(
+    command: Callable[..., None], options: Mapping[str, inspect.Parameter]
+) -> inspect.Signature:
+    """The signature that typer reads. Every parameter is passed by name."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters = [
+        options["backbone"]
+        if name == "model"
+        else p.replace(kind=p.KEYWORD_ONLY, annotation=hints[name])
+        for name, p in inspect.signature(command).parameters.items()
+    ]
+    return inspect.Signature(
+        [*parameters, *(p for name, p in options.items() if name != "backbone")]
+    )
