@@ -1,7 +1,9 @@
 """Writes the parts of the docs that are made from the code: the README's table and docs/schemas.
 
-python -m tools.docs            writes
-python -m tools.docs --check    exits 1 when a part is not current
+From the repository root:
+
+    python -m tools.docs            writes
+    python -m tools.docs --check    exits 1 when a part is not current
 """
 
 from __future__ import annotations
