@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from errata.cli import main
-from errata.cli._shared import bundled_models
 from errata.cli.demo import EDITORS, MARK
+from errata.cli.shared.options import bundled_models
 
 trained = pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bundled model")
 

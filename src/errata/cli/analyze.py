@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions, takes_model
 from errata.core.errors import BadSpec, MissingState
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ def analyze(
     editor: Annotated[
         str | None, typer.Option("--editor", help="Whose edits; by default that of the state.")
     ] = None,
-    preset: shared.Preset = None,
-    settings: shared.Settings = None,
-    state: shared.StateDir = None,
+    preset: options.Preset = None,
+    settings: options.Settings = None,
+    state: options.StateDir = None,
     patch: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR", help="An edit that was made; repeatable, in order."),
@@ -48,10 +48,10 @@ def analyze(
         list[int] | None,
         typer.Option("--layer", help="Only this block, from the end where negative; repeatable."),
     ] = None,
-    seed: shared.Seed = 0,
-    limit: shared.Limit = None,
-    rows: shared.RowsOption = 16,
-    root: shared.Root = None,
+    seed: options.Seed = 0,
+    limit: options.Limit = None,
+    rows: options.RowsOption = 16,
+    root: options.Root = None,
 ) -> None:
     """Look into a model, an edit or a state: pictures and CSV.
 
@@ -63,10 +63,10 @@ def analyze(
     check_folder(out)
     _check_patches(look, patch, editor)
     ed = _editor(look, editor, preset, settings, state)
-    known = shared.load_state(state, ed) if ed is not None else None
+    known = options.load_state(state, ed) if ed is not None else None
     cases, spec = _cases(look, benchmark, root=root, seed=seed, limit=limit)
     bb = model.load()
-    from errata.cli._progress import reporting
+    from errata.cli.shared.progress import reporting
     from errata.core.analysis import Subject
     from errata.io.patch_folder import load
 
@@ -108,7 +108,7 @@ def _check_patches(look: Analysis, patches: list[Path] | None, editor: str | Non
 
 def _passed(pairs: list[str] | None, layers: list[int] | None) -> dict[str, Any]:
     """The analysis' settings that were given."""
-    passed = shared.parse_settings(pairs, option="--with")
+    passed = options.parse_settings(pairs, option="--with")
     if layers:
         if "layers" in passed:
             raise BadSpec("--layer and --with layers say the same. Give one of them.")
@@ -143,7 +143,7 @@ def _editor(
                 "`errata prepare` writes, or --editor NAME for the one that comes with the model."
             )
         return None
-    return shared.make_editor(name, preset, settings)
+    return options.make_editor(name, preset, settings)
 
 
 def _cases(

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions, takes_model
 
 
 @takes_model()
 def bench(
     model: ModelOptions,
-    editor: shared.EditorName,
+    editor: options.EditorName,
     benchmark: Annotated[str, typer.Option(help="name[:task[+task]][@split][/variant].")],
     protocol: Annotated[
         str,
@@ -26,12 +26,12 @@ def bench(
     out: Annotated[
         Path, typer.Option(metavar="RUN", help="The run's folder; a run in it goes on.")
     ],
-    preset: shared.Preset = None,
-    settings: shared.Settings = None,
-    state: shared.StateDir = None,
-    seed: shared.Seed = 0,
-    limit: shared.Limit = None,
-    rows: shared.RowsOption = 16,
+    preset: options.Preset = None,
+    settings: options.Settings = None,
+    state: options.StateDir = None,
+    seed: options.Seed = 0,
+    limit: options.Limit = None,
+    rows: options.RowsOption = 16,
     metric: Annotated[
         list[str] | None, typer.Option(help="A metric besides the usual ones; repeatable.")
     ] = None,
@@ -41,7 +41,7 @@ def bench(
     image_seeds: Annotated[
         int, typer.Option("--image-seeds", min=1, help="Pictures per question, where one draws.")
     ] = 4,
-    root: shared.Root = None,
+    root: options.Root = None,
 ) -> None:
     """Measure one editor on a benchmark: edit, ask, score.
 
@@ -50,10 +50,10 @@ def bench(
     A killed run continues where it stopped when the same command is repeated.
     """
     check_words(benchmark, protocol, metric)
-    ed = shared.make_editor(editor, preset, settings)
-    known = shared.load_state(state, ed)
+    ed = options.make_editor(editor, preset, settings)
+    known = options.load_state(state, ed)
     bb = model.load()
-    from errata.cli._progress import reporting
+    from errata.cli.shared.progress import reporting
     from errata.evaluation.bench import bench as execute
     from errata.report.image_tables import studies
     from errata.report.image_tables import terminal_table as drawn_table
@@ -80,7 +80,7 @@ def bench(
         )
     found = read_settings([run])
     for table in (*map(terminal_table, found), *map(drawn_table, studies(found))):
-        shared.console().print(table)
+        options.console().print(table)
     print(f"run written to {run}; `errata report {run} --html FILE` shows it")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from errata.cli import _shared as shared
+from errata.cli.shared import options
 from errata.core import registry
 from errata.core.errors import BadData, BadSpec
 
@@ -20,17 +20,17 @@ def _benchmark(name: str) -> Any:
 
 
 @app.command("audit")
-def audit(name: Name, root: shared.Root = None, as_json: shared.AsJson = False) -> None:
+def audit(name: Name, root: options.Root = None, as_json: options.AsJson = False) -> None:
     """Print what train and eval share, and which rows are dirty, from the files themselves."""
     facts = _benchmark(name).audit(root=root)
-    shared.print_json(facts) if as_json else shared.print_facts(facts)
+    options.print_json(facts) if as_json else options.print_facts(facts)
 
 
 @app.command("verify")
-def verify(name: Name, root: shared.Root = None, as_json: shared.AsJson = False) -> None:
+def verify(name: Name, root: options.Root = None, as_json: options.AsJson = False) -> None:
     """Print what is present, and exit 2 when something is missing or damaged."""
     facts = _benchmark(name).verify(root=root)
-    shared.print_json(facts) if as_json else shared.print_facts(facts)
+    options.print_json(facts) if as_json else options.print_facts(facts)
     if facts.get("ok") is False:
         raise BadData(
             f"{name}: some files are missing or damaged (above). Get them again, then repeat."
@@ -56,7 +56,7 @@ def build_umm(
     key_env: Annotated[
         str, typer.Option(help="The environment variable that holds the server's key.")
     ] = "OPENAI_API_KEY",
-    as_json: shared.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Build records of the cross-modal benchmark from rows, and from a model's proposals.
 
@@ -65,7 +65,7 @@ def build_umm(
     from errata.benchmarks.unike_umm.build.folder import Attributes
     from errata.benchmarks.unike_umm.build.folder import build_umm as build
     from errata.benchmarks.unike_umm.build.instruct import CATEGORIES
-    from errata.cli._progress import reporting
+    from errata.cli.shared.progress import reporting
     from errata.io.chat_client import Endpoint
 
     if (endpoint is None) != (model is None):
@@ -78,4 +78,4 @@ def build_umm(
         raise BadSpec("--category is of attributes. Name the --endpoint and --model to ask.")
     with reporting() as progress:
         facts = build(out, rows or [], wanted, progress)
-    shared.print_json(facts) if as_json else shared.print_facts(facts)
+    options.print_json(facts) if as_json else options.print_facts(facts)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions
 from errata.core.errors import BadRun
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def demo(
         Path, typer.Option(metavar="DIR", help="Where runs, a patch and the report go.")
     ] = Path("runs/demo"),
     limit: Annotated[int, typer.Option(min=1, help="Edits per editor.")] = 40,
-    seed: shared.Seed = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Edit the bundled model with five methods; measure, undo, report."""
-    from errata.cli._progress import reporting
+    from errata.cli.shared.progress import reporting
     from errata.contract.editors import weights
     from errata.evaluation.bench import bench
     from errata.report.html import write_report
@@ -60,7 +60,7 @@ def demo(
     untouched = weights(bb)
     runs = []
     for name in EDITORS:
-        editor = shared.make_editor(name, None, None)
+        editor = options.make_editor(name, None, None)
         with reporting(name) as progress:
             run = bench(
                 bb, editor, BENCHMARK, "one_step", out / name,
@@ -68,7 +68,7 @@ def demo(
             )  # fmt: skip
         runs.append(run)
     for setting in read_settings(runs):
-        shared.console().print(terminal_table(setting))
+        options.console().print(terminal_table(setting))
     undo = show_undo(bb, runs[0], out / "patch", untouched, seed)
     _print_undo(undo, out / "patch")
     report = write_report(runs, out / "report.html", title="errata demo")
@@ -96,7 +96,7 @@ def show_undo(bb: Backbone, run: Path, folder: Path, untouched: str, seed: int) 
     case = _a_case_that_took(run)
     prompt = case.edit.prompt
     (before,) = ask_prompts(bb, [prompt])
-    editor = shared.make_editor("ft_l", None, None).for_backbone(bb)
+    editor = options.make_editor("ft_l", None, None).for_backbone(bb)
     save(editor.edit(bb, [case.edit], seed=seed).patch, folder)
     with bb.applied(load(folder, bb)):
         (edited,) = ask_prompts(bb, [prompt])

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions, takes_model
 from errata.core.errors import BadSpec
 
 
@@ -28,8 +28,8 @@ def draw(
         str, typer.Option(metavar="CATEGORY", help="What the rationale is to be about.")
     ] = "colour",
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest rationale.")] = 512,
-    seed: shared.Seed = 0,
-    as_json: shared.AsJson = False,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
 ) -> None:
     """Draw one picture from a prompt and write it to a file."""
     _check_out(out)
@@ -57,7 +57,7 @@ def draw(
     picture.save(out)
     if as_json:
         facts = {"prompt": prompt, "drawn from": shown.text, "seed": seed, "out": str(out)}
-        shared.print_json({**facts, "patches": [str(p) for p in patch or ()]})
+        options.print_json({**facts, "patches": [str(p) for p in patch or ()]})
         return
     if reason:
         print(rationale)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._edits import make_edit, read_edits
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.edits import make_edit, read_edits
+from errata.cli.shared.model import ModelOptions, takes_model
 from errata.core.errors import BadEdit, BadPatch
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ SHOWN = 20
 @takes_model()
 def edit(
     model: ModelOptions,
-    editor: shared.EditorName,
+    editor: options.EditorName,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the patch is written.")],
     prompt: Annotated[str | None, typer.Option(help="The question to be answered anew.")] = None,
     target: Annotated[str | None, typer.Option(help="The answer it should have.")] = None,
@@ -42,22 +42,22 @@ def edit(
     each: Annotated[
         bool, typer.Option("--each", help="One patch per line, in DIR/0001 and so on.")
     ] = False,
-    preset: shared.Preset = None,
-    settings: shared.Settings = None,
-    state: shared.StateDir = None,
+    preset: options.Preset = None,
+    settings: options.Settings = None,
+    state: options.StateDir = None,
     benchmark: Annotated[
         str | None,
         typer.Option(help="Where the editor learns what to spare, if it is cheap to learn."),
     ] = None,
-    root: shared.Root = None,
-    seed: shared.Seed = 0,
-    rows: shared.RowsOption = 16,
+    root: options.Root = None,
+    seed: options.Seed = 0,
+    rows: options.RowsOption = 16,
 ) -> None:
     """Find an edit, write it as a patch, show before and after."""
     wanted = _wanted(prompt, target, image, subject, edits)
     check_out(out, each=each)
-    ed = shared.make_editor(editor, preset, settings)
-    known = shared.load_state(state, ed)
+    ed = options.make_editor(editor, preset, settings)
+    known = options.load_state(state, ed)
     bb = model.load()
     ed = ed.for_backbone(bb)
     if known is None and ed.uses_state and not ed.needs_state:
@@ -74,7 +74,7 @@ def edit(
         found = ed.edit(bb, wanted, known, seed=seed).patch
         save(found, out)
         _print_answers(bb, wanted[:SHOWN], [found] * len(wanted[:SHOWN]))
-        shared.print_facts(shown_notes(found))
+        options.print_facts(shown_notes(found))
         print(f"patch written to {out}")
     if len(wanted) > SHOWN:
         print(f"(answers of the first {SHOWN} of {len(wanted)} edits are shown)")
@@ -162,7 +162,7 @@ def _print_answers(bb: Backbone, wanted: list[Edit], patches: list[Patch]) -> No
     table = Table("prompt", "before", "after", "target")
     for one, a, b in zip(wanted, before, after, strict=True):
         table.add_row(*map(Text, (one.prompt.text, a.text, b.text, one.target)))
-    shared.console().print(table)
+    options.console().print(table)
     missed = sum(
         b.text.strip().casefold() != one.target.strip().casefold()
         for one, b in zip(wanted, after, strict=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _shared as shared
+from errata.cli.shared import options
 from errata.core import registry
 from errata.core.errors import BadRun, BadSpec
 
@@ -35,7 +35,7 @@ def judge(
         str | None,
         typer.Option("--key-env", help="The environment variable with the key, OPENAI_API_KEY."),
     ] = None,
-    as_json: shared.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Judge the pictures of a run, then score it again.
 
@@ -44,7 +44,7 @@ def judge(
     settings = {"endpoint": endpoint, "model": model, "mode": mode, "key_env": key_env}
     given = {k: v for k, v in settings.items() if v is not None}
     made = make_judge(name or ("openai" if endpoint else own_judge(run)), given)
-    from errata.cli._progress import reporting
+    from errata.cli.shared.progress import reporting
     from errata.evaluation.judging import judge_run
     from errata.evaluation.score import rescore
 
@@ -52,7 +52,7 @@ def judge(
         tally = judge_run(run, made, progress=progress)
     scores = rescore(run)
     if as_json:
-        shared.print_json(scores)
+        options.print_json(scores)
     else:
         print(f"{tally.judged} pictures judged by {made.identity}, {tally.kept} were already")
         for reason, count in tally.without.most_common():

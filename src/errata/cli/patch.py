@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions
 from errata.core.errors import BadImage, BadPatch
 
 app = typer.Typer(help="Look at patches.", no_args_is_help=True, rich_markup_mode=None)
@@ -16,7 +16,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder with patch
 
 
 @app.command("show")
-def show(folder: Folder, as_json: shared.AsJson = False) -> None:
+def show(folder: Folder, as_json: options.AsJson = False) -> None:
     """Show where a patch comes from, where it acts, and its facts."""
     from errata.core.types import to_json
     from errata.io.patch_folder import read_edits, read_head
@@ -24,10 +24,10 @@ def show(folder: Folder, as_json: shared.AsJson = False) -> None:
     head = read_head(folder)
     edits = read_edits(folder, head)
     if as_json:
-        shared.print_json({**head, "edits": [to_json(e) for e in edits]})
+        options.print_json({**head, "edits": [to_json(e) for e in edits]})
         return
     shape = head.get("settings", {}).get("shape")
-    shared.print_facts({**head["header"], "shape": shape, "sites": head["sites"]})
+    options.print_facts({**head["header"], "shape": shape, "sites": head["sites"]})
     print(f"edits: {len(edits)}")
     for e in edits[:50]:
         images = "".join(f" [{i.uri}]" for i in e.prompt.images)

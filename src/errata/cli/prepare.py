@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions, takes_model
 from errata.core.errors import BadSpec
 
 if TYPE_CHECKING:
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 @takes_model()
 def prepare(
     model: ModelOptions,
-    editor: shared.EditorName,
+    editor: options.EditorName,
     benchmark: Annotated[str, typer.Option(help="Its train part is used: name[:task][@train].")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Default: ERRATA_HOME/states/<hash>.")
     ] = None,
-    preset: shared.Preset = None,
-    settings: shared.Settings = None,
-    seed: shared.Seed = 0,
-    limit: shared.Limit = None,
-    root: shared.Root = None,
+    preset: options.Preset = None,
+    settings: options.Settings = None,
+    seed: options.Seed = 0,
+    limit: options.Limit = None,
+    root: options.Root = None,
 ) -> None:
     """Train or collect an editor's state and write it to a folder.
 
     A training that was killed goes on where its last checkpoint is when the command is repeated.
     """
     spec = training_spec(benchmark)
-    from errata.cli._progress import reporting
+    from errata.cli.shared.progress import reporting
     from errata.core import files, registry
     from errata.core.editor import PrepareContext
     from errata.io.states import home, keep, link
 
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
-    ed = shared.make_editor(editor, preset, settings)
+    ed = options.make_editor(editor, preset, settings)
     bb = replace(model, device=model.device or _own_device()).load()
     ed = ed.for_backbone(bb)
     cases, start = loaded.cases[:limit], time.monotonic()

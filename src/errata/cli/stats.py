@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions, takes_model
 from errata.core.errors import BadData, BadSpec
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def stats(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a batch.")] = 4096,
     split: Annotated[str, typer.Option(help="Of a data set.")] = "train",
     column: Annotated[str, typer.Option(help="Of a data set.")] = "text",
-    seed: shared.Seed = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Collect second moments of a model's keys over texts.
 
@@ -59,7 +59,7 @@ def stats(
     started = time.monotonic()
     if texts is not None:
         from errata.algorithms.locate_then_edit.layer_stats import StatsSettings, collect
-        from errata.cli._progress import reporting
+        from errata.cli.shared.progress import reporting
         from errata.core.editor import PrepareContext
 
         bb = model.load()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli._shared import referenced
+from errata.cli.shared.options import referenced
 from errata.core.errors import BadEdit, BadImage
 
 if TYPE_CHECKING:
