@@ -31,7 +31,7 @@ def test_demo(tmp_path: Path, capsys, monkeypatch):
     assert all(name in said.out for name in EDITORS)
     before, edited, undone = (
         re.search(rf"^  {line} +(.*)$", said.out, re.MULTILINE)
-        for line in ("before the edit", "with the patch", "patch dropped")
+        for line in ("before the edit", "with the patch", "patch removed")
     )
     assert before and edited and undone
     assert before[1] == undone[1]

@@ -43,8 +43,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         import errata
 
         print(f"errata {errata.__version__}")
@@ -85,12 +85,12 @@ app.command("check")(plugins.check)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    end = given.index("--") if "--" in given else len(given)
-    debug = "--debug" in given[:end]
-    kept = [a for a in given[:end] if a != "--debug"] + given[end:]
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    end = words.index("--") if "--" in words else len(words)
+    debug = "--debug" in words[:end]
+    rest = [a for a in words[:end] if a != "--debug"] + words[end:]
     try:
-        app(args=kept, prog_name="errata")
+        app(args=rest, prog_name="errata")
     except UserError as e:
         if debug:
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""`ask`: one question, with or without patches."""
+"""`ask`: ask one question, with or without patches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def ask(
     image: Annotated[
         str | None, typer.Option(metavar="F", help="An image in front of the question.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum length of the answer, in tokens.")
+    ] = 32,
     as_json: options.AsJson = False,
 ) -> None:
     """Ask a model one question and print its greedy answer."""

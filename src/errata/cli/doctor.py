@@ -25,11 +25,12 @@ QUESTION = "What is shown in this picture?"
 def doctor(
     model: ModelOptions,
     image: Annotated[
-        str | None, typer.Option(metavar="F", help="Instead of a generated picture.")
+        str | None,
+        typer.Option(metavar="F", help="An image for the test; default: a generated one."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Print what errata resolved in a model and what is missing."""
+    """Print the sites of a model, the missing ones, and whether errata computes its logits."""
     bb = model.load()
     with tempfile.TemporaryDirectory() as folder:
         facts = examine(bb, image or str(_picture(Path(folder) / "sample.png")))
@@ -37,7 +38,7 @@ def doctor(
 
 
 def examine(bb: Backbone, image: str) -> dict[str, Any]:
-    """All facts, JSON-ready."""
+    """All findings, JSON-ready."""
     from errata.core.types import Prompt
 
     prompt = Prompt.of(QUESTION, image) if "image" in bb.capabilities else Prompt.of(QUESTION)

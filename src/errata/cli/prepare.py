@@ -1,4 +1,4 @@
-"""`prepare`: what an editor learns once, from the training part of a benchmark."""
+"""`prepare`: train or collect the state of an editor, once, on the train split of a benchmark."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def prepare(
     model: ModelOptions,
     editor: options.EditorName,
-    benchmark: Annotated[str, typer.Option(help="Its train part is used: name[:task][@train].")],
+    benchmark: Annotated[str, typer.Option(help="The train split is used: name[:task][@train].")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Default: ERRATA_HOME/states/<hash>.")
     ] = None,
@@ -37,7 +37,7 @@ def prepare(
 ) -> None:
     """Train or collect an editor's state and write it to a folder.
 
-    A training that was killed goes on where its last checkpoint is when the command is repeated.
+    Repeat the same command to resume a killed training from its last checkpoint.
     """
     spec = training_spec(benchmark)
     from errata.cli.shared.progress import reporting
@@ -78,7 +78,7 @@ def prepare(
 def _workplace(
     home: Path, editor: Editor, bb: Backbone, spec: BenchmarkSpec, limit: int | None, seed: int
 ) -> Path:
-    """Where a training without --out keeps its checkpoint: the same place for the same command."""
+    """Checkpoint folder of a training without --out: the same for the same command."""
     from errata.core.types import digest
 
     what = {
@@ -89,7 +89,7 @@ def _workplace(
 
 
 def _own_device() -> str | None:
-    """Under `accelerate launch` on several GPUs every process has its own."""
+    """The GPU of this process under `accelerate launch` on several GPUs; None elsewhere."""
     rank = os.environ.get("LOCAL_RANK")
     if rank is None:
         return None
@@ -99,17 +99,17 @@ def _own_device() -> str | None:
 
 
 def _writes() -> bool:
-    """Of several processes one speaks, and writes the state."""
+    """Whether this process writes the state and reports progress: only one of several does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def training_spec(text: str) -> BenchmarkSpec:
-    """The benchmark's train part. Raises BadSpec for eval: an editor must not see it."""
+    """The benchmark's train split. Raises BadSpec for eval: no editor may be prepared on it."""
     from errata.core.benchmark import BenchmarkSpec
 
     spec = BenchmarkSpec.parse(text)
     if "@" not in text:
         return replace(spec, split="train")
     if spec.split == "eval":
-        raise BadSpec(f"'{text}' is the part that editors are measured on. Prepare on @train.")
+        raise BadSpec(f"'{text}' is the split that editors are measured on. Prepare on @train.")
     return spec
