@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from errata.cli import main
-from errata.cli._shared import bundled_models
+from errata.cli.shared.options import bundled_models
 
 QUICK = (
     *("--set", "epochs=2", "--set", "width=16", "--set", "encoder=backbone", "--set", "corpus=5"),

@@ -93,7 +93,7 @@ def test_a_patch_is_verified(errata, model, picture, tmp_path):
     assert errata("edit", model, "--editor", "ft_l", *text, "--out", patch).code == 0
     good = errata("patch", "verify", patch, "--backbone", model)
     assert good.code == 0, good.err
-    assert "whole, 1 edits" in good.out
+    assert "undamaged, 1 edits" in good.out
     Pillow.new("RGB", (28, 28), "blue").save(image)
     assert "has changed since" in errata("patch", "verify", patch).out
     blob = bytearray((patch / "patch.safetensors").read_bytes())

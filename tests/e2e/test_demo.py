@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from errata.cli import main
-from errata.cli._shared import bundled_models
 from errata.cli.demo import EDITORS, MARK
+from errata.cli.shared.options import bundled_models
 
 trained = pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bundled model")
 
@@ -31,7 +31,7 @@ def test_demo(tmp_path: Path, capsys, monkeypatch):
     assert all(name in said.out for name in EDITORS)
     before, edited, undone = (
         re.search(rf"^  {line} +(.*)$", said.out, re.MULTILINE)
-        for line in ("before the edit", "with the patch", "patch dropped")
+        for line in ("before the edit", "with the patch", "patch removed")
     )
     assert before and edited and undone
     assert before[1] == undone[1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from errata.backbones import load
-from errata.cli._shared import bundled_models
+from errata.cli.shared.options import bundled_models
 from errata.core import registry
 from errata.core.backbone import Backbone
 from errata.evaluation.bench import bench

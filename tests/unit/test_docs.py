@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from errata.cli._shared import bundled_models
+from errata.cli.shared.options import bundled_models
 from errata.core import errors
 from tools import docs
 

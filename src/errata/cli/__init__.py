@@ -1,6 +1,7 @@
-"""The command line: parse, call the library, print. Heavy imports happen inside the commands.
+"""The command line: parses, calls the library, prints. Slow imports are inside the commands.
 
-Exit codes: 0 done; 2 the user's to mend (one line on stderr); 1 our bug; 130 interrupted.
+Exit codes: 0 done; 2 an error that the user can fix (one line on stderr); 1 a bug of errata;
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,15 +18,14 @@ from errata.cli import (
     analyze,
     ask,
     bench,
-    check,
     data,
     demo,
-    discover,
     doctor,
     draw,
     edit,
     judge,
     patch,
+    plugins,
     prepare,
     results,
     stats,
@@ -34,7 +34,7 @@ from errata.core.errors import UserError
 
 app = typer.Typer(
     name="errata",
-    help="Correct what a trained multimodal model knows, measure it, and take it back.",
+    help="Correct what a trained multimodal model knows, measure it, and undo it.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -43,8 +43,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         import errata
 
         print(f"errata {errata.__version__}")
@@ -64,8 +64,8 @@ def _root(
 
 
 app.command("demo")(demo.demo)
-app.command("list")(discover.list_names)
-app.command("show")(discover.show)
+app.command("list")(plugins.list_names)
+app.command("show")(plugins.show)
 app.command("edit")(edit.edit)
 app.command("ask")(ask.ask)
 app.command("prepare")(prepare.prepare)
@@ -80,17 +80,17 @@ app.add_typer(patch.app, name="patch")
 app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)
 app.command("draw")(draw.draw)
-app.command("check")(check.check)
+app.command("check")(plugins.check)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    end = given.index("--") if "--" in given else len(given)
-    debug = "--debug" in given[:end]
-    kept = [a for a in given[:end] if a != "--debug"] + given[end:]
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    end = words.index("--") if "--" in words else len(words)
+    debug = "--debug" in words[:end]
+    rest = [a for a in words[:end] if a != "--debug"] + words[end:]
     try:
-        app(args=kept, prog_name="errata")
+        app(args=rest, prog_name="errata")
     except UserError as e:
         if debug:
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""`analyze`: look into a model, an edit or a state; pictures and the numbers behind them."""
+"""`analyze`: analyse a model, an edit or a state; writes plots (SVG) and numbers (CSV)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions, takes_model
 from errata.core.errors import BadSpec, MissingState
 
 if TYPE_CHECKING:
@@ -24,16 +24,19 @@ def analyze(
         str, typer.Argument(metavar="ANALYSIS", help="See `errata list analyses`.")
     ],
     model: ModelOptions,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="For SVG and CSV files.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for SVG and CSV files.")],
     editor: Annotated[
-        str | None, typer.Option("--editor", help="Whose edits; by default that of the state.")
+        str | None,
+        typer.Option(
+            "--editor", help="The editor that makes the edits; default: the editor of --state."
+        ),
     ] = None,
-    preset: shared.Preset = None,
-    settings: shared.Settings = None,
-    state: shared.StateDir = None,
+    preset: options.Preset = None,
+    settings: options.Settings = None,
+    state: options.StateDir = None,
     patch: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="An edit that was made; repeatable, in order."),
+        typer.Option(metavar="DIR", help="A saved patch; repeatable, in order."),
     ] = None,
     benchmark: Annotated[
         str | None, typer.Option(help="name[:task[+task]][@split][/variant].")
@@ -46,16 +49,18 @@ def analyze(
     ] = None,
     layer: Annotated[
         list[int] | None,
-        typer.Option("--layer", help="Only this block, from the end where negative; repeatable."),
+        typer.Option(
+            "--layer", help="Only this block; negative: counted from the end; repeatable."
+        ),
     ] = None,
-    seed: shared.Seed = 0,
-    limit: shared.Limit = None,
-    rows: shared.RowsOption = 16,
-    root: shared.Root = None,
+    seed: options.Seed = 0,
+    limit: options.Limit = None,
+    rows: options.RowsOption = 16,
+    root: options.Root = None,
 ) -> None:
-    """Look into a model, an edit or a state: pictures and CSV.
+    """Analyse a model, an edit or a state: plots and CSV files.
 
-    The cases are the benchmark's, as they come, whatever the model answers.
+    Cases are taken from the benchmark in order; they are not filtered by the model's answers.
     """
     look = make_analysis(analysis, own, layer)
     from errata.figures.plots import check_folder, write_findings
@@ -63,20 +68,20 @@ def analyze(
     check_folder(out)
     _check_patches(look, patch, editor)
     ed = _editor(look, editor, preset, settings, state)
-    known = shared.load_state(state, ed) if ed is not None else None
+    prepared = options.load_state(state, ed) if ed is not None else None
     cases, spec = _cases(look, benchmark, root=root, seed=seed, limit=limit)
     bb = model.load()
-    from errata.cli._progress import reporting
+    from errata.cli.shared.progress import reporting
     from errata.core.analysis import Subject
     from errata.io.patch_folder import load
 
     patches = tuple(load(folder, bb) for folder in patch or ())
     if ed is not None:
         ed = ed.for_backbone(bb)
-        known = _state_of(ed, bb, known)
+        prepared = _state_of(ed, bb, prepared)
     with reporting() as progress:
         split = _other_split(spec, root, seed)
-        subject = Subject(bb, cases, spec, ed, known, seed, rows, progress, split, patches)
+        subject = Subject(bb, cases, spec, ed, prepared, seed, rows, progress, split, patches)
         findings = look.look(subject)
     for line in findings.said:
         print(line)
@@ -86,12 +91,12 @@ def analyze(
 
 
 def make_analysis(name: str, pairs: list[str] | None, layers: list[int] | None) -> Analysis:
-    """The analysis as it is set. Raises UnknownName or BadSpec, before a model is loaded."""
+    """The analysis with its settings. Raises UnknownName or BadSpec, before a model is loaded."""
     from errata.core import registry
 
     cls = registry.load("analyses", name)
-    made: Analysis = cls(**_passed(pairs, layers))
-    return made
+    analysis: Analysis = cls(**_passed(pairs, layers))
+    return analysis
 
 
 def _check_patches(look: Analysis, patches: list[Path] | None, editor: str | None) -> None:
@@ -99,19 +104,19 @@ def _check_patches(look: Analysis, patches: list[Path] | None, editor: str | Non
     from errata.io.patch_folder import read_head
 
     if patches and not look.takes_patch:
-        raise BadSpec(f"analysis '{look.name}' looks at no patch. Leave out --patch.")
+        raise BadSpec(f"analysis '{look.name}' takes no patch. Leave out --patch.")
     if patches and editor is not None:
-        raise BadSpec("--patch is an edit that was made, --editor makes one. Give one of them.")
+        raise BadSpec("--patch is a saved edit, --editor makes edits. Give one of them.")
     for folder in patches or ():
         read_head(folder)
 
 
 def _passed(pairs: list[str] | None, layers: list[int] | None) -> dict[str, Any]:
-    """The analysis' settings that were given."""
-    passed = shared.parse_settings(pairs, option="--with")
+    """The analysis' settings from --with and --layer."""
+    passed = options.parse_settings(pairs, option="--with")
     if layers:
         if "layers" in passed:
-            raise BadSpec("--layer and --with layers say the same. Give one of them.")
+            raise BadSpec("--layer and --with layers are the same setting. Give one of them.")
         passed["layers"] = layers
     return passed
 
@@ -123,7 +128,7 @@ def _editor(
     settings: list[str] | None,
     state: str | None,
 ) -> Editor | None:
-    """The editor that was named, else that of the state."""
+    """The editor called `name`, else the editor of the state."""
     if name is None and state is not None:
         from errata.core.state import State
 
@@ -136,23 +141,23 @@ def _editor(
         name = State.load(folder).editor
     if name is None:
         if preset or settings:
-            raise BadSpec("--set and --preset are of an editor. Name it with --editor.")
+            raise BadSpec("--set and --preset are settings of an editor. Name it with --editor.")
         if look.from_state:
             raise MissingState(
-                f"analysis '{look.name}' looks at an editor's state. Give --state DIR, which "
+                f"analysis '{look.name}' needs an editor's state. Give --state DIR, which "
                 "`errata prepare` writes, or --editor NAME for the one that comes with the model."
             )
         return None
-    return shared.make_editor(name, preset, settings)
+    return options.make_editor(name, preset, settings)
 
 
 def _cases(
-    look: Analysis, given: str | None, *, root: Path | None, seed: int, limit: int | None
+    look: Analysis, benchmark: str | None, *, root: Path | None, seed: int, limit: int | None
 ) -> tuple[tuple[Any, ...], str]:
     from errata.core import registry
     from errata.core.benchmark import BenchmarkSpec
 
-    text = given or look.default
+    text = benchmark or look.default
     if not text:
         return (), ""
     spec = BenchmarkSpec.parse(text)
@@ -170,33 +175,31 @@ def _other_split(spec: str, root: Path | None, seed: int) -> Split:
 
     def cases(split: str) -> tuple[Case, ...]:
         other = BenchmarkSpec.parse(str(replace(BenchmarkSpec.parse(spec), split=split)))
-        found: tuple[Case, ...] = (
-            registry.load("benchmarks", other.name)().load(other, root=root, seed=seed).cases
-        )
-        return found
+        loaded = registry.load("benchmarks", other.name)().load(other, root=root, seed=seed)
+        return tuple(loaded.cases)
 
     return cases if spec else no_split
 
 
-def _state_of(editor: Editor, backbone: Backbone, given: State | None) -> State | None:
-    """The state to look at, checked against the model."""
-    if given is None:
+def _state_of(editor: Editor, backbone: Backbone, state: State | None) -> State | None:
+    """The state to analyse. Raises FingerprintMismatch if it was made for another model."""
+    if state is None:
         return editor.shipped_state(backbone) if editor.uses_state else None
-    if given.fingerprint and given.fingerprint != backbone.fingerprint():
+    if state.fingerprint and state.fingerprint != backbone.fingerprint():
         from errata.core.errors import FingerprintMismatch
 
         raise FingerprintMismatch(
-            f"the state of '{editor.name}' was made for another model ({given.fingerprint[:12]}), "
+            f"the state of '{editor.name}' was made for another model ({state.fingerprint[:12]}), "
             f"not for {backbone.name} ({backbone.fingerprint()[:12]}). Prepare it again on this "
             "model."
         )
-    return given
+    return state
 
 
 def _about(
     look: Analysis, subject: Subject, limit: int | None, passed: dict[str, Any]
 ) -> dict[str, Any]:
-    """What a reader needs to make the same pictures again."""
+    """What is needed to repeat the analysis."""
     from dataclasses import asdict
 
     from errata.core.files import versions

@@ -1,4 +1,4 @@
-"""`ask`: one question, with or without patches."""
+"""`ask`: ask one question, with or without patches."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions, takes_model
 
 
 @takes_model()
@@ -22,11 +22,13 @@ def ask(
     image: Annotated[
         str | None, typer.Option(metavar="F", help="An image in front of the question.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
-    as_json: shared.AsJson = False,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum length of the answer, in tokens.")
+    ] = 32,
+    as_json: options.AsJson = False,
 ) -> None:
     """Ask a model one question and print its greedy answer."""
-    picture = shared.referenced(image)
+    picture = options.referenced(image)
     from errata.io.patch_folder import load, read_head
 
     for folder in patch or ():
@@ -39,7 +41,7 @@ def ask(
     with bb.applied(*patches):
         (answer,) = ask_prompts(bb, [Prompt.of(prompt, picture)], cap=max_tokens)
     if as_json:
-        shared.print_json(
+        options.print_json(
             {
                 "prompt": prompt,
                 "image": image,

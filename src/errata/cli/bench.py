@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions, takes_model
 
 
 @takes_model()
 def bench(
     model: ModelOptions,
-    editor: shared.EditorName,
+    editor: options.EditorName,
     benchmark: Annotated[str, typer.Option(help="name[:task[+task]][@split][/variant].")],
     protocol: Annotated[
         str,
@@ -24,36 +24,37 @@ def bench(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="RUN", help="The run's folder; a run in it goes on.")
+        Path,
+        typer.Option(metavar="RUN", help="Run folder; an unfinished run in it is resumed."),
     ],
-    preset: shared.Preset = None,
-    settings: shared.Settings = None,
-    state: shared.StateDir = None,
-    seed: shared.Seed = 0,
-    limit: shared.Limit = None,
-    rows: shared.RowsOption = 16,
+    preset: options.Preset = None,
+    settings: options.Settings = None,
+    state: options.StateDir = None,
+    seed: options.Seed = 0,
+    limit: options.Limit = None,
+    rows: options.RowsOption = 16,
     metric: Annotated[
-        list[str] | None, typer.Option(help="A metric besides the usual ones; repeatable.")
+        list[str] | None, typer.Option(help="A metric in addition to the default ones; repeatable.")
     ] = None,
     keep_patches: Annotated[
-        bool, typer.Option("--keep-patches", help="Also write every patch, to RUN/patches.")
+        bool, typer.Option("--keep-patches", help="Also save every patch, in RUN/patches.")
     ] = False,
     image_seeds: Annotated[
-        int, typer.Option("--image-seeds", min=1, help="Pictures per question, where one draws.")
+        int, typer.Option("--image-seeds", min=1, help="Images per prompt (protocols that draw).")
     ] = 4,
-    root: shared.Root = None,
+    root: options.Root = None,
 ) -> None:
     """Measure one editor on a benchmark: edit, ask, score.
 
-    Edits the cases of a benchmark, asks before and after, and scores the answers.
+    Asks the probes of every case before and after the edit and scores the answers.
 
-    A killed run continues where it stopped when the same command is repeated.
+    Repeat the same command to resume a killed run.
     """
-    check_words(benchmark, protocol, metric)
-    ed = shared.make_editor(editor, preset, settings)
-    known = shared.load_state(state, ed)
+    check_names(benchmark, protocol, metric)
+    ed = options.make_editor(editor, preset, settings)
+    prepared = options.load_state(state, ed)
     bb = model.load()
-    from errata.cli._progress import reporting
+    from errata.cli.shared.progress import reporting
     from errata.evaluation.bench import bench as execute
     from errata.report.image_tables import studies
     from errata.report.image_tables import terminal_table as drawn_table
@@ -71,21 +72,21 @@ def bench(
             limit=limit,
             rows=rows,
             root=root,
-            state=known,
+            state=prepared,
             legacy="legacy" in (metric or ()),
             metrics=metric,
             keep_patches=keep_patches,
             image_seeds=image_seeds,
             progress=progress,
         )
-    found = read_settings([run])
-    for table in (*map(terminal_table, found), *map(drawn_table, studies(found))):
-        shared.console().print(table)
+    results = read_settings([run])
+    for table in (*map(terminal_table, results), *map(drawn_table, studies(results))):
+        options.console().print(table)
     print(f"run written to {run}; `errata report {run} --html FILE` shows it")
 
 
-def check_words(benchmark: str, protocol: str, metrics: list[str] | None) -> None:
-    """Reports a wrong word before a model is loaded."""
+def check_names(benchmark: str, protocol: str, metrics: list[str] | None) -> None:
+    """Raises BadSpec or UnknownName before a model is loaded."""
     from errata.core import registry
     from errata.core.benchmark import BenchmarkSpec
 

@@ -1,4 +1,4 @@
-"""`data`: facts about a benchmark's files, and building those of `unike_umm`."""
+"""`data`: check the files of a benchmark, and build the records of `unike_umm`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from errata.cli import _shared as shared
+from errata.cli.shared import options
 from errata.core import registry
 from errata.core.errors import BadData, BadSpec
 
-app = typer.Typer(help="Look at benchmark data.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Check or build benchmark data.", no_args_is_help=True, rich_markup_mode=None
+)
 Name = Annotated[str, typer.Argument(metavar="BENCHMARK", help="See `errata list benchmarks`.")]
 
 
@@ -20,17 +22,17 @@ def _benchmark(name: str) -> Any:
 
 
 @app.command("audit")
-def audit(name: Name, root: shared.Root = None, as_json: shared.AsJson = False) -> None:
-    """Print what train and eval share, and which rows are dirty, from the files themselves."""
+def audit(name: Name, root: options.Root = None, as_json: options.AsJson = False) -> None:
+    """Print what train and eval share and which rows are unclean, computed from the data."""
     facts = _benchmark(name).audit(root=root)
-    shared.print_json(facts) if as_json else shared.print_facts(facts)
+    options.print_json(facts) if as_json else options.print_facts(facts)
 
 
 @app.command("verify")
-def verify(name: Name, root: shared.Root = None, as_json: shared.AsJson = False) -> None:
-    """Print what is present, and exit 2 when something is missing or damaged."""
+def verify(name: Name, root: options.Root = None, as_json: options.AsJson = False) -> None:
+    """Check the files; exit with 2 if one is missing or damaged."""
     facts = _benchmark(name).verify(root=root)
-    shared.print_json(facts) if as_json else shared.print_facts(facts)
+    options.print_json(facts) if as_json else options.print_facts(facts)
     if facts.get("ok") is False:
         raise BadData(
             f"{name}: some files are missing or damaged (above). Get them again, then repeat."
@@ -39,43 +41,46 @@ def verify(name: Name, root: shared.Root = None, as_json: shared.AsJson = False)
 
 @app.command("build-umm")
 def build_umm(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where UniKE.json is written.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for UniKE.json.")],
     rows: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Rows of CounterFact or MQuAKE; repeatable."),
     ] = None,
     endpoint: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="An OpenAI-compatible server, for attributes."),
+        typer.Option(metavar="URL", help="An OpenAI-compatible server that proposes attributes."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The model to ask there.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model on that server.")] = None,
     category: Annotated[
-        list[str] | None, typer.Option(help="Attribute to ask for; repeatable, else all five.")
+        list[str] | None,
+        typer.Option(help="A category of attributes; repeatable; default: all five."),
     ] = None,
     count: Annotated[int, typer.Option(help="Records per category of attributes.")] = 20,
     key_env: Annotated[
         str, typer.Option(help="The environment variable that holds the server's key.")
     ] = "OPENAI_API_KEY",
-    as_json: shared.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Build records of the cross-modal benchmark from rows, and from a model's proposals.
+    """Build records of unike_umm from rows, and from attributes that a model proposes.
 
-    The same command goes on where it was killed. Rejected rows are kept in rejected.jsonl.
+    Repeat the same command to resume. Rejected rows are written to rejected.jsonl.
     """
     from errata.benchmarks.unike_umm.build.folder import Attributes
     from errata.benchmarks.unike_umm.build.folder import build_umm as build
     from errata.benchmarks.unike_umm.build.instruct import CATEGORIES
-    from errata.cli._progress import reporting
+    from errata.cli.shared.progress import reporting
     from errata.io.chat_client import Endpoint
 
     if (endpoint is None) != (model is None):
         raise BadSpec("--endpoint and --model go together. Give both, or neither.")
-    wanted = None
+    attributes = None
     if endpoint is not None and model is not None:
         server = Endpoint(endpoint, model, key_env=key_env)
-        wanted = Attributes(server, tuple(category or CATEGORIES), count)
+        attributes = Attributes(server, tuple(category or CATEGORIES), count)
     elif category:
-        raise BadSpec("--category is of attributes. Name the --endpoint and --model to ask.")
+        raise BadSpec(
+            "--category needs a model that proposes attributes. Give --endpoint and --model."
+        )
     with reporting() as progress:
-        facts = build(out, rows or [], wanted, progress)
-    shared.print_json(facts) if as_json else shared.print_facts(facts)
+        facts = build(out, rows or [], attributes, progress)
+    options.print_json(facts) if as_json else options.print_facts(facts)

@@ -1,4 +1,4 @@
-"""`demo`: the main job on the bundled model. Five editors, measured, undone, and a report."""
+"""`demo`: five editors on the bundled model, measured, undone, and a report."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions
 from errata.core.errors import BadRun
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ MARK = ".errata-demo"
 
 @dataclass(frozen=True)
 class Undo:
-    """One answer before an edit, with it, and after the patch was dropped."""
+    """The answer to one prompt before an edit, with the patch, and without it again."""
 
     prompt: str
     target: str
@@ -38,13 +38,13 @@ class Undo:
 
 def demo(
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where runs, a patch and the report go.")
+        Path, typer.Option(metavar="DIR", help="Folder for runs, a patch and the report.")
     ] = Path("runs/demo"),
     limit: Annotated[int, typer.Option(min=1, help="Edits per editor.")] = 40,
-    seed: shared.Seed = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Edit the bundled model with five methods; measure, undo, report."""
-    from errata.cli._progress import reporting
+    from errata.cli.shared.progress import reporting
     from errata.contract.editors import weights
     from errata.evaluation.bench import bench
     from errata.report.html import write_report
@@ -60,7 +60,7 @@ def demo(
     untouched = weights(bb)
     runs = []
     for name in EDITORS:
-        editor = shared.make_editor(name, None, None)
+        editor = options.make_editor(name, None, None)
         with reporting(name) as progress:
             run = bench(
                 bb, editor, BENCHMARK, "one_step", out / name,
@@ -68,7 +68,7 @@ def demo(
             )  # fmt: skip
         runs.append(run)
     for setting in read_settings(runs):
-        shared.console().print(terminal_table(setting))
+        options.console().print(terminal_table(setting))
     undo = show_undo(bb, runs[0], out / "patch", untouched, seed)
     _print_undo(undo, out / "patch")
     report = write_report(runs, out / "report.html", title="errata demo")
@@ -78,7 +78,7 @@ def demo(
 
 
 def _fresh(out: Path) -> None:
-    """An earlier demo is replaced; anything else in the folder is left alone."""
+    """Empties the folder of an earlier demo. Raises BadRun if it holds anything else."""
     if out.is_dir() and any(out.iterdir()):
         if not (out / MARK).is_file():
             raise BadRun(f"{out} is not empty and holds no demo. Choose another --out.")
@@ -88,15 +88,15 @@ def _fresh(out: Path) -> None:
 
 
 def show_undo(bb: Backbone, run: Path, folder: Path, untouched: str, seed: int) -> Undo:
-    """Makes one edit of a run again, saves it, applies it from the file, and drops it."""
+    """Repeats one edit of a run, saves it, applies the saved patch, and removes it."""
     from errata.contract.editors import weights
     from errata.evaluation.answers import ask_prompts
     from errata.io.patch_folder import load, save
 
-    case = _a_case_that_took(run)
+    case = _successful_case(run)
     prompt = case.edit.prompt
     (before,) = ask_prompts(bb, [prompt])
-    editor = shared.make_editor("ft_l", None, None).for_backbone(bb)
+    editor = options.make_editor("ft_l", None, None).for_backbone(bb)
     save(editor.edit(bb, [case.edit], seed=seed).patch, folder)
     with bb.applied(load(folder, bb)):
         (edited,) = ask_prompts(bb, [prompt])
@@ -111,8 +111,8 @@ def show_undo(bb: Backbone, run: Path, folder: Path, untouched: str, seed: int) 
     )
 
 
-def _a_case_that_took(run: Path) -> Case:
-    """The first case of a run whose edited question is answered by its target, else the first."""
+def _successful_case(run: Path) -> Case:
+    """The first case whose edited question is answered with the target, else the first case."""
     from errata.core import registry
     from errata.evaluation.run_folder import read_run
 
@@ -125,10 +125,10 @@ def _a_case_that_took(run: Path) -> Case:
 
 
 def _print_undo(undo: Undo, folder: Path) -> None:
-    print(f"\nOne edit, taken back. Question: {undo.prompt!r}, wanted from now on: {undo.target!r}")
+    print(f"\nOne edit, undone. Question: {undo.prompt!r}, new answer: {undo.target!r}")
     print(f"  before the edit      {undo.before}")
     print(f"  with the patch       {undo.edited}")
-    print(f"  patch dropped        {undo.undone}")
+    print(f"  patch removed        {undo.undone}")
     same = "the same as before the first edit" if undo.same_weights else "CHANGED"
     print(f"  hash of all weights  {same}")
     print(f"  the patch            {folder} (apply it: errata ask {MODEL} --patch {folder} ...)")

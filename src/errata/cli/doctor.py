@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions, takes_model
 
 if TYPE_CHECKING:
     from errata.core.backbone import Backbone
@@ -25,19 +25,20 @@ QUESTION = "What is shown in this picture?"
 def doctor(
     model: ModelOptions,
     image: Annotated[
-        str | None, typer.Option(metavar="F", help="Instead of a generated picture.")
+        str | None,
+        typer.Option(metavar="F", help="An image for the test; default: a generated one."),
     ] = None,
-    as_json: shared.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Print what errata resolved in a model and what is missing."""
+    """Print the sites of a model, the missing ones, and whether errata computes its logits."""
     bb = model.load()
     with tempfile.TemporaryDirectory() as folder:
         facts = examine(bb, image or str(_picture(Path(folder) / "sample.png")))
-    shared.print_json(facts) if as_json else shared.print_facts(facts)
+    options.print_json(facts) if as_json else options.print_facts(facts)
 
 
 def examine(bb: Backbone, image: str) -> dict[str, Any]:
-    """All facts, JSON-ready."""
+    """All findings, JSON-ready."""
     from errata.core.types import Prompt
 
     prompt = Prompt.of(QUESTION, image) if "image" in bb.capabilities else Prompt.of(QUESTION)

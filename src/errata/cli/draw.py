@@ -1,4 +1,4 @@
-"""`draw`: one picture, with or without patches, with or without a rationale in front."""
+"""`draw`: draw one picture, with or without patches and a rationale."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions, takes_model
 from errata.core.errors import BadSpec
 
 
@@ -16,20 +16,23 @@ from errata.core.errors import BadSpec
 def draw(
     model: ModelOptions,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
-    out: Annotated[Path, typer.Option(metavar="F.png", help="Where to write the picture.")],
+    out: Annotated[Path, typer.Option(metavar="F.png", help="The file to write.")],
     patch: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR", help="A patch to apply; repeatable, in order."),
     ] = None,
     reason: Annotated[
-        bool, typer.Option("--reason", help="Let the model write a rationale first, and use it.")
+        bool,
+        typer.Option("--reason", help="Let the model write a rationale first and draw from it."),
     ] = False,
     about: Annotated[
-        str, typer.Option(metavar="CATEGORY", help="What the rationale is to be about.")
+        str, typer.Option(metavar="CATEGORY", help="The attribute that the rationale recalls.")
     ] = "colour",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest rationale.")] = 512,
-    seed: shared.Seed = 0,
-    as_json: shared.AsJson = False,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum length of the rationale, in tokens.")
+    ] = 512,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
 ) -> None:
     """Draw one picture from a prompt and write it to a file."""
     _check_out(out)
@@ -46,18 +49,18 @@ def draw(
 
     generator = image_generator(bb)
     patches = [load(folder, bb) for folder in patch or ()]
-    rationale, shown = "", Prompt.of(prompt)
+    rationale, drawn = "", Prompt.of(prompt)
     with bb.applied(*patches):
         if reason:
-            (answer,) = ask_prompts(bb, [generator.reasoning(shown, about)], cap=max_tokens)
+            (answer,) = ask_prompts(bb, [generator.reasoning(drawn, about)], cap=max_tokens)
             rationale = answer.text.strip()
             if rationale:
-                shown = Prompt.of(f"{rationale}{generator.glue}{prompt}")
-        ((picture,),) = generator.draw([shown], [seed], rows=torch.zeros(1, dtype=torch.long))
+                drawn = Prompt.of(f"{rationale}{generator.glue}{prompt}")
+        ((picture,),) = generator.draw([drawn], [seed], rows=torch.zeros(1, dtype=torch.long))
     picture.save(out)
     if as_json:
-        facts = {"prompt": prompt, "drawn from": shown.text, "seed": seed, "out": str(out)}
-        shared.print_json({**facts, "patches": [str(p) for p in patch or ()]})
+        facts = {"prompt": prompt, "drawn from": drawn.text, "seed": seed, "out": str(out)}
+        options.print_json({**facts, "patches": [str(p) for p in patch or ()]})
         return
     if reason:
         print(rationale)

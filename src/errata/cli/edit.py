@@ -1,4 +1,4 @@
-"""`edit`: find one joint patch, or one per line, and write it."""
+"""`edit`: make one joint patch, or one patch per edit, and save it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._edits import make_edit, read_edits
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.edits import make_edit, read_edits
+from errata.cli.shared.model import ModelOptions, takes_model
 from errata.core.errors import BadEdit, BadPatch
 
 if TYPE_CHECKING:
@@ -25,82 +25,86 @@ SHOWN = 20
 @takes_model()
 def edit(
     model: ModelOptions,
-    editor: shared.EditorName,
+    editor: options.EditorName,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the patch is written.")],
-    prompt: Annotated[str | None, typer.Option(help="The question to be answered anew.")] = None,
-    target: Annotated[str | None, typer.Option(help="The answer it should have.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The question whose answer changes.")] = None,
+    target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="F", help="The image that it is about.")
+        str | None, typer.Option(metavar="F", help="The image that the question is about.")
     ] = None,
     subject: Annotated[
-        str | None, typer.Option(help="The part of the prompt that names the thing.")
+        str | None,
+        typer.Option(help="The subject: the words of the prompt that are edited."),
     ] = None,
     edits: Annotated[
         Path | None,
         typer.Option(metavar="FILE.jsonl", help="Many edits, one JSON object per line."),
     ] = None,
     each: Annotated[
-        bool, typer.Option("--each", help="One patch per line, in DIR/0001 and so on.")
+        bool, typer.Option("--each", help="One patch per edit, in DIR/0001 and so on.")
     ] = False,
-    preset: shared.Preset = None,
-    settings: shared.Settings = None,
-    state: shared.StateDir = None,
+    preset: options.Preset = None,
+    settings: options.Settings = None,
+    state: options.StateDir = None,
     benchmark: Annotated[
         str | None,
-        typer.Option(help="Where the editor learns what to spare, if it is cheap to learn."),
+        typer.Option(help="Benchmark that the editor's state is collected from."),
     ] = None,
-    root: shared.Root = None,
-    seed: shared.Seed = 0,
-    rows: shared.RowsOption = 16,
+    root: options.Root = None,
+    seed: options.Seed = 0,
+    rows: options.RowsOption = 16,
 ) -> None:
-    """Find an edit, write it as a patch, show before and after."""
-    wanted = _wanted(prompt, target, image, subject, edits)
+    """Make an edit, save it as a patch, show the answers before and after."""
+    requested = _requested(prompt, target, image, subject, edits)
     check_out(out, each=each)
-    ed = shared.make_editor(editor, preset, settings)
-    known = shared.load_state(state, ed)
+    ed = options.make_editor(editor, preset, settings)
+    prepared = options.load_state(state, ed)
     bb = model.load()
     ed = ed.for_backbone(bb)
-    if known is None and ed.uses_state and not ed.needs_state:
-        known = _learn(bb, ed, benchmark, root, seed)
+    if prepared is None and ed.uses_state and not ed.needs_state:
+        prepared = _collect(bb, ed, benchmark, root, seed)
     from errata.io.patch_folder import save
 
     if each:
-        patches = _find_each(bb, ed, wanted, known, rows, seed)
-        for number, one in enumerate(patches, 1):
-            save(one, out / f"{number:04d}")
-        _print_answers(bb, wanted[:SHOWN], patches[:SHOWN])
+        patches = _find_each(bb, ed, requested, prepared, rows, seed)
+        for number, single in enumerate(patches, 1):
+            save(single, out / f"{number:04d}")
+        _print_answers(bb, requested[:SHOWN], patches[:SHOWN])
         print(f"{len(patches)} patches written to {out}")
     else:
-        found = ed.edit(bb, wanted, known, seed=seed).patch
-        save(found, out)
-        _print_answers(bb, wanted[:SHOWN], [found] * len(wanted[:SHOWN]))
-        shared.print_facts(shown_notes(found))
+        joint = ed.edit(bb, requested, prepared, seed=seed).patch
+        save(joint, out)
+        _print_answers(bb, requested[:SHOWN], [joint] * len(requested[:SHOWN]))
+        options.print_facts(notes_of(joint))
         print(f"patch written to {out}")
-    if len(wanted) > SHOWN:
-        print(f"(answers of the first {SHOWN} of {len(wanted)} edits are shown)")
+    if len(requested) > SHOWN:
+        print(f"(answers of the first {SHOWN} of {len(requested)} edits are shown)")
 
 
-def _learn(
+def _collect(
     bb: Backbone, ed: Editor, benchmark: str | None, root: Path | None, seed: int
 ) -> State | None:
-    """The state of an editor that learns cheaply; the bundled models have a benchmark of theirs."""
+    """The editor's state, collected from the train split of a benchmark.
+
+    By default of the benchmark that the bundled model was made for.
+    """
     from errata.cli.prepare import training_spec
     from errata.core import registry
     from errata.io.states import keep, learnt
 
     benchmark = benchmark or bb.bundled.get(bb.name)
     if benchmark is None:
-        return None  # the editor says what to do
+        return None  # the editor raises MissingState
     spec = training_spec(benchmark)
     cases = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed).cases
     state = learnt(ed, bb, cases, seed=seed)
     if state is not None:
         folder = keep(state)
-        print(f"learnt from {spec}; the state is kept in {folder} (--state {folder.name})")
+        print(f"state collected from {spec}, saved in {folder} (--state {folder.name})")
     return state
 
 
-def _wanted(
+def _requested(
     prompt: str | None,
     target: str | None,
     image: str | None,
@@ -119,7 +123,7 @@ def _wanted(
 
 
 def check_out(out: Path, *, each: bool) -> None:
-    """Raises BadPatch for a folder with something else in it: nothing foreign is overwritten."""
+    """Raises BadPatch for a folder that holds anything but a patch: nothing is overwritten."""
     if out.exists() and not out.is_dir():
         raise BadPatch(f"{out} is a file. Choose another --out.")
     if not out.exists() or not any(out.iterdir()):
@@ -129,8 +133,8 @@ def check_out(out: Path, *, each: bool) -> None:
         raise BadPatch(f"{out} {what}. Choose another --out, or empty it yourself.")
 
 
-def shown_notes(patch: Patch) -> dict[str, Any]:
-    """What an editor noted of the first edits, in a word per fact: null dimension, sizes, steps."""
+def notes_of(patch: Patch) -> dict[str, Any]:
+    """The editor's notes on the first edits: rank, sizes, steps."""
     notes = {k: v for k, v in patch.header.notes.items() if k != "style"}
     if isinstance(notes.get("edits"), list):
         notes["edits"] = notes["edits"][:SHOWN]
@@ -138,36 +142,34 @@ def shown_notes(patch: Patch) -> dict[str, Any]:
 
 
 def _find_each(
-    bb: Backbone, ed: Editor, wanted: list[Edit], state: State | None, rows: int, seed: int
+    bb: Backbone, ed: Editor, edits: list[Edit], state: State | None, rows: int, seed: int
 ) -> list[Patch]:
-    found: list[Patch] = []
-    for start in range(0, len(wanted), rows):
-        part = wanted[start : start + rows]
-        found += [f.patch for f in ed.edit_rows(bb, part, [state] * len(part), seed=seed)]
-    return found
+    patches: list[Patch] = []
+    for start in range(0, len(edits), rows):
+        part = edits[start : start + rows]
+        patches += [f.patch for f in ed.edit_rows(bb, part, [state] * len(part), seed=seed)]
+    return patches
 
 
-def _print_answers(bb: Backbone, wanted: list[Edit], patches: list[Patch]) -> None:
-    """The table is about the edits themselves; whether anything else changed is for `bench`."""
+def _print_answers(bb: Backbone, edits: list[Edit], patches: list[Patch]) -> None:
+    """Prints the answers to the edited prompts. Side effects are measured by `bench`."""
     from rich.table import Table
     from rich.text import Text
 
     from errata.evaluation.answers import ask_prompts
 
-    before = ask_prompts(bb, [e.prompt for e in wanted])
+    before = ask_prompts(bb, [e.prompt for e in edits])
     after = []
-    for one, patch in zip(wanted, patches, strict=True):
+    for edit, patch in zip(edits, patches, strict=True):
         with bb.applied(patch):
-            after += ask_prompts(bb, [one.prompt])
+            after += ask_prompts(bb, [edit.prompt])
     table = Table("prompt", "before", "after", "target")
-    for one, a, b in zip(wanted, before, after, strict=True):
-        table.add_row(*map(Text, (one.prompt.text, a.text, b.text, one.target)))
-    shared.console().print(table)
+    for edit, a, b in zip(edits, before, after, strict=True):
+        table.add_row(*map(Text, (edit.prompt.text, a.text, b.text, edit.target)))
+    options.console().print(table)
     missed = sum(
-        b.text.strip().casefold() != one.target.strip().casefold()
-        for one, b in zip(wanted, after, strict=True)
+        b.text.strip().casefold() != edit.target.strip().casefold()
+        for edit, b in zip(edits, after, strict=True)
     )
     if missed:
-        print(
-            f"{missed} of {len(wanted)} are not answered with their target; other settings: --set"
-        )
+        print(f"{missed} of {len(edits)} are not answered with their target; other settings: --set")

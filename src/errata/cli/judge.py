@@ -1,4 +1,4 @@
-"""`judge`: have the pictures of a run looked at."""
+"""`judge`: judge the pictures of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli import _shared as shared
+from errata.cli.shared import options
 from errata.core import registry
 from errata.core.errors import BadRun, BadSpec
 
@@ -20,67 +20,69 @@ def judge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `errata bench` wrote.")],
     name: Annotated[
         str | None,
-        typer.Option("--judge", help="See `errata list judges`; by default the benchmark's own."),
+        typer.Option("--judge", help="See `errata list judges`; default: the benchmark's judge."),
     ] = None,
     endpoint: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="An OpenAI-compatible server, up to the version."),
+        typer.Option(
+            metavar="URL", help="An OpenAI-compatible server, such as http://localhost:8000/v1."
+        ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The vision model that it serves.")] = None,
+    model: Annotated[str | None, typer.Option(help="The vision model on that server.")] = None,
     mode: Annotated[
         str | None,
-        typer.Option(help="criterion: does the picture meet it? blind: answer the question."),
+        typer.Option(help="criterion: does the picture meet it? blind: answer the question only."),
     ] = None,
     key_env: Annotated[
         str | None,
-        typer.Option("--key-env", help="The environment variable with the key, OPENAI_API_KEY."),
+        typer.Option("--key-env", help="Environment variable with the key (OPENAI_API_KEY)."),
     ] = None,
-    as_json: shared.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Judge the pictures of a run, then score it again.
+    """Judge the pictures of a run, then score the run again.
 
-    Goes on where it stopped: a judge sees a picture once. The last judge's verdicts count.
+    Pictures that this judge has judged are skipped. The last judge's verdicts count.
     """
-    settings = {"endpoint": endpoint, "model": model, "mode": mode, "key_env": key_env}
-    given = {k: v for k, v in settings.items() if v is not None}
-    made = make_judge(name or ("openai" if endpoint else own_judge(run)), given)
-    from errata.cli._progress import reporting
+    passed = {"endpoint": endpoint, "model": model, "mode": mode, "key_env": key_env}
+    settings = {k: v for k, v in passed.items() if v is not None}
+    chosen = make_judge(name or ("openai" if endpoint else own_judge(run)), settings)
+    from errata.cli.shared.progress import reporting
     from errata.evaluation.judging import judge_run
     from errata.evaluation.score import rescore
 
     with reporting() as progress:
-        tally = judge_run(run, made, progress=progress)
+        summary = judge_run(run, chosen, progress=progress)
     scores = rescore(run)
     if as_json:
-        shared.print_json(scores)
+        options.print_json(scores)
     else:
-        print(f"{tally.judged} pictures judged by {made.identity}, {tally.kept} were already")
-        for reason, count in tally.without.most_common():
+        print(f"{summary.judged} pictures judged by {chosen.identity}, {summary.kept} were already")
+        for reason, count in summary.without.most_common():
             print(f"{count} cannot be judged: {reason}")
         print(f"scores written to {run / 'scores.json'}")
-    if tally.waiting:
-        (reason, _), *_ = tally.waiting.most_common(1)
+    if summary.waiting:
+        (reason, _), *_ = summary.waiting.most_common(1)
         raise BadRun(
-            f"{sum(tally.waiting.values())} pictures of {run} are not judged yet, for example: "
+            f"{sum(summary.waiting.values())} pictures of {run} are not judged yet, for example: "
             f"{reason.rstrip('.')}. They count as unscored until the same command is repeated."
         )
 
 
-def make_judge(name: str, given: dict[str, Any]) -> Judge:
-    """Raises BadSpec where the judge does not take a setting, UnknownName."""
+def make_judge(name: str, settings: dict[str, Any]) -> Judge:
+    """The judge. Raises UnknownName, or BadSpec if it has no such setting."""
     cls = registry.load("judges", name)
-    takes = inspect.signature(cls).parameters
-    for key in given:
-        if key not in takes:
+    known = inspect.signature(cls).parameters
+    for key in settings:
+        if key not in known:
             raise BadSpec(
                 f"judge '{name}' takes no --{key.replace('_', '-')}. Leave it out, or choose "
                 "--judge openai."
             )
-    return cls(**given)  # type: ignore[no-any-return]
+    return cls(**settings)  # type: ignore[no-any-return]
 
 
 def own_judge(run: Path) -> str:
-    """The judge that the run's benchmark names. Raises BadSpec."""
+    """Name of the judge that the run's benchmark names. Raises BadSpec if there is none."""
     from errata.core.benchmark import BenchmarkSpec
     from errata.evaluation import judging
     from errata.evaluation.run_folder import read_plan
@@ -90,7 +92,7 @@ def own_judge(run: Path) -> str:
     name = judging.own_judge(spec, spec.tasks)
     if not name:
         raise BadSpec(
-            f"benchmark {text} has no judge of its own. Give --endpoint URL --model NAME of a "
+            f"benchmark {text} names no judge. Give --endpoint URL --model NAME of a "
             f"vision model, or --judge NAME; there are: {', '.join(registry.names('judges'))}."
         )
     return name

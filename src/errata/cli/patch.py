@@ -1,4 +1,4 @@
-"""`patch show` and `patch verify`: what a patch folder says, and whether it is whole."""
+"""`patch show` and `patch verify`: print a patch folder, and check it."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Annotated, Any
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions
 from errata.core.errors import BadImage, BadPatch
 
-app = typer.Typer(help="Look at patches.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Print or check a patch.", no_args_is_help=True, rich_markup_mode=None)
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder with patch.json.")]
 
 
 @app.command("show")
-def show(folder: Folder, as_json: shared.AsJson = False) -> None:
-    """Show where a patch comes from, where it acts, and its facts."""
+def show(folder: Folder, as_json: options.AsJson = False) -> None:
+    """Print the header, the sites and the edits of a patch."""
     from errata.core.types import to_json
     from errata.io.patch_folder import read_edits, read_head
 
     head = read_head(folder)
     edits = read_edits(folder, head)
     if as_json:
-        shared.print_json({**head, "edits": [to_json(e) for e in edits]})
+        options.print_json({**head, "edits": [to_json(e) for e in edits]})
         return
     shape = head.get("settings", {}).get("shape")
-    shared.print_facts({**head["header"], "shape": shape, "sites": head["sites"]})
+    options.print_facts({**head["header"], "shape": shape, "sites": head["sites"]})
     print(f"edits: {len(edits)}")
     for e in edits[:50]:
         images = "".join(f" [{i.uri}]" for i in e.prompt.images)
@@ -38,10 +38,10 @@ def show(folder: Folder, as_json: shared.AsJson = False) -> None:
 def verify(
     folder: Folder,
     backbone: Annotated[
-        str | None, typer.Option(help="Also check that it was made for this model.")
+        str | None, typer.Option(help="Also check that the patch was made for this model.")
     ] = None,
 ) -> None:
-    """Check that a patch is whole, and that its images are still what they were."""
+    """Check that a patch is undamaged and that its images have not changed."""
     from errata.io.patch_folder import load
 
     bb = ModelOptions(backbone).load() if backbone is not None else None
@@ -51,7 +51,7 @@ def verify(
         raise BadPatch(f"{folder} holds NaN or infinite numbers in {', '.join(not_finite[:3])}.")
     changed = [reason for e in patch.edits for reason in _image_problems(e)]
     sites = ", ".join(sorted(patch.sites)) or "none"
-    print(f"{folder}: whole, {len(patch.edits)} edits, sites {sites}")
+    print(f"{folder}: undamaged, {len(patch.edits)} edits, sites {sites}")
     if bb is not None:
         print(f"made for {bb.name} ({bb.fingerprint()[:12]})")
     for reason in changed:
@@ -61,11 +61,11 @@ def verify(
 def _image_problems(edit: Any) -> list[str]:
     from errata.io.images import hash_image
 
-    found = []
+    problems = []
     for image in edit.prompt.images:
         try:
             if image.sha256 is not None and hash_image(image) != image.sha256:
-                found.append(f"{image.uri} has changed since the edit was made")
+                problems.append(f"{image.uri} has changed since the edit was made")
         except BadImage as e:
-            found.append(str(e))
-    return found
+            problems.append(str(e))
+    return problems

@@ -1,4 +1,4 @@
-"""`prepare`: what an editor learns once, from the training part of a benchmark."""
+"""`prepare`: train or collect the state of an editor, once, on the train split of a benchmark."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions, takes_model
 from errata.core.errors import BadSpec
 
 if TYPE_CHECKING:
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 @takes_model()
 def prepare(
     model: ModelOptions,
-    editor: shared.EditorName,
-    benchmark: Annotated[str, typer.Option(help="Its train part is used: name[:task][@train].")],
+    editor: options.EditorName,
+    benchmark: Annotated[str, typer.Option(help="The train split is used: name[:task][@train].")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Default: ERRATA_HOME/states/<hash>.")
     ] = None,
-    preset: shared.Preset = None,
-    settings: shared.Settings = None,
-    seed: shared.Seed = 0,
-    limit: shared.Limit = None,
-    root: shared.Root = None,
+    preset: options.Preset = None,
+    settings: options.Settings = None,
+    seed: options.Seed = 0,
+    limit: options.Limit = None,
+    root: options.Root = None,
 ) -> None:
     """Train or collect an editor's state and write it to a folder.
 
-    A training that was killed goes on where its last checkpoint is when the command is repeated.
+    Repeat the same command to resume a killed training from its last checkpoint.
     """
     spec = training_spec(benchmark)
-    from errata.cli._progress import reporting
+    from errata.cli.shared.progress import reporting
     from errata.core import files, registry
     from errata.core.editor import PrepareContext
     from errata.io.states import home, keep, link
 
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
-    ed = shared.make_editor(editor, preset, settings)
+    ed = options.make_editor(editor, preset, settings)
     bb = replace(model, device=model.device or _own_device()).load()
     ed = ed.for_backbone(bb)
     cases, start = loaded.cases[:limit], time.monotonic()
@@ -78,7 +78,7 @@ def prepare(
 def _workplace(
     home: Path, editor: Editor, bb: Backbone, spec: BenchmarkSpec, limit: int | None, seed: int
 ) -> Path:
-    """Where a training without --out keeps its checkpoint: the same place for the same command."""
+    """Checkpoint folder of a training without --out: the same for the same command."""
     from errata.core.types import digest
 
     what = {
@@ -89,7 +89,7 @@ def _workplace(
 
 
 def _own_device() -> str | None:
-    """Under `accelerate launch` on several GPUs every process has its own."""
+    """The GPU of this process under `accelerate launch` on several GPUs; None elsewhere."""
     rank = os.environ.get("LOCAL_RANK")
     if rank is None:
         return None
@@ -99,17 +99,17 @@ def _own_device() -> str | None:
 
 
 def _writes() -> bool:
-    """Of several processes one speaks, and writes the state."""
+    """Whether this process writes the state and reports progress: only one of several does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def training_spec(text: str) -> BenchmarkSpec:
-    """The benchmark's train part. Raises BadSpec for eval: an editor must not see it."""
+    """The benchmark's train split. Raises BadSpec for eval: no editor may be prepared on it."""
     from errata.core.benchmark import BenchmarkSpec
 
     spec = BenchmarkSpec.parse(text)
     if "@" not in text:
         return replace(spec, split="train")
     if spec.split == "eval":
-        raise BadSpec(f"'{text}' is the part that editors are measured on. Prepare on @train.")
+        raise BadSpec(f"'{text}' is the split that editors are measured on. Prepare on @train.")
     return spec

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from errata.cli import _shared as shared
+from errata.cli.shared import options as shared
 from errata.core.errors import BadSpec, UnknownName
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `errata bench` wrote.")]

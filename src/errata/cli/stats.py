@@ -1,4 +1,4 @@
-"""`stats`: second moments of a model's keys over texts, which locate-then-edit editors spare."""
+"""`stats`: key covariance of the MLPs over a corpus, for locate-then-edit editors."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from errata.cli import _shared as shared
-from errata.cli._model import ModelOptions, takes_model
+from errata.cli.shared import options
+from errata.cli.shared.model import ModelOptions, takes_model
 from errata.core.errors import BadData, BadSpec
 
 if TYPE_CHECKING:
@@ -20,33 +20,35 @@ if TYPE_CHECKING:
 @takes_model(without=("style",))
 def stats(
     model: ModelOptions,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the statistics are written.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the statistics.")],
     corpus: Annotated[
         str | None,
-        typer.Option(metavar="F", help="A file with a document a line, or a data set's id."),
+        typer.Option(metavar="F", help="A file with one document a line, or the id of a data set."),
     ] = None,
     add: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Finished statistics to be added; repeatable."),
+        typer.Option(metavar="DIR", help="Finished statistics to merge; repeatable."),
     ] = None,
     without: Annotated[
         Path | None,
-        typer.Option(metavar="F", help="Names, one a line: documents with one are left out."),
+        typer.Option(metavar="F", help="Names, one a line; documents that hold one are skipped."),
     ] = None,
     layers: Annotated[str | None, typer.Option(help="For example 4,5,6. Default: all.")] = None,
-    documents: Annotated[int | None, typer.Option(min=1, help="Only so many documents.")] = None,
+    documents: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of documents.")
+    ] = None,
     longest: Annotated[
-        int, typer.Option(min=0, help="Tokens of a document (0: the model's context).")
+        int, typer.Option(min=0, help="Maximum tokens of a document (0: the model's context).")
     ] = 0,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a batch.")] = 4096,
-    split: Annotated[str, typer.Option(help="Of a data set.")] = "train",
-    column: Annotated[str, typer.Option(help="Of a data set.")] = "text",
-    seed: shared.Seed = 0,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens per batch.")] = 4096,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    column: Annotated[str, typer.Option(help="Column of the data set.")] = "text",
+    seed: options.Seed = 0,
 ) -> None:
-    """Collect second moments of a model's keys over texts.
+    """Collect the key covariance (second moments) of MLP layers over a corpus.
 
-    All layers in one pass. A killed pass goes on where it was when the command is repeated. The
-    folder is a state that `--state` of rome, memit, pmet and alphaedit takes.
+    All layers in one pass. Repeat the same command to resume a killed pass. The folder is a state
+    for `--state` of rome, memit, pmet and alphaedit.
     """
     chosen = parse_layers(layers)
     parts = [_added(folder) for folder in add or ()]
@@ -59,7 +61,7 @@ def stats(
     started = time.monotonic()
     if texts is not None:
         from errata.algorithms.locate_then_edit.layer_stats import StatsSettings, collect
-        from errata.cli._progress import reporting
+        from errata.cli.shared.progress import reporting
         from errata.core.editor import PrepareContext
 
         bb = model.load()
@@ -91,7 +93,7 @@ def _added(folder: Path) -> State:
 
     state = State.load(folder)
     if state.editor != MOMENTS:
-        raise BadData(f"{folder} holds a state of '{state.editor}', no statistics.")
+        raise BadData(f"{folder} holds a state of '{state.editor}', not statistics.")
     return state
 
 
@@ -106,13 +108,13 @@ def _texts(
     from errata.algorithms.locate_then_edit.corpus import from_dataset, from_file, leaving_out
 
     if Path(corpus).is_file():
-        found = from_file(Path(corpus), most=documents)
+        documents_read = from_file(Path(corpus), most=documents)
     else:
-        found = from_dataset(corpus, split=split, column=column, most=documents, seed=seed)
+        documents_read = from_dataset(corpus, split=split, column=column, most=documents, seed=seed)
     if without is None:
-        return found
+        return documents_read
     try:
         names = without.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise BadData(f"cannot read {without}: {e}. Give a file with a name a line.") from None
-    return leaving_out(found, [n.strip() for n in names if n.strip()])
+    return leaving_out(documents_read, [n.strip() for n in names if n.strip()])

@@ -1,4 +1,4 @@
-"""What a benchmark is: candidate cases, from files or from a generator. No torch."""
+"""A benchmark provides candidate cases, from files or from a generator. No torch."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class BenchmarkSpec:
             m["variant"] or "disjoint",
         )
         benchmark = registry.load("benchmarks", spec.name)
-        for what, given, known in (
+        for what, values, known in (
             ("task", spec.tasks, benchmark.tasks),
             ("split", (spec.split,), benchmark.splits),
             ("variant", (spec.variant,), benchmark.variants),
         ):
-            for value in given:
+            for value in values:
                 if value not in known:
                     raise BadSpec(
                         f"benchmark '{spec.name}' has no {what} '{value}'. "
@@ -59,14 +59,14 @@ class BenchmarkSpec:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Candidate cases in a fixed order, and the rows that could not become one."""
+    """Candidate cases in a fixed order, and rows that could not become a case."""
 
     cases: tuple[Case, ...]
     skipped: tuple[Skip, ...] = ()
 
 
 class Benchmark(ABC):
-    """A source of cases. Stateless: everything depends on the spec, the root and the seed."""
+    """A source of cases. Its results depend on the spec, the root and the seed only."""
 
     plugin_kind: ClassVar[str] = "benchmarks"
     name: ClassVar[str]
@@ -84,7 +84,7 @@ class Benchmark(ABC):
         return ()
 
     def judge(self, task: str) -> str:
-        """The judge that reads the pictures of `task` by itself; "" where there is none."""
+        """Name of the judge that `errata bench` runs on the pictures of `task`; "" for none."""
         return ""
 
     def open_image(self, spec: str) -> Any:
@@ -92,9 +92,9 @@ class Benchmark(ABC):
         raise BadSpec(f"benchmark '{self.name}' renders no images.")
 
     def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:
-        """Facts about splits and leaks, computed from the data itself (nested, JSON-ready)."""
+        """Counts and leaks of the splits, computed from the data (nested, JSON-ready)."""
         raise BadSpec(f"benchmark '{self.name}' has no audit.")
 
     def verify(self, *, root: Path | None = None) -> Mapping[str, Any]:
-        """What is present and what is missing or damaged, per file (JSON-ready)."""
+        """Per file: whether it is there and undamaged (JSON-ready)."""
         raise BadSpec(f"benchmark '{self.name}' has nothing to verify.")

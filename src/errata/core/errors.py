@@ -1,8 +1,8 @@
-"""Errors that are the user's to mend.
+"""Errors that the user can fix.
 
-Each is one line that says what was given, what exists and what to do. `errata` prints it and ends
-with exit code 2. Everything else that goes wrong is our bug and ends with 1. docs/errors.md lists
-every class (a test compares).
+The message is one line: what was given, what exists, what to do. `errata` prints it and exits with
+code 2. Any other exception is a bug of errata and exits with code 1. docs/errors.md lists every
+class (a test compares).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Base of all errors that the user can mend."""
+    """Base of all errors that the user can fix."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
@@ -29,7 +29,7 @@ class UnknownName(UserError):
 
 
 class BadSpec(UserError):
-    """A command-line specification (benchmark, protocol, setting) that cannot be read."""
+    """A benchmark, protocol, setting or option that cannot be read or does not exist."""
 
 
 class BadEdit(UserError):
@@ -49,44 +49,44 @@ class TooLong(UserError):
 
 
 class BadBackbone(UserError):
-    """A model that cannot be loaded or whose sites cannot be resolved."""
+    """A model that cannot be loaded, lacks a site, or cannot do what is asked of it."""
 
 
 class MissingState(UserError):
-    """An editor that must be prepared first."""
+    """A prepared state that an editor needs and that is not there."""
 
 
 class FingerprintMismatch(UserError):
-    """A patch or state made for another model."""
+    """A patch or state that was made for another model."""
 
 
 class BadPatch(UserError):
-    """A folder that is not a patch, or whose content does not match its header.
+    """A folder that is not a patch, or whose files do not match its header.
 
-    Also a patch that does not say which model it was made for, and one that rewrites the prompt
-    when the model itself is called.
+    Also a patch without the fingerprint of a model, and a patch that rewrites prompts while the
+    model is called directly.
     """
 
 
 class BadRun(UserError):
-    """A run folder that is incomplete, of another version, or not comparable."""
+    """A run folder that is incomplete, damaged, of another version, or not comparable."""
 
 
 class NotFinite(UserError):
-    """A loss or logit became NaN or infinite while an edit was searched."""
+    """A loss or logit became NaN or infinite while an edit was computed."""
 
 
 class BadEndpoint(UserError):
-    """A model server that cannot be reached, refuses every request, or stays busy."""
+    """A model server that cannot be reached, refuses all requests, or stays busy."""
 
 
 class DiskFull(UserError):
-    """The run's folder cannot be written to."""
+    """A file that cannot be written: the disk is full, or permission is missing."""
 
 
 class MissingMask(UserError):
-    """A patch that decides from the prompt was run without an attention mask or prompt lengths."""
+    """A patch with a decision needs prompt lengths or an attention mask, and got neither."""
 
 
 class MissingExtra(UserError):
-    """An optional dependency is needed."""
+    """An optional dependency that is not installed."""

@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all, appended by line, read with checks. No torch."""
+"""Reads and writes files: atomically, or appended by line; and versions. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a full disk or a folder without permission into one clear line."""
+    """Turns a full disk or missing permission into DiskFull."""
     try:
         yield
     except OSError as e:
@@ -35,7 +35,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Writes to a temporary name in the same folder, syncs, and renames."""
+    """Writes atomically: to a temporary name in the same folder, then renames. Raises DiskFull."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -99,7 +99,7 @@ def append_lines(path: Path, values: Iterable[Any]) -> None:
 
 
 def whole_lines(path: Path) -> None:
-    """Cuts off a last line that a kill left half written, so that more can be appended."""
+    """Cuts off an unfinished last line (after a kill), so that more lines can be appended."""
     if not path.exists():
         return
     data = path.read_bytes()
@@ -109,9 +109,9 @@ def whole_lines(path: Path) -> None:
 
 
 def read_lines(path: Path, cls: type[T]) -> list[T]:
-    """All complete lines.
+    """The values of all lines; none if there is no file.
 
-    A last line cut off by a kill is ignored; any other bad line raises BadRun.
+    An unfinished last line (after a kill) is ignored; any other bad line raises BadRun.
     """
     if not path.exists():
         return []

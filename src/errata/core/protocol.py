@@ -1,8 +1,8 @@
-"""What a protocol is: in which order edits are made and probes are asked. No torch, no model.
+"""A protocol defines in which order edits are made and probes are asked. No torch, no model.
 
-A protocol splits the planned cases into *units*. A unit is a tuple of *lanes* that do not influence
-each other; the runner finds and asks the lanes of a unit together, one lane per row of the batch. A
-unit is also what a killed run resumes at, so its composition depends on the plan only.
+A protocol divides the planned cases into units. A unit is a tuple of lanes that do not influence
+each other: the runner edits and asks the lanes of a unit together, one lane per row of the batch. A
+killed run resumes at a unit, so units depend on the plan only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from errata.core.types import Answer, Case, Edit, Probe
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One question of a step; `case` is the case (or `panel/<lane>`) that gets the answer."""
+    """One question of a step. case: the id that its answer is stored under, or `panel/<lane>`."""
 
     case: str
     probe: Probe
@@ -26,9 +26,9 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class LaneStep:
-    """What happens to one lane in one step: the edits are made jointly, then the probes asked.
+    """One lane in one step: the edits are made jointly, then the probes are asked.
 
-    Without edits the lane stays what it is: the untouched model where nothing came before.
+    Without edits the lane keeps its earlier edits, if it has any.
     """
 
     edits: tuple[Edit, ...]
@@ -37,7 +37,7 @@ class LaneStep:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One turn per lane, made on top of nothing (`clean`) or of the lane's earlier edits."""
+    """One `LaneStep` per lane, on the unedited model (`clean`) or on the lane's earlier edits."""
 
     turns: tuple[LaneStep, ...]
     on: Literal["clean", "previous"] = "clean"
@@ -45,7 +45,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """An independent chain of cases; the unit of the bootstrap."""
+    """An independent sequence of cases; intervals are bootstrapped over lanes."""
 
     id: str
     cases: tuple[Case, ...]
@@ -53,38 +53,37 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
+    """Lanes that are edited and asked together."""
+
     id: str
     lanes: tuple[Lane, ...]
 
 
 class Protocol(ABC):
-    """How cases become steps.
-
-    `argument` is what follows the colon of `sequential:20` ("" if nothing).
-    """
+    """Turns cases into steps. `argument` is the text after the colon of `sequential:20`, or ""."""
 
     plugin_kind: ClassVar[str] = "protocols"
     name: ClassVar[str]
     version: ClassVar[str] = "1"
-    #: whether it asks for pictures; the others leave drawn probes out
+    #: whether the protocol draws pictures; other protocols drop drawn probes
     draws: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, argument: str = "") -> None:
-        """Raises BadSpec on an argument that cannot be read."""
+        """Raises BadSpec if the argument cannot be read."""
 
     @abstractmethod
     def plan(self, cases: Sequence[Case], *, rows: int, seed: int) -> tuple[Unit, ...]:
         """Units of at most `rows` lanes each.
 
-        A last incomplete window is dropped, and the planner records it.
+        Cases that fill no complete window are left out; the plan records them as dropped.
         """
 
     @abstractmethod
     def steps(self, unit: Unit, panel: Sequence[Probe]) -> Generator[Step, list[Answer], None]:
-        """Yields steps; receives the answers to each, in the order of the turns' asks."""
+        """Yields steps and receives the answers to each, in the order of its asks."""
 
     @property
     @abstractmethod
     def spec(self) -> str:
-        """The canonical text, with defaults filled in: `sequential:10`."""
+        """The canonical text with defaults filled in, such as `sequential:10`."""

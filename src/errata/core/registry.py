@@ -1,8 +1,8 @@
-"""Names to plug-ins, found by file name.
+"""Finds plug-ins by kind and name.
 
 A built-in plug-in of kind `editors` is the file `errata/editors/<name>.py` (or a package of that
-name); third parties register an entry point in the group `errata.editors`. Nothing is imported
-until asked for, so that listing names loads no torch.
+name). Other packages register an entry point in the group `errata.editors`. A plug-in is imported
+only when it is loaded: listing names loads no torch.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ KINDS = (
     *("patches", "editors", "backbones", "benchmarks", "protocols", "metrics", "judges"),
     "analyses",
 )
-
-
 #: (kind, former name) -> name today. Former names stand in saved files and in users' scripts.
 RENAMED = MappingProxyType({("judges", "microworld"): "rendered_shapes"})
 
 
-def _singular(kind: str) -> str:
+def singular(kind: str) -> str:
+    """`editors` -> `editor`."""
     return {"patches": "patch", "analyses": "analysis"}.get(kind, kind.removesuffix("s"))
 
 
@@ -41,7 +40,7 @@ def _package(kind: str) -> str:
 
 @cache
 def _builtin(kind: str) -> dict[str, str]:
-    """name -> module, without importing the modules."""
+    """name -> module; the modules are not imported."""
     spec = importlib.util.find_spec(_package(kind))
     assert spec is not None and spec.submodule_search_locations is not None
     names = (m.name for m in pkgutil.iter_modules(spec.submodule_search_locations))
@@ -87,15 +86,16 @@ def load(kind: str, name: str) -> type[Any]:
     if name in external:
         return external[name].load()  # type: ignore[no-any-return]
     if name not in _builtin(kind):
-        raise UnknownName(_singular(kind), name, names(kind))
+        raise UnknownName(singular(kind), name, names(kind))
     module = importlib.import_module(_builtin(kind)[name])
-    found = [
+    classes = [
         c
         for _, c in inspect.getmembers(module, inspect.isclass)
         if c.__module__.startswith(module.__name__)
-        and getattr(c, "plugin_kind", None) == kind
+        and hasattr(c, "plugin_kind")
+        and c.plugin_kind == kind
         and not inspect.isabstract(c)
+        and not c.__name__.startswith("_")
     ]
-    public = [c for c in found if not c.__name__.startswith("_")]
-    assert len(public) == 1, f"{module.__name__} must define exactly one {kind} plug-in: {public}"
-    return public[0]
+    assert len(classes) == 1, f"{module.__name__} must define exactly one {kind} plug-in: {classes}"
+    return classes[0]

@@ -206,7 +206,7 @@ def test_a_data_set_is_shuffled_and_read_by_column(monkeypatch):
 
 
 def test_a_state_that_every_editor_takes(texts, tmp_path):
-    from errata.cli._shared import load_state, make_editor
+    from errata.cli.shared.options import load_state, make_editor
 
     state = collect(tiny.shared("llava"), corpus.from_file(texts), StatsSettings())
     state.save(tmp_path / "s")

@@ -8,7 +8,7 @@ import pytest
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("gate", "--patch", "p"), "analysis 'gate' looks at no patch. Leave out --patch."),
+        (("gate", "--patch", "p"), "analysis 'gate' takes no patch. Leave out --patch."),
         (("drift", "--patch", "p"), "is not a patch"),
         (("drift", "--patch", "p", "--editor", "ft_l"), "Give one of them"),
         (("drift", "--with", "stepz=3"), "Did you mean 'steps'?"),

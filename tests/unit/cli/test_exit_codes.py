@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from errata.cli import discover
+from errata.cli import plugins
 from errata.core.errors import BadSpec
 
 
@@ -16,14 +16,14 @@ def _raises(error: BaseException):
 
 
 def test_a_user_error_is_one_line_on_stderr_and_exits_2(errata, monkeypatch):
-    monkeypatch.setattr(discover, "rows_of", _raises(BadSpec("given x.\n  Known: y.")))
+    monkeypatch.setattr(plugins, "rows_of", _raises(BadSpec("given x.\n  Known: y.")))
     ran = errata("list", "editors")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == "errata: given x. Known: y.\n"
 
 
 def test_anything_else_is_our_bug_and_exits_1(errata, monkeypatch):
-    monkeypatch.setattr(discover, "rows_of", _raises(ZeroDivisionError("division\nby zero")))
+    monkeypatch.setattr(plugins, "rows_of", _raises(ZeroDivisionError("division\nby zero")))
     ran = errata("list", "editors")
     assert ran.code == 1
     assert ran.err.count("\n") == 1
@@ -36,7 +36,7 @@ def test_anything_else_is_our_bug_and_exits_1(errata, monkeypatch):
 )
 @pytest.mark.parametrize(("error", "code"), [(BadSpec("x."), 2), (ValueError("y"), 1)])
 def test_debug_anywhere_adds_the_traceback(errata, monkeypatch, arguments, error, code):
-    monkeypatch.setattr(discover, "rows_of", _raises(error))
+    monkeypatch.setattr(plugins, "rows_of", _raises(error))
     ran = errata(*arguments)
     assert ran.code == code
     assert "Traceback" in ran.err
@@ -44,7 +44,7 @@ def test_debug_anywhere_adds_the_traceback(errata, monkeypatch, arguments, error
 
 
 def test_ctrl_c_exits_130(errata, monkeypatch):
-    monkeypatch.setattr(discover, "rows_of", _raises(KeyboardInterrupt()))
+    monkeypatch.setattr(plugins, "rows_of", _raises(KeyboardInterrupt()))
     assert errata("list", "editors").code == 130
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errata.cli._progress import ProgressLines, reporting
+from errata.cli.shared.progress import ProgressLines, reporting
 
 
 def test_plain_lines_are_few(capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.cli._shared import parse_settings
+from errata.cli.shared.options import parse_settings
 from errata.core import registry
 from errata.core.editor import EditRequest
 from errata.core.errors import BadData, BadSpec

@@ -148,7 +148,7 @@ def test_the_last_judge_counts_and_judges_never_mix(out: Path) -> None:
 
 
 def test_which_judge(out: Path) -> None:
-    with pytest.raises(BadSpec, match="no judge of its own"):
+    with pytest.raises(BadSpec, match="names no judge"):
         own_judge(out)
     with pytest.raises(UnknownName, match="openai"):
         make_judge("opnai", {})
@@ -180,4 +180,4 @@ def test_the_command(
     assert "pictures judged by openai@1:blind:eye" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["judge", str(out)])
-    assert "no judge of its own" in capsys.readouterr().err
+    assert "names no judge" in capsys.readouterr().err

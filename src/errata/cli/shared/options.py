@@ -1,4 +1,4 @@
-"""Options that several commands take, and what they are turned into."""
+"""Options that several commands have, what they are parsed into, and printing."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ Settings = Annotated[
 Preset = Annotated[str | None, typer.Option(help="A named set of settings, such as `paper`.")]
 StateDir = Annotated[
     str | None,
-    typer.Option("--state", metavar="DIR", help="A prepared state: its folder, or its hash."),
+    typer.Option("--state", metavar="DIR", help="A prepared state: its folder or its hash."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(help="Seed of all random choices.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")]
 RowsOption = Annotated[
-    int, typer.Option("--rows", min=1, help="Edits found and asked together; results are equal.")
+    int, typer.Option("--rows", min=1, help="Batch size in edits; does not change results.")
 ]
 Root = Annotated[
-    Path | None, typer.Option(help="Where the benchmark's files are, when it has any.")
+    Path | None, typer.Option(help="Folder of the benchmark's files, if it needs any.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout instead of text.")]
 
 
 def bundled_models() -> list[str]:
-    """Models that come with the package."""
+    """Names of the models that come with the package."""
     assets = files("errata") / "assets"
     if not assets.is_dir():
         return []
@@ -49,7 +49,7 @@ def bundled_models() -> list[str]:
 
 
 def quiet() -> None:
-    """No progress bars of other libraries where nobody is watching."""
+    """Turns off progress bars of transformers if stderr is no terminal."""
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
@@ -57,30 +57,30 @@ def quiet() -> None:
 
 
 def parse_settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:
-    """`k=v` texts as values: JSON where it reads as JSON, else the text itself."""
-    found: dict[str, Any] = {}
+    """The values of `k=v` texts: parsed as JSON if possible, else the text itself."""
+    settings: dict[str, Any] = {}
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise BadSpec(f"cannot read {option} '{pair}'. Write {option} name=value.")
-        if key.strip() in found:
+        if key.strip() in settings:
             raise BadSpec(f"{option} {key.strip()} is given twice. Give it once.")
         try:
-            found[key.strip()] = json.loads(value)
+            settings[key.strip()] = json.loads(value)
         except ValueError:
-            found[key.strip()] = value
-    return found
+            settings[key.strip()] = value
+    return settings
 
 
 def make_editor(name: str, preset: str | None, pairs: Sequence[str] | None) -> Editor:
-    """Before a model is loaded, so that a wrong setting is reported at once."""
+    """The editor. Called before a model is loaded, so that a wrong setting is reported at once."""
     from errata import editor
 
     return editor(name, preset=preset, **parse_settings(pairs))
 
 
 def load_state(text: str | None, editor: Editor) -> State | None:
-    """The state in a folder, or the one in ERRATA_HOME whose hash begins so."""
+    """The state in a folder, or the one in ERRATA_HOME by (the beginning of) its hash."""
     if text is None:
         return None
     from errata.core.state import State
@@ -88,14 +88,14 @@ def load_state(text: str | None, editor: Editor) -> State | None:
 
     folder = Path(text)
     if not folder.is_dir() and re.fullmatch(r"[0-9a-f]{8,64}", text):
-        found = [p for p in sorted((home() / "states").glob("*")) if _same_hash(p.name, text)]
-        if len(found) != 1:
-            what = "no state" if not found else f"{len(found)} states"
+        folders = [p for p in sorted((home() / "states").glob("*")) if _same_hash(p.name, text)]
+        if len(folders) != 1:
+            what = "no state" if not folders else f"{len(folders)} states"
             raise MissingState(
                 f"{what} with hash {text} in {home() / 'states'}. Give the folder, or run "
                 f"`errata prepare BACKBONE --editor {editor.name} --benchmark B --out DIR`."
             )
-        folder = found[0]
+        folder = folders[0]
     if not folder.is_dir():
         raise MissingState(
             f"there is no state in {folder}. Run `errata prepare BACKBONE --editor {editor.name} "
@@ -116,7 +116,7 @@ def _same_hash(folder: str, text: str) -> bool:
 
 
 def referenced(image: str | None) -> Image | None:
-    """An image by path or URI, with its hash. Raises BadImage when it cannot be read."""
+    """The image with its sha256, from a path or URI. Raises BadImage if it cannot be read."""
     if image is None:
         return None
     from errata.core.types import Image
@@ -131,7 +131,7 @@ def print_json(value: Any) -> None:
 
 
 def print_facts(facts: Mapping[str, Any], indent: int = 0) -> None:
-    """Nested facts as indented lines."""
+    """Prints nested facts as indented lines."""
     for key, value in facts.items():
         margin = "  " * indent
         if isinstance(value, Mapping) and value:
@@ -142,12 +142,12 @@ def print_facts(facts: Mapping[str, Any], indent: int = 0) -> None:
             for item in value:
                 print_facts(item, indent + 1)
         else:
-            print(f"{margin}{key}: {_shown(value)}")
+            print(f"{margin}{key}: {_as_text(value)}")
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_shown, value)) or "none"
+        return ", ".join(map(_as_text, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
@@ -156,7 +156,7 @@ def _shown(value: Any) -> str:
 
 
 def terminal_width() -> int | None:
-    """None lets rich find out; a pipe gets lines that are wide enough not to break."""
+    """None on a terminal (rich finds the width); 160 in a pipe, so that lines do not break."""
     return None if sys.stdout.isatty() else 160
 
 

@@ -1,4 +1,4 @@
-"""`list` and `show`: what there is, without loading a model."""
+"""`list`, `show` and `check`: the registered plug-ins. No model is loaded for `list` and `show`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from errata.cli._shared import AsJson, bundled_models, print_facts, print_json
+from errata.cli.shared.options import AsJson, bundled_models, print_facts, print_json, quiet
 from errata.core import registry
 from errata.core.errors import UnknownName
 
-SHOWN = (
-    *("editors", "backbones", "benchmarks", "protocols", "metrics", "patches", "judges"),
-    "analyses",
-)
-Kind = Annotated[str, typer.Argument(metavar="KIND", help=", ".join(SHOWN))]
+Kind = Annotated[str, typer.Argument(metavar="KIND", help=", ".join(registry.KINDS))]
 
 
 def _kind(text: str) -> str:
-    plural = {"patch": "patches", "analysis": "analyses"}.get(
-        text, text if text.endswith("s") else f"{text}s"
-    )
-    if plural not in SHOWN:
-        raise UnknownName("kind", text, SHOWN)
-    return plural
+    """A kind from its name in singular or plural. Raises UnknownName."""
+    for kind in registry.KINDS:
+        if text in (kind, registry.singular(kind)):
+            return kind
+    raise UnknownName("kind", text, registry.KINDS)
 
 
 def rows_of(kind: str) -> list[dict[str, str]]:
@@ -38,7 +33,7 @@ def rows_of(kind: str) -> list[dict[str, str]]:
 
 
 def list_names(kind: Kind, as_json: AsJson = False) -> None:
-    """List editors, backbones, benchmarks, protocols or metrics."""
+    """List the plug-ins of a kind: editors, backbones, benchmarks and so on."""
     rows = rows_of(_kind(kind))
     if as_json:
         print_json(rows)
@@ -67,13 +62,27 @@ def show(
     print(f"\n{text}")
 
 
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A registered plug-in.")],
+) -> None:
+    """Run the contract checks on a plug-in, built in or your own."""
+    known = {n for kind in registry.KINDS for n in registry.names(kind)}
+    if name not in known:
+        raise UnknownName("plug-in", name, known)
+    quiet()
+    from errata import contract
+
+    if not contract.run(name):
+        raise typer.Exit(1)
+
+
 def _documentation(cls: type) -> str:
     import inspect
     import sys
 
     module = inspect.getdoc(sys.modules[cls.__module__]) or ""
-    own = inspect.cleandoc(cls.__doc__ or "")
-    return "\n\n".join(t for t in (module, own) if t)
+    text = inspect.cleandoc(cls.__doc__ or "")
+    return "\n\n".join(t for t in (module, text) if t)
 
 
 def _facts(kind: str, cls: Any) -> dict[str, Any]:
@@ -102,13 +111,13 @@ def _facts(kind: str, cls: Any) -> dict[str, Any]:
 
 def settings_of(config: type) -> dict[str, str]:
     """Fields of a Config as `type = default`."""
-    found = {}
+    settings = {}
     for f in fields(config):
         kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
         if f.default is not MISSING:
-            found[f.name] = f"{kind} = {f.default!r}"
+            settings[f.name] = f"{kind} = {f.default!r}"
         elif f.default_factory is not MISSING:
-            found[f.name] = f"{kind} = {f.default_factory()!r}"
+            settings[f.name] = f"{kind} = {f.default_factory()!r}"
         else:
-            found[f.name] = f"{kind}, required"
-    return found
+            settings[f.name] = f"{kind}, required"
+    return settings

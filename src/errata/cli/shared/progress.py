@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, now and then a line elsewhere; always on stderr."""
+"""Shows progress on stderr: a bar on a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 

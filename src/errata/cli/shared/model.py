@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 
 import typer
 
-from errata.cli._shared import bundled_models, quiet
+from errata.cli.shared.options import bundled_models, quiet
 from errata.core.errors import BadSpec
 
 if TYPE_CHECKING:

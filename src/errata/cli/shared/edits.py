@@ -1,4 +1,4 @@
-"""Edits from the command line or from a JSON Lines file."""
+"""Reads edits from the command line or from a JSON Lines file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.cli._shared import referenced
+from errata.cli.shared.options import referenced
 from errata.core.errors import BadEdit, BadImage
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ OPTIONAL = ("image", "subject", "old", "id")
 
 
 def read_edits(path: Path) -> list[Edit]:
-    """One edit per line. Raises BadEdit naming file and line."""
+    """One edit per line. Raises BadEdit with file and line."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
