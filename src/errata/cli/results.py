@@ -1,21 +1,26 @@
-"""`score`, `report` and `compare`: what runs found, without loading a model."""
+"""`score`, `results`, `report` and `compare`: the scores of finished runs; no model is loaded."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from errata.cli.shared import options as shared
 from errata.core.errors import BadSpec, UnknownName
 
+if TYPE_CHECKING:
+    from errata.report.results import Setting
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `errata bench` wrote.")]
 Metrics = Annotated[
     list[str] | None,
-    typer.Option("--metric", help="Besides the usual ones; repeatable."),
+    typer.Option("--metric", help="A metric besides the default ones; repeatable."),
 ]
-Scorer = Annotated[str, typer.Option(help="The family of scores in the table: exact or token.")]
+Scorer = Annotated[
+    str, typer.Option(help="Which scores the table shows: exact, token, or any other of the runs.")
+]
 
 
 def score(
@@ -32,6 +37,14 @@ def score(
     print(f"scores written to {run / 'scores.json'}")
 
 
+def results(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Scored runs.")],
+    scorer: Scorer = "exact",
+) -> None:
+    """Print the tables of runs."""
+    _print_tables(runs, scorer)
+
+
 def report(
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="[RUN...]", help="Scored runs.")
@@ -42,7 +55,7 @@ def report(
     analysis: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="DIR", help="Show what `errata analyze` or --plots wrote there; repeatable."
+            metavar="DIR", help="A folder of `errata analyze` or --plots to show; repeatable."
         ),
     ] = None,
     title: Annotated[str | None, typer.Option(help="The report's heading.")] = None,
@@ -51,40 +64,39 @@ def report(
         list[str] | None,
         typer.Option(
             metavar="SETTING",
-            help="Draw scores over this setting; repeatable. ROWS,COLUMNS: a grid of two settings.",
+            help="Plot scores over this setting; repeatable. ROWS,COLUMNS: a grid of two settings.",
         ),
     ] = None,
     plots: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where --vary writes SVG and CSV.")
     ] = None,
 ) -> None:
-    """Print the tables of runs; write them as one HTML file, or plot them over a setting.
+    """Print the tables of runs; write them as one HTML file; plot scores over a setting.
 
-    Analyses go into the HTML file, behind the runs or alone; so do plots.
+    Analyses and plots go into the HTML file, after the runs or alone.
     """
     runs = runs or []
     if analysis and html is None:
         raise BadSpec("--analysis DIR goes into an HTML report. Give --html FILE too.")
     if bool(vary) != (plots is not None):
         raise BadSpec(
-            "--vary SETTING and --plots DIR go together: what to draw over, and where to."
+            "--vary SETTING and --plots DIR go together: the setting to plot over, and the folder."
         )
-    _grid(vary or [])
+    _grid_names(vary or [])
     if runs or not analysis:
         _print_tables(runs, scorer)
-    shown = list(analysis or ())
+    folders = list(analysis or ())
     if vary and plots is not None:
-        for path in _draw(runs, vary, scorer, plots):
+        for path in _plot(runs, vary, scorer, plots):
             print(path)
-        shown.append(plots)
+        folders.append(plots)
     if html is not None:
         from errata.report.html import write_report
 
-        made = write_report(runs, html, analyses=shown, title=title)
-        print(f"report written to {made}")
+        print(f"report written to {write_report(runs, html, analyses=folders, title=title)}")
 
 
-def _grid(vary: list[str]) -> tuple[str, str] | None:
+def _grid_names(vary: list[str]) -> tuple[str, str] | None:
     """The two settings of a grid; None for settings one by one. Raises BadSpec."""
     pairs = [v.split(",") for v in vary if "," in v]
     if not pairs:
@@ -92,20 +104,20 @@ def _grid(vary: list[str]) -> tuple[str, str] | None:
     if len(vary) > 1 or len(pairs[0]) != 2 or not all(pairs[0]):
         raise BadSpec(
             f"--vary {' '.join(vary)} is no grid. A grid has two settings, as in --vary "
-            "text_layer,visual_layer, and stands alone."
+            "text_layer,visual_layer, and no other --vary."
         )
     return pairs[0][0], pairs[0][1]
 
 
-def _draw(runs: list[Path], vary: list[str], scorer: str, plots: Path) -> list[Path]:
+def _plot(runs: list[Path], vary: list[str], scorer: str, plots: Path) -> list[Path]:
     from errata.figures.plots import write_findings
-    from errata.report.grid import gridded
     from errata.report.results import read_settings
-    from errata.report.sweeps import varied
+    from errata.report.sweeps import grid, sweep
 
-    pair = _grid(vary)
-    found = gridded(runs, *pair, scorer) if pair else varied(runs, vary, scorer)
+    pair = _grid_names(vary)
     settings = read_settings(runs)
+    _check_scorer(settings, scorer)
+    findings = grid(runs, *pair, scorer) if pair else sweep(runs, vary, scorer)
     about = {
         "schema": 1,
         "varied": vary,
@@ -115,7 +127,7 @@ def _draw(runs: list[Path], vary: list[str], scorer: str, plots: Path) -> list[P
         "benchmark": ", ".join(dict.fromkeys(s.benchmark for s in settings)),
     }
     name = f"{'grid' if pair else 'vary'}-{'-'.join(pair or vary)}"
-    return write_findings(found, plots, name, about)
+    return write_findings(findings, plots, name, about)
 
 
 def compare(
@@ -138,12 +150,21 @@ def _print_tables(runs: list[Path], scorer: str) -> None:
     from errata.report.image_tables import studies
     from errata.report.image_tables import terminal_table as drawn_table
     from errata.report.results import read_settings
-    from errata.report.tables import SCORERS, terminal_table
+    from errata.report.tables import terminal_table
 
-    if scorer not in SCORERS:
-        raise UnknownName("scorer", scorer, SCORERS)
     settings = read_settings(runs)
+    _check_scorer(settings, scorer)
     for setting in settings:
-        shared.console().print(terminal_table(setting, scorer))
+        if any(scorer in result.scorers for result in setting.results):
+            shared.console().print(terminal_table(setting, scorer))
     for study in studies(settings):
         shared.console().print(drawn_table(study))
+
+
+def _check_scorer(settings: list[Setting], scorer: str) -> None:
+    """Raises UnknownName for a scorer that none of the runs has."""
+    from errata.report.results import scorers_of
+
+    names = [s.name for s in scorers_of(settings)]
+    if scorer not in names:
+        raise UnknownName("scorer of these runs", scorer, names)

@@ -1,7 +1,7 @@
-"""What a figure shows, as plain numbers; `errata.figures.plots` draws it. No torch.
+"""What a figure shows, as plain numbers; `errata.figures` draws it. No torch.
 
-An analysis says what is to be seen, not where it goes on a page. Values carry their own interval,
-and a panel its notes: the numbers that a reader must see before believing the picture.
+A figure holds values, not places on a page. Values carry their interval, and a panel the notes
+that a reader needs to judge it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Tone = Literal["changes", "stays", "right", "wrong", "soft"]
-"""A colour by meaning: asks for the new answer, must stay as it was, true, false, everything else.
-In a panel of lines they only tell series apart."""
+"""A colour by meaning: should give the new answer, should stay as it was, right, wrong, other.
+In a panel of lines the tones only distinguish series."""
 
 
 def ceiling(top: float) -> float:
-    """A round end for an axis: the least of 1, 2, 5 times a power of ten that is not below."""
+    """A round end for an axis: the smallest 1, 2 or 5 times a power of ten that is >= `top`."""
     if top <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(top))
@@ -35,7 +35,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Dots:
-    """Points (x, y) of one kind."""
+    """Points (x, y) that share a colour and a legend entry."""
 
     label: str
     points: tuple[tuple[float, float], ...]
@@ -44,7 +44,7 @@ class Dots:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Two dimensions of some space: they have no unit, so the panel has no axes."""
+    """Points in two dimensions without units: the panel has no axes."""
 
     title: str
     dots: tuple[Dots, ...]
@@ -53,7 +53,7 @@ class Scatter:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The distribution of some values: drawn as a density, with median and quartiles."""
+    """The distribution of some values, drawn as a density with median and quartiles."""
 
     label: str
     values: tuple[float, ...]
@@ -62,7 +62,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Spreads:
-    """Distributions below each other on one axis from `low` to `high`."""
+    """Distributions, one row each, on one axis from `low` to `high`."""
 
     title: str
     rows: tuple[Spread, ...]
@@ -73,7 +73,7 @@ class Spreads:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """`n`: what the value is a mean of, where rows differ in it."""
+    """One fraction. `n`: the number of values that it is a mean of, where rows differ in it."""
 
     label: str
     value: Value | None
@@ -83,7 +83,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """Fractions below each other, in per cent on an axis from 0 to `high`."""
+    """Fractions, one row each, in per cent on an axis from 0 to `high`."""
 
     title: str
     rows: tuple[Bar, ...]
@@ -93,16 +93,17 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Values over some setting: x -> value."""
+    """Values over a setting: (x, value) pairs. A dashed line has hollow points."""
 
     label: str
     points: tuple[tuple[float, Value], ...]
     tone: Tone
+    dashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A fraction that depends on no setting: a horizontal line with a band."""
+    """A value that does not depend on the setting: a horizontal line, its interval as a band."""
 
     label: str
     value: Value
@@ -111,9 +112,9 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Values over a setting, from 0 to `high`; the values of x that occur are evenly spaced.
+    """Values over a setting, from 0 to `high`; the x values that occur are evenly spaced.
 
-    percent: they are fractions, shown in per cent.
+    percent: the values are fractions, shown in per cent.
     """
 
     title: str
@@ -129,10 +130,10 @@ class Lines:
 class Heat:
     """A matrix of values as colours; NaN is blank.
 
-    low, high: ends of the colour scale, the least and the largest value where None. middle: values
-    below it have another colour, and both sides have one scale. image: PNG bytes under the cells,
-    which then make up a square or, where there are more columns than rows, an oblong picture;
-    shown grey where any cell has a value, so that colour is heat. axis: what the columns are.
+    low, high: ends of the colour scale; None: the smallest and the largest value. middle: values
+    below it have another colour, on the same scale. image: PNG bytes under the cells, which then
+    are square; grey where any cell has a value, so that every colour is a value. axis: what the
+    columns are.
     """
 
     title: str
@@ -152,7 +153,7 @@ Panel = Scatter | Spreads | Bars | Lines | Heat
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Panels in rows of `columns`. `name` is the file's; `caption` says what was done on what."""
+    """Panels in rows of `columns`. `name`: of the file; `caption`: the model, data and method."""
 
     name: str
     title: str
@@ -172,7 +173,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What was found. `facts` are nested and JSON-ready; `said` are lines for a terminal."""
+    """The results of an analysis. `facts` are nested and JSON-ready, `said` lines of text."""
 
     figures: tuple[Figure, ...]
     tables: tuple[Table, ...]

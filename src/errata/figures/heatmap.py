@@ -1,7 +1,7 @@
-"""A matrix as a heat map, over a picture where there is one, with its colour scale.
+"""A matrix as a heat map with its colour scale, over an image where there is one.
 
-Colour is one tone whose opacity grows with the value, so that it works on a light and on a dark
-page; two tones around a middle. Numbers stand in cells that have room for them.
+The colour is one tone whose opacity grows with the value, so that it works in light and in dark
+mode; with a middle it is one tone on either side of it. Cells that are wide enough show numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from errata.core.figure import Heat
-from errata.figures.svg import GLYPH, HEAD, Drawn, Element, box, rounded, text, with_notes
+from errata.figures.svg import GLYPH, HEAD, Drawn, Element, box, rounded, text, title, with_notes
 
 CELL_W, CELL_H, WIDEST = 40.0, 22.0, 640.0
 """Size of a cell, and of a whole row of them: more columns make narrower cells."""
@@ -38,7 +38,7 @@ def heat(panel: Heat) -> Drawn:
     scale = _Scale.of(panel)
     width, height = _cell(panel)
     left = max((GLYPH * len(r) + 12 for r in panel.rows if r), default=0.0)
-    out = [text(0, 13, panel.title, "heading")]
+    out = title(panel.title)
     if panel.image is not None:
         style = "picture" if scale is None else "picture grey"
         link = "data:image/png;base64," + base64.b64encode(panel.image).decode()
@@ -83,7 +83,7 @@ def _shown(value: float, place: dict[str, float], scale: _Scale) -> Iterator[Ele
 
 
 def _columns(out: list[Element], panel: Heat, left: float, width: float, bottom: float) -> float:
-    """Labels below the columns, as many as there is room for; where they end."""
+    """Adds labels below the columns, as many as fit, and the axis; returns the y below them."""
     longest = max((len(c) for c in panel.columns), default=0)
     every = max(1, math.ceil((GLYPH * longest + 4) / width)) if longest else 0
     for k, label in enumerate(panel.columns):

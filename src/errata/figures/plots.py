@@ -1,13 +1,15 @@
-"""Figures as SVG files, drawn from `errata.core.figure`, and their tables as CSV.
+"""Figures of `errata.core.figure` as SVG, in files or inside a page, and their tables as CSV.
 
-Each panel becomes a list of SVG elements; the template only prints them. A file stands alone: it
-has its own colours, for a light and for a dark page. Coordinates are SVG user units.
+Each panel becomes a list of SVG elements, which the templates print. A file contains its own
+colours, for light and for dark mode; inside a page the colours are the page's. Coordinates are SVG
+user units.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +41,18 @@ from errata.core.figure import (
 )
 from errata.core.files import write_bytes, write_json
 from errata.figures.heatmap import heat
-from errata.figures.svg import GLYPH, HEAD, NOTE, Drawn, Element, box, rounded, text, with_notes
+from errata.figures.svg import (
+    GLYPH,
+    HEAD,
+    NOTE,
+    Drawn,
+    Element,
+    box,
+    rounded,
+    text,
+    title,
+    with_notes,
+)
 
 MARGIN, GAP = 20, 30
 """Edge of the figure, space between panels."""
@@ -59,10 +72,13 @@ GRID = 60
 TITLE = 9.0
 """Mean width of a letter of the figure's title."""
 
+MOST_POINTS = 20
+"""Longer lines are drawn without their points."""
+
 
 @dataclass(frozen=True)
 class PlotSheet:
-    """A whole figure, ready for the template."""
+    """A whole figure, laid out for the template."""
 
     title: str
     width: float
@@ -74,9 +90,9 @@ class PlotSheet:
 def write_findings(
     findings: Findings, folder: Path, name: str, about: Mapping[str, Any]
 ) -> list[Path]:
-    """Writes an SVG and a CSV file for each figure and table, and `name`.json; returns them.
+    """Writes an SVG file per figure, a CSV file per table and `name`.json; returns the paths.
 
-    `about` says what was looked at. Raises BadSpec where `folder` is a file.
+    about: what was analysed; it goes into the JSON file. Raises BadSpec where `folder` is a file.
     """
     check_folder(folder)
     written = []
@@ -94,7 +110,7 @@ def write_findings(
 
 
 def check_folder(folder: Path) -> None:
-    """Raises BadSpec for a path that is no folder and can become none."""
+    """Raises BadSpec for a path that is a file or lies below one."""
     existing = next((p for p in (folder, *folder.parents) if p.exists()), folder)
     if existing.exists() and not existing.is_dir():
         raise BadSpec(f"{existing} is a file. Give a folder for the figures.")
@@ -110,20 +126,39 @@ def as_csv(table: Table) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as the text of a file."""
-    env = jinja2.Environment(
-        loader=jinja2.PackageLoader("errata.report", "templates"),
+    """The figure as the text of an SVG file."""
+    env = _templates()
+    style = Markup(env.get_template("colours.css.jinja").render() + "\n") + style_sheet()
+    return env.get_template("figure.svg.jinja").render(sheet=sheet(figure), style=style)
+
+
+def panel_svg(panel: Panel, label: str) -> Markup:
+    """A panel as an <svg> element of a page that contains `style_sheet()`.
+
+    label: what a screen reader says. A panel without a title has no space for one.
+    """
+    top = 0 if panel.title else HEAD - 8
+    template = _templates().get_template("panel.svg.jinja")
+    return Markup(template.render(panel=draw(panel), label=label, top=top))
+
+
+def style_sheet() -> Markup:
+    """The CSS of every figure; it uses the colours --ink, --paper, --soft, --changes, ..."""
+    return Markup(_templates().get_template("figure.css.jinja").render())
+
+
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("errata.figures", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = Markup(env.get_template("plot.css.jinja").render())
-    return env.get_template("plot.svg.jinja").render(sheet=sheet(figure), style=style)
 
 
 def sheet(figure: Figure) -> PlotSheet:
-    """Panels in rows, below the title, what was done, and the legend."""
+    """Panels in rows, below the title, the caption and the legend."""
     drawn = [draw(p) for p in figure.panels]
     grid = [drawn[i : i + figure.columns] for i in range(0, len(drawn), figure.columns)]
     column = max((p.width for p in drawn), default=0.0)
@@ -141,7 +176,7 @@ def sheet(figure: Figure) -> PlotSheet:
 
 
 def _head(figure: Figure, width: float) -> tuple[tuple[Element, ...], float]:
-    """Title, caption and legend, and where the panels begin."""
+    """The elements of title, caption and legend, and the y at which the panels begin."""
     out = [text(MARGIN, MARGIN + 14, figure.title, "title")]
     y = MARGIN + 14.0
     letters = int((width - 2 * MARGIN) / (GLYPH * 0.98))
@@ -160,8 +195,8 @@ def _head(figure: Figure, width: float) -> tuple[tuple[Element, ...], float]:
 
 
 def _legend(panels: Sequence[Panel]) -> list[tuple[str, str, str]]:
-    """(shape, tone, label) of everything that several panels share, each once."""
-    found: dict[tuple[str, str, str], None] = {}
+    """(shape, tone, label) of everything in the panels, each once."""
+    keys: dict[tuple[str, str, str], None] = {}
     for panel in panels:
         marks: tuple[Dots | Line | Level, ...] = ()
         if isinstance(panel, Scatter):
@@ -169,14 +204,14 @@ def _legend(panels: Sequence[Panel]) -> list[tuple[str, str, str]]:
         elif isinstance(panel, Lines):
             marks = (*panel.lines, *panel.levels)
         elif isinstance(panel, Spreads | Bars):
-            words = {"changes": "should follow the edit", "stays": "should stay as it was"}
+            words = {"changes": "should give the new answer", "stays": "should stay as it was"}
             tones = {row.tone for row in panel.rows}
             for tone, label in words.items():
                 if tone in tones:
-                    found["bar", tone, label] = None
+                    keys["bar", tone, label] = None
         for mark in marks:
-            found[type(mark).__name__.lower(), mark.tone, mark.label] = None
-    return list(found)
+            keys[type(mark).__name__.lower(), mark.tone, mark.label] = None
+    return list(keys)
 
 
 def _key(shape: str, tone: str, x: float, y: float) -> list[Element]:
@@ -202,7 +237,7 @@ def draw(panel: object) -> Drawn:
 
 @draw.register
 def _scatter(panel: Scatter) -> Drawn:
-    out = [text(0, 13, panel.title, "heading"), box(0, HEAD, SIDE, SIDE, "frame")]
+    out = [*title(panel.title), box(0, HEAD, SIDE, SIDE, "frame")]
     every = np.array([p for d in panel.dots for p in d.points])
     low, high = every.min(0), every.max(0)
     span = float(max(high - low)) or 1.0
@@ -222,7 +257,7 @@ def _scatter(panel: Scatter) -> Drawn:
 @draw.register
 def _spreads(panel: Spreads) -> Drawn:
     height, label = STEP * len(panel.rows), _label_width(panel.rows)
-    out = [text(0, 13, panel.title, "heading"), *_axis(label, panel.low, panel.high, height)]
+    out = [*title(panel.title), *_axis(label, panel.low, panel.high, height)]
     for i, row in enumerate(panel.rows):
         y = HEAD + i * STEP
         out.append(text(label - 8, y + 14, row.label, "name", "end"))
@@ -254,10 +289,7 @@ def _spreads(panel: Spreads) -> Drawn:
 def _bars(panel: Bars) -> Drawn:
     height, label = STEP * len(panel.rows), _label_width(panel.rows)
     scale = TRACK / panel.high
-    out = [
-        text(0, 13, panel.title, "heading"),
-        *_axis(label, 0.0, panel.high, height, percent=True),
-    ]
+    out = [*title(panel.title), *_axis(label, 0.0, panel.high, height, percent=True)]
     for i, row in enumerate(panel.rows):
         y = HEAD + i * STEP
         out.append(text(label - 8, y + 14, row.label, "name", "end"))
@@ -286,13 +318,15 @@ def _lines(panel: Lines) -> Drawn:
     def at(v: float) -> float:
         return rounded(HEAD + PLOT_H * (1 - v / panel.high))
 
-    out = [text(0, 13, panel.title, "heading")]
+    out = [*title(panel.title)]
     for v in (panel.high * share for share in (0.0, 0.25, 0.5, 0.75, 1.0)):
         out.append(Element("path", {"class": "grid", "d": f"M{LEFT} {at(v)}h{PLOT_W}"}))
         shown = f"{100 * v:.3g}" if panel.percent else f"{v:.3g}"
         out.append(text(LEFT - 6, at(v) + 4, shown, "tick", "end"))
-    for x, where in place.items():
-        out.append(text(rounded(where), HEAD + PLOT_H + 15, f"{x:g}", "tick", "middle"))
+    longest = max((len(f"{x:g}") for x in ticks), default=1)
+    every = math.ceil(len(ticks) * (GLYPH * longest + 4) / PLOT_W) or 1
+    for x in ticks[::every]:
+        out.append(text(rounded(place[x]), HEAD + PLOT_H + 15, f"{x:g}", "tick", "middle"))
     out.append(text(LEFT + PLOT_W / 2, HEAD + PLOT_H + 29, panel.axis, "tick", "middle"))
     for level in panel.levels:
         if level.value.low is not None and level.value.high is not None:
@@ -301,7 +335,9 @@ def _lines(panel: Lines) -> Drawn:
         shape = f"M{LEFT} {at(level.value.value)}h{PLOT_W}"
         out.append(Element("path", {"class": f"line level {level.tone}", "d": shape}))
     for k, line in enumerate(panel.lines):
-        aside = 3.0 * (k - (len(panel.lines) - 1) / 2)  # whiskers of two lines side by side
+        spans = any(v.low is not None for _, v in line.points)
+        # Intervals of two lines stand side by side.
+        aside = 3.0 * (k - (len(panel.lines) - 1) / 2) if spans else 0.0
         out += _series(line, place, aside, at)
     return with_notes(out, panel.notes, LEFT + PLOT_W + 6, HEAD + PLOT_H + FOOT, panel.title)
 
@@ -309,14 +345,18 @@ def _lines(panel: Lines) -> Drawn:
 def _series(line: Line, place: dict[float, float], aside: float, at: Any) -> Iterator[Element]:
     dots = [(rounded(place[x] + aside), v) for x, v in sorted(line.points, key=lambda p: p[0])]
     path = "".join(f"{'L' if i else 'M'}{x} {at(v.value)}" for i, (x, v) in enumerate(dots))
-    yield Element("path", {"class": f"line {line.tone}", "d": path})
+    style = f"line dashed {line.tone}" if line.dashed else f"line {line.tone}"
+    yield Element("path", {"class": style, "d": path})
+    if len(dots) > MOST_POINTS:
+        return
+    point = f"point hollow {line.tone}" if line.dashed else f"point {line.tone}"
     for x, v in dots:
         if v.low is not None and v.high is not None:
             shape = (
                 f"M{x} {at(v.low)}V{at(v.high)}M{x - 2.5} {at(v.low)}h5M{x - 2.5} {at(v.high)}h5"
             )
             yield Element("path", {"class": f"line thin {line.tone}", "d": shape})
-        yield Element("circle", {"class": f"point {line.tone}", "cx": x, "cy": at(v.value), "r": 3})
+        yield Element("circle", {"class": point, "cx": x, "cy": at(v.value), "r": 3})
 
 
 @draw.register
@@ -340,7 +380,7 @@ def _axis(
 
 
 def _density(values: np.ndarray[Any, Any], low: float, high: float) -> tuple[Any, Any]:
-    """(places, heights up to 1) of a kernel density; the ends are where values end."""
+    """(positions, heights up to 1) of a kernel density over the range of the values."""
     width = 0.02 * (high - low)
     ends = max(low, float(values.min()) - 2 * width), min(high, float(values.max()) + 2 * width)
     grid = np.linspace(*ends, GRID)

@@ -1,4 +1,4 @@
-"""What drawings are made of: SVG elements, and panels that know their own size."""
+"""SVG elements, and a panel of them with its size."""
 
 from __future__ import annotations
 
@@ -34,14 +34,19 @@ class Drawn:
 
 
 def with_notes(
-    out: list[Element], notes: Sequence[str], width: float, y: float, title: str
+    out: list[Element], notes: Sequence[str], width: float, y: float, heading: str
 ) -> Drawn:
-    """A panel whose last line is at y, with notes below it."""
+    """A panel that ends at `y`, with notes below it. heading: the panel's title, for its width."""
     for note in notes:
         y += NOTE
         out.append(text(0, y, note, "note"))
     letters = max((len(n) for n in notes), default=0) * GLYPH * 0.96
-    return Drawn(tuple(out), max(width, letters, len(title) * GLYPH * 1.1), y + 4)
+    return Drawn(tuple(out), max(width, letters, len(heading) * GLYPH * 1.1), y + 4)
+
+
+def title(heading: str) -> list[Element]:
+    """The title of a panel; nothing for an empty one."""
+    return [text(0, 13, heading, "heading")] if heading else []
 
 
 def text(x: float, y: float, content: str, style: str, anchor: str = "start") -> Element:

@@ -30,7 +30,7 @@ class Token(Metric):
     more_scorers = (
         Scorer(
             "token_own",
-            "Token, own answer",
+            "Token, own",
             "Teacher-forced on the model's own answer before the edit: the fraction of its tokens "
             "that are still the model's choice.",
         ),

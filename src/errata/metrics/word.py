@@ -38,8 +38,8 @@ class Word(Metric):
     meaning = "The rationale states the target, as a whole word that is not denied."
     more_scorers = (
         Scorer("old_word", "Old word", "The rationale states the old answer."),
-        Scorer("recall_word", "Word in the first step", "The first tagged step states the target."),
-        Scorer("caption_word", "Word in the caption", "The caption step states the target."),
+        Scorer("recall_word", "Word, step 1", "The first tagged step states the target."),
+        Scorer("caption_word", "Word, caption", "The caption step states the target."),
     )
 
     @classmethod

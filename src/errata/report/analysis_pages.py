@@ -1,6 +1,6 @@
-"""Folders that `errata analyze` or `report --plots` wrote, for the report.
+"""Folders that `errata analyze` or `report --plots` wrote, read for the report.
 
-Pictures become data, numbers tables.
+SVG files become data URIs, CSV files become tables.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 from errata.core.errors import BadRun
 
 MOST = 120
-"""Longer tables stay in their file."""
+"""Tables with more rows are not shown; the report names their file."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageFigure:
-    """A figure: `data` is a URI, so that its own colours and the page's never meet."""
+    """A figure as a data URI, so that its style and the page's do not mix."""
 
     title: str
     caption: str
@@ -41,14 +41,14 @@ class PageTable:
 
 @dataclass(frozen=True, slots=True)
 class AnalysisPage:
-    """One analysis, or runs over a setting. `about`: what was looked at, as its JSON file says."""
+    """One analysis, or scores of runs over a setting. `about` is the content of its JSON file."""
 
     slug: str
     name: str
     about: Mapping[str, Any]
-    said: tuple[str, ...]
-    pictures: tuple[PageFigure, ...]
-    numbers: tuple[PageTable, ...]
+    sentences: tuple[str, ...]
+    figures: tuple[PageFigure, ...]
+    tables: tuple[PageTable, ...]
     folder: str
 
     @property
@@ -57,7 +57,7 @@ class AnalysisPage:
 
     @property
     def command(self) -> str:
-        """The command that makes these pictures again."""
+        """The command that repeats the analysis."""
         a = self.about
         if "varied" in a:
             words = ["errata", "report", *map(str, a.get("runs", ()))]
@@ -70,64 +70,65 @@ class AnalysisPage:
             if a.get(option) not in (None, ""):
                 words += [f"--{option}", str(a[option])]
         for key, value in a.get("arguments", {}).items():
-            given = value if isinstance(value, str) else json.dumps(value)
-            words += ["--with", f"{key}={given}"]
+            text = value if isinstance(value, str) else json.dumps(value)
+            words += ["--with", f"{key}={text}"]
         return shlex.join([*words, "--out", self.folder])
 
     @property
     def settings(self) -> dict[str, str]:
-        """What was looked at, one line each."""
+        """What was analysed, by the name of the setting."""
         keys = ("backbone", "fingerprint", "benchmark", "editor", "state", "settings", "limit",
                 "seed", "versions")  # fmt: skip
-        found = {k: self.about.get(k) for k in keys}
+        values = {k: self.about.get(k) for k in keys}
         return {
             k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
-            for k, v in found.items()
+            for k, v in values.items()
             if v not in (None, "")
         }
 
 
-def read_looks(folders: Sequence[Path]) -> list[AnalysisPage]:
+def read_analyses(folders: Sequence[Path]) -> list[AnalysisPage]:
     """The analyses in these folders. Raises BadRun where there are none, or files are missing."""
-    found: list[AnalysisPage] = []
+    pages: list[AnalysisPage] = []
     for folder in dict.fromkeys(folders):
-        here = [
-            (path, told) for path in sorted(folder.glob("*.json"))
-            if isinstance(told := _told(path), dict) and ("analysis" in told or "varied" in told)
-        ]  # fmt: skip
-        if not here:
+        files = {path: _content(path) for path in sorted(folder.glob("*.json"))}
+        analyses = {path: about for path, about in files.items() if about is not None}
+        if not analyses:
             raise BadRun(f"{folder} holds no analysis. Give a folder that `errata analyze` wrote.")
-        for path, told in here:
-            if "figures" not in told:
+        for path, about in analyses.items():
+            if "figures" not in about:
                 raise BadRun(f"{path} is of an older version. Repeat its `errata analyze`.")
-            found.append(
+            pages.append(
                 AnalysisPage(
-                    f"a{len(found)}",
-                    str(told.get("analysis") or f"over {' and '.join(told['varied'])}"),
-                    told,
-                    tuple(map(str, told.get("said", ()))),
-                    tuple(_picture(folder, f) for f in told["figures"]),
-                    tuple(_numbers(folder, name) for name in told.get("tables", ())),
+                    f"a{len(pages)}",
+                    str(about.get("analysis") or f"over {' and '.join(about['varied'])}"),
+                    about,
+                    tuple(map(str, about.get("said", ()))),
+                    tuple(_figure(folder, f) for f in about["figures"]),
+                    tuple(_table(folder, name) for name in about.get("tables", ())),
                     folder.name,
                 )
             )
-    return found
+    return pages
 
 
-def _told(path: Path) -> Any:
+def _content(path: Path) -> dict[str, Any] | None:
+    """The JSON of an analysis; None for any other file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
+    known = isinstance(content, dict) and ("analysis" in content or "varied" in content)
+    return content if known else None
 
 
-def _picture(folder: Path, figure: Mapping[str, str]) -> PageFigure:
+def _figure(folder: Path, figure: Mapping[str, str]) -> PageFigure:
     text = _file(folder, f"{figure['name']}.svg").encode()
     data = "data:image/svg+xml;base64," + base64.b64encode(text).decode()
     return PageFigure(figure["title"], figure["caption"], data)
 
 
-def _numbers(folder: Path, name: str) -> PageTable:
+def _table(folder: Path, name: str) -> PageTable:
     rows = list(csv.reader(_file(folder, f"{name}.csv").splitlines()))
     columns, body = tuple(rows[0]), [tuple(r) for r in rows[1:]]
     shown = tuple(body) if len(body) <= MOST else ()

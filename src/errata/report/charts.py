@@ -1,7 +1,4 @@
-"""Geometry of the report's charts; the templates draw it as inline SVG.
-
-Coordinates are SVG user units. Values are fractions.
-"""
+"""The report's charts as panels of `core.figure`, and the table of times; `figures` draws them."""
 
 from __future__ import annotations
 
@@ -9,181 +6,123 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from errata.core.figure import Bar, Bars, Line, Lines, Panel, Tone, Value
+from errata.core.kinds import ProbeKind, ScoreColumn, column_of
 from errata.report.results import Result, Setting
-from errata.report.tables import COLUMNS, SHOULD_CHANGE, ScoreCell, cell_of
-
-BAR_KINDS = tuple(k for k in COLUMNS if k not in ("mean5", "mean6", "joint"))
-
-LABEL, TRACK, STEP = 104, 150, 22
-"""Bars: width of the labels, width of 100 %, height of a row."""
-
-CURVE_W, CURVE_H, LEFT, TOP = 230, 120, 34, 10
-"""Curves: size of the plot area and its offset."""
+from errata.report.tables import ScoreCell, cell_of, columns_of, percent
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
-    label: str
-    y: int
-    width: float
-    low: float | None
-    high: float | None
-    text: str
-    interval: str
-    changes: bool
-    """True for kinds that ask for the new answer, False for those that ask that nothing changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bars:
-    label: str
-    height: int
-    bars: tuple[Bar, ...]
-
-
-def bars(setting: Setting, scorer: str) -> list[Bars]:
-    """One panel per method, one bar per kind that any method has."""
-    kinds = [
-        kind
-        for kind in BAR_KINDS
-        if any(_cell(r, kind, scorer).value is not None for r in setting.results)
-    ]
-    return [_panel(r, kinds, scorer) for r in setting.results] if kinds else []
-
-
-def _cell(result: Result, kind: str, scorer: str) -> ScoreCell:
-    return cell_of(result.scores["metrics"], f"{kind}.{scorer}")
-
-
-def _panel(result: Result, kinds: Sequence[str], scorer: str) -> Bars:
-    out = []
-    for i, kind in enumerate(kinds):
-        cell = _cell(result, kind, scorer)
-        out.append(
-            Bar(
-                label=COLUMNS[kind][0],
-                y=i * STEP,
-                width=_r(TRACK * (cell.value or 0.0)),
-                low=None if cell.low is None else _r(LABEL + TRACK * cell.low),
-                high=None if cell.high is None else _r(LABEL + TRACK * cell.high),
-                text=cell.text,
-                interval=cell.interval,
-                changes=kind in SHOULD_CHANGE,
-            )
-        )
-    return Bars(result.label, len(kinds) * STEP + 18, tuple(out))
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Two lines over the position in the sequence; None where the run has no such scores."""
+class Chart:
+    """One panel under the label of its method; `summary` has the same numbers as text."""
 
     label: str
-    own: str
-    last: str
-    own_dots: tuple[tuple[float, float], ...]
-    last_dots: tuple[tuple[float, float], ...]
-    ticks: tuple[tuple[float, int], ...]
+    panel: Panel
     summary: str
 
 
-def curves(setting: Setting, kind: str, scorer: str) -> list[Curve]:
-    """One panel per method: right after the own edit, and after the last of the sequence."""
-    found = [(r, r.scores.get("by_position", {}).get(f"{kind}.{scorer}")) for r in setting.results]
-    return [_curve(r.label, points) for r, points in found if points and any(_known(points))]
+def tone_of(column: ScoreColumn) -> Tone:
+    """The colour of a column: by what the answer should do; grey for scores over several kinds."""
+    if not isinstance(column, ProbeKind):
+        return "soft"
+    return "changes" if column.side == "target" else "stays"
 
 
-def _known(points: Mapping[str, Any]) -> list[bool]:
-    return [v is not None for v in (*points["own"], *points["last"])]
+def value_of(cell: ScoreCell) -> Value | None:
+    return None if cell.value is None else Value(cell.value, cell.low, cell.high)
 
 
-def _curve(label: str, points: Mapping[str, Any]) -> Curve:
-    length = len(points["own"])
+def bars(setting: Setting, scorer: str) -> list[Chart]:
+    """One chart per method, one bar per kind of probe that any method has a score for."""
+    kinds = [c for c in columns_of(setting.results, scorer) if isinstance(c, ProbeKind)]
+    return [_bars(result, kinds, scorer) for result in setting.results] if kinds else []
 
-    def place(values: Sequence[float | None]) -> tuple[tuple[float, float], ...]:
-        width = CURVE_W / max(length - 1, 1)
-        return tuple(
-            (_r(LEFT + i * width), _r(TOP + CURVE_H * (1 - v)))
-            for i, v in enumerate(values)
-            if v is not None
-        )
 
-    own, last = place(points["own"]), place(points["last"])
-    shown = sorted({1, (length + 1) // 2, length})
-    ticks = tuple((_r(LEFT + (k - 1) * CURVE_W / max(length - 1, 1)), k) for k in shown)
-    parts = [
-        f"{name}: " + ", ".join("–" if v is None else f"{100 * v:.0f}" for v in points[key])
-        for name, key in (("right after the own edit", "own"), ("after the last edit", "last"))
+def _bars(result: Result, kinds: Sequence[ProbeKind], scorer: str) -> Chart:
+    cells = [(kind, cell_of(result.metrics, f"{kind.name}.{scorer}")) for kind in kinds]
+    rows = tuple(Bar(kind.heading, value_of(cell), tone_of(kind)) for kind, cell in cells)
+    numbers = ", ".join(f"{kind.heading} {cell.text}" for kind, cell in cells)
+    return Chart(result.label, Bars("", rows), numbers)
+
+
+def forgotten(setting: Setting, scorer: str) -> list[ScoreColumn]:
+    """The columns under `scorer` whose scores by position some later edit changed."""
+    custom = {name: kind for r in setting.results for name, kind in r.custom_kinds.items()}
+    keys = {key for r in setting.results for key in r.scores.get("by_position") or {}}
+    return [column_of(n, custom) for n in setting.forgotten if f"{n}.{scorer}" in keys]
+
+
+def curves(setting: Setting, column: ScoreColumn, scorer: str) -> list[Chart]:
+    """Scores by position in the sequence: after the case's own edit and after the last edit.
+
+    One chart per method that has any.
+    """
+    points = [
+        (r.label, (r.scores.get("by_position") or {}).get(f"{column.name}.{scorer}"))
+        for r in setting.results
     ]
-    few = length <= 20
-    return Curve(
-        label,
-        _path(own),
-        _path(last),
-        own if few else (),
-        last if few else (),
-        ticks,
-        "; ".join(parts),
+    return [
+        _curves(label, values, tone_of(column))
+        for label, values in points
+        if values and any(v is not None for v in (*values["own"], *values["last"]))
+    ]
+
+
+def _curves(label: str, values: Mapping[str, Any], tone: Tone) -> Chart:
+    names = {"own": "right after its own edit", "last": "after the last edit"}
+    lines = tuple(
+        Line(
+            name,
+            tuple((i, Value(v)) for i, v in enumerate(values[key], 1) if v is not None),
+            tone,
+            dashed=key == "last",
+        )
+        for key, name in names.items()
     )
-
-
-def _path(dots: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{'L' if i else 'M'}{x} {y}" for i, (x, y) in enumerate(dots))
+    numbers = "; ".join(
+        f"{name}: {', '.join(percent(v, 0) for v in values[key])}" for key, name in names.items()
+    )
+    return Chart(label, Lines("", lines, axis="position in the sequence"), numbers)
 
 
 @dataclass(frozen=True, slots=True)
-class Time:
-    """Seconds per edit of one method, and what else was timed."""
+class EditTimes:
+    """Seconds per edit of one method: median, 10 % and 90 % quantile; `phases`: (name, seconds)."""
 
     label: str
     edits: int
     median: float | None
     low: float | None
     high: float | None
-    share: float
-    phases: tuple[tuple[str, float, int], ...]
+    phases: tuple[tuple[str, float], ...]
     peak_mb: float | None
 
 
-def times(setting: Setting) -> list[Time]:
-    """Median and 10 % to 90 % range of the seconds per edit; empty without timing.json."""
-    found = [_time(r) for r in setting.results if r.timing]
-    longest = max((t.median or 0.0 for t in found), default=0.0) or 1.0
-    return [
-        Time(
-            t.label,
-            t.edits,
-            t.median,
-            t.low,
-            t.high,
-            _r((t.median or 0) / longest),
-            t.phases,
-            t.peak_mb,
-        )
-        for t in found
-    ]
+def times(setting: Setting) -> list[tuple[EditTimes, float]]:
+    """(times, share of the largest median) of every method; empty without timing.json."""
+    rows = [_times(r) for r in setting.results if r.timing]
+    longest = max((row.median or 0.0 for row in rows), default=0.0) or 1.0
+    return [(row, round((row.median or 0.0) / longest, 2)) for row in rows]
 
 
-def _time(result: Result) -> Time:
+def _times(result: Result) -> EditTimes:
     seconds = sorted(float(s) for s in result.timing.get("edit_seconds") or ())
     phases: Mapping[str, Mapping[str, Any]] = result.timing.get("phases") or {}
     peaks = [float(p["peak_mb"]) for p in phases.values() if p.get("peak_mb") is not None]
     median, low, high = (_quantile(seconds, q) for q in (0.5, 0.1, 0.9))
-    return Time(
+    return EditTimes(
         result.label,
         len(seconds),
         median,
         low,
         high,
-        0.0,
-        tuple(
-            (n, float(p.get("seconds") or 0), int(p.get("count") or 0)) for n, p in phases.items()
-        ),
+        tuple((name, float(p.get("seconds") or 0)) for name, p in phases.items()),
         max(peaks, default=None),
     )
 
 
 def _quantile(values: Sequence[float], q: float) -> float | None:
+    """The quantile of sorted values, with linear interpolation."""
     if not values:
         return None
     at = q * (len(values) - 1)
@@ -199,7 +138,3 @@ def seconds(value: float | None) -> str:
     if value < 1:
         return f"{1000 * value:.3g} ms"
     return f"{value:.3g} s" if value < 100 else f"{value / 60:.1f} min"
-
-
-def _r(x: float) -> float:
-    return round(x, 2)

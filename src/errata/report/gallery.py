@@ -1,4 +1,9 @@
-"""Cases for the gallery: what was asked, wanted and answered, by every method and protocol."""
+"""Cases in full for the report: question, target, and the answer of every method and protocol.
+
+An answer in text is right or wrong by the metric `exact`. A generated image is right or wrong by
+its judge: of each image prompt the image of the first seed is shown, with the controls beside it,
+and how many of all seeds are right.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +15,33 @@ from dataclasses import dataclass, field
 from errata.core import registry
 from errata.core.errors import BadImage
 from errata.core.metric import Metric
-from errata.core.types import Answer, Case, Image, Probe, Prompt
+from errata.core.text import mentions, normalise
+from errata.core.types import Answer, Case, Image, Probe, Prompt, Verdict
 from errata.evaluation.run_folder import RunFolder, read_run
 from errata.report.results import Result, Setting
-from errata.report.strips import Strip, StripRun, Thumbnail, strips
-from errata.report.tables import COLUMNS
 
-#: An album with pictures that were drawn shows fewer cases: each has dozens of pictures.
-DRAWN = 24
+MOST_WITH_IMAGES = 24
+"""Most cases of an album with generated images: each case has dozens of them."""
+
 SIDE = 160
-"""Larger pictures are scaled down to this many pixels, and to 256 colours: they are thumbnails."""
+"""Larger images are scaled down to this many pixels and 256 colours."""
+
+#: Headings of the controls of the unedited model, in the order of the columns.
+BEFORE, ORACLE, CEILING = "before", "fact in the prompt", "fact in a rationale"
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """`data` is a PNG data URI, or None with the reason in `problem`."""
+
+    uri: str
+    data: str | None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class GalleryAnswer:
-    """One method's answer. `right` is None where exact does not score it."""
+    """One method's answer. `right` is None where `exact` does not score it."""
 
     method: str
     protocol: str
@@ -32,28 +49,62 @@ class GalleryAnswer:
     right: bool | None
     capped: bool
     own: str | None
-    """The answer right after the case's own edit, where the later edits changed it."""
+    """The answer right after the case's own edit, where later edits changed it."""
 
 
 @dataclass(frozen=True, slots=True)
 class GalleryQuestion:
+    """One probe. keep: the answer should stay as it was."""
+
     kind: str
     heading: str
     group: str
+    group_meaning: str
     text: str
     pictures: tuple[Thumbnail, ...]
     keep: bool
     wanted: str
     before: str
-    said: tuple[GalleryAnswer, ...]
+    answers: tuple[GalleryAnswer, ...]
 
     @property
     def by_protocol(self) -> dict[str, list[GalleryAnswer]]:
         """The answers by protocol, in the order of the runs."""
-        found: dict[str, list[GalleryAnswer]] = {}
-        for said in self.said:
-            found.setdefault(said.protocol, []).append(said)
-        return found
+        answers: dict[str, list[GalleryAnswer]] = {}
+        for answer in self.answers:
+            answers.setdefault(answer.protocol, []).append(answer)
+        return answers
+
+
+@dataclass(frozen=True, slots=True)
+class StripImage:
+    """One generated image; `method` is "" for a control of the unedited model.
+
+    verdict: of the image itself; `right` of the `judged` images of all `seeds` are right.
+    """
+
+    heading: str
+    method: str
+    picture: Thumbnail
+    verdict: str
+    read: str
+    right: int
+    judged: int
+    seeds: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStrip:
+    """The images of one probe; `rationales` are (method, text, whether it states the target)."""
+
+    kind: str
+    group: str
+    prompt: str
+    question: str
+    wanted: str
+    keep: bool
+    images: tuple[StripImage, ...]
+    rationales: tuple[tuple[str, str, bool | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,121 +120,147 @@ class CaseCard:
     task: str
     origin: str
     questions: tuple[GalleryQuestion, ...]
-    strips: tuple[Strip, ...] = ()
+    strips: tuple[ImageStrip, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AlbumRun:
+    """One run with its label and protocol."""
+
+    method: str
+    protocol: str
+    run: RunFolder
+
+    @property
+    def way(self) -> str:
+        """`direct`, or `reasoning` and its variant."""
+        name, _, rest = self.protocol.partition(":")
+        variant = rest.partition(":")[0]
+        return f"{name}: {variant}" if variant and not variant[0].isdigit() else name
+
+
+class Thumbnails:
+    """Thumbnails by image, each made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[Image, Thumbnail] = {}
+
+    def of(self, prompt: Prompt) -> tuple[Thumbnail, ...]:
+        return tuple(self.one(image) for image in prompt.images)
+
+    def one(self, image: Image) -> Thumbnail:
+        if image not in self._made:
+            self._made[image] = thumbnail(image)
+        return self._made[image]
 
 
 @dataclass(slots=True)
 class _Album:
-    """The runs that share a backbone and a benchmark, and so their untouched answers."""
+    """The runs on one backbone and benchmark: their answers before any edit are the same."""
 
     where: str
-    runs: list[tuple[Setting, Result, RunFolder]] = field(default_factory=list)
+    runs: list[AlbumRun] = field(default_factory=list)
+    pictures: Thumbnails = field(default_factory=Thumbnails)
 
     @property
     def draws(self) -> bool:
-        return any(a.images for _, _, run in self.runs for a in run.answers.values())
+        return any(a.images for x in self.runs for a in x.run.answers.values())
 
 
 def cards(settings: Sequence[Setting], limit: int) -> tuple[list[CaseCard], int]:
-    """At most `limit` cards and the number of cases they were chosen from.
+    """At most `limit` cards, and the number of cases that they were chosen from.
 
-    Cases that most protocols asked come first; among those, evenly spaced in the plan's order, so
-    that the choice does not depend on any answer.
+    Cases that most runs asked come first; among those, evenly spaced by id, so that the choice does
+    not depend on any answer.
     """
     albums: dict[tuple[str, str], _Album] = {}
     for setting in settings:
-        album = albums.setdefault(
-            (setting.fingerprint, setting.benchmark), _Album(setting.benchmark)
-        )
-        album.runs += [(setting, r, read_run(r.path)) for r in setting.results]
+        key = setting.fingerprint, setting.benchmark
+        album = albums.setdefault(key, _Album(setting.benchmark))
+        album.runs += [_album_run(setting, result) for result in setting.results]
     exact: Metric = registry.load("metrics", "exact")()
     share = -(-limit // max(len(albums), 1))
-    found: list[CaseCard] = []
+    chosen: list[CaseCard] = []
     total = 0
     for album in albums.values():
-        most = min(share, DRAWN) if album.draws else share
-        chosen, available = _choose(album, most)
+        cases, available = _choose(album, min(share, MOST_WITH_IMAGES) if album.draws else share)
         total += available
-        pictures = Thumbnails()
-        found += [_card(case, album, exact, pictures) for case in chosen]
-    return found[:limit], total
+        chosen += [_card(case, album, exact) for case in cases]
+    return chosen[:limit], total
+
+
+def _album_run(setting: Setting, result: Result) -> AlbumRun:
+    return AlbumRun(result.label, setting.protocol, read_run(result.path))
 
 
 def _choose(album: _Album, limit: int) -> tuple[list[Case], int]:
-    seen: dict[Case, int] = {}
-    for _, _, run in album.runs:
-        for ids in run.lanes.values():
+    """At most `limit` cases, and the number of all cases."""
+    counts: dict[Case, int] = {}
+    for one in album.runs:
+        for ids in one.run.lanes.values():
             for case in ids:
-                seen[run.cases[case]] = seen.get(run.cases[case], 0) + 1
-    most = max(seen.values(), default=0)
-    pool = sorted((c for c, n in seen.items() if n == most), key=lambda c: c.id)
+                counts[one.run.cases[case]] = counts.get(one.run.cases[case], 0) + 1
+    most = max(counts.values(), default=0)
+    pool = sorted((c for c, n in counts.items() if n == most), key=lambda c: c.id)
     if len(pool) <= limit:
-        return pool, len(seen)
-    return [pool[i * len(pool) // limit] for i in range(limit)], len(seen)
+        return pool, len(counts)
+    return [pool[i * len(pool) // limit] for i in range(limit)], len(counts)
 
 
-def _card(case: Case, album: _Album, exact: Metric, pictures: Thumbnails) -> CaseCard:
+def _card(case: Case, album: _Album, exact: Metric) -> CaseCard:
     edit = case.edit
-    shown = frozenset(image.uri for image in edit.prompt.images)
     return CaseCard(
         id=case.id,
         where=album.where,
         prompt=edit.prompt.text.strip(),
-        pictures=pictures.of(edit.prompt),
+        pictures=album.pictures.of(edit.prompt),
         target=edit.target.strip(),
         old=(edit.old or "").strip(),
         task=case.task,
         origin=case.origin,
-        questions=tuple(_questions(case, album, exact, pictures, shown)),
-        strips=strips(
-            case,
-            [StripRun(result.label, setting.protocol, run) for setting, result, run in album.runs],
-            pictures.one,
-        ),
+        questions=tuple(_questions(case, album, exact)),
+        strips=tuple(_strips(case, album)),
     )
 
 
-def _questions(
-    case: Case, album: _Album, exact: Metric, pictures: Thumbnails, shown: frozenset[str]
-) -> Iterator[GalleryQuestion]:
+# -- answers in text --------------------------------------------------------------------------
+
+
+def _questions(case: Case, album: _Album, exact: Metric) -> Iterator[GalleryQuestion]:
+    in_header = {image.uri for image in case.edit.prompt.images}
     for probe in case.probes:
-        if probe.kind_info.drawn:
+        kind = probe.kind_info
+        asked = [
+            one
+            for one in album.runs
+            if one.run.cases.get(case.id) == case and (case.id, probe.id, "") in one.run.answers
+        ]
+        if kind.drawn or not asked:
             continue
-        before: Answer | None = None
-        said = []
-        for setting, result, run in album.runs:
-            if run.cases.get(case.id) != case or (case.id, probe.id, "") not in run.answers:
-                continue
-            before = run.before[case.id, probe.id]
-            said.append(_said(setting, result, run, probe, exact, case.id))
-        if before is None:
-            continue
-        keep = probe.kind_info.keeps_answer
+        before = asked[-1].run.before[case.id, probe.id].text
+        repeated = {image.uri for image in probe.prompt.images} <= in_header
         yield GalleryQuestion(
             kind=probe.kind,
-            heading=COLUMNS.get(probe.kind, (probe.kind.replace("_", " "), ""))[0],
+            heading=kind.heading,
             group=probe.group.replace("_", " "),
+            group_meaning=kind.group_meaning(probe.group),
             text=probe.prompt.text.strip(),
-            pictures=()
-            if {i.uri for i in probe.prompt.images} <= shown
-            else pictures.of(probe.prompt),
-            keep=keep,
-            wanted=before.text if keep else probe.reference.strip(),
-            before=before.text,
-            said=tuple(said),
+            pictures=() if repeated else album.pictures.of(probe.prompt),
+            keep=kind.keeps_answer,
+            wanted=before if kind.keeps_answer else probe.reference.strip(),
+            before=before,
+            answers=tuple(_answer(one, probe, exact, case.id) for one in asked),
         )
 
 
-def _said(
-    setting: Setting, result: Result, run: RunFolder, probe: Probe, exact: Metric, case: str
-) -> GalleryAnswer:
-    before, after = run.before[case, probe.id], run.answers[case, probe.id, ""]
-    own = run.answers.get((case, probe.id, "own"))
+def _answer(one: AlbumRun, probe: Probe, exact: Metric, case: str) -> GalleryAnswer:
+    before, after = one.run.before[case, probe.id], one.run.answers[case, probe.id, ""]
+    own = one.run.answers.get((case, probe.id, "own"))
     failed = after.notes.get("unscored")
     score = None if failed else exact.score(before, after, probe)
     return GalleryAnswer(
-        method=result.label,
-        protocol=setting.protocol,
+        method=one.method,
+        protocol=one.protocol,
         text=str(failed) if failed else after.text,
         right=None if score is None else score == 1.0,
         capped=not after.stopped,
@@ -191,19 +268,107 @@ def _said(
     )
 
 
-class Thumbnails:
-    """Thumbnails by address, each made once."""
+# -- generated images -------------------------------------------------------------------------
 
-    def __init__(self) -> None:
-        self._known: dict[Image, Thumbnail] = {}
 
-    def of(self, prompt: Prompt) -> tuple[Thumbnail, ...]:
-        return tuple(self.one(image) for image in prompt.images)
+def _strips(case: Case, album: _Album) -> Iterator[ImageStrip]:
+    """One strip per probe that asks for an image and that some run answered."""
+    runs = [one for one in album.runs if one.run.cases.get(case.id) == case]
+    for probe in case.probes:
+        edited = [one for one in runs if (case.id, probe.id, "") in one.run.answers]
+        if probe.kind_info.drawn and edited and probe.view is not None:
+            yield ImageStrip(
+                probe.kind,
+                probe.group.replace("_", " ").replace("stage", "stage "),
+                probe.prompt.text.strip(),
+                probe.view.question,
+                probe.view.target,
+                probe.kind_info.side == "locality",
+                tuple(_images(case.id, probe, runs, edited, album.pictures)),
+                tuple(_rationales(case, probe, edited)),
+            )
 
-    def one(self, image: Image) -> Thumbnail:
-        if image not in self._known:
-            self._known[image] = thumbnail(image)
-        return self._known[image]
+
+def _images(
+    case: str,
+    probe: Probe,
+    runs: Sequence[AlbumRun],
+    edited: Sequence[AlbumRun],
+    pictures: Thumbnails,
+) -> Iterator[StripImage]:
+    """The image before the edit, one per method, then the other controls."""
+    direct_first = sorted(runs, key=lambda one: one.way.startswith("reasoning"))
+
+    def control(heading: str, tag: str) -> Iterator[StripImage]:
+        for one in direct_first:
+            if (case, probe.id, tag) in one.run.answers:
+                yield _image(heading, "", probe, one.run, tag, case, pictures)
+                return
+
+    yield from control(BEFORE, "pre")
+    for one in edited:
+        yield _image(one.way, one.method, probe, one.run, "", case, pictures)
+    yield from control(ORACLE, "oracle")
+    yield from control(CEILING, "ceiling")
+
+
+def _image(
+    heading: str,
+    method: str,
+    probe: Probe,
+    run: RunFolder,
+    tag: str,
+    case: str,
+    pictures: Thumbnails,
+) -> StripImage:
+    answer = run.answers[case, probe.id, tag]
+    marks = _marks(probe, answer, run.before.get((case, probe.id)))
+    judged = [m for m in marks if m is not None]
+    first = answer.verdicts[0] if answer.verdicts else Verdict("")
+    verdict = "unscored" if not marks or marks[0] is None else "right" if marks[0] else "wrong"
+    return StripImage(
+        heading,
+        method,
+        pictures.one(Image(str(run.path / answer.images[0])))
+        if answer.images
+        else Thumbnail("", None, str(answer.notes.get("unscored", "no picture"))),
+        verdict,
+        first.answer or first.note,
+        sum(judged),
+        len(judged),
+        len(answer.images),
+    )
+
+
+def _marks(probe: Probe, answer: Answer, before: Answer | None) -> list[bool | None]:
+    """Per seed: whether the image shows the target, or for locality what it showed before."""
+    if probe.kind_info.side == "target":
+        return [v.meets for v in answer.verdicts]
+    old = before.verdicts if before is not None else ()
+    return [_same(a, b) for a, b in zip(old, answer.verdicts, strict=False)]
+
+
+def _same(a: Verdict, b: Verdict) -> bool | None:
+    if a.meets is None or b.meets is None:
+        return None
+    if a.answer and b.answer:
+        return normalise(a.answer) == normalise(b.answer)
+    return a.meets == b.meets
+
+
+def _rationales(
+    case: Case, probe: Probe, edited: Sequence[AlbumRun]
+) -> Iterator[tuple[str, str, bool | None]]:
+    """(method, text, whether it states the target) of the runs that drew from a rationale."""
+    rationale = next(
+        (p for p in case.probes if p.kind == "reasoning" and p.group == probe.group), None
+    )
+    if rationale is None or probe.kind != "vqa":
+        return
+    for one in edited:
+        answer = one.run.answers.get((case.id, rationale.id, ""))
+        if one.way.startswith("reasoning") and answer is not None and answer.text:
+            yield one.method, answer.text, mentions(answer.text, rationale.reference)
 
 
 def thumbnail(image: Image) -> Thumbnail:

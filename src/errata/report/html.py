@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing else, from scored runs and from analyses."""
+"""The report of scored runs and of analyses: one HTML file that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -11,20 +11,13 @@ import jinja2
 from markupsafe import Markup
 
 from errata.core.files import dumps, write_bytes
+from errata.figures.plots import panel_svg, style_sheet
 from errata.report import charts
-from errata.report.analysis_pages import AnalysisPage, read_looks
+from errata.report.analysis_pages import AnalysisPage, read_analyses
 from errata.report.gallery import cards
 from errata.report.image_tables import CONTROLS, studies
-from errata.report.results import Setting, read_settings
-from errata.report.tables import (
-    COLUMNS,
-    SCORERS,
-    SHOULD_CHANGE,
-    group_view,
-    main_view,
-    origins,
-    percent,
-)
+from errata.report.results import Setting, read_settings, scorers_of
+from errata.report.tables import group_view, main_view, origins, percent
 
 GALLERY = 48
 
@@ -55,23 +48,24 @@ def render_report(
     runs, analyses: folders that `errata bench` and `errata analyze` wrote; either may be empty, not
     both. Raises BadRun.
     """
-    looks = read_looks(analyses)
-    settings = read_settings(runs) if runs or not looks else []
+    pages = read_analyses(analyses)
+    settings = read_settings(runs) if runs or not pages else []
     shown, total = cards(settings, gallery)
     env = _environment()
     script = env.get_template("script.js.jinja").render()
     return env.get_template("report.html.jinja").render(
-        title=title or (_title(settings) if settings else _looks_title(looks)),
+        title=title or (_title(settings) if settings else _analyses_title(pages)),
         settings=settings,
         studies=studies(settings),
         controls=CONTROLS,
-        looks=looks,
+        analyses=pages,
         seeds=_distinct(str(r.manifest.get("seed", "–")) for s in settings for r in s.results),
-        scorers=SCORERS,
+        scorers=scorers_of(settings),
+        figure_style=style_sheet(),
         cards=shown,
         cards_of=total,
-        methods=_distinct(s.method for c in shown for q in c.questions for s in q.said),
-        protocols=_distinct(s.protocol for c in shown for q in c.questions for s in q.said),
+        methods=_distinct(a.method for c in shown for q in c.questions for a in q.answers),
+        protocols=_distinct(a.protocol for c in shown for q in c.questions for a in q.answers),
         kinds={q.kind: q.heading for c in shown for q in c.questions},
         places=_distinct(c.where for c in shown),
         script=Markup(script),
@@ -86,8 +80,8 @@ def _title(settings: Sequence[Setting]) -> str:
     return f"{what} on {' and '.join(backbones)}"
 
 
-def _looks_title(looks: Sequence[AnalysisPage]) -> str:
-    names, backbones = (_distinct(getattr(x, k) for x in looks) for k in ("name", "backbone"))
+def _analyses_title(pages: Sequence[AnalysisPage]) -> str:
+    names, backbones = _distinct(p.name for p in pages), _distinct(p.backbone for p in pages)
     return (
         f"{', '.join(names)} of {' and '.join(b.rstrip('/').rsplit('/', 1)[-1] for b in backbones)}"
     )
@@ -110,13 +104,10 @@ def _environment() -> jinja2.Environment:
         main_view=main_view,
         group_view=group_view,
         origins=origins,
-        bars=charts.bars,
-        curves=charts.curves,
+        bar_charts=charts.bars,
+        curve_charts=charts.curves,
+        forgotten=charts.forgotten,
         times=charts.times,
-        names=COLUMNS,
-        should_change=SHOULD_CHANGE,
-        geometry={k: getattr(charts, k) for k in ("LABEL", "TRACK", "STEP", "CURVE_W", "CURVE_H")},
-        left=charts.LEFT,
-        top=charts.TOP,
+        panel_svg=panel_svg,
     )
     return env

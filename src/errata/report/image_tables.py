@@ -1,13 +1,13 @@
-"""Does an edit reach the picture? One table from runs that draw, directly and after a rationale.
+"""Does an edit reach the picture? One table per study, from runs that generate images.
 
-Runs on one model, benchmark and set of cases belong together: a line is an editor, its columns come
-from its direct run and from its reasoning run. The controls do not depend on the editor and are
-lines of their own: the untouched model, and the untouched model with the fact stated.
+A study has the runs on one model, benchmark and set of cases. A row is an editor; its columns come
+from its `direct` run and from its `reasoning` run. The controls do not depend on the editor and
+have their own rows: the unedited model, and the unedited model with the fact stated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,27 +21,47 @@ if TYPE_CHECKING:
 DIRECT, REASONING = "direct", "reasoning"
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
-#: (protocol that the score comes from, "" for either; key; heading; what it says)
+#: (protocol of the score, "" for either; key of scores.json; heading; meaning)
 COLUMNS = (
-    ("", "efficacy.exact", "Eff.", "the whole answer to the edited fact is the target"),
-    ("", "efficacy.first_token", "First token", "its first token is: the published efficacy"),
-    ("", "reasoning.word", "Reason.", "the rationale states the target, as a word"),
-    (DIRECT, "vqa.judge", "VQA direct", "the picture drawn from the prompt shows the target"),
-    (REASONING, "vqa.judge", "VQA reasoning", "so does the one drawn after a rationale"),
-    ("", "t_locality.exact", "Text kept", "unrelated questions keep their answer"),
-    ("", "near_locality.exact", "Near kept", "questions close to the edit keep their answer"),
-    (DIRECT, "i_locality.judge", "Pictures kept", "pictures of other things show what they did"),
+    ("", "efficacy.exact", "Efficacy", "The whole answer to the edited prompt is the target."),
+    ("", "efficacy.first_token", "First token", "Its first token is: the published efficacy."),
+    ("", "reasoning.word", "Reasoning", "The rationale states the target, as a whole word."),
+    (DIRECT, "vqa.judge", "VQA direct", "The picture generated from the prompt shows the target."),
+    (
+        REASONING,
+        "vqa.judge",
+        "VQA reasoning",
+        "The picture generated after a rationale shows the target.",
+    ),
+    ("", "t_locality.exact", "Text kept", "Unrelated questions keep their answer."),
+    ("", "near_locality.exact", "Near kept", "Questions close to the edit keep their answer."),
+    (
+        DIRECT,
+        "i_locality.judge",
+        "Pictures kept",
+        "Pictures of other things show the same as before.",
+    ),
 )
-#: What is shown by stage and by part of the cases.
+#: The columns that are also shown by stage, and by part of the cases.
 BY_STAGE = (0, 1, 2, 3, 4)
 BY_PART = (0, 3, 4)
 
-#: control -> (label, what it is)
+#: tag of a control -> (label, meaning)
 CONTROLS = {
-    "pre": ("untouched", "the same questions before any edit"),
-    "oracle": ("fact in the prompt", "untouched, asked with the fact stated in the image prompt"),
-    "ceiling": ("fact in a rationale", "untouched, from a rationale that states the fact"),
+    "pre": ("unedited", "The same questions before any edit."),
+    "oracle": (
+        "fact in the prompt",
+        "The unedited model, the fact stated in the image prompt.",
+    ),
+    "ceiling": (
+        "fact in a rationale",
+        "The unedited model, the fact stated in a rationale.",
+    ),
 }
+
+
+ReadCell = Callable[[Mapping[str, Any], str], ScoreCell]
+"""(scores of a run, key) -> cell"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +91,7 @@ class ImageTable:
 
 @dataclass(frozen=True, slots=True)
 class ImageStudy:
-    """The runs of one model, benchmark and set of cases that draw."""
+    """The runs of one model, benchmark and set of cases that generate images."""
 
     slug: str
     backbone: str
@@ -80,21 +100,21 @@ class ImageStudy:
     units: int
     judges: tuple[str, ...]
     protocols: tuple[str, ...]
-    sheets: tuple[ImageTable, ...]
+    tables: tuple[ImageTable, ...]
     unjudged: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """An editor's runs: under each protocol its scores, or None."""
+    """The scores of an editor's runs, by protocol."""
 
     label: str
     scores: Mapping[str, Mapping[str, Any]]
 
 
 def draws(setting: Setting) -> bool:
-    """Whether the runs of a setting drew pictures."""
-    return any("vqa.judge" in r.scores["metrics"] for r in setting.results)
+    """Whether the runs of a setting generated images."""
+    return any("vqa.judge" in r.metrics for r in setting.results)
 
 
 def studies(settings: Sequence[Setting]) -> list[ImageStudy]:
@@ -103,7 +123,7 @@ def studies(settings: Sequence[Setting]) -> list[ImageStudy]:
     for setting in filter(draws, settings):
         key = (setting.fingerprint, setting.benchmark, _planned(setting.results[0]))
         groups.setdefault(key, []).append(setting)
-    return [_study(f"d{i}", found) for i, found in enumerate(groups.values())]
+    return [_study(f"d{i}", group) for i, group in enumerate(groups.values())]
 
 
 def _planned(result: Result) -> str:
@@ -124,15 +144,15 @@ def _study(slug: str, settings: Sequence[Setting]) -> ImageStudy:
         first.units,
         tuple(dict.fromkeys(str(r.scores.get("judge", "")) or "nobody" for r in results)),
         tuple(s.protocol for s in settings),
-        tuple(s for s in _sheets(pairs) if s.headings),
-        max(float(_value(r.scores["metrics"], "vqa.unjudged") or 0.0) for r in results),
+        tuple(t for t in _tables(pairs) if t.headings),
+        max(float(cell_of(r.metrics, "vqa.unjudged").value or 0.0) for r in results),
     )
 
 
 def _pairs(settings: Sequence[Setting]) -> Iterator[_Pair]:
-    """An editor's direct and reasoning run side by side; several variants are lines apart."""
+    """An editor's direct and reasoning run together; each variant of reasoning is a row."""
     variants = [s for s in settings if s.protocol.split(":")[0] == REASONING]
-    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    scores: dict[str, dict[str, Mapping[str, Any]]] = {}
     labels = _labels(settings)
     for setting in settings:
         kind = setting.protocol.split(":")[0]
@@ -140,32 +160,32 @@ def _pairs(settings: Sequence[Setting]) -> Iterator[_Pair]:
             label = labels[id(result)]
             if kind == REASONING and len(variants) > 1:
                 label = f"{label} ({setting.protocol.split(':')[1]})"
-            found.setdefault(label, {})[kind] = result.scores
-    return (_Pair(label, scores) for label, scores in found.items())
+            scores.setdefault(label, {})[kind] = result.scores
+    return (_Pair(label, by_protocol) for label, by_protocol in scores.items())
 
 
 def _labels(settings: Sequence[Setting]) -> dict[int, str]:
     """A result's label among all results of its editor, whatever the protocol."""
     longest = max(settings, key=lambda s: len(s.results)).results
-    names = {_who(r): r.label for r in labelled(longest)}
+    names = {_identity(r): r.label for r in labelled(longest)}
     return {
-        id(r): names.get(_who(r), r.label) for s in settings for r in s.results
+        id(r): names.get(_identity(r), r.label) for s in settings for r in s.results
     }  # fmt: skip
 
 
-def _who(result: Result) -> tuple[str, str, str]:
+def _identity(result: Result) -> tuple[str, str, str]:
     m = result.manifest
     return result.editor, digest(dict(result.arguments)), str(m.get("seed"))
 
 
-def _sheets(pairs: Sequence[_Pair]) -> Iterator[ImageTable]:
-    yield _sheet("All stages", [(i, c[1], c[2], "") for i, c in enumerate(COLUMNS)], pairs, _all)
+def _tables(pairs: Sequence[_Pair]) -> Iterator[ImageTable]:
+    yield _table("All stages", [(i, c[1], c[2], "") for i, c in enumerate(COLUMNS)], pairs, _all)
     staged = [
         (i, _grouped(COLUMNS[i][1], stage), stage.replace("stage", "stage "), COLUMNS[i][2])
         for i in BY_STAGE
         for stage in STAGES
     ]
-    yield _sheet("By stage", staged, pairs, _all)
+    yield _table("By stage", staged, pairs, _all)
     names = dict.fromkeys(
         (part, value)
         for pair in pairs
@@ -182,11 +202,11 @@ def _sheets(pairs: Sequence[_Pair]) -> Iterator[ImageTable]:
             for i in BY_PART
             for value in values
         ]
-        yield _sheet(f"By {part}", wanted, pairs, _of_part(part))
+        yield _table(f"By {part}", wanted, pairs, _of_part(part))
         if len(values) < 3:
             continue
         plain = [(i, c[1], c[2], "") for i, c in enumerate(COLUMNS) if i in BY_PART]
-        yield _sheet(f"Mean over the parts by {part}, of equal weight", plain, pairs, _macro(part))
+        yield _table(f"Mean over the parts by {part}, of equal weight", plain, pairs, _macro(part))
 
 
 def _grouped(key: str, group: str) -> str:
@@ -198,7 +218,7 @@ def _all(scores: Mapping[str, Any], key: str) -> ScoreCell:
     return cell_of(scores["metrics"], key)
 
 
-def _of_part(part: str) -> Any:
+def _of_part(part: str) -> ReadCell:
     def read(scores: Mapping[str, Any], key: str) -> ScoreCell:
         value, _, name = key.partition("\n")
         return cell_of(scores.get("by_part", {}).get(part, {}).get(value, {}), name)
@@ -206,38 +226,40 @@ def _of_part(part: str) -> Any:
     return read
 
 
-def _macro(part: str) -> Any:
+def _macro(part: str) -> ReadCell:
     def read(scores: Mapping[str, Any], key: str) -> ScoreCell:
         return cell_of(scores.get("macro", {}).get(part, {}), key)
 
     return read
 
 
-def _sheet(
+def _table(
     title: str,
     wanted: Sequence[tuple[int, str, str, str]],
     pairs: Sequence[_Pair],
-    read: Any,
+    read: ReadCell,
 ) -> ImageTable:
-    """wanted: (column, key, label, heading over it)."""
+    """wanted: (index in COLUMNS, key, label, heading over it) of every column.
+
+    read: (scores, key) -> cell.
+    """
 
     def cell(pair: _Pair, column: int, key: str) -> ScoreCell:
         protocol = COLUMNS[column][0]
         order = (protocol,) if protocol else (DIRECT, REASONING)
         scores = next((pair.scores[p] for p in order if p in pair.scores), None)
-        found: ScoreCell = read(scores, key) if scores is not None else ScoreCell(None)
-        return found
+        return read(scores, key) if scores is not None else ScoreCell(None)
 
     def control(tag: str, column: int, key: str) -> ScoreCell:
-        if "locality" in key:  # what is kept is measured against this very model
+        if "locality" in key:  # locality compares with the unedited model itself
             return ScoreCell(None)
         tagged = (cell(p, column, f"{key}@{tag}") for p in pairs)
-        found = next((c for c in tagged if c.value is not None), ScoreCell(None))
-        if tag == "pre" and found.value is None:
+        score = next((c for c in tagged if c.value is not None), ScoreCell(None))
+        if tag == "pre" and score.value is None:
             bases = (cell(p, column, key) for p in pairs)
             base = next((c for c in bases if c.base is not None), None)
             return ScoreCell(base.base, n=base.n, units=base.units) if base else ScoreCell(None)
-        return found
+        return score
 
     shown = [
         w for w in wanted
@@ -255,18 +277,13 @@ def _sheet(
     return ImageTable(title, headings, tuple([*bounds[:1], *lines, *bounds[1:]]))
 
 
-def _value(metrics: Mapping[str, Any], key: str) -> float | None:
-    entry = metrics.get(key)
-    return None if entry is None else entry["value"]
-
-
 def terminal_table(study: ImageStudy) -> Table:
     """The first table of a study for a terminal, percentages with 95 % intervals."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
-    sheet = study.sheets[0]
+    first = study.tables[0]
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -278,9 +295,9 @@ def terminal_table(study: ImageStudy) -> Table:
         ),
     )
     table.add_column("method", no_wrap=True)
-    for heading in sheet.headings:
+    for heading in first.headings:
         table.add_column(heading.label, justify="right")
-    for line in sheet.lines:
+    for line in first.lines:
         texts = (
             f"{percent(c.value)}\n[dim]{c.interval_to(0)}[/dim]" if c.value is not None else "–"
             for c in line.cells

@@ -1,4 +1,4 @@
-"""What several runs found, grouped into settings: the same question put to other editors."""
+"""Scored runs, grouped into settings: runs that differ in their editor alone share a table."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from errata.core import registry
 from errata.core.errors import BadRun
 from errata.core.files import read_json
-from errata.core.types import digest
+from errata.core.kinds import COLUMNS, ProbeKind
+from errata.core.metric import Scorer
+from errata.core.types import digest, from_json
 from errata.evaluation.run_folder import read_plan
+from errata.evaluation.score_table import DEFAULT_METRICS
 
 SCHEMA = 1
 _QUOTED = re.compile(r"'[^']*'")
-#: Of these the first that was asked is drawn by place in the sequence, the others fold away.
-CURVE_KINDS = ("reliability", "efficacy", "t_generality", "m_locality", "near_locality")
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One run: its files, and the label that tells it from the others of its setting."""
+    """One run: its files, and a label that is unique within its setting."""
 
     path: Path
     manifest: Mapping[str, Any]
@@ -36,6 +38,27 @@ class Result:
         return str(self.manifest.get("editor", self.path.name))
 
     @property
+    def metrics(self) -> Mapping[str, Any]:
+        """`<kind>[/<group>].<scorer>[@<tag>]` -> its entry in `scores.json`."""
+        metrics: Mapping[str, Any] = self.scores["metrics"]
+        return metrics
+
+    @property
+    def custom_kinds(self) -> dict[str, ProbeKind]:
+        """The kinds of probes of this run that errata does not have, by name."""
+        stored: Mapping[str, Any] = self.scores.get("kinds", {})
+        return {name: from_json(ProbeKind, kind) for name, kind in stored.items()}
+
+    @property
+    def scorers(self) -> dict[str, Scorer]:
+        """The scorers that scored something, by name; a metric that is gone leaves its name."""
+        tails = {key.rpartition(".")[2].partition("@")[0] for key in self.metrics}
+        installed = registry.names("metrics")
+        metrics = [registry.load("metrics", m) for m in self.scores["scorers"] if m in installed]
+        known = {scorer.name: scorer for metric in metrics for scorer in metric.scorers()}
+        return {name: known.get(name) or Scorer(name) for name in sorted(tails)}
+
+    @property
     def arguments(self) -> Mapping[str, Any]:
         """The editor's settings that were passed, without defaults."""
         passed = self.manifest.get("arguments")
@@ -44,8 +67,8 @@ class Result:
     @property
     def command(self) -> str:
         """The command that makes this run again."""
-        if given := self.manifest.get("command"):
-            return given if isinstance(given, str) else " ".join(map(str, given))
+        if command := self.manifest.get("command"):
+            return command if isinstance(command, str) else " ".join(map(str, command))
         m = self.manifest
         words = [f"errata bench {m.get('backbone')} --editor {self.editor}"]
         words += [f"--benchmark {m.get('benchmark')} --protocol {m.get('protocol')}"]
@@ -56,7 +79,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Runs on one backbone, benchmark, protocol and set of cases; what may share a table."""
+    """Runs on one backbone, benchmark, protocol and set of cases: they may share a table."""
 
     slug: str
     backbone: str
@@ -78,27 +101,27 @@ class Setting:
         return any(r.scores.get("by_position") for r in self.results)
 
     @property
-    def by_place(self) -> tuple[str, ...]:
-        """Kinds of questions whose scores by place in the sequence later edits changed."""
+    def forgotten(self) -> tuple[str, ...]:
+        """Columns whose scores by position in the sequence changed after the case's own edit."""
         changed = {
-            key.partition(".")[0]
+            key.rpartition(".")[0]
             for r in self.results
             for key, points in (r.scores.get("by_position") or {}).items()
             if points["own"] != points["last"]
         }
-        return tuple(kind for kind in CURVE_KINDS if kind in changed)
+        return (*(k for k in COLUMNS if k in changed), *sorted(changed - set(COLUMNS)))
 
     @property
     def dropped(self) -> dict[str, list[tuple[str, int]]]:
-        """What was left out, `cases` and single `questions`: (reason, rows), most frequent first.
+        """What the plan left out, `cases` and single `questions`: (reason, number), largest first.
 
-        Reasons that differ in what they quote count as one.
+        Reasons that differ only in quoted words count as one.
         """
         counts = {"cases": Counter[str](), "questions": Counter[str]()}
         for row in self.results[0].plan.get("dropped", ()):
             reason = _QUOTED.sub("'…'", str(row["reason"]))
             counts["questions" if "/" in row["id"] else "cases"][reason] += 1
-        return {what: found.most_common() for what, found in counts.items() if found}
+        return {what: reasons.most_common() for what, reasons in counts.items() if reasons}
 
 
 def read_result(run: Path) -> Result:
@@ -142,13 +165,23 @@ def labelled(results: Sequence[Result]) -> tuple[Result, ...]:
         [r.path.name for r in results],
     )
     for detail in details:
-        counts = Counter(labels)
-        twins = {x for x, n in counts.items() if n > 1}
-        tells = {
-            x: len({d for y, d in zip(labels, detail, strict=True) if y == x}) > 1 for x in twins
-        }
-        labels = [
-            f"{x} ({d})" if x in twins and tells[x] else x
-            for x, d in zip(labels, detail, strict=True)
-        ]
+        pairs = list(zip(labels, detail, strict=True))
+        repeated = {label for label, n in Counter(labels).items() if n > 1}
+        differs = {x: len({d for y, d in pairs if y == x}) > 1 for x in repeated}
+        labels = [f"{x} ({d})" if differs.get(x) else x for x, d in pairs]
     return tuple(replace(r, label=x) for r, x in zip(results, labels, strict=True))
+
+
+def scorers_of(settings: Sequence[Setting]) -> list[Scorer]:
+    """The scorers of these runs: those of errata's default metrics first, in their order."""
+    scorers: dict[str, Scorer] = {}
+    for setting in settings:
+        for result in setting.results:
+            scorers |= result.scorers
+    default = [
+        scorer.name
+        for name in DEFAULT_METRICS
+        for scorer in registry.load("metrics", name).scorers()
+        if scorer.name in scorers
+    ]
+    return [scorers[name] for name in dict.fromkeys((*default, *scorers))]

@@ -1,12 +1,15 @@
-"""Finished runs over a setting that they vary: a figure per benchmark and protocol, and its CSV.
+"""Scores of finished runs over settings of their editors: figures and CSV tables.
 
-A run lies at the value of the varied setting that it was passed; where it was passed none of them,
-at its own (default) value of the first one that its editor has; an editor that has none of them is
-a horizontal line. Runs whose other settings are equal make one series. Numbers make lines, with
-words among them (`alpha=query`) as horizontal lines; words alone make bars.
+`sweep` draws scores over one or several settings, one at a time. A run lies at the value that it
+was passed; a run that was passed none of the settings lies at the (default) value of the first one
+that its editor has; an editor that has none of them is a horizontal line. Runs whose other settings
+are equal make one series. Numbers make lines, words among numbers (`alpha=query`) horizontal lines,
+words alone bars. A setting that was passed as null is switched off: `text_layer=3,
+visual_layer=null` lies at 3 of the first.
 
-A setting that was passed as null is switched off, so that `text_layer=3, visual_layer=null` lies at
-3 of the first. Two settings that are both varied make a grid instead, see `errata.report.grid`.
+`grid` draws scores over two settings at once: a heat map per column of scores. A run lies in the
+cell of its two values, passed or default; null is the row or column `none`, and a cell without a
+run is blank. Each heat map has its own colour scale; the intervals are in the CSV.
 
 Intervals are those of each run alone; `errata compare` gives paired differences.
 """
@@ -25,6 +28,7 @@ from errata.core.figure import (
     Bars,
     Figure,
     Findings,
+    Heat,
     Level,
     Line,
     Lines,
@@ -33,17 +37,17 @@ from errata.core.figure import (
     Tone,
     Value,
 )
+from errata.core.kinds import ScoreColumn
+from errata.report.charts import tone_of, value_of
 from errata.report.results import Result, Setting, read_settings
-from errata.report.tables import COLUMNS, SHOULD_CHANGE, ScoreCell, cell_of
+from errata.report.tables import ScoreCell, cell_of, columns_of
 
 TONES: tuple[Tone, ...] = ("changes", "stays", "right", "wrong", "soft")
-#: the mean first, then what it is made of, then the rest
-KINDS = ("mean5", *(k for k in COLUMNS if k != "mean5"))
 
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run: its series, and where it lies on it; `name` is empty for an editor without it."""
+    """One run with its series and its value of the setting `name` ("" where it has none)."""
 
     result: Result
     series: str
@@ -59,116 +63,173 @@ class SweepRun:
     def label(self) -> str:
         return f"{self.series}, {self.name}={self.value}" if self.name else self.series
 
-    def cell(self, kind: str, scorer: str) -> ScoreCell:
-        return cell_of(self.result.scores["metrics"], f"{kind}.{scorer}")
+    def cell(self, column: ScoreColumn, scorer: str) -> ScoreCell:
+        return cell_of(self.result.metrics, f"{column.name}.{scorer}")
 
 
-def varied(runs: Sequence[Path], names: Sequence[str], scorer: str = "exact") -> Findings:
-    """Raises BadSpec for a setting that no run has, BadRun for two runs in one place."""
+GridCells = Mapping[tuple[Any, Any], SweepRun]
+"""(value of the row setting, value of the column setting) -> run"""
+
+
+def sweep(runs: Sequence[Path], names: Sequence[str], scorer: str = "exact") -> Findings:
+    """Scores over the settings called `names`: a figure and a table per benchmark and protocol.
+
+    Raises BadSpec for a setting that no run has, BadRun for two runs with the same values.
+    """
     settings = read_settings(runs)
     figures: list[Figure] = []
     tables: list[Table] = []
     for setting in settings:
-        places = _places(setting, names)
-        suffix = f"-{setting.slug}" if len(settings) > 1 else ""
-        stem = f"vary-{'-'.join(names)}{suffix}"
-        figures.append(_figure(stem, setting, places, names, scorer))
-        tables.append(table(stem, places, scorer))
+        swept = _sweep_runs(setting, names)
+        stem = f"vary-{'-'.join(names)}{_suffix(setting, settings)}"
+        figures.append(_sweep_figure(stem, setting, swept, names, scorer))
+        tables.append(_table(stem, swept, scorer))
     return Findings(tuple(figures), tuple(tables))
 
 
-def _places(setting: Setting, names: Sequence[str]) -> list[SweepRun]:
-    found = [_place(r, names) for r in setting.results]
-    if not any(p.name for p in found):
-        has = sorted({k for r in setting.results for k in config_of(r)})
-        raise BadSpec(
-            f"no editor of these runs has a setting {' or '.join(repr(n) for n in names)}. "
-            f"Theirs: {', '.join(has) or 'none'}."
-        )
-    found = named(found, names)
-    at: dict[tuple[str, str, str], SweepRun] = {}
-    for p in found:
-        key = (p.series, p.name, str(p.value))
-        if key in at:
-            raise BadRun(
-                f"{at[key].result.path} and {p.result.path} are both {p.label}, so they cannot be "
-                "told apart in a plot. Give one of them."
-            )
-        at[key] = p
-    return found
+def grid(runs: Sequence[Path], down: str, across: str, scorer: str = "exact") -> Findings:
+    """Scores over the settings `down` (rows) and `across` (columns).
+
+    Raises BadSpec for a run without one of them and for runs that differ in other settings too,
+    BadRun for two runs in one cell.
+    """
+    settings = read_settings(runs)
+    figures: list[Figure] = []
+    tables: list[Table] = []
+    for setting in settings:
+        cells = _grid_cells(setting, down, across)
+        stem = f"grid-{down}-{across}{_suffix(setting, settings)}"
+        figures.append(_grid_figure(stem, setting, cells, down, across, scorer))
+        tables.append(_table(stem, list(cells.values()), scorer))
+    return Findings(tuple(figures), tuple(tables))
 
 
-def config_of(result: Result) -> Mapping[str, Any]:
+def _suffix(setting: Setting, settings: Sequence[Setting]) -> str:
+    return f"-{setting.slug}" if len(settings) > 1 else ""
+
+
+def _config(result: Result) -> Mapping[str, Any]:
     config = result.manifest.get("config")
     return config if isinstance(config, Mapping) else {}
 
 
-def _place(result: Result, names: Sequence[str]) -> SweepRun:
-    config = config_of(result)
-    passed = [n for n in names if result.arguments.get(n) is not None]
+def _columns(runs: Sequence[SweepRun], scorer: str) -> list[ScoreColumn]:
+    """The columns with values, mean5 first: it is the score that most sweeps are read for."""
+    columns = columns_of([run.result for run in runs], scorer)
+    return sorted(columns, key=lambda column: column.name != "mean5")
+
+
+def _with_series(runs: Sequence[SweepRun], names: Sequence[str]) -> list[SweepRun]:
+    """The runs with a label per series: the editor, and the settings in which its series differ."""
+
+    def rest(run: SweepRun) -> dict[str, Any]:
+        return {k: v for k, v in _config(run.result).items() if k not in names}
+
+    labelled = []
+    for run in runs:
+        others = [rest(other) for other in runs if other.result.editor == run.result.editor]
+        mine = rest(run)
+        different = [k for k in mine if len({json.dumps(o.get(k)) for o in others}) > 1]
+        words = ", ".join(f"{k}={mine[k]}" for k in different)
+        labelled.append(replace(run, series=f"{run.result.editor} {words}".strip()))
+    settings: dict[str, set[str]] = {}
+    for run in labelled:
+        settings.setdefault(run.series, set()).add(run.name)
+    return [
+        replace(run, series=f"{run.series} {run.name}") if len(settings[run.series]) > 1 else run
+        for run in labelled
+    ]
+
+
+def _caption(setting: Setting, scorer: str) -> str:
+    return (
+        f"{setting.backbone}, {setting.benchmark}, {setting.protocol}, {scorer}: {setting.cases} "
+        f"cases in {setting.units} units"
+    )
+
+
+def _count(column: ScoreColumn, runs: Sequence[SweepRun], scorer: str) -> tuple[str, ...]:
+    """The note with the number of scored cases, as a range where runs differ."""
+    counts = sorted({run.cell(column, scorer).n for run in runs} - {0})
+    return ("n = " + "–".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))),)
+
+
+def _table(stem: str, runs: Sequence[SweepRun], scorer: str) -> Table:
+    columns = (
+        *("series", "editor", "setting", "setting_value", "kind", "scorer"),
+        *("value", "low", "high", "n", "units", "unscored", "run"),
+    )
+    rows = []
+    for run in runs:
+        for column in _columns(runs, scorer):
+            c = run.cell(column, scorer)
+            if c.value is not None:
+                rows.append(
+                    (
+                        *(run.series, run.result.editor, run.name, run.value, column.name, scorer),
+                        *(c.value, c.low, c.high, c.n, c.units, c.unscored, run.result.path.name),
+                    )
+                )
+    return Table(stem, columns, rows)
+
+
+# -- one setting at a time --------------------------------------------------------------------
+
+
+def _sweep_runs(setting: Setting, names: Sequence[str]) -> list[SweepRun]:
+    runs = [_sweep_run(result, names) for result in setting.results]
+    if not any(run.name for run in runs):
+        existing = sorted({name for result in setting.results for name in _config(result)})
+        raise BadSpec(
+            f"no editor of these runs has a setting {' or '.join(repr(n) for n in names)}. "
+            f"Theirs: {', '.join(existing) or 'none'}."
+        )
+    runs = _with_series(runs, names)
+    first: dict[tuple[str, str, str], SweepRun] = {}
+    for run in runs:
+        same = first.setdefault((run.series, run.name, str(run.value)), run)
+        if same is not run:
+            raise BadRun(
+                f"{same.result.path} and {run.result.path} are both {run.label}, so they cannot be "
+                "told apart in a plot. Give one of them."
+            )
+    return runs
+
+
+def _sweep_run(result: Result, names: Sequence[str]) -> SweepRun:
+    config = _config(result)
+    passed = [name for name in names if result.arguments.get(name) is not None]
     if len(passed) > 1:
         raise BadSpec(
             f"{result.path} was passed {' and '.join(passed)}, so it lies at no single place. Vary "
             "one of them at a time."
         )
-    own = passed or [n for n in names if n in config]
-    if not own:
-        return SweepRun(result, "", "", None)
-    return SweepRun(result, "", own[0], config.get(own[0], result.arguments.get(own[0])))
+    name = next(iter(passed or [name for name in names if name in config]), "")
+    return SweepRun(result, "", name, config.get(name, result.arguments.get(name)))
 
 
-def named(places: Sequence[SweepRun], names: Sequence[str]) -> list[SweepRun]:
-    """The places with a label per series: the editor, then what tells its series apart."""
-
-    def rest(p: SweepRun) -> dict[str, Any]:
-        return {k: v for k, v in config_of(p.result).items() if k not in names}
-
-    out = []
-    for p in places:
-        others = [rest(q) for q in places if q.result.editor == p.result.editor]
-        mine = rest(p)
-        tells = [k for k in mine if len({json.dumps(o.get(k)) for o in others}) > 1]
-        words = ", ".join(f"{k}={mine[k]}" for k in tells)
-        out.append(replace(p, series=f"{p.result.editor} {words}".strip()))
-    at: dict[str, set[str]] = {}
-    for p in out:
-        at.setdefault(p.series, set()).add(p.name)
-    return [replace(p, series=f"{p.series} {p.name}") if len(at[p.series]) > 1 else p for p in out]
-
-
-def _figure(
-    stem: str, setting: Setting, places: Sequence[SweepRun], names: Sequence[str], scorer: str
+def _sweep_figure(
+    stem: str, setting: Setting, runs: Sequence[SweepRun], names: Sequence[str], scorer: str
 ) -> Figure:
-    kinds = [k for k in KINDS if any(p.cell(k, scorer).value is not None for p in places)]
-    numbers = any(p.number is not None for p in places)
-    axis = " / ".join(n for n in names if any(p.name == n for p in places))
+    numbers = any(run.number is not None for run in runs)
+    axis = " / ".join(n for n in names if any(run.name == n for run in runs))
     panels = tuple(
-        _lines(kind, places, scorer, axis) if numbers else _bars(kind, places, scorer)
-        for kind in kinds
+        _lines(column, runs, scorer, axis) if numbers else _bars(column, runs, scorer)
+        for column in _columns(runs, scorer)
     )
     return Figure(
         stem,
-        f"{axis}: {', '.join(dict.fromkeys(p.result.editor for p in places))}",
+        f"{axis}: {', '.join(dict.fromkeys(run.result.editor for run in runs))}",
         panels,
         3,
-        f"{setting.backbone}, {setting.benchmark}, {setting.protocol}, {scorer}: {setting.cases} "
-        f"cases in {setting.units} units. Percentages with 95 % bootstrap intervals of each run "
+        f"{_caption(setting, scorer)}. Percentages with 95 % bootstrap intervals of each run "
         "alone; n: scored cases.",
     )
 
 
-def _value(cell: ScoreCell) -> Value | None:
-    return None if cell.value is None else Value(cell.value, cell.low, cell.high)
-
-
-def _notes(kind: str, places: Sequence[SweepRun], scorer: str) -> tuple[str, ...]:
-    counts = sorted({p.cell(kind, scorer).n for p in places} - {0})
-    return (f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]}–{counts[-1]}",)
-
-
-def _lines(kind: str, places: Sequence[SweepRun], scorer: str, axis: str) -> Panel:
-    """Series by number; runs without one are levels."""
-    labels = list(dict.fromkeys(p.series if p.number is not None else p.label for p in places))
+def _lines(column: ScoreColumn, runs: Sequence[SweepRun], scorer: str, axis: str) -> Panel:
+    """Runs with a number make lines, the others levels."""
+    labels = list(dict.fromkeys(r.series if r.number is not None else r.label for r in runs))
     if len(labels) > len(TONES):
         raise BadSpec(
             f"these runs make {len(labels)} series ({'; '.join(labels[:3])}; ...), a plot shows "
@@ -177,46 +238,106 @@ def _lines(kind: str, places: Sequence[SweepRun], scorer: str, axis: str) -> Pan
     tone = dict(zip(labels, TONES, strict=False))
     lines: dict[str, list[tuple[float, Value]]] = {}
     levels = []
-    for p in places:
-        value = _value(p.cell(kind, scorer))
-        if value is not None and p.number is not None:
-            lines.setdefault(p.series, []).append((p.number, value))
+    for run in runs:
+        value = value_of(run.cell(column, scorer))
+        if value is not None and run.number is not None:
+            lines.setdefault(run.series, []).append((run.number, value))
         elif value is not None:
-            levels.append(Level(p.label, value, tone[p.label]))
+            levels.append(Level(run.label, value, tone[run.label]))
     return Lines(
-        COLUMNS[kind][0],
-        tuple(Line(name, tuple(pts), tone[name]) for name, pts in lines.items()),
+        column.heading,
+        tuple(Line(name, tuple(points), tone[name]) for name, points in lines.items()),
         tuple(levels),
         axis,
-        _notes(kind, places, scorer),
+        _count(column, runs, scorer),
     )
 
 
-def _bars(kind: str, places: Sequence[SweepRun], scorer: str) -> Panel:
-    tone: Tone = "changes" if kind in SHOULD_CHANGE else "stays"
-    tone = "soft" if kind in ("mean5", "joint") else tone
-    several = len({p.series for p in places}) > 1
+def _bars(column: ScoreColumn, runs: Sequence[SweepRun], scorer: str) -> Panel:
+    several = len({run.series for run in runs}) > 1
     rows = tuple(
-        Bar(p.label if several or not p.name else f"{p.value}", _value(p.cell(kind, scorer)), tone)
-        for p in places
+        Bar(
+            run.label if several or not run.name else f"{run.value}",
+            value_of(run.cell(column, scorer)),
+            tone_of(column),
+        )
+        for run in runs
     )
-    return Bars(COLUMNS[kind][0], rows, notes=_notes(kind, places, scorer))
+    return Bars(column.heading, rows, notes=_count(column, runs, scorer))
 
 
-def table(stem: str, places: Sequence[SweepRun], scorer: str) -> Table:
-    columns = (
-        *("series", "editor", "setting", "setting_value", "kind", "scorer"),
-        *("value", "low", "high", "n", "units", "unscored", "run"),
-    )
-    rows = []
-    for p in places:
-        for kind in KINDS:
-            c = p.cell(kind, scorer)
-            if c.value is not None:
-                rows.append(
-                    (
-                        *(p.series, p.result.editor, p.name, p.value, kind, scorer),
-                        *(c.value, c.low, c.high, c.n, c.units, c.unscored, p.result.path.name),
-                    )
+# -- two settings at once ---------------------------------------------------------------------
+
+
+def _grid_cells(setting: Setting, down: str, across: str) -> GridCells:
+    runs = []
+    for result in setting.results:
+        config = _config(result)
+        for name in (down, across):
+            if name not in config:
+                raise BadSpec(
+                    f"{result.path}: '{result.editor}' has no setting '{name}', so it has no cell. "
+                    f"Its settings: {', '.join(sorted(config)) or 'none'}."
                 )
-    return Table(stem, columns, rows)
+        at = _plain(config[down]), _plain(config[across])
+        runs.append(SweepRun(result, "", f"{down},{across}", at))
+    cells: dict[tuple[Any, Any], SweepRun] = {}
+    for run in _with_series(runs, (down, across)):
+        if cells and run.series != (first := next(iter(cells.values()))).series:
+            raise BadSpec(
+                f"{first.result.path} is of {first.series} and {run.result.path} of {run.series}. "
+                "A grid shows runs that differ in its two settings alone; give those of one."
+            )
+        if run.value in cells:
+            raise BadRun(
+                f"{cells[run.value].result.path} and {run.result.path} both have "
+                f"{down}={run.value[0]} and {across}={run.value[1]}. Give one of them."
+            )
+        cells[run.value] = run
+    return {at: replace(run, value=f"{_label(at[0])},{_label(at[1])}") for at, run in cells.items()}
+
+
+def _grid_figure(
+    stem: str, setting: Setting, cells: GridCells, down: str, across: str, scorer: str
+) -> Figure:
+    runs = list(cells.values())
+    return Figure(
+        stem,
+        f"{down} by {across}: {runs[0].series}",
+        tuple(_heat(column, cells, across, scorer) for column in _columns(runs, scorer)),
+        3,
+        f"{_caption(setting, scorer)}, {len(cells)} runs. Rows: {down}, columns: {across}. Means "
+        "in per cent, each map on its own colour scale; intervals are in the CSV. n: cases.",
+    )
+
+
+def _heat(column: ScoreColumn, cells: GridCells, across: str, scorer: str) -> Heat:
+    rows, columns = (sorted({at[i] for at in cells}, key=_order) for i in (0, 1))
+
+    def percent(at: tuple[Any, Any]) -> float:
+        value = cells[at].cell(column, scorer).value if at in cells else None
+        return float("nan") if value is None else 100 * value
+
+    return Heat(
+        column.heading,
+        tuple(map(_label, rows)),
+        tuple(map(_label, columns)),
+        tuple(tuple(percent((r, c)) for c in columns) for r in rows),
+        axis=across,
+        notes=_count(column, list(cells.values()), scorer),
+    )
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    """Numbers in their order, then words, then null."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return not number, float(value) if number else 0.0, "~" if value is None else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value that can be a key; lists as JSON text."""
+    return value if value is None or isinstance(value, int | float | str) else json.dumps(value)
+
+
+def _label(value: Any) -> str:
+    return "none" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Methods x metrics: one model for the terminal and for HTML. One scorer per table, never mixed."""
+"""Methods x columns of scores: one model for the terminal and for HTML; one scorer per table."""
 
 from __future__ import annotations
 
@@ -6,45 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from errata.core.kinds import COLUMNS, ProbeKind, ScoreColumn, column_of
 from errata.report.results import Result, Setting
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-SCORERS = ("exact", "token")
-
-#: kind -> (heading, what it says). In the order of the columns.
-COLUMNS = {
-    "reliability": ("Reliability", "the edited question is answered by the target"),
-    "t_generality": ("T-generality", "so are other wordings of it"),
-    "m_generality": ("M-generality", "so are other images of the same thing"),
-    "t_locality": ("T-locality", "unrelated text questions keep their answer"),
-    "m_locality": ("M-locality", "unrelated image questions keep their answer"),
-    "mean5": ("Mean of 5", "the mean of the five columns before"),
-    "near_locality": ("Near locality", "questions close to the edit keep their answer"),
-    "mean6": ("Mean of 6", "the five, and near locality"),
-    "portability": ("Portability", "what follows from the new fact is answered"),
-    "retention": ("Retention", "a fixed panel of questions keeps its answers"),
-    "efficacy": ("Efficacy", "the target reaches the output"),
-    "joint": ("All at once", "one edit is reliable, general and local in every probe"),
-}
-#: Headings for a terminal, where ten columns must fit.
-SHORT = {
-    "reliability": "rel",
-    "t_generality": "T-gen",
-    "m_generality": "M-gen",
-    "t_locality": "T-loc",
-    "m_locality": "M-loc",
-    "mean5": "mean 5",
-    "near_locality": "near",
-    "mean6": "mean 6",
-    "portability": "port",
-    "retention": "retain",
-    "joint": "all",
-}
-SHOULD_CHANGE = frozenset(
-    {"reliability", "t_generality", "m_generality", "portability", "efficacy"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +34,7 @@ class ScoreCell:
         return self.interval_to()
 
     def interval_to(self, digits: int = 1) -> str:
-        """The interval with so many decimals, or nothing."""
+        """The interval with so many decimals; "" where there is none."""
         if self.low is None:
             return ""
         return f"{percent(self.low, digits)}–{percent(self.high, digits)}"
@@ -82,10 +48,7 @@ class ColumnHeading:
     label: str
     meaning: str
     over: str = ""
-
-    @property
-    def kind(self) -> str:
-        return self.key.rpartition(".")[0].partition("/")[0]
+    short: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +59,7 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True)
 class TableView:
-    """One table: `base` is the untouched model's accuracy on the same references."""
+    """One table. `base` is the unedited model's score on the same references, per column."""
 
     scorer: str
     headings: tuple[ColumnHeading, ...]
@@ -125,6 +88,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def cell_of(metrics: Mapping[str, Any], key: str) -> ScoreCell:
+    """The score under a key of `scores.json`; an empty cell where it is not there."""
     entry = metrics.get(key)
     if entry is None:
         return ScoreCell(None)
@@ -134,45 +98,65 @@ def cell_of(metrics: Mapping[str, Any], key: str) -> ScoreCell:
     )
 
 
-def main_view(setting: Setting, scorer: str, *, tag: str = "", origin: str = "") -> TableView:
-    """All kinds under one scorer.
+def columns_of(results: Sequence[Result], scorer: str) -> list[ScoreColumn]:
+    """The columns that any of these runs has a value for under `scorer`, in the tables' order."""
+    custom: dict[str, ProbeKind] = {}
+    names: dict[str, None] = {}
+    for result in results:
+        custom |= result.custom_kinds
+        for key, entry in result.metrics.items():
+            head, _, tail = key.rpartition(".")
+            if tail == scorer and "/" not in head and entry["value"] is not None:
+                names[head] = None
+    order = list(COLUMNS)
+    known = sorted((n for n in names if n in COLUMNS), key=order.index)
+    return [column_of(n, custom) for n in (*known, *(n for n in names if n not in COLUMNS))]
 
-    `tag` own = right after the own edit; `origin` = only the edits of that origin.
+
+def main_view(setting: Setting, scorer: str, *, tag: str = "", origin: str = "") -> TableView:
+    """All columns under one scorer.
+
+    `tag` own: right after the case's own edit; `origin`: only the edits of that origin.
     """
     headings = [
-        ColumnHeading(f"{kind}.{scorer}{f'@{tag}' if tag else ''}", label, meaning)
-        for kind, (label, meaning) in COLUMNS.items()
+        ColumnHeading(
+            f"{column.name}.{scorer}{f'@{tag}' if tag else ''}",
+            column.heading,
+            column.meaning,
+            short=column.short_heading,
+        )
+        for column in columns_of(setting.results, scorer)
     ]
     return _view(setting, scorer, headings, origin)
 
 
 def group_view(setting: Setting, scorer: str) -> TableView:
-    """The groups of every kind that has several."""
-    found: dict[str, dict[str, None]] = {}
+    """The groups of every kind that has several; near locality first."""
+    groups: dict[str, set[str]] = {}
     for result in setting.results:
-        for key in result.scores["metrics"]:
-            head, _, name = key.rpartition(".")
+        for key in result.metrics:
+            head, _, tail = key.rpartition(".")
             kind, _, group = head.partition("/")
-            if group and name == scorer:
-                found.setdefault(kind, {})[group] = None
+            if group and tail == scorer:
+                groups.setdefault(kind, set()).add(group)
+    columns = [c for c in columns_of(setting.results, scorer) if len(groups.get(c.name, ())) > 1]
     headings = [
         ColumnHeading(
-            f"{kind}/{group}.{scorer}",
+            f"{column.name}/{group}.{scorer}",
             group.replace("_", " "),
-            COLUMNS[kind][1],
-            COLUMNS[kind][0],
+            column.group_meaning(group) if isinstance(column, ProbeKind) else column.meaning,
+            column.heading,
         )
-        for kind in sorted(found, key=lambda k: (k != "near_locality", list(COLUMNS).index(k)))
-        if kind in COLUMNS and len(found[kind]) > 1
-        for group in sorted(found[kind])
+        for column in sorted(columns, key=lambda c: c.name != "near_locality")
+        for group in sorted(groups[column.name])
     ]
     return _view(setting, scorer, headings, "")
 
 
 def origins(setting: Setting) -> list[str]:
     """The origins of edits, when there are several."""
-    found = sorted({o for r in setting.results for o in r.scores.get("by_origin", {})})
-    return found if len(found) > 1 else []
+    names = sorted({o for r in setting.results for o in r.scores.get("by_origin", {})})
+    return names if len(names) > 1 else []
 
 
 def _view(
@@ -180,14 +164,13 @@ def _view(
 ) -> TableView:
     def metrics(result: Result) -> Mapping[str, Any]:
         by_origin: Mapping[str, Any] = result.scores["by_origin"] if origin else {}
-        found: Mapping[str, Any] = by_origin.get(origin, {}) if origin else result.scores["metrics"]
-        return found
+        return by_origin.get(origin, {}) if origin else result.metrics
 
-    def asked(heading: ColumnHeading) -> bool:
+    def has_value(heading: ColumnHeading) -> bool:
         cells = [cell_of(metrics(r), heading.key) for r in setting.results]
         return any(cell.value is not None for cell in cells)
 
-    shown = tuple(h for h in headings if asked(h))
+    shown = tuple(filter(has_value, headings))
     lines = tuple(
         TableRow(r.label, tuple(cell_of(metrics(r), h.key) for h in shown)) for r in setting.results
     )
@@ -214,8 +197,8 @@ def terminal_table(setting: Setting, scorer: str = "exact") -> Table:
     )
     table.add_column("method", no_wrap=True)
     for heading in view.headings:
-        table.add_column(SHORT.get(heading.kind, heading.label), justify="right", no_wrap=True)
-    table.add_row("untouched", *(percent(b) for b in view.base), style="dim", end_section=True)
+        table.add_column(escape(heading.short), justify="right", no_wrap=True)
+    table.add_row("unedited", *(percent(b) for b in view.base), style="dim", end_section=True)
     for line in view.lines:
         texts = (f"{c.text}\n[dim]{c.interval_to(0)}[/dim]" for c in line.cells)
         table.add_row(escape(line.label), *texts)

@@ -8,7 +8,7 @@ import pytest
 
 from errata.core.errors import BadRun, BadSpec
 from errata.core.files import read_json
-from errata.report.grid import gridded
+from errata.report.sweeps import grid
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_numbers_in_order_null_last_and_blank_where_no_run_is(run):
         run("near", text=9, visual=2),
         run("one", text=9, visual=None),
     ]
-    found = gridded(runs, "text", "visual")
+    found = grid(runs, "text", "visual")
     (figure,) = found.figures
     panel = figure.panels[0]
     assert (panel.title, panel.rows, panel.columns) == ("Mean of 5", ("9", "10"), ("2", "none"))
@@ -45,17 +45,17 @@ def test_numbers_in_order_null_last_and_blank_where_no_run_is(run):
 def test_other_protocols_have_a_figure_of_their_own(run, make_run):
     other = make_run("seq", "tpatcher", "sequential:3", cases=6, arguments={},
                      config={"a": 1, "b": 1})  # fmt: skip
-    found = gridded([run("x", a=1, b=1), other], "a", "b")
+    found = grid([run("x", a=1, b=1), other], "a", "b")
     assert [f.name for f in found.figures] == ["grid-a-b-s0", "grid-a-b-s1"]
 
 
 def test_bad_input_is_one_clear_line(run):
     one = run("one", a=1, b=1, lr=1)
     with pytest.raises(BadSpec, match=r"has no setting 'c', so it has no cell.*a, b, lr"):
-        gridded([one], "a", "c")
+        grid([one], "a", "c")
     with pytest.raises(BadSpec, match=r"is of tpatcher lr=1 and .* of tpatcher lr=2"):
-        gridded([one, run("two", a=2, b=1, lr=2)], "a", "b")
+        grid([one, run("two", a=2, b=1, lr=2)], "a", "b")
     with pytest.raises(BadSpec, match=r"is of tpatcher and .* of lora"):
-        gridded([run("x", a=1, b=1), run("l", "lora", a=2, b=1)], "a", "b")
+        grid([run("x", a=1, b=1), run("l", "lora", a=2, b=1)], "a", "b")
     with pytest.raises(BadRun, match="both have a=1 and b=1"):
-        gridded([one, run("again", a=1, b=1, lr=1, seed=1)], "a", "b")
+        grid([one, run("again", a=1, b=1, lr=1, seed=1)], "a", "b")

@@ -50,38 +50,38 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_an_editor_is_one_line(runs: dict[str, Path]) -> None:
     (study,) = studies(read_settings(list(runs.values())))
-    sheet = study.sheets[0]
-    labels = [h.label for h in sheet.headings]
-    lines = {x.label: dict(zip(labels, x.cells, strict=True)) for x in sheet.lines}
+    first = study.tables[0]
+    labels = [h.label for h in first.headings]
+    lines = {x.label: dict(zip(labels, x.cells, strict=True)) for x in first.lines}
     assert list(lines) == [
-        *("untouched", "good", "none", "fact in the prompt", "fact in a rationale")
+        *("unedited", "good", "none", "fact in the prompt", "fact in a rationale")
     ]
     direct = json.loads((runs["good-direct"] / "scores.json").read_text())["metrics"]
     assert lines["good"]["VQA direct"].value == direct["vqa.judge"]["value"]
     assert 0 < (lines["good"]["VQA direct"].value or 0) < 1
     assert lines["good"]["VQA reasoning"].value == 1.0
-    assert lines["good"]["Eff."].value == 1.0 and lines["none"]["Eff."].value == 0.0
+    assert lines["good"]["Efficacy"].value == 1.0 and lines["none"]["Efficacy"].value == 0.0
     assert lines["none"]["VQA reasoning"].value == 0.0
-    assert lines["untouched"]["VQA direct"].value == lines["untouched"]["Eff."].value == 0.0
+    assert lines["unedited"]["VQA direct"].value == lines["unedited"]["Efficacy"].value == 0.0
     assert lines["fact in the prompt"]["VQA direct"].value == 1.0
     assert lines["fact in a rationale"]["VQA direct"].value is None
     assert lines["fact in a rationale"]["VQA reasoning"].value == 1.0
-    assert lines["untouched"]["Pictures kept"].value is None
+    assert lines["unedited"]["Pictures kept"].value is None
     assert lines["good"]["VQA direct"].low is not None
     assert study.unjudged == 0.5 and study.judges == ("pixel@1",)
 
 
 def test_sheets_by_stage_and_part(runs: dict[str, Path]) -> None:
     (study,) = studies(read_settings(list(runs.values())))
-    assert [s.title for s in study.sheets] == ["All stages", "By stage", "By category"]
-    by_stage = [(h.over, h.label) for h in study.sheets[1].headings]
+    assert [s.title for s in study.tables] == ["All stages", "By stage", "By category"]
+    by_stage = [(h.over, h.label) for h in study.tables[1].headings]
     assert ("VQA direct", "stage 1") in by_stage and ("VQA reasoning", "stage 2") in by_stage
-    assert {h.label for h in study.sheets[2].headings} == {"color", "pattern"}
+    assert {h.label for h in study.tables[2].headings} == {"color", "pattern"}
 
 
 def test_one_protocol_alone_and_variants_apart(runs: dict[str, Path]) -> None:
     (study,) = studies(read_settings([runs["good-direct"]]))
-    labels = [h.label for h in study.sheets[0].headings]
+    labels = [h.label for h in study.tables[0].headings]
     assert "VQA direct" in labels and "VQA reasoning" not in labels
 
 

@@ -261,7 +261,7 @@ def test_what_no_later_edit_changed_is_said_not_drawn(make_run: MakeRun) -> None
     for points in scores["by_position"].values():
         points["last"] = points["own"]
     write_json(run / "scores.json", scores)
-    assert read_settings([run])[0].by_place == ()
+    assert read_settings([run])[0].forgotten == ()
     text = Page(render_report([run])).text
     assert "every score right after the own edit is the score after the last one" in text
     assert "after the last edit (dashed)" not in text
@@ -303,5 +303,5 @@ def test_terminal_table(runs: list[Path]) -> None:
     text = console.export_text()
     value: Any = read_json(setting.results[2].path / "scores.json")["metrics"]["reliability.exact"]
     assert f"{100 * value['value']:.1f}" in text
-    for words in ("sequential:10: exact, %", "untouched", "tpatcher", "retain"):
+    for words in ("sequential:10: exact, %", "unedited", "tpatcher", "retain"):
         assert words in text

@@ -7,7 +7,7 @@ import pytest
 from errata.core.errors import BadRun, BadSpec
 from errata.core.figure import Bars, Lines
 from errata.core.files import read_json
-from errata.report.sweeps import varied
+from errata.report.sweeps import sweep
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_numbers_make_a_line_in_their_order_with_the_default_on_it(run):
         run("default", top=40, lr=1),
         run("k5", passed={"top": 5}, lr=1),
     ]
-    (figure,) = varied(runs, ["top"]).figures
+    (figure,) = sweep(runs, ["top"]).figures
     assert all(isinstance(p, Lines) for p in figure.panels)
     (line,) = figure.panels[0].lines
     assert sorted(x for x, _ in line.points) == [5, 10, 40]
@@ -45,7 +45,7 @@ def test_two_settings_make_two_series_on_one_axis(run):
         run("ike", "ike", demonstrations=2),
         run("none", "ft_l", lr=1),
     ]
-    (figure,) = varied(runs, ["top", "demonstrations"]).figures
+    (figure,) = sweep(runs, ["top", "demonstrations"]).figures
     panel = figure.panels[0]
     lines = {line.label: [x for x, _ in line.points] for line in panel.lines}
     assert lines == {
@@ -58,7 +58,7 @@ def test_two_settings_make_two_series_on_one_axis(run):
 
 def test_a_word_among_numbers_is_a_level(run):
     runs = [run(f"a{a}", passed={"alpha": a}) for a in (0.1, 0.9, "query")]
-    (figure,) = varied(runs, ["alpha"]).figures
+    (figure,) = sweep(runs, ["alpha"]).figures
     panel = figure.panels[0]
     assert [x for x, _ in panel.lines[0].points] == [0.1, 0.9]
     assert [level.label for level in panel.levels] == ["tpatcher, alpha=query"]
@@ -66,7 +66,7 @@ def test_a_word_among_numbers_is_a_level(run):
 
 def test_words_alone_are_bars(run):
     runs = [run(f"z{z}", passed={"zeta": z}) for z in ("off", "random")]
-    found = varied(runs, ["zeta"])
+    found = sweep(runs, ["zeta"])
     assert all(isinstance(p, Bars) for p in found.figures[0].panels)
     assert [row.label for row in found.figures[0].panels[0].rows] == ["off", "random"]
     tones = {p.title: p.rows[0].tone for p in found.figures[0].panels}
@@ -77,7 +77,7 @@ def test_words_alone_are_bars(run):
 
 def test_a_switch_is_no_number(run):
     runs = [run(f"i{i}", passed={"intrinsic": i}) for i in (True, False)]
-    assert isinstance(varied(runs, ["intrinsic"]).figures[0].panels[0], Bars)
+    assert isinstance(sweep(runs, ["intrinsic"]).figures[0].panels[0], Bars)
 
 
 def test_a_setting_that_is_null_is_no_place(run):
@@ -87,13 +87,13 @@ def test_a_setting_that_is_null_is_no_place(run):
         run("v3", passed={"text_layer": None, "visual_layer": 3}),
         run("v4", passed={"text_layer": None, "visual_layer": 4}),
     ]
-    (figure,) = varied(runs, ["text_layer", "visual_layer"]).figures
+    (figure,) = sweep(runs, ["text_layer", "visual_layer"]).figures
     lines = {line.label: [x for x, _ in line.points] for line in figure.panels[0].lines}
     assert lines == {"tpatcher text_layer": [3], "tpatcher visual_layer": [3, 4]}
 
 
 def test_the_table_names_the_run(run):
-    table = varied([run("k5", passed={"top": 5})], ["top"]).tables[0]
+    table = sweep([run("k5", passed={"top": 5})], ["top"]).tables[0]
     rows = [dict(zip(table.columns, r, strict=True)) for r in table.rows]
     (row,) = [r for r in rows if r["kind"] == "reliability"]
     assert (row["run"], row["setting"], row["setting_value"], row["n"]) == ("k5", "top", 5, 6)
@@ -103,18 +103,18 @@ def test_other_protocols_have_a_figure_of_their_own(run, make_run):
     other = make_run(
         "seq", "tpatcher", "sequential:3", cases=6, arguments={"top": 5}, config={"top": 5}
     )
-    found = varied([run("k5", passed={"top": 5}), other], ["top"])
+    found = sweep([run("k5", passed={"top": 5}), other], ["top"])
     assert [f.name for f in found.figures] == ["vary-top-s0", "vary-top-s1"]
 
 
 def test_bad_input_is_one_clear_line(run):
     one = run("k5", passed={"top": 5}, lr=1)
     with pytest.raises(BadSpec, match=r"no editor of these runs has a setting 'tip'.*lr, top"):
-        varied([one], ["tip"])
+        sweep([one], ["tip"])
     with pytest.raises(BadRun, match="cannot be told apart"):
-        varied([one, run("again", passed={"top": 5}, lr=1, seed=1)], ["top"])
+        sweep([one, run("again", passed={"top": 5}, lr=1, seed=1)], ["top"])
     with pytest.raises(BadSpec, match="at no single place"):
-        varied([run("both", passed={"top": 5, "lr": 2})], ["top", "lr"])
+        sweep([run("both", passed={"top": 5, "lr": 2})], ["top", "lr"])
     many = [run(f"m{i}", passed={"top": 5}, other=i) for i in range(6)]
     with pytest.raises(BadSpec, match="6 series"):
-        varied(many, ["top"])
+        sweep(many, ["top"])
