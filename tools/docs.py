@@ -96,8 +96,10 @@ def attempt(name: str, bb: Backbone) -> str:
     batch = bb.encode([edit.prompt], [edit.target])
     with torch.no_grad():
         before = bb.logits(batch)
+    settings = SMALL_SETTINGS.get(name, {})
+    if not issubclass(cls, TrainedEditor):  # the defaults, with fewer steps
+        settings = {k: v for k, v in settings.items() if k in ("steps", "epochs")}
     try:
-        settings = SMALL_SETTINGS[name] if issubclass(cls, TrainedEditor) else {}
         made = editor(name, **settings).for_backbone(bb)
         patch = made.edit(bb, [edit], made.prepare(bb, _lessons("image" in bb.capabilities))).patch
         with torch.no_grad(), bb.applied(patch):
