@@ -15,7 +15,7 @@ DEMO_ARGS ?=
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup check test demo docs clean
+.PHONY: setup check test numbers demo docs clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,9 @@ check: $(STAMP)
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+numbers: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m by_hand
 
 demo: $(STAMP)
 	$(BIN)/errata demo $(DEMO_ARGS)

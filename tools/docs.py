@@ -97,8 +97,10 @@ def attempt(name: str, bb: Backbone) -> str:
     batch = bb.encode([edit.prompt], [edit.target])
     with torch.no_grad():
         before = bb.logits(batch)
+    settings = SMALL_SETTINGS.get(name, {})
+    if not issubclass(cls, TrainedEditor):  # the defaults, with fewer steps
+        settings = {k: v for k, v in settings.items() if k in ("steps", "epochs")}
     try:
-        settings = SMALL_SETTINGS[name] if issubclass(cls, TrainedEditor) else {}
         one = editor(name, **settings).for_backbone(bb)
         state = one.prepare(bb, _train_cases("image" in bb.capabilities))
         patch = one.edit(bb, [edit], state).patch

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from errata.cli import main
@@ -77,16 +78,18 @@ def test_killed_and_repeated_is_the_same_state(
     editor: str, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken, whole = tmp_path / "broken", tmp_path / "whole"
-    run = subprocess.Popen(
-        [sys.executable, "-m", "errata", *command(model, data, editor, broken)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    child = os.fork()
+    if child == 0:
+        try:
+            main(command(model, data, editor, broken))
+        finally:
+            os._exit(1)
     point = broken / "training.safetensors"
-    while not point.exists() and run.poll() is None:
+    while not point.exists() and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.002)
-    os.kill(run.pid, signal.SIGKILL)
-    _, err = run.communicate()
-    assert point.exists() and not (broken / "state.json").exists(), err.decode()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert point.exists() and not (broken / "state.json").exists()
     finished(model, data, editor, broken, capsys)
     assert "written to" in finished(model, data, editor, whole, capsys)
     for name in FILES:
@@ -104,14 +107,11 @@ def test_two_processes_train_as_one_that_accumulates(
 ) -> None:
     """Their gradients are averaged, their losses are one curve, and one of them writes."""
     two, one = tmp_path / "two", tmp_path / "one"
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-              "--main_process_port", "0", "-m", "errata"]  # fmt: skip
-    run = subprocess.run(
-        [sys.executable, *launch, *command(model, data, "dualedit", two)],
-        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr.decode()
-    assert run.stdout.decode().count("written to") == 1
+    ranks = [_rank(n, tmp_path, command(model, data, "dualedit", two)) for n in range(2)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
+    printed = "".join((tmp_path / f"rank{n}").read_text() for n in range(2))
+    assert codes == [0, 0], printed
+    assert printed.count("written to") == 1
     finished(model, data, "dualedit", one, capsys, accumulate=2)
     assert {f.name for f in two.iterdir()} == {*FILES, "timing.json"}
     ours, theirs = (load_file(str(f / "state.safetensors")) for f in (one, two))
@@ -122,3 +122,26 @@ def test_two_processes_train_as_one_that_accumulates(
     for a, b in zip(*(account["curve"] for account in accounts), strict=True):
         assert b["train"] == pytest.approx(a["train"], rel=1e-4)
         assert b["held_out"] == pytest.approx(a["held_out"], rel=1e-4)
+
+
+def _rank(rank: int, folder: Path, words: list[str]) -> int:
+    """Forks process `rank` of two, set up as `accelerate launch --multi_gpu` does; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    with open(folder / f"rank{rank}", "w") as sys.stdout:
+        sys.stderr = sys.stdout
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(20000 + os.getppid() % 30000),
+        )  # fmt: skip
+        try:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            main(words)
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(code)

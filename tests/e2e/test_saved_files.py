@@ -1,0 +1,163 @@
+"""Files that errata 0.1 saved still load, answer and score as they did (tests/fixtures/v0.1)."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from errata.cli._shared import bundled_models
+
+import errata
+from errata.backbones import load
+from errata.cli import main
+from errata.core.backbone import Backbone
+from errata.core.files import read_json, versions
+from errata.core.state import State
+from errata.core.types import Prompt, from_json
+from errata.io.states import keep
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0.1"
+INDEX: dict[str, Any] = json.loads((FIXTURES / "index.json").read_text(encoding="utf-8"))
+PATCHES: dict[str, Any] = INDEX["patches"]
+STATES = sorted(f.name for f in (FIXTURES / "states").iterdir())
+RUNS = sorted(f.name.removesuffix(".tar.gz") for f in (FIXTURES / "runs").iterdir())
+#: run -> options of the `errata bench` that made it
+ONE_STEP = {
+    "ft_l": (),
+    "serac": ("--set", "steps=40", "--state", str(FIXTURES / "states" / "serac_bench")),
+    "unike": (),
+    "memit": (),
+}
+
+pytestmark = [
+    pytest.mark.trained,
+    pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bundled model"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An ERRATA_HOME with the states in it, where patches that refer to them find them."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ERRATA_HOME", str(folder))
+        for name in STATES:
+            keep(State.load(FIXTURES / "states" / name))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def model() -> Backbone:
+    return load("micro-vlm")
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    return [from_json(Prompt, p) for p in INDEX["prompts"]]
+
+
+def unpacked(run: str, folder: Path) -> Path:
+    with tarfile.open(FIXTURES / "runs" / f"{run}.tar.gz") as packed:
+        packed.extractall(folder, filter="data")
+    return folder / run
+
+
+def command(*words: object) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([str(w) for w in words])
+    assert not exit_.value.code, words
+
+
+def bench(run: str, out: Path) -> None:
+    command(
+        "bench", "micro-vlm", "--editor", run, "--benchmark", "microworld:vqa",
+        "--protocol", "one_step", "--limit", 24, *ONE_STEP[run], "--out", out,
+    )  # fmt: skip
+
+
+def test_the_model_has_the_same_fingerprint(model: Backbone) -> None:
+    assert model.fingerprint() == INDEX["fingerprint"]["micro-vlm"]
+
+
+@pytest.mark.parametrize("name", sorted(n for n, p in PATCHES.items() if "top" in p))
+def test_a_patch_answers_as_it_did(name: str, model: Backbone, prompts: list[Prompt]) -> None:
+    expected = PATCHES[name]
+    patch = errata.load_patch(FIXTURES / "patches" / name, model)
+    assert [a.text for a in errata.ask(model, prompts)] == expected["clean"]
+    with model.applied(patch):
+        assert [a.text for a in errata.ask(model, prompts)] == expected["answers"]
+        batch = model.encode(prompts, rows=[0] * len(prompts))
+        logits = model.logits(batch, rows=torch.zeros(len(prompts), dtype=torch.long))
+    top = logits[:, 0].float().topk(3).values
+    torch.testing.assert_close(top, torch.tensor(expected["top"]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", sorted(n for n, p in PATCHES.items() if "top" not in p))
+def test_patches_in_one_file_answer_as_they_did(
+    name: str, model: Backbone, prompts: list[Prompt]
+) -> None:
+    """A stack of two patches, and rows: prompt i is asked in row i % 2."""
+    rows = [i % 2 for i in range(len(prompts))]
+    with model.applied(errata.load_patch(FIXTURES / "patches" / name, model)):
+        batch = model.encode(prompts, rows=rows)
+        answers = model.generate(batch, [8] * len(prompts), rows=torch.tensor(rows))
+    assert [model.decode(a.ids) for a in answers] == PATCHES[name]["answers"]
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_keeps_its_hash(name: str) -> None:
+    folder = FIXTURES / "states" / name
+    state = State.load(folder)
+    assert state.digest() == read_json(folder / "state.json")["digest"]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_scoring_again_gives_the_same_bytes(run: str, tmp_path: Path) -> None:
+    folder = unpacked(run, tmp_path)
+    before = (folder / "scores.json").read_bytes()
+    command("score", folder)
+    assert (folder / "scores.json").read_bytes() == before
+    (folder / "scores.json").unlink()
+    command("score", folder)
+    assert (folder / "scores.json").read_bytes() == before
+
+
+def test_runs_are_reported_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = {run: unpacked(run, tmp_path) for run in RUNS}
+    for group in (list(ONE_STEP), ["sequential"], ["direct"]):
+        page = tmp_path / f"{group[0]}.html"
+        command("report", *(runs[r] for r in group), "--html", page)
+        assert page.stat().st_size > 10_000
+    capsys.readouterr()
+    command("compare", runs["ft_l"], runs["memit"], "--json")
+    assert json.loads(capsys.readouterr().out)["cases"] == 24
+
+
+@pytest.mark.parametrize("run", ["ft_l", "serac"])
+def test_a_cut_run_is_resumed_to_the_same_bytes(run: str, tmp_path: Path) -> None:
+    whole, cut = unpacked(run, tmp_path / "whole"), unpacked(run, tmp_path / "cut")
+    lines = (cut / "done.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 2
+    (cut / "done.jsonl").write_text(lines[0])
+    (cut / "scores.json").unlink()
+    # of another version of Python or torch it would rightly be refused
+    manifest = read_json(cut / "manifest.json")
+    (cut / "manifest.json").write_text(json.dumps({**manifest, "versions": versions()}))
+    bench(run, cut)
+    for name in ("scores.json", "answers.jsonl"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    "run",
+    ["ft_l", "serac", *(pytest.param(n, marks=pytest.mark.by_hand) for n in ("unike", "memit"))],
+)
+def test_a_new_run_gives_the_same_scores(run: str, tmp_path: Path) -> None:
+    bench(run, tmp_path / "new")
+    old = unpacked(run, tmp_path)
+    assert (tmp_path / "new" / "scores.json").read_bytes() == (old / "scores.json").read_bytes()
