@@ -10,7 +10,7 @@ errata=${ERRATA:-.venv/bin/errata}
 here=runs/dualedit
 train() { # STATE BENCHMARK TEXT VISUAL
   test -f "$1/state.json" || "$errata" prepare micro-vlm --editor dualedit --benchmark "$2" \
-    --set "text_layer=$3" --set "visual_layer=$4" --set steps=200 --set batch=8 --set every=100 \
+    --set "text_layer=$3" --set "visual_layer=$4" --set steps=200 --set batch_size=8 --set eval_steps=100 \
     --set held_out=32 --set gate_cases=32 --out "$1"
 }
 run() { # GATE TEXT VISUAL

@@ -39,15 +39,17 @@ from errata.core.backbone import Backbone
 from errata.core.editor import PrepareContext
 from errata.training.loop import train
 
-COMMON = {"held_out": 0, "gen": 2, "gen_pool": 2, "loc": 1, "loc_pool": 1, "every": 10**6,
-          "keep": 10**6, "loc_kinds": ("m_locality",)}  # fmt: skip
+COMMON = {
+    "held_out": 0, "generality_examples": 2, "generality_pool": 2, "locality_examples": 1,
+    "locality_pool": 1, "locality_kinds": ("m_locality",), "eval_steps": 10**6, "save_steps": 10**6,
+}  # fmt: skip
 
 
 def settings(editor: str, above: int, batch: int) -> dict[str, Any]:
     """The paper's preset with `above` blocks behind the lowest place that training enters."""
     if editor == "mend":
         return {"layers": tuple(range(-above, 0))}
-    return {"text_layer": -above - 1, "visual_layer": -max(above - 2, 2), "batch": batch}
+    return {"text_layer": -above - 1, "visual_layer": -max(above - 2, 2), "batch_size": batch}
 
 
 def held(device: str) -> int:
@@ -88,8 +90,8 @@ def step_seconds(
     clock = time.perf_counter if args.device.startswith("cuda") else time.process_time
     own = {**COMMON, **settings(name, above, args.batch)}
     if args.accumulate:
-        own["accumulate"] = args.accumulate
-    batch = int(own.get("batch", 1))
+        own["gradient_accumulation_steps"] = args.accumulate
+    batch = int(own.get("batch_size", 1))
     editor = registry.load("editors", name)(preset="paper", **own, steps=1 + args.steps)
     cases = [c for c in cases_of(64) if {p.kind for p in c.probes} >= {"m_generality"}][:batch]
     ticks: list[float] = []
@@ -98,7 +100,8 @@ def step_seconds(
         held(args.device)
         ticks.append(clock())
 
-    told: dict[str, Any] = {"above": above, "batch": batch, "accumulate": editor.config.accumulate}
+    accumulate = editor.config.gradient_accumulation_steps
+    told: dict[str, Any] = {"above": above, "batch": batch, "accumulate": accumulate}
     with peak(args.device, told):
         trainee = editor.trainee(backbone, cases, 0)
         told["trained_numbers"] = sum(p.numel() for p in trainee.module.parameters())

@@ -51,8 +51,11 @@ from errata.training.loop import Trainee, train
 from errata.training.optimise import target_loss
 
 BATCH, TOKENS, NOISED = 4, 24, (8, 9, 10, 11)
-COMMON = {"batch": BATCH, "held_out": 0, "gen": 2, "gen_pool": 2, "loc": 1, "loc_pool": 1,
-          "warmup": 0, "every": 10**6, "loc_kinds": ("m_locality",)}  # fmt: skip
+COMMON = {
+    "batch_size": BATCH, "held_out": 0, "generality_examples": 2, "generality_pool": 2,
+    "locality_examples": 1, "locality_pool": 1, "locality_kinds": ("m_locality",), "warmup": 0,
+    "eval_steps": 10**6,
+}  # fmt: skip
 ADAPTER = {"mid": 1024, "heads": 8, "marks": 0, "lr": 1e-4}
 SETTINGS: dict[str, dict[str, Any]] = {
     "dualedit": {**COMMON, **ADAPTER, "text_layer": 6, "visual_layer": 7},

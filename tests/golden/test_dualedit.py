@@ -25,7 +25,7 @@ from errata.training import batches
 from errata.training.batches import ExamplePool, TrainBatch, TrainExample
 from tests import tiny
 
-FAST = {"mid": 16, "heads": 4, "steps": 6, "batch": 2, "lr": 1e-2, "gate_cases": 4}
+FAST = {"mid": 16, "heads": 4, "steps": 6, "batch_size": 2, "lr": 1e-2, "gate_cases": 4}
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,8 @@ def test_training_starts_at_the_unedited_model(backbone: tiny.HfVlm, cases: list
     trainee = dual().trainee(backbone, cases, 0)
     assert isinstance(trainee, AdapterTrainee) and trainee.floor == 2
     losses = trainee.losses(turn_of(backbone, trainee, cases))
-    assert float(losses["loc"].detach()) == pytest.approx(0.0, abs=1e-6)
-    (losses["rel"] + losses["gen"]).backward()
+    assert float(losses["locality"].detach()) == pytest.approx(0.0, abs=1e-6)
+    (losses["reliability"] + losses["generality"]).backward()
     for attention in trainee.module.attention:
         grad = attention.leave.weight.grad
         assert grad is not None and float(grad.abs().max()) > 0
@@ -103,11 +103,11 @@ def test_training_starts_at_the_unedited_model(backbone: tiny.HfVlm, cases: list
 
 def test_text_locality_is_trained(backbone: tiny.HfVlm, cases: list[Case]) -> None:
     """The KL of questions without an image reaches the textual adapter (the code skips it)."""
-    trainee = awake(dual(loc_kinds=("t_locality",)).trainee(backbone, cases, 0))  # type: ignore[arg-type]
+    trainee = awake(dual(locality_kinds=("t_locality",)).trainee(backbone, cases, 0))  # type: ignore[arg-type]
     turn = turn_of(backbone, trainee, cases)
-    loc = [turn.pieces[i] for i in turn.index("loc")]
+    loc = [turn.pieces[i] for i in turn.index("locality")]
     assert len(loc) == 4 and not any(bool(p.vision.any()) for p in loc)
-    trainee.losses(turn)["loc"].backward()
+    trainee.losses(turn)["locality"].backward()
     text, visual = (a.leave.weight.grad for a in trainee.module.attention)
     assert text is not None and float(text.abs().max()) > 0
     assert visual is None or float(visual.abs().max()) == 0
@@ -325,12 +325,12 @@ def test_a_glimpse_runs_no_further_than_it_must(backbone: tiny.HfVlm, ragged: li
 def test_presets_are_those_of_the_papers() -> None:
     paper = registry.load("editors", "dualedit")(preset="paper").config
     assert (paper.text_layer, paper.visual_layer, paper.mid, paper.heads) == (16, 19, 1024, 8)
-    assert (paper.lr, paper.batch, paper.steps, paper.gate) == (1e-4, 4, 50_000, "prompt")
-    assert set(paper.loc_kinds) == {"t_locality", "m_locality"}
+    assert (paper.lr, paper.batch_size, paper.steps, paper.gate) == (1e-4, 4, 50_000, "prompt")
+    assert set(paper.locality_kinds) == {"t_locality", "m_locality"}
     paper = registry.load("editors", "visedit")(preset="paper").config
     assert (paper.layer, paper.noise_layers[0], paper.noise_layers[-1]) == (18, 19, 30)
     assert (paper.sigma, paper.tokens, paper.influence_weight) == (0.7, 24, 0.1)
-    assert TrainExample("rel", Prompt.of("x"), "y").role == "rel"
+    assert TrainExample("reliability", Prompt.of("x"), "y").role == "reliability"
 
 
 @pytest.mark.parametrize("editor", [dual(), VisEdit(layer=1, tokens=3, **FAST)])

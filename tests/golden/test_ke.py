@@ -101,7 +101,8 @@ def test_the_margin_shrinks_once_edits_succeed(edits: Sequence[Edit]) -> None:
     assert isinstance(trainee, KeTrainee)
     seen = []
     for rel, gen in ((0.95, 0.5), (0.95, 0.95), (1.0, 1.0)):
-        trainee.validated({"rel_right": rel, "gen_right": gen})
+        trainee.validated({"reliability_right": rel, "generality_right": gen})
         seen.append(round(float(trainee.network.margin), 3))
     assert seen == [1.0, 0.8, 0.7]
-    assert trainee.score({"rel": 1.0, "gen": 2.0, "loc": 3.0, "constraint": 99.0}) == 6.0
+    means = {"reliability": 1.0, "generality": 2.0, "locality": 3.0, "constraint": 99.0}
+    assert trainee.score(means) == 6.0

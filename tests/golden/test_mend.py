@@ -131,7 +131,7 @@ def test_the_patch_is_the_update_of_the_weights(cases: list[Case]) -> None:
     A network at its start: what it adds to the normalised factors is zero.
     """
     bb = tiny.llava()
-    editor = Mend(layers=(2, 3), rank=4, edit_lr=-0.01, steps=2, batch=2, lr=0.0, lr_rate=0.0)
+    editor = Mend(layers=(2, 3), rank=4, edit_lr=-0.01, steps=2, batch_size=2, lr=0.0, lr_rate=0.0)
     state = editor.prepare(bb, cases)
     assert state is not None
     group = [c.edit for c in cases[:2]]
@@ -185,14 +185,14 @@ def test_the_outer_loss_looks_at_the_token_behind(cases: list[Case]) -> None:
             logp = bb.model(**batch.inputs).logits.log_softmax(-1)[0]
         first, ids = int(batch.lengths[0]), batch.targets[0]
         wanted.append(-sum(float(logp[first - 1 + j, t]) for j, t in enumerate(ids)) / len(ids))
-    assert float(got["rel"]) == pytest.approx(sum(wanted) / len(wanted), abs=1e-4)
-    assert float(got["loc"]) == pytest.approx(0.0, abs=1e-6)
+    assert float(got["reliability"]) == pytest.approx(sum(wanted) / len(wanted), abs=1e-4)
+    assert float(got["locality"]) == pytest.approx(0.0, abs=1e-6)
     copying = torch.zeros(len(one.pieces), 20, len(tiny.tokenizer()))
     for b, p in enumerate(one.pieces):
         seen = [int(p.ids[p.length - 1]), *p.target]
         for j, token in enumerate(seen):
             copying[b, j, token] = 50.0
-    assert float(one.losses(copying)["rel"]) > 5
+    assert float(one.losses(copying)["reliability"]) > 5
 
 
 def test_the_outer_gradient_reaches_the_network(cases: list[Case]) -> None:
@@ -204,7 +204,7 @@ def test_the_outer_gradient_reaches_the_network(cases: list[Case]) -> None:
     first = 0.0
     for step in range(8):
         named = trainee.losses(one)
-        loss = named["rel"] + named["gen"] + named["loc"]
+        loss = named["reliability"] + named["generality"] + named["locality"]
         first = first or float(loss.detach())
         optimiser.zero_grad()
         loss.backward()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from errata.core import registry
+from errata.core.editor import EditRequest
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.manager import HookManager
 from errata.core.types import Edit
@@ -92,7 +93,7 @@ def test_row_adam_is_torch_adam_on_each_row_and_freezes_rows() -> None:
     goal = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
     module = torch.nn.Module()
     module.weight = torch.nn.Parameter(start.clone())
-    ours = RowAdam(module, SearchSettings(lr=0.1, steps=5, clip=1.0))
+    ours = RowAdam(module, SearchSettings(lr=0.1, steps=5, max_grad_norm=1.0))
     stops = [5, 3, 0]
     for turn in range(5):
         loss = (module.weight - goal).square().sum()
@@ -164,7 +165,7 @@ def test_tpatcher_starts_silent_in_value_and_firing_in_key(edits: list[Edit]) ->
     """Before any step: the model unchanged, every neuron firing with exactly 1, a gradient."""
     backbone = tiny.shared("llava")
     editor = registry.load("editors", "tpatcher")(neurons=3)
-    patch = editor.start(backbone, [edits[:1], edits[3:]], [None, None], 0)
+    patch = editor.start(backbone, EditRequest.of([edits[:1], edits[3:]]))
     batch, rows = encode_edits(backbone, [edits[:1], edits[3:]], eos=True)
     clean = backbone.logits(batch)
     with backbone.applied(patch):

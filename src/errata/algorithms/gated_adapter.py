@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -111,19 +111,25 @@ class AdapterEditor(TrainedEditor):
         """mid, heads: of the cross-attention. marks: that many target tokens of an edit carry a
         learnt mark (0: none, as published; the network then has to tell them by their content).
 
-        rel_weight, gen_weight, loc_weight: of the losses, each a mean over its rows. gate: prompt,
-        leaky or none, see `errata.patches.adapter.Gate`. gate_layer: the block behind which keys
-        are compared, null for the lowest adapter's; a higher one has read the image, and questions
-        are then rehearsed up to there, unedited. Both can be changed without training again.
-        threshold: of the gate; null = the one tuned on training cases. gate_cases: how many.
+        reliability_weight, generality_weight, locality_weight: of the losses, each a mean over its
+        rows. gate: prompt, leaky or none, see `errata.patches.adapter.Gate`. gate_layer: the block
+        behind which keys are compared, null for the lowest adapter's; a higher one has read the
+        image, and questions are then rehearsed up to there, unedited. Both can be changed without
+        training again. threshold: of the gate; null = the one tuned on training cases. gate_cases:
+        how many.
         """
 
+        renamed: ClassVar[Mapping[str, str]] = {
+            "rel_weight": "reliability_weight",
+            "gen_weight": "generality_weight",
+            "loc_weight": "locality_weight",
+        }
         mid: int = 1024
         heads: int = 8
         marks: int = 0
-        rel_weight: float = 1.0
-        gen_weight: float = 2.0
-        loc_weight: float = 2.0
+        reliability_weight: float = 1.0
+        generality_weight: float = 2.0
+        locality_weight: float = 2.0
         gate: Literal["prompt", "none", "leaky"] = "prompt"
         gate_layer: int | None = None
         threshold: float | None = None
@@ -141,7 +147,11 @@ class AdapterEditor(TrainedEditor):
 
     def loss_weights(self) -> dict[str, float]:
         c = self.config
-        return {"rel": c.rel_weight, "gen": c.gen_weight, "loc": c.loc_weight}
+        return {
+            "reliability": c.reliability_weight,
+            "generality": c.generality_weight,
+            "locality": c.locality_weight,
+        }
 
     def check(self, edit: Edit) -> None:
         """Raises BadEdit for an edit that this editor cannot make."""

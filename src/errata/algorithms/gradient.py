@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,13 +32,14 @@ class GradientEditor(Editor):
     class Config:
         """lr, steps: Adam. stop_loss: a row stops below it, all target tokens right.
 
-        clip: per-row gradient norm (0 = none). eos: the end token is part of the target.
+        max_grad_norm: per row (0 = no clipping). eos: the end token is part of the target.
         """
 
+        renamed: ClassVar[Mapping[str, str]] = {"clip": "max_grad_norm"}
         lr: float = 1e-3
         steps: int = 25
         stop_loss: float = 1e-2
-        clip: float = 0.0
+        max_grad_norm: float = 0.0
         eos: bool = True
 
     def __init__(self, preset: str | None = None, **passed: Any) -> None:
@@ -52,7 +53,9 @@ class GradientEditor(Editor):
 
     def settings(self) -> SearchSettings:
         c = self.config
-        return SearchSettings(lr=c.lr, steps=c.steps, stop_loss=c.stop_loss, clip=c.clip, eos=c.eos)
+        return SearchSettings(
+            lr=c.lr, steps=c.steps, stop_loss=c.stop_loss, max_grad_norm=c.max_grad_norm, eos=c.eos
+        )
 
     @abstractmethod
     def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:

@@ -50,7 +50,7 @@ class NeuronEditor(GradientEditor):
 
         lr: float = 1e-2
         steps: int = 100
-        clip: float = 5.0
+        max_grad_norm: float = 5.0
         layers: tuple[int, ...] = (-1,)
         neurons: int = 5
         act_weight: float = 1.0

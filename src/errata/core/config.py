@@ -9,13 +9,36 @@ from typing import Any
 from errata.core.errors import BadSpec
 
 
+def current_names(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `cls` that were written by any errata, under the names that they have today.
+
+    `cls` and its bases say which settings were renamed in a class variable
+    `renamed: ClassVar[Mapping[str, str]]`, old name -> name. A name that is a setting of `cls`
+    today stays. Raises BadSpec where a setting is given under both names.
+    """
+    today = {f.name for f in fields(cls)}
+    renamed: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        renamed.update(vars(base).get("renamed", {}))
+    out: dict[str, Any] = {}
+    for name, value in settings.items():
+        new = name if name in today else renamed.get(name, name)
+        if new in out:
+            old = next(k for k, v in renamed.items() if v == new and k in settings)
+            raise BadSpec(f"setting '{new}' is given twice: '{old}' is its old name. Give one.")
+        out[new] = value
+    return out
+
+
 def parse_config(what: str, owner: str, cls: type, given: Mapping[str, Any]) -> Any:
     """The frozen dataclass `cls` from settings in Python or as text.
 
-    what, owner: for messages, as in "editor 'ft_l'". Raises BadSpec on a wrong name or type.
+    what, owner: for messages, as in "editor 'ft_l'". Old names are read as `current_names` does.
+    Raises BadSpec on a wrong name or type.
     """
     from pydantic import TypeAdapter, ValidationError
 
+    given = current_names(cls, given)
     known = {f.name for f in fields(cls)}
     for name in given:
         if name not in known:

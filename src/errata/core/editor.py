@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from errata.core.backbone import Backbone
-from errata.core.config import parse_config
+from errata.core.config import current_names, parse_config
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
 from errata.core.files import versions
 from errata.core.patch import Header, Patch, parts_of
@@ -165,10 +165,9 @@ class Editor(ABC):
             known = ", ".join(sorted(self.presets)) or "none"
             raise BadSpec(f"editor '{self.name}' has no preset '{preset}'. It has: {known}.")
         self.preset = preset
-        self.passed = dict(passed)
-        self.config: Any = parse_config(
-            "editor", self.name, self.Config, {**self.presets.get(preset or "", {}), **passed}
-        )
+        self.passed = current_names(self.Config, passed)
+        chosen = current_names(self.Config, self.presets.get(preset or "", {}))
+        self.config: Any = parse_config("editor", self.name, self.Config, {**chosen, **self.passed})
 
     def for_backbone(self, backbone: Backbone) -> Editor:
         """The same editor with the preset named after the backbone, unless a preset was chosen."""
@@ -219,7 +218,11 @@ class Editor(ABC):
         """The state that ships with the model and was made with the editor's settings."""
         wanted = self._state_settings()
         shipped = backbone.shipped_states(self.state_name or self.name)
-        return next((s for s in shipped if dict(s.settings) == wanted), None)
+        return next((s for s in shipped if self._made_with(s) == wanted), None)
+
+    def _made_with(self, state: State) -> dict[str, Any]:
+        """The settings that a state was made with, under today's names."""
+        return current_names(self.Config, state.settings)
 
     def _state_settings(self) -> dict[str, Any]:
         config = _plain(self.config)
@@ -307,11 +310,11 @@ class Editor(ABC):
                 f"({state.fingerprint[:12]}), not for {backbone.name} "
                 f"({backbone.fingerprint()[:12]}). Prepare it again on this model."
             )
-        now = self._state_settings()
-        other = [k for k in now if k in state.settings and state.settings[k] != now[k]]
+        now, then = self._state_settings(), self._made_with(state)
+        other = [k for k in now if k in then and then[k] != now[k]]
         if other:
             raise BadSpec(
-                f"the state of '{self.name}' was made with {other[0]}={state.settings[other[0]]}, "
+                f"the state of '{self.name}' was made with {other[0]}={then[other[0]]}, "
                 f"now it is {now[other[0]]}. Prepare it again, or set it as it was."
             )
 

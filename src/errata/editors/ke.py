@@ -18,13 +18,14 @@ The constraint: minimise the edit's loss subject to KL(unedited || edited) <= ma
 locality; the multiplier is raised while the KL is above the margin, and is never negative.
 
 Differences: the constraint is the paper's KL on questions that must stay, VLKEB's port has only a
-norm of dW, which leaves locality to chance; rephrasings may be part of the loss (`c_gen`, 0 in
-`paper`), as in Mitchell et al.'s version; the old answer is what the model at hand says to the
-edit's prompt (`belief`: MMEdit's `pred` is BLIP-2's answer, the wrong belief for any other model);
-`scale` makes up for the softmax, whose entries are about 1 / o (`paper` has 1); with `descent` the
-untrained network is a step down the gradient, whose sign is otherwise drawn at random per input
-(off in `paper`). The condition sees no image, as in the port: two edits with the same texts differ
-in G only. Gradients are float32, the port takes those of half-precision weights.
+norm of dW, which leaves locality to chance; rephrasings may be part of the loss
+(`generality_weight`, 0 in `paper`), as in Mitchell et al.'s version; the old answer is what the
+model at hand says to the edit's prompt (`belief`: MMEdit's `pred` is BLIP-2's answer, the wrong
+belief for any other model); `scale` makes up for the softmax, whose entries are about 1 / o
+(`paper` has 1); with `descent` the untrained network is a step down the gradient, whose sign is
+otherwise drawn at random per input (off in `paper`). The condition sees no image, as in the port:
+two edits with the same texts differ in G only. Gradients are float32, the port takes those of
+half-precision weights.
 """
 
 from __future__ import annotations
@@ -70,12 +71,12 @@ class Ke(TrainedEditor):
             "warmup": 20,
             "schedule": "cosine",
             "steps": 600,
-            "batch": 8,
-            "loc_kinds": ("t_locality", "m_locality", "near_locality"),
+            "batch_size": 8,
+            "locality_kinds": ("t_locality", "m_locality", "near_locality"),
             "margin": 0.1,
             "multiplier": 0.5,
             "lr_multiplier": 1e-2,
-            "keep": 50,
+            "save_steps": 50,
         },
         "paper": {
             "layers": (-3, -2, -1),
@@ -88,12 +89,12 @@ class Ke(TrainedEditor):
             "warmup": 1000,
             "schedule": "linear",
             "steps": 30000,
-            "batch": 1,
-            "gen": 0,
-            "c_gen": 0.0,
+            "batch_size": 1,
+            "generality_examples": 0,
+            "generality_weight": 0.0,
             "margin": 1e-3,
-            "every": 1000,
-            "keep": 500,
+            "eval_steps": 1000,
+            "save_steps": 500,
             "eos": False,
         },
     }
@@ -104,11 +105,15 @@ class Ke(TrainedEditor):
 
         hidden: of the LSTM. condition: width of c. width: of each matrix's network. scale: largest
         strength of an update. tokens: of the text that is read. belief: the old answer is the
-        model's `own`, or as `given` with the edit. c_rel, c_gen: weights of the losses. margin,
-        margin_end, shrink: of the KL. multiplier, lr_multiplier: where it starts, its step.
-        descent: the untrained network takes a plain step down the gradient.
+        model's `own`, or as `given` with the edit. reliability_weight, generality_weight: of the
+        losses. margin, margin_end, shrink: of the KL. multiplier, lr_multiplier: where it starts,
+        its step. descent: the untrained network takes a plain step down the gradient.
         """
 
+        renamed: ClassVar[Mapping[str, str]] = {
+            "c_rel": "reliability_weight",
+            "c_gen": "generality_weight",
+        }
         layers: tuple[int, ...] = (-4, -3, -2)
         parts: tuple[str, ...] = ("mlp.up", "mlp.down")
         hidden: int = 128
@@ -117,8 +122,8 @@ class Ke(TrainedEditor):
         scale: float = 32.0
         tokens: int = 32
         belief: Literal["own", "given"] = "own"
-        c_rel: float = 1.0
-        c_gen: float = 1.0
+        reliability_weight: float = 1.0
+        generality_weight: float = 1.0
         margin: float = 0.1
         margin_end: float = 1e-7
         shrink: float = 0.8
@@ -268,7 +273,11 @@ class KeTrainee(Trainee):
         self.texts = texts
         self.sites = editor.sites(backbone)
         self.floor = floor_of(self.sites)
-        self.weights = {"rel": self.c.c_rel, "gen": self.c.c_gen, "constraint": 1.0}
+        self.weights = {
+            "reliability": self.c.reliability_weight,
+            "generality": self.c.generality_weight,
+            "constraint": 1.0,
+        }
 
     def optimiser(self) -> torch.optim.Optimizer:
         learnt = [p for n, p in self.network.named_parameters() if n != "multiplier"]
@@ -286,8 +295,8 @@ class KeTrainee(Trainee):
         parts = {s: {"A": a, "B": b.transpose(1, 2)} for s, (a, b, _) in update.items()}
         with self.backbone.applied(LiveDelta(parts, len(turn.cases))):
             out = turn.losses(turn.logits())
-        if "loc" in out:
-            over = out["loc"] - self.network.margin[0]
+        if "locality" in out:
+            over = out["locality"] - self.network.margin[0]
             out["constraint"] = self.network.multiplier[0] * over
         return out
 
@@ -297,9 +306,9 @@ class KeTrainee(Trainee):
 
     def score(self, means: Mapping[str, float]) -> float:
         """The multiplier changes, so that totals of different steps do not compare."""
-        return sum(means.get(name, 0.0) for name in ("rel", "gen", "loc"))
+        return sum(means.get(name, 0.0) for name in ("reliability", "generality", "locality"))
 
     def validated(self, means: Mapping[str, float]) -> None:
-        asked = [means[n] for n in ("rel_right", "gen_right") if n in means]
+        asked = [means[n] for n in ("reliability_right", "generality_right") if n in means]
         if asked and min(asked) > 0.9:
             self.network.margin.mul_(self.c.shrink).clamp_(min=self.c.margin_end)

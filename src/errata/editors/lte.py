@@ -54,7 +54,7 @@ class LteTrainee(Trainee):
     def __init__(self, backbone: Backbone, config: Any, module: Alignment, floor: int) -> None:
         super().__init__(backbone, config)
         self.module, self.floor = module, floor
-        self.weights = {"rel": 1.0, "gen": 1.0, "loc": config.loc_weight}
+        self.weights = {"reliability": 1.0, "generality": 1.0, "locality": config.locality_weight}
 
     def rows(self, case: Case, rng: torch.Generator) -> list[TrainExample]:
         """In scope behind the edit; out of scope behind it and alone; the edit's prompt alone."""
@@ -62,13 +62,13 @@ class LteTrainee(Trainee):
         out: list[TrainExample] = []
         for row in super().rows(case, rng):
             shown = replace(row, prompt=compose(row.prompt, fact, (), "update"))
-            if row.role == "loc":
+            if row.role == "locality":
                 out += [replace(shown, before=row.prompt), replace(row, before=row.prompt)]
             else:
                 out.append(shown)
         if case.edit.old:
-            alone = TrainExample("loc", case.edit.prompt, case.edit.old, "alone", case.edit.prompt)
-            out.append(alone)
+            ask, old = case.edit.prompt, case.edit.old
+            out.append(TrainExample("locality", ask, old, "alone", ask))
         return out
 
     def optimiser(self) -> torch.optim.Optimizer:
@@ -98,12 +98,13 @@ class Lte(TrainedEditor):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"encoder": "backbone", "steps": 400, "lr": 2e-3},
         "paper": {
-            "rank": 8, "alpha": 16.0, "lr": 3e-4, "batch": 8, "accumulate": 16,
-            "schedule": "cosine", "scope": "always", "by_image": False, "encoder": "minilm",
+            "rank": 8, "alpha": 16.0, "lr": 3e-4, "batch_size": 8,
+            "gradient_accumulation_steps": 16, "schedule": "cosine", "scope": "always",
+            "by_image": False, "encoder": "minilm",
             "parts": ("attn.q", "attn.k", "attn.v", "attn.o"), "layers": (), "eos": True,
         },
         "vlm_port": {
-            "rank": 0, "lr": 5e-6, "batch": 1, "threshold": 0.3, "by_image": False,
+            "rank": 0, "lr": 5e-6, "batch_size": 1, "threshold": 0.3, "by_image": False,
             "encoder": "minilm", "layers": (), "eos": False,
         },
     }  # fmt: skip
@@ -111,32 +112,33 @@ class Lte(TrainedEditor):
     @dataclass(frozen=True, kw_only=True)
     class Config(TrainedEditor.Config):
         """rank: of the delta, 0 = dense; alpha: LoRA's. layers: text blocks, () = all; parts:
-        linear sites of a block. loc_weight: of the KL out of scope.
+        linear sites of a block. locality_weight: of the KL out of scope.
 
         scope: show the nearest edits always, or only above `threshold` (None: chosen on training
         cases so that `recall` of in-scope questions get their edit). facts: most edits shown.
         encoder, by_image: of retrieval.
         """
 
+        renamed: ClassVar[Mapping[str, str]] = {"loc_weight": "locality_weight"}
         steps: int = 600
-        batch: int = 4
+        batch_size: int = 4
         lr: float = 1e-3
         warmup: int = 30
         schedule: Literal["constant", "cosine"] = "cosine"
-        gen: int = 2
-        loc: int = 4
-        gen_pool: int = 2
-        loc_pool: int = 2
+        generality_examples: int = 2
+        locality_examples: int = 4
+        generality_pool: int = 2
+        locality_pool: int = 2
         held_out: int = 32
-        gen_kinds: tuple[str, ...] = ("t_generality", "m_generality", "portability")
-        loc_kinds: tuple[str, ...] = ("near_locality", "t_locality", "m_locality")
+        generality_kinds: tuple[str, ...] = ("t_generality", "m_generality", "portability")
+        locality_kinds: tuple[str, ...] = ("near_locality", "t_locality", "m_locality")
         rank: int = 16
         alpha: float = 16.0
         layers: tuple[int, ...] = ()
         parts: tuple[str, ...] = (
             "attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down",
         )  # fmt: skip
-        loc_weight: float = 1.0
+        locality_weight: float = 1.0
         scope: Literal["always", "retrieved"] = "retrieved"
         threshold: float | None = None
         recall: float = 0.98
@@ -181,7 +183,7 @@ class Lte(TrainedEditor):
         wanted: list[float] = []
         other: list[float] = []
         for case in (cases[i] for i in order):
-            probes = [p for p in case.probes if p.kind in (*c.gen_kinds, *c.loc_kinds)]
+            probes = [p for p in case.probes if p.kind in (*c.generality_kinds, *c.locality_kinds)]
             prompts = [case.edit.prompt, *(p.prompt for p in probes)]
             vectors = vectors_of(prompts, layout, backbone)
             for probe, near in zip(probes, (vectors[1:] @ vectors[0]).tolist(), strict=True):

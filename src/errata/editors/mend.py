@@ -15,9 +15,9 @@ loss reaches. K edits of a group add up.
 Differences: the outer loss compares the logits at a position with the token behind it (EasyEdit's
 port for HF models compares them with the token at it, which is already visible, so that its editor
 learns to copy); locality is a KL at the answer's positions, as in LiveEdit's port, not over the
-whole prompt; the edit itself may be part of the outer loss (`c_rel`; 0 in `paper`); the best
-network on held-out cases is kept (EasyEdit keeps the last one, its early stop is never fed);
-statistics are part of the checkpoint and the state (there they are reset on resume); V's
+whole prompt; the edit itself may be part of the outer loss (`reliability_weight`; 0 in `paper`);
+the best network on held-out cases is kept (EasyEdit keeps the last one, its early stop is never
+fed); statistics are part of the checkpoint and the state (there they are reset on resume); V's
 initialisation is scaled by its fan-in except in `paper`, whose tiny step size goes with N(0, 1);
 edits of one batch keep full strength (LiveEdit's port averages them).
 """
@@ -61,10 +61,10 @@ class Mend(TrainedEditor):
             "warmup": 20,
             "schedule": "cosine",
             "steps": 600,
-            "batch": 8,
-            "c_loc": 0.5,
-            "loc_kinds": ("t_locality", "m_locality", "near_locality"),
-            "keep": 50,
+            "batch_size": 8,
+            "locality_weight": 0.5,
+            "locality_kinds": ("t_locality", "m_locality", "near_locality"),
+            "save_steps": 50,
         },
         "paper": {
             "layers": (-3, -2, -1),
@@ -74,14 +74,14 @@ class Mend(TrainedEditor):
             "lr": 1e-6,
             "lr_rate": 1e-4,
             "steps": 30000,
-            "batch": 1,
-            "accumulate": 2,
-            "clip": 100.0,
-            "c_rel": 0.0,
-            "c_gen": 0.1,
-            "c_loc": 1.0,
-            "every": 1000,
-            "keep": 500,
+            "batch_size": 1,
+            "gradient_accumulation_steps": 2,
+            "max_grad_norm": 100.0,
+            "reliability_weight": 0.0,
+            "generality_weight": 0.1,
+            "locality_weight": 1.0,
+            "eval_steps": 1000,
+            "save_steps": 500,
             "eos": False,
         },
     }
@@ -91,10 +91,15 @@ class Mend(TrainedEditor):
         """layers, parts: text blocks and their linear sites. rank, depth: of the network.
 
         start: how V is drawn, `unit` N(0, 1) or `fan_in` N(0, 1 / width). edit_lr: where the edit
-        learning rates start, lr_rate: Adam's step on them. c_rel, c_gen, c_loc: weights of the
-        outer loss.
+        learning rates start, lr_rate: Adam's step on them. reliability_weight, generality_weight,
+        locality_weight: of the terms of the outer loss.
         """
 
+        renamed: ClassVar[Mapping[str, str]] = {
+            "c_rel": "reliability_weight",
+            "c_gen": "generality_weight",
+            "c_loc": "locality_weight",
+        }
         layers: tuple[int, ...] = (-4, -3, -2)
         parts: tuple[str, ...] = ("mlp.up", "mlp.down")
         rank: int = 128
@@ -102,9 +107,9 @@ class Mend(TrainedEditor):
         start: Literal["unit", "fan_in"] = "fan_in"
         edit_lr: float = -1e-3
         lr_rate: float = 1e-4
-        c_rel: float = 1.0
-        c_gen: float = 1.0
-        c_loc: float = 1.0
+        reliability_weight: float = 1.0
+        generality_weight: float = 1.0
+        locality_weight: float = 1.0
 
     def sites(self, backbone: Backbone) -> list[str]:
         layers = sorted(backbone.layer(i) for i in self.config.layers)
@@ -235,7 +240,11 @@ class MendTrainee(Trainee):
         self.module = self.network = network
         self.sites = editor.sites(backbone)
         self.floor = floor_of(self.sites)
-        self.weights = {"rel": c.c_rel, "gen": c.c_gen, "loc": c.c_loc}
+        self.weights = {
+            "reliability": c.reliability_weight,
+            "generality": c.generality_weight,
+            "locality": c.locality_weight,
+        }
         self.lr_rate = c.lr_rate
 
     def optimiser(self) -> torch.optim.Optimizer:

@@ -86,7 +86,7 @@ class SeracTrainee(Trainee):
         gap_BC = (query_Be[:, None] - key_Ce).square().sum(-1)
         own_BC, about_BC = _labels(turn)
         own_BC, about_BC = own_BC.to(gap_BC.device), about_BC.to(gap_BC.device)
-        loc = turn.index("loc")
+        loc = turn.index("locality")
         hard_BC = torch.zeros_like(about_BC)
         hard_BC[loc, turn.of_case[loc]] = True
         missed, hard, other = gap_BC[own_BC], gap_BC[hard_BC], gap_BC[about_BC & ~hard_BC]
@@ -102,7 +102,7 @@ class SeracTrainee(Trainee):
 
     def _answer(self, turn: TrainBatch) -> dict[str, Tensor]:
         """Mean NLL of in-scope answers, each with its own edit in view."""
-        index = turn.index("rel", "gen")
+        index = turn.index("reliability", "generality")
         state = turn.part(index)
         assert isinstance(state, PrefixState) and state.stream is not None
         of_case = turn.of_case[index]
@@ -146,7 +146,7 @@ def _labels(turn: TrainBatch) -> tuple[Tensor, Tensor]:
     A case says so of its own probes. Of another case's edit nothing is known where both are about
     one thing (equal scopes, or equal prompts where the benchmark declares no scope).
     """
-    role_in = torch.tensor([p.row.role != "loc" for p in turn.pieces])
+    role_in = torch.tensor([p.row.role != "locality" for p in turn.pieces])
     own = turn.of_case.cpu()[:, None] == torch.arange(len(turn.cases))
     thing = [dict(c.scope) for c in turn.cases]
     count = range(len(thing))
@@ -173,12 +173,12 @@ class Serac(TrainedEditor):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"steps": 1200, "width": 64, "layer": 4},
         "paper": {
-            "lr": 1e-5, "batch": 1, "accumulate": 10, "edit_weight": 0.1, "scope_weight": 1.0,
-            "threshold": 0.5, "switch": "hard", "eos": False,
+            "lr": 1e-5, "batch_size": 1, "gradient_accumulation_steps": 10, "edit_weight": 0.1,
+            "scope_weight": 1.0, "threshold": 0.5, "switch": "hard", "eos": False,
         },
         "vlm_port": {
-            "lr": 1e-5, "batch": 1, "steps": 50_000, "edit_weight": 0.1, "scope_weight": 1.0,
-            "switch": "soft", "clip": 100.0, "eos": False,
+            "lr": 1e-5, "batch_size": 1, "steps": 50_000, "edit_weight": 0.1, "scope_weight": 1.0,
+            "switch": "soft", "max_grad_norm": 100.0, "eos": False,
         },
     }  # fmt: skip
 
@@ -192,14 +192,14 @@ class Serac(TrainedEditor):
         """
 
         steps: int = 1600
-        batch: int = 16
+        batch_size: int = 16
         schedule: Literal["constant", "cosine"] = "cosine"
         warmup: int = 50
-        gen: int = 3
-        loc: int = 4
-        gen_pool: int = 5
-        gen_kinds: tuple[str, ...] = ("t_generality", "m_generality", "portability")
-        loc_kinds: tuple[str, ...] = ("near_locality", "t_locality", "m_locality")
+        generality_examples: int = 3
+        locality_examples: int = 4
+        generality_pool: int = 5
+        generality_kinds: tuple[str, ...] = ("t_generality", "m_generality", "portability")
+        locality_kinds: tuple[str, ...] = ("near_locality", "t_locality", "m_locality")
         layer: int | None = None
         width: int = 128
         heads: int = 4

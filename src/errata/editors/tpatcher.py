@@ -46,7 +46,7 @@ class TPatcher(NeuronEditor):
             "act_weight": 1.0,
             "memory_weight": 10.0,
             "lr": 1e-2,
-            "clip": 5.0,
+            "max_grad_norm": 5.0,
         },
         "vlm_port": {
             "layers": (-1,),

@@ -61,15 +61,15 @@ class VisEdit(AdapterEditor):
             "mid": 1024,
             "heads": 8,
             "lr": 1e-4,
-            "batch": 4,
+            "batch_size": 4,
             "steps": 50_000,
-            "every": 1000,
-            "keep": 1000,
+            "eval_steps": 1000,
+            "save_steps": 1000,
             "patience": 50,
-            "clip": 0.0,
-            "loc": 1,
-            "loc_weight": 1.0,
-            "loc_kinds": ("m_locality",),
+            "max_grad_norm": 0.0,
+            "locality_examples": 1,
+            "locality_weight": 1.0,
+            "locality_kinds": ("m_locality",),
             "eos": False,
         },
         "micro-vlm": {
@@ -82,15 +82,15 @@ class VisEdit(AdapterEditor):
             "lr": 3e-3,
             "warmup": 30,
             "schedule": "cosine",
-            "batch": 16,
+            "batch_size": 16,
             "steps": 1000,
-            "every": 50,
+            "eval_steps": 50,
             "patience": 20,
             "held_out": 48,
-            "loc": 1,
-            "loc_pool": 3,
-            "loc_kinds": ("m_locality",),
-            "loc_weight": 1.0,
+            "locality_examples": 1,
+            "locality_pool": 3,
+            "locality_kinds": ("m_locality",),
+            "locality_weight": 1.0,
             "tokens": 8,
             "mapped": 4,
         },
@@ -196,7 +196,7 @@ class VisEditTrainee(AdapterTrainee):
             piece = turn.pieces[row]
             if not bool(piece.vision.any()):
                 continue
-            if inside and piece.row.role != "loc" and piece.row.prompt.text == asked:
+            if inside and piece.row.role != "locality" and piece.row.prompt.text == asked:
                 found.append(row)
             elif not inside and piece.row.kind == "m_locality":
                 found.append(row)

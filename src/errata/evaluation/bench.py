@@ -71,6 +71,7 @@ def bench(
         plan_json(plan),
         selection.before,
         command,
+        editor.Config,
     )
     finished = writer.resume([unit.id for unit in plan.units])
 

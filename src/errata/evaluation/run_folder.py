@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from errata.core.config import current_names
 from errata.core.errors import BadRun
 from errata.core.files import (
     append_lines,
@@ -102,10 +103,12 @@ class RunWriter:
         plan: Mapping[str, Any],
         before: Sequence[Answer],
         command: str = "",
+        config: type | None = None,
     ) -> None:
         """Starts the folder, or checks that it holds the same run, unchanged. Raises BadRun.
 
-        settings: what makes two runs the same run. plan: the content of plan.json.
+        settings: what makes two runs the same run. plan: the content of plan.json. config: the
+        editor's `Config`, which knows the old names of settings.
         """
         self._remove_temporary()
         planned = {
@@ -113,7 +116,7 @@ class RunWriter:
             "before.jsonl": "".join(dumps(to_json(a)) + "\n" for a in before).encode(),
         }
         if (self.path / "manifest.json").exists():
-            self._check_same(settings, planned)
+            self._check_same(settings, planned, config)
             return
         # a run killed before its manifest, which is written last, holds only these
         if self.path.exists() and any(f.name not in planned for f in self.path.iterdir()):
@@ -128,8 +131,13 @@ class RunWriter:
         }
         write_json(self.path / "manifest.json", manifest)
 
-    def _check_same(self, settings: Mapping[str, Any], planned: Mapping[str, bytes]) -> None:
+    def _check_same(
+        self, settings: Mapping[str, Any], planned: Mapping[str, bytes], config: type | None
+    ) -> None:
         manifest = read_json(self.path / "manifest.json")
+        for name in ("arguments", "config"):
+            if config is not None and isinstance(manifest.get(name), dict):
+                manifest[name] = current_names(config, manifest[name])
         different = [k for k, v in settings.items() if manifest.get(k) != from_plain(v)]
         if different:
             details = ", ".join(

@@ -7,7 +7,7 @@ from typing import Any
 # Few steps: where a gradient is rounding noise, Adam still moves the weight by a whole step, in a
 # random direction. So edits found in one batch and alone differ after some steps (ft_v: 2e-6 after
 # 3 steps, 7e-4 after 4).
-ADAPTER = {"held_out": 0, "mid": 16, "heads": 4, "steps": 6, "batch": 2, "lr": 1e-2}
+ADAPTER = {"held_out": 0, "mid": 16, "heads": 4, "steps": 6, "batch_size": 2, "lr": 1e-2}
 SMALL_SETTINGS: dict[str, dict[str, Any]] = {
     "ft_l": {"steps": 8, "lr": 1e-2},
     "ft_v": {"steps": 3, "lr": 1e-2},
@@ -26,18 +26,25 @@ SMALL_SETTINGS: dict[str, dict[str, Any]] = {
         "neurons": 4,
         "stop_loss": 1e-3,
     },
-    "mend": {"steps": 3, "batch": 2, "layers": (1, 2), "rank": 8, "edit_lr": -1e-2},
-    "ke": {"steps": 3, "batch": 2, "layers": (1, 2), "hidden": 8, "condition": 8, "width": 8},
+    "mend": {"steps": 3, "batch_size": 2, "layers": (1, 2), "rank": 8, "edit_lr": -1e-2},
+    "ke": {"steps": 3, "batch_size": 2, "layers": (1, 2), "hidden": 8, "condition": 8, "width": 8},
     "serac": {
         "steps": 4,
-        "batch": 2,
+        "batch_size": 2,
         "held_out": 0,
         "width": 16,
         "slots": 2,
         "warmup": 0,
         "threshold": 0.2,  # low: after four steps the scope scores hardly differ
     },
-    "lte": {"steps": 3, "batch": 2, "held_out": 0, "rank": 2, "warmup": 0, "encoder": "backbone"},
+    "lte": {
+        "steps": 3,
+        "batch_size": 2,
+        "held_out": 0,
+        "rank": 2,
+        "warmup": 0,
+        "encoder": "backbone",
+    },
     "rome": {"layers": (1,), "steps": 4, "ridge": 0.5},
     "memit": {"layers": (1, 2), "steps": 4, "ridge": 0.5, "mom2_weight": 10.0},
     "bridge": {

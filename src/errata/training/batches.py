@@ -1,10 +1,9 @@
 """What a training step sees: rows to ask, entered once behind the frozen trunk and kept.
 
-A training case gives a pool of rows: the edit itself (`rel`), questions that must give the new
-answer (`gen`) and questions whose answer must stay (`loc`). A pool is always entered as one batch,
-whatever else is cached, so that its states do not depend on the order of the training, and a
-training that goes on from a checkpoint sees the same bits. A step then puts rows of several pools
-together into one batch.
+A training case gives a pool of examples: the edit itself (`reliability`), questions that must give
+the new answer (`generality`) and questions whose answer must stay (`locality`). A pool is always
+entered as one batch, so that its activations do not depend on the order of the training, and a
+resumed training sees the same bits. A step then puts examples of several pools into one batch.
 
 Shapes: B rows of a step, T columns, M target tokens, V vocabulary, d stream width, t tokens of one
 row, m target tokens of one row.
@@ -25,8 +24,8 @@ from errata.core.batch import Batch, PrefixState
 from errata.core.types import Case, Prompt
 from errata.training.optimise import target_loss
 
-Role = Literal["rel", "gen", "loc"]
-ROLES: tuple[Role, ...] = ("rel", "gen", "loc")
+Role = Literal["reliability", "generality", "locality"]
+ROLES: tuple[Role, ...] = ("reliability", "generality", "locality")
 _REBUILT = ("input_ids", "inputs_embeds", "attention_mask")
 
 
@@ -109,7 +108,7 @@ class ExamplePool:
         if self.floor is not None and self.floor > 0:
             state = bb.enter(batch, self.floor)
         pieces = _pieces(rows, batch, state if isinstance(state, PrefixState) else None)
-        asked = [b for b, r in enumerate(rows) if r.role == "loc"]
+        asked = [b for b, r in enumerate(rows) if r.role == "locality"]
         if not asked:
             return pieces
         if any(r.before is not None for r in rows):
@@ -148,7 +147,7 @@ class TrainBatch:
     def edits(self) -> Batch | PrefixState:
         """The edits themselves, one row per case, in the order of `cases`."""
         first = [self.of_case.tolist().index(c) for c in range(len(self.cases))]
-        assert all(self.pieces[i].row.role == "rel" for i in first)
+        assert all(self.pieces[i].row.role == "reliability" for i in first)
         return self.part(first)
 
     def index(self, *roles: Role) -> list[int]:
@@ -179,9 +178,10 @@ class TrainBatch:
     def losses(self, logits: Tensor) -> dict[str, Tensor]:
         """The three losses of logits [B, >= M, V] over all rows, roles without a row left out.
 
-        `rel` and `gen`: mean negative log-likelihood of the targets; `loc`: KL from the unedited
-        model's distribution at the answer's positions. `rel_right`, `gen_right`, `loc_kept`: how
-        many rows have every token right, or unchanged; for watching, without a gradient.
+        `reliability` and `generality`: mean negative log-likelihood of the targets; `locality`: KL
+        from the unedited model's distribution at the answer's positions. `reliability_right`,
+        `generality_right`, `locality_kept`: share of rows with every token right, or unchanged;
+        not trained on.
         """
         batch = self.state if isinstance(self.state, Batch) else self.state.batch
         nll_B, right_B = target_loss(logits, batch)
@@ -191,9 +191,9 @@ class TrainBatch:
             if index:
                 out[role] = nll_B[index].mean()
                 out[f"{role}_right"] = right_B[index].float().mean()
-        index = self.index("loc")
+        index = self.index("locality")
         if index:
-            out["loc"], out["loc_kept"] = self._kept(logits, index)
+            out["locality"], out["locality_kept"] = self._kept(logits, index)
         return out
 
     def _kept(self, logits: Tensor, index: Sequence[int]) -> tuple[Tensor, Tensor]:

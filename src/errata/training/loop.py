@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -38,32 +38,49 @@ CURVE = 40  # most points of a loss curve that a state keeps
 class TrainingSettings:
     """How an editor's network is trained; base of the `Config` of editors that are.
 
-    steps: updates at most. batch: cases per forward; accumulate: forwards per update. lr: after
-    `warmup` steps, `constant`, along a `cosine` to a tenth, or `linear` to zero. clip: gradient
-    norm (0 = none). gen, loc: rows of a case per step, out of a pool of gen_pool and loc_pool rows
-    per case, taken in turn from the probes of gen_kinds and loc_kinds. held_out: cases that are not
-    trained on; every `every` steps their loss is taken, and after `patience` times without a new
-    best the training stops. keep: steps between checkpoints. cache_gb: for states behind the frozen
-    trunk. eos: the end token is part of the targets.
+    Names are those of transformers' `TrainingArguments` where it has the setting.
+
+    steps: updates at most. batch_size: cases per forward. gradient_accumulation_steps: forwards per
+    update. lr: the step size after `warmup` steps; schedule: `constant`, `cosine` (to a tenth) or
+    `linear` (to zero). max_grad_norm: 0 = no clipping. generality_examples, locality_examples:
+    drawn per case and step from a pool of generality_pool and locality_pool probes, which are taken
+    in turn from the kinds generality_kinds and locality_kinds. held_out: cases that are not trained
+    on; their loss is taken every `eval_steps` steps, and training stops after `patience` times
+    without a new best. save_steps: between checkpoints. cache_gb: for activations below the lowest
+    trained block. eos: the end token is part of the targets.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "batch": "batch_size",
+        "accumulate": "gradient_accumulation_steps",
+        "clip": "max_grad_norm",
+        "every": "eval_steps",
+        "keep": "save_steps",
+        "gen": "generality_examples",
+        "loc": "locality_examples",
+        "gen_pool": "generality_pool",
+        "loc_pool": "locality_pool",
+        "gen_kinds": "generality_kinds",
+        "loc_kinds": "locality_kinds",
+    }
+
     steps: int = 2000
-    batch: int = 8
-    accumulate: int = 1
+    batch_size: int = 8
+    gradient_accumulation_steps: int = 1
     lr: float = 1e-3
     warmup: int = 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    clip: float = 1.0
-    gen: int = 2
-    loc: int = 2
-    gen_pool: int = 4
-    loc_pool: int = 6
-    gen_kinds: tuple[str, ...] = ("t_generality", "m_generality")
-    loc_kinds: tuple[str, ...] = ("t_locality", "m_locality")
+    max_grad_norm: float = 1.0
+    generality_examples: int = 2
+    locality_examples: int = 2
+    generality_pool: int = 4
+    locality_pool: int = 6
+    generality_kinds: tuple[str, ...] = ("t_generality", "m_generality")
+    locality_kinds: tuple[str, ...] = ("t_locality", "m_locality")
     held_out: int = 64
-    every: int = 100
+    eval_steps: int = 100
     patience: int = 10
-    keep: int = 100
+    save_steps: int = 100
     cache_gb: float = 2.0
     eos: bool = True
 
@@ -91,9 +108,9 @@ class Trainee(ABC):
     def rows(self, case: Case, rng: torch.Generator) -> list[TrainExample]:
         """The pool of a case: its edit first, then probes, kind after kind in turn."""
         c = self.config
-        first = TrainExample("rel", case.edit.prompt, case.edit.target, "reliability")
-        gen = _in_turn(case, "gen", c.gen_kinds, c.gen_pool, rng)
-        return [first, *gen, *_in_turn(case, "loc", c.loc_kinds, c.loc_pool, rng)]
+        first = TrainExample("reliability", case.edit.prompt, case.edit.target, "reliability")
+        gen = _in_turn(case, "generality", c.generality_kinds, c.generality_pool, rng)
+        return [first, *gen, *_in_turn(case, "locality", c.locality_kinds, c.locality_pool, rng)]
 
     def optimiser(self) -> torch.optim.Optimizer:
         """Over the module's parameters; a group may have its own `lr`."""
@@ -255,17 +272,21 @@ class _Loop:
         )  # fmt: skip
 
     def _chosen(self, pool: Sequence[CachedExample], rng: torch.Generator) -> list[CachedExample]:
-        out = [p for p in pool if p.row.role == "rel"]
-        for role, count in (("gen", self.c.gen), ("loc", self.c.loc)):
+        out = [p for p in pool if p.row.role == "reliability"]
+        counts: dict[Role, int] = {
+            "generality": self.c.generality_examples,
+            "locality": self.c.locality_examples,
+        }
+        for role, count in counts.items():
             mine = [p for p in pool if p.row.role == role]
             out += [mine[i] for i in sorted(_shuffled(len(mine), rng)[:count])]
         return out
 
     def _training_turn(self, step: int, part: int) -> TrainBatch:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        number = (step * self.c.accumulate + part) * world + rank
-        first = number * self.c.batch
-        cases = [self._case(first + i) for i in range(self.c.batch)]
+        number = (step * self.c.gradient_accumulation_steps + part) * world + rank
+        first = number * self.c.batch_size
+        cases = [self._case(first + i) for i in range(self.c.batch_size)]
         return self._turn(cases, generator(self.seed, "turn", number))
 
     # -- one update, one look at the held-out cases -------------------------------------------
@@ -285,18 +306,19 @@ class _Loop:
             group["lr"] = rate * self._rate(step)
         self.trainee.module.train()
         self.optimiser.zero_grad(set_to_none=True)
-        for part in range(self.c.accumulate):
-            last = part == self.c.accumulate - 1
+        for part in range(self.c.gradient_accumulation_steps):
+            last = part == self.c.gradient_accumulation_steps - 1
             waiting = nullcontext() if last else self.accelerator.no_sync(self.model)
             with waiting, torch.enable_grad():
                 total, named = self.model(self._training_turn(step, part))
                 self._check_finite(total, step)
-                self.accelerator.backward(total / self.c.accumulate)
+                self.accelerator.backward(total / self.c.gradient_accumulation_steps)
             for name, value in named.items():
                 for key, one in ((name, float(value)), (f"#{name}", 1.0)):
                     self.progress.sums[key] = self.progress.sums.get(key, 0.0) + one
-        if self.c.clip:
-            norm = self.accelerator.clip_grad_norm_(self.trainee.module.parameters(), self.c.clip)
+        if self.c.max_grad_norm:
+            parameters = self.trainee.module.parameters()
+            norm = self.accelerator.clip_grad_norm_(parameters, self.c.max_grad_norm)
             if norm is not None:
                 self._check_finite(norm, step)
         self.optimiser.step()
@@ -313,7 +335,7 @@ class _Loop:
     def _validate(self) -> dict[str, float]:
         """Means over the held-out cases; each process looks at a share of them."""
         self.trainee.module.eval()
-        size = self.c.batch
+        size = self.c.batch_size
         turns = [self.held[i : i + size] for i in range(0, len(self.held), size)]
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         sums: dict[str, float] = {}
@@ -368,9 +390,9 @@ class _Loop:
         while p.step < self.c.steps and not p.stopped:
             self._update(p.step)
             p.step += 1
-            if p.step % self.c.every == 0 or p.step == self.c.steps:
+            if p.step % self.c.eval_steps == 0 or p.step == self.c.steps:
                 self._look()
-            if p.step % self.c.keep == 0 and p.step < self.c.steps and not p.stopped:
+            if p.step % self.c.save_steps == 0 and p.step < self.c.steps and not p.stopped:
                 self._save()
             self.work.report(what, p.step, self.c.steps)
         if p.step < self.c.steps:
@@ -378,7 +400,8 @@ class _Loop:
         return TrainingResult(self.best, self._account())
 
     def _account(self) -> dict[str, Any]:
-        p, seen = self.progress, self.progress.step * self.c.batch * self.c.accumulate
+        p, c = self.progress, self.c
+        seen = p.step * c.batch_size * c.gradient_accumulation_steps
         return {
             "cases": len(self.cases),
             "held_out": len(self.held),

@@ -25,7 +25,7 @@ from errata.core.types import Edit
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """lr: Adam's step. clip: largest gradient norm of one row (0 = none).
+    """lr: Adam's step. max_grad_norm: largest gradient norm of one row (0 = no clipping).
 
     stop_loss: a row stops when its edit loss is below it and every target token is the argmax.
     lr_scale: per tensor name.
@@ -34,7 +34,7 @@ class SearchSettings:
     lr: float
     steps: int
     stop_loss: float = 1e-2
-    clip: float = 0.0
+    max_grad_norm: float = 0.0
     eos: bool = True
     lr_scale: Mapping[str, float] | None = None
 
@@ -152,7 +152,7 @@ class RowAdam:
             p.grad = (
                 torch.zeros_like(p) if g is None else g.contiguous()
             )  # the fused kernel ignores strides
-        if self.settings.clip:
+        if self.settings.max_grad_norm:
             self._clip()
         done = (~active).nonzero()[:, 0]
         kept = [p.detach()[done.to(p.device)] for p in self.parameters] if len(done) else []
@@ -165,6 +165,6 @@ class RowAdam:
         """Keeps each row's gradient norm below the limit."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack([g.flatten(1).norm(dim=1).cpu() for g in grads]).norm(dim=0)
-        scale = (self.settings.clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+        scale = (self.settings.max_grad_norm / norm.clamp(min=1e-12)).clamp(max=1.0)
         for g in grads:
             g.mul_(scale.to(g.device).view(-1, *[1] * (g.dim() - 1)))

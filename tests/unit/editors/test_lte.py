@@ -46,7 +46,7 @@ def cases(pictures: list[str]) -> list[Case]:
     return out
 
 
-EDITOR = Lte(steps=4, batch=2, held_out=0, rank=2, warmup=0, lr=1e-2, encoder="backbone")
+EDITOR = Lte(steps=4, batch_size=2, held_out=0, rank=2, warmup=0, lr=1e-2, encoder="backbone")
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +157,11 @@ def test_what_it_is_trained_on(backbone: tiny.HfVlm, cases: list[Case]) -> None:
     shown = {p.id: compose(p.prompt, fact, (), "update") for p in case.probes}
     first = compose(case.edit.prompt, fact, (), "update")
     assert [(r.role, r.prompt, r.target, r.before) for r in rows] == [
-        ("rel", first, "red", None),
-        ("gen", shown["g"], "red", None),
-        ("loc", shown["l"], "x", case.probes[1].prompt),
-        ("loc", case.probes[1].prompt, "x", case.probes[1].prompt),
-        ("loc", case.edit.prompt, "green", case.edit.prompt),
+        ("reliability", first, "red", None),
+        ("generality", shown["g"], "red", None),
+        ("locality", shown["l"], "x", case.probes[1].prompt),
+        ("locality", case.probes[1].prompt, "x", case.probes[1].prompt),
+        ("locality", case.edit.prompt, "green", case.edit.prompt),
     ]
 
 

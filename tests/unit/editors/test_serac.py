@@ -43,7 +43,7 @@ def test_what_is_known_of_the_scopes_in_a_batch(backbone: tiny.HfVlm, pictures: 
         case(1, "green", pictures, "x"),
         case(2, "red", pictures),
     )
-    roles = (("rel", 0), ("loc", 0), ("rel", 1), ("rel", 2))
+    roles = (("reliability", 0), ("locality", 0), ("reliability", 1), ("reliability", 2))
     empty = torch.zeros(0)
     pieces = tuple(
         CachedExample(TrainExample(role, cases[c].edit.prompt, "x"), empty, empty, 0, ())  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ def test_what_is_known_of_the_scopes_in_a_batch(backbone: tiny.HfVlm, pictures: 
 def test_the_key_of_an_edit_does_not_depend_on_its_answer(
     backbone: tiny.HfVlm, pictures: list[str]
 ) -> None:
-    editor = Serac(steps=1, batch=2, held_out=0, width=16, slots=2)
+    editor = Serac(steps=1, batch_size=2, held_out=0, width=16, slots=2)
     cases = [case(i, "red", pictures) for i in range(4)]
     state = editor.prepare(backbone, cases)
     patches = [
@@ -80,7 +80,8 @@ def test_an_answer_in_scope_is_not_a_copy(backbone: tiny.HfVlm, pictures: list[s
     """
     cases = [case(n, t, pictures) for n, t in itertools.product(range(4), IMPLIED)]
     editor = Serac(
-        steps=160, batch=8, lr=5e-3, warmup=0, held_out=0, width=32, slots=4, gen=2, loc=2,
+        steps=160, batch_size=8, lr=5e-3, warmup=0, held_out=0, width=32, slots=4,
+        generality_examples=2, locality_examples=2,
         threshold=0.5,
     )  # fmt: skip
     state = editor.prepare(backbone, cases)

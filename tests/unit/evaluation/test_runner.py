@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -87,3 +90,29 @@ def test_later_neurons_spare_earlier_edits(edits: list[Edit]) -> None:
     assert all(len(p) >= 1 for p in past) and not past[0].equal(past[1])
     assert "past/text.3.mlp" not in state.tensors
     assert found[0].state is not None and found[0].state.origin == state.digest()
+
+
+class Renamed(NotesEditor):
+    """An editor one of whose settings had another name when the run began."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        renamed: ClassVar[Mapping[str, str]] = {"clip": "max_grad_norm"}
+        max_grad_norm: float = 1.0
+
+
+def test_a_run_that_began_under_old_names_of_settings_is_resumed(
+    stub: Stub, tmp_path: Path
+) -> None:
+    def run(**settings: float) -> Path:
+        return bench(stub, Renamed(**settings), SPEC, "one_step", tmp_path / "r", limit=8, rows=2)
+
+    out = run(max_grad_norm=5.0)
+    scores = (out / "scores.json").read_bytes()
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["config"] == manifest["arguments"] == {"max_grad_norm": 5.0}
+    manifest |= {"config": {"clip": 5.0}, "arguments": {"clip": 5.0}}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert (run(clip=5.0) / "scores.json").read_bytes() == scores
+    with pytest.raises(BadRun, match="holds another run: arguments"):
+        run(clip=4.0)

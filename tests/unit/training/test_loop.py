@@ -22,7 +22,9 @@ from errata.training.loop import Trainee, TrainingResult, TrainingSettings, trai
 from tests import tiny
 
 SITE = "text.2.mlp.down"
-FAST = TrainingSettings(steps=6, batch=2, held_out=2, every=2, keep=1, patience=50, lr=1e-2)
+FAST = TrainingSettings(
+    steps=6, batch_size=2, held_out=2, eval_steps=2, save_steps=1, patience=50, lr=1e-2
+)
 
 
 class Shared(Trainee):
@@ -38,7 +40,7 @@ class Shared(Trainee):
             {SITE: {"A": torch.randn(2, into, generator=rng) / 8, "B": torch.zeros(out, 2)}}
         )
         self.module: nn.Module = self.patch
-        self.weights: Mapping[str, float] = {"rel": 1.0, "gen": 1.0, "loc": 1.0}
+        self.weights: Mapping[str, float] = {"reliability": 1.0, "generality": 1.0, "locality": 1.0}
         self.seen: list[TrainBatch] = []
 
     def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
@@ -86,7 +88,7 @@ def killed_at(step: int) -> Any:
 def test_a_killed_training_ends_with_the_same_bits(
     cases: list[Case], tmp_path: Path, at: int
 ) -> None:
-    bb, config = tiny.shared("llava"), replace(FAST, keep=2, accumulate=2)
+    bb, config = tiny.shared("llava"), replace(FAST, save_steps=2, gradient_accumulation_steps=2)
     whole = run(cases, config)
     with pytest.raises(Killed):
         train(bb, cases, Shared(bb, config), seed=1, work=PrepareContext(tmp_path, killed_at(at)))
@@ -104,7 +106,7 @@ def test_cached_rows_equal_the_whole_model(family: str, cases: list[Case]) -> No
     pools = ExamplePool(
         bb, lambda c: Shared(bb, FAST).rows(c, torch.Generator()), floor=2, eos=True, limit=1 << 30
     )
-    text = [TrainExample("loc", Prompt.of(f"Which {i}?"), "ring of red") for i in range(2)]
+    text = [TrainExample("locality", Prompt.of(f"Which {i}?"), "ring of red") for i in range(2)]
     plain = ExamplePool(bb, lambda c: text, floor=2, eos=True, limit=1 << 30)
     pieces = [pools.of(cases[0])[1], *plain.of(cases[1])[:1], *pools.of(cases[2])[::-1]]
     batch = bb.encode([p.row.prompt for p in pieces], [p.row.target for p in pieces], eos=True)
@@ -143,16 +145,17 @@ def test_without_room_nothing_is_kept_and_the_bits_are_the_same(cases: list[Case
 
 
 def test_it_learns_and_keeps_the_best(cases: list[Case]) -> None:
-    done = run(cases, replace(FAST, steps=40, every=5))
+    done = run(cases, replace(FAST, steps=40, eval_steps=5))
     curve = done.account["curve"]
     held = [p["held_out"]["total"] for p in curve]
     best = next(p for p in curve if p["step"] == done.account["best_step"])
     assert best["held_out"]["total"] == min(held) < held[0]
-    assert set(curve[-1]["train"]) >= {"total", "rel", "gen", "loc", "rel_right", "loc_kept"}
+    losses = {"total", "reliability", "generality", "locality"}
+    assert set(curve[-1]["train"]) >= losses | {"reliability_right", "locality_kept"}
 
 
 def test_it_stops_early_and_returns_the_best(cases: list[Case]) -> None:
-    done = run(cases, replace(FAST, steps=60, every=1, patience=3, lr=5.0))
+    done = run(cases, replace(FAST, steps=60, eval_steps=1, patience=3, lr=5.0))
     assert done.account["stopped_early"] and done.account["steps"] < 60
     assert done.account["steps"] == done.account["best_step"] + 3
     untouched = Shared(tiny.shared("llava"), FAST).module.state_dict()
@@ -177,7 +180,7 @@ def test_a_turn_has_each_edit_first(cases: list[Case]) -> None:
     trainee = Shared(bb, FAST)
     train(bb, cases, trainee, seed=1)
     turn = trainee.seen[-1]
-    assert [p.row.prompt for p in turn.pieces if p.row.role == "rel"] == [
+    assert [p.row.prompt for p in turn.pieces if p.row.role == "reliability"] == [
         c.edit.prompt for c in turn.cases
     ]
     edits = turn.edits

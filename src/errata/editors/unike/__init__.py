@@ -102,12 +102,13 @@ class UniKE(NeuronEditor):
             "memory_beta": 0.03,
             "memory_top": 40,
         },
-        "paper": {"lr": 7.5e-4, "steps": 10, "value_scale": 1.0, "clip": 0.0},
+        "paper": {"lr": 7.5e-4, "steps": 10, "value_scale": 1.0, "max_grad_norm": 0.0},
     }
 
     @dataclass(frozen=True, kw_only=True)
     class Config(NeuronEditor.Config):
-        """layers, neurons, lr, steps, clip, value_scale, act_weight, memory_weight: of the neurons.
+        """layers, neurons, lr, steps, max_grad_norm, value_scale, act_weight, memory_weight: of the
+        neurons.
 
         intrinsic: neurons at all. extrinsic: `latent` memory, `prompt` (vanilla IKE: the fact and
         `demonstrations` in front of the question), or none. latent_layers, top (K), alpha (`query`,
@@ -120,7 +121,7 @@ class UniKE(NeuronEditor):
 
         lr: float = 1e-2
         steps: int = 50
-        clip: float = 5.0
+        max_grad_norm: float = 5.0
         stop_loss: float = 0.05
         layers: tuple[int, ...] = (-4, -3, -2, -1)
         neurons: int = 10
