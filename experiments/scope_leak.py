@@ -32,11 +32,11 @@ from torch import Tensor
 
 import errata
 from errata.core import registry
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch, PrefixState
-from errata.core.benchmark import BenchmarkSpec
 from errata.core.kinds import TARGET_KINDS
-from errata.core.recorder import PromptStates, outputs_at
+from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch, PrefixState
+from errata.core.model.recorder import PromptStates, outputs_at
 from errata.core.types import Case, Prompt
 from errata.editors.serac import Serac, SeracNetwork, SeracTrainee
 from errata.evaluation.bootstrap import Bootstrap

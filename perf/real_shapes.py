@@ -37,10 +37,10 @@ from errata.algorithms.neuron_search import NeuronEditor
 from errata.backbones._decoder import DecoderBackbone
 from errata.backbones.hf_vlm import HfVlm
 from errata.core import registry
-from errata.core.batch import Heads
-from errata.core.benchmark import BenchmarkSpec
+from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.measure.protocol import Ask
+from errata.core.model.batch import Heads
 from errata.core.patch import Header
-from errata.core.protocol import Ask
 from errata.core.state import State
 from errata.core.types import Case
 from errata.editors import unike

@@ -25,9 +25,9 @@ import torch
 import errata
 from errata.backbones.hf_vlm import HfVlm
 from errata.core import registry
-from errata.core.backbone import Backbone
-from errata.core.benchmark import BenchmarkSpec
-from errata.core.protocol import Ask
+from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.measure.protocol import Ask
+from errata.core.model.backbone import Backbone
 from errata.core.types import Answer, Case, Edit
 from errata.evaluation.answers import PromptRequest, ask_all
 from errata.patches.delta import Delta

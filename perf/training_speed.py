@@ -39,10 +39,10 @@ from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee, banke
 from errata.algorithms.gradient import generator
 from errata.backbones import _decoder
 from errata.core import registry
-from errata.core.backbone import Backbone
-from errata.core.batch import PrefixState
 from errata.core.editor import PrepareContext
-from errata.core.recorder import outputs_at
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import PrefixState
+from errata.core.model.recorder import outputs_at
 from errata.core.types import Case
 from errata.patches.adapter import Adapter
 from errata.training import batches

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from errata.core.backbone import Backbone
-from errata.core.batch import Generated
 from errata.core.editor import Editor, EditRequest, EditResult
 from errata.core.hooks.manager import HookManager
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Generated
 from errata.core.patch import Patch, parts_of
 from errata.core.types import Prompt, Scored, digest
 from errata.patches.rows import Rows

@@ -9,7 +9,7 @@ import errata.backbones
 from errata.backbones import _weights
 from errata.backbones.hf_vlm import HfVlm
 from errata.backbones.micro_umm import MicroUmmBackbone
-from errata.core.backbone import Backbone
+from errata.core.model.backbone import Backbone
 from errata.testing.tiny_models import (
     DRAWING,
     FAMILIES,

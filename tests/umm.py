@@ -15,11 +15,11 @@ from typing import Any
 
 from PIL import Image as Pil
 
-from errata.core.backbone import Backbone
 from errata.core.editor import Editor, EditRequest, EditResult
-from errata.core.generation import ImageGenerator
-from errata.core.judge import Judge
 from errata.core.kinds import DRAWN_KINDS
+from errata.core.measure.judge import Judge
+from errata.core.model.backbone import Backbone
+from errata.core.model.generation import ImageGenerator
 from errata.core.patch import parts_of
 from errata.core.types import Case, JudgeQuestion, Prompt, Verdict
 from errata.patches.rows import Rows

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 if TYPE_CHECKING:
     from errata import Case
-    from errata.core.backbone import Backbone
+    from errata.core.model.backbone import Backbone
 
 TYPES = ("Case", "Edit", "Probe", "Answer")
 BEGIN, END = "<!-- table: tools/docs.py -->", "<!-- end of table -->"

@@ -13,13 +13,13 @@ from errata._version import __version__
 
 if TYPE_CHECKING:
     from errata.backbones import load
-    from errata.core.backbone import Backbone
-    from errata.core.benchmark import Benchmark
     from errata.core.editor import Editor
     from errata.core.errors import UserError
-    from errata.core.metric import Metric
+    from errata.core.measure.benchmark import Benchmark
+    from errata.core.measure.metric import Metric
+    from errata.core.measure.protocol import Protocol
+    from errata.core.model.backbone import Backbone
     from errata.core.patch import Patch
-    from errata.core.protocol import Protocol
     from errata.core.types import Answer, Case, Edit, Image, Probe, Prompt
     from errata.evaluation.answers import ask_prompts as ask
     from errata.evaluation.bench import bench
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 _HOME = MappingProxyType(
     {
         "Answer": "errata.core.types:Answer",
-        "Backbone": "errata.core.backbone:Backbone",
-        "Benchmark": "errata.core.benchmark:Benchmark",
+        "Backbone": "errata.core.model.backbone:Backbone",
+        "Benchmark": "errata.core.measure.benchmark:Benchmark",
         "Case": "errata.core.types:Case",
         "Edit": "errata.core.types:Edit",
         "Editor": "errata.core.editor:Editor",
         "Image": "errata.core.types:Image",
-        "Metric": "errata.core.metric:Metric",
+        "Metric": "errata.core.measure.metric:Metric",
         "Patch": "errata.core.patch:Patch",
         "Probe": "errata.core.types:Probe",
         "Prompt": "errata.core.types:Prompt",
-        "Protocol": "errata.core.protocol:Protocol",
+        "Protocol": "errata.core.measure.protocol:Protocol",
         "Rows": "errata.patches.rows:Rows",
         "Stack": "errata.patches.stack:Stack",
         "UserError": "errata.core.errors:UserError",

@@ -10,8 +10,8 @@ import torch
 
 from errata.backbones import _forward
 from errata.contract.editors import weights
-from errata.core.backbone import Backbone
 from errata.core.errors import TooLong
+from errata.core.model.backbone import Backbone
 from errata.core.types import Prompt
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows

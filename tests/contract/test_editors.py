@@ -14,9 +14,9 @@ import torch
 from errata.contract import editors as contract
 from errata.contract import named
 from errata.core import registry
-from errata.core.backbone import Backbone
 from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadBackbone
+from errata.core.model.backbone import Backbone
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.patches.delta import Delta
 from tests import tiny

@@ -11,7 +11,7 @@ from errata import contract
 from errata.contract import benchmarks, judges, metrics, protocols
 from errata.core import registry
 from errata.core.errors import BadSpec
-from errata.core.metric import Metric
+from errata.core.measure.metric import Metric
 from errata.core.types import Answer, Probe
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from errata.cli import main
 from errata.core import registry
-from errata.core.benchmark import BenchmarkSpec
+from errata.core.measure.benchmark import BenchmarkSpec
 
 pytestmark = [pytest.mark.slow]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from errata.benchmarks.microworld import Microworld
-from errata.core.benchmark import BenchmarkSpec, Loaded
 from errata.core.errors import BadRun
+from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.evaluation.bench import bench
 from tests.stub import NotesEditor, Stub, knowing
 

@@ -15,8 +15,8 @@ from errata.cli._shared import bundled_models
 import errata
 from errata.backbones import load
 from errata.cli import main
-from errata.core.backbone import Backbone
 from errata.core.files import read_json, versions
+from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Prompt, from_json
 from errata.io.states import keep

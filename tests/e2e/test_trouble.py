@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from errata.core import registry
-from errata.core.benchmark import BenchmarkSpec
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, DiskFull, NotFinite, TooLong
+from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.types import Case, Edit, Image, Probe, Prompt
 from errata.evaluation import plan
 from errata.evaluation.bench import bench

@@ -11,7 +11,7 @@ import torch
 from errata.backbones import load
 from errata.cli.shared.options import bundled_models
 from errata.core import registry
-from errata.core.backbone import Backbone
+from errata.core.model.backbone import Backbone
 from errata.evaluation.bench import bench
 from errata.report.html import render_report
 

@@ -10,8 +10,8 @@ import torch
 
 from errata.algorithms.gated_adapter import banked
 from errata.core.errors import BadPatch, MissingMask, MissingState
+from errata.core.model.recorder import outputs_at
 from errata.core.patch import Header, parts_of
-from errata.core.recorder import outputs_at
 from errata.core.state import State
 from errata.core.types import Edit, Prompt
 from errata.io.patch_folder import load, save

@@ -14,7 +14,7 @@ from errata.algorithms.gradient import generator
 from errata.contract import editors as contract
 from errata.core import registry
 from errata.core.errors import BadEdit, BadSpec
-from errata.core.recorder import outputs_at
+from errata.core.model.recorder import outputs_at
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.dualedit import DualEdit
 from errata.editors.visedit import VisEdit

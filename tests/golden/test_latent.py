@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.core.recorder import Recorder
+from errata.core.model.recorder import Recorder
 from errata.core.types import Prompt
 from errata.patches.latent import BlockMemory, Latent, LatentSettings, SharedMemory
 from errata.patches.neurons import Neurons

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from errata.core.metric import ScoredProbe
+from errata.core.measure.metric import ScoredProbe
 from errata.core.types import Answer, Probe, Prompt
 from errata.evaluation.bootstrap import Bootstrap
 from errata.evaluation.run_folder import CaseAnswers

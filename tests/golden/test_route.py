@@ -11,8 +11,8 @@ from torch import Tensor
 
 from errata.algorithms.gradient import generator
 from errata.core.errors import MissingMask, MissingState
+from errata.core.model.recorder import Recorder
 from errata.core.patch import Header, Patch, united
-from errata.core.recorder import Recorder
 from errata.core.state import State
 from errata.core.types import Edit, Prompt
 from errata.io.patch_folder import load, save

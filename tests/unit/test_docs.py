@@ -107,8 +107,8 @@ def test_the_editor_in_the_docs_works(monkeypatch):
 
 
 def test_the_benchmark_in_the_docs_works(monkeypatch, tmp_path):
-    from errata.core.benchmark import BenchmarkSpec
     from errata.core.errors import BadData
+    from errata.core.measure.benchmark import BenchmarkSpec
 
     code = _code("docs/add-a-benchmark.md")
     benchmark = _run(code, "docs/add-a-benchmark.md", monkeypatch)["Capitals"]()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from errata.backbones.micro_umm import MicroUmmBackbone
 from errata.core.hooks.context import HookContext
-from errata.core.recorder import Recorder
+from errata.core.model.recorder import Recorder
 from errata.core.types import Prompt
 from errata.judges.rendered_shapes import read
 from errata.synthetic.shapes import language as lang

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch, PrefixState
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.hook import Hook
-from errata.core.recorder import EnoughRecorded, run_until_enough
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch, PrefixState
+from errata.core.model.recorder import EnoughRecorded, run_until_enough
 
 
 class NoiseTrace(Hook):

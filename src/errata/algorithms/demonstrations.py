@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
+from errata.core.model.backbone import Backbone
 from errata.core.types import Case, Edit
 from errata.networks.retrieve import embed, nearest
 

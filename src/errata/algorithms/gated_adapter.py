@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.gradient import generator
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch
 from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadSpec
 from errata.core.hooks.hook import Hook, flat
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch
+from errata.core.model.recorder import outputs_at
 from errata.core.patch import Patch, flat_on_row
-from errata.core.recorder import outputs_at
 from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
 from errata.patches.adapter import Adapter, AdapterNetwork, AdapterSite, EditBank, Gate

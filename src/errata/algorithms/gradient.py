@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
 from errata.core.editor import EditLog, Editor, EditRequest, EditResult
 from errata.core.errors import BadSpec
 from errata.core.hooks.hook import Hook
+from errata.core.model.backbone import Backbone
 from errata.core.patch import Patch
 from errata.core.state import State
 from errata.patches._parts import PartsPatch

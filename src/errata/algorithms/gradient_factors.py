@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch, PrefixState
 from errata.core.errors import NotFinite
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.hook import Hook
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch, PrefixState
 from errata.core.patch import Patch
 from errata.core.types import Edit
 from errata.patches.delta import Delta

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
-from errata.core.recorder import Recorder
+from errata.core.model.backbone import Backbone
+from errata.core.model.recorder import Recorder
 from errata.core.types import Case, Prompt
 
 CHUNK = 32

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from errata.algorithms.gradient import GradientEditor, generator
 from errata.algorithms.neuron_keys import locality_prompts, site_inputs
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch
 from errata.core.editor import EditRequest
 from errata.core.errors import BadSpec
 from errata.core.hooks.hook import Hook
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch
+from errata.core.model.recorder import Recorder
 from errata.core.patch import Patch
-from errata.core.recorder import Recorder
 from errata.core.state import State
 from errata.core.types import Case, Edit
 from errata.patches._parts import PartsPatch

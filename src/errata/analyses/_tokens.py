@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.core.batch import Batch
+from errata.core.model.batch import Batch
 
 
 @dataclass(frozen=True, eq=False)

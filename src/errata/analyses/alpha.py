@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from errata.core.analysis import Analysis, Subject, first_look
-from errata.core.backbone import Backbone
 from errata.core.errors import BadSpec
 from errata.core.figure import Bar, Bars, Figure, Findings, Spread, Spreads, Table, Tone, Value
 from errata.core.kinds import KINDS, TARGET_KINDS, family, label
+from errata.core.model.backbone import Backbone
 from errata.core.types import Case, Probe
 from errata.evaluation.bootstrap import Bootstrap
 from errata.patches.rows import Rows

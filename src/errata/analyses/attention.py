@@ -24,7 +24,6 @@ from torch import Tensor
 
 from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
-from errata.core.batch import Batch
 from errata.core.errors import BadSpec
 from errata.core.figure import (
     Figure,
@@ -36,6 +35,7 @@ from errata.core.figure import (
     Value,
     ceiling,
 )
+from errata.core.model.batch import Batch
 from errata.core.types import Case
 from errata.evaluation.bootstrap import Bootstrap
 

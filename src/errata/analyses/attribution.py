@@ -30,10 +30,10 @@ from torch import Tensor
 from errata.algorithms.attribution import noise_influence
 from errata.algorithms.gradient import generator
 from errata.core.analysis import Analysis, Subject, first_look
-from errata.core.backbone import Backbone
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Panel, Table, Value
-from errata.core.recorder import Recorder
+from errata.core.model.backbone import Backbone
+from errata.core.model.recorder import Recorder
 from errata.core.types import Image, Prompt
 from errata.evaluation.bootstrap import Bootstrap
 from errata.io.images import load_image

@@ -28,13 +28,13 @@ from errata.algorithms.gated_adapter import OUT_OF_SCOPE, site_behind, tuned
 from errata.algorithms.gradient import generator
 from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Spread, Spreads, Table
 from errata.core.hooks.context import HookContext
 from errata.core.kinds import family, label
-from errata.core.recorder import EnoughRecorded, Recorder, run_until_enough
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch
+from errata.core.model.recorder import EnoughRecorded, Recorder, run_until_enough
 from errata.core.types import Case, Prompt
 from errata.evaluation.bootstrap import Bootstrap, Estimate
 

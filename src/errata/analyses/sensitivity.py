@@ -27,11 +27,11 @@ from torch import Tensor
 from errata.algorithms.gradient import generator
 from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
-from errata.core.batch import Batch
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Line, Lines, Table, Tone, Value, ceiling
 from errata.core.hooks.context import HookContext
-from errata.core.recorder import Recorder
+from errata.core.model.batch import Batch
+from errata.core.model.recorder import Recorder
 from errata.evaluation.bootstrap import Bootstrap
 
 TONES: tuple[Tone, ...] = ("soft", "changes", "stays", "wrong", "right")

@@ -36,7 +36,7 @@ from errata.editors.unike.triplets import EXTRA_TOKENS, collect, states_of, usab
 from errata.evaluation.bootstrap import Bootstrap, Estimate
 
 if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
+    from errata.core.model.backbone import Backbone
     from errata.core.state import State
 
 FOLDS = 5

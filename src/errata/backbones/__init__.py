@@ -10,7 +10,7 @@ from errata.core import registry
 from errata.core.errors import BadBackbone, BadSpec
 
 if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
+    from errata.core.model.backbone import Backbone
 
 
 def load(

@@ -22,9 +22,9 @@ from errata.backbones._forward import DecoderForward
 from errata.backbones._overrides import StopForward, attention_as, forward_as, stop_at
 from errata.backbones._pruning import deduplicated
 from errata.backbones._scoring import DecoderQuestion
-from errata.core.batch import Batch, PrefixState, Question
 from errata.core.errors import BadBackbone
 from errata.core.hooks.context import HookContext
+from errata.core.model.batch import Batch, PrefixState, Question
 
 #: layer types whose memory is keys and values per column; a window or chunk counts columns
 _KNOWN_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "dummy", "moe", "mlp")

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from errata.backbones._overrides import forward_as
 from errata.backbones._pruning import attending, dedup_keywords, last_block_at
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.dedup import DedupBatch
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch
 
 
 class DecoderForward(Backbone, ABC):

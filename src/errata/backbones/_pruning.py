@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from errata.backbones._overrides import attention_as, forward_as
-from errata.core.batch import PrefixState
 from errata.core.hooks.dedup import DedupBatch
 from errata.core.hooks.manager import HookManager
+from errata.core.model.batch import PrefixState
 
 _TEXT = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from errata.backbones._forward import DecoderForward
-from errata.core.batch import Batch, Generated, Question
 from errata.core.errors import BadBackbone, TooLong
 from errata.core.hooks.context import HookContext
+from errata.core.model.batch import Batch, Generated, Question
 from errata.core.types import Scored
 
 DECIMALS = 5  # of recorded log-probabilities

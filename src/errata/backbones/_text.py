@@ -16,8 +16,8 @@ from torch import Tensor
 
 from errata.backbones import _tokens, _weights
 from errata.backbones._decoder import DecoderBackbone
-from errata.core.batch import Batch, Heads
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
+from errata.core.model.batch import Batch, Heads
 from errata.core.state import State
 from errata.core.types import Image, Prompt
 from errata.io import states

@@ -26,11 +26,11 @@ from errata.backbones import _sites, _tokens, _weights
 from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import MicroUmmConfig, from_patches
 from errata.backbones._text import TextBackbone
-from errata.core.batch import Batch, PrefixState
 from errata.core.errors import BadSpec, NotFinite
-from errata.core.generation import ImageGenerator, Stage
 from errata.core.hooks.context import Site
 from errata.core.hooks.manager import HookManager
+from errata.core.model.batch import Batch, PrefixState
+from errata.core.model.generation import ImageGenerator, Stage
 from errata.core.types import Prompt
 from errata.synthetic.shapes import language
 from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS

@@ -13,8 +13,8 @@ from errata.core.errors import BadSpec, MissingState
 
 if TYPE_CHECKING:
     from errata.core.analysis import Analysis, Split, Subject
-    from errata.core.backbone import Backbone
     from errata.core.editor import Editor
+    from errata.core.model.backbone import Backbone
     from errata.core.state import State
 
 
@@ -155,7 +155,7 @@ def _cases(
     look: Analysis, benchmark: str | None, *, root: Path | None, seed: int, limit: int | None
 ) -> tuple[tuple[Any, ...], str]:
     from errata.core import registry
-    from errata.core.benchmark import BenchmarkSpec
+    from errata.core.measure.benchmark import BenchmarkSpec
 
     text = benchmark or look.default
     if not text:
@@ -170,7 +170,7 @@ def _other_split(spec: str, root: Path | None, seed: int) -> Split:
 
     from errata.core import registry
     from errata.core.analysis import no_split
-    from errata.core.benchmark import BenchmarkSpec
+    from errata.core.measure.benchmark import BenchmarkSpec
     from errata.core.types import Case
 
     def cases(split: str) -> tuple[Case, ...]:

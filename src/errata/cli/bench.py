@@ -88,7 +88,7 @@ def bench(
 def check_names(benchmark: str, protocol: str, metrics: list[str] | None) -> None:
     """Raises BadSpec or UnknownName before a model is loaded."""
     from errata.core import registry
-    from errata.core.benchmark import BenchmarkSpec
+    from errata.core.measure.benchmark import BenchmarkSpec
 
     BenchmarkSpec.parse(benchmark)
     name, _, argument = protocol.partition(":")

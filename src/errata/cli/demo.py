@@ -15,7 +15,7 @@ from errata.cli.shared.model import ModelOptions
 from errata.core.errors import BadRun
 
 if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
+    from errata.core.model.backbone import Backbone
     from errata.core.types import Case
 
 MODEL = "micro-vlm"

@@ -14,8 +14,8 @@ from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
 
 if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
-    from errata.core.batch import Batch
+    from errata.core.model.backbone import Backbone
+    from errata.core.model.batch import Batch
     from errata.core.types import Prompt
 
 QUESTION = "What is shown in this picture?"

@@ -43,7 +43,7 @@ def draw(
     bb = model.load()
     import torch
 
-    from errata.core.generation import image_generator
+    from errata.core.model.generation import image_generator
     from errata.core.types import Prompt
     from errata.evaluation.answers import ask_prompts
 

@@ -13,8 +13,8 @@ from errata.cli.shared.model import ModelOptions, takes_model
 from errata.core.errors import BadEdit, BadPatch
 
 if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
     from errata.core.editor import Editor
+    from errata.core.model.backbone import Backbone
     from errata.core.patch import Patch
     from errata.core.state import State
     from errata.core.types import Edit

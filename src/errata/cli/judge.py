@@ -13,7 +13,7 @@ from errata.core import registry
 from errata.core.errors import BadRun, BadSpec
 
 if TYPE_CHECKING:
-    from errata.core.judge import Judge
+    from errata.core.measure.judge import Judge
 
 
 def judge(
@@ -83,7 +83,7 @@ def make_judge(name: str, settings: dict[str, Any]) -> Judge:
 
 def own_judge(run: Path) -> str:
     """Name of the judge that the run's benchmark names. Raises BadSpec if there is none."""
-    from errata.core.benchmark import BenchmarkSpec
+    from errata.core.measure.benchmark import BenchmarkSpec
     from errata.evaluation import judging
     from errata.evaluation.run_folder import read_plan
 

@@ -16,9 +16,9 @@ from errata.cli.shared.model import ModelOptions, takes_model
 from errata.core.errors import BadSpec
 
 if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
-    from errata.core.benchmark import BenchmarkSpec
     from errata.core.editor import Editor
+    from errata.core.measure.benchmark import BenchmarkSpec
+    from errata.core.model.backbone import Backbone
 
 
 @takes_model()
@@ -105,7 +105,7 @@ def _writes() -> bool:
 
 def training_spec(text: str) -> BenchmarkSpec:
     """The benchmark's train split. Raises BadSpec for eval: no editor may be prepared on it."""
-    from errata.core.benchmark import BenchmarkSpec
+    from errata.core.measure.benchmark import BenchmarkSpec
 
     spec = BenchmarkSpec.parse(text)
     if "@" not in text:

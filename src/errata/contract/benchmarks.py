@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from errata.core.benchmark import Benchmark, BenchmarkSpec
 from errata.core.errors import BadData
+from errata.core.measure.benchmark import Benchmark, BenchmarkSpec
 from errata.core.text import mentions
 from errata.core.types import Case, from_json, to_json
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from errata.algorithms.gradient import GradientEditor
 from errata.core import registry
-from errata.core.backbone import Backbone
 from errata.core.editor import Editor, EditResult
 from errata.core.errors import BadEdit, BadSpec, FingerprintMismatch
+from errata.core.model.backbone import Backbone
 from errata.core.patch import check_fingerprint
 from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt, digest
@@ -53,7 +53,7 @@ class World:
 def bundled(folder: Path, cls: type[Editor]) -> World:
     """A bundled model that can do what the editor needs, on its own benchmark."""
     from errata.backbones import load as load_backbone
-    from errata.core.benchmark import BenchmarkSpec
+    from errata.core.measure.benchmark import BenchmarkSpec
 
     name = "micro-umm" if "draw" in cls.requires else "micro-vlm"
     benchmark = {"micro-umm": "unike_umm:microworld", "micro-vlm": "microworld:vqa"}[name]

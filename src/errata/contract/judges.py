@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from errata.core.errors import UserError
-from errata.core.judge import Judge
+from errata.core.measure.judge import Judge
 from errata.core.types import JudgeQuestion, Verdict
 
 VIEW = JudgeQuestion("What colour is it?", "It is red.", "red", "blue", "colour")

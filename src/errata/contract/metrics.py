@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from errata.core.kinds import KINDS
-from errata.core.metric import Metric, ScoredProbe
+from errata.core.measure.metric import Metric, ScoredProbe
 from errata.core.types import Answer, JudgeQuestion, Probe, Prompt, Scored, Verdict
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from errata.core.kinds import KINDS
-from errata.core.protocol import Protocol, Step, Unit
+from errata.core.measure.protocol import Protocol, Step, Unit
 from errata.core.types import Answer, Case, Edit, JudgeQuestion, Probe, Prompt, StatedFact
 
 

@@ -17,8 +17,8 @@ from errata.core.figure import Findings
 from errata.core.types import Case
 
 if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
     from errata.core.editor import Editor
+    from errata.core.model.backbone import Backbone
     from errata.core.patch import Patch
     from errata.core.state import State
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from errata.core.backbone import Backbone
 from errata.core.config import current_names, parse_config
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
 from errata.core.files import versions
+from errata.core.model.backbone import Backbone
 from errata.core.patch import Header, Patch, parts_of
 from errata.core.state import State
 from errata.core.types import Case, Edit

@@ -33,9 +33,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from errata.algorithms.gated_adapter import AdapterEditor, site_behind
-from errata.core.backbone import Backbone
 from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadEdit, BadSpec
+from errata.core.model.backbone import Backbone
 from errata.core.types import Edit
 from errata.patches.adapter import AdapterSite
 

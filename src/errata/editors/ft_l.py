@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import torch
 
 from errata.algorithms.gradient import GradientEditor
-from errata.core.backbone import Backbone
 from errata.core.editor import EditRequest
+from errata.core.model.backbone import Backbone
 from errata.patches._parts import PartsPatch
 from errata.patches.delta import Delta
 

@@ -21,8 +21,8 @@ from typing import Any, ClassVar, Literal
 
 from errata.algorithms.demonstrations import corpus, similar
 from errata.algorithms.gradient import generator
-from errata.core.backbone import Backbone
 from errata.core.editor import Editor, EditRequest, EditResult
+from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Case, Edit
 from errata.networks.retrieve import choose, embed

@@ -48,8 +48,8 @@ from errata.algorithms.gradient_factors import (
     floor_of,
     group_factors,
 )
-from errata.core.backbone import Backbone
 from errata.core.editor import EditRequest, EditResult
+from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
 from errata.training.batches import TrainBatch

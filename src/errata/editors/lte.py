@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.gradient import generator
-from errata.core.backbone import Backbone
 from errata.core.editor import EditRequest, EditResult
 from errata.core.kinds import TARGET_KINDS
+from errata.core.model.backbone import Backbone
 from errata.core.types import Case, Edit
 from errata.networks.retrieve import choose
 from errata.patches.alignment import Alignment

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 from errata.algorithms.locate_then_edit.multi_layer import KeyCovariance
 from errata.algorithms.locate_then_edit.value_search import ValueSettings
-from errata.core.backbone import Backbone
+from errata.core.model.backbone import Backbone
 
 _PUBLISHED: Mapping[str, Any] = {
     "eos": False, "ridge": 0.0, "weight_decay": 0.5, "steps": 30, "clamp": 0.75,

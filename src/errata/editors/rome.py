@@ -40,9 +40,9 @@ from errata.algorithms.locate_then_edit.rank_one import (
     written,
 )
 from errata.algorithms.locate_then_edit.value_search import search
-from errata.core.backbone import Backbone
 from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadSpec
+from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.linalg import solve
 

@@ -33,10 +33,10 @@ import torch
 from torch import Tensor, nn
 
 from errata.algorithms.gradient import generator
-from errata.core.backbone import Backbone
-from errata.core.batch import PrefixState
 from errata.core.editor import EditRequest, EditResult
-from errata.core.recorder import PromptStates, Recorder, answer_embeddings, head_inputs
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import PrefixState
+from errata.core.model.recorder import PromptStates, Recorder, answer_embeddings, head_inputs
 from errata.core.state import State
 from errata.core.types import Case, Edit
 from errata.networks.reader import initialise

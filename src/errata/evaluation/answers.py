@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from errata.core.backbone import Backbone
 from errata.core.errors import BadEdit, BadImage, TooLong
 from errata.core.files import versions
-from errata.core.generation import image_generator
-from errata.core.protocol import Ask
+from errata.core.measure.protocol import Ask
+from errata.core.model.backbone import Backbone
+from errata.core.model.generation import image_generator
 from errata.core.types import Answer, Probe, Prompt, Scored
 from errata.evaluation.pictures import PictureStore
 

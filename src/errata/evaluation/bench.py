@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from errata.core import files, registry
-from errata.core.backbone import Backbone
-from errata.core.benchmark import BenchmarkSpec
 from errata.core.editor import Editor
-from errata.core.protocol import Protocol, Unit
+from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.measure.protocol import Protocol, Unit
+from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.evaluation import judging, score
 from errata.evaluation.pictures import SEEDS, PictureStore

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from errata.core import registry
-from errata.core.benchmark import BenchmarkSpec
 from errata.core.files import append_lines, whole_lines, write_json
-from errata.core.judge import RETRY, Judge, may_retry
+from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.measure.judge import RETRY, Judge, may_retry
 from errata.core.types import JudgeQuestion, Verdict, digest
 from errata.evaluation.run_folder import JudgedImage, RunFolder, read_run, read_verdicts
 

@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 
 from errata.core import files
 from errata.core.errors import DiskFull
-from errata.core.protocol import Ask
+from errata.core.measure.protocol import Ask
 from errata.core.types import Answer, digest, from_json, to_json
 from errata.evaluation import cache
 

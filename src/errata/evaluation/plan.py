@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from errata.core import registry
-from errata.core.backbone import Backbone
-from errata.core.benchmark import BenchmarkSpec
 from errata.core.errors import BadBackbone, BadEdit, BadImage, BadSpec
-from errata.core.protocol import Ask, Protocol, Unit
+from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.measure.protocol import Ask, Protocol, Unit
+from errata.core.model.backbone import Backbone
 from errata.core.text import normalise
 from errata.core.types import Answer, Case, Image, Probe, Prompt, Skip, digest, from_json, to_json
 from errata.evaluation import cache

@@ -38,7 +38,7 @@ from errata.core.files import (
     write_bytes,
     write_json,
 )
-from errata.core.metric import ScoredProbe
+from errata.core.measure.metric import ScoredProbe
 from errata.core.types import (
     Answer,
     Case,

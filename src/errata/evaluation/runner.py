@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from errata.core.backbone import Backbone
 from errata.core.editor import Editor, EditResult
 from errata.core.errors import BadEdit, BadImage, NotFinite, TooLong
+from errata.core.measure.protocol import Ask, Lane, Protocol, Step, Unit
+from errata.core.model.backbone import Backbone
 from errata.core.patch import Patch, parts_of
-from errata.core.protocol import Ask, Lane, Protocol, Step, Unit
 from errata.core.state import State
 from errata.core.types import Answer, Edit, Probe, digest, to_json
 from errata.evaluation.answers import PromptRequest, ask_all, unedited, unscored

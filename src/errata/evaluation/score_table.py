@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from errata.core import registry
 from errata.core.kinds import ProbeKind
-from errata.core.metric import Metric, ScoredProbe
+from errata.core.measure.metric import Metric, ScoredProbe
 from errata.evaluation.run_folder import CaseAnswers, RunFolder
 
 DEFAULT_METRICS = ("exact", "token", "joint", "first_token", "word", "judge")

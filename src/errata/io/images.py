@@ -16,8 +16,8 @@ from PIL import Image as Pillow
 from PIL import ImageOps, UnidentifiedImageError
 
 from errata.core import registry
-from errata.core.benchmark import Benchmark
 from errata.core.errors import BadData, BadImage, BadSpec
+from errata.core.measure.benchmark import Benchmark
 from errata.core.types import Image
 
 #: Lower than Pillow's own warning (89 million), far above what any processor keeps.

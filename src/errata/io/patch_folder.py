@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 
-from errata.core.backbone import Backbone
 from errata.core.errors import BadPatch, UnknownName
 from errata.core.files import dumps, write_bytes, write_json
+from errata.core.model.backbone import Backbone
 from errata.core.patch import Header, Patch, check_fingerprint, pack, shape_of, unpack
 from errata.core.types import Edit, from_json, to_json
 

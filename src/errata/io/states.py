@@ -21,8 +21,8 @@ from errata.core.state import State
 from errata.core.types import Case, digest, to_json
 
 if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
     from errata.core.editor import Editor
+    from errata.core.model.backbone import Backbone
 
 
 def home() -> Path:

@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image as Pillow
 
 from errata.core.errors import BadEndpoint, BadImage, BadSpec
-from errata.core.judge import RETRY, Judge
+from errata.core.measure.judge import RETRY, Judge
 from errata.core.text import mentions
 from errata.core.types import Image, JudgeQuestion, Verdict
 from errata.io.chat_client import Endpoint, NoReply, json_object

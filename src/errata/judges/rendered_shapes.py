@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errata.core.errors import BadImage
-from errata.core.judge import Judge
+from errata.core.measure.judge import Judge
 from errata.core.types import Image, JudgeQuestion, Verdict
 from errata.io.images import load_image
 from errata.synthetic.primitives import coverage, distance

@@ -8,7 +8,7 @@ generation stopped, are what they were before the edit. UniKE Eq. 11-15, DualEdi
 from __future__ import annotations
 
 from errata.core.kinds import ProbeKind
-from errata.core.metric import Metric
+from errata.core.measure.metric import Metric
 from errata.core.types import Answer, Probe
 from errata.metrics._rules import exact_match, unchanged
 

@@ -7,7 +7,7 @@ never lower than `exact`, on longer ones it says less.
 
 from __future__ import annotations
 
-from errata.core.metric import Metric
+from errata.core.measure.metric import Metric
 from errata.core.types import Answer, Probe
 
 

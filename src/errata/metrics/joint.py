@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from errata.core.kinds import JOINT, ProbeKind, family
-from errata.core.metric import Metric, ScoredProbe
+from errata.core.measure.metric import Metric, ScoredProbe
 from errata.core.types import Answer, Probe
 from errata.metrics._rules import exact_match, unchanged
 

@@ -10,7 +10,7 @@ Kinds that EasyEdit does not have get no score.
 from __future__ import annotations
 
 from errata.core.kinds import ProbeKind, family
-from errata.core.metric import Metric
+from errata.core.measure.metric import Metric
 from errata.core.types import Answer, Probe
 from errata.metrics._rules import token_accuracy
 

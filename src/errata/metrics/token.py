@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from errata.core.kinds import ProbeKind
-from errata.core.metric import Metric, ScoredProbe, Scorer, kind_key
+from errata.core.measure.metric import Metric, ScoredProbe, Scorer, kind_key
 from errata.core.types import Answer, Probe
 from errata.metrics._rules import argmax_agreement, token_accuracy
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from errata.core.kinds import ProbeKind
-from errata.core.metric import Metric, ScoredProbe, Scorer, kind_key
+from errata.core.measure.metric import Metric, ScoredProbe, Scorer, kind_key
 from errata.core.text import mentions, normalise
 from errata.core.types import Answer, Probe
 

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 import torch
 from torch import Tensor
 
-from errata.core.batch import Heads
 from errata.core.hooks.context import HookContext
+from errata.core.model.batch import Heads
 from errata.core.patch import Patch, inherit
 from errata.networks.spaces import Weights, encode, unit
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 from errata.core.errors import BadSpec
-from errata.core.protocol import Ask, Lane, LaneStep, Step, Unit
+from errata.core.measure.protocol import Ask, Lane, LaneStep, Step, Unit
 from errata.core.types import Answer, Case, Probe, Prompt, StatedFact
 from errata.protocols._windows import closing_asks
 

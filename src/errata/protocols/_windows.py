@@ -6,7 +6,7 @@ import random
 from collections.abc import Generator, Iterable, Sequence
 
 from errata.core.errors import BadSpec
-from errata.core.protocol import Ask, Lane, LaneStep, Step, Unit
+from errata.core.measure.protocol import Ask, Lane, LaneStep, Step, Unit
 from errata.core.types import Answer, Case, Probe
 
 Window = list[Case]

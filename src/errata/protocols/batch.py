@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from errata.core.protocol import LaneStep, Protocol, Step, Unit
+from errata.core.measure.protocol import LaneStep, Protocol, Step, Unit
 from errata.core.types import Answer, Case, Probe
 from errata.protocols._windows import closing_asks, number, size_argument, windows_of
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Generator, Sequence
 
-from errata.core.protocol import Protocol, Step, Unit
+from errata.core.measure.protocol import Protocol, Step, Unit
 from errata.core.types import Answer, Case, Probe
 from errata.protocols._windows import (
     Window,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from errata.core.protocol import Protocol, Unit
+from errata.core.measure.protocol import Protocol, Unit
 from errata.core.types import Case, Probe
 from errata.protocols._drawn import (
     Steps,

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from errata.core.errors import BadSpec
-from errata.core.protocol import Ask, LaneStep, Protocol, Step, Unit
+from errata.core.measure.protocol import Ask, LaneStep, Protocol, Step, Unit
 from errata.core.types import Answer, Case, Probe, StatedFact
 from errata.protocols._drawn import (
     Steps,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from errata.core.protocol import Protocol, Step, Unit
+from errata.core.measure.protocol import Protocol, Step, Unit
 from errata.core.types import Answer, Case, Probe
 from errata.protocols._windows import number, sequential_steps, size_argument, windows_of
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from errata.core import registry
 from errata.core.errors import BadImage
-from errata.core.metric import Metric
+from errata.core.measure.metric import Metric
 from errata.core.text import mentions, normalise
 from errata.core.types import Answer, Case, Image, Probe, Prompt, Verdict
 from errata.evaluation.run_folder import RunFolder, read_run

@@ -13,7 +13,7 @@ from errata.core import registry
 from errata.core.errors import BadRun
 from errata.core.files import read_json
 from errata.core.kinds import COLUMNS, ProbeKind
-from errata.core.metric import Scorer
+from errata.core.measure.metric import Scorer
 from errata.core.types import digest, from_json
 from errata.evaluation.run_folder import read_plan
 from errata.evaluation.score_table import DEFAULT_METRICS

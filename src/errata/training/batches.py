@@ -19,8 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch, PrefixState
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch, PrefixState
 from errata.core.types import Case, Prompt
 from errata.training.optimise import target_loss
 

@@ -23,9 +23,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from errata.algorithms.gradient import generator
-from errata.core.backbone import Backbone
 from errata.core.editor import Editor, PrepareContext
 from errata.core.errors import BadData, BadRun, NotFinite
+from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Case, digest
 from errata.training import checkpoint

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch, PrefixState
 from errata.core.errors import NotFinite
 from errata.core.hooks.hook import Hook
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch, PrefixState
 from errata.core.patch import Patch
 from errata.core.types import Edit
 

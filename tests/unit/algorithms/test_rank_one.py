@@ -21,8 +21,8 @@ from errata.algorithms.locate_then_edit.rank_one import (
     plain_mean,
 )
 from errata.algorithms.locate_then_edit.value_search import ColumnRecorder, search
-from errata.core.backbone import Backbone
 from errata.core.errors import BadSpec, MissingState
+from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Edit, Prompt
 from errata.io import patch_folder as patches

@@ -15,7 +15,7 @@ from errata.analyses.drift.trajectories import ALL, SUBJECT, StageShift, subject
 from errata.core import registry
 from errata.core.analysis import Subject
 from errata.core.errors import BadBackbone, BadSpec, NotFinite
-from errata.core.generation import Stage
+from errata.core.model.generation import Stage
 from errata.core.types import Case, Edit, JudgeQuestion, Probe, Prompt, StatedFact, Verdict
 from errata.evaluation.bootstrap import Bootstrap
 from errata.patches.delta import Delta

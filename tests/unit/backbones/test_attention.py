@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from errata.core.backbone import Backbone
 from errata.core.errors import BadBackbone
-from errata.core.recorder import Recorder
+from errata.core.model.backbone import Backbone
+from errata.core.model.recorder import Recorder
 from tests import tiny
 
 

@@ -15,10 +15,10 @@ from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import from_patches, to_patches
 from errata.backbones.micro_umm import MicroUmmBackbone
 from errata.core.errors import BadBackbone, BadSpec
-from errata.core.generation import image_generator
 from errata.core.hooks.context import HookContext
+from errata.core.model.generation import image_generator
+from errata.core.model.recorder import Recorder
 from errata.core.patch import Patch
-from errata.core.recorder import Recorder
 from errata.core.types import Prompt
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows

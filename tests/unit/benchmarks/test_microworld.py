@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 import errata
 from errata.benchmarks.microworld import Microworld
 from errata.core import registry
-from errata.core.benchmark import BenchmarkSpec
 from errata.core.errors import BadImage
+from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.types import Case, Probe, from_json, to_json
 from errata.synthetic.objects import language, render, world
 from errata.synthetic.objects.world import ObjectScene
@@ -120,7 +120,7 @@ def test_loading_is_deterministic_fast_and_of_a_seed() -> None:
     code = (
         "from errata.benchmarks.microworld import Microworld\n"
         "from errata.core.types import digest\n"
-        "from errata.core.benchmark import BenchmarkSpec\n"
+        "from errata.core.measure.benchmark import BenchmarkSpec\n"
         "b = Microworld(); s = BenchmarkSpec('microworld', ('vqa',), 'eval', 'disjoint')\n"
         "print(digest([digest(c) for c in b.load(s).cases[:50]]))"
     )

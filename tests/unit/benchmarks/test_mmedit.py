@@ -15,8 +15,8 @@ from PIL import Image as Pillow
 from errata.benchmarks.mmedit import MMEdit, splits
 from errata.benchmarks.mmedit.rows import KEYS, clean_rephrase, read_rows, rephrase_problem
 from errata.core import registry
-from errata.core.benchmark import BenchmarkSpec, Loaded
 from errata.core.errors import BadData
+from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.core.types import Case, from_json, to_json
 from errata.io.images import load_image
 

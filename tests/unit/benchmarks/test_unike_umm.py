@@ -10,8 +10,8 @@ import pytest
 
 from errata.benchmarks.unike_umm import UnikeUmm, published, world
 from errata.benchmarks.unike_umm.templates import TEMPLATES, reasoning_prompt, stated_rationale
-from errata.core.benchmark import BenchmarkSpec, Loaded
 from errata.core.errors import BadData
+from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.core.text import mentions
 from errata.core.types import Case
 from errata.synthetic.shapes import language as lang

@@ -19,7 +19,7 @@ from tests.stub import NotesEditor, Stub
 METRIC = '''
 """Length: how short the answer after the edit is."""
 
-from errata.core.metric import Metric
+from errata.core.measure.metric import Metric
 
 
 class Brief(Metric):
@@ -35,7 +35,7 @@ class Brief(Metric):
 BENCHMARK = '''
 """Places: where a thing stands, with a kind of probe of its own."""
 
-from errata.core.benchmark import Benchmark, Loaded
+from errata.core.measure.benchmark import Benchmark, Loaded
 from errata.core.kinds import ProbeKind
 from errata.core.types import Case, Edit, Probe, Prompt
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from errata.core.recorder import PromptStates, answer_embeddings, head_inputs
+from errata.core.model.recorder import PromptStates, answer_embeddings, head_inputs
 from errata.core.types import Prompt
 from tests import tiny
 

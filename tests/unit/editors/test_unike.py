@@ -12,8 +12,8 @@ from errata.cli.shared.options import parse_settings
 from errata.core import registry
 from errata.core.editor import EditRequest
 from errata.core.errors import BadData, BadSpec
+from errata.core.model.recorder import Recorder
 from errata.core.patch import Patch, parts_of, united
-from errata.core.recorder import Recorder
 from errata.core.state import State
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.patches.context import Context

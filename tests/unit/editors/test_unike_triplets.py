@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from errata.algorithms.demonstrations import corpus, demonstrations, similar
-from errata.core.batch import Generated
-from errata.core.recorder import Recorder
+from errata.core.model.batch import Generated
+from errata.core.model.recorder import Recorder
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.unike.spaces import known_facts, output_lengths, split
 from errata.editors.unike.triplets import Triplet, collect, ends, states_of, usable

@@ -12,9 +12,9 @@ from PIL import Image
 from errata.cli import main
 from errata.cli.judge import make_judge, own_judge
 from errata.core import registry
-from errata.core.benchmark import BenchmarkSpec
 from errata.core.errors import BadEndpoint, BadSpec, UnknownName
-from errata.core.judge import RETRY
+from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.measure.judge import RETRY
 from errata.core.types import JudgeQuestion, Verdict
 from errata.evaluation.bench import bench
 from errata.evaluation.judging import judge_run

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from errata.core import registry
-from errata.core.benchmark import BenchmarkSpec
 from errata.core.errors import BadBackbone, BadSpec, NotFinite, TooLong
+from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.types import Case
 from errata.evaluation.bench import bench
 from errata.evaluation.judging import judge_run

@@ -11,10 +11,10 @@ from typing import ClassVar
 import pytest
 
 from errata.core import registry
-from errata.core.backbone import Backbone
-from errata.core.benchmark import BenchmarkSpec
 from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadRun, BadSpec, FingerprintMismatch, MissingState, NotFinite
+from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.model.backbone import Backbone
 from errata.core.types import Edit, Prompt
 from errata.evaluation.bench import bench
 from tests import tiny

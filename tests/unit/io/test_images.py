@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from errata.core import registry
-from errata.core.benchmark import Benchmark, BenchmarkSpec, Loaded
 from errata.core.errors import BadImage, BadSpec
+from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
 from errata.core.types import Image
 from errata.io import images
 from errata.io.images import hash_image, load_image, split_uri, within_root

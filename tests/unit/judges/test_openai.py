@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from errata.core.errors import BadEndpoint, BadSpec
-from errata.core.judge import may_retry
+from errata.core.measure.judge import may_retry
 from errata.core.types import JudgeQuestion, Verdict
 from errata.judges.openai import Openai, read_blind, read_criterion
 from tests.endpoint import Reply, said, serving

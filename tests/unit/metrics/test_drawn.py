@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from errata.core import registry
-from errata.core.metric import ScoredProbe
+from errata.core.measure.metric import ScoredProbe
 from errata.core.text import mentions
 from errata.core.types import Answer, JudgeQuestion, Probe, Prompt, Scored, Verdict
 from errata.metrics.word import LARGE, SMALL, steps

@@ -6,7 +6,7 @@ import pytest
 
 from errata.core import registry
 from errata.core.errors import BadRun
-from errata.core.metric import Metric, ScoredProbe
+from errata.core.measure.metric import Metric, ScoredProbe
 from errata.core.types import Answer, Probe, Prompt, Scored
 
 

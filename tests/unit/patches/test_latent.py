@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from errata.core.errors import MissingMask
+from errata.core.model.recorder import Recorder
 from errata.core.patch import Header, Patch, merged, parts_of, united
-from errata.core.recorder import Recorder
 from errata.core.types import Edit, Prompt
 from errata.patches.delta import Delta
 from errata.patches.latent import BlockMemory, Latent, LatentSettings, SharedMemory

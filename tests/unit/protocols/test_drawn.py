@@ -8,7 +8,7 @@ import pytest
 
 from errata.core import registry
 from errata.core.errors import BadSpec
-from errata.core.protocol import Ask, Protocol, Step, Unit
+from errata.core.measure.protocol import Ask, Protocol, Step, Unit
 from errata.core.types import Answer, Case, Edit, JudgeQuestion, Probe, Prompt, StatedFact
 
 VIEW = JudgeQuestion("?", "!", "red")

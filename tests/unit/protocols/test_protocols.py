@@ -9,7 +9,7 @@ import pytest
 
 from errata.core import registry
 from errata.core.errors import BadSpec
-from errata.core.protocol import Ask, Protocol, Step, Unit
+from errata.core.measure.protocol import Ask, Protocol, Step, Unit
 from errata.core.types import Answer, Case, Edit, Image, Probe, Prompt
 
 PANEL = tuple(Probe(f"p{i}", Prompt.of(f"panel {i}"), "retention") for i in range(2))

@@ -17,7 +17,7 @@ from PIL import ImageDraw
 from errata.core import registry
 from errata.core.files import append_lines, write_json
 from errata.core.kinds import LOCALITY_KINDS
-from errata.core.protocol import Protocol
+from errata.core.measure.protocol import Protocol
 from errata.core.types import Answer, Case, Edit, Image, Probe, Prompt, Scored, to_json
 from errata.evaluation.score import score_run
 

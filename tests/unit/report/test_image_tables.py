@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from errata.core import registry
-from errata.core.benchmark import BenchmarkSpec
 from errata.core.files import write_json
+from errata.core.measure.benchmark import BenchmarkSpec
 from errata.evaluation.bench import bench
 from errata.evaluation.compare import compare_runs
 from errata.evaluation.judging import judge_run

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch
 from errata.core.errors import BadSpec
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch
 from errata.core.types import Edit, Prompt
 
 STARTERS = ("The", "Therefore", "Because", "I", "You")

@@ -26,8 +26,8 @@ from errata.algorithms.locate_then_edit.rank_one import (
     written,
 )
 from errata.algorithms.locate_then_edit.value_search import FoundValues, ValueSettings, search
-from errata.core.backbone import Backbone
 from errata.core.editor import EditRequest, EditResult
+from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Edit
 from errata.linalg import covariance, solve

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.locate_then_edit.context_templates import columns, prefixed, span_of
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch, PrefixState
 from errata.core.errors import NotFinite
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.hook import Hook
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch, PrefixState
 from errata.core.types import Edit, Prompt
 
 ROWS = 512  # rows that are searched together

@@ -28,7 +28,7 @@ from errata.analyses.drift.shown import DriftSummary
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Findings
-from errata.core.generation import image_generator
+from errata.core.model.generation import image_generator
 from errata.core.patch import Patch
 from errata.core.types import Case, Probe
 from errata.evaluation.bootstrap import Bootstrap

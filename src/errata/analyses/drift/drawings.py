@@ -29,9 +29,9 @@ from errata.analyses.drift.trajectories import (
 )
 from errata.core import registry
 from errata.core.analysis import Subject
-from errata.core.benchmark import BenchmarkSpec
-from errata.core.generation import image_generator
 from errata.core.hooks.hook import Hook
+from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.model.generation import image_generator
 from errata.core.patch import Patch
 from errata.core.text import mentions
 from errata.core.types import Case, JudgeQuestion, Probe, Prompt, Verdict

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from errata.core.errors import BadBackbone, NotFinite
-from errata.core.generation import ImageGenerator, Stage
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.hook import Hook
+from errata.core.model.generation import ImageGenerator, Stage
 from errata.core.types import Prompt
 
 PICTURE = "picture"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from errata.analyses.drift.path import PICTURE, DrawingTrace
-from errata.core.backbone import Backbone
+from errata.core.model.backbone import Backbone
 from errata.core.types import Prompt
 
 SUBJECT, OTHER, ALL = "subject", "other", "all"

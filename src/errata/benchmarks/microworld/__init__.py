@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from PIL import Image as PilImage
 
 from errata.benchmarks.microworld import cases
-from errata.core.benchmark import Benchmark, BenchmarkSpec, Loaded
+from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
 from errata.core.types import Case, Probe
 from errata.synthetic.objects import language, render, world
 

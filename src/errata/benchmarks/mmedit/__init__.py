@@ -27,8 +27,8 @@ from errata.benchmarks.mmedit.rows import (
     read_rows,
     released,
 )
-from errata.core.benchmark import Benchmark, BenchmarkSpec, Loaded
 from errata.core.errors import BadData
+from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
 from errata.core.types import Case, Skip
 
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 from errata.benchmarks.unike_umm import audit, published, world
 from errata.benchmarks.unike_umm.cases import cases
-from errata.core.benchmark import Benchmark, BenchmarkSpec, Loaded
 from errata.core.errors import BadData
+from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
 from errata.core.types import Case, Skip
 
 

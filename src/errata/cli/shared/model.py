@@ -19,7 +19,7 @@ from errata.cli.shared.options import bundled_models, quiet
 from errata.core.errors import BadSpec
 
 if TYPE_CHECKING:
-    from errata.core.backbone import Backbone
+    from errata.core.model.backbone import Backbone
 
 STYLES = ("raw", "easyedit", "chat")
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -32,10 +32,10 @@ from errata.algorithms.locate_then_edit.value_search import (
     ValueOptimizer,
     ValueTarget,
 )
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch, PrefixState
 from errata.core.errors import BadEdit, BadSpec, NotFinite
-from errata.core.generation import ImageGenerator
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch, PrefixState
+from errata.core.model.generation import ImageGenerator
 from errata.core.types import Edit, Prompt
 
 ROWS = 256  # image prompts that are searched together

@@ -55,10 +55,10 @@ from errata.algorithms.demonstrations import corpus, similar
 from errata.algorithms.gradient import generator
 from errata.algorithms.neuron_keys import locality_prompts, site_inputs
 from errata.algorithms.neuron_search import NeuronEditor
-from errata.core.backbone import Backbone
-from errata.core.batch import PrefixState
 from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadData, BadSpec
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import PrefixState
 from errata.core.patch import Patch
 from errata.core.state import State
 from errata.core.types import Case, Edit

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
-from errata.core.recorder import Recorder
+from errata.core.model.backbone import Backbone
+from errata.core.model.recorder import Recorder
 from errata.core.types import Case
 from errata.editors.unike.encoders import (
     EncoderSchedule,

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch, PrefixState
-from errata.core.recorder import Recorder
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch, PrefixState
+from errata.core.model.recorder import Recorder
 from errata.core.text import normalise
 from errata.core.types import Case, Prompt
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch, PrefixState
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.hook import Hook
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch, PrefixState
 
 
 class Recorder(Hook):

@@ -18,11 +18,11 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from errata.core.batch import Batch, Generated, Heads, PrefixState, Question
 from errata.core.errors import BadBackbone, BadSpec
 from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
+from errata.core.model.batch import Batch, Generated, Heads, PrefixState, Question
 from errata.core.patch import Patch, check_fingerprint, flat_on_row, headers_of, live_hooks, united
 from errata.core.state import State
 from errata.core.types import Prompt
@@ -34,7 +34,7 @@ class Backbone(ABC):
     """A frozen model with a hook point at every site.
 
     `capabilities`: `text`, `image` (takes pictures), `generate`, `resume`, `draw` (makes pictures,
-    see `errata.core.generation.ImageGenerator`).
+    see `errata.core.model.generation.ImageGenerator`).
     """
 
     plugin_kind: ClassVar[str] = "backbones"

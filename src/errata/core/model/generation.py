@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from errata.core.backbone import Backbone
-from errata.core.batch import Batch, PrefixState
 from errata.core.errors import BadBackbone
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch, PrefixState
 from errata.core.types import Prompt
 
 

@@ -1,0 +1,1 @@
+"""What measuring is: a benchmark yields cases, a protocol asks, a metric or a judge scores."""

@@ -1,0 +1,1 @@
+"""What a model is to errata: a backbone, batches of prompts, recorders of activations."""
