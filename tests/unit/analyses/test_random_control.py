@@ -45,7 +45,7 @@ def test_it_depends_on_the_generator_alone():
 
 def test_a_stack_of_deltas_is_one_too_and_other_shapes_are_not():
     parts = [Delta({f"text.{i}.mlp.down": {"dense": torch.ones(2, 3)}}) for i in range(2)]
-    made = chance(Stack(parts, apart=True), rng())
+    made = chance(Stack(parts), rng())
     assert made is not None and made.sites == {"text.0.mlp.down", "text.1.mlp.down"}
     assert chance(Stack([]), rng()) is None
     neurons = {"key": torch.ones(2, 3), "value": torch.ones(4, 2), "bias": torch.zeros(2)}
