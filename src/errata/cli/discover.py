@@ -12,8 +12,8 @@ from errata.core import registry
 from errata.core.errors import UnknownName
 
 SHOWN = (
-    *("editors", "backbones", "benchmarks", "protocols", "metrics", "patches", "judges"),
-    "analyses",
+    *("editors", "backbones", "benchmarks", "protocols", "metrics", "patches", "gates"),
+    *("judges", "analyses"),
 )
 Kind = Annotated[str, typer.Argument(metavar="KIND", help=", ".join(SHOWN))]
 

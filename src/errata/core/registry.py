@@ -21,8 +21,8 @@ from typing import Any
 from errata.core.errors import UnknownName
 
 KINDS = (
-    *("patches", "editors", "backbones", "benchmarks", "protocols", "metrics", "judges"),
-    "analyses",
+    *("patches", "gates", "editors", "backbones", "benchmarks", "protocols", "metrics"),
+    *("judges", "analyses"),
 )
 
 
