@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from errata.analyses.gate import GateAnalysis
+from errata.cli.discover import rows_of
 from errata.contract import gates as contract
 from errata.core import registry
 from errata.core.analysis import Subject
@@ -82,12 +82,11 @@ def cases(edits: list[Edit]) -> list[Case]:
 
 @pytest.mark.usefixtures("installed")
 def test_a_gate_from_outside_is_one_file(
-    cases: list[Case], ragged: list[Prompt], tmp_path: Path, errata
+    cases: list[Case], ragged: list[Prompt], tmp_path: Path
 ) -> None:
     """It is listed, checked, tuned, saved and loaded, and it decides."""
     assert "text_mean" in registry.names("gates")
-    listed = json.loads(errata("list", "gates", "--json").out)
-    assert {"name": "text_mean", "summary": "from text-mean-gate"} in listed
+    assert {"name": "text_mean", "summary": "from text-mean-gate"} in rows_of("gates")
     for _, check in contract.checks(gate_class("text_mean")):
         check()
 
