@@ -35,7 +35,7 @@ import torch
 from speed import cases_of, random_llava
 
 from errata.algorithms.attribution import noise_influence
-from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee, banked
+from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee
 from errata.algorithms.gradient import generator
 from errata.backbones import _decoder
 from errata.core import registry
@@ -44,6 +44,7 @@ from errata.core.model.backbone import Backbone
 from errata.core.model.batch import PrefixState
 from errata.core.model.recorder import outputs_at
 from errata.core.types import Case
+from errata.networks.edit_bank import EditBank
 from errata.patches.adapter import Adapter
 from errata.training import batches
 from errata.training.batches import TrainExample
@@ -129,10 +130,10 @@ class Plain:
         with torch.no_grad():
             before = bb.logits(loc).log_softmax(-1)
             bb.logits(rel)  # the trace runs to the model's end
-            sites = [*{p.site: None for p in module.places}, self.trainee.gate.site]
-            seen = outputs_at(bb, rel, sites)
-        bank = banked(module.places, self.trainee.gate, rel.batch, seen)
-        patch = Adapter(module, bank, self.trainee.gate, rows=len(self.alone))
+            sites, gate = [p.site for p in module.places], self.trainee.gate
+            outputs = outputs_at(bb, rel, [*dict.fromkeys(sites), gate.site])
+        bank = EditBank.of(sites, gate, rel.batch, outputs, eos=True)
+        patch = Adapter(module, bank, gate, rows=len(self.alone))
         with bb.applied(patch), torch.enable_grad():
             loss = sum(target_loss(bb.logits(p), p.batch)[0].mean() for p in self.parts[:3])
             now = bb.logits(loc).log_softmax(-1)

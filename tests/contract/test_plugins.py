@@ -1,4 +1,4 @@
-"""The contracts of benchmarks, protocols, metrics, judges over the registry; `errata check`."""
+"""The contracts of gates, benchmarks, protocols, metrics, judges; `errata check`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from errata import contract
-from errata.contract import benchmarks, judges, metrics, protocols
+from errata.contract import benchmarks, gates, judges, metrics, protocols
 from errata.core import registry
 from errata.core.errors import BadSpec
 from errata.core.measure.metric import Metric
@@ -31,6 +31,12 @@ def cases() -> list[Any]:
 @pytest.mark.parametrize(("kind", "name", "check"), cases())
 def test_every_plugin(kind: str, name: str, check: Any) -> None:
     check(registry.load(kind, name)())
+
+
+@pytest.mark.parametrize("check", [f for n, f in vars(gates).items() if n.startswith("holds_")])
+@pytest.mark.parametrize("name", registry.names("gates"))
+def test_every_gate(name: str, check: Any) -> None:
+    check(registry.load("gates", name))
 
 
 @pytest.mark.parametrize("check", [f for n, f in vars(judges).items() if n.startswith("holds_")])

@@ -8,23 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.algorithms.gated_adapter import banked
 from errata.core.errors import BadPatch, MissingMask, MissingState
+from errata.core.gate import gate_class
 from errata.core.model.recorder import outputs_at
 from errata.core.patch import Header, parts_of
 from errata.core.state import State
 from errata.core.types import Edit, Prompt
 from errata.io.patch_folder import load, save
 from errata.io.states import keep
-from errata.patches.adapter import (
-    Adapter,
-    AdapterNetwork,
-    AdapterSite,
-    CrossAttention,
-    EditBank,
-    Gate,
-    Influence,
-)
+from errata.networks.adapter import AdapterNetwork, AdapterSite, CrossAttention, Influence
+from errata.networks.edit_bank import EditBank
+from errata.patches.adapter import Adapter
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack, stacked
@@ -126,10 +120,10 @@ def adapter(
 ) -> Adapter:
     """`at`: where the gate's keys are, the lowest adapter's site unless named."""
     site = at or min(p.site for p in net.places)
-    how = Gate(gate, site, tau)  # type: ignore[arg-type]
+    how = gate_class(gate)(site, tau)
     batch, _ = encode_edits(backbone, [[e] for e in edits], eos=True)
-    sites = list({*(p.site for p in net.places), site})
-    bank = banked(net.places, how, batch, outputs_at(backbone, batch, sites))
+    sites = [p.site for p in net.places]
+    bank = EditBank.of(sites, how, batch, outputs_at(backbone, batch, [*sites, site]), eos=True)
     bank = EditBank(bank.states, bank.keys, bank.lengths, bank.ends, torch.zeros_like(bank.owner))
     header = Header(backbone=backbone.name, fingerprint=backbone.fingerprint())
     return Adapter(net, bank, how).requires_grad_(False).with_header(header, edits)
@@ -324,7 +318,7 @@ def test_a_gate_further_up_decides_from_the_unedited_stream(
         with backbone.applied(other):
             state = outputs_at(backbone, batch, [at])[at][rows, batch.lengths - 1]
         near = torch.cosine_similarity(state, patch.keys, dim=-1)
-        patch.gate = Gate("prompt", at, float(near.sort().values[2:4].mean()))
+        patch.gate = gate_class("prompt")(at, float(near.sort().values[2:4].mean()))
         with backbone.applied(other, patch):
             with backbone.ask(batch) as q:
                 assert torch.equal(q.ctx.memo[id(patch), at][1], near >= patch.gate.threshold)  # type: ignore[attr-defined]

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from errata.algorithms.attribution import noise_influence
-from errata.algorithms.gated_adapter import AdapterTrainee, similarities, tuned
+from errata.algorithms.gated_adapter import AdapterTrainee, similarities
 from errata.algorithms.gradient import generator
 from errata.contract import editors as contract
 from errata.core import registry
 from errata.core.errors import BadEdit, BadSpec
+from errata.core.gate import Gate, gate_class
 from errata.core.model.recorder import outputs_at
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.dualedit import DualEdit
@@ -137,8 +138,8 @@ def test_the_threshold_parts_the_kinds_best() -> None:
     """By hand: every cut between .5 and .8 is right about all but .9; half way is .65."""
     inside = {"reliability": torch.tensor([1.0, 1.0]), "t_generality": torch.tensor([0.8, 0.95])}
     outside = {"t_locality": torch.tensor([0.1, 0.5]), "near_locality": torch.tensor([0.5, 0.9])}
-    assert tuned(inside, outside) == pytest.approx(0.65)
-    assert tuned(inside, {}) is None
+    assert Gate.tune(inside, outside) == pytest.approx(0.65)
+    assert Gate.tune(inside, {}) is None
 
 
 def test_every_kind_counts_as_one() -> None:
@@ -146,7 +147,7 @@ def test_every_kind_counts_as_one() -> None:
     inside = {"reliability": torch.ones(90), "m_generality": torch.full((10,), 0.4)}
     outside = {"t_locality": torch.full((10,), 0.1), "m_locality": torch.full((10,), 0.5)}
     # above .5: 1/2 + 1; between .4 and .1: 1 + 1/2; the first of equals is taken
-    assert tuned(inside, outside) == pytest.approx(0.25)
+    assert Gate.tune(inside, outside) == pytest.approx(0.25)
 
 
 def test_the_gate_is_tuned_without_answers(backbone: tiny.HfVlm, cases: list[Case]) -> None:
@@ -156,7 +157,7 @@ def test_the_gate_is_tuned_without_answers(backbone: tiny.HfVlm, cases: list[Cas
     ]
     for kind, same in (("prompt", True), ("leaky", False)):
         sites = ["text.2.in", "text.3.block"]
-        both = [similarities(backbone, some, kind, sites) for some in (cases, changed)]  # type: ignore[arg-type]
+        both = [similarities(backbone, some, gate_class(kind), sites) for some in (cases, changed)]
         one, two = both[0]["text.2.in"], both[1]["text.2.in"]
         pairs = [(one[i][k], two[i][k]) for i in (0, 1) for k in one[i]]
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs) == same

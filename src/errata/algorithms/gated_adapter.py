@@ -1,25 +1,30 @@
-"""The frame of editors whose edit is what a trained network makes of the edit's own sequence.
+"""Base of DualEdit and VisEdit: trained adapters behind a gate.
 
-Training and editing read the same thing: the states that the unedited model has at the adapters'
-sites when prompt and target of the edit are put to it. To edit is one such forward, no search.
+In training and in editing, an adapter reads an edit in the same way: as the hidden states that the
+unedited model has at the adapter's site for prompt and target. An edit is one such forward; nothing
+is searched.
 
-Shapes: R cases of a turn, K edits, S columns of an edit, d stream width, P probes.
+Shapes: R cases of a training batch, K edits, S columns of an edit, d width of the hidden states, P
+probes.
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from errata.algorithms.gradient import generator
+from errata.core import registry
 from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadSpec
+from errata.core.gate import Gate, TokenColumns, gate_class
 from errata.core.hooks.hook import Hook, flat
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch
@@ -27,7 +32,9 @@ from errata.core.model.recorder import outputs_at
 from errata.core.patch import Patch, flat_on_row
 from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
-from errata.patches.adapter import Adapter, AdapterNetwork, AdapterSite, EditBank, Gate
+from errata.networks.adapter import AdapterNetwork, AdapterSite
+from errata.networks.edit_bank import EditBank
+from errata.patches.adapter import Adapter
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
 from errata.training.batches import TrainBatch
@@ -40,37 +47,16 @@ OUT_OF_SCOPE = ("t_locality", "m_locality", "near_locality")
 
 
 def site_behind(backbone: Backbone, layer: int) -> str:
-    """The stream behind text block `layer`, seen where the next block begins.
+    """The hidden states behind text block `layer`, as the input of the next block.
 
-    Equal to the block's output, and a search or a training then enters one block later.
+    They equal the block's output, but training can then start one block later.
     """
-    found = backbone.layer(layer)
-    return f"text.{found}.block" if found == backbone.depth - 1 else f"text.{found + 1}.in"
-
-
-def banked(
-    places: Sequence[AdapterSite],
-    gate: Gate,
-    batch: Batch,
-    seen: Mapping[str, Tensor],
-    *,
-    eos: bool = True,
-) -> EditBank:
-    """The edits of a batch as a bank, edit b belonging to row b.
-
-    `eos`: the targets end with the end token, which the leaking gate's questions do not have.
-    """
-    rows = torch.arange(batch.size, device=batch.ids.device)
-    real_BT = batch.mask.bool()
-    lengths = real_BT.sum(1)
-    states = tuple(seen[p.site].float() * real_BT[..., None] for p in places)
-    at = lengths - 1 - int(eos) if gate.kind == "leaky" else batch.lengths - 1
-    keys = seen[gate.site].float()[rows, at]
-    return EditBank(states, keys, lengths, batch.lengths - 1, rows)
+    block = backbone.layer(layer)
+    return f"text.{block}.block" if block == backbone.depth - 1 else f"text.{block + 1}.in"
 
 
 class AdapterTrainee(Trainee):
-    """A network under training: edits and questions of a turn, one row of edits per case."""
+    """The network while it is trained: each case of a batch is a row with its own edit."""
 
     module: AdapterNetwork
 
@@ -87,15 +73,16 @@ class AdapterTrainee(Trainee):
             if place.influence:
                 self.module.influence[str(i)].to(backbone.device_of(place.site))
         lowest = min((p.site for p in places), key=backbone.block_of)
-        self.gate, self.floor = Gate("none", lowest), backbone.block_of(lowest)
+        self.gate, self.floor = gate_class("none")(lowest), backbone.block_of(lowest)
         self.weights = editor.loss_weights()
 
     def patch(self, turn: TrainBatch) -> Adapter:
-        """The edits of a turn, live on the rows of their own cases."""
-        sites = [*{p.site: None for p in self.module.places}, self.gate.site]
+        """The edits of a training batch, each applied to the rows of its own case."""
+        sites = [p.site for p in self.module.places]
         edits = turn.edits
         batch = edits if isinstance(edits, Batch) else edits.batch
-        bank = banked(self.module.places, self.gate, batch, outputs_at(self.backbone, edits, sites))
+        outputs = outputs_at(self.backbone, edits, [*dict.fromkeys(sites), self.gate.site])
+        bank = EditBank.of(sites, self.gate, batch, outputs, eos=True)
         return Adapter(self.module, bank, self.gate, rows=len(turn.cases))
 
     def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
@@ -104,19 +91,19 @@ class AdapterTrainee(Trainee):
 
 
 class AdapterEditor(TrainedEditor):
-    """Subclasses say where their adapters are."""
+    """Subclasses say where their adapters are (`places`)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TrainedEditor.Config):
-        """mid, heads: of the cross-attention. marks: that many target tokens of an edit carry a
-        learnt mark (0: none, as published; the network then has to tell them by their content).
+        """mid, heads: width and heads of the cross-attention. marks: learnt embeddings on the first
+        target tokens of an edit (0 as published; target tokens then differ by content alone).
 
         reliability_weight, generality_weight, locality_weight: of the losses, each a mean over its
-        rows. gate: prompt, leaky or none, see `errata.patches.adapter.Gate`. gate_layer: the block
-        behind which keys are compared, null for the lowest adapter's; a higher one has read the
-        image, and questions are then rehearsed up to there, unedited. Both can be changed without
-        training again. threshold: of the gate; null = the one tuned on training cases. gate_cases:
-        how many.
+        rows. gate: the name of a gate, see `errata list gates`. gate_layer: the block behind which
+        its keys are read; null = the site of the lowest adapter. Behind a higher block the prompt's
+        last token has attended to the image; each prompt then first runs up to there without the
+        edit. Both can be changed without training again. threshold: of the gate; null = tuned on
+        training cases. gate_cases: number of these cases.
         """
 
         renamed: ClassVar[Mapping[str, str]] = {
@@ -130,17 +117,21 @@ class AdapterEditor(TrainedEditor):
         reliability_weight: float = 1.0
         generality_weight: float = 2.0
         locality_weight: float = 2.0
-        gate: Literal["prompt", "none", "leaky"] = "prompt"
+        gate: str = "prompt"
         gate_layer: int | None = None
         threshold: float | None = None
         gate_cases: int = 256
+
+    def __init__(self, preset: str | None = None, **passed: Any) -> None:
+        super().__init__(preset, **passed)
+        self.gate_class = gate_class(self.config.gate)
 
     @abstractmethod
     def places(self, backbone: Backbone) -> list[AdapterSite]:
         """The adapters, at least one."""
 
     def gate_site(self, backbone: Backbone) -> str:
-        """Where gate keys are compared: the lowest adapter's site unless one is set."""
+        """Where gate keys are read: the site of the lowest adapter unless a layer is set."""
         if self.config.gate_layer is not None:
             return site_behind(backbone, self.config.gate_layer)
         return min((p.site for p in self.places(backbone)), key=backbone.block_of)
@@ -168,27 +159,33 @@ class AdapterEditor(TrainedEditor):
         return {
             "network": trainee.module.settings,
             "thresholds": {
-                kind: {
-                    s: tuned(*near) for s, near in similarities(backbone, some, kind, sites).items()
+                gate.name: {
+                    site: gate.tune(*both)
+                    for site, both in similarities(backbone, some, gate, sites).items()
                 }
-                for kind in ("prompt", "leaky")
+                for gate in map(gate_class, registry.names("gates"))
+                if not gate.always_open
             },
         }
 
     def gate(self, backbone: Backbone, state: State) -> Gate:
         """The gate as set, with the state's threshold where none is set."""
-        c, site = self.config, self.gate_site(backbone)
-        if c.gate == "none":
-            return Gate("none", site)
-        tau = state.meta["thresholds"][c.gate][site] if c.threshold is None else c.threshold
-        if tau is None:
+        cls, site, threshold = self.gate_class, self.gate_site(backbone), self.config.threshold
+        if cls.always_open:
+            return cls(site)
+        if threshold is None:
+            threshold = state.meta["thresholds"].get(cls.name, {}).get(site)
+        if threshold is None:
             raise BadSpec(
-                f"the training cases of this state of '{self.name}' did not hold what its gate's "
-                "threshold is tuned on. Set one: --set threshold=0.8, or --set gate=none."
+                f"this state of '{self.name}' has no threshold for the gate '{cls.name}': its "
+                "training cases had no questions to tune one on, or the gate is newer than the "
+                "state. Set one: --set threshold=0.8, choose --set gate=none, or prepare again."
             )
-        return Gate(c.gate, site, float(tau))
+        return cls(site, float(threshold))
 
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        if self.gate_class.warning:
+            warnings.warn(self.gate_class.warning, stacklevel=2)
         for _, edit in request.edits:
             self.check(edit)
         results = []
@@ -198,48 +195,37 @@ class AdapterEditor(TrainedEditor):
         return results
 
     def _banks(self, backbone: Backbone, request: EditRequest) -> list[EditBank]:
-        """One bank per group, read from the model as it is below any adapter."""
-        places, flat = self.places(backbone), request.edits
+        """One bank per group, read from the model without adapters."""
+        sites, flat = [p.site for p in self.places(backbone)], request.edits
         gate = self.gate(backbone, request.prepared[0])
-        sites = [*{p.site: None for p in places}, gate.site]
+        recorded = [*dict.fromkeys(sites), gate.site]
         parts: list[list[EditBank]] = [[] for _ in request.groups]
         with _adapters_off(backbone):
             for start in range(0, len(flat), CHUNK):
                 some = flat[start : start + CHUNK]
                 batch, _ = encode_edits(backbone, [[e] for _, e in some], eos=self.config.eos)
                 rows = torch.tensor([r for r, _ in some], device=batch.ids.device)
-                if backbone.hooks.stack:  # prompts may be rewritten by what is live on their row
+                if backbone.hooks.stack:  # an earlier patch of their row may rewrite prompts
                     batch = backbone.encode(
                         [e.prompt for _, e in some], [e.target for _, e in some],
                         eos=self.config.eos, rows=rows.tolist(),
                     )  # fmt: skip
-                seen = outputs_at(backbone, batch, sites, rows)
-                whole = banked(places, gate, batch, seen, eos=self.config.eos)
+                outputs = outputs_at(backbone, batch, recorded, rows)
+                bank = EditBank.of(sites, gate, batch, outputs, eos=self.config.eos)
                 for b, (r, _) in enumerate(some):
-                    parts[r].append(_single(whole, b))
-        return [EditBank.union(bs, [b.owner for b in bs]) for bs in parts]
-
-
-def _single(bank: EditBank, b: int) -> EditBank:
-    """Edit b alone, without padding, so that it does not depend on what it was found with."""
-    length = int(bank.lengths[b])
-    states = tuple(s[b : b + 1, :length].clone() for s in bank.states)
-    one = slice(b, b + 1)
-    return EditBank(
-        states, bank.keys[one].clone(), bank.lengths[one].clone(), bank.ends[one].clone(),
-        torch.zeros_like(bank.owner[one]),
-    )  # fmt: skip
+                    parts[r].append(bank.single(b))
+        return [EditBank.union(banks) for banks in parts]
 
 
 @contextmanager
 def _adapters_off(backbone: Backbone) -> Iterator[None]:
-    """What is live stays live, but for adapters: an edit is read from the stream they see."""
-    bare = [_bare(hook) for hook in backbone.hooks.stack]
-    with backbone.only(*(hook for hook in bare if hook.sites or hook.rewrites)):
+    """Only adapters are switched off: edits are read from the hidden states that they receive."""
+    others = [_without_adapters(hook) for hook in backbone.hooks.stack]
+    with backbone.only(*(hook for hook in others if hook.sites or hook.rewrites)):
         yield
 
 
-def _bare(hook: Hook) -> Hook:
+def _without_adapters(hook: Hook) -> Hook:
     if isinstance(hook, Rows):
         return Rows([Stack(_others(flat_on_row([hook], r))) for r in range(hook.rows)])
     others = _others(flat([hook]))
@@ -251,72 +237,47 @@ def _others(hooks: Sequence[Hook]) -> list[Patch]:
 
 
 def similarities(
-    backbone: Backbone,
-    cases: Sequence[Case],
-    kind: Literal["prompt", "leaky"],
-    sites: Sequence[str],
+    backbone: Backbone, cases: Sequence[Case], gate: type[Gate], sites: Sequence[str]
 ) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Site -> cosines of cases' probes with their edits, by kind: (in scope, out of scope), [P]."""
-    leaky = kind == "leaky"
+    """Site -> similarities [P] of the cases' probes to their edits, by kind: (in, out of scope)."""
+    gates = [gate(site) for site in sites]
     edits = [(c.edit.prompt, c.edit.target) for c in cases]
-    keys = [seen for seen, _ in _gate_states(backbone, edits, sites, leaky)]
-    keys_at = {s: torch.cat([k[s] for k in keys]) for s in sites}
-    asked = [(i, p) for i, c in enumerate(cases) for p in c.probes if p.reference.strip()]
-    asked = [(i, p) for i, p in asked if p.kind in (*IN_SCOPE, *OUT_OF_SCOPE)]
+    parts = [keys for keys, _ in _keys(backbone, edits, gates)]
+    edit_keys = {s: torch.cat([part[s] for part in parts]) for s in sites}
+    probes = [(i, p) for i, c in enumerate(cases) for p in c.probes if p.reference.strip()]
+    probes = [(i, p) for i, p in probes if p.kind in (*IN_SCOPE, *OUT_OF_SCOPE)]
     near: dict[str, list[Tensor]] = {s: [] for s in sites}
-    for seen, few in _gate_states(
-        backbone, [(p.prompt, p.reference) for _, p in asked], sites, leaky
-    ):
-        own = [i for i, _ in asked[few]]
-        for s in sites:
-            near[s].append(torch.cosine_similarity(seen[s], keys_at[s][own], dim=-1))
+    questions = [(p.prompt, p.reference) for _, p in probes]
+    for keys, part in _keys(backbone, questions, gates):
+        case_of = [i for i, _ in probes[part]]
+        for g in gates:
+            near[g.site].append(g.similarity(keys[g.site], edit_keys[g.site][case_of]))
     index: dict[str, list[int]] = {}
-    for n, (_, p) in enumerate(asked):
+    for n, (_, p) in enumerate(probes):
         index.setdefault(p.kind, []).append(n)
     out = {}
     for s in sites:
-        all_near = torch.cat(near[s]) if near[s] else torch.empty(0)
-        found = {k: all_near[at] for k, at in index.items()}
+        values = torch.cat(near[s]) if near[s] else torch.empty(0)
+        by_kind = {kind: values[at] for kind, at in index.items()}
         out[s] = (
-            {k: v for k, v in found.items() if k in IN_SCOPE},
-            {k: v for k, v in found.items() if k in OUT_OF_SCOPE},
+            {k: v for k, v in by_kind.items() if k in IN_SCOPE},
+            {k: v for k, v in by_kind.items() if k in OUT_OF_SCOPE},
         )
     return out
 
 
-def _gate_states(
-    backbone: Backbone, asked: Sequence[tuple[Prompt, str]], sites: Sequence[str], leaky: bool
+def _keys(
+    backbone: Backbone, questions: Sequence[tuple[Prompt, str]], gates: Sequence[Gate]
 ) -> Iterator[tuple[dict[str, Tensor], slice]]:
-    """Per part of what is asked: site -> [p, d] what the gate compares, and which part it is.
+    """Per part of (prompt, answer) pairs: site -> gate keys [p, d], and which part it is.
 
-    The answers are used by gate `leaky` alone.
+    The model is given the answers only if the gates read them.
     """
-    for start in range(0, len(asked), CHUNK):
-        few = slice(start, start + CHUNK)
-        told = [answer for _, answer in asked[few]] if leaky else None
-        batch = backbone.encode([prompt for prompt, _ in asked[few]], told)
-        streams = outputs_at(backbone, batch, sites)
-        at = batch.mask.sum(1) - 1 if leaky else batch.lengths - 1
-        rows = torch.arange(batch.size, device=at.device)
-        yield {s: streams[s].float()[rows, at].cpu() for s in sites}, few
-
-
-def tuned(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor]) -> float | None:
-    """The threshold with the best balanced accuracy, every kind counting as one.
-
-    Half way between the two cosines that it parts; None without examples of both sorts.
-    """
-    if not inside or not outside:
-        return None
-    values = torch.unique(torch.cat([*inside.values(), *outside.values()]))
-    cuts = torch.cat([values[:1] - 1e-3, (values[1:] + values[:-1]) / 2, values[-1:] + 1e-3])
-
-    def share(kinds: Mapping[str, Tensor], above: bool) -> Tensor:
-        parts = []
-        for v in kinds.values():
-            below = torch.searchsorted(v.sort().values, cuts) / len(v)
-            parts.append(1 - below if above else below)
-        return torch.stack(parts).mean(0)
-
-    best = (share(inside, True) + share(outside, False)).argmax()
-    return round(float(cuts[best]), 6)
+    with_answers = any(g.reads_answer for g in gates)
+    for start in range(0, len(questions), CHUNK):
+        part = slice(start, start + CHUNK)
+        prompts, answers = [p for p, _ in questions[part]], [a for _, a in questions[part]]
+        batch = backbone.encode(prompts, answers if with_answers else None)
+        outputs = outputs_at(backbone, batch, [g.site for g in gates])
+        columns = TokenColumns.of(batch)
+        yield {g.site: g.key(outputs[g.site].float(), columns).cpu() for g in gates}, part

@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.algorithms.gated_adapter import OUT_OF_SCOPE, site_behind, tuned
+from errata.algorithms.gated_adapter import OUT_OF_SCOPE, site_behind
 from errata.algorithms.gradient import generator
 from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Spread, Spreads, Table
+from errata.core.gate import Gate
 from errata.core.hooks.context import HookContext
 from errata.core.kinds import family, label
 from errata.core.model.backbone import Backbone
@@ -212,7 +213,7 @@ class Told:
         outside = kinds.outside if kind == ALL else {
             k: v for k, v in kinds.outside.items() if k == kind
         }  # fmt: skip
-        return tuned(_tensors(kinds.inside), _tensors(outside))
+        return Gate.tune(_tensors(kinds.inside), _tensors(outside))
 
     def accuracy(
         self, reading: str, layer: int, kind: str, *, known: bool = False

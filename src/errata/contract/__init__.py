@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from errata.contract import benchmarks, editors, judges, metrics, protocols
+from errata.contract import benchmarks, editors, gates, judges, metrics, protocols
 from errata.core import registry
 from errata.core.errors import BadSpec
 
-CHECKED = ("editors", "benchmarks", "protocols", "metrics", "judges")
+CHECKED = ("editors", "gates", "benchmarks", "protocols", "metrics", "judges")
 
 
 def checks(kind: str, name: str) -> list[tuple[str, Callable[[], None]]]:
@@ -23,7 +23,8 @@ def checks(kind: str, name: str) -> list[tuple[str, Callable[[], None]]]:
         cls = registry.load(kind, name)
         return editors.checks(cls, editors.bundled(folder, cls))
     module = {
-        "benchmarks": benchmarks, "protocols": protocols, "metrics": metrics, "judges": judges,
+        "gates": gates, "benchmarks": benchmarks, "protocols": protocols, "metrics": metrics,
+        "judges": judges,
     }[kind]  # fmt: skip
     return module.checks(registry.load(kind, name))  # type: ignore[no-any-return]
 

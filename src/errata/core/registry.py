@@ -21,8 +21,8 @@ from typing import Any
 from errata.core.errors import UnknownName
 
 KINDS = (
-    *("patches", "editors", "backbones", "benchmarks", "protocols", "metrics", "judges"),
-    "analyses",
+    *("patches", "gates", "editors", "backbones", "benchmarks", "protocols", "metrics"),
+    *("judges", "analyses"),
 )
 #: (kind, former name) -> name today. Former names stand in saved files and in users' scripts.
 RENAMED = MappingProxyType({("judges", "microworld"): "rendered_shapes"})

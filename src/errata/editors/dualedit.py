@@ -27,17 +27,15 @@ Differences:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from errata.algorithms.gated_adapter import AdapterEditor, site_behind
-from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadEdit, BadSpec
 from errata.core.model.backbone import Backbone
 from errata.core.types import Edit
-from errata.patches.adapter import AdapterSite
+from errata.networks.adapter import AdapterSite
 
 
 class DualEdit(AdapterEditor):
@@ -108,12 +106,3 @@ class DualEdit(AdapterEditor):
                 f"edit '{edit.id or edit.prompt.text[:60]}' has no image, and with text_layer=null "
                 "dualedit changes image tokens only. Give --image FILE, or set a text_layer."
             )
-
-    def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
-        if self.config.gate == "leaky":
-            warnings.warn(
-                "gate=leaky compares answers: while a question is scored it sees the gold answer. "
-                "Use it only to measure that leak.",
-                stacklevel=2,
-            )
-        return super().find(backbone, request)

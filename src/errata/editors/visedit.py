@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ from errata.core.errors import BadEdit
 from errata.core.model.backbone import Backbone
 from errata.core.model.recorder import outputs_at
 from errata.core.types import Case, Edit, Prompt, digest
-from errata.patches.adapter import AdapterSite
+from errata.networks.adapter import AdapterSite
 from errata.training.batches import TrainBatch
 from errata.training.loop import Trainee
 
@@ -106,7 +106,7 @@ class VisEdit(AdapterEditor):
         """
 
         layer: int = 18
-        gate: Literal["prompt", "none"] = "none"
+        gate: str = "none"
         influence_weight: float = 0.1
         noise_layers: tuple[int, ...] = ()
         sigma: float = 0.7

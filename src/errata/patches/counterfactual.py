@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from errata.core.hooks.context import HookContext
 from errata.core.patch import Patch
 from errata.networks.reader import CrossBlock, Reader, prompt_columns
-from errata.patches._trained import trained
+from errata.networks.trained import trained
 
 if TYPE_CHECKING:
     from errata.core.state import State

@@ -32,7 +32,7 @@ from errata.core import patch as core
 from errata.core.hooks.context import HookContext
 from errata.core.patch import Patch, inherit
 from errata.networks.reader import Reader, prompt_columns
-from errata.patches._trained import trained
+from errata.networks.trained import trained
 
 if TYPE_CHECKING:
     from errata.core.state import State
