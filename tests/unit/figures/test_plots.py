@@ -88,7 +88,7 @@ def test_long_words_are_not_cut():
     (name,) = elements(panel, "text", "name")
     assert name["text-anchor"] == "end" and name["x"] >= 5 * len(row.label)
     title = "A title that is much longer than its only panel is wide, and wider still"
-    assert plots.sheet(Figure("f", title, (panel,), 1)).width > 8 * len(title)
+    assert plots.layout(Figure("f", title, (panel,), 1)).width > 8 * len(title)
 
 
 def test_bars_are_as_long_as_they_say():
