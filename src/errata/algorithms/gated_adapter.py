@@ -21,6 +21,7 @@ from errata.algorithms.gradient import generator
 from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadSpec
 from errata.core.hooks.hook import Hook, flat
+from errata.core.kinds import family
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch
 from errata.core.model.recorder import outputs_at
@@ -35,8 +36,8 @@ from errata.training.loop import TrainedEditor, Trainee
 from errata.training.optimise import encode_edits
 
 CHUNK = 64
-IN_SCOPE = ("reliability", "t_generality", "m_generality")
-OUT_OF_SCOPE = ("t_locality", "m_locality", "near_locality")
+IN_SCOPE = family("edit", "generality")
+OUT_OF_SCOPE = family("far_locality", "near_locality")
 
 
 def site_behind(backbone: Backbone, layer: int) -> str:
