@@ -13,7 +13,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import cache, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,7 @@ def style_sheet() -> Markup:
     return Markup(_templates().get_template("figure.css.jinja").render())
 
 
+@cache
 def _templates() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("errata.figures", "templates"),
