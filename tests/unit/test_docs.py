@@ -124,6 +124,24 @@ def test_the_benchmark_in_the_docs_works(monkeypatch, tmp_path):
         benchmark.load(spec, root=tmp_path / "nowhere")
 
 
+def test_the_metric_in_the_docs_works(monkeypatch):
+    from errata.contract import metrics
+
+    cls = _run(_code("docs/add-a-metric.md"), "docs/add-a-metric.md", monkeypatch)["Brief"]
+    for _, check in metrics.checks(cls):
+        check()
+    assert cls.scorers()[0].title == "Brevity"
+
+
+def test_the_probe_kind_in_the_docs_works(monkeypatch):
+    from errata.core.types import Probe, Prompt
+
+    code = _code("docs/add-a-benchmark.md", 1)
+    names = {"Probe": Probe, "prompt": Prompt.of("Where is it?")}
+    exec(compile(code, "docs/add-a-benchmark.md", "exec"), names)
+    assert names["probe"].kind_info.group_meaning("left") == "things to the left of the edited one"
+
+
 def test_the_analysis_in_the_docs_works(monkeypatch, edits):
     from errata.core.analysis import Subject
     from errata.core.types import Case

@@ -26,6 +26,7 @@ from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadSpec
 from errata.core.gate import Gate, TokenColumns, gate_class
 from errata.core.hooks.hook import Hook, flat
+from errata.core.kinds import family
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch
 from errata.core.model.recorder import outputs_at
@@ -42,8 +43,8 @@ from errata.training.loop import TrainedEditor, Trainee
 from errata.training.optimise import encode_edits
 
 CHUNK = 64
-IN_SCOPE = ("reliability", "t_generality", "m_generality")
-OUT_OF_SCOPE = ("t_locality", "m_locality", "near_locality")
+IN_SCOPE = family("edit", "generality")
+OUT_OF_SCOPE = family("far_locality", "near_locality")
 
 
 def site_behind(backbone: Backbone, layer: int) -> str:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from errata.core.kinds import family
 from errata.core.model.backbone import Backbone
 from errata.core.model.recorder import Recorder
 from errata.core.types import Case, Prompt
 
 CHUNK = 32
+
+LOCALITY = family("far_locality", "near_locality")
 
 
 def site_inputs(
@@ -58,7 +61,7 @@ def locality_prompts(cases: Sequence[Case], count: int, rng: torch.Generator) ->
     for case in cases:
         pool.setdefault(case.edit.prompt)
         for probe in case.probes:
-            if probe.kind in ("t_locality", "m_locality", "near_locality"):
+            if probe.kind in LOCALITY:
                 pool.setdefault(probe.prompt)
     prompts = list(pool)
     return [prompts[i] for i in torch.randperm(len(prompts), generator=rng)[:count].tolist()]

@@ -22,7 +22,8 @@ VIEW = JudgeQuestion("?", "!", "x")
 
 def cases(count: int = 120) -> list[Case]:
     """Cases of two tasks with a probe of each kind but `retention`, which only the panel has."""
-    asked, made = [k for k in KINDS if k != "retention"], []
+    kinds = [kind for kind in KINDS if kind != "retention"]
+    planned = []
     for i in range(count):
         prompt = Prompt.of(f"question {i}", f"image-{i}.png")
         probes = tuple(
@@ -36,9 +37,9 @@ def cases(count: int = 120) -> list[Case]:
                 if kind == "vqa"
                 else None,
             )
-            for k, kind in enumerate(asked)
+            for k, kind in enumerate(kinds)
         )
-        made.append(
+        planned.append(
             Case(
                 f"c{i}",
                 Edit(prompt, f"answer {i}", id=f"c{i}"),
@@ -46,7 +47,7 @@ def cases(count: int = 120) -> list[Case]:
                 task=("vqa", "caption")[i % 2],
             )
         )
-    return made
+    return planned
 
 
 PANEL = (Probe("panel-0", Prompt.of("?"), "retention", reference="y"),)

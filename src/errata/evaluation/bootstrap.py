@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 SEED = 0
 DIGITS = 6
-"""Scores are rounded, so that the order in which a library sums cannot change a file's bytes."""
+"""Scores are rounded, so that the order of a sum cannot change the bytes of a file."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with its 95 % interval; `ci95` is None with fewer than two units that count."""
+    """A mean with its 95 % interval; `ci95` is None with fewer than two units that have a score."""
 
     value: float
     ci95: tuple[float, float] | None
@@ -29,7 +29,7 @@ class Estimate:
 
 
 class Bootstrap:
-    """The same resampled units for every score of a run, so that scores stay comparable."""
+    """Resamples units, the same way for every score of a run, so that scores are comparable."""
 
     def __init__(self, units: Sequence[str]) -> None:
         self._row = {unit: i for i, unit in enumerate(units)}
@@ -65,22 +65,24 @@ class Bootstrap:
         return Estimate(_round(value), (_round(low), _round(high)), units)
 
     def peak(self, values: Mapping[str, Sequence[float]]) -> tuple[int, float]:
-        """Where the mean of unit -> [K] is highest, and in how many resamples it is there."""
+        """The index k at which the mean of unit -> [K] is highest, and the share of resamples in
+        which it is the same k.
+        """
         rows_LK = np.zeros((max(len(self._row), 1), len(next(iter(values.values())))))
-        there_L = np.zeros(len(rows_LK))
+        has_L = np.zeros(len(rows_LK))
         for unit, row in values.items():
-            rows_LK[self._row[unit]], there_L[self._row[unit]] = row, 1.0
+            rows_LK[self._row[unit]], has_L[self._row[unit]] = row, 1.0
         best = int(rows_LK.sum(0).argmax())
-        drawn_R = self._weights_RL @ there_L > 0
-        at_R = (self._weights_RL @ rows_LK).argmax(1)[drawn_R]
-        return best, _round((at_R == best).mean())
+        any_R = self._weights_RL @ has_L > 0
+        peak_R = (self._weights_RL @ rows_LK).argmax(1)[any_R]
+        return best, _round((peak_R == best).mean())
 
     def auc(
         self, above: Mapping[str, Sequence[float]], below: Mapping[str, Sequence[float]]
     ) -> Estimate | None:
-        """The share of pairs (one of `above`, one of `below`) in order; an equal pair is half one.
+        """The share of pairs (one of `above`, one of `below`) in order; an equal pair counts half.
 
-        Pairs are of all units with all, as for one threshold that serves them all.
+        The pairs are over all units together, as for one threshold for all of them.
         """
         if not any(above.values()) or not any(below.values()):
             return None
@@ -89,30 +91,30 @@ class Bootstrap:
         units = len(self._row)
         order_LL = np.zeros((units, units))
         for unit, values in above.items():
-            own = np.sort(np.asarray(values, dtype=np.float64))
-            not_above = np.searchsorted(own, value_N, "left") + np.searchsorted(
-                own, value_N, "right"
+            sorted_M = np.sort(np.asarray(values, dtype=np.float64))
+            not_above = np.searchsorted(sorted_M, value_N, "left") + np.searchsorted(
+                sorted_M, value_N, "right"
             )
             order_LL[self._row[unit]] += np.bincount(
-                row_N, weights=len(own) - not_above / 2, minlength=units
+                row_N, weights=len(sorted_M) - not_above / 2, minlength=units
             )
         size_L2 = np.zeros((units, 2))
         for k, side in enumerate((above, below)):
             for unit, values in side.items():
                 size_L2[self._row[unit], k] = len(values)
-        found = order_LL.sum() / size_L2.sum(0).prod()
+        auc = order_LL.sum() / size_L2.sum(0).prod()
         count = int((size_L2.sum(1) > 0).sum())
         if count < 2:
-            return Estimate(_round(found), None, count)
+            return Estimate(_round(auc), None, count)
         pairs_R = (self._weights_RL @ size_L2).prod(1)
         right_R = ((self._weights_RL @ order_LL) * self._weights_RL).sum(1)
         low, high = np.percentile((right_R / np.maximum(pairs_R, 1))[pairs_R > 0], [2.5, 97.5])
-        return Estimate(_round(found), (_round(low), _round(high)), count)
+        return Estimate(_round(auc), (_round(low), _round(high)), count)
 
     def ratio(self, parts: Mapping[str, tuple[float, float]]) -> Estimate | None:
         """sum a / sum b over units, from unit -> (a, b); a weighted mean has a = sum w score.
 
-        None where the weights sum to nothing, as in a resample that is then left out.
+        None where the weights sum to 0; a resample in which they do is left out.
         """
         parts_L2 = np.zeros((max(len(self._row), 1), 2))
         for unit, part in parts.items():

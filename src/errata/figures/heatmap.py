@@ -11,7 +11,17 @@ import math
 from collections.abc import Iterator, Sequence
 
 from errata.core.figure import Heat
-from errata.figures.svg import GLYPH, HEAD, Drawn, Element, box, rounded, text, title, with_notes
+from errata.figures.svg import (
+    GLYPH,
+    HEAD,
+    DrawnPanel,
+    Element,
+    box,
+    rounded,
+    text,
+    title,
+    with_notes,
+)
 
 CELL_W, CELL_H, WIDEST = 40.0, 22.0, 640.0
 """Size of a cell, and of a whole row of them: more columns make narrower cells."""
@@ -31,7 +41,7 @@ FAINT, OVER_PICTURE, DARK = 0.04, 0.82, 0.78
 """Opacity of the least value, of the largest over a picture, and where numbers turn light."""
 
 
-def heat(panel: Heat) -> Drawn:
+def heat(panel: Heat) -> DrawnPanel:
     """The elements of a heat map."""
     rows, columns = len(panel.rows), len(panel.columns)
     assert len(panel.values) == rows and all(len(r) == columns for r in panel.values), panel.title

@@ -13,7 +13,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import cache, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from errata.figures.svg import (
     GLYPH,
     HEAD,
     NOTE,
-    Drawn,
+    DrawnPanel,
     Element,
     box,
     rounded,
@@ -77,14 +77,14 @@ MOST_POINTS = 20
 
 
 @dataclass(frozen=True)
-class PlotSheet:
+class FigureLayout:
     """A whole figure, laid out for the template."""
 
     title: str
     width: float
     height: float
     head: tuple[Element, ...]
-    panels: tuple[Drawn, ...]
+    panels: tuple[DrawnPanel, ...]
 
 
 def write_findings(
@@ -129,7 +129,7 @@ def svg(figure: Figure) -> str:
     """The figure as the text of an SVG file."""
     env = _templates()
     style = Markup(env.get_template("colours.css.jinja").render() + "\n") + style_sheet()
-    return env.get_template("figure.svg.jinja").render(sheet=sheet(figure), style=style)
+    return env.get_template("figure.svg.jinja").render(figure=layout(figure), style=style)
 
 
 def panel_svg(panel: Panel, label: str) -> Markup:
@@ -147,6 +147,7 @@ def style_sheet() -> Markup:
     return Markup(_templates().get_template("figure.css.jinja").render())
 
 
+@cache
 def _templates() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("errata.figures", "templates"),
@@ -157,7 +158,7 @@ def _templates() -> jinja2.Environment:
     )
 
 
-def sheet(figure: Figure) -> PlotSheet:
+def layout(figure: Figure) -> FigureLayout:
     """Panels in rows, below the title, the caption and the legend."""
     drawn = [draw(p) for p in figure.panels]
     grid = [drawn[i : i + figure.columns] for i in range(0, len(drawn), figure.columns)]
@@ -168,11 +169,13 @@ def sheet(figure: Figure) -> PlotSheet:
     placed = []
     for row in grid:
         placed += [
-            Drawn(p.elements, p.width, p.height, MARGIN + k * (column + GAP), y)
+            DrawnPanel(p.elements, p.width, p.height, MARGIN + k * (column + GAP), y)
             for k, p in enumerate(row)
         ]
         y += max(p.height for p in row) + GAP
-    return PlotSheet(figure.title, rounded(width), rounded(y - GAP + MARGIN), head, tuple(placed))
+    return FigureLayout(
+        figure.title, rounded(width), rounded(y - GAP + MARGIN), head, tuple(placed)
+    )
 
 
 def _head(figure: Figure, width: float) -> tuple[tuple[Element, ...], float]:
@@ -230,13 +233,13 @@ def _key(shape: str, tone: str, x: float, y: float) -> list[Element]:
 
 
 @singledispatch
-def draw(panel: object) -> Drawn:
+def draw(panel: object) -> DrawnPanel:
     """The elements of a panel."""
     raise AssertionError(type(panel))
 
 
 @draw.register
-def _scatter(panel: Scatter) -> Drawn:
+def _scatter(panel: Scatter) -> DrawnPanel:
     out = [*title(panel.title), box(0, HEAD, SIDE, SIDE, "frame")]
     every = np.array([p for d in panel.dots for p in d.points])
     low, high = every.min(0), every.max(0)
@@ -255,7 +258,7 @@ def _scatter(panel: Scatter) -> Drawn:
 
 
 @draw.register
-def _spreads(panel: Spreads) -> Drawn:
+def _spreads(panel: Spreads) -> DrawnPanel:
     height, label = STEP * len(panel.rows), _label_width(panel.rows)
     out = [*title(panel.title), *_axis(label, panel.low, panel.high, height)]
     for i, row in enumerate(panel.rows):
@@ -286,7 +289,7 @@ def _spreads(panel: Spreads) -> Drawn:
 
 
 @draw.register
-def _bars(panel: Bars) -> Drawn:
+def _bars(panel: Bars) -> DrawnPanel:
     height, label = STEP * len(panel.rows), _label_width(panel.rows)
     scale = TRACK / panel.high
     out = [*title(panel.title), *_axis(label, 0.0, panel.high, height, percent=True)]
@@ -311,7 +314,7 @@ def _bars(panel: Bars) -> Drawn:
 
 
 @draw.register
-def _lines(panel: Lines) -> Drawn:
+def _lines(panel: Lines) -> DrawnPanel:
     ticks = sorted({x for line in panel.lines for x, _ in line.points})
     place = {x: LEFT + PLOT_W * (i + 0.5) / max(len(ticks), 1) for i, x in enumerate(ticks)}
 
@@ -360,7 +363,7 @@ def _series(line: Line, place: dict[float, float], aside: float, at: Any) -> Ite
 
 
 @draw.register
-def _heat(panel: Heat) -> Drawn:
+def _heat(panel: Heat) -> DrawnPanel:
     return heat(panel)
 
 

@@ -23,7 +23,7 @@ class Element:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnPanel:
     """A panel: its elements, relative to its own corner, and its size."""
 
     elements: tuple[Element, ...]
@@ -35,13 +35,13 @@ class Drawn:
 
 def with_notes(
     out: list[Element], notes: Sequence[str], width: float, y: float, heading: str
-) -> Drawn:
+) -> DrawnPanel:
     """A panel that ends at `y`, with notes below it. heading: the panel's title, for its width."""
     for note in notes:
         y += NOTE
         out.append(text(0, y, note, "note"))
     letters = max((len(n) for n in notes), default=0) * GLYPH * 0.96
-    return Drawn(tuple(out), max(width, letters, len(heading) * GLYPH * 1.1), y + 4)
+    return DrawnPanel(tuple(out), max(width, letters, len(heading) * GLYPH * 1.1), y + 4)
 
 
 def title(heading: str) -> list[Element]:

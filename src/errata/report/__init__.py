@@ -1,1 +1,1 @@
-"""What runs found, as tables and as one self-contained HTML file."""
+"""Scores of finished runs as tables, as plots, and as one self-contained HTML file."""

@@ -81,7 +81,7 @@ class ImageTable:
 
     @property
     def counts(self) -> list[str]:
-        """Scored cases per column, as a range where lines differ."""
+        """Scored cases per column, as a range where rows differ."""
         out = []
         for i in range(len(self.headings)):
             n = sorted({c.n for c in (x.cells[i] for x in self.lines) if c.value is not None})
@@ -121,15 +121,9 @@ def studies(settings: Sequence[Setting]) -> list[ImageStudy]:
     """The studies that the runs make, in the order of the runs."""
     groups: dict[tuple[str, ...], list[Setting]] = {}
     for setting in filter(draws, settings):
-        key = (setting.fingerprint, setting.benchmark, _planned(setting.results[0]))
+        key = (setting.fingerprint, setting.benchmark, digest(setting.results[0].case_ids))
         groups.setdefault(key, []).append(setting)
     return [_study(f"d{i}", group) for i, group in enumerate(groups.values())]
-
-
-def _planned(result: Result) -> str:
-    return digest(
-        sorted(c for u in result.plan["units"] for lane in u["lanes"] for c in lane["cases"])
-    )
 
 
 def _study(slug: str, settings: Sequence[Setting]) -> ImageStudy:

@@ -44,19 +44,21 @@ class Result:
         return metrics
 
     @property
+    def case_ids(self) -> list[str]:
+        """The planned cases, sorted."""
+        lanes = (lane for unit in self.plan["units"] for lane in unit["lanes"])
+        return sorted(case for lane in lanes for case in lane["cases"])
+
+    @property
     def custom_kinds(self) -> dict[str, ProbeKind]:
         """The kinds of probes of this run that errata does not have, by name."""
         stored: Mapping[str, Any] = self.scores.get("kinds", {})
         return {name: from_json(ProbeKind, kind) for name, kind in stored.items()}
 
     @property
-    def scorers(self) -> dict[str, Scorer]:
-        """The scorers that scored something, by name; a metric that is gone leaves its name."""
-        tails = {key.rpartition(".")[2].partition("@")[0] for key in self.metrics}
-        installed = registry.names("metrics")
-        metrics = [registry.load("metrics", m) for m in self.scores["scorers"] if m in installed]
-        known = {scorer.name: scorer for metric in metrics for scorer in metric.scorers()}
-        return {name: known.get(name) or Scorer(name) for name in sorted(tails)}
+    def scorers(self) -> set[str]:
+        """The names of the scorers that the scores are of."""
+        return {key.rpartition(".")[2].partition("@")[0] for key in self.metrics}
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -142,14 +144,11 @@ def read_settings(runs: Sequence[Path]) -> list[Setting]:
         raise BadRun("no run was named. Give one or more folders that `errata bench` wrote.")
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in map(read_result, dict.fromkeys(runs)):
-        planned = sorted(
-            case for u in result.plan["units"] for lane in u["lanes"] for case in lane["cases"]
-        )
         facts = (str(result.manifest.get(k, "")) for k in ("backbone", "fingerprint"))
         spec = (
             str(result.plan.get(k) or result.manifest.get(k)) for k in ("benchmark", "protocol")
         )
-        groups.setdefault((*facts, *spec, digest(planned)), []).append(result)
+        groups.setdefault((*facts, *spec, digest(result.case_ids)), []).append(result)
     return [
         Setting(f"s{i}", key[0], key[1], key[2], key[3], labelled(results))
         for i, (key, results) in enumerate(groups.items())
@@ -173,15 +172,19 @@ def labelled(results: Sequence[Result]) -> tuple[Result, ...]:
 
 
 def scorers_of(settings: Sequence[Setting]) -> list[Scorer]:
-    """The scorers of these runs: those of errata's default metrics first, in their order."""
-    scorers: dict[str, Scorer] = {}
-    for setting in settings:
-        for result in setting.results:
-            scorers |= result.scorers
-    default = [
-        scorer.name
-        for name in DEFAULT_METRICS
-        for scorer in registry.load("metrics", name).scorers()
-        if scorer.name in scorers
-    ]
-    return [scorers[name] for name in dict.fromkeys((*default, *scorers))]
+    """The scorers of these runs: those of errata's default metrics first, in their order.
+
+    A metric that is no longer installed leaves the name of its scorer.
+    """
+    results = [result for setting in settings for result in setting.results]
+    names = {name for result in results for name in result.scorers}
+    metrics = {name for result in results for name in result.scores["scorers"]}
+    installed = metrics & set(registry.names("metrics"))
+    order = (*(m for m in DEFAULT_METRICS if m in installed), *sorted(installed))
+    known = {
+        scorer.name: scorer
+        for metric in dict.fromkeys(order)
+        for scorer in registry.load("metrics", metric).scorers()
+        if scorer.name in names
+    }
+    return [*known.values(), *(Scorer(name) for name in sorted(names - set(known)))]

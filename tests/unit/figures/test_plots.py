@@ -88,7 +88,7 @@ def test_long_words_are_not_cut():
     (name,) = elements(panel, "text", "name")
     assert name["text-anchor"] == "end" and name["x"] >= 5 * len(row.label)
     title = "A title that is much longer than its only panel is wide, and wider still"
-    assert plots.sheet(Figure("f", title, (panel,), 1)).width > 8 * len(title)
+    assert plots.layout(Figure("f", title, (panel,), 1)).width > 8 * len(title)
 
 
 def test_bars_are_as_long_as_they_say():
@@ -162,3 +162,40 @@ def test_lines_have_a_range_of_their_own():
     assert low["cy"] - middle["cy"] == plots.PLOT_H / 2
     ticks = [e.text for e in plots.draw(panel).elements if e.attributes.get("class") == "tick"]
     assert ticks[:5] == ["0", "1", "2", "3", "4"]
+
+
+def test_a_dashed_line_has_hollow_points_and_a_long_line_none():
+    short = tuple((i, Value(0.5)) for i in range(3))
+    (line,) = elements(Lines("p", (Line("s", short, "stays", dashed=True),)), "path", "dashed")
+    assert "stays" in line["class"]
+    panel = Lines("p", (Line("s", short, "stays", dashed=True),))
+    assert len(elements(panel, "circle", "hollow")) == 3
+    long = tuple((i, Value(0.5)) for i in range(plots.MOST_POINTS + 1))
+    assert not elements(Lines("p", (Line("s", long, "stays"),)), "circle", "point")
+
+
+def test_lines_without_intervals_lie_at_their_x():
+    points = ((1, Value(0.2)), (2, Value(0.4)))
+    panel = Lines("p", (Line("a", points, "stays"), Line("b", points, "changes")))
+    xs = [d["cx"] for d in elements(panel, "circle", "point")]
+    assert xs[:2] == xs[2:], "only intervals stand side by side"
+
+
+def test_labels_of_many_x_are_thinned_out():
+    points = tuple((i, Value(0.5)) for i in range(1, 101))
+    panel = Lines("p", (Line("s", points, "stays"),))
+    ticks = [e.text for e in plots.draw(panel).elements if e.attributes.get("class") == "tick"]
+    shown = [t for t in ticks[5:] if t]
+    assert shown[0] == "1" and 5 <= len(shown) <= 12
+
+
+def test_a_panel_inside_a_page_has_a_label_and_no_colours_of_its_own():
+    panel = Bars("", (Bar("a", Value(0.5), "changes"),))
+    root = ET.fromstring(plots.panel_svg(panel, 'one <b> & "two"'))
+    assert root.attrib["aria-label"] == 'one <b> & "two"' and root.find("style") is None
+    top = float(root.attrib["viewBox"].split()[1])
+    assert all(float(e.attrib["y"]) >= top for e in root.iter() if "y" in e.attrib)
+    assert not [e for e in root.iter() if e.attrib.get("class") == "heading"]
+    assert ".figure .fill" in plots.style_sheet() and "prefers-color-scheme" not in (
+        plots.style_sheet()
+    )

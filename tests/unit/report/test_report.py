@@ -305,3 +305,16 @@ def test_terminal_table(runs: list[Path]) -> None:
     assert f"{100 * value['value']:.1f}" in text
     for words in ("sequential:10: exact, %", "unedited", "tpatcher", "retain"):
         assert words in text
+
+
+def test_every_scorer_has_a_tab_and_says_what_it_is(page: Page, html: str) -> None:
+    tabs = [a["value"] for a in page.all("input") if a.get("name") == "scorer"]
+    assert tabs == ["exact", "token", "token_own"]
+    assert next(a for a in page.all("input") if "checked" in a)["value"] == "exact"
+    assert "Teacher-forced token accuracy" in page.text
+    assert len(re.findall(r"#pick-2:not\(:checked\) ~ main \.scores-2", html)) == 1
+
+
+def test_groups_are_explained(page: Page) -> None:
+    assert "What the groups are" in page.text
+    assert "the edited question about a thing that differs in one attribute" in page.text
