@@ -1,4 +1,4 @@
-"""What every metric must hold: scores between 0 and 1, and unscored instead of zero."""
+"""Contract of a metric: scores between 0 and 1, and None (unscored) instead of a made-up zero."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ def checks(cls: type[Metric]) -> list[tuple[str, Callable[[], None]]]:
 
 
 def rows() -> list[ScoredProbe]:
-    """One probe of every kind, answered in several ways, and not at all."""
+    """A probe of every kind, with several answers and without one."""
     view = JudgeQuestion("Which thing?", "It is a red ring.", "red ring", "blue")
-    seen, dark = Verdict("j", "red ring", True), Verdict("j", note="too dark")
+    clear, dark = Verdict("j", "red ring", True), Verdict("j", note="too dark")
     right = Scored((4, 5), (-0.1, -0.2), (4, 5))
     wrong = Scored((4, 5), (-2.0, -3.0), (9, 9))
-    said = [
+    answers = [
         Answer("c", "p", text="red ring", ids=(4, 5), reference=right, own=right),
         Answer("c", "p", text="blue", ids=(9,), reference=wrong, own=wrong),
         Answer("c", "p", text="", ids=()),
         Answer("c", "p", text="red ring red", ids=(4, 5, 4), stopped=False, reference=right),
-        Answer("c", "p", images=("a.png", "b.png"), verdicts=(seen, dark)),
+        Answer("c", "p", images=("a.png", "b.png"), verdicts=(clear, dark)),
         Answer("c", "p", images=("a.png",), verdicts=(dark,)),
     ]
     probes = [Probe("p", Prompt.of("?"), kind, reference="red ring", view=view) for kind in KINDS]
     return [
-        ScoredProbe(probe, before, after) for probe in probes for before in said for after in said
+        ScoredProbe(probe, before, after)
+        for probe in probes
+        for before in answers
+        for after in answers
     ]
 
 

@@ -1,4 +1,4 @@
-"""What every protocol must hold: all planned cases are edited once and asked to the end."""
+"""Contract of a protocol: every planned case is edited once, and all its probes are asked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VIEW = JudgeQuestion("?", "!", "x")
 
 def cases(count: int = 120) -> list[Case]:
     """Cases of two tasks with a probe of each kind but `retention`, which only the panel has."""
-    asked, made = [k for k in KINDS if k != "retention"], []
+    kinds, cases = [k for k in KINDS if k != "retention"], []
     for i in range(count):
         prompt = Prompt.of(f"question {i}", f"image-{i}.png")
         probes = tuple(
@@ -36,9 +36,9 @@ def cases(count: int = 120) -> list[Case]:
                 if kind == "vqa"
                 else None,
             )
-            for k, kind in enumerate(asked)
+            for k, kind in enumerate(kinds)
         )
-        made.append(
+        cases.append(
             Case(
                 f"c{i}",
                 Edit(prompt, f"answer {i}", id=f"c{i}"),
@@ -46,7 +46,7 @@ def cases(count: int = 120) -> list[Case]:
                 task=("vqa", "caption")[i % 2],
             )
         )
-    return made
+    return cases
 
 
 PANEL = (Probe("panel-0", Prompt.of("?"), "retention", reference="y"),)
@@ -84,8 +84,8 @@ def holds_edited_once(protocol: Protocol) -> None:
     for unit in protocol.plan(cases(), rows=4, seed=0):
         steps = play(protocol, unit)
         for i, lane in enumerate(unit.lanes):
-            made = [e.id for s in steps for e in s.turns[i].edits]
-            assert sorted(made) == sorted(c.edit.id for c in lane.cases), (made, lane.id)
+            edits = [e.id for s in steps for e in s.turns[i].edits]
+            assert sorted(edits) == sorted(c.edit.id for c in lane.cases), (edits, lane.id)
 
 
 def holds_asked_once(protocol: Protocol) -> None:
@@ -101,14 +101,14 @@ def holds_asked_once(protocol: Protocol) -> None:
 
 
 def holds_lanes(protocol: Protocol) -> None:
-    """Every step has one turn per lane, and only the first is on nothing in a sequence."""
+    """Every step has one turn per lane."""
     for unit in protocol.plan(cases(), rows=4, seed=0):
         steps = play(protocol, unit)
         assert all(len(s.turns) == len(unit.lanes) for s in steps)
 
 
 def holds_controls(protocol: Protocol) -> None:
-    """Controls of the untouched model are asked before any edit, everything that counts after."""
+    """Controls are asked before any edit, scored probes after it."""
     for unit in protocol.plan(cases(), rows=4, seed=0):
         edited = False
         for step in play(protocol, unit):
@@ -118,6 +118,6 @@ def holds_controls(protocol: Protocol) -> None:
 
 
 def holds_spec(protocol: Protocol) -> None:
-    """The canonical text makes the same protocol again."""
+    """The canonical text (`spec`) gives the same protocol again."""
     name, _, argument = protocol.spec.partition(":")
     assert name == protocol.name and type(protocol)(argument).spec == protocol.spec
