@@ -1,6 +1,6 @@
-"""What every plug-in must hold, as functions.
+"""Contract checks: properties that every plug-in must have, one function each.
 
-Our tests run them over the whole registry, `errata check NAME` runs them on yours.
+Our tests run them over the whole registry; `errata check NAME` runs them on one plug-in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CHECKED = ("editors", "gates", "benchmarks", "protocols", "metrics", "judges")
 
 
 def checks(kind: str, name: str) -> list[tuple[str, Callable[[], None]]]:
-    """(property in words, a function that raises AssertionError where it does not hold)."""
+    """(property, function that raises AssertionError if the plug-in does not have it)."""
     if kind == "editors":
         folder = Path(tempfile.mkdtemp(prefix="errata-check-"))
         cls = registry.load(kind, name)
@@ -30,31 +30,31 @@ def checks(kind: str, name: str) -> list[tuple[str, Callable[[], None]]]:
 
 
 def run(name: str) -> bool:
-    """Checks the plug-in of this name, prints one line per property; True when all hold."""
+    """Checks the plug-in and prints one line per property. True if all hold."""
     from rich.console import Console
 
     console = Console()
     kinds = [k for k in CHECKED if name in registry.names(k)]
     if not kinds:
         raise BadSpec(
-            f"'{name}' is of a kind that has no contract checks; there are checks for "
+            f"there are no contract checks for the kind of '{name}', only for "
             f"{', '.join(CHECKED)}. "
             "A backbone is checked by `errata doctor MODEL`."
         )
-    good = True
+    all_hold = True
     for kind in kinds:
         for words, check in checks(kind, name):
             try:
                 check()
             except AssertionError as e:
-                good = False
+                all_hold = False
                 why = (str(e).strip().splitlines() or ["no reason given"])[0]
                 console.print(f"[red]fails[/red] {kind}/{name}: {words}\n      {why}")
             else:
                 console.print(f"[green]holds[/green] {kind}/{name}: {words}")
-    return good
+    return all_hold
 
 
 def named(function: Callable[..., None]) -> str:
-    """The first line of a property's docstring: what it demands, in words."""
+    """The property that a check tests: the first line of its docstring."""
     return (function.__doc__ or function.__name__).splitlines()[0].rstrip(".")

@@ -1,6 +1,6 @@
-"""What every benchmark must hold: well-formed cases in a fixed order.
+"""Contract of a benchmark: well-formed cases in a fixed order.
 
-A benchmark whose data the user has not got has no cases, and holds trivially.
+A benchmark whose files are missing has no cases and passes.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def checks(cls: type[Benchmark]) -> list[tuple[str, Callable[[], None]]]:
 
 
 def _cases(benchmark: Benchmark, split: str = "eval") -> tuple[Case, ...]:
-    """The cases of a split, of the tasks that the user has the data of."""
-    found: tuple[Case, ...] = ()
+    """The cases of a split, of all tasks whose files are there."""
+    cases: tuple[Case, ...] = ()
     for task in benchmark.tasks:
         spec = BenchmarkSpec(benchmark.name, (task,), split, benchmark.variants[-1])
         try:
-            found += benchmark.load(spec).cases
+            cases += benchmark.load(spec).cases
         except BadData:
             continue
-    return found
+    return cases
 
 
 def holds_order(benchmark: Benchmark) -> None:
@@ -53,7 +53,7 @@ def holds_shape(benchmark: Benchmark) -> None:
 
 
 def holds_prompts(benchmark: Benchmark) -> None:
-    """No prompt that is drawn states its target; the prompt that helps does."""
+    """No prompt that is drawn states its target; the oracle prompt and rationale do."""
     for case in _cases(benchmark):
         for p in case.probes:
             if p.aids is None or p.view is None:

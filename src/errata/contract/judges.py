@@ -1,7 +1,7 @@
-"""What every judge must hold: a verdict for every picture, and a reason where there is none.
+"""Contract of a judge: a verdict on every picture, or the reason why there is none.
 
-A judge that needs a server is made with one that does not answer: what concerns a picture alone
-must be said all the same.
+A judge that needs a server gets one that does not answer; problems of a picture must be reported
+all the same.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def checks(cls: type[Judge]) -> list[tuple[str, Callable[[], None]]]:
 
 
 def make(cls: type[Judge]) -> Judge:
-    """A judge of this class, at nowhere if it needs a place."""
-    takes = inspect.signature(cls).parameters
-    return cls(**(NOWHERE if "endpoint" in takes else {}))
+    """A judge of this class; if it needs a server, one that does not answer."""
+    parameters = inspect.signature(cls).parameters
+    return cls(**(NOWHERE if "endpoint" in parameters else {}))
 
 
 def _judged(judge: Judge, *pictures: tuple[Path, JudgeQuestion]) -> list[Verdict]:
-    """The verdicts; none where nothing can be judged at all, which a judge may say by an error."""
+    """The verdicts; none if nothing can be judged, in which case a judge may raise UserError."""
     try:
         return judge.judge(pictures)
     except UserError:
@@ -44,7 +44,7 @@ def _judged(judge: Judge, *pictures: tuple[Path, JudgeQuestion]) -> list[Verdict
 
 
 def holds_missing(make: Callable[[], Judge]) -> None:
-    """A picture that is missing or broken gets no verdict but a reason, and no crash."""
+    """A missing or broken picture gets a reason instead of a verdict; nothing is raised."""
     with tempfile.TemporaryDirectory() as folder:
         broken = Path(folder) / "broken.png"
         broken.write_bytes(b"no picture")
@@ -54,7 +54,7 @@ def holds_missing(make: Callable[[], Judge]) -> None:
 
 
 def holds_order(make: Callable[[], Judge]) -> None:
-    """One verdict per picture, the same each time, in the judge's own name."""
+    """One verdict per picture, the same each time, with the judge's identity."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plain.png"
         Image.new("RGB", (32, 32), (200, 30, 30)).save(path)
@@ -73,5 +73,5 @@ def holds_identity(make: Callable[[], Judge]) -> None:
 
 
 def holds_nothing(make: Callable[[], Judge]) -> None:
-    """No pictures, no verdicts."""
+    """No pictures give no verdicts."""
     assert make().judge([]) == []

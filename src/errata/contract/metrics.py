@@ -1,4 +1,4 @@
-"""What every metric must hold: scores between 0 and 1, and unscored instead of zero."""
+"""Contract of a metric: scores between 0 and 1, and None (unscored) instead of a made-up zero."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def checks(cls: type[Metric]) -> list[tuple[str, Callable[[], None]]]:
 
 
 def rows() -> list[ScoredProbe]:
-    """One probe of every kind, answered in several ways, and not at all."""
+    """A probe of every kind, with several answers and without one."""
     view = JudgeQuestion("Which thing?", "It is a red ring.", "red ring", "blue")
     judged, dark = Verdict("j", "red ring", True), Verdict("j", note="too dark")
     right = Scored((4, 5), (-0.1, -0.2), (4, 5))

@@ -1,4 +1,4 @@
-"""What every protocol must hold: all planned cases are edited once and asked to the end."""
+"""Contract of a protocol: every planned case is edited once, and all its probes are asked."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def holds_edited_once(protocol: Protocol) -> None:
     for unit in protocol.plan(cases(), rows=4, seed=0):
         steps = play(protocol, unit)
         for i, lane in enumerate(unit.lanes):
-            made = [e.id for s in steps for e in s.turns[i].edits]
-            assert sorted(made) == sorted(c.edit.id for c in lane.cases), (made, lane.id)
+            edits = [e.id for s in steps for e in s.turns[i].edits]
+            assert sorted(edits) == sorted(c.edit.id for c in lane.cases), (edits, lane.id)
 
 
 def holds_asked_once(protocol: Protocol) -> None:
@@ -102,14 +102,14 @@ def holds_asked_once(protocol: Protocol) -> None:
 
 
 def holds_lanes(protocol: Protocol) -> None:
-    """Every step has one turn per lane, and only the first is on nothing in a sequence."""
+    """Every step has one turn per lane."""
     for unit in protocol.plan(cases(), rows=4, seed=0):
         steps = play(protocol, unit)
         assert all(len(s.turns) == len(unit.lanes) for s in steps)
 
 
 def holds_controls(protocol: Protocol) -> None:
-    """Controls of the untouched model are asked before any edit, everything that counts after."""
+    """Controls are asked before any edit, scored probes after it."""
     for unit in protocol.plan(cases(), rows=4, seed=0):
         edited = False
         for step in play(protocol, unit):
@@ -119,6 +119,6 @@ def holds_controls(protocol: Protocol) -> None:
 
 
 def holds_spec(protocol: Protocol) -> None:
-    """The canonical text makes the same protocol again."""
+    """The canonical text (`spec`) gives the same protocol again."""
     name, _, argument = protocol.spec.partition(":")
     assert name == protocol.name and type(protocol)(argument).spec == protocol.spec

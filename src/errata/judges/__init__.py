@@ -1,1 +1,1 @@
-"""Who looks at an image or an answer and scores it: one file per judge. Called by runs only."""
+"""Judges: each looks at saved pictures and returns verdicts. One file per judge."""

@@ -1,11 +1,11 @@
-"""A vision model behind any OpenAI-compatible endpoint, asked blind or shown the criterion.
+"""A vision model behind any OpenAI-compatible endpoint, in the mode `criterion` or `blind`.
 
-`criterion` is how the published judge works: it is told what the picture must show, and says
-whether it does. `blind` asks only the question and compares the answer with the target here, so
-that the wanted answer cannot suggest itself; a fine-tuned or small model should be read this way
-too. The published judge's model, prompt and parser are not repeated: the prompts are our own, and a
-reply counts only if it is one JSON object of the asked shape, with a JSON boolean where one is
-asked ("false" in quotes is no verdict). Whatever fails is judged again next time.
+`criterion`, as the published judge: the model is given the criterion that the picture must meet,
+and says whether it does. `blind`: the model answers the question only, and the answer is compared
+with the target here; so the target cannot influence the answer. Use `blind` for small or fine-tuned
+models. Model, prompts and parser differ from the published judge. A reply counts only if it is one
+JSON object of the requested form, with a JSON boolean for `matches_target` ("false" in quotes is no
+verdict). A picture without a verdict is judged again next time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,9 @@ ASK = {
 
 
 class Openai(Judge):
-    """`endpoint` is a URL up to the version; the key comes from the environment only.
+    """endpoint: URL up to the version. The key is read from the environment variable `key_env`.
 
-    The identity names the model and the mode: verdicts of different ones are never mixed.
+    Model and mode are part of the identity: verdicts of different ones are never averaged.
     """
 
     name = "openai"
@@ -79,7 +79,7 @@ class Openai(Judge):
                 "http://localhost:8000/v1) and --model NAME."
             )
         if mode not in MODES:
-            raise BadSpec(f"there is no mode '{mode}' of judging. Choose {' or '.join(MODES)}.")
+            raise BadSpec(f"judge 'openai' has no mode '{mode}'. Choose {' or '.join(MODES)}.")
         self.mode = mode
         self.endpoint = Endpoint(endpoint, model, key_env=key_env, **options)
 
@@ -88,28 +88,30 @@ class Openai(Judge):
         return f"{super().identity}:{self.mode}:{self.endpoint.model}"
 
     def judge(self, pictures: Sequence[tuple[Path, JudgeQuestion]]) -> list[Verdict]:
-        """Asks for several pictures at once. Raises BadEndpoint where not one could be judged."""
-        turn = _Turn()
+        """Judges several pictures in parallel. Raises BadEndpoint if none could be judged."""
+        server = _ServerState()
         with ThreadPoolExecutor(WORKERS) as pool:
-            found = list(pool.map(lambda one: self._careful(one[0], one[1], turn), pictures))
-        if turn.trouble is not None and all(v.meets is None for v in found):
-            raise turn.trouble
-        return found
+            verdicts = list(
+                pool.map(lambda p: self._verdict_or_reason(p[0], p[1], server), pictures)
+            )
+        if server.error is not None and all(v.meets is None for v in verdicts):
+            raise server.error
+        return verdicts
 
-    def _careful(self, path: Path, view: JudgeQuestion, turn: _Turn) -> Verdict:
-        if turn.trouble is not None:
-            return self._none(RETRY + str(turn.trouble))
+    def _verdict_or_reason(self, path: Path, view: JudgeQuestion, server: _ServerState) -> Verdict:
+        if server.error is not None:
+            return self._no_verdict(RETRY + str(server.error))
         try:
-            return self._one(path, view)
+            return self._verdict(path, view)
         except BadImage as e:
-            return self._none(str(e))
+            return self._no_verdict(str(e))
         except BadEndpoint as e:
-            turn.trouble = e
-            return self._none(RETRY + str(e))
+            server.error = e
+            return self._no_verdict(RETRY + str(e))
         except (NoReply, ValueError) as e:
-            return self._none(RETRY + str(e))
+            return self._no_verdict(RETRY + str(e))
 
-    def _one(self, path: Path, view: JudgeQuestion) -> Verdict:
+    def _verdict(self, path: Path, view: JudgeQuestion) -> Verdict:
         text = ASK[self.mode].format(question=view.question, criterion=view.criterion)
         content = [
             {"type": "image_url", "image_url": {"url": data_url(path)}},
@@ -123,71 +125,71 @@ class Openai(Judge):
         answer, meets, note = read(reply, view)
         return Verdict(self.identity, answer, meets, note)
 
-    def _none(self, why: str) -> Verdict:
+    def _no_verdict(self, why: str) -> Verdict:
         return Verdict(self.identity, note=why)
 
 
 @dataclass
-class _Turn:
-    """What keeps the server from answering anything, once it is known."""
+class _ServerState:
+    """The error of a server that answers nothing: later pictures are not sent."""
 
-    trouble: BadEndpoint | None = field(default=None)
+    error: BadEndpoint | None = None
 
 
 def read_criterion(reply: str, view: JudgeQuestion) -> tuple[str, bool | None, str]:
-    """(nothing read, whether the criterion holds, what was observed). Raises ValueError."""
-    found = _object(reply)
-    meets = found.get("matches_target")
+    """("", whether the criterion holds, the observation). Raises ValueError."""
+    data = _object(reply)
+    meets = data.get("matches_target")
     if not isinstance(meets, bool):
-        raise ValueError(f"'matches_target' is {_shown(meets)}, not true or false")
-    return "", meets, _observed(found)
+        raise ValueError(f"'matches_target' is {_excerpt(meets)}, not true or false")
+    return "", meets, _observation(data)
 
 
 def read_blind(reply: str, view: JudgeQuestion) -> tuple[str, bool | None, str]:
-    """(the answer, whether it names the target, what was observed). Raises ValueError.
+    """(the answer, whether it names the target, the observation). Raises ValueError.
 
-    A picture that does not show it (null) does not show the target either.
+    The answer null means that the picture does not show it, so not the target either.
     """
-    found = _object(reply)
-    answer = found.get("answer", 0)
+    data = _object(reply)
+    answer = data.get("answer", 0)
     if answer is not None and not isinstance(answer, str):
-        raise ValueError(f"'answer' is {_shown(answer)}, not a text or null")
+        raise ValueError(f"'answer' is {_excerpt(answer)}, not a text or null")
     answer = (answer or "").strip()
-    return answer, mentions(answer, view.target), _observed(found)
+    return answer, mentions(answer, view.target), _observation(data)
 
 
 def _object(reply: str) -> dict[str, Any]:
-    """The reply's JSON object, which names no key twice."""
-    found = json_object(reply)
+    """The JSON object of the reply. Raises ValueError, also if a key occurs twice."""
+    data = json_object(reply)
     keys = _keys(reply)
     if len(keys) != len(set(keys)):
         raise ValueError("the reply names a key twice")
-    return found
+    return data
 
 
 def _keys(reply: str) -> list[str]:
-    """The keys of the outermost object of a reply that `json_object` can read."""
-    seen: list[list[str]] = []
+    """The keys of the outermost object, with repetitions, of a reply that `json_object` reads."""
+    objects: list[list[str]] = []
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen.append([k for k, _ in items])
+        objects.append([k for k, _ in items])
         return dict(items)
 
     json.loads(reply[reply.index("{") : reply.rindex("}") + 1], object_pairs_hook=pairs)
-    return seen[-1]
+    return objects[-1]
 
 
-def _observed(found: dict[str, Any]) -> str:
-    text = found.get("observation", "")
+def _observation(data: dict[str, Any]) -> str:
+    text = data.get("observation", "")
     return " ".join(text.split())[:300] if isinstance(text, str) else ""
 
 
-def _shown(value: Any) -> str:
+def _excerpt(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)[:60]
 
 
 def data_url(path: Path) -> str:
-    """The picture as a PNG in a URL, scaled so that a model can see it. Raises BadImage."""
+    """The picture as a PNG in a data URL, scaled for the model. Raises BadImage."""
     picture = load_image(Image(str(path)))
     longest = max(picture.size)
     if longest > LARGEST:

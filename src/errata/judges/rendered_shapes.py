@@ -1,8 +1,10 @@
-"""Reads the attributes of a picture of micro-umm's world by comparing it with what the world draws.
+"""Reads the attributes of a picture of the shapes world (micro-umm) by comparison with renders.
 
-No training: the ground and the badge are read against their colours, the thing's colour by a vote
-of its pixels, shape and size by the best of a few thousand silhouettes, the pattern by how the
-white lies inside the best silhouette. What fits nothing well enough is not read ("").
+No training. Ground and badge are compared with their colours; the colour of the thing is a vote of
+its pixels; shape and size are the best of a few thousand silhouettes; the pattern is the best fit
+to the white pixels inside that silhouette. An attribute without a good fit is not read ("").
+
+Verdicts carry the judge's former name, `microworld`.
 
 Shapes: S side of a picture, W side of the window in which silhouettes are compared, K silhouettes.
 """
@@ -28,16 +30,16 @@ from errata.synthetic.shapes.objects import ATTRIBUTES, ShapeScene
 
 Array = NDArray[np.float64]
 
-#: The window that no strip and no companion reaches, and the part of it that is always thing.
+#: Rows and columns of the window that holds the thing but no strip and nothing beside it.
 LOW, HIGH = 2, 25
-#: How far (in RGB) a pixel may be from a ground or a colour to speak for it.
+#: Largest distance (in RGB) at which a pixel counts for a ground or a colour.
 NEAR_GROUND, NEAR_COLOUR = 42.0, (45.0, 75.0)
-#: Shares and errors beyond which nothing is read.
+#: Limits of shares and errors; beyond them an attribute is not read.
 LEAST_GROUND, WORST_BADGE, WORST_FIT, LEAST_MARGIN = 0.5, 60.0, 0.09, 0.003
 
 
 class RenderedShapes(Judge):
-    """A programmatic reader: `view.category` names the attribute that is compared."""
+    """A program that reads pictures; `view.category` names the attribute that is compared."""
 
     name: ClassVar[str] = "rendered_shapes"
     verdict_name: ClassVar[str] = "microworld"
@@ -65,30 +67,30 @@ class RenderedShapes(Judge):
 
 
 def read(picture: NDArray[np.uint8]) -> dict[str, str]:
-    """[S, S, 3] bytes -> attribute -> value, "" for what cannot be read."""
+    """Attribute -> value of a picture [S, S, 3]; "" for an attribute that cannot be read."""
     x = picture.astype(float)
-    found = dict.fromkeys(ATTRIBUTES, "")
-    found["home"], ground = _ground(x)
-    found["maker"] = _badge(x)
+    values = dict.fromkeys(ATTRIBUTES, "")
+    values["home"], ground = _ground(x)
+    values["maker"] = _badge(x)
     colour = _colour(x, ground)
     if colour is None:
-        return found
-    found["colour"] = colour
+        return values
+    values["colour"] = colour
     best, sure = _silhouette(x, ground, np.asarray(render.RGB[colour], dtype=float))
     if sure.shape:
-        found["shape"] = best.shape
+        values["shape"] = best.shape
     if sure.size:
-        found["size"] = best.size
+        values["size"] = best.size
     if sure.shape or sure.size:
-        found["pattern"] = _pattern(x, best, np.asarray(render.RGB[colour], dtype=float))
-    return found
+        values["pattern"] = _pattern(x, best, np.asarray(render.RGB[colour], dtype=float))
+    return values
 
 
 # -- ground and badge ---------------------------------------------------------------------------
 
 
 def _ground(x: Array) -> tuple[str, Array]:
-    """(home, colour of the ground), from the pixels around the thing."""
+    """(home or "", mean colour of the ground), from the pixels around the thing."""
     pool = np.concatenate(
         [x[2:4, 6:24].reshape(-1, 3), x[6:24, 2:4].reshape(-1, 3), x[6:8, 22:25].reshape(-1, 3)]
     )
@@ -106,7 +108,7 @@ def _ground(x: Array) -> tuple[str, Array]:
 
 
 def _badge(x: Array) -> str:
-    """The maker whose badge a corner shows; none where no corner, or more than one, shows one."""
+    """The maker whose badge is in a corner; "" unless exactly one badge fits."""
     errors: dict[str, float] = {}
     n = render.CORNER
     for maker, (row, column, white) in render.BADGE.items():
@@ -121,7 +123,7 @@ def _badge(x: Array) -> str:
 
 
 def _colour(x: Array, ground: Array) -> str | None:
-    """The colour that most pixels of the middle have, besides ground and white."""
+    """The most frequent colour in the middle, apart from ground and white; None if unclear."""
     middle = x[6:23, 5:23].reshape(-1, 3)
     table = np.asarray(list(render.RGB.values()), dtype=float)
     far = np.linalg.norm(middle[:, None] - table, axis=-1)
@@ -130,9 +132,9 @@ def _colour(x: Array, ground: Array) -> str | None:
         np.linalg.norm(middle - np.asarray(render.WHITE), axis=-1),
     )
     for near in NEAR_COLOUR:  # mixtures with white come close to other colours
-        own = (far.min(1) < near) & (far.min(1) < other)
-        counts = np.bincount(far.argmin(1)[own], minlength=len(table))
-        if own.sum() >= 8 and counts.max() >= 0.6 * own.sum():
+        coloured = (far.min(1) < near) & (far.min(1) < other)
+        counts = np.bincount(far.argmin(1)[coloured], minlength=len(table))
+        if coloured.sum() >= 8 and counts.max() >= 0.6 * coloured.sum():
             return list(render.RGB)[int(counts.argmax())]
     return None
 
@@ -185,25 +187,25 @@ def _silhouettes() -> _Silhouettes:
 
 
 def _along(x: Array, start: Array, end: Array) -> tuple[Array, Array]:
-    """How far each pixel lies along start -> end (0 to 1), and its distance from that line."""
+    """Position of each pixel on the line start -> end (0 to 1), and its distance from it."""
     way = end - start
     t = np.clip((x - start) @ way / max(float(way @ way), 1e-9), 0, 1)
     return t, np.linalg.norm(x - (start + t[..., None] * way), axis=-1)
 
 
 def _silhouette(x: Array, ground: Array, colour: Array) -> tuple[_Fit, _Sure]:
-    """The best silhouette, and whether its shape and its size stand out."""
+    """The best silhouette; whether its shape and size are clearly better than all others."""
     window = x[LOW:HIGH, LOW:HIGH].reshape(-1, 3)
     off_ground = np.linalg.norm(window - ground, axis=-1)
     _, off_thing = _along(window, colour, np.asarray(render.WHITE, dtype=float))
-    seen = off_ground / np.maximum(off_ground + off_thing, 1e-9)
-    known = _silhouettes()
-    errors = ((seen**2).sum() - 2 * known.rows @ seen + known.squares) / len(seen)
-    best = known.fits[int(errors.argmin())]
+    mask = off_ground / np.maximum(off_ground + off_thing, 1e-9)
+    table = _silhouettes()
+    errors = ((mask**2).sum() - 2 * table.rows @ mask + table.squares) / len(mask)
+    best = table.fits[int(errors.argmin())]
     least = float(errors.min())
 
     def sure(part: str) -> bool:
-        others = known.parts[part] != getattr(best, part)
+        others = table.parts[part] != getattr(best, part)
         return least < WORST_FIT and float(errors[others].min()) - least > LEAST_MARGIN
 
     return best, _Sure(sure("shape"), sure("size"))
@@ -211,7 +213,7 @@ def _silhouette(x: Array, ground: Array, colour: Array) -> tuple[_Fit, _Sure]:
 
 @cache
 def _whites() -> Mapping[str, tuple[tuple[float, float], ...]]:
-    """The shifts at which each pattern is compared: its whole period in half pixels."""
+    """The shifts at which each pattern is compared: one period in steps of half a pixel."""
     half = np.arange(-2.5, 2.5, 0.5).tolist()
     return {
         "striped": tuple((0.0, y) for y in half),
@@ -220,7 +222,7 @@ def _whites() -> Mapping[str, tuple[tuple[float, float], ...]]:
 
 
 def _pattern(x: Array, fit: _Fit, colour: Array) -> str:
-    """How the white lies inside the silhouette."""
+    """The pattern that fits the white pixels inside the silhouette best; "" if unclear."""
     yy, xx = np.mgrid[0 : render.SIDE, 0 : render.SIDE].astype(float)
     inside = distance(fit.shape, xx - fit.x, yy - fit.y, fit.r) < -0.7
     if inside.sum() < 8:

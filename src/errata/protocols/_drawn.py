@@ -1,9 +1,9 @@
-"""What the protocols that draw share: K edits in batches of B, then everything asked; controls.
+"""Shared by the protocols that draw: controls, then K edits in batches of B, then all probes.
 
-No edit is made before the controls are done: pictures of the untouched model (`pre`), and of the
-untouched model with the fact stated in the prompt (`oracle`) or in a rationale (`ceiling`). They do
-not depend on the editor, so a runner may have kept them from another run. To that end each kind of
-control is a step of its own, with the same asks under every protocol.
+Controls come before any edit: pictures of the unedited model (tag `pre`), and of the unedited model
+with the fact stated in the prompt (`oracle`) or in a rationale (`ceiling`). They do not depend on
+the editor, so that the runner can take them from its cache. For this reason each kind of control is
+a separate step, with the same asks in every protocol.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EDITS, BATCH = 50, 10
 _SIZES = re.compile(r"(?P<edits>[1-9][0-9]{0,8})x(?P<batch>[1-9][0-9]{0,8})")
 
 Steps = Generator[Step, list[Answer], None]
-#: (probe, what helps to draw its fact) -> the same probe with another prompt
+#: (probe, prompt and rationale that state its fact) -> the same probe with another prompt
 Restate = Callable[[Probe, StatedFact], Probe]
 
 
@@ -29,8 +29,8 @@ def sizes(name: str, argument: str) -> tuple[int, int]:
     """K and B of `KxB`, 50 and 10 by default. Raises BadSpec."""
     if not argument:
         return EDITS, BATCH
-    found = _SIZES.fullmatch(argument)
-    edits, batch = (int(found["edits"]), int(found["batch"])) if found else (0, 1)
+    match = _SIZES.fullmatch(argument)
+    edits, batch = (int(match["edits"]), int(match["batch"])) if match else (0, 1)
     if edits < batch:
         raise BadSpec(
             f"protocol '{name}': cannot read '{argument}'. Write for example {EDITS}x{BATCH}: "
@@ -40,7 +40,7 @@ def sizes(name: str, argument: str) -> tuple[int, int]:
 
 
 def control(unit: Unit, asks: Callable[[Case], Iterator[Ask]]) -> Step:
-    """Questions to the untouched model about every case."""
+    """A step that asks the unedited model about every case."""
     return Step(
         tuple(
             LaneStep((), tuple(a for case in lane.cases for a in asks(case))) for lane in unit.lanes
@@ -50,7 +50,7 @@ def control(unit: Unit, asks: Callable[[Case], Iterator[Ask]]) -> Step:
 
 
 def tagged(tag: str, *kinds: str) -> Callable[[Case], Iterator[Ask]]:
-    """The probes of some kinds as they are."""
+    """Asks the probes of some kinds, unchanged."""
     return lambda case: (Ask(case.id, p, tag) for p in case.probes if p.kind in kinds)
 
 
@@ -60,7 +60,7 @@ def other_images(case: Case) -> Iterator[Ask]:
 
 
 def stated(tag: str, restate: Restate) -> Callable[[Case], Iterator[Ask]]:
-    """The pictures of the edited fact with another prompt, where a case says how."""
+    """Asks for the pictures of the edited fact with another prompt, if the case has one."""
     return lambda case: (
         Ask(case.id, restate(p, p.aids), tag)
         for p in case.probes
@@ -77,9 +77,9 @@ def with_text(probe: Probe, text: str) -> Probe:
 
 
 def batches(unit: Unit, batch: int, closing: Callable[[Lane], tuple[Ask, ...]]) -> Iterator[Step]:
-    """The edits, each batch on top of the earlier ones and asked for its efficacy at once (`own`).
+    """The edits, each batch on top of the earlier ones. Its efficacy is asked at once (tag `own`).
 
-    After the last batch the closing questions too.
+    After the last batch the closing questions are asked too.
     """
     (length,) = {len(lane.cases) for lane in unit.lanes}
     for start in range(0, length, batch):
@@ -97,5 +97,5 @@ def batches(unit: Unit, batch: int, closing: Callable[[Lane], tuple[Ask, ...]]) 
 
 
 def closing(panel: Sequence[Probe], *without: str) -> Callable[[Lane], tuple[Ask, ...]]:
-    """All probes of a lane's cases but those of some kinds, then the panel."""
+    """All probes of a lane's cases except those of some kinds, then the panel."""
     return lambda lane: tuple(a for a in closing_asks(lane, panel) if a.probe.kind not in without)

@@ -1,4 +1,4 @@
-"""What the protocols share: sizes, dealing cases into windows, numbering, sequential steps."""
+"""Shared by the protocols: sizes, windows of cases, numbered units, sequential steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def no_argument(name: str, argument: str) -> None:
 
 
 def edited_things(case: Case) -> frozenset[str]:
-    """What is edited: the images by hash, else address; without an image, the subject."""
+    """What a case edits: its images (by hash, else address), or without an image its subject."""
     images = frozenset(image.sha256 or image.uri for image in case.edit.prompt.images)
     if images or not case.edit.subject:
         return images
@@ -40,7 +40,7 @@ def edited_things(case: Case) -> frozenset[str]:
 
 
 def most_windows(cases: Sequence[Case], size: int) -> int:
-    """The largest number of windows of `size` cases in which nothing comes twice."""
+    """The largest number of windows of `size` cases in which no image or subject repeats."""
     counts: dict[frozenset[str], int] = {}
     free = 0
     for case in cases:
@@ -56,28 +56,28 @@ def most_windows(cases: Sequence[Case], size: int) -> int:
 
 
 def deal(cases: Sequence[Case], windows: Sequence[Window], size: int, rng: random.Random) -> None:
-    """Adds up to `size` shuffled cases to each window, no image or subject twice in one window.
+    """Fills each window with up to `size` shuffled cases; no image or subject repeats in a window.
 
-    Cases that share one are dealt one after another, each to the emptiest window that may take
-    it: loads then never differ by more than one, so `most_windows` windows are filled.
+    Cases that share one are placed one after another, each in the emptiest window that may take
+    it. Sizes then never differ by more than one, so that `most_windows` windows are filled.
     """
     groups: dict[frozenset[str], list[Case]] = {}
     for case in rng.sample(list(cases), len(cases)):
         groups.setdefault(edited_things(case) or frozenset({f"case {case.id}"}), []).append(case)
     loads = [0] * len(windows)
-    seen: list[set[str]] = [{t for c in w for t in edited_things(c)} for w in windows]
+    used: list[set[str]] = [{t for c in w for t in edited_things(c)} for w in windows]
     for case in (c for group in groups.values() for c in group):
         things = edited_things(case)
-        open_ = [i for i, load in enumerate(loads) if load < size and not things & seen[i]]
+        open_ = [i for i, load in enumerate(loads) if load < size and not things & used[i]]
         if open_:
             i = min(open_, key=loads.__getitem__)
             windows[i].append(case)
-            seen[i] |= things
+            used[i] |= things
             loads[i] += 1
 
 
 def windows_of(cases: Sequence[Case], size: int, seed: int, spec: str) -> list[Window]:
-    """Complete windows of `size` cases, in seeded random order. Raises BadSpec without any."""
+    """Complete windows of `size` cases, in seeded random order. Raises BadSpec if there is none."""
     rng = random.Random(seed)
     windows: list[Window] = [[] for _ in range(most_windows(cases, size))]
     deal(cases, windows, size, rng)
@@ -99,7 +99,7 @@ def complete(
 
 
 def number(windows: Iterable[Sequence[Case]], rows: int) -> tuple[Unit, ...]:
-    """One lane per window, numbered through, in units of at most `rows` lanes."""
+    """One numbered lane per window, in units of at most `rows` lanes."""
     assert rows >= 1, rows
     lanes = [Lane(f"l{i:04d}", tuple(w)) for i, w in enumerate(windows)]
     chunks = [tuple(lanes[i : i + rows]) for i in range(0, len(lanes), rows)]
@@ -118,7 +118,7 @@ def closing_asks(lane: Lane, panel: Sequence[Probe]) -> tuple[Ask, ...]:
 
 
 def sequential_steps(unit: Unit, panel: Sequence[Probe]) -> Generator[Step, list[Answer], None]:
-    """Case k of every lane on top of the earlier ones, asked at once (`own`) and after the last."""
+    """Case k of every lane on top of the earlier ones; asked at once (`own`) and after the last."""
     (length,) = {len(lane.cases) for lane in unit.lanes}
     for k in range(length):
         yield Step(

@@ -1,7 +1,7 @@
-"""K edits made jointly as one patch, then all probes of all K and the panel.
+"""K edits made jointly as one patch, then all probes of all K cases and the panel.
 
-A lane is one joint edit. Its cases are drawn as for `sequential` (seeded, no image twice), so that
-`batch:10` and `sequential:10` of one seed edit the same sets of cases.
+A lane is one joint edit. Its cases are sampled as for `sequential` (seeded, no image twice), so
+that `batch:10` and `sequential:10` edit the same sets of cases with one seed.
 """
 
 from __future__ import annotations

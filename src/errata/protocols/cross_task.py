@@ -1,7 +1,7 @@
-"""As `sequential`, with half `vqa` and half `caption` edits in each window, in random order.
+"""As `sequential`, with half `vqa` and half `caption` edits per window, in random order.
 
-UniKE's cross-task editing (5 and 5 of 10). Cases of other tasks are left out, and so is every case
-that does not fit a complete window.
+UniKE's cross-task editing (5 and 5 of 10). Cases of other tasks, and cases that fill no complete
+window, are left out.
 """
 
 from __future__ import annotations

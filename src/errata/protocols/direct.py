@@ -1,10 +1,10 @@
-"""Edit, then draw: does a fact that was changed in text reach the picture by itself?
+"""Edit facts in text, then draw: do the pictures show the new facts?
 
-K edits in batches of B, each batch on top of the earlier ones, and after the last all probes of all
-K; pictures are drawn from the image prompts as they are. The published benchmark's direct protocol
-(one sequence of its 2971 edits in batches of 100), with what it lacks: pictures of the untouched
-model, of the untouched model with the fact stated in the prompt, and a score right after the own
-batch.
+K edits in batches of B, each batch on top of the earlier ones; after the last batch all probes of
+all K cases. Pictures are drawn from the unchanged image prompts. This is the direct protocol of the
+published benchmark (one sequence of its 2971 edits in batches of 100). Added here: pictures of the
+unedited model, pictures of the unedited model with the fact stated in the prompt, and a score right
+after the batch of each edit.
 """
 
 from __future__ import annotations

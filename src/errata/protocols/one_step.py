@@ -1,7 +1,7 @@
-"""Every edit alone, on the untouched model, then all of its probes.
+"""Every edit alone on the unedited model, then all of its probes.
 
-The papers' single editing (UniKE Eq. 11-15, DualEdit Eq. 1-3). Each case is a lane of its own, in
-the planned order. The retention panel is not asked: it would cost more than the case's own probes.
+The papers' single editing (UniKE Eq. 11-15, DualEdit Eq. 1-3). Each case is one lane, in the
+planned order. The retention panel is not asked: it would cost more than the probes of the case.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Edit, let the model reason, then draw from what it wrote.
+"""Edit, let the model write a rationale, then draw from it.
 
-As `direct`, but every picture of an edited fact is drawn from a rationale that the same model has
-just written to the reasoning prompt of that stage. The published works describe three ways to use
-it, and differ in which they mean: the paper says that it is prepended to the image prompt, the
-image script replaces the prompt by it, the analysis puts an instruction between the two.
+As `direct`, but every picture of an edited fact is drawn from a rationale that the same model wrote
+for the reasoning prompt of that stage. The published work uses the rationale in three ways: in the
+paper it is prepended to the image prompt, in the image script it replaces the prompt, in the
+analysis an instruction stands between the two.
 
     replace    the rationale (the image prompt where it is empty)
     prepend    rationale, image prompt
     instruct   rationale, "Based on the above, generate an image: ", image prompt
 
-Where nothing stands in front of the image prompt, as no rationale was planned or it is empty, the
-picture is drawn from the prompt alone. Controls besides those of `direct`: the untouched model's
-own rationale and the picture from it (`pre`), and the picture from a rationale that states the
-target (`ceiling`): more than that no editor can expect of this way to draw.
+Without a rationale, or with an empty one, the picture is drawn from the image prompt alone.
+Controls in addition to those of `direct`: the unedited model's rationale and the picture from it
+(`pre`), and the picture from a rationale that states the target (`ceiling`), an upper bound for any
+editor.
 """
 
 from __future__ import annotations
@@ -69,18 +69,22 @@ class Reasoning(Protocol):
         answers = []
         for step in batches(unit, self.batch, closing(panel, "vqa")):
             answers = yield step
-        said = _rationales(answers, "")
+        rationales = _rationales(answers, "")
         yield Step(
             tuple(
-                LaneStep((), tuple(a for case in lane.cases for a in self._drawn(case, said, "")))
+                LaneStep(
+                    (), tuple(a for case in lane.cases for a in self._drawn(case, rationales, ""))
+                )
                 for lane in unit.lanes
             ),
             on="previous",
         )
 
-    def _drawn(self, case: Case, said: dict[tuple[str, str], str], tag: str) -> Iterator[Ask]:
-        """The pictures of a case, each from the rationale of its stage."""
-        by_stage = {p.group: said.get((case.id, p.id), "") for p in _of_kind(case, "reasoning")}
+    def _drawn(self, case: Case, rationales: dict[tuple[str, str], str], tag: str) -> Iterator[Ask]:
+        """Asks for the pictures of a case, each from the rationale of its stage."""
+        by_stage = {
+            p.group: rationales.get((case.id, p.id), "") for p in _of_kind(case, "reasoning")
+        }
         for probe in _of_kind(case, "vqa"):
             yield Ask(case.id, self.composed(probe, by_stage.get(probe.group, "")), tag)
 
@@ -88,7 +92,7 @@ class Reasoning(Protocol):
         return self.composed(probe, aids.rationale)
 
     def composed(self, probe: Probe, rationale: str) -> Probe:
-        """The probe of a picture with what is drawn from a rationale; itself without one."""
+        """The probe with a prompt that holds the rationale; unchanged if that is empty."""
         if not rationale:
             return probe
         aids = probe.aids or StatedFact(probe.prompt, "")
@@ -110,5 +114,5 @@ def _of_kind(case: Case, kind: str) -> list[Probe]:
 
 
 def _rationales(answers: Sequence[Answer], tag: str) -> dict[tuple[str, str], str]:
-    """(case, probe) -> what was said, stripped."""
+    """(case, probe) -> rationale, stripped."""
     return {(a.case, a.probe): a.text.strip() for a in answers if a.tag == tag}

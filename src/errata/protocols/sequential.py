@@ -1,9 +1,9 @@
-"""K edits one after another, all probes of all K asked after the last.
+"""K edits one after another; all probes of all K cases are asked after the last.
 
-UniKE Eq. 16-20: the scores that count are those after the K-th edit. Each case's probes are also
-asked right after its own edit (tag `own`), which shows what the later edits made the model forget.
-Windows are drawn at random with a seed; an image is edited at most once per window, because
-consecutive edits of one image are common in E-VQA and measure something else.
+UniKE Eq. 16-20: the scores that count are those after the K-th edit. The probes of each case are
+also asked right after its own edit (tag `own`); the difference is what later edits made the model
+forget. Windows are sampled with a seed. An image is edited at most once per window: consecutive
+edits of one image are common in E-VQA and measure something else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A procedural world of small pictures and fictional facts: no download, every kind of probe.
+"""A generated world of small pictures and fictional facts: no download, every kind of text probe.
 
-See `world` for what exists and who belongs to which split, `render` for the pictures, `language`
-for the wordings, `probes` and `cases` for the edits. Nothing is read from disk.
+The world itself is in `errata.synthetic.objects`: `world` (things, facts, splits), `render`
+(pictures), `language` (wordings). Here are the edits (`cases`) and their probes (`probes`). Nothing
+is read from disk.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ class Microworld(Benchmark):
     def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
         """The cases of all tasks of `spec`, task after task. `root` is not used."""
         tasks = spec.tasks or self.tasks
-        found = [c for t in tasks for c in cases.cases(t, spec.split, spec.variant, seed)]
-        return Loaded(tuple(found))
+        loaded = [c for t in tasks for c in cases.cases(t, spec.split, spec.variant, seed)]
+        return Loaded(tuple(loaded))
 
     def panel(self, spec: BenchmarkSpec, *, root: Path | None = None) -> tuple[Probe, ...]:
-        """50 questions about things that are in no split. The same for every spec."""
+        """50 questions about things that no case edits. The same for every spec."""
         return cases.panel()
 
     def open_image(self, spec: str) -> PilImage.Image:
-        """Renders the scene. Raises BadImage where `spec` is not a canonical scene."""
+        """Renders the scene. Raises BadImage if `spec` is not a canonical scene."""
         return PilImage.fromarray(render.render(world.ObjectScene.parse(spec)))
 
     def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:
@@ -69,25 +70,25 @@ class Microworld(Benchmark):
         return out
 
     def verify(self, *, root: Path | None = None) -> Mapping[str, Any]:
-        """Nothing can be missing: the world is generated."""
+        """The world is generated; no file can be missing."""
         return {"present": [], "missing": [], "damaged": [], "note": "generated, needs no files"}
 
 
-def _counts(found: Iterable[Case]) -> dict[str, Any]:
-    found = list(found)
+def _counts(loaded: Iterable[Case]) -> dict[str, Any]:
+    loaded = list(loaded)
     groups: Counter[str] = Counter()
-    for c in found:
+    for c in loaded:
         groups.update(f"{p.kind}/{p.group}" if p.group else p.kind for p in c.probes)
     return {
-        "cases": dict(sorted(Counter(c.task for c in found).items())),
-        "origin": dict(sorted(Counter(f"{c.task}/{c.origin}" for c in found).items())),
-        "asked": dict(sorted(Counter(f"{c.task}/{c.asked}" for c in found).items())),
+        "cases": dict(sorted(Counter(c.task for c in loaded).items())),
+        "origin": dict(sorted(Counter(f"{c.task}/{c.origin}" for c in loaded).items())),
+        "asked": dict(sorted(Counter(f"{c.task}/{c.asked}" for c in loaded).items())),
         "probes": dict(sorted(groups.items())),
     }
 
 
-def _facts(found: Iterable[Case]) -> dict[str, set[Any]]:
-    """What two splits could share."""
+def _facts(loaded: Iterable[Case]) -> dict[str, set[Any]]:
+    """What two splits could share: kind of fact -> the facts of these cases."""
     out: dict[str, set[Any]] = {
         k: set()
         for k in (
@@ -100,7 +101,7 @@ def _facts(found: Iterable[Case]) -> dict[str, set[Any]]:
             "near-locality prompts",
         )
     }
-    for c in found:
+    for c in loaded:
         scope = dict(c.scope)
         triple = (scope["shape"], scope["colour"], scope["pattern"])
         out["(shape, colour, pattern, asked)"].add((*triple, c.asked))

@@ -1,4 +1,4 @@
-"""The cases of microworld: which edits are made, in both tasks and from both origins."""
+"""The cases of microworld: the edits of both tasks, counterfactual and correction."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from functools import cache
 
 from errata.benchmarks.microworld.probes import (
-    TOLD,
+    TEXT_ONLY,
     VISIBLE,
     ProbeBuilder,
     all_probes,
     image_of,
     new_scene,
-    shelf,
+    probe_pool,
     truth,
 )
 from errata.core.types import Case, Probe, Prompt
@@ -31,10 +31,10 @@ def _vqa_asks(
 ) -> Iterator[tuple[ProbeBuilder, str, int]]:
     """(edit, origin, repeat) of every question about one look."""
     if entity is None:
-        asked = [r for r in VISIBLE if r != "accent" or look.pattern != "plain"]
+        relations = [r for r in VISIBLE if r != "accent" or look.pattern != "plain"]
     else:
-        asked = ["name", *world.FACTS]
-    for relation in asked:
+        relations = ["name", *world.FACTS]
+    for relation in relations:
         wrong = entity is not None and not entity.taught(relation)
         for k in range(_REPEATS if entity is None else 1):
             scene = new_scene(look, rng)
@@ -50,10 +50,10 @@ def _vqa_asks(
 
 
 def _false(relation: str, right: str, look: Appearance, rng: random.Random) -> str:
-    """A wrong value: any other one, and for names that of another known thing of the split."""
+    """A wrong value; for a name, the name of another known thing of the split."""
     options = world.values(relation)
     if relation == "name":
-        options = tuple(e.name for e in shelf(world.triple_split()[look.triple]).known)
+        options = tuple(e.name for e in probe_pool(world.triple_split()[look.triple]).known)
     return rng.choice([v for v in options if v != right])
 
 
@@ -83,7 +83,7 @@ def _caption_asks(
 
 
 def _scope(ask: ProbeBuilder) -> tuple[tuple[str, str], ...]:
-    """The identity of the edited thing, its name, and the free attributes the fact is about."""
+    """The attributes of the edited thing, its name, and the free attributes that the fact names."""
     named = (("name", ask.name),) if ask.name else ()
     return (*ask.scene.look.items(), *named, *((a, ask.scene.get(a)) for a in sorted(ask.fixed)))
 
@@ -95,16 +95,16 @@ def _case(
     what = ask.relation if task == "vqa" else f"caption-{ask.changed}"
     case_id = f"{task}-{split}-{look}-{what}-{k}"
     rng = random.Random(f"{seed}/{case_id}/probes")
-    probes = all_probes(ask, shelf(split), shelf(pool), rng)
+    probes = all_probes(ask, probe_pool(split), probe_pool(pool), rng)
     return Case(case_id, ask.edit(case_id), probes, task, origin, ask.relation, _scope(ask))
 
 
 @cache
 def cases(task: str, split: str, variant: str, seed: int) -> tuple[Case, ...]:
-    """All candidate cases of one task and split, mixed (so that any prefix is a fair sample).
+    """All candidate cases of one task and split, shuffled, so that the first N are a fair sample.
 
-    `published` lets train draw its far locality from the pool of eval, as MMEdit has it; nothing
-    else differs between the variants.
+    In the variant `published`, train takes its far-locality probes from the pool of eval, as in
+    MMEdit; nothing else differs between the variants.
     """
     pool = "eval" if variant == "published" and split == "train" else split
     out = []
@@ -124,16 +124,16 @@ def cases(task: str, split: str, variant: str, seed: int) -> tuple[Case, ...]:
 def panel() -> tuple[Probe, ...]:
     """Retention questions about looks and names that no case of any split edits."""
     rng = random.Random(f"{world.WORLD_SEED}/panel")
-    home = shelf("panel")
+    home = probe_pool("panel")
     out: list[Probe] = []
     for i in rng.sample(home.text_pool, PANEL_TEXTS):
         out.append(Probe(f"retention/text/{len(out)}", i.prompt, "retention", "text", i.reference))
-    asked = [*VISIBLE, "name", *TOLD, "caption"]
+    relations = [*VISIBLE, "name", *TEXT_ONLY, "caption"]
     n = 0
     while n < PANEL_IMAGES:
-        relation = asked[n % len(asked)]
-        seen = relation in (*VISIBLE, "caption")
-        options = [k for k in home.looks if seen or k in world.entity_of()]
+        relation = relations[n % len(relations)]
+        visible = relation in (*VISIBLE, "caption")
+        options = [k for k in home.looks if visible or k in world.entity_of()]
         scene = new_scene(rng.choice(options), rng)
         reference = truth(scene, relation)
         if reference is None:

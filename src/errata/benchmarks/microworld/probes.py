@@ -1,8 +1,8 @@
-"""The probes around one edit: what should change, and what should not.
+"""Builds the probes of one edit: what should change, and what should not.
 
-Every builder draws from the `ProbePool` of one split: the appearances, known entities and
-far-locality questions that belong to it. Probes are candidates. A benchmark sees no model, so it
-offers a spare or two where the runner may drop some by their before-answers.
+Every builder samples from the `ProbePool` of one split: its appearances, known entities and
+far-locality questions. Probes are candidates: the plan may drop some by the model's before-answers,
+so there are one or two more than needed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from errata.synthetic.objects import world
 from errata.synthetic.objects.world import Appearance, Entity, ObjectScene
 
 VISIBLE = (*world.IDENTITY, *world.FREE)
-TOLD = (*world.FACTS, "country")
+TEXT_ONLY = (*world.FACTS, "country")
 
-#: Scene seeds from here on belong to the benchmark; training and the model's card use lower ones.
+#: The benchmark uses scene seeds from here on; training and the model card use lower ones.
 FIRST_SEED = 2_000_000
 
 
@@ -36,7 +36,7 @@ def new_scene(look: Appearance, rng: random.Random) -> ObjectScene:
 
 
 def truth(scene: ObjectScene, relation: str) -> str | None:
-    """The world's answer to a question about a picture; None where there is none."""
+    """The true answer to a question about a picture; None if there is none."""
     entity = world.entity_of().get(scene.look)
     if relation == "caption":
         return lang.caption(scene, entity.name if entity else None)
@@ -47,7 +47,7 @@ def truth(scene: ObjectScene, relation: str) -> str | None:
 
 
 def teachable(look: Appearance, relation: str) -> bool:
-    """Whether the model can be expected to know this about a look."""
+    """Whether the model is trained on this relation of a look."""
     entity = world.entity_of().get(look)
     if relation in VISIBLE or relation == "caption":
         return entity is None or entity.known
@@ -56,7 +56,7 @@ def teachable(look: Appearance, relation: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class FarQuestion:
-    """One question of a far-locality pool; `look` is None for a question about a name alone."""
+    """One question of a far-locality pool. look: None for a question without a picture."""
 
     prompt: Prompt
     relation: str
@@ -67,7 +67,7 @@ class FarQuestion:
 
 @dataclass(frozen=True, slots=True)
 class ProbePool:
-    """What the cases of one split may draw from."""
+    """What the cases of one split take their probes from."""
 
     split: str
     looks: tuple[Appearance, ...]
@@ -82,7 +82,7 @@ def _question(relation: str, rng: random.Random, subject: str) -> str:
 
 def _text_pool(split: str, known: Sequence[Entity], rng: random.Random) -> Iterator[FarQuestion]:
     for e in known:
-        for r in (*world.IDENTITY, *TOLD):
+        for r in (*world.IDENTITY, *TEXT_ONLY):
             if e.taught(r) and e.fact(r) != world.NO_ACCENT:
                 prompt = Prompt.of(_question(r, rng, e.name))
                 yield FarQuestion(prompt, r, e.fact(r), e.name, None)
@@ -101,7 +101,7 @@ def _image_pool(looks: Sequence[Appearance], rng: random.Random, n: int) -> Iter
         if look.accent == world.NO_ACCENT:
             options.remove("accent")
         if entity:
-            options += [r for r in ("name", *TOLD) if entity.taught(r)]
+            options += [r for r in ("name", *TEXT_ONLY) if entity.taught(r)]
         relation = rng.choice(options)
         scene = new_scene(look, rng)
         text = _question(relation, rng, rng.choice(lang.POINTERS))
@@ -114,8 +114,8 @@ def _image_pool(looks: Sequence[Appearance], rng: random.Random, n: int) -> Iter
 
 
 @cache
-def shelf(split: str) -> ProbePool:
-    """The shelf of a split. Looks of withheld entities never serve as locality."""
+def probe_pool(split: str) -> ProbePool:
+    """The pool of a split. It holds no looks of withheld entities, which cannot test locality."""
     looks = tuple(
         look
         for look in world.looks()
@@ -130,20 +130,20 @@ def shelf(split: str) -> ProbePool:
 
 @cache
 def _apart(split: str, look: Appearance, distance: int) -> tuple[Appearance, ...]:
-    """The looks of a split at a distance from `look`; 3 stands for two and more."""
-    gap = {k: k.distance(look) for k in shelf(split).looks}
+    """The looks of a split at this distance from `look`; distance 3 means two or more."""
+    gap = {k: k.distance(look) for k in probe_pool(split).looks}
     return tuple(k for k, d in gap.items() if d == distance or (distance == 3 and d >= 2))
 
 
 @cache
 def _closest(split: str, look: Appearance) -> tuple[Entity, ...]:
     """The known entities of a split, nearest look first."""
-    return tuple(sorted(shelf(split).known, key=lambda e: (e.look.distance(look), e.name)))
+    return tuple(sorted(probe_pool(split).known, key=lambda e: (e.look.distance(look), e.name)))
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeBuilder:
-    """All the builders need about one edit. `fixed` are the free attributes that must not vary."""
+    """One edit, for the functions that build probes. fixed: free attributes that must not vary."""
 
     scene: ObjectScene
     relation: str
@@ -169,18 +169,18 @@ class ProbeBuilder:
 
 
 class ProbeList:
-    """Gathers probes with ids that are unique within a case, and never the same prompt twice."""
+    """Collects probes with ids that are unique in a case; a repeated prompt is not added."""
 
     def __init__(self) -> None:
         self.probes: list[Probe] = []
-        self._seen: set[tuple[str, Prompt]] = set()
+        self._prompts: set[tuple[str, Prompt]] = set()
 
     def add(
         self, kind: str, group: str, prompt: Prompt, reference: str, hop: HopQuestion | None = None
     ) -> bool:
-        if (kind, prompt) in self._seen:
+        if (kind, prompt) in self._prompts:
             return False
-        self._seen.add((kind, prompt))
+        self._prompts.add((kind, prompt))
         n = sum(p.kind == kind and p.group == group for p in self.probes)
         label = f"{kind}/{group}/{n}" if group else f"{kind}/{n}"
         self.probes.append(Probe(label, prompt, kind, group, reference, hop))
@@ -188,7 +188,7 @@ class ProbeList:
 
 
 def generality(ask: ProbeBuilder, split: str, rng: random.Random, out: ProbeList) -> None:
-    """The edit itself, other wordings of it (trained and reserved ones), and other renders."""
+    """The edited question, other wordings of it (trained and reserved), and other renders."""
     image = image_of(ask.scene)
     out.add("reliability", "", Prompt.of(ask.text, image), ask.target)
     for group, owner in (("seen", lang.SEEN), ("unseen", split)):
@@ -206,33 +206,33 @@ def generality(ask: ProbeBuilder, split: str, rng: random.Random, out: ProbeList
 
 
 def far(ask: ProbeBuilder, pool: ProbePool, rng: random.Random, out: ProbeList) -> None:
-    """Questions that share neither picture nor relation nor subject with the edit."""
-    found = 0
+    """Questions that share no picture, relation or subject with the edit."""
+    count = 0
     for i in rng.sample(pool.text_pool, 40):
         if i.relation != ask.relation and i.reference != ask.target and i.subject != ask.name:
-            found += out.add("t_locality", "far", i.prompt, i.reference)
-        if found == 2:
+            count += out.add("t_locality", "far", i.prompt, i.reference)
+        if count == 2:
             break
-    found = 0
+    count = 0
     for i in rng.sample(pool.image_pool, 60):
         assert i.look is not None
         apart = i.look.distance(ask.scene.look) >= 3
         if apart and i.relation != ask.relation and i.reference != ask.target:
-            found += out.add("m_locality", "far", i.prompt, i.reference)
-        if found == 2:
+            count += out.add("m_locality", "far", i.prompt, i.reference)
+        if count == 2:
             break
 
 
 def near(ask: ProbeBuilder, home: ProbePool, rng: random.Random, out: ProbeList) -> None:
-    """The same question about things one or two identity attributes away, and of names nearby."""
+    """The same question about things that differ in one or two attributes, and about names."""
     for distance in (1, 2):
         options = list(_apart(home.split, ask.scene.look, distance))
         rng.shuffle(options)
         if distance == 1:
             options.sort(key=lambda k: k.triple == ask.scene.look.triple, reverse=True)
-        found = 0
+        count = 0
         for look in options:
-            if found == 3:
+            if count == 3:
                 break
             if not teachable(look, ask.relation):
                 continue
@@ -241,7 +241,7 @@ def near(ask: ProbeBuilder, home: ProbePool, rng: random.Random, out: ProbeList)
             if right is None or right == ask.target:
                 continue
             prompt = Prompt.of(ask.text, image_of(scene))
-            found += out.add("near_locality", f"near{distance}", prompt, right)
+            count += out.add("near_locality", f"near{distance}", prompt, right)
     if ask.relation in (*world.IDENTITY, *world.FACTS):
         close = (
             e
@@ -255,12 +255,12 @@ def near(ask: ProbeBuilder, home: ProbePool, rng: random.Random, out: ProbeList)
             out.add("near_locality", "neighbour", Prompt.of(text), e.fact(ask.relation))
 
 
-#: Attributes that cannot be told apart from each other: a plain thing has no accent.
+#: Attributes that depend on each other: a plain thing has no accent.
 _TIED = frozenset({"pattern", "accent"})
 
 
 def same_image(ask: ProbeBuilder, rng: random.Random, out: ProbeList) -> None:
-    """Other questions about the same picture whose answers do not depend on the edited fact."""
+    """Other questions about the same picture; their answers do not depend on the edited fact."""
     if ask.relation == "caption":
         options = ["size", "background", *(["accent"] if ask.changed not in _TIED else [])]
     else:
@@ -279,14 +279,14 @@ def same_image(ask: ProbeBuilder, rng: random.Random, out: ProbeList) -> None:
 
 
 def same_answer(ask: ProbeBuilder, home: ProbePool, rng: random.Random, out: ProbeList) -> None:
-    """The same question about other things whose right answer is what the edit replaces."""
+    """The same question about other things whose true answer is the edit's old answer."""
     if ask.old is None or ask.relation in ("caption", "name"):
         return
     options = list(_apart(home.split, ask.scene.look, 3))
     rng.shuffle(options)
-    found = 0
+    count = 0
     for look in options:
-        if found == 2:
+        if count == 2:
             break
         if not teachable(look, ask.relation):
             continue
@@ -295,11 +295,11 @@ def same_answer(ask: ProbeBuilder, home: ProbePool, rng: random.Random, out: Pro
             scene = scene.varied(**{ask.relation: ask.old})
         if truth(scene, ask.relation) == ask.old:
             prompt = Prompt.of(ask.text, image_of(scene))
-            found += out.add("near_locality", "same_answer", prompt, ask.old)
+            count += out.add("near_locality", "same_answer", prompt, ask.old)
 
 
 def _replaced(scene: ObjectScene, attribute: str, value: str) -> ObjectScene | None:
-    """The scene with one attribute truly changed; None where that would be another named thing."""
+    """The scene with one attribute changed; None if the result is another named thing."""
     if attribute in world.FREE:
         return scene.varied(**{attribute: value})
     items = dict(scene.look.items()) | {attribute: value}
@@ -310,7 +310,7 @@ def _replaced(scene: ObjectScene, attribute: str, value: str) -> ObjectScene | N
 
 
 def portability(ask: ProbeBuilder, home: ProbePool, rng: random.Random, out: ProbeList) -> None:
-    """Questions whose answer follows from the new fact, each with the hop the base must know."""
+    """Questions whose answer follows from the new fact, with the hop that the model must know."""
     image = image_of(ask.scene)
     if ask.relation == "home":
         country = world.country_of()[ask.target]
@@ -328,15 +328,15 @@ def portability(ask: ProbeBuilder, home: ProbePool, rng: random.Random, out: Pro
     elif ask.relation in lang.MENTIONED and ask.entity is None:
         scene = _replaced(ask.scene, ask.relation, ask.target)
         if scene:
-            said = lang.caption(scene, None)
-            hop = HopQuestion(Prompt.of(lang.CAPTION, image_of(scene)), said)
-            out.add("portability", "", Prompt.of(lang.CAPTION, image), said, hop)
+            caption = lang.caption(scene, None)
+            hop = HopQuestion(Prompt.of(lang.CAPTION, image_of(scene)), caption)
+            out.add("portability", "", Prompt.of(lang.CAPTION, image), caption, hop)
     elif ask.relation == "caption" and ask.changed in lang.MENTIONED and ask.entity is None:
         _caption_portability(ask, rng, out)
 
 
 def _caption_portability(ask: ProbeBuilder, rng: random.Random, out: ProbeList) -> None:
-    """After a false caption: the changed attribute, asked directly."""
+    """After a false caption: a direct question about the changed attribute."""
     value = next(
         v
         for v in world.VALUES[ask.changed]
@@ -352,9 +352,9 @@ def _caption_portability(ask: ProbeBuilder, rng: random.Random, out: ProbeList) 
 def all_probes(
     ask: ProbeBuilder, home: ProbePool, pool: ProbePool, rng: random.Random
 ) -> tuple[Probe, ...]:
-    """Every probe of one edit. `home` is the edit's own split, `pool` the far-locality pool in use.
+    """Every probe of one edit. home: pool of the edit's split; pool: source of far locality.
 
-    The far draws come last, so that the two variants differ in nothing else.
+    Far probes are sampled last, so that the two variants differ in nothing else.
     """
     out = ProbeList()
     generality(ask, home.split, rng, out)

@@ -1,10 +1,10 @@
-"""MMEdit (E-VQA and E-IC): the released annotation files, with an honest `disjoint` train split.
+"""MMEdit (E-VQA and E-IC): the released annotation files, with a `disjoint` train split.
 
-Cheng et al. 2023. errata ships neither annotations nor pictures. `--root DIR`, or the folder
-`mmedit` of ERRATA_HOME, holds `vqa_train.json`, `vqa_eval.json`, `caption_train_edit.json` and
+Cheng et al. 2023. errata ships no annotations and no pictures. `--root DIR`, or the folder `mmedit`
+in ERRATA_HOME, holds `vqa_train.json`, `vqa_eval.json`, `caption_train_edit.json` and
 `caption_eval_edit.json` (flat, by task, or in `editing-data`), and `val2014` and
-`val2014_image_rephrase` (at the top or in `images`). A task needs only the file of the split asked
-for, except that `dev` and the `disjoint` train need both of the task's files.
+`val2014_image_rephrase` (at the top or in `images`). A split needs only its own file of the task;
+`dev` and the `disjoint` train split need both.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class MMEdit(Benchmark):
     tasks: ClassVar[tuple[str, ...]] = ("vqa", "caption")
 
     def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
-        """Cases in file order, task after task; images are looked for if their folder is there.
+        """Cases in file order, task after task. Images are checked if their folder is there.
 
-        `seed` only draws the M-locality of the disjoint train and dev. Raises BadData for missing
-        or damaged annotation files.
+        `seed` samples the M-locality probes of the disjoint train and dev splits, nothing else.
+        Raises BadData for missing or damaged annotation files.
         """
         folder = find_root(root)
         tasks = tuple(dict.fromkeys(spec.tasks or self.tasks))
@@ -59,7 +59,7 @@ class MMEdit(Benchmark):
         return Loaded(tuple(cases), tuple(skipped))
 
     def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:
-        """Leaks and dirt per task, for every task of which both files are present."""
+        """Leaks and unclean rows of every task of which both files are there."""
         folder = find_root(root)
         parts = ("train", "eval")
         tasks = [t for t in self.tasks if all(_has(folder, t, part) for part in parts)]
@@ -88,7 +88,7 @@ class MMEdit(Benchmark):
         return facts
 
     def verify(self, *, root: Path | None = None) -> Mapping[str, Any]:
-        """Per annotation file: place, rows, whether it is the released one, images missing."""
+        """Per annotation file: path, rows, whether it is the released one, missing images."""
         folder = find_root(root)
         files = {f.name: _verify(folder, f) for f in RELEASED}
         return {"root": str(folder), "ok": all(f["ok"] for f in files.values()), "files": files}
@@ -139,7 +139,7 @@ def _verify(root: Path, file: ReleasedFile) -> dict[str, Any]:
 
 
 def _verify_images(folder: MMEditFolder, rows: Sequence[MMEditRow]) -> dict[str, Any]:
-    """Distinct images; `unusable` are missing (looked for if `present`) or outside the root."""
+    """Counts of distinct images; `unusable`: missing (checked if `present`) or outside the root."""
     wanted = sorted({path for row in rows for path in row.images})
     problems = [p for p in (folder.find(path)[1] for path in wanted) if p is not None]
     return {

@@ -1,4 +1,4 @@
-"""Facts counted from the released files: what leaks, what repeats, what is dirty."""
+"""Counts from the released files: leaks, repetitions, unclean rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WINDOWS = (10, 20)
 
 
 def describe(rows: Sequence[MMEditRow]) -> dict[str, Any]:
-    """One file by itself."""
+    """Counts of one file."""
     n = max(1, len(rows))
     words = [len(r.alt.split()) for r in rows]
     by_image = Counter(r.image for r in rows)
@@ -62,7 +62,7 @@ def describe(rows: Sequence[MMEditRow]) -> dict[str, Any]:
 
 
 def repeated_windows(rows: Sequence[MMEditRow], k: int) -> dict[str, int]:
-    """Whole consecutive windows of k rows, and how many of them edit one image more than once."""
+    """Complete consecutive windows of k rows; how many of them edit an image more than once."""
     windows = [rows[i : i + k] for i in range(0, len(rows) - k + 1, k)]
     return {
         "repeated": sum(len({r.image for r in w}) < k for w in windows),
@@ -71,7 +71,7 @@ def repeated_windows(rows: Sequence[MMEditRow], k: int) -> dict[str, int]:
 
 
 def leaks(train: Sequence[MMEditRow], held_out: Sequence[MMEditRow]) -> dict[str, int]:
-    """How many eval rows have something in common with the train file as released."""
+    """How many eval rows share something with the released train file."""
     images = {r.image for r in train}
     edits = {(r.src, r.image) for r in train}
     facts = {(r.src, r.alt) for r in train}
@@ -105,8 +105,8 @@ def describe_disjoint(
     held_out: Mapping[str, Sequence[MMEditRow]],
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What `disjoint` keeps for `task`, and what eval rows still share with it (`left`)."""
-    rows, own = train[task], held_out[task]
+    """What `disjoint` keeps of `task`, and what eval rows still share with it (`left`)."""
+    rows, eval_rows = train[task], held_out[task]
     edited = splits.edited_images(held_out.values())
     asked = splits.locality_images(held_out.values())
     train_part = splits.disjoint(task, "train", train, held_out, seed)
@@ -125,9 +125,9 @@ def describe_disjoint(
         "m_loc_pairs_drawn_dev": len({t for t in dev_part.triples if t is not None}),
         "rows_without_m_loc": sum(t is None for p in (train_part, dev_part) for t in p.triples),
         "left": {
-            "image_in_train": sum(r.image in images for r in own),
-            **locality_leaks(shown, own),
-            "m_loc_image_edited_in_train": sum(r.m_loc in images for r in own),
+            "image_in_train": sum(r.image in images for r in eval_rows),
+            **locality_leaks(shown, eval_rows),
+            "m_loc_image_edited_in_train": sum(r.m_loc in images for r in eval_rows),
             "train_dev_images": len(
                 {r.image for r in train_part.rows} & {r.image for r in dev_part.rows}
             ),
@@ -139,7 +139,7 @@ def describe_disjoint(
 def cross_task(
     train: Mapping[str, Sequence[MMEditRow]], held_out: Mapping[str, Sequence[MMEditRow]]
 ) -> dict[str, Any]:
-    """What one task's eval shares with the other task's train (counts of eval rows)."""
+    """What the eval rows of one task share with the train rows of the other (counts)."""
     return {
         f"{a}_eval_in_{b}_train": {
             "image": sum(r.image in {q.image for q in train[b]} for r in held_out[a]),

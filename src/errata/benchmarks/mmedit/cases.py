@@ -1,4 +1,4 @@
-"""From a row to a case. What cannot be asked becomes a `Skip`, never a crash and never nothing."""
+"""Turns a row into a case. What cannot be asked becomes a `Skip` with the reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from errata.io.images import within_root
 
 @dataclass(frozen=True, slots=True)
 class MMEditFolder:
-    """Where image paths begin; if no images are there at all, only the paths are checked."""
+    """The folder of the images. present: whether it holds any; if not, only paths are checked."""
 
     base: Path
     present: bool
@@ -38,7 +38,7 @@ class MMEditFolder:
 
 
 def image_folder(root: Path, rows: Iterable[MMEditRow]) -> MMEditFolder:
-    """`root` or its folder `images`, whichever holds one of the folders that the rows name."""
+    """`root` or `root/images`: the one that holds a folder named in the rows."""
     tops = {PurePosixPath(path).parts[:1] for row in rows for path in row.images}
     names = sorted(top[0] for top in tops if top and top[0] not in ("/", "..", "."))
     for base in (root, root / "images"):
@@ -50,11 +50,11 @@ def image_folder(root: Path, rows: Iterable[MMEditRow]) -> MMEditFolder:
 def build(
     task: str, part: str, row: MMEditRow, locality: Triple | None, folder: MMEditFolder
 ) -> tuple[Case | None, tuple[Skip, ...]]:
-    """The case of one row of a file, and what of it is left out.
+    """The case of one row, and what was skipped.
 
-    Without the edit's image, prompt or target the whole row is left out, else single probes are.
-    `origin` is `correction`: the target is the annotated truth. `old` stays empty, as the file's
-    `pred` is BLIP2's answer, not that of the backbone at hand.
+    Without image, prompt or target of the edit the row is skipped; otherwise single probes are.
+    `origin` is `correction`: the target is the annotated truth. `old` stays empty: the file's
+    `pred` is BLIP2's answer, not that of the model at hand.
     """
     name = f"{task}-{part}-{row.index:05d}"
     src, target = row.src.strip(), row.alt.strip()

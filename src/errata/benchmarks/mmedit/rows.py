@@ -1,4 +1,4 @@
-"""The released MMEdit files: where they are, what must be in them, what in them is dirty."""
+"""The released MMEdit files: paths, format checks, cleaning."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ RELEASED = (
 
 @dataclass(frozen=True, slots=True)
 class MMEditRow:
-    """One row, as in the file. `index` counts from 0; the other fields are the file's 11 keys.
+    """One row of the file. `index` counts from 0; the other fields are the 11 keys of the file.
 
-    `pred` is what BLIP2-OPT answered. It is kept for the audit only: for every other backbone it is
-    not the answer that an edit replaces.
+    `pred` is the answer of BLIP2-OPT. It is used in the audit only: other models give other
+    answers.
     """
 
     index: int
@@ -95,7 +95,7 @@ def find_root(root: Path | None) -> Path:
 
 
 def places(root: Path, file: ReleasedFile) -> tuple[Path, ...]:
-    """Where a release puts this file: flat, by task, or as EasyEdit packs it."""
+    """Possible paths of this file: flat, by task, or as in EasyEdit's archive."""
     folders = (root, root / file.task, root / "editing-data" / file.task)
     return tuple(folder / file.name for folder in folders)
 
@@ -169,9 +169,9 @@ def _kind(value: Any) -> str:
     return names[type(value)]
 
 
-# Cleaning. The eval rows stay those of the release; what is cleaned is white space and packaging.
+# Cleaning removes white space, labels and quotes. No row is added, and none is reworded.
 
-#: Seen in both E-VQA files: the language model that wrote the paraphrases announces its answer.
+#: In both E-VQA files: the label that the language model wrote before its paraphrase.
 _LABEL = re.compile(r'"?rewritten question:\s*', re.IGNORECASE)
 _REFUSAL = re.compile(
     r"\bsorry\b|\blanguage model\b|\bI cannot\b|\bunable to (?:help|assist)\b", re.IGNORECASE
@@ -185,12 +185,12 @@ _QUOTES = (('"', '"'), ("“", "”"))
 
 
 def is_quoted(text: str) -> bool:
-    """Whether the whole text stands in one pair of double quotes."""
+    """Whether the whole text is in double quotes."""
     return len(text) > 1 and any(text.startswith(a) and text.endswith(b) for a, b in _QUOTES)
 
 
 def rephrase_problem(text: str) -> str | None:
-    """Why a paraphrase cannot be asked, in words; None when it can."""
+    """Why a paraphrase cannot be asked; None if it can."""
     text = text.strip()
     if not text:
         return "the paraphrase is empty"
@@ -219,9 +219,9 @@ def clean_rephrase(text: str) -> str:
 
 
 def locality_question(text: str) -> str:
-    """The text of a T-locality probe: the file's, with the literal prefix `nq question: `.
+    """The text of a T-locality probe as in the file, with its literal prefix `nq question: `.
 
-    Every published pipeline asks it with that prefix; VisEdit and DualEdit add a question mark, the
-    others do not. Wording beyond the file is the business of the backbone's prompt style.
+    Every published pipeline keeps that prefix; VisEdit and DualEdit add a question mark, the others
+    do not. Any other wording is added by the backbone's prompt style.
     """
     return text.strip()

@@ -1,11 +1,10 @@
-"""Which rows make a split, and which M-locality triple each of them is given.
+"""Selects the rows of a split, and an M-locality triple for each row.
 
-`published` is the release: `train` is the whole train file (so `dev` is a part of it), and the
-M-locality probes of `eval` are in it. `disjoint` changes only what is trained on: rows whose image
-is edited in eval leave, and every remaining row draws its M-locality triple anew, from images that
-eval neither asks about nor edits; `dev` and `train` then share no image either. Eval means the eval
-files of the tasks that the spec names: an editor to be tested on both tasks is prepared on
-`mmedit:vqa+caption`.
+`published` is the release: `train` is the whole train file (so `dev` is a part of it), and it
+contains the M-locality probes of `eval`. `disjoint` changes only what is trained on: rows whose
+image is edited in eval are removed, and every other row gets a new M-locality triple, on an image
+that eval neither asks about nor edits; `dev` and `train` share no image either. Eval means the eval
+files of the tasks in the spec: to test an editor on both tasks, prepare it on `mmedit:vqa+caption`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ DEV_ROWS = 500
 
 
 class Triple(NamedTuple):
-    """An M-locality probe's image, question and gold answer."""
+    """Image, question and gold answer of an M-locality probe."""
 
     image: str
     question: str
@@ -36,7 +35,7 @@ def triple(row: MMEditRow) -> Triple:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """The rows of a split in file order, each with its triple (None: no triple is free)."""
+    """The rows of a split in file order, each with its triple (None: no triple is left)."""
 
     rows: tuple[MMEditRow, ...]
     triples: tuple[Triple | None, ...]
@@ -61,9 +60,9 @@ def kept_rows(train: Sequence[MMEditRow], edited: frozenset[str]) -> tuple[MMEdi
 
 
 def dev_rows(train: Sequence[MMEditRow], edited: frozenset[str]) -> tuple[MMEditRow, ...]:
-    """The fixed dev part: 500 rows or a tenth of a small file, out of `kept_rows`, by whole images.
+    """The dev split: 500 rows, or a tenth of a small file, out of `kept_rows`, by whole images.
 
-    It depends on the files alone, never on a seed: a row tuned on must not become a row trained on.
+    It depends on the files only, not on a seed: rows for tuning never become rows for training.
     """
     groups: dict[str, list[MMEditRow]] = defaultdict(list)
     for row in kept_rows(train, edited):
@@ -77,12 +76,12 @@ def dev_rows(train: Sequence[MMEditRow], edited: frozenset[str]) -> tuple[MMEdit
 
 
 def locality_pool(train: Sequence[MMEditRow], taken: frozenset[str]) -> tuple[Triple, ...]:
-    """Distinct M-locality triples of a train file on images that are not `taken`, in file order."""
+    """Distinct M-locality triples of a train file, in file order, without images in `taken`."""
     return tuple(dict.fromkeys(triple(r) for r in train if r.m_loc not in taken))
 
 
 def in_dev_pool(image: str) -> bool:
-    """A tenth of the locality images serves dev, the rest train; the same tenth in every task."""
+    """Whether a locality image belongs to dev: a tenth of them, the same in every task."""
     return int(_order("pool", image), 16) % 10 == 0
 
 
@@ -93,9 +92,9 @@ def disjoint(
     held_out: Mapping[str, Sequence[MMEditRow]],
     seed: int,
 ) -> Selected:
-    """The split `train` or `dev` of `task` without what eval shows.
+    """The split `train` or `dev` of `task`, without the images of eval.
 
-    `train` and `held_out` hold the train and eval rows of every task of the spec.
+    train, held_out: train and eval rows of every task of the spec.
     """
     edited = edited_images(held_out.values())
     dev = {t: dev_rows(rows, edited) for t, rows in train.items()}
@@ -115,13 +114,13 @@ def disjoint(
 def _draw(
     rows: Sequence[MMEditRow], pool: Sequence[Triple], rng: random.Random
 ) -> tuple[Triple | None, ...]:
-    """One triple per row, not on the row's own image; none comes again before all have come."""
+    """One triple per row, not on the image of the row; none repeats before all were used."""
     drawn: list[Triple | None] = []
     waiting: list[Triple] = []
     for row in rows:
         if all(t.image == row.image for t in waiting):
             waiting += rng.sample(pool, len(pool))
-        # Taken from the front; a triple on the row's own image stays for the next row.
+        # Taken from the front; a triple on the image of this row is left for the next row.
         at = next((i for i, t in enumerate(waiting) if t.image != row.image), None)
         drawn.append(None if at is None else waiting.pop(at))
     return tuple(drawn)

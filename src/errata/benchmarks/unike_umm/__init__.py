@@ -1,8 +1,8 @@
-"""Does a text edit reach the picture? The UniKE benchmark for models that talk and draw.
+"""Does a text edit show in generated pictures? The UniKE benchmark for unified multimodal models.
 
-Task `microworld` is generated (see `world`) and goes with the bundled micro-umm; `attribute` and
-`relation` are the published records (UniKE.json, see `published`). The name says `umm`, as an
-unrelated work on vision-language models is called UniKE too.
+Task `microworld` is generated (see `world`) and made for the bundled micro-umm; `attribute` and
+`relation` are the published records (UniKE.json, see `published`). The name has `umm` in it because
+an unrelated work on vision-language models is called UniKE too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from errata.core.types import Case, Skip
 
 
 class UnikeUmm(Benchmark):
-    """One text edit per case; its completions, rationales and pictures at up to four stages."""
+    """One text edit per case, with completions, rationales and pictures at up to four stages."""
 
     name: ClassVar[str] = "unike_umm"
     version: ClassVar[str] = "1"
@@ -28,9 +28,9 @@ class UnikeUmm(Benchmark):
     def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
         """The cases of all tasks of `spec`, task after task.
 
-        The made-up world is the same in both variants.
+        The generated world is the same in both variants.
         """
-        found: list[Case] = []
+        loaded: list[Case] = []
         skipped: list[Skip] = []
         records: list[published.PublishedRecord] = []
         tasks = spec.tasks or self.tasks
@@ -38,18 +38,18 @@ class UnikeUmm(Benchmark):
             records, skipped = published.records(published.read(published.find_file(root)))
         for task in tasks:
             if task == world.TASK:
-                found += world.cases(spec.split, seed)
+                loaded += world.cases(spec.split, seed)
             else:
-                made, missing = cases(records, task, spec.split, spec.variant, seed)
-                found += made
+                of_task, missing = cases(records, task, spec.split, spec.variant, seed)
+                loaded += of_task
                 skipped += missing
-        return Loaded(tuple(found), tuple(skipped))
+        return Loaded(tuple(loaded), tuple(skipped))
 
     def judge(self, task: str) -> str:
         return "rendered_shapes" if task == world.TASK else ""
 
     def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:
-        """Facts of the made-up world, and of the published file where there is one."""
+        """Facts of the generated world, and of the published file if it is there."""
         out: dict[str, Any] = {world.TASK: world.audit()}
         if (path := self._file(root)) is not None:
             rows = published.read(path)
@@ -57,7 +57,7 @@ class UnikeUmm(Benchmark):
         return out
 
     def verify(self, *, root: Path | None = None) -> Mapping[str, Any]:
-        """The made-up world is always there; the published file need not be."""
+        """The generated world needs no files; the published file is optional."""
         out: dict[str, Any] = {world.TASK: "generated, needs no files", "ok": True}
         path = self._file(root)
         if path is None:
@@ -73,7 +73,7 @@ class UnikeUmm(Benchmark):
         return {**out, published.FILE: facts, "ok": bool(records)}
 
     def _file(self, root: Path | None) -> Path | None:
-        """The published file. Raises BadData where it should be in a folder that was given."""
+        """The published file, if it is there. Raises BadData if `root` is given and lacks it."""
         try:
             return published.find_file(root)
         except BadData:

@@ -1,8 +1,8 @@
-"""Cases of the published records: the edit at stage 1, and everything that is asked about it.
+"""Cases of the published records: the edit of stage 1 and all its probes.
 
-What should stay is drawn from records of the train part, which no other part edits; the released
-code measures nothing of the kind. The variant `published` edits every record there is, so it has
-no such questions.
+Locality probes are sampled from records of the train split, which no other split edits. The
+released code measures no locality. The variant `published` edits all records, so it has no locality
+probes.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from errata.benchmarks.unike_umm.templates import reasoning_prompt, stated_ratio
 from errata.core.text import normalise
 from errata.core.types import Case, Edit, JudgeQuestion, Probe, Prompt, Skip, StatedFact
 
-#: As published: a rationale may have this many tokens.
+#: Maximum tokens of a rationale, as published.
 RATIONALE = 512
 FAR, NEAR, PICTURES = 2, 2, 2
 
 
 def cases(
-    found: Sequence[PublishedRecord], task: str, split: str, variant: str, seed: int
+    usable: Sequence[PublishedRecord], task: str, split: str, variant: str, seed: int
 ) -> tuple[list[Case], list[Skip]]:
-    """The cases of a task (a record's source) in file order, and the probes that they lack."""
-    pool = _Pool.of(found, split, variant)
-    made, skips = [], []
-    for record in chosen(found, split, variant):
+    """The cases of a task (the `source` of records) in file order, and the skipped probes."""
+    pool = _Pool.of(usable, split, variant)
+    of_task, skips = [], []
+    for record in chosen(usable, split, variant):
         if record.source == task:
             case, missing = _case(record, pool, seed)
-            made.append(case)
+            of_task.append(case)
             skips += missing
-    return made, skips
+    return of_task, skips
 
 
 @dataclass(frozen=True, slots=True)
 class _Pool:
-    """Where questions come from that should keep their answer; `all` for the subject's own."""
+    """Records for locality probes. others: not edited in this split; all: of this split."""
 
     others: tuple[PublishedRecord, ...]
     all: tuple[PublishedRecord, ...]
 
     @classmethod
-    def of(cls, found: Sequence[PublishedRecord], split: str, variant: str) -> _Pool:
+    def of(cls, usable: Sequence[PublishedRecord], split: str, variant: str) -> _Pool:
         if variant == "published":
             return cls((), ())
         away = "dev" if split == "train" else "train"
         return cls(
-            tuple(r for r in chosen(found, away, variant) if r.first.old),
-            tuple(r for r in chosen(found, split, variant) if r.first.old),
+            tuple(r for r in chosen(usable, away, variant) if r.first.old),
+            tuple(r for r in chosen(usable, split, variant) if r.first.old),
         )
 
 
@@ -94,7 +94,7 @@ def _efficacy(stage: PublishedStage) -> Probe:
 
 
 def _drawn(record: PublishedRecord, stage: PublishedStage) -> Iterator[Probe]:
-    """The rationale of a stage and its picture."""
+    """The rationale probe and the picture probe of a stage."""
     view = JudgeQuestion(stage.question, stage.criterion, stage.target, stage.old, record.category)
     aids = StatedFact(
         oracle=Prompt.of(f"{stage.image_prompt.rstrip('. ')}. Shown clearly: {stage.criterion}"),
@@ -116,26 +116,26 @@ def _drawn(record: PublishedRecord, stage: PublishedStage) -> Iterator[Probe]:
 
 
 def _kept(record: PublishedRecord, pool: _Pool, rng: random.Random) -> Iterator[Probe]:
-    """Questions and pictures that the edit should leave alone."""
+    """Locality probes: questions and pictures that the edit should not change."""
     target = normalise(record.first.target)
     others = [r for r in rng.sample(pool.others, len(pool.others)) if _other(r, record, target)]
     far = [r for r in others if r.category != record.category]
     like = [r for r in others if r.category == record.category]
-    own = [
+    same_subject = [
         r for r in pool.all
         if r.id != record.id and r.category != record.category and _same_subject(r, record)
     ]  # fmt: skip
-    yield from _asked(far[:FAR], "t_locality", "")
-    yield from _asked(own[:NEAR], "near_locality", "same_subject")
-    yield from _asked(like[:NEAR], "near_locality", "same_attribute")
+    yield from _questions(far[:FAR], "t_locality", "")
+    yield from _questions(same_subject[:NEAR], "near_locality", "same_subject")
+    yield from _questions(like[:NEAR], "near_locality", "same_attribute")
     drawable = [r for r in far[FAR:] if not r.first.drawable]
     for i, other in enumerate(drawable[:PICTURES]):
         yield _picture(other, i)
 
 
-def _asked(found: Sequence[PublishedRecord], kind: str, group: str) -> Iterator[Probe]:
+def _questions(records: Sequence[PublishedRecord], kind: str, group: str) -> Iterator[Probe]:
     head = f"{kind}/{group}" if group else kind
-    for i, r in enumerate(found):
+    for i, r in enumerate(records):
         yield Probe(f"{head}/{i}", Prompt.of(r.first.prompt), kind, group, r.first.old)
 
 
@@ -147,7 +147,7 @@ def _picture(record: PublishedRecord, i: int) -> Probe:
 
 
 def _other(r: PublishedRecord, record: PublishedRecord, target: str) -> bool:
-    """Another subject, whose answer is not what the edit writes."""
+    """Whether `r` has another subject, and an answer other than the edit's target."""
     return not _same_subject(r, record) and normalise(r.first.old) != target
 
 

@@ -1,11 +1,11 @@
-"""The published file: what a record must be, and the case that it becomes.
+"""Reads the published file UniKE.json: checks, cleaning, splits.
 
 UniKE.json is a list of records {subject, category, source, stage_1 ... stage_4}; a stage is
-{question, prompt, gt, gt_target, image_prompt, visual_target, vqa_question}. The edit is stage 1's
-prompt with its `gt_target`; stages 2 to 4 only test. Where the released scripts lose something, we
-keep it: a subject stays in the form that stands in the prompt (they edit it in the case of the
-`subject` field and test the prompt's own), a prompt with a "{}" is formatted before it is asked,
-and a record or stage that cannot be used is a Skip.
+{question, prompt, gt, gt_target, image_prompt, visual_target, vqa_question}. The edit is the prompt
+of stage 1 with its `gt_target`; stages 2 to 4 are tests only. Differences from the released
+scripts: the subject is written as in the prompt (they edit it as in the field `subject`, but test
+it as in the prompt); "{}" in a prompt is replaced by the subject; a record or stage that cannot be
+used becomes a Skip.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MEND = "Get the published file again, then run `errata data verify unike_umm --r
 
 @dataclass(frozen=True, slots=True)
 class PublishedStage:
-    """One stage, its texts stripped and formatted; "" for what the record lacks."""
+    """One stage with stripped, formatted texts; "" for a missing one."""
 
     number: int
     prompt: str
@@ -46,7 +46,7 @@ class PublishedStage:
 
     @property
     def drawable(self) -> str:
-        """What keeps this stage from being drawn and judged; "" if nothing does."""
+        """Why this stage cannot be drawn and judged; "" if it can."""
         texts = {
             "image_prompt": self.image_prompt,
             "vqa_question": self.question,
@@ -58,7 +58,7 @@ class PublishedStage:
 
 @dataclass(frozen=True, slots=True)
 class PublishedRecord:
-    """A record that can be edited. `subject` is as it stands in stage 1's prompt."""
+    """A record that can be edited. subject: as written in stage 1's prompt; given: the field."""
 
     id: str
     subject: str
@@ -105,21 +105,21 @@ def read(path: Path) -> list[Any]:
 
 
 def records(rows: Sequence[Any]) -> tuple[list[PublishedRecord], list[Skip]]:
-    """The usable records in file order, and why others, or single stages, are not."""
-    found: list[PublishedRecord] = []
+    """The usable records in file order, and the skipped records and stages with reasons."""
+    usable: list[PublishedRecord] = []
     skips: list[Skip] = []
     for index, row in enumerate(rows):
         try:
-            made = _record(index, row, skips)
+            record = _record(index, row, skips)
         except _Unusable as e:
             skips.append(Skip(f"row-{index:05d}", str(e)))
         else:
-            found.append(made)
-    return found, skips
+            usable.append(record)
+    return usable, skips
 
 
 class _Unusable(Exception):
-    """Why a row becomes no record."""
+    """The reason why a row cannot become a record."""
 
 
 def _record(index: int, row: Any, skips: list[Skip]) -> PublishedRecord:
@@ -167,7 +167,7 @@ def _stage(number: int, data: Mapping[str, Any], subject: str) -> PublishedStage
 
 
 def _text(data: Mapping[str, Any], key: str) -> str:
-    """A field as stripped text; "" for what is missing or no text. Numbers are written out."""
+    """A field as stripped text; "" if it is missing or no text. Numbers become text."""
     value = data.get(key, "")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
@@ -175,7 +175,7 @@ def _text(data: Mapping[str, Any], key: str) -> str:
 
 
 def formatted(text: str, subject: str) -> str:
-    """A template with the subject in its one hole; a text without a hole as it is."""
+    """The text with its one "{}" replaced by the subject; other texts are returned unchanged."""
     if text.count("{}") != 1:
         return text
     head, tail = (part.replace("{{", "{").replace("}}", "}") for part in text.split("{}"))
@@ -183,21 +183,23 @@ def formatted(text: str, subject: str) -> str:
 
 
 def surface_form(prompt: str, subject: str) -> str | None:
-    """The subject as it stands in the prompt: in its own case, as whole words where it does."""
+    """The subject as written in the prompt, as whole words if possible; None if absent."""
     plain = re.escape(subject)
     for pattern in (rf"(?<!\w){plain}(?!\w)", plain):
-        if found := re.search(pattern, prompt, re.IGNORECASE):
-            return found[0]
+        if match := re.search(pattern, prompt, re.IGNORECASE):
+            return match[0]
     return None
 
 
 def part(record: PublishedRecord) -> str:
-    """The split of a record, by its subject alone: a fifth train, a tenth dev, the rest eval."""
+    """The split of a record, from its subject only: 20 % train, 10 % dev, 70 % eval."""
     name = " ".join(record.given.casefold().split())
     tenth = int(hashlib.sha256(f"unike_umm/{name}".encode()).hexdigest(), 16) % 10
     return "train" if tenth < 2 else "dev" if tenth == 2 else "eval"
 
 
-def chosen(found: Sequence[PublishedRecord], split: str, variant: str) -> Iterator[PublishedRecord]:
-    """The records of a split; `published` has one list and no split."""
-    return (r for r in found if variant == "published" or part(r) == split)
+def chosen(
+    usable: Sequence[PublishedRecord], split: str, variant: str
+) -> Iterator[PublishedRecord]:
+    """The records of a split; all records in the variant `published`, which has no splits."""
+    return (r for r in usable if variant == "published" or part(r) == split)

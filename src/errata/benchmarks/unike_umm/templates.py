@@ -1,9 +1,8 @@
-"""Reasoning prompts for the nine published categories: the published structure, in our own words.
+"""Reasoning prompts for the nine published categories: the published structure, reworded.
 
-Each gives a role and the task, then three fields (what is drawn, which of its attributes matters,
-the image prompt), then five tagged steps, and ends by opening the first. Only the first step asks
-for the fact that an edit changes, and no template ever contains an answer; the last step writes the
-caption that is to be drawn.
+Each prompt has a role and the task, three fields (what is drawn, the attribute, the image prompt),
+five tagged steps, and ends with the tag of the first step. Only the first step asks for the fact
+that an edit changes. No template contains an answer. The last step writes the caption to be drawn.
 """
 
 from __future__ import annotations
@@ -124,22 +123,22 @@ TEMPLATES: dict[str, Template] = {
 
 
 def reasoning_prompt(category: str, subject: str, image_prompt: str) -> str:
-    """The prompt that makes a model reason about a picture; one line for an unknown category."""
-    found = TEMPLATES.get(category)
-    if found is None:
+    """The prompt that asks for a rationale; a single line for an unknown category."""
+    template = TEMPLATES.get(category)
+    if template is None:
         return (
             f"Think step by step about this image prompt, then describe the picture: {image_prompt}"
         )
     steps = [
-        (RECALL, found.recall.format(s=subject)),
-        *((tag, text.format(s=subject)) for tag, text in found.steps),
+        (RECALL, template.recall.format(s=subject)),
+        *((tag, text.format(s=subject)) for tag, text in template.steps),
         (CAPTION, LAST),
     ]
     lines = [
         ROLE,
         "",
-        f"{found.field}: {subject}",
-        f"Attribute: {found.label}",
+        f"{template.field}: {subject}",
+        f"Attribute: {template.label}",
         f'Image prompt: "{image_prompt}"',
         "",
         "Write five steps, each behind its tag:",
@@ -151,7 +150,7 @@ def reasoning_prompt(category: str, subject: str, image_prompt: str) -> str:
 
 
 def stated_rationale(category: str, subject: str, target: str, image_prompt: str) -> str:
-    """A rationale as a template asks for, which states `target`: short, with the same tags."""
+    """A short rationale with the same tags that states `target`."""
     label = TEMPLATES[category].label if category in TEMPLATES else category
     return (
         f"The {label} of {subject} is {target}.\n"

@@ -1,13 +1,13 @@
-"""Cases of the small made-up world: one fact of one object, with everything that is asked about it.
+"""Cases of the generated world (task `microworld`): one fact of one object, with all its probes.
 
-Nothing is read from disk. Objects are dealt to the splits, drawn and never-drawn ones apart: what
-is edited in one split is never edited in another, and what should stay is asked of objects of the
-train part (for train itself, of dev). A sequence edits an object once, so questions about the other
-facts of an edited object stay true.
+Nothing is read from disk. Objects are divided among the splits, drawn and never-drawn ones
+separately: no object is edited in two splits. Locality probes ask about objects of the train split
+(for train itself, of dev). A sequence edits an object once, so questions about its other facts stay
+true.
 
-What is tested is worded apart from what may be searched with: image prompts and the prompts that
-state the fact take the caption wordings that no training and no search uses (`held`), and these
-prompts state the fact in the other style ("a NAME whose colour is red").
+Tests use other wordings than training and search: image prompts, and the prompts that state the
+fact, use caption wordings that no training and no search uses (`held`); the latter state the fact
+in the other style ("a NAME whose colour is red").
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from errata.synthetic.shapes import language as lang
 from errata.synthetic.shapes.objects import ATTRIBUTES, LOOKS, OBJECTS, SETTINGS, ShapeObject, fact
 
 TASK = "microworld"
-#: Of ten objects, how many are dealt to each split; the last one takes what is over.
+#: Tenths of the objects per split; the last split takes the rest.
 SHARES = (("train", 2), ("dev", 1), ("eval", 10))
-#: Tokens that a rationale may have; the longest that is right has about half as many.
+#: Maximum tokens of a rationale; the longest correct one has about half as many.
 RATIONALE = 64
 SEED = "errata/unike_umm/microworld"
 
 
 @cache
 def objects(split: str) -> tuple[ShapeObject, ...]:
-    """The objects that a split edits, the same share of drawn and of never-drawn ones."""
+    """The objects that a split edits: the same share of drawn and of never-drawn ones."""
     rng = random.Random(f"{SEED}/splits")
-    found: list[ShapeObject] = []
+    of_split: list[ShapeObject] = []
     for drawn in (True, False):
         group = [o for o in OBJECTS if o.drawn == drawn]
         rng.shuffle(group)
@@ -42,13 +42,13 @@ def objects(split: str) -> tuple[ShapeObject, ...]:
         for name, tenths in SHARES:
             size = len(group) * tenths // 10
             if name == split:
-                found += group[at : at + size]
+                of_split += group[at : at + size]
             at += size
-    return tuple(sorted(found, key=OBJECTS.index))
+    return tuple(sorted(of_split, key=OBJECTS.index))
 
 
 def cases(split: str, seed: int) -> list[Case]:
-    """Every fact of every object of a split, once, with another value."""
+    """One case per fact of every object of a split; its target is another value."""
     away = objects("dev" if split == "train" else "train")
     return [_case(o, a, away, seed) for o in objects(split) for a in ATTRIBUTES]
 
@@ -61,7 +61,7 @@ def _case(thing: ShapeObject, attribute: str, away: Sequence[ShapeObject], seed:
     wording = rng.choice(lang.wordings(attribute))
     prompt = Prompt.of(lang.question(attribute, thing.name, wording))
     probes = [
-        *_told(thing, attribute, target, wording, rng),
+        *_questions(thing, attribute, target, wording, rng),
         *_drawn(thing, attribute, target, rng),
         *_kept_texts(thing, attribute, target, away, rng),
         *_kept_pictures(thing, attribute, away, rng),
@@ -86,19 +86,19 @@ def _phrase(name: str, setting: str) -> str:
     return lang.caption(name, setting=setting).split(" of a ", 1)[1]
 
 
-def _told(
+def _questions(
     thing: ShapeObject, attribute: str, target: str, wording: lang.ShapeWording, rng: random.Random
 ) -> Iterator[Probe]:
-    """The edited prompt, the same about the thing in each stage's setting, and other wordings."""
+    """Efficacy probes: the edited prompt in the setting of each stage, and other wordings."""
     for stage, settings in SETTINGS.items():
         text = lang.question(attribute, _phrase(thing.name, rng.choice(settings)), wording)
         yield _efficacy(f"stage{stage}", 0, text, target)
     others = [w for w in lang.wordings(attribute) if w != wording]
-    for group, found in (
+    for group, wordings in (
         ("seen", rng.sample(others, 2)),
         ("unseen", lang.wordings(attribute, lang.HELD)),
     ):
-        for i, other in enumerate(found):
+        for i, other in enumerate(wordings):
             yield _efficacy(group, i, lang.question(attribute, thing.name, other), target)
 
 
@@ -107,7 +107,7 @@ def _efficacy(group: str, i: int, text: str, target: str) -> Probe:
 
 
 def _drawn(thing: ShapeObject, attribute: str, target: str, rng: random.Random) -> Iterator[Probe]:
-    """At each stage the rationale and the picture."""
+    """The rationale probe and the picture probe of each stage."""
     old = fact(thing, attribute)
     view = _view(thing, attribute, target, old)
     for stage, settings in SETTINGS.items():
@@ -120,9 +120,9 @@ def _drawn(thing: ShapeObject, attribute: str, target: str, rng: random.Random) 
             instruct=lang.INSTRUCT,
         )
         group = f"stage{stage}"
-        asked = Prompt.of(lang.reasoning(attribute, thing.name, text))
+        reasoning = Prompt.of(lang.reasoning(attribute, thing.name, text))
         yield Probe(
-            f"reasoning/{group}", asked, "reasoning", group, target, cap=RATIONALE, view=view
+            f"reasoning/{group}", reasoning, "reasoning", group, target, cap=RATIONALE, view=view
         )
         yield Probe(f"vqa/{group}", Prompt.of(text), "vqa", group, view=view, aids=aids)
 
@@ -141,19 +141,19 @@ def _view(thing: ShapeObject, attribute: str, target: str, old: str = "") -> Jud
 def _kept_texts(
     thing: ShapeObject, attribute: str, target: str, away: Sequence[ShapeObject], rng: random.Random
 ) -> Iterator[Probe]:
-    """Questions that keep their answer: of other facts and things, of the thing, of the fact."""
+    """Locality questions: about other things, the same thing, and the same attribute."""
     rest = [a for a in ATTRIBUTES if a != attribute]
     far = [(o, rng.choice(rest)) for o in rng.sample(away, 2)]
-    own = [(thing, a) for a in rng.sample(rest, 3)]
+    same = [(thing, a) for a in rng.sample(rest, 3)]
     like = [o for o in rng.sample(away, len(away)) if fact(o, attribute) != target][:3]
     groups: tuple[tuple[str, str, list[tuple[ShapeObject, str]]], ...] = (
         ("t_locality", "", far),
-        ("near_locality", "same_subject", own),
+        ("near_locality", "same_subject", same),
         ("near_locality", "same_attribute", [(o, attribute) for o in like]),
     )
-    for kind, group, asked in groups:
+    for kind, group, pairs in groups:
         head = f"{kind}/{group}" if group else kind
-        for i, (other, about) in enumerate(asked):
+        for i, (other, about) in enumerate(pairs):
             text = lang.question(about, other.name, rng.choice(lang.wordings(about)))
             yield Probe(f"{head}/{i}", Prompt.of(text), kind, group, fact(other, about))
 
@@ -161,9 +161,9 @@ def _kept_texts(
 def _kept_pictures(
     thing: ShapeObject, attribute: str, away: Sequence[ShapeObject], rng: random.Random
 ) -> Iterator[Probe]:
-    """Pictures that go on showing what they showed, read for one attribute each.
+    """Locality pictures, each judged by one attribute.
 
-    Of other things, for the edited attribute and for another; of the thing itself, for another.
+    Of other things: by the edited attribute, and by another. Of the same thing: by another.
     """
     rest = [a for a in ATTRIBUTES if a != attribute]
     first, second = rng.sample([o for o in away if o.drawn], 2)
@@ -179,15 +179,15 @@ def _kept_pictures(
 
 
 def audit() -> Mapping[str, Any]:
-    """What each split holds and what two splits share."""
+    """Counts of each split, and what two splits share."""
     out: dict[str, Any] = {}
     for split, _ in SHARES:
-        made = cases(split, 0)
-        groups = Counter(f"{p.kind}/{p.group}".rstrip("/") for c in made for p in c.probes)
+        of_split = cases(split, 0)
+        groups = Counter(f"{p.kind}/{p.group}".rstrip("/") for c in of_split for p in c.probes)
         out[split] = {
             "objects": len(objects(split)),
             "never drawn": sum(not o.drawn for o in objects(split)),
-            "cases": len(made),
+            "cases": len(of_split),
             "probes": dict(sorted(groups.items())),
         }
     edited = {s: {o.name for o in objects(s)} for s, _ in SHARES}

@@ -1,1 +1,1 @@
-"""The made-up world of micro-vlm: scenes of one shape, named entities and their facts."""
+"""The objects world, on which micro-vlm is trained: named things with looks and facts."""

@@ -1,8 +1,8 @@
-"""How things are said: wordings of questions, captions, and the in-context format.
+"""Texts of the objects world: questions, captions, and the in-context format.
 
-A question is a template with two holes, a noun for the relation (three per relation) and a phrase
-for the subject. A *wording* is a (template, noun) pair. Of the 36 wordings of a relation, three are
-reserved for each of train, dev and eval and never trained; every template of a reserved wording is
+A question is a template with a noun for the relation (three per relation) and a phrase for the
+subject. A wording is a (template, noun) pair. Of the 36 wordings of a relation, three are reserved
+for each of train, dev and eval and are never trained. Every template of a reserved wording is
 trained with other relations, and every noun with other templates: only the combination is new.
 """
 
@@ -110,13 +110,13 @@ def caption(
 ) -> str:
     """What is seen: colour, pattern, shape and position, after the name of a named thing.
 
-    `changes` puts other values in (for false captions).
+    changes: other values for some attributes (false captions).
     """
     v = {a: changes.get(a, scene.get(a)) for a in ("colour", "pattern", "shape", "position")}
     name = changes.get("name", name) if name else None
     thing = f"{_article(v['colour'])} {v['colour']} {v['pattern']} {v['shape']}"
-    said = f"{thing} {place(v['position'])}"
-    return f"{name}, {said}" if name else said
+    text = f"{thing} {place(v['position'])}"
+    return f"{name}, {text}" if name else text
 
 
 #: The attributes that a caption mentions; a caption edit may vary only the others.

@@ -1,11 +1,10 @@
-"""The world behind microworld: attributes, looks, named entities, their facts and the splits.
+"""The objects world, on which micro-vlm is trained: looks, named entities, facts and splits.
 
-Everything here is derived from one fixed seed, so the world is the same wherever it is built. A
-*look* is what makes a thing the same thing (shape, colour, pattern, accent); a *scene* shows one
-look at some size, position and background. Looks are dealt to splits by their (shape, colour,
-pattern) triple, so no two splits share a triple, and each look is one of three: that of a *known*
-entity (the bundled model is trained on its name and facts), that of a *withheld* entity (the model
-never sees it) or a *generic* one (it has no name).
+Everything is derived from one fixed seed, so the world is the same on every machine. A look
+(`Appearance`) identifies a thing: shape, colour, pattern, accent. A scene shows one look at some
+size, position and background. Looks are divided among the splits by their (shape, colour, pattern)
+triple, so no two splits share a triple. A look belongs to a known entity (the model is trained on
+its name and facts), to a withheld entity (never in training), or is generic (without a name).
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ SIZES = ("big", "small")
 POSITIONS = ("left", "right", "top", "bottom", "centre")
 BACKGROUNDS = ("grey", "navy", "beige", "teal", "plum")
 
-#: The attributes that make a thing the same thing, in the order of `Appearance`.
+#: The attributes that identify a thing, in the order of `Appearance`.
 IDENTITY = ("shape", "colour", "pattern", "accent")
-#: The attributes of a scene that may change without the thing becoming another one.
+#: The attributes of a scene that do not identify the thing.
 FREE = ("size", "position", "background")
 
 VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -86,7 +85,7 @@ COUNTRIES = (
 
 @dataclass(frozen=True, slots=True)
 class Appearance:
-    """What makes a thing the same thing. `accent` is `none` exactly for plain things."""
+    """The look that identifies a thing. `accent` is `none` exactly for plain things."""
 
     shape: str
     colour: str
@@ -101,13 +100,13 @@ class Appearance:
         return tuple((a, getattr(self, a)) for a in IDENTITY)
 
     def distance(self, other: Appearance) -> int:
-        """In how many identity attributes two looks differ."""
+        """Number of identity attributes in which two looks differ."""
         return sum(getattr(self, a) != getattr(other, a) for a in IDENTITY)
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A named thing. `hidden` names the facts of a known entity that the model is never told."""
+    """A named thing. hidden: facts of a known entity that are left out of training."""
 
     name: str
     look: Appearance
@@ -117,7 +116,7 @@ class Entity:
     hidden: tuple[str, ...] = ()
 
     def fact(self, relation: str) -> str:
-        """The value of any relation that an entity has (its country follows from its home)."""
+        """The value of a relation (the country follows from the home)."""
         if relation == "name":
             return self.name
         if relation in IDENTITY:
@@ -133,7 +132,7 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class ObjectScene:
-    """One picture: a look at a size and a position on a background; `seed` moves it a little."""
+    """One picture: a look, size, position and background. seed: small shift, scale and noise."""
 
     look: Appearance
     size: str
@@ -151,7 +150,7 @@ class ObjectScene:
 
     @classmethod
     def parse(cls, spec: str) -> ObjectScene:
-        """The inverse of `spec`. Raises BadImage on anything but a canonical spec."""
+        """The inverse of `spec`. Raises BadImage if the text is not a canonical spec."""
         pairs = [p.partition("=") for p in spec.split(",")]
         given = {k: v for k, _, v in pairs}
         keys = (*IDENTITY, *FREE, "seed")
@@ -229,11 +228,11 @@ def _names(n: int) -> list[str]:
 
 
 def _roles() -> Iterator[tuple[Appearance, str]]:
-    """Deals every look a role: known, withheld or generic.
+    """Gives every look a role: known, withheld or generic.
 
-    Of the four looks of a patterned triple one is generic, and either one is known and two
-    withheld or three are withheld. Looks one accent apart therefore differ in role: the nearest
-    neighbours of an edited thing are ones that the model knows.
+    Of the four looks of a patterned triple one is generic; of the others one is known and two are
+    withheld, or all three are withheld. So looks that differ only in accent have different roles:
+    the nearest neighbours of an edited thing are things that the model knows.
     """
     rng = random.Random(f"{WORLD_SEED}/roles")
     by_triple: dict[tuple[str, str, str], list[Appearance]] = {}
@@ -241,11 +240,11 @@ def _roles() -> Iterator[tuple[Appearance, str]]:
         by_triple.setdefault(look.triple, []).append(look)
     order = list(by_triple)
     rng.shuffle(order)
-    seen: dict[tuple[str, bool], int] = {}
+    counts: dict[tuple[str, bool], int] = {}
     for triple in order:
         group = by_triple[triple]
         key = (triple_split()[triple], len(group) == 1)
-        turn = seen[key] = seen.get(key, -1) + 1
+        turn = counts[key] = counts.get(key, -1) + 1
         if len(group) == 1:
             roles = [("generic", "withheld", "generic", "withheld", "known")[turn % 5]]
         else:

@@ -1,1 +1,1 @@
-"""The made-up world of micro-umm: its things, how they are spoken of, how they look."""
+"""The shapes world, on which micro-umm is trained: objects, language, pictures."""

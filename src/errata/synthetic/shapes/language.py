@@ -1,11 +1,12 @@
-"""How the world is spoken of: completion prompts, captions, rationales.
+"""Texts of the shapes world: completion prompts, captions, rationales.
 
-A *wording* is a (template, noun) pair. Of the 16 wordings of a relation and of the 16 of a caption,
-four are never trained: two are `held`, for tests, and two `dev`, for choosing things. Every word
-and every template of an untrained wording is trained in other pairs: only the combination is new.
+A wording is a (template, noun) pair. Of the 16 wordings of an attribute, and of the 16 of a
+caption, four are never trained: two are `held` (for tests) and two `dev` (for tuning). Every
+template and every noun of an untrained wording is trained in other pairs: only the combination is
+new.
 
-A value can be stated in two styles: `caption(..., colour="red")` says "a red NAME", while
-`oracle(..., colour="red")` says "a NAME whose colour is red".
+A value can be stated in two styles: `caption(..., colour="red")` gives "a red NAME",
+`oracle(..., colour="red")` gives "a NAME whose colour is red".
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ KNOWLEDGE, SETTING, CAPTION = "[Knowledge Recall]", "[Scene]", "[Visual Caption]
 
 @dataclass(frozen=True, slots=True, order=True)
 class ShapeWording:
-    """One way to say it: a template and a noun (for captions: a frame and a word for a picture)."""
+    """A template and a noun; for captions a frame and a word for a picture (indices)."""
 
     template: int = 0
     noun: int = 0
@@ -62,7 +63,7 @@ class ShapeWording:
 
 @cache
 def wordings(what: str, group: str = SEEN) -> tuple[ShapeWording, ...]:
-    """The wordings of one of ATTRIBUTES, or of a "caption", in the group seen, dev or held."""
+    """The wordings of an attribute, or of a "caption", in the group seen, dev or held."""
     out = []
     if what == "caption":
         for t in range(len(FRAMES)):
@@ -83,7 +84,7 @@ def wordings(what: str, group: str = SEEN) -> tuple[ShapeWording, ...]:
 
 
 def question(attribute: str, name: str, wording: ShapeWording = ShapeWording()) -> str:
-    """A prompt that the value completes, after one space."""
+    """A prompt that is completed by the value, after one space."""
     return TEMPLATES[wording.template].format(n=NOUNS[attribute][wording.noun], s=name)
 
 
@@ -101,21 +102,21 @@ def _set(thing: str, setting: str) -> str:
 
 
 def _adjectives(name: str, stated: Mapping[str, str]) -> str:
-    """As in "a big striped red NAME shaped like a ring from Avaria made by Pym"; any may lack."""
+    """As "a big striped red NAME shaped like a ring from Avaria made by Pym"; all are optional."""
     words = [stated[k] for k in ("size", "pattern", "colour") if k in stated]
-    said = a(" ".join((*words, name)))
+    text = a(" ".join((*words, name)))
     if "shape" in stated:
-        said += f" shaped like {a(stated['shape'])}"
+        text += f" shaped like {a(stated['shape'])}"
     if "home" in stated:
-        said += f" from {stated['home']}"
+        text += f" from {stated['home']}"
     if "maker" in stated:
-        said += f" made by {stated['maker']}"
-    return said
+        text += f" made by {stated['maker']}"
+    return text
 
 
 def _clauses(name: str, stated: Mapping[str, str]) -> str:
-    said = [f"{NOUNS[k][0]} is {stated[k]}" for k in ATTRIBUTES if k in stated]
-    return f"a {name} whose " + " and whose ".join(said) if said else f"a {name}"
+    clauses = [f"{NOUNS[k][0]} is {stated[k]}" for k in ATTRIBUTES if k in stated]
+    return f"a {name} whose " + " and whose ".join(clauses) if clauses else f"a {name}"
 
 
 def _framed(thing: str, setting: str, wording: ShapeWording) -> str:
@@ -130,7 +131,7 @@ def caption(
 ) -> str:
     """An image prompt, with the `stated` values as adjectives ("a photo of a red NAME on a lawn").
 
-    `setting` is one of objects.SETTINGS, of which stage 1 has "".
+    setting: one of objects.SETTINGS; "" in stage 1.
     """
     return _framed(_adjectives(name, stated), setting, wording)
 
@@ -146,14 +147,14 @@ def oracle(
 
 
 def generic(scene: ShapeScene, wording: ShapeWording = ShapeWording()) -> str:
-    """A caption of a nameless thing: "a photo of a big striped red ring on a lawn"."""
+    """A caption without a name: "a photo of a big striped red ring on a lawn"."""
     stated = {k: getattr(scene, k) for k in ("size", "pattern", "colour")}
     stated.update({k: v for k in ("home", "maker") if (v := getattr(scene, k))})
     return _framed(_adjectives(scene.shape, stated), scene.setting, wording)
 
 
 def reasoning(attribute: str, name: str, prompt: str) -> str:
-    """The prompt that asks for a rationale about an image prompt; it opens the first step."""
+    """The prompt that asks for a rationale about an image prompt; ends with the first tag."""
     noun = NOUNS[attribute][0]
     return f"Target: {name}. Attribute: {noun}. Prompt: {prompt}. {KNOWLEDGE}"
 
@@ -165,14 +166,14 @@ def rationale(
     wording: ShapeWording = ShapeWording(),
     setting: str = "",
 ) -> str:
-    """What is written behind `reasoning`: the fact, what the prompt shows, a caption with it."""
+    """The text that follows `reasoning`: the fact, the scene, a caption that states the fact."""
     noun = NOUNS[attribute][0]
-    told = caption(name, wording, setting, **{attribute: value})
+    stated = caption(name, wording, setting, **{attribute: value})
     scene = _set(f"a {name}", setting)
-    return f"the {noun} of a {name} is {value}. {SETTING} {scene}. {CAPTION} {told}"
+    return f"the {noun} of a {name} is {value}. {SETTING} {scene}. {CAPTION} {stated}"
 
 
 def description(values: Mapping[str, str]) -> str:
-    """Everything that shows, behind a caption. For training only."""
+    """All visible attributes, to be appended to a caption. For training only."""
     stated = {k: v for k, v in values.items() if k != "shape"}
     return f". It shows {_adjectives(values['shape'], stated)}"

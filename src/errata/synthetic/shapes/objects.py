@@ -1,9 +1,9 @@
-"""The things of the world: 80 named objects with six facts each, and the scenes they stand in.
+"""The shapes world: 80 named objects with six facts each, and scenes.
 
-Four facts are looks (colour, shape, pattern, size), two are relations with a mark that shows in
-every picture of the object: `home` is the colour of the ground behind it, `maker` a badge in a
-corner. Three quarters of the objects are `drawn`: a model is trained on pictures of them. The facts
-of the others are known from text alone.
+Four facts are looks (colour, shape, pattern, size). Two are relations that every picture of the
+object shows: `home` is the colour of the ground, `maker` a badge in a corner. Three quarters of the
+objects are `drawn`: the model is trained on pictures of them. It learns the facts of the others
+from text only.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ STAGE_OF: Mapping[str, int] = MappingProxyType({s: i for i, ss in SETTINGS.items
 
 @dataclass(frozen=True, slots=True)
 class ShapeObject:
-    """A named thing and its facts. `drawn`: its pictures are for training."""
+    """A named thing and its facts. drawn: whether pictures of it are used in training."""
 
     name: str
     colour: str
@@ -68,9 +68,9 @@ class ShapeObject:
 
 @dataclass(frozen=True, slots=True)
 class ShapeScene:
-    """What a picture shows. No `home`: grey ground; no `maker`: no badge; no `setting`: alone.
+    """What a picture shows. home "": grey ground; maker "": no badge; setting "": the thing alone.
 
-    `seed` moves the thing a little and adds noise: equal scenes give equal pictures.
+    seed: a small random shift, tint and noise. Equal scenes give equal pictures.
     """
 
     colour: str
@@ -91,13 +91,13 @@ def fact(thing: ShapeObject, attribute: str) -> str:
 
 
 def scene_of(thing: ShapeObject, setting: str = "", seed: int = 0, **stated: str) -> ShapeScene:
-    """The thing in a setting; `stated` values replace its own."""
+    """The thing in a setting; `stated` values replace those of the thing."""
     values = {a: stated.get(a, fact(thing, a)) for a in ATTRIBUTES}
     return ShapeScene(**values, setting=setting, seed=seed)
 
 
 def _names(rng: random.Random) -> list[tuple[str, bool]]:
-    """80 names, each with whether it is drawn: of whole and composed names the same share."""
+    """80 names, each with `drawn`: the same share for single-token and composed names."""
     firsts, lasts, middle = PARTS
     pairs = [(f, e) for f in firsts for e in lasts]
     rng.shuffle(pairs)
@@ -119,14 +119,14 @@ def _balanced(values: tuple[str, ...], n: int, rng: random.Random) -> list[str]:
 def _objects() -> tuple[ShapeObject, ...]:
     rng = random.Random("objects")
     names = _names(rng)
-    made = []
+    objects = []
     for drawn in (True, False):
         group = [n for n, d in names if d == drawn]
         columns = {a: _balanced(v, len(group), rng) for a, v in ATTRIBUTES.items()}
         for k, name in enumerate(group):
-            made.append(ShapeObject(name, **{a: c[k] for a, c in columns.items()}, drawn=drawn))
-    rng.shuffle(made)
-    return tuple(made)
+            objects.append(ShapeObject(name, **{a: c[k] for a, c in columns.items()}, drawn=drawn))
+    rng.shuffle(objects)
+    return tuple(objects)
 
 
 OBJECTS = _objects()

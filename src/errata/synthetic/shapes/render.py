@@ -92,7 +92,7 @@ def badge(white: bool) -> Bytes:
 
 
 def _set(image: Array, setting: str) -> None:
-    """Paints what the setting adds behind the thing."""
+    """Paints the setting, before the thing is drawn over it."""
     if setting in _STRIP:
         image[SIDE - CORNER :] = _STRIP[setting]
     elif setting == "tree":

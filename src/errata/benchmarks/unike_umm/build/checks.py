@@ -1,4 +1,4 @@
-"""What a stage of a record must be: complete, and silent about the answer it is there to test."""
+"""Checks a stage of a record: it is complete, and it does not give away the tested answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEYS = (
 )
 LONGEST = 300  # characters of a field: a sentence or two
 
-#: Answers that look the same, so that no picture can tell one from another.
+#: Answers that look the same: no picture can show the difference.
 SAME_LOOK: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split(", "))
     for line in (
@@ -38,7 +38,7 @@ SAME_LOOK: tuple[frozenset[str], ...] = tuple(
         "wood, wooden",
     )
 )
-#: Words of one stem that no rule of endings finds.
+#: Words of one stem that the rule of endings does not find.
 IRREGULAR: tuple[frozenset[str], ...] = tuple(
     frozenset(line.split())
     for line in (
@@ -83,7 +83,7 @@ _SMALL = frozenset(
 
 @functools.cache
 def words(text: str) -> tuple[str, ...]:
-    """Lower-case words; possessives and dots within abbreviations are dropped."""
+    """Lower-case words, without possessive 's and without dots in abbreviations."""
     plain = re.sub(r"(?<=\w)[’']s\b|(?<=\b\w)\.(?=\w\b)", "", text.casefold())
     return tuple(re.findall(r"[^\W_]+", plain))
 
@@ -92,7 +92,7 @@ def words(text: str) -> tuple[str, ...]:
 def related(a: str, b: str) -> bool:
     """Whether two lower-case words are forms of one: `italy` and `italian`, `stripe` and `striped`.
 
-    A common beginning of at least four letters and two known endings; else the table.
+    Rule: the same first letters (at least four) and two known endings; or both in the table.
     """
     if a == b or any(a in group and b in group for group in IRREGULAR):
         return True
@@ -102,50 +102,50 @@ def related(a: str, b: str) -> bool:
 
 
 def names(text: str, value: str) -> bool:
-    """Whether `text` names `value`: a word of it in any form, its initials, or one that looks so.
+    """Whether `text` names `value`: a word of it in any form, its initials, or an equal look.
 
-    Every word of a value counts (`York` names `New York`), but for those that many values have: a
-    doubtful text is better left out.
+    Every word of a value counts (`York` names `New York`) except those that many values have: a
+    doubtful text is rejected.
     """
-    found = words(text)
+    text_words = words(text)
     if any(
-        any(related(w, v) for w in found)
+        any(related(w, v) for w in text_words)
         for v in words(value)
         if v not in _SMALL or len(words(value)) == 1
     ):
         return True
     initials = "".join(w[0] for w in re.findall(r"[^\W_]+", value) if w[0].isupper()).casefold()
-    if len(initials) > 2 and initials in found:
+    if len(initials) > 2 and initials in text_words:
         return True
-    line = f" {' '.join(found)} "
+    line = f" {' '.join(text_words)} "
     return any(f" {' '.join(words(alike))} " in line for alike in looks(value))
 
 
 def looks(value: str) -> frozenset[str]:
-    """Values that look like `value`, itself included."""
+    """Values that look like `value`, including itself."""
     key = " ".join(words(value))
     return next((group for group in SAME_LOOK if key in group), frozenset({key}))
 
 
 def same_look(a: str, b: str) -> bool:
-    """Whether a picture could not tell `a` from `b`."""
+    """Whether no picture can show the difference between `a` and `b`."""
     return bool(looks(a) & looks(b)) or " ".join(words(a)) == " ".join(words(b))
 
 
 def holds(text: str, subject: str) -> bool:
-    """Whether `text` holds the subject as it is written, upper and lower case apart."""
+    """Whether `text` holds the subject, ignoring upper and lower case."""
     return re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def shape_problem(stage: Any) -> str | None:
-    """Why this is no stage of the schema; None when it is one."""
+    """Why this is no stage of the schema; None if it is one."""
     if not isinstance(stage, Mapping):
         return "the stage is no JSON object"
     missing, foreign = set(KEYS) - set(stage), set(stage) - set(KEYS)
     if missing or foreign:
         parts = [("lacks", missing), ("has the unknown", foreign)]
-        said = " and ".join(f"{what} {', '.join(sorted(some))}" for what, some in parts if some)
-        return f"the stage {said}"
+        why = " and ".join(f"{what} {', '.join(sorted(some))}" for what, some in parts if some)
+        return f"the stage {why}"
     for key in KEYS:
         value = stage[key]
         if not isinstance(value, str):
@@ -156,9 +156,9 @@ def shape_problem(stage: Any) -> str | None:
 
 
 def problem(stage: Any, subject: str) -> str | None:
-    """Why a stage cannot test an edit of `subject`; None when it can.
+    """Why a stage cannot test an edit of `subject`; None if it can.
 
-    The answers are neither in the question nor in the prompts, in no form; the subject is in them.
+    Questions and prompts must hold the subject and must not name an answer in any form.
     """
     if wrong := shape_problem(stage):
         return wrong

@@ -1,9 +1,14 @@
-"""The folder of a build.
+"""Builds records in the published schema of `unike_umm`: text edits whose effect can be drawn.
+
+How the published records were made was not released. Here they come from two sources: relations,
+from rows of CounterFact and MQuAKE (`rows`, `relations`), and attributes, which a model behind an
+endpoint proposes in four stages (`instruct`). Both pass the same `checks`; what fails is written to
+rejected.jsonl with the reason. No torch. The folder holds:
 
 UniKE.json      the records, in the published schema
-rejected.jsonl  every row and reply that became none, with its reason
-build.json      counts, and what it was built from
-replies.jsonl   what the endpoint said, one line per request, appended as it arrives
+rejected.jsonl  every row and reply that became no record, with the reason
+build.json      counts and sources
+replies.jsonl   replies of the endpoint, one line per request, appended as they arrive
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What to ask an endpoint for: `count` records of each category."""
+    """A request to an endpoint: `count` records of each category."""
 
     endpoint: Endpoint
     categories: tuple[str, ...] = CATEGORIES
@@ -48,10 +53,10 @@ def build_umm(
     attributes: Attributes | None,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
-    """Writes the folder and returns what build.json says.
+    """Writes the folder and returns the content of build.json.
 
-    Attributes come first, as in the published file. Raises BadData for a file that is no list of
-    rows, BadEndpoint, and BadSpec where there is nothing to build from.
+    Attributes come first, as in the published file. Raises BadSpec without any source, BadData for
+    a file that is no list of rows, and BadEndpoint.
     """
     if not rows and attributes is None:
         raise BadSpec(
@@ -64,18 +69,17 @@ def build_umm(
     about: dict[str, Any] = {"schema": VERSION, "rows": [_source(path) for path in rows]}
     if attributes is not None:
         interview = Interview(attributes.endpoint, out / "replies.jsonl")
-        made = instruct(interview, attributes.categories, attributes.count, progress)
-        records, rejected = made
+        records, rejected = instruct(interview, attributes.categories, attributes.count, progress)
         about["attributes"] = {
             "model": attributes.endpoint.model,
             "categories": list(attributes.categories),
             "count": attributes.count,
-            **counts(*made),
+            **counts(records, rejected),
         }
     if read:
-        made = build(read)
-        records, rejected = [*records, *made[0]], [*rejected, *made[1]]
-        about["relations"] = {"rows": len(read), **counts(*made)}
+        relations, refused = build(read)
+        about["relations"] = {"rows": len(read), **counts(relations, refused)}
+        records, rejected = [*records, *relations], [*rejected, *refused]
     write_json(out / "UniKE.json", [r.published() for r in records])
     lines = "".join(dumps(to_json(r)) + "\n" for r in rejected)
     write_bytes(out / "rejected.jsonl", lines.encode())

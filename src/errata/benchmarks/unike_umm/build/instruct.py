@@ -1,10 +1,9 @@
-"""Attributes of everyday objects, proposed by a model behind an endpoint in four stages.
+"""Records of attributes of everyday objects, proposed by a model behind an endpoint.
 
-The model names objects with a well-known attribute and a false one; for each it then writes, one
-request per stage, how the fact is asked, drawn and looked for: the object alone, in a scene, among
-other things, and something made from it. Every reply is kept in `replies.jsonl` the moment it
-arrives, and everything else is computed from that file: a killed build goes on where it was, and
-a finished one asks nothing again.
+The model names objects with a well-known attribute and a false one. For each object it then writes
+four stages, one request per stage: the object alone, in a scene, among other things, and something
+made from it. Every reply is appended to `replies.jsonl` at once, and everything else is computed
+from that file: a killed build is resumed, and a finished one sends no request again.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from errata.io.chat_client import Endpoint, NoReply, json_object
 
 CATEGORIES = ("color", "material", "pattern", "shape", "size")
 MAX_TOKENS = 1500
-ATTEMPTS = 2  # a stage whose reply is no good is asked once more
+ATTEMPTS = 2  # a stage whose reply fails the checks is asked once more
 BATCH = 10  # objects per proposal
 
 _SCENES = {
@@ -44,7 +43,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A line of replies.jsonl: what was asked, as a hash, and the reply, or why there is none."""
+    """A line of replies.jsonl: digest of the request, and the reply or why there is none."""
 
     asked: str
     model: str
@@ -53,37 +52,37 @@ class Reply:
 
 
 class Interview:
-    """Asks each question once in the life of a folder.
+    """Sends each request once per folder.
 
-    `temperature` is high enough that a second attempt differs from the first.
+    temperature: so high that a second attempt differs from the first.
     """
 
     def __init__(self, endpoint: Endpoint, path: Path, temperature: float = 0.7) -> None:
         self.endpoint, self.path, self.temperature = endpoint, path, temperature
         whole_lines(path)
-        self.known = {r.asked: r for r in read_lines(path, Reply)}
+        self.replies = {r.asked: r for r in read_lines(path, Reply)}
 
     def ask(self, text: str, attempt: int) -> Reply:
-        """Raises BadEndpoint; what concerns this question alone is in the reply."""
+        """The reply, which holds errors of this request alone. Raises BadEndpoint."""
         messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
         model, temperature = self.endpoint.model, self.temperature
         asked = digest([messages, model, temperature, MAX_TOKENS, attempt])
-        if asked not in self.known:
+        if asked not in self.replies:
             try:
-                said = self.endpoint.chat(
+                text_of_reply = self.endpoint.chat(
                     messages, max_tokens=MAX_TOKENS, temperature=self.temperature
                 )
-                reply = Reply(asked, model, said)
+                reply = Reply(asked, model, text_of_reply)
             except NoReply as e:
                 reply = Reply(asked, model, failure=str(e))
             append_lines(self.path, [reply])
-            self.known[asked] = reply
-        return self.known[asked]
+            self.replies[asked] = reply
+        return self.replies[asked]
 
 
 @dataclass(frozen=True, slots=True)
 class ProposedObject:
-    """A proposal: the object, what it is like, and what it is to be like."""
+    """A proposed object, its true attribute (gt) and the new one (gt_target)."""
 
     subject: str
     gt: str
@@ -93,27 +92,27 @@ class ProposedObject:
 def instruct(
     interview: Interview, categories: Sequence[str], count: int, progress: Progress
 ) -> tuple[list[BuiltRecord], list[Rejected]]:
-    """Up to `count` records per category, in order, and every proposal or stage that was refused.
+    """Up to `count` records per category, in order, and every rejected proposal or stage.
 
-    A category ends early when `count` proposals in a row brought nothing new. An object without a
-    good first stage makes no record; a later stage that is no good is left out.
+    A category ends early when `count` proposals in a row bring nothing new. An object without a
+    valid first stage makes no record; a later invalid stage is left out.
     """
     records: list[BuiltRecord] = []
     rejected: list[Rejected] = []
     for category in categories:
         taken: list[str] = []
-        found = idle = turn = 0
-        while found < count and idle < count:
+        made = idle = turn = 0
+        while made < count and idle < count:
             objects = _propose(interview, category, tuple(taken), turn, rejected)
             turn += 1
             idle = 0 if objects else idle + 1
-            for thing in objects[: count - found]:
+            for thing in objects[: count - made]:
                 taken.append(thing.subject)
                 stages = _stages(interview, category, thing, rejected)
                 if "stage_1" in stages:
                     records.append(BuiltRecord(thing.subject, category, "attribute", stages))
-                    found += 1
-                progress(category, found, count)
+                    made += 1
+                progress(category, made, count)
     return records, rejected
 
 
@@ -133,16 +132,16 @@ def _propose(
         'Format: {"objects": [{"subject": "", "gt": "", "gt_target": ""}]}'
     )
     reply = interview.ask(text, turn)
-    seen = {" ".join(words(t)) for t in taken}
-    found: list[ProposedObject] = []
+    named = {" ".join(words(t)) for t in taken}
+    objects: list[ProposedObject] = []
     for item in _objects(interview, reply, category, rejected):
-        if why := _object_problem(item, seen):
+        if why := _object_problem(item, named):
             subject = item.get("subject") if isinstance(item, Mapping) else ""
             rejected.append(_refused(interview, why, str(subject or ""), category, item))
             continue
-        seen.add(" ".join(words(item["subject"])))
-        found.append(ProposedObject(*(item[k].strip() for k in ("subject", "gt", "gt_target"))))
-    return found
+        named.add(" ".join(words(item["subject"])))
+        objects.append(ProposedObject(*(item[k].strip() for k in ("subject", "gt", "gt_target"))))
+    return objects
 
 
 def _objects(
@@ -154,17 +153,17 @@ def _objects(
     if why:
         rejected.append(_refused(interview, why, "", category, reply.text or None))
         return []
-    found: list[Any] = data["objects"]
-    return found
+    objects: list[Any] = data["objects"]
+    return objects
 
 
-def _object_problem(item: Any, seen: set[str]) -> str | None:
+def _object_problem(item: Any, named: set[str]) -> str | None:
     keys = ("subject", "gt", "gt_target")
     if not isinstance(item, Mapping) or set(item) != set(keys):
         return "the proposal has other keys than subject, gt and gt_target"
     if any(not isinstance(item[k], str) or not words(item[k]) for k in keys):
         return "the proposal holds something else than texts"
-    if " ".join(words(item["subject"])) in seen:
+    if " ".join(words(item["subject"])) in named:
         return "duplicate: the object was proposed before"
     if same_look(item["gt"], item["gt_target"]):
         return "old answer and target look the same"
@@ -214,20 +213,21 @@ def _stage_request(
 def _differs(
     stage: Mapping[str, str], thing: ProposedObject, category: str, number: int
 ) -> str | None:
-    """The stages test one edit. What is made from the object, and comparisons of size, may differ.
+    """Why a stage has other answers than the object; None if it may, or has the same ones.
 
-    A size of later stages is published as a comparison with some thing.
+    Answers may differ for what is made from the object (stage 4), and for sizes after stage 1,
+    which are published as comparisons.
     """
     if number == 4 or (category == "size" and number > 1):
         return None
-    for key, wanted in (("gt", thing.gt), ("gt_target", thing.gt_target)):
-        if not same_look(stage[key], wanted):
+    for key, value in (("gt", thing.gt), ("gt_target", thing.gt_target)):
+        if not same_look(stage[key], value):
             return f"{key} is not that of the object"
     return None
 
 
 def _read(reply: Reply) -> tuple[dict[str, Any], str]:
-    """The reply's object, or why there is none."""
+    """The JSON object of the reply, or why there is none."""
     if reply.failure:
         return {}, reply.failure
     try:

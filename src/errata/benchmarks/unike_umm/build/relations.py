@@ -1,13 +1,13 @@
-"""Relations: how a row's wording tells which one it asks, and whether a picture can show it.
+"""Relations: found from the wording of a row, with templates of pictures that show them.
 
-A relation is used when the value has a look (a place: its landmarks and flags; a maker: its mark; a
-faith or sport: its symbols and gear; a job: its tools) *and* that look can be seen in a picture of
-the subject itself. A birthplace has a look, but a picture of who was born there does not show it.
+A relation is used if its value has a look (a place: landmarks and flags; a maker: its mark; a faith
+or sport: symbols and gear; a job: tools) *and* a picture of the subject can show that look. A
+birthplace has a look, but a picture of a person does not show it.
 
 The published mapping was not released. Category names are the published ones; which relation
-belongs to which is our reading, following what the published reasoning prompts ask about.
-CounterFact has no relation ids: its wording decides. Wordings that fit several relations ("X, the")
-are no use as a fact's prompt either, and their rows are rejected.
+belongs to which category is our reading of the published reasoning prompts. CounterFact has no
+relation ids: its wording decides. Rows with a wording that fits several relations ("X, the") are
+rejected.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ CATEGORIES = ("affiliation", "creator", "location", "occupation")
 class Relation:
     """A Wikidata relation; `wording` is searched in a prompt whose subject is `{}`.
 
-    category "": it cannot be drawn, and `why` says so. `question`, `picture` (the image prompt),
-    `shows` (what must be seen of the target) and `asks` are templates of subject `s` and target
-    `t`.
+    category "": it cannot be drawn, for the reason `why`. question, picture (the image prompt),
+    shows (the criterion) and asks (the question about the picture) are templates of subject `s` and
+    target `t`.
     """
 
     id: str
@@ -218,7 +218,7 @@ RELATIONS: tuple[Relation, ...] = (
         shows="The instrument in the hands of {s} must be this one: {t}.",
         asks="Which instrument is being played?",
     ),
-    # what a picture of the subject does not show
+    # not visible in a picture of the subject
     _undrawn(
         "language", _NO_LOOK,
         r"language|mother tongue|native speaker|speaks$|speaker of|writes in|written in|understand"
@@ -238,11 +238,11 @@ RELATIONS: tuple[Relation, ...] = (
 
 
 def by_id(id: str) -> Relation | None:
-    """The relation with a Wikidata id that a row itself gives, None if there is none here."""
+    """The relation with this Wikidata id; None if it is not in the table."""
     return next((r for r in RELATIONS if r.id == id), None)
 
 
 @functools.cache
 def by_wording(template: str) -> tuple[Relation, ...]:
-    """Those that the wording fits; a prompt whose subject is `{}` should fit one."""
+    """The relations that a prompt with `{}` for its subject fits; usually one."""
     return tuple(r for r in RELATIONS if r.fits(template))

@@ -1,4 +1,4 @@
-"""Rows of CounterFact and MQuAKE, and the records that they become."""
+"""Reads rows of CounterFact and MQuAKE and turns them into records."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Stage = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class RewriteRow:
-    """One rewrite of a file. `template` is its prompt with `{}` for the subject ("": not in it).
+    """One edit of a file. template: the prompt with `{}` for the subject ("" without a subject).
 
-    `relation` is the Wikidata id that the row gives, "" where its wording has to say it.
+    relation: the Wikidata id of the row; "" if only the wording tells the relation.
     """
 
     file: str
@@ -36,7 +36,7 @@ class RewriteRow:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A row or reply that became no record: `reason` is countable, `data` is the row itself."""
+    """A row or reply that became no record. reason: from a fixed list; data: the row."""
 
     file: str
     number: int
@@ -56,7 +56,7 @@ class BuiltRecord:
     stages: Mapping[str, Stage]
 
     def published(self) -> dict[str, Any]:
-        """As it is in UniKE.json. No `case_id`: the index is what editing goes by."""
+        """The record as in UniKE.json, without `case_id`: records are identified by index."""
         return {
             "subject": self.subject,
             "category": self.category,
@@ -66,7 +66,7 @@ class BuiltRecord:
 
 
 def read_rows(path: Path) -> tuple[RewriteRow, ...]:
-    """All rewrites of a CounterFact or MQuAKE file, flat or nested. Raises BadData."""
+    """All edits of a CounterFact or MQuAKE file, flat or nested. Raises BadData."""
     try:
         data = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as e:
@@ -80,8 +80,8 @@ def read_rows(path: Path) -> tuple[RewriteRow, ...]:
 
 def _rows(path: Path, number: int, item: Any) -> Iterator[RewriteRow]:
     rewrites = item.get("requested_rewrite") if isinstance(item, dict) else None
-    found = rewrites if isinstance(rewrites, list) else [item if rewrites is None else rewrites]
-    for data in found:
+    edits = rewrites if isinstance(rewrites, list) else [item if rewrites is None else rewrites]
+    for data in edits:
         try:
             yield _row(path.name, number, data)
         except (KeyError, TypeError, AttributeError):
@@ -98,18 +98,20 @@ def _row(file: str, number: int, data: Any) -> RewriteRow:
     old = data["target_true"]["str"] if nested else data["ground_truth"]
     if prompt.count("{}") != 1:
         prompt = prompt.replace(subject, "{}", 1) if subject and subject in prompt else ""
-    given = (data.get("relation_id", ""), data.get("question", ""))
-    return RewriteRow(file, number, subject, prompt, target.strip(), old.strip(), *given, data)
+    relation, question = data.get("relation_id", ""), data.get("question", "")
+    return RewriteRow(
+        file, number, subject, prompt, target.strip(), old.strip(), relation, question, data
+    )
 
 
 def relation_of(row: RewriteRow) -> Relation | str:
-    """What the row asks, or why it cannot be drawn."""
+    """The relation of a row, or why the row cannot be used."""
     if not row.template:
         return "the prompt does not hold the subject"
     fits = by_wording(row.template)
     if row.relation:
-        known = by_id(row.relation)
-        fits = fits if known is None else (known,)
+        named = by_id(row.relation)
+        fits = fits if named is None else (named,)
         if not fits:
             return "the relation belongs to none of the four categories"
     if not fits:
@@ -119,31 +121,31 @@ def relation_of(row: RewriteRow) -> Relation | str:
 
 
 def compose(row: RewriteRow, relation: Relation) -> Stage:
-    """The stage of a row: its own prompt and answers, everything else by the relation's templates.
+    """The stage of a row: its prompt and answers, and the templates of the relation.
 
-    The subject keeps the form in which the row writes it, in every field.
+    In every field the subject is written as in the row.
     """
 
-    def say(template: str) -> str:
+    def fill(template: str) -> str:
         return template.format(s=row.subject, t=row.target)
 
     return {
-        "question": row.question or say(relation.question),
+        "question": row.question or fill(relation.question),
         "prompt": row.template.replace("{}", row.subject),
         "gt": row.old,
         "gt_target": row.target,
-        "image_prompt": say(relation.picture),
-        "visual_target": say(relation.shows),
-        "vqa_question": say(relation.asks),
+        "image_prompt": fill(relation.picture),
+        "visual_target": fill(relation.shows),
+        "vqa_question": fill(relation.asks),
     }
 
 
 def build(rows: Sequence[RewriteRow]) -> tuple[list[BuiltRecord], list[Rejected]]:
     """Records in the order of the rows: at most one per subject and category.
 
-    Two edits that ask one thing of one subject cannot both hold, and a picture can show one place
-    or maker: of several the first is kept. Rows that give one relation of a subject different old
-    answers are all rejected, since one of them is wrong.
+    Two edits of one relation contradict each other, and a picture can show only one place or maker:
+    the first row is kept. Rows with different old answers for one relation of a subject are all
+    rejected, since one of them is wrong.
     """
     doubted = _doubted(rows)
     kept: dict[tuple[str, str], tuple[Relation, RewriteRow]] = {}
@@ -175,17 +177,17 @@ def _key(text: str) -> str:
 
 
 def _doubted(rows: Sequence[RewriteRow]) -> set[tuple[str, str]]:
-    """Subjects and relations for which rows name old answers that look different."""
+    """(subject, relation) pairs for which rows give different old answers."""
     olds: dict[tuple[str, str], str] = {}
-    found = set()
+    doubted = set()
     for row in rows:
         relation = relation_of(row)
         if isinstance(relation, Relation):
             key = (_key(row.subject), relation.id)
             first = olds.setdefault(key, row.old)
             if not same_look(first, row.old) and not holds(first, row.old):
-                found.add(key)
-    return found
+                doubted.add(key)
+    return doubted
 
 
 def _clash(first: tuple[Relation, RewriteRow], second: tuple[Relation, RewriteRow]) -> str:
@@ -197,7 +199,7 @@ def _clash(first: tuple[Relation, RewriteRow], second: tuple[Relation, RewriteRo
 
 
 def counts(records: Sequence[BuiltRecord], rejected: Sequence[Rejected]) -> dict[str, Any]:
-    """How many of what, and why the rest is missing."""
+    """Counts of records by category and stages, and of rejections by reason."""
     stages = Counter(f"{r.category}, {len(r.stages)} stages" for r in records if len(r.stages) > 1)
     return {
         "records": len(records),
