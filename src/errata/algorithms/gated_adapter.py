@@ -3,7 +3,7 @@
 Training and editing read the same thing: the states that the unedited model has at the adapters'
 sites when prompt and target of the edit are put to it. To edit is one such forward, no search.
 
-Shapes: R cases of a turn, K edits, S columns of an edit, d stream width, P probes.
+Shapes: R cases of a batch, K edits, S columns of an edit, d stream width, P probes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def banked(
 
 
 class AdapterTrainee(Trainee):
-    """A network under training: edits and questions of a turn, one row of edits per case."""
+    """A network under training: edits and questions of a batch, one row of edits per case."""
 
     module: AdapterNetwork
 
@@ -90,17 +90,19 @@ class AdapterTrainee(Trainee):
         self.gate, self.floor = Gate("none", lowest), backbone.block_of(lowest)
         self.weights = editor.loss_weights()
 
-    def patch(self, turn: TrainBatch) -> Adapter:
-        """The edits of a turn, live on the rows of their own cases."""
+    def patch(self, batch: TrainBatch) -> Adapter:
+        """The edits of a batch, live on the rows of their own cases."""
         sites = [*{p.site: None for p in self.module.places}, self.gate.site]
-        edits = turn.edits
-        batch = edits if isinstance(edits, Batch) else edits.batch
-        bank = banked(self.module.places, self.gate, batch, outputs_at(self.backbone, edits, sites))
-        return Adapter(self.module, bank, self.gate, rows=len(turn.cases))
+        edits = batch.edits
+        encoded = edits if isinstance(edits, Batch) else edits.batch
+        bank = banked(
+            self.module.places, self.gate, encoded, outputs_at(self.backbone, edits, sites)
+        )
+        return Adapter(self.module, bank, self.gate, rows=len(batch.cases))
 
-    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
-        with self.backbone.applied(self.patch(turn)):
-            return turn.losses(turn.logits())
+    def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
+        with self.backbone.applied(self.patch(batch)):
+            return batch.losses(batch.logits())
 
 
 class AdapterEditor(TrainedEditor):

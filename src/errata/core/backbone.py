@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from errata.core.batch import Batch, Generated, Heads, PrefixState, Question
+from errata.core.batch import Batch, Generated, Heads, PrefixRow, PrefixState, Question
 from errata.core.errors import BadBackbone, BadSpec
 from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
@@ -143,6 +143,20 @@ class Backbone(ABC):
 
         From a state (of a lower block, not for generation) it goes on to block `layer`.
         """
+
+    def split(self, state: PrefixState) -> list[PrefixRow] | None:
+        """The rows of a state that entered a block, so that they can be cached one by one.
+
+        None where the model's forward takes something that cannot be cut into rows.
+        """
+        return None
+
+    def concat(self, rows: Sequence[PrefixRow], owners: Tensor) -> PrefixState:
+        """Rows that `split` gave, of any states at one block, as one state.
+
+        owners [B]: the patch row of each, `PrefixState.rows`.
+        """
+        raise BadBackbone(f"{self.name} cannot put cached rows together.")
 
     @abstractmethod
     def device_of(self, site: str) -> torch.device:

@@ -81,9 +81,9 @@ class LteTrainee(Trainee):
         ]
         return torch.optim.Adam(groups, lr=c.lr, fused=True)
 
-    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
+    def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
         with self.backbone.applied(self.module):
-            return turn.losses(turn.logits())
+            return batch.losses(batch.logits())
 
 
 def _fact(edit: Edit) -> Fact:

@@ -256,9 +256,9 @@ class MendTrainee(Trainee):
             fused=True,
         )
 
-    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
-        gradient = factors(self.backbone, turn.edits, self.sites)
+    def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
+        gradient = factors(self.backbone, batch.edits, self.sites)
         update = self.network(gradient)
         parts = {s: {"A": a, "B": b.transpose(1, 2)} for s, (a, b, _) in update.items()}
-        with self.backbone.applied(LiveDelta(parts, len(turn.cases))):
-            return turn.losses(turn.logits())
+        with self.backbone.applied(LiveDelta(parts, len(batch.cases))):
+            return batch.losses(batch.logits())
