@@ -36,7 +36,6 @@ from speed import cases_of, random_llava
 
 from errata.algorithms.attribution import noise_influence
 from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee, banked
-from errata.algorithms.gradient import generator
 from errata.backbones import _forward, _prefixes
 from errata.core import registry
 from errata.core.backbone import Backbone
@@ -47,7 +46,7 @@ from errata.core.types import Case
 from errata.patches.adapter import Adapter
 from errata.training.batches import TrainExample
 from errata.training.loop import Trainee, train
-from errata.training.optimise import target_loss
+from errata.training.optimise import generator, target_loss
 
 BATCH, TOKENS, NOISED = 4, 24, (8, 9, 10, 11)
 COMMON = {

@@ -10,7 +10,6 @@ import torch
 
 from errata.algorithms.attribution import noise_influence
 from errata.algorithms.gated_adapter import AdapterTrainee, similarities, tuned
-from errata.algorithms.gradient import generator
 from errata.backbones import _prefixes
 from errata.contract import editors as contract
 from errata.core import registry
@@ -23,6 +22,7 @@ from errata.patches.adapter import Adapter
 from errata.patches.rows import Rows
 from errata.patches.stack import stacked
 from errata.training.batches import ExamplePool, TrainBatch, TrainExample
+from errata.training.optimise import generator
 from tests import tiny
 
 FAST = {"mid": 16, "heads": 4, "steps": 6, "batch_size": 2, "lr": 1e-2, "gate_cases": 4}

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
 from errata.core.batch import Batch
 from errata.core.editor import EditRequest, EditResult
@@ -32,7 +31,7 @@ from errata.patches.rows import Rows
 from errata.patches.stack import Stack
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee
-from errata.training.optimise import encode_edits
+from errata.training.optimise import encode_edits, generator
 
 CHUNK = 64
 IN_SCOPE = ("reliability", "t_generality", "m_generality")

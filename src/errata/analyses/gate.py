@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.gated_adapter import OUT_OF_SCOPE, site_behind, tuned
-from errata.algorithms.gradient import generator
 from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.backbone import Backbone
@@ -37,6 +36,7 @@ from errata.core.kinds import family, label
 from errata.core.recorder import EnoughRecorded, Recorder, run_until_enough
 from errata.core.types import Case, Prompt
 from errata.evaluation.bootstrap import Bootstrap, Estimate
+from errata.training.optimise import generator
 
 READINGS = {
     "visual": "mean of the image tokens",

@@ -39,7 +39,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from errata.algorithms.gradient import generator
 from errata.algorithms.gradient_factors import (
     Factors,
     LiveDelta,
@@ -54,6 +53,7 @@ from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee
+from errata.training.optimise import generator
 
 CHUNK = 32  # prompts whose old answers are asked together
 CAP = 16  # tokens of an old answer

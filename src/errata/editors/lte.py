@@ -31,17 +31,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
 from errata.core.editor import EditRequest, EditResult
 from errata.core.kinds import TARGET_KINDS
 from errata.core.types import Case, Edit
-from errata.networks.retrieve import choose
+from errata.networks.embedder import choose
 from errata.patches.alignment import Alignment
 from errata.patches.context import Context, ContextSettings, Fact, compose, vectors_of
 from errata.patches.stack import Stack
 from errata.training.batches import TrainBatch, TrainExample
 from errata.training.loop import TrainedEditor, Trainee
+from errata.training.optimise import generator
 
 THRESHOLD_CASES = 200  # training cases that the cosine is chosen on
 

@@ -31,7 +31,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from errata.algorithms.gradient import generator
 from errata.algorithms.gradient_factors import (
     Factors,
     LiveDelta,
@@ -46,6 +45,7 @@ from errata.core.state import State
 from errata.core.types import Case
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee
+from errata.training.optimise import generator
 
 
 class Mend(TrainedEditor):

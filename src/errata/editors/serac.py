@@ -32,7 +32,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
 from errata.core.batch import PrefixState
 from errata.core.editor import EditRequest, EditResult
@@ -45,7 +44,7 @@ from errata.patches.route import Route, Scope, ScopeSettings, Switch
 from errata.patches.stack import stacked
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee
-from errata.training.optimise import target_loss
+from errata.training.optimise import generator, target_loss
 
 CHUNK = 64  # groups that are read at once
 

@@ -38,7 +38,6 @@ from torch.nn.functional import logsigmoid
 
 from errata.algorithms.attribution import noise_influence
 from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee, site_behind
-from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
 from errata.core.errors import BadEdit
 from errata.core.recorder import outputs_at
@@ -46,6 +45,7 @@ from errata.core.types import Case, Edit, Prompt, digest
 from errata.patches.adapter import AdapterSite
 from errata.training.batches import TrainBatch
 from errata.training.loop import Trainee
+from errata.training.optimise import generator
 
 
 class VisEdit(AdapterEditor):

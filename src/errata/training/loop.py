@@ -22,7 +22,6 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from errata.algorithms.gradient import generator
 from errata.core.backbone import Backbone
 from errata.core.editor import Editor, PrepareContext
 from errata.core.errors import BadData, BadRun, NotFinite
@@ -30,6 +29,7 @@ from errata.core.state import State
 from errata.core.types import Case, digest
 from errata.training import checkpoint
 from errata.training.batches import CachedExample, ExamplePool, Role, TrainBatch, TrainExample
+from errata.training.optimise import generator
 
 CURVE = 40  # most points of a loss curve that a state keeps
 
