@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from errata.contract import benchmarks, editors, judges, metrics, protocols
+from errata.contract._names import named
 from errata.core import registry
 from errata.core.errors import BadSpec
+
+__all__ = ["CHECKED", "checks", "named", "run"]
 
 CHECKED = ("editors", "benchmarks", "protocols", "metrics", "judges")
 
@@ -52,8 +55,3 @@ def run(name: str) -> bool:
             else:
                 console.print(f"[green]holds[/green] {kind}/{name}: {words}")
     return good
-
-
-def named(function: Callable[..., None]) -> str:
-    """The first line of a property's docstring: what it demands, in words."""
-    return (function.__doc__ or function.__name__).splitlines()[0].rstrip(".")
