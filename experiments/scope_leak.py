@@ -70,10 +70,10 @@ class ScopeOnly(SeracTrainee):
     def shown(self, prompt: Prompt) -> Prompt:
         return prompt if self.image else Prompt.of(prompt.text)
 
-    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
-        state = turn.state
+    def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
+        state = batch.state
         assert isinstance(state, PrefixState) and state.stream is not None
-        return self._scope(turn, self.read(state.stream, state.batch))
+        return self._scope(batch, self.read(state.stream, state.batch))
 
     def read(self, stream: Tensor, batch: Batch, *, answer: bool = True) -> PromptStates:
         if not (self.answer and answer):

@@ -36,8 +36,7 @@ from speed import cases_of, random_llava
 
 from errata.algorithms.attribution import noise_influence
 from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee
-from errata.algorithms.gradient import generator
-from errata.backbones import _decoder
+from errata.backbones import _forward, _prefixes
 from errata.core import registry
 from errata.core.editor import PrepareContext
 from errata.core.model.backbone import Backbone
@@ -46,10 +45,9 @@ from errata.core.model.recorder import outputs_at
 from errata.core.types import Case
 from errata.networks.edit_bank import EditBank
 from errata.patches.adapter import Adapter
-from errata.training import batches
 from errata.training.batches import TrainExample
 from errata.training.loop import Trainee, train
-from errata.training.optimise import target_loss
+from errata.training.optimise import generator, target_loss
 
 BATCH, TOKENS, NOISED = 4, 24, (8, 9, 10, 11)
 COMMON = {
@@ -74,20 +72,20 @@ def ours(
     """Samples per second in the first epoch and in the later ones, there in turn as in `OFF`."""
     epoch, modes = len(cases) // BATCH, OFF if shares else OFF[:1]
     ticks = [time.process_time()]
-    whole = batches._same, _decoder.last_block_at
+    whole = _prefixes.identical_columns, _forward.last_block_at
 
     def tick(what: str, done: int, total: int) -> None:
         ticks.append(time.process_time())
         off = modes[max(0, done - epoch) % len(modes)]
-        batches._same = (lambda *_: None) if "rows" in off else whole[0]
-        _decoder.last_block_at = (lambda *_: nullcontext()) if "columns" in off else whole[1]
+        _prefixes.identical_columns = (lambda *_: None) if "rows" in off else whole[0]
+        _forward.last_block_at = (lambda *_: nullcontext()) if "columns" in off else whole[1]
 
     config = type(editor)(**{**editor.passed, "steps": epoch + steps * len(modes)})
     trainee: Trainee = config.trainee(backbone, cases, 0)
     try:
         train(backbone, cases, trainee, seed=0, work=PrepareContext(None, tick))
     finally:
-        batches._same, _decoder.last_block_at = whole
+        _prefixes.identical_columns, _forward.last_block_at = whole
     each = [b - a for a, b in pairwise(ticks)]
     found = {"cold": BATCH / median(each[1:epoch])}
     for n, off in enumerate(modes):

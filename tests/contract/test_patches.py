@@ -13,7 +13,7 @@ from errata.core.errors import BadPatch, BadSpec, MissingMask
 from errata.core.hooks.context import HookContext
 from errata.core.patch import Patch, merged, parts_of
 from errata.core.types import Edit, Prompt
-from errata.networks.retrieve import embed
+from errata.networks.embedder import embed
 from errata.patches.context import Context, ContextSettings, Fact
 from errata.patches.delta import Delta
 from errata.patches.neurons import Neurons

@@ -16,7 +16,7 @@ from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.types import Case, Edit, Image, Probe, Prompt
 from errata.evaluation import plan
 from errata.evaluation.bench import bench
-from errata.networks.retrieve import choose, embed
+from errata.networks.embedder import choose, embed
 from tests import tiny
 from tests.stub import NotesEditor, Stub, knowing
 

@@ -10,7 +10,7 @@ import torch
 
 from errata.algorithms.attribution import noise_influence
 from errata.algorithms.gated_adapter import AdapterTrainee, similarities
-from errata.algorithms.gradient import generator
+from errata.backbones import _prefixes
 from errata.contract import editors as contract
 from errata.core import registry
 from errata.core.errors import BadEdit, BadSpec
@@ -22,8 +22,8 @@ from errata.editors.visedit import VisEdit
 from errata.patches.adapter import Adapter
 from errata.patches.rows import Rows
 from errata.patches.stack import stacked
-from errata.training import batches
 from errata.training.batches import ExamplePool, TrainBatch, TrainExample
+from errata.training.optimise import generator
 from tests import tiny
 
 FAST = {"mid": 16, "heads": 4, "steps": 6, "batch_size": 2, "lr": 1e-2, "gate_cases": 4}
@@ -106,7 +106,7 @@ def test_text_locality_is_trained(backbone: tiny.HfVlm, cases: list[Case]) -> No
     """The KL of questions without an image reaches the textual adapter (the code skips it)."""
     trainee = awake(dual(locality_kinds=("t_locality",)).trainee(backbone, cases, 0))  # type: ignore[arg-type]
     turn = turn_of(backbone, trainee, cases)
-    loc = [turn.pieces[i] for i in turn.index("locality")]
+    loc = [turn.examples[i] for i in turn.index("locality")]
     assert len(loc) == 4 and not any(bool(p.vision.any()) for p in loc)
     trainee.losses(turn)["locality"].backward()
     text, visual = (a.leave.weight.grad for a in trainee.module.attention)
@@ -127,8 +127,8 @@ def test_the_loss_is_that_of_the_edits_made(backbone: tiny.HfVlm, cases: list[Ca
     tensors = {k: v.detach().clone() for k, v in trainee.module.state_dict().items()}
     state = replace(state, tensors=tensors)
     found = editor.edit_rows(backbone, [c.edit for c in cases], [state] * 4)
-    for b, piece in enumerate(turn.pieces):
-        batch = backbone.encode([piece.row.prompt], [piece.row.target], eos=True)
+    for b, piece in enumerate(turn.examples):
+        batch = backbone.encode([piece.example.prompt], [piece.example.target], eos=True)
         with torch.no_grad(), backbone.applied(found[int(turn.of_case[b])].patch):
             alone = backbone.logits(batch)[0]
         torch.testing.assert_close(together[b, : len(alone)], alone, atol=2e-4, rtol=2e-4)
@@ -235,14 +235,14 @@ def test_the_mapper_is_trained_on_the_question_that_is_ranked(
     case = Case("c", edit, (probe, *cases[0].probes))
     turn = turn_of(backbone, trainee, [case])  # type: ignore[arg-type]
     rows = trainee._rows(turn, 0, inside=True)  # type: ignore[attr-defined]
-    assert {turn.pieces[r].row.prompt for r in rows} == {edit.prompt, other}
+    assert {turn.examples[r].example.prompt for r in rows} == {edit.prompt, other}
     targets = [trainee._target(turn, r).influence for r in rows]  # type: ignore[attr-defined]
     assert all(t.sum().item() == pytest.approx(1) and bool((t > 0).all()) for t in targets)
     assert not torch.allclose(targets[0], targets[-1])
     again = trainee._target(turn, rows[0]).influence  # type: ignore[attr-defined]
     assert torch.equal(again, targets[0])
     closed = trainee._rows(turn, 0, inside=False)  # type: ignore[attr-defined]
-    assert [turn.pieces[r].row.kind for r in closed] == ["m_locality"]
+    assert [turn.examples[r].example.kind for r in closed] == ["m_locality"]
 
 
 def test_noise_influence_equals_each_module_run_by_itself(
@@ -348,7 +348,7 @@ def test_shared_pictures_change_no_gradient(
     looked = trainee.module.attention[0].register_forward_hook(lambda *a: rows.append(len(a[1][0])))
     for shared in (True, False):
         if not shared:
-            monkeypatch.setattr(batches, "_same", lambda *_: None)
+            monkeypatch.setattr(_prefixes, "identical_columns", lambda *_: None)
         with torch.enable_grad():
             named = trainee.losses(turn_of(backbone, trainee, cases))
             total = torch.stack([w * named[n] for n, w in trainee.weights.items()]).sum()

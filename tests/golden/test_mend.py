@@ -187,9 +187,10 @@ def test_the_outer_loss_looks_at_the_token_behind(cases: list[Case]) -> None:
         wanted.append(-sum(float(logp[first - 1 + j, t]) for j, t in enumerate(ids)) / len(ids))
     assert float(got["reliability"]) == pytest.approx(sum(wanted) / len(wanted), abs=1e-4)
     assert float(got["locality"]) == pytest.approx(0.0, abs=1e-6)
-    copying = torch.zeros(len(one.pieces), 20, len(tiny.tokenizer()))
-    for b, p in enumerate(one.pieces):
-        seen = [int(p.ids[p.length - 1]), *p.target]
+    copying = torch.zeros(len(one.examples), 20, len(tiny.tokenizer()))
+    for b, p in enumerate(one.examples):
+        assert p.prefix is not None
+        seen = [int(p.prefix.ids[p.prefix.length - 1]), *p.target]
         for j, token in enumerate(seen):
             copying[b, j, token] = 50.0
     assert float(one.losses(copying)["reliability"]) > 5

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.algorithms.gradient import generator
 from errata.core.errors import MissingMask, MissingState
 from errata.core.model.recorder import Recorder
 from errata.core.patch import Header, Patch, united
@@ -23,6 +22,7 @@ from errata.patches.delta import Delta
 from errata.patches.route import Route, Scope, ScopeSettings, mixed
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack, stacked
+from errata.training.optimise import generator
 from tests import tiny
 
 SITE, WIDTH = "text.2.in", 32

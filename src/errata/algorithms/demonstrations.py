@@ -12,7 +12,7 @@ from torch import Tensor
 
 from errata.core.model.backbone import Backbone
 from errata.core.types import Case, Edit
-from errata.networks.retrieve import embed, nearest
+from errata.networks.embedder import embed, nearest
 
 
 def corpus(

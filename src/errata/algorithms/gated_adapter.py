@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from errata.algorithms.gradient import generator
 from errata.core import registry
 from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadSpec
@@ -40,7 +39,7 @@ from errata.patches.rows import Rows
 from errata.patches.stack import Stack
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee
-from errata.training.optimise import encode_edits
+from errata.training.optimise import encode_edits, generator
 
 CHUNK = 64
 IN_SCOPE = family("edit", "generality")
@@ -77,18 +76,18 @@ class AdapterTrainee(Trainee):
         self.gate, self.floor = gate_class("none")(lowest), backbone.block_of(lowest)
         self.weights = editor.loss_weights()
 
-    def patch(self, turn: TrainBatch) -> Adapter:
+    def patch(self, batch: TrainBatch) -> Adapter:
         """The edits of a training batch, each applied to the rows of its own case."""
         sites = [p.site for p in self.module.places]
-        edits = turn.edits
-        batch = edits if isinstance(edits, Batch) else edits.batch
+        edits = batch.edits
+        encoded = edits if isinstance(edits, Batch) else edits.batch
         outputs = outputs_at(self.backbone, edits, [*dict.fromkeys(sites), self.gate.site])
-        bank = EditBank.of(sites, self.gate, batch, outputs, eos=True)
-        return Adapter(self.module, bank, self.gate, rows=len(turn.cases))
+        bank = EditBank.of(sites, self.gate, encoded, outputs, eos=True)
+        return Adapter(self.module, bank, self.gate, rows=len(batch.cases))
 
-    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
-        with self.backbone.applied(self.patch(turn)):
-            return turn.losses(turn.logits())
+    def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
+        with self.backbone.applied(self.patch(batch)):
+            return batch.losses(batch.logits())
 
 
 class AdapterEditor(TrainedEditor):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from errata.core.editor import EditLog, Editor, EditRequest, EditResult
@@ -134,13 +133,3 @@ class GradientEditor(Editor):
 
 def _has_rows(stack: Sequence[Hook]) -> bool:
     return any(isinstance(p, Rows) for p in stack)
-
-
-def generator(seed: int, *names: object) -> torch.Generator:
-    """A generator for (seed, names) alone: a draw does not depend on what else is drawn."""
-    import hashlib
-
-    text = "|".join(str(n) for n in (seed, *names))
-    return torch.Generator().manual_seed(
-        int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-    )

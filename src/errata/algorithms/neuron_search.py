@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.algorithms.gradient import GradientEditor, generator
+from errata.algorithms.gradient import GradientEditor
 from errata.algorithms.neuron_keys import locality_prompts, site_inputs
 from errata.core.editor import EditRequest
 from errata.core.errors import BadSpec
@@ -33,7 +33,7 @@ from errata.core.state import State
 from errata.core.types import Case, Edit
 from errata.patches._parts import PartsPatch
 from errata.patches.neurons import Neurons
-from errata.training.optimise import SearchSettings, encode_edits
+from errata.training.optimise import SearchSettings, encode_edits, generator
 
 
 class NeuronEditor(GradientEditor):

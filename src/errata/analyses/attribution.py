@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.attribution import noise_influence
-from errata.algorithms.gradient import generator
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Panel, Table, Value
@@ -37,6 +36,7 @@ from errata.core.model.recorder import Recorder
 from errata.core.types import Image, Prompt
 from errata.evaluation.bootstrap import Bootstrap
 from errata.io.images import load_image
+from errata.training.optimise import generator
 
 MODULES = ("attn", "mlp")
 WORDS = {"attn": "attention", "mlp": "feed-forward"}

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.gated_adapter import OUT_OF_SCOPE, site_behind
-from errata.algorithms.gradient import generator
 from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
@@ -38,6 +37,7 @@ from errata.core.model.batch import Batch
 from errata.core.model.recorder import EnoughRecorded, Recorder, run_until_enough
 from errata.core.types import Case, Prompt
 from errata.evaluation.bootstrap import Bootstrap, Estimate
+from errata.training.optimise import generator
 
 READINGS = {
     "visual": "mean of the image tokens",

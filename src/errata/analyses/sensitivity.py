@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.algorithms.gradient import generator
 from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
@@ -33,6 +32,7 @@ from errata.core.hooks.context import HookContext
 from errata.core.model.batch import Batch
 from errata.core.model.recorder import Recorder
 from errata.evaluation.bootstrap import Bootstrap
+from errata.training.optimise import generator
 
 TONES: tuple[Tone, ...] = ("soft", "changes", "stays", "wrong", "right")
 WORDS = {

@@ -9,7 +9,7 @@ Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from errata.backbones import _prefixes
 from errata.backbones._forward import DecoderForward
 from errata.backbones._overrides import StopForward, attention_as, forward_as, stop_at
 from errata.backbones._pruning import deduplicated
 from errata.backbones._scoring import DecoderQuestion
 from errata.core.errors import BadBackbone
 from errata.core.hooks.context import HookContext
-from errata.core.model.batch import Batch, PrefixState, Question
+from errata.core.model.batch import Batch, PrefixRow, PrefixState, Question
 
 #: layer types whose memory is keys and values per column; a window or chunk counts columns
 _KNOWN_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "dummy", "moe", "mlp")
@@ -294,6 +295,12 @@ class DecoderBackbone(DecoderForward):
                 "continue from. Use a model with full or sliding-window attention only."
             )
         return DynamicCache(config=None if self.windowed else getattr(self.text, "config", None))
+
+    def split(self, state: PrefixState) -> list[PrefixRow] | None:
+        return _prefixes.split(state)
+
+    def concat(self, rows: Sequence[PrefixRow], owners: Tensor) -> PrefixState:
+        return _prefixes.concat(rows, owners)
 
     # -- asking -------------------------------------------------------------------------------
 

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from errata.contract import benchmarks, editors, gates, judges, metrics, protocols
+from errata.contract._names import named
 from errata.core import registry
 from errata.core.errors import BadSpec
+
+__all__ = ["CHECKED", "checks", "named", "run"]
 
 CHECKED = ("editors", "gates", "benchmarks", "protocols", "metrics", "judges")
 
@@ -53,8 +56,3 @@ def run(name: str) -> bool:
             else:
                 console.print(f"[green]holds[/green] {kind}/{name}: {words}")
     return all_hold
-
-
-def named(function: Callable[..., None]) -> str:
-    """The property that a check tests: the first line of its docstring."""
-    return (function.__doc__ or function.__name__).splitlines()[0].rstrip(".")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from errata.contract._names import named
 from errata.core.errors import BadData
 from errata.core.measure.benchmark import Benchmark, BenchmarkSpec
 from errata.core.text import mentions
@@ -15,8 +16,6 @@ from errata.core.types import Case, from_json, to_json
 
 
 def checks(cls: type[Benchmark]) -> list[tuple[str, Callable[[], None]]]:
-    from errata.contract import named
-
     return [(named(f), partial(f, cls())) for n, f in globals().items() if n.startswith("holds_")]
 
 

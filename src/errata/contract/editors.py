@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.gradient import GradientEditor
+from errata.contract._names import named
 from errata.core import registry
 from errata.core.editor import Editor, EditResult
 from errata.core.errors import BadEdit, BadSpec, FingerprintMismatch
@@ -65,8 +66,6 @@ def bundled(folder: Path, cls: type[Editor]) -> World:
 
 
 def checks(cls: type[Editor], world: World) -> list[tuple[str, Callable[[], None]]]:
-    from errata.contract import named
-
     properties = [f for name, f in globals().items() if name.startswith("holds_")]
     return [(named(f), partial(f, cls(**world.settings), world)) for f in properties]
 

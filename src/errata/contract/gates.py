@@ -15,7 +15,7 @@ B, T, K, D = 4, 9, 3, 8
 
 
 def checks(cls: type[Gate]) -> list[tuple[str, Callable[[], None]]]:
-    from errata.contract import named
+    from errata.contract._names import named
 
     return [(named(f), partial(f, cls)) for n, f in globals().items() if n.startswith("holds_")]
 

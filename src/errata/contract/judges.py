@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from errata.contract._names import named
 from errata.core.errors import UserError
 from errata.core.measure.judge import Judge
 from errata.core.types import JudgeQuestion, Verdict
@@ -23,8 +24,6 @@ NOWHERE = {"endpoint": "http://127.0.0.1:9/v1", "model": "none", "tries": 1}
 
 
 def checks(cls: type[Judge]) -> list[tuple[str, Callable[[], None]]]:
-    from errata.contract import named
-
     made = partial(make, cls)
     return [(named(f), partial(f, made)) for n, f in globals().items() if n.startswith("holds_")]
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from errata.contract._names import named
 from errata.core.kinds import KINDS
 from errata.core.measure.metric import Metric, ScoredProbe
 from errata.core.types import Answer, JudgeQuestion, Probe, Prompt, Scored, Verdict
 
 
 def checks(cls: type[Metric]) -> list[tuple[str, Callable[[], None]]]:
-    from errata.contract import named
-
     return [(named(f), partial(f, cls())) for n, f in globals().items() if n.startswith("holds_")]
 
 

@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from errata.contract._names import named
 from errata.core.kinds import KINDS
 from errata.core.measure.protocol import Protocol, Step, Unit
 from errata.core.types import Answer, Case, Edit, JudgeQuestion, Probe, Prompt, StatedFact
 
 
 def checks(cls: type[Protocol]) -> list[tuple[str, Callable[[], None]]]:
-    from errata.contract import named
-
     return [(named(f), partial(f, cls())) for n, f in globals().items() if n.startswith("holds_")]
 
 

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from errata.algorithms.demonstrations import corpus, similar
-from errata.algorithms.gradient import generator
 from errata.core.editor import Editor, EditRequest, EditResult
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Case, Edit
-from errata.networks.retrieve import choose, embed
+from errata.networks.embedder import choose, embed
 from errata.patches.context import Context, ContextSettings, Fact
+from errata.training.optimise import generator
 
 
 class Ike(Editor):

@@ -39,7 +39,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from errata.algorithms.gradient import generator
 from errata.algorithms.gradient_factors import (
     Factors,
     LiveDelta,
@@ -54,6 +53,7 @@ from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee
+from errata.training.optimise import generator
 
 CHUNK = 32  # prompts whose old answers are asked together
 CAP = 16  # tokens of an old answer
@@ -288,13 +288,13 @@ class KeTrainee(Trainee):
         ]
         return torch.optim.RMSprop(groups, lr=self.c.lr, centered=True)
 
-    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
-        gradient = factors(self.backbone, turn.edits, self.sites)
-        texts = [self.texts[c.edit] for c in turn.cases]
+    def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
+        gradient = factors(self.backbone, batch.edits, self.sites)
+        texts = [self.texts[c.edit] for c in batch.cases]
         update = self.network(gradient, *tokens(self.backbone, texts, self.c.tokens))
         parts = {s: {"A": a, "B": b.transpose(1, 2)} for s, (a, b, _) in update.items()}
-        with self.backbone.applied(LiveDelta(parts, len(turn.cases))):
-            out = turn.losses(turn.logits())
+        with self.backbone.applied(LiveDelta(parts, len(batch.cases))):
+            out = batch.losses(batch.logits())
         if "locality" in out:
             over = out["locality"] - self.network.margin[0]
             out["constraint"] = self.network.multiplier[0] * over

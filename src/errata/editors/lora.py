@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from errata.algorithms.gradient import GradientEditor, generator
+from errata.algorithms.gradient import GradientEditor
 from errata.core.editor import EditRequest
 from errata.core.model.backbone import Backbone
 from errata.patches._parts import PartsPatch
 from errata.patches.delta import Delta
-from errata.training.optimise import SearchSettings
+from errata.training.optimise import SearchSettings, generator
 
 
 class Lora(GradientEditor):

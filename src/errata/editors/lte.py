@@ -31,17 +31,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from errata.algorithms.gradient import generator
 from errata.core.editor import EditRequest, EditResult
 from errata.core.kinds import TARGET_KINDS
 from errata.core.model.backbone import Backbone
 from errata.core.types import Case, Edit
-from errata.networks.retrieve import choose
+from errata.networks.embedder import choose
 from errata.patches.alignment import Alignment
 from errata.patches.context import Context, ContextSettings, Fact, compose, vectors_of
 from errata.patches.stack import Stack
 from errata.training.batches import TrainBatch, TrainExample
 from errata.training.loop import TrainedEditor, Trainee
+from errata.training.optimise import generator
 
 THRESHOLD_CASES = 200  # training cases that the cosine is chosen on
 
@@ -81,9 +81,9 @@ class LteTrainee(Trainee):
         ]
         return torch.optim.Adam(groups, lr=c.lr, fused=True)
 
-    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
+    def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
         with self.backbone.applied(self.module):
-            return turn.losses(turn.logits())
+            return batch.losses(batch.logits())
 
 
 def _fact(edit: Edit) -> Fact:

@@ -31,7 +31,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from errata.algorithms.gradient import generator
 from errata.algorithms.gradient_factors import (
     Factors,
     LiveDelta,
@@ -46,6 +45,7 @@ from errata.core.state import State
 from errata.core.types import Case
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee
+from errata.training.optimise import generator
 
 
 class Mend(TrainedEditor):
@@ -256,9 +256,9 @@ class MendTrainee(Trainee):
             fused=True,
         )
 
-    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
-        gradient = factors(self.backbone, turn.edits, self.sites)
+    def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
+        gradient = factors(self.backbone, batch.edits, self.sites)
         update = self.network(gradient)
         parts = {s: {"A": a, "B": b.transpose(1, 2)} for s, (a, b, _) in update.items()}
-        with self.backbone.applied(LiveDelta(parts, len(turn.cases))):
-            return turn.losses(turn.logits())
+        with self.backbone.applied(LiveDelta(parts, len(batch.cases))):
+            return batch.losses(batch.logits())

@@ -32,7 +32,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from errata.algorithms.gradient import generator
 from errata.core.editor import EditRequest, EditResult
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import PrefixState
@@ -45,7 +44,7 @@ from errata.patches.route import Route, Scope, ScopeSettings, Switch
 from errata.patches.stack import stacked
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee
-from errata.training.optimise import target_loss
+from errata.training.optimise import generator, target_loss
 
 CHUNK = 64  # groups that are read at once
 
@@ -68,27 +67,27 @@ class SeracTrainee(Trainee):
         self.module, self.floor = module, layer
         self.weights = {"answer": config.edit_weight, "scope": config.scope_weight}
 
-    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
-        state = turn.state
+    def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
+        state = batch.state
         assert isinstance(state, PrefixState) and state.stream is not None
         return {
-            **self._scope(turn, PromptStates.of(state.stream, state.batch)),
-            **self._answer(turn),
+            **self._scope(batch, PromptStates.of(state.stream, state.batch)),
+            **self._answer(batch),
         }
 
-    def _scope(self, turn: TrainBatch, prompts: PromptStates) -> dict[str, Tensor]:
-        """Balanced BCE of the similarities of all questions with all edits of the turn.
+    def _scope(self, batch: TrainBatch, prompts: PromptStates) -> dict[str, Tensor]:
+        """Balanced BCE of the similarities of all questions with all edits of the batch.
 
         A third each: what is in an edit's scope, what its own case says is not, other cases.
         """
         query_Be, edit_Be = self.module.scope(*prompts.parts)
-        key_Ce = edit_Be[_first(turn)]
+        key_Ce = edit_Be[_first(batch)]
         gap_BC = (query_Be[:, None] - key_Ce).square().sum(-1)
-        own_BC, about_BC = _labels(turn)
+        own_BC, about_BC = _labels(batch)
         own_BC, about_BC = own_BC.to(gap_BC.device), about_BC.to(gap_BC.device)
-        loc = turn.index("locality")
+        loc = batch.index("locality")
         hard_BC = torch.zeros_like(about_BC)
-        hard_BC[loc, turn.of_case[loc]] = True
+        hard_BC[loc, batch.of_case[loc]] = True
         missed, hard, other = gap_BC[own_BC], gap_BC[hard_BC], gap_BC[about_BC & ~hard_BC]
         # negatives of the case's own are few among those of other cases, and count as much
         loss = missed.mean() + sum(_outside(gap) for gap in (hard, other) if len(gap))
@@ -100,17 +99,17 @@ class SeracTrainee(Trainee):
         }
         return {"scope": loss, **{k: v.mean() for k, v in watched.items() if len(v)}}
 
-    def _answer(self, turn: TrainBatch) -> dict[str, Tensor]:
+    def _answer(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Mean NLL of in-scope answers, each with its own edit in view."""
-        index = turn.index("reliability", "generality")
-        state = turn.part(index)
+        index = batch.index("reliability", "generality")
+        state = batch.part(index)
         assert isinstance(state, PrefixState) and state.stream is not None
-        of_case = turn.of_case[index]
+        of_case = batch.of_case[index]
         prompts = PromptStates.of(state.stream, state.batch)
         states_Bmd = head_inputs(self.backbone, state)
         stated, real = answer_embeddings(self.backbone, state.batch, states_Bmd)
         places = {row: n for n, row in enumerate(index)}
-        first = torch.tensor([places[i] for i in _first(turn).tolist()], device=of_case.device)
+        first = torch.tensor([places[i] for i in _first(batch).tolist()], device=of_case.device)
         speaker = self.module.speaker
         edits = speaker.read_edit(prompts.take(first).parts, stated[first])
         slots = edits.shape[1] - real.shape[1]
@@ -121,7 +120,9 @@ class SeracTrainee(Trainee):
         logits = self.backbone.hooks.call("head", said.to(self.backbone.dtype)).float()
         nll_B, right_B = target_loss(logits, state.batch)
         out = {"answer": nll_B.mean(), "answer_right": right_B.float().mean()}
-        implied = [n for n, i in enumerate(index) if turn.pieces[i].row.kind == "portability"]
+        implied = [
+            n for n, i in enumerate(index) if batch.examples[i].example.kind == "portability"
+        ]
         if implied:
             out["implied_right"] = right_B[implied].float().mean()
         return out
@@ -132,35 +133,35 @@ def _outside(gap: Tensor) -> Tensor:
     return -torch.log(-torch.expm1(-gap.clamp(min=1e-3))).mean()
 
 
-def _first(turn: TrainBatch) -> Tensor:
+def _first(batch: TrainBatch) -> Tensor:
     """[C] the row of each case's edit."""
-    owners = turn.of_case.tolist()
+    owners = batch.of_case.tolist()
     return torch.tensor(
-        [owners.index(c) for c in range(len(turn.cases))], device=turn.of_case.device
+        [owners.index(c) for c in range(len(batch.cases))], device=batch.of_case.device
     )
 
 
-def _labels(turn: TrainBatch) -> tuple[Tensor, Tensor]:
+def _labels(batch: TrainBatch) -> tuple[Tensor, Tensor]:
     """([B, C] in the scope of the edit, [B, C] not in it); neither where that is not known.
 
     A case says so of its own probes. Of another case's edit nothing is known where both are about
     one thing (equal scopes, or equal prompts where the benchmark declares no scope).
     """
-    role_in = torch.tensor([p.row.role != "locality" for p in turn.pieces])
-    own = turn.of_case.cpu()[:, None] == torch.arange(len(turn.cases))
-    thing = [dict(c.scope) for c in turn.cases]
+    role_in = torch.tensor([p.example.role != "locality" for p in batch.examples])
+    own = batch.of_case.cpu()[:, None] == torch.arange(len(batch.cases))
+    thing = [dict(c.scope) for c in batch.cases]
     count = range(len(thing))
-    apart = torch.tensor([[_apart(turn, thing, a, b) for b in count] for a in count])
-    other = apart[turn.of_case.cpu()] & ~own
+    apart = torch.tensor([[_apart(batch, thing, a, b) for b in count] for a in count])
+    other = apart[batch.of_case.cpu()] & ~own
     return own & role_in[:, None], (own & ~role_in[:, None]) | other
 
 
-def _apart(turn: TrainBatch, thing: Sequence[Mapping[str, str]], a: int, b: int) -> bool:
+def _apart(batch: TrainBatch, thing: Sequence[Mapping[str, str]], a: int, b: int) -> bool:
     """Whether no question around edit a can be about edit b."""
     shared = thing[a].keys() & thing[b].keys()
     if shared:
         return sum(thing[a][k] != thing[b][k] for k in shared) > 0
-    return turn.cases[a].edit.prompt != turn.cases[b].edit.prompt
+    return batch.cases[a].edit.prompt != batch.cases[b].edit.prompt
 
 
 class Serac(TrainedEditor):

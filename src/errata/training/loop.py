@@ -22,7 +22,6 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from errata.algorithms.gradient import generator
 from errata.core.editor import Editor, PrepareContext
 from errata.core.errors import BadData, BadRun, NotFinite
 from errata.core.model.backbone import Backbone
@@ -30,6 +29,7 @@ from errata.core.state import State
 from errata.core.types import Case, digest
 from errata.training import checkpoint
 from errata.training.batches import CachedExample, ExamplePool, Role, TrainBatch, TrainExample
+from errata.training.optimise import generator
 
 CURVE = 40  # most points of a loss curve that a state keeps
 
@@ -102,7 +102,7 @@ class Trainee(ABC):
         self.backbone, self.config = backbone, config
 
     @abstractmethod
-    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
+    def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
         """Scalars by name. Called with gradients in training and without on held-out cases."""
 
     def rows(self, case: Case, rng: torch.Generator) -> list[TrainExample]:
@@ -181,12 +181,12 @@ class _Losses(nn.Module):
         self.inner = trainee.module
         self.trainee = trainee
 
-    def forward(self, turn: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        named = dict(self.trainee.losses(turn))
+    def forward(self, batch: TrainBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        named = dict(self.trainee.losses(batch))
         weights = self.trainee.weights
         total = torch.stack([w * named[n] for n, w in weights.items() if n in named]).sum()
         if torch.is_grad_enabled() and not total.requires_grad:
-            # no row of this turn meets the module (an adapter of image tokens, texts alone)
+            # no example of this batch meets the module (an adapter on image tokens, texts alone)
             total = total + 0.0 * next(self.trainee.module.parameters()).sum()
         return total, {"total": total.detach(), **{k: v.detach() for k, v in named.items()}}
 
@@ -258,36 +258,36 @@ class _Loop:
         order = torch.randperm(len(self.cases), generator=generator(self.seed, "order", epoch))
         return self.cases[int(order[place])]
 
-    def _turn(self, cases: Sequence[Case], rng: torch.Generator) -> TrainBatch:
-        pieces: list[CachedExample] = []
+    def _batch(self, cases: Sequence[Case], rng: torch.Generator) -> TrainBatch:
+        examples: list[CachedExample] = []
         of_case: list[int] = []
         for number, case in enumerate(cases):
             chosen = self._chosen(self.pools.of(case), rng)
-            pieces += chosen
+            examples += chosen
             of_case += [number] * len(chosen)
         device = self.backbone.device_of("")
         return TrainBatch(
-            self.backbone, tuple(cases), tuple(pieces), torch.tensor(of_case, device=device),
+            self.backbone, tuple(cases), tuple(examples), torch.tensor(of_case, device=device),
             self.trainee.floor, self.c.eos, rng,
         )  # fmt: skip
 
     def _chosen(self, pool: Sequence[CachedExample], rng: torch.Generator) -> list[CachedExample]:
-        out = [p for p in pool if p.row.role == "reliability"]
+        out = [p for p in pool if p.example.role == "reliability"]
         counts: dict[Role, int] = {
             "generality": self.c.generality_examples,
             "locality": self.c.locality_examples,
         }
         for role, count in counts.items():
-            mine = [p for p in pool if p.row.role == role]
+            mine = [p for p in pool if p.example.role == role]
             out += [mine[i] for i in sorted(_shuffled(len(mine), rng)[:count])]
         return out
 
-    def _training_turn(self, step: int, part: int) -> TrainBatch:
+    def _training_batch(self, step: int, part: int) -> TrainBatch:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         number = (step * self.c.gradient_accumulation_steps + part) * world + rank
         first = number * self.c.batch_size
         cases = [self._case(first + i) for i in range(self.c.batch_size)]
-        return self._turn(cases, generator(self.seed, "turn", number))
+        return self._batch(cases, generator(self.seed, "turn", number))
 
     # -- one update, one look at the held-out cases -------------------------------------------
 
@@ -310,7 +310,7 @@ class _Loop:
             last = part == self.c.gradient_accumulation_steps - 1
             waiting = nullcontext() if last else self.accelerator.no_sync(self.model)
             with waiting, torch.enable_grad():
-                total, named = self.model(self._training_turn(step, part))
+                total, named = self.model(self._training_batch(step, part))
                 self._check_finite(total, step)
                 self.accelerator.backward(total / self.c.gradient_accumulation_steps)
             for name, value in named.items():
@@ -336,14 +336,14 @@ class _Loop:
         """Means over the held-out cases; each process looks at a share of them."""
         self.trainee.module.eval()
         size = self.c.batch_size
-        turns = [self.held[i : i + size] for i in range(0, len(self.held), size)]
+        batches = [self.held[i : i + size] for i in range(0, len(self.held), size)]
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         sums: dict[str, float] = {}
-        for number, cases in enumerate(turns):
+        for number, cases in enumerate(batches):
             if number % world != rank:
                 continue
             _, named = _Losses.forward(
-                self._unwrapped(), self._turn(cases, generator(self.seed, "held", number))
+                self._unwrapped(), self._batch(cases, generator(self.seed, "held", number))
             )
             for name, value in named.items():
                 for key, one in ((name, float(value)), (f"#{name}", 1.0)):

@@ -9,6 +9,7 @@ Shapes: R rows (patches), B edits (rows[b] is the patch of edit b), M target tok
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -128,6 +129,13 @@ def _check_finite(loss_R: Tensor, groups: Sequence[Sequence[Edit]]) -> None:
             f"the loss of edit '{edit.id or edit.prompt.text[:60]}' became {loss} during the "
             "search. Lower the step size (--set lr=...), or load the model with --dtype float32."
         )
+
+
+def generator(seed: int, *names: object) -> torch.Generator:
+    """A random generator that depends on (seed, names) alone, not on what was drawn before."""
+    text = "|".join(str(n) for n in (seed, *names))
+    digest = hashlib.sha256(text.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 class RowAdam:

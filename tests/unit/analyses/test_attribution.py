@@ -11,7 +11,6 @@ import torch
 from PIL import Image as Pillow
 
 from errata.algorithms.attribution import noise_influence
-from errata.algorithms.gradient import generator
 from errata.analyses.attribution import (
     AttributionAnalysis,
     grid_of,
@@ -25,6 +24,7 @@ from errata.core.analysis import Subject
 from errata.core.errors import BadImage, BadSpec
 from errata.core.figure import Heat
 from errata.core.types import Case, Edit, Image, Prompt
+from errata.training.optimise import generator
 from tests import tiny
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from errata.algorithms.gradient import generator
 from errata.analyses.sensitivity import (
     NoiseHook,
     SensitivityAnalysis,
@@ -18,6 +17,7 @@ from errata.core.analysis import Subject
 from errata.core.errors import BadSpec
 from errata.core.types import Case, Prompt
 from errata.evaluation.bootstrap import Bootstrap
+from errata.training.optimise import generator
 from tests import tiny
 
 

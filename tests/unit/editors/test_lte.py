@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.algorithms.gradient import generator
 from errata.core.patch import parts_of, united
 from errata.core.state import State
 from errata.core.types import Case, Edit, Image, Probe, Prompt
@@ -18,6 +17,7 @@ from errata.patches.context import Context, ContextSettings, Fact, compose, vect
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack, stacked
+from errata.training.optimise import generator
 from tests import tiny
 
 SITE = "text.1.mlp.down"

@@ -46,7 +46,7 @@ def test_what_is_known_of_the_scopes_in_a_batch(backbone: tiny.HfVlm, pictures: 
     roles = (("reliability", 0), ("locality", 0), ("reliability", 1), ("reliability", 2))
     empty = torch.zeros(0)
     pieces = tuple(
-        CachedExample(TrainExample(role, cases[c].edit.prompt, "x"), empty, empty, 0, ())  # type: ignore[arg-type]
+        CachedExample(TrainExample(role, cases[c].edit.prompt, "x"), empty, ())  # type: ignore[arg-type]
         for role, c in roles
     )
     of_case = torch.tensor([c for _, c in roles])

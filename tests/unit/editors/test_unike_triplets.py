@@ -15,7 +15,7 @@ from errata.core.model.recorder import Recorder
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.unike.spaces import known_facts, output_lengths, split
 from errata.editors.unike.triplets import Triplet, collect, ends, states_of, usable
-from errata.networks.retrieve import embed
+from errata.networks.embedder import embed
 from tests import tiny
 
 

@@ -43,10 +43,10 @@ class Shared(Trainee):
         self.weights: Mapping[str, float] = {"reliability": 1.0, "generality": 1.0, "locality": 1.0}
         self.seen: list[TrainBatch] = []
 
-    def losses(self, turn: TrainBatch) -> Mapping[str, Tensor]:
-        self.seen.append(turn)
+    def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
+        self.seen.append(batch)
         with self.backbone.applied(self.patch):
-            return turn.losses(turn.logits())
+            return batch.losses(batch.logits())
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,9 @@ def test_cached_rows_equal_the_whole_model(family: str, cases: list[Case]) -> No
     text = [TrainExample("locality", Prompt.of(f"Which {i}?"), "ring of red") for i in range(2)]
     plain = ExamplePool(bb, lambda c: text, floor=2, eos=True, limit=1 << 30)
     pieces = [pools.of(cases[0])[1], *plain.of(cases[1])[:1], *pools.of(cases[2])[::-1]]
-    batch = bb.encode([p.row.prompt for p in pieces], [p.row.target for p in pieces], eos=True)
-    cut = all(p.stream is not None for p in pieces)
+    asked = [p.example for p in pieces]
+    batch = bb.encode([e.prompt for e in asked], [e.target for e in asked], eos=True)
+    cut = all(p.prefix is not None for p in pieces)
     assert cut == (family != "gemma3")  # its masks cannot be cut: its rows run through the trunk
     turn = TrainBatch(
         bb, (), tuple(pieces), torch.zeros(len(pieces)).long(), 2, True, torch.Generator()
@@ -180,7 +181,7 @@ def test_a_turn_has_each_edit_first(cases: list[Case]) -> None:
     trainee = Shared(bb, FAST)
     train(bb, cases, trainee, seed=1)
     turn = trainee.seen[-1]
-    assert [p.row.prompt for p in turn.pieces if p.row.role == "reliability"] == [
+    assert [p.example.prompt for p in turn.examples if p.example.role == "reliability"] == [
         c.edit.prompt for c in turn.cases
     ]
     edits = turn.edits

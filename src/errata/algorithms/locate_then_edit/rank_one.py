@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from errata.algorithms.gradient import generator
 from errata.algorithms.locate_then_edit import layer_stats
 from errata.algorithms.locate_then_edit.context_templates import (
     columns,
@@ -37,6 +36,7 @@ from errata.core.state import State
 from errata.core.types import Case, Edit
 from errata.linalg import covariance, lowrank
 from errata.patches.delta import Delta
+from errata.training.optimise import generator
 
 #: bytes of moments up to which `prepare` collects all layers, not only those that are edited
 ALL_LAYERS = 4 << 30

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from errata.algorithms.gradient import generator
 from errata.analyses.drift.path import DrawingTrace, StateSwap, passage
 from errata.analyses.drift.random_control import chance
 from errata.analyses.drift.trajectories import (
@@ -36,6 +35,7 @@ from errata.core.patch import Patch
 from errata.core.text import mentions
 from errata.core.types import Case, JudgeQuestion, Probe, Prompt, Verdict
 from errata.patches.rows import Rows
+from errata.training.optimise import generator
 
 if TYPE_CHECKING:
     from errata.analyses.drift import DriftAnalysis

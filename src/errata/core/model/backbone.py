@@ -22,7 +22,7 @@ from errata.core.errors import BadBackbone, BadSpec
 from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
-from errata.core.model.batch import Batch, Generated, Heads, PrefixState, Question
+from errata.core.model.batch import Batch, Generated, Heads, PrefixRow, PrefixState, Question
 from errata.core.patch import Patch, check_fingerprint, flat_on_row, headers_of, live_hooks, united
 from errata.core.state import State
 from errata.core.types import Prompt
@@ -143,6 +143,20 @@ class Backbone(ABC):
 
         From a state (of a lower block, not for generation) it goes on to block `layer`.
         """
+
+    def split(self, state: PrefixState) -> list[PrefixRow] | None:
+        """The rows of a state that entered a block, so that they can be cached one by one.
+
+        None where the model's forward takes something that cannot be cut into rows.
+        """
+        return None
+
+    def concat(self, rows: Sequence[PrefixRow], owners: Tensor) -> PrefixState:
+        """Rows that `split` gave, of any states at one block, as one state.
+
+        owners [B]: the patch row of each, `PrefixState.rows`.
+        """
+        raise BadBackbone(f"{self.name} cannot put cached rows together.")
 
     @abstractmethod
     def device_of(self, site: str) -> torch.device:

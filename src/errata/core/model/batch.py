@@ -7,7 +7,7 @@ N images, d width of the hidden states.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,39 @@ class PrefixState:
     stack: tuple[Hook, ...] = ()
     memo: Mapping[tuple[int, str], Any] = field(default_factory=dict)
     same: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PrefixRow:
+    """One row of a `PrefixState` without its padding; see `Backbone.split`.
+
+    ids [t], vision [t], stream [t, d]: of its prompt and target. length: tokens of the prompt.
+    layer: the block that the stream enters. keywords: what else the model's forward takes, in the
+    form that its backbone gives it.
+    """
+
+    prompt: Prompt
+    target: tuple[int, ...]
+    length: int
+    ids: Tensor
+    vision: Tensor
+    layer: int
+    stream: Tensor
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self._tensors())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from (self.ids, self.vision, self.stream)
+        values = list(self.keywords.values())
+        while values:
+            value = values.pop()
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, (list, tuple)):
+                values += value
 
 
 @dataclass(frozen=True, slots=True)

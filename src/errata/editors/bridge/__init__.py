@@ -24,13 +24,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from errata.algorithms.gradient import generator
 from errata.algorithms.locate_then_edit.multi_layer import KeyCovariance
 from errata.algorithms.locate_then_edit.value_search import FoundValues
 from errata.core.model.backbone import Backbone
 from errata.core.model.generation import image_generator
 from errata.core.types import Edit
 from errata.editors.bridge import search
+from errata.training.optimise import generator
 
 
 class Bridge(KeyCovariance):

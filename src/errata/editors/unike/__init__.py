@@ -52,7 +52,6 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.demonstrations import corpus, similar
-from errata.algorithms.gradient import generator
 from errata.algorithms.neuron_keys import locality_prompts, site_inputs
 from errata.algorithms.neuron_search import NeuronEditor
 from errata.core.editor import EditRequest, EditResult
@@ -65,11 +64,11 @@ from errata.core.types import Case, Edit
 from errata.editors.unike.encoders import EncoderSchedule
 from errata.editors.unike.spaces import disentangled
 from errata.editors.unike.triplets import collect, ends, usable
-from errata.networks.retrieve import choose, embed
+from errata.networks.embedder import choose, embed
 from errata.patches.context import Context, ContextSettings, Fact
 from errata.patches.latent import Latent, LatentSettings, SharedMemory
 from errata.patches.rows import Rows
-from errata.training.optimise import encode_edits
+from errata.training.optimise import encode_edits, generator
 
 #: fewer triplets than this train no encoder worth the name
 LEAST = 4

@@ -1,0 +1,160 @@
+"""Cached prefixes by row: a `PrefixState` is split into rows, and rows of several are concatenated.
+
+The text model's forward takes more than ids and hidden states (positions, one or three per column;
+per-image features that are added between blocks). Each of its keywords is cut to a row by its shape
+and put together again by the way in which it was cut. The keywords that are not kept are those of
+which, above the entered block, only the shape matters.
+
+Shapes: B rows, T columns, t columns of one row, d stream width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from errata.core.model.batch import Batch, PrefixRow, PrefixState
+
+#: made anew from the rows' hidden states and lengths
+_REBUILT = ("input_ids", "inputs_embeds", "attention_mask")
+
+
+class _Keyword(NamedTuple):
+    """One keyword of the forward, cut to a row.
+
+    `columns` [t, ...]; `axes` [k, t]; `image`: a list of [image tokens, ...]; `same`: no tensor.
+    """
+
+    how: Literal["columns", "axes", "image", "same"]
+    value: Any
+
+
+def split(state: PrefixState) -> list[PrefixRow] | None:
+    """The rows of a state without padding; None where a keyword of the forward cannot be cut."""
+    batch, stream = state.batch, state.stream
+    if stream is None:
+        return None
+    sizes = [int(t) for t in batch.mask.sum(1).tolist()]
+    keywords = _keywords(state, stream, sizes)
+    if keywords is None:
+        return None
+    return [
+        PrefixRow(
+            batch.prompts[b], batch.targets[b], int(batch.lengths[b]), batch.ids[b, :t].clone(),
+            batch.vision[b, :t].clone(), state.layer, stream[b, :t].clone(), keywords[b],
+        )
+        for b, t in enumerate(sizes)
+    ]  # fmt: skip
+
+
+def _keywords(
+    state: PrefixState, stream: Tensor, sizes: Sequence[int]
+) -> list[dict[str, Any]] | None:
+    """The keywords of each row, or None."""
+    batch = state.batch
+    embeds, mask = state.trunk.get("inputs_embeds"), state.trunk.get("attention_mask")
+    if isinstance(embeds, Tensor) and embeds.shape != stream.shape:
+        return None
+    if not (isinstance(mask, Tensor) and torch.equal(mask.long(), batch.mask.long())):
+        return None
+    images = batch.vision.sum(1).tolist()
+    out: list[dict[str, Any]] = [{} for _ in sizes]
+    for name, value in state.trunk.items():
+        if name in _REBUILT:
+            continue
+        for b, t in enumerate(sizes):
+            keyword = _cut(value, b, t, batch, images)
+            if keyword is None:
+                return None
+            out[b][name] = keyword
+    return out
+
+
+def _cut(value: Any, b: int, t: int, batch: Batch, images: Sequence[int]) -> _Keyword | None:
+    """One keyword of row b, or None. images: image tokens of each row."""
+    rows, columns = batch.ids.shape
+    if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+        if any(v.shape[0] != sum(images) for v in value):
+            return None
+        start = sum(images[:b])
+        return _Keyword("image", [v[start : start + images[b]].clone() for v in value])
+    if not isinstance(value, Tensor):
+        return _Keyword("same", value)
+    if value.dim() == 3 and value.shape[2] == columns and value.shape[1] in (1, rows):
+        return _Keyword("axes", value[:, b if value.shape[1] == rows else 0, :t].clone())
+    if value.dim() >= 2 and value.shape[1] == columns and value.shape[0] in (1, rows):
+        return _Keyword("columns", value[b if value.shape[0] == rows else 0, :t].clone())
+    return None
+
+
+def concat(rows: Sequence[PrefixRow], owners: Tensor) -> PrefixState:
+    """Rows that enter one block, as a right-padded state; `owners` [B] become its `rows`."""
+    (layer,) = {r.layer for r in rows}
+    sizes = [len(r.ids) for r in rows]
+    stream, ids = _padded([r.stream for r in rows]), _padded([r.ids for r in rows])
+    device = ids.device
+    mask = torch.arange(max(sizes), device=device) < torch.tensor(sizes, device=device)[:, None]
+    trunk: dict[str, Any] = {"inputs_embeds": stream, "attention_mask": mask.long()}
+    for name in dict.fromkeys(n for r in rows for n in r.keywords):
+        trunk[name] = _joined(name, rows)
+    batch = Batch(
+        prompts=tuple(r.prompt for r in rows),
+        inputs={"input_ids": ids, "attention_mask": mask.long()},
+        lengths=torch.tensor([r.length for r in rows], device=device),
+        vision=_padded([r.vision for r in rows]),
+        image_rows=torch.zeros(0, dtype=torch.long),
+        image_sizes=torch.zeros(0, dtype=torch.long),
+        targets=tuple(r.target for r in rows),
+    )
+    same = identical_columns(rows, owners.tolist(), ids)
+    return PrefixState(batch, layer, trunk=trunk, stream=stream, rows=owners, same=same)
+
+
+def identical_columns(
+    rows: Sequence[PrefixRow], owners: Sequence[int], ids_BT: Tensor
+) -> Tensor | None:
+    """`PrefixState.same`: rows of one owner that begin with the same images and tokens."""
+    count, columns = ids_BT.shape
+    same = torch.arange(count * columns, device=ids_BT.device).view(count, columns)
+    first: dict[tuple[Any, ...], int] = {}
+    shared = False
+    for b, row in enumerate(rows):
+        image = row.vision.nonzero()
+        end = int(image[-1]) + 1 if len(image) else 0
+        if not end:
+            continue
+        key = (owners[b], row.prompt.images, tuple(row.ids[:end].tolist()))
+        if (twin := first.setdefault(key, b)) != b:
+            same[b, :end] = same[twin, :end]
+            shared = True
+    return same if shared else None
+
+
+def _joined(name: str, rows: Sequence[PrefixRow]) -> Any:
+    """One keyword for all rows; a row of a batch without images may lack it."""
+    how, like = next(r.keywords[name] for r in rows if name in r.keywords)
+    if how == "same":
+        return like
+    if how == "image":
+        have = [r.keywords[name].value for r in rows if name in r.keywords]
+        return [torch.cat(parts) for parts in zip(*have, strict=True)]
+    values = []
+    for r in rows:
+        t = len(r.ids)
+        if name in r.keywords:
+            value = r.keywords[name].value
+        elif name == "position_ids":
+            value = torch.arange(t, device=like.device).expand(*like.shape[:-1], t)
+        else:
+            value = like.new_zeros((t, *like.shape[1:]))
+        values.append(value.transpose(0, 1) if how == "axes" else value)
+    joined = _padded(values)
+    return joined.permute(2, 0, 1) if how == "axes" else joined
+
+
+def _padded(values: Sequence[Tensor]) -> Tensor:
+    """[t, ...] each, as [B, T, ...] with zeros behind."""
+    return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
