@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 
 from errata.cli import main
 from errata.core.files import read_json
+from tests.short import short_microworld
 
 FIT = ("--editor", "ft_l", "--set", "steps=80", "--set", "lr=0.05")
 QUESTION = "What colour is the ring?"
@@ -39,6 +40,12 @@ def errata(
         return Ran(int(exit_.value.code or 0), captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_cases() -> Iterator[None]:
+    with short_microworld(train=40, eval=12):
+        yield
 
 
 @pytest.fixture(scope="module")
