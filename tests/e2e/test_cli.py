@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 
 from errata.cli import main
 from errata.core.files import read_json
+from tests.short import short_microworld
 
 FIT = ("--editor", "ft_l", "--set", "steps=80", "--set", "lr=0.05")
 QUESTION = "What colour is the ring?"
@@ -39,6 +40,12 @@ def errata(
         return Ran(int(exit_.value.code or 0), captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_cases() -> Iterator[None]:
+    with short_microworld(train=40, eval=12):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +262,8 @@ def test_prepare_writes_a_state_that_bench_takes(errata, model, tmp_path):
 
 
 def test_data_commands(errata, tmp_path):
-    assert errata("data", "audit", "microworld", "--json").code == 0
+    # microworld's takes 10 s; tests/unit/benchmarks/test_microworld.py looks into it
+    assert errata("data", "audit", "unike_umm", "--json").code == 0
     missing = errata("data", "verify", "mmedit", "--root", tmp_path)
     assert missing.code == 2
     assert missing.err.count("\n") == 1

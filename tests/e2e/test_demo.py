@@ -10,6 +10,7 @@ import pytest
 from errata.cli import main
 from errata.cli.demo import EDITORS, MARK
 from errata.cli.shared.options import bundled_models
+from tests.short import short_microworld
 
 trained = pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bundled model")
 
@@ -23,7 +24,7 @@ def test_demo(tmp_path: Path, capsys, monkeypatch):
     out.mkdir()
     (out / MARK).write_text("an earlier demo, which this one replaces")
     (out / "old").mkdir()
-    with pytest.raises(SystemExit) as exit_:
+    with short_microworld(train=40, eval=12), pytest.raises(SystemExit) as exit_:
         main(["demo", "--out", str(out), "--limit", "2"])
     said = capsys.readouterr()
     assert not exit_.value.code, said.err

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from errata.benchmarks.microworld import Microworld
+from errata.core.benchmark import BenchmarkSpec
 from errata.core.errors import BadRun
 from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.evaluation.bench import bench
+from tests.short import short_microworld
 from tests.stub import NotesEditor, Stub, knowing
 
 SPEC = "microworld:vqa@dev"
@@ -25,10 +27,8 @@ LIMIT = 24
 def stub() -> Iterator[Stub]:
     """The benchmark holds 60 cases here, so that most of a run is what it writes."""
     spec = BenchmarkSpec.parse(SPEC)
-    cases = Microworld().load(spec).cases[:60]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Microworld, "load", lambda *args, **more: Loaded(cases))
-        yield knowing(cases, Microworld().panel(spec))
+    with short_microworld(dev=60):
+        yield knowing(Microworld().load(spec).cases, Microworld().panel(spec))
 
 
 def run(stub: Stub, out: Path, protocol: str = "sequential:3") -> Path:

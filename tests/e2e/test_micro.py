@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,12 +17,15 @@ import torch
 from errata.backbones import load
 from errata.benchmarks.microworld import Microworld
 from errata.core import registry
+from errata.core.backbone import Backbone
+from errata.core.benchmark import BenchmarkSpec
 from errata.core.editor import Editor
 from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.evaluation.bench import bench
 from errata.training.loop import TrainedEditor
+from tests.short import short_microworld
 
 SPEC = "microworld:vqa@dev"
 CASES = {"train": 16, "dev": 12}  # all of them are asked before a run, and searched by editors
@@ -32,15 +34,8 @@ LIMIT = 4  # the same in all runs, so that the answers of the unedited model are
 
 @pytest.fixture(scope="module")
 def micro() -> Iterator[Backbone]:
-    """The bundled model; the benchmark yields a few cases of each split only."""
     torch.set_num_threads(1)
-    whole = Microworld.load
-
-    def first(self: Microworld, spec: BenchmarkSpec, **more: Any) -> Loaded:
-        return Loaded(whole(self, spec, **more).cases[: CASES[spec.split]])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Microworld, "load", first)
+    with short_microworld(**CASES):
         yield load("micro-vlm")
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from errata.cli._shared import bundled_models
 
 import errata
 from errata.backbones import load
@@ -34,10 +33,7 @@ ONE_STEP = {
     "memit": (),
 }
 
-pytestmark = [
-    pytest.mark.trained,
-    pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bundled model"),
-]
+pytestmark = pytest.mark.trained
 
 
 @pytest.fixture(scope="module", autouse=True)

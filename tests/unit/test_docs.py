@@ -13,6 +13,7 @@ import pytest
 
 from errata.cli.shared.options import bundled_models
 from errata.core import errors
+from tests.short import short_microworld
 from tools import docs
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +165,8 @@ def test_the_session_in_the_readme_says_what_it_claims(monkeypatch, tmp_path, ca
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 18
     claimed = re.findall(r"^ *print\(.*\)  # (\w+)$", code, re.MULTILINE)
-    _run(code.replace("limit=50", "limit=2"), "README.md", monkeypatch)
+    with short_microworld(train=40, eval=12):
+        _run(code.replace("limit=50", "limit=2"), "README.md", monkeypatch)
     assert capsys.readouterr().out.split() == claimed
     assert (tmp_path / "ring-is-purple" / "patch.json").is_file()
     assert (tmp_path / "runs" / "ft_l" / "scores.json").is_file()

@@ -12,8 +12,11 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
+from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib import metadata
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,6 +48,16 @@ def _builtin(kind: str) -> dict[str, str]:
     assert spec is not None and spec.submodule_search_locations is not None
     names = (m.name for m in pkgutil.iter_modules(spec.submodule_search_locations))
     return {n: f"{_package(kind)}.{n}" for n in sorted(names) if not n.startswith("_")}
+
+
+@cache
+def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """The entry points on `path`, which is sys.path. Cached: one reading takes 10 ms."""
+    return tuple(metadata.entry_points(group=group))
+
+
+def entry_points(group: str) -> Sequence[EntryPoint]:
+    return _installed(group, tuple(sys.path))
 
 
 def _external(kind: str) -> dict[str, EntryPoint]:
