@@ -280,4 +280,11 @@ def _keys(
         batch = backbone.encode(prompts, answers if with_answers else None)
         outputs = outputs_at(backbone, batch, [g.site for g in gates])
         columns = TokenColumns.of(batch)
-        yield {g.site: g.key(outputs[g.site].float(), columns).cpu() for g in gates}, part
+        yield (
+            {
+                g.site: g.key(states.float(), columns.to(states.device)).cpu()
+                for g in gates
+                for states in (outputs[g.site],)
+            },
+            part,
+        )

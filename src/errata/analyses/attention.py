@@ -1,16 +1,16 @@
-"""Attention: how much of it image and text get, block by block.
+"""Attention: how much attention image and text tokens get, block by block.
 
 Source: DualEdit Fig. 1 (Shi et al. 2025): the mean attention score of a visual and of a textual
-token per layer, and of the three visual tokens that get most. The paper does not say who looks, nor
-what becomes of the begin token, which draws much attention whatever is asked. So two tokens look,
-side by side: the last of the prompt, where the answer is formed, and the last of prompt and
-answer (the edit's target), which the paper's own gate reads; and the begin token stands apart.
+token per layer, and of the three visual tokens with the highest score. The paper names neither the
+query token nor the group of the begin token, which gets much attention for every question. Here
+there are two query tokens, side by side: the last of the prompt, where the answer begins, and the
+last of prompt and answer (the edit's target), which the paper's own gate reads. The begin token is
+a group of its own.
 
-A score is the mean over heads. `share` is what a group's tokens get together, `per token` (the
-paper's score) the mean over its tokens. The three visual tokens are chosen in each question and
-block by themselves.
+A score is the mean over heads. `share` is the sum over a group's tokens, `per token` (the paper's
+score) the mean. The three visual tokens are chosen for each question and block.
 
-Shapes: L blocks, B questions, T columns, Q = 2 tokens that look.
+Shapes: L blocks, B questions, T columns, Q = 2 query tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.analyses._summary import Summary, cells, text
 from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
@@ -36,9 +37,10 @@ from errata.core.figure import (
     ceiling,
 )
 from errata.core.model.batch import Batch
+from errata.core.figure import Figure, Findings, Line, Lines, Table, Tone, Value, ceiling
 from errata.core.types import Case
-from errata.evaluation.bootstrap import Bootstrap
 
+#: query tokens
 LOOKS = {"prompt": "the last prompt token looks", "answer": "the answer's last token looks"}
 MEASURES = {"share": "share of attention", "per_token": "mean per token"}
 TONES: dict[str, Tone] = {
@@ -49,8 +51,10 @@ TONES: dict[str, Tone] = {
     "answer": "right",
 }
 
-Scores = dict[tuple[str, str, str], dict[str, list[float]]]
-"""(who looks, measure, group) -> case -> [L]."""
+Key = tuple[str, str, str]
+"""(query token, measure, group)."""
+Scores = dict[Key, dict[str, list[float]]]
+"""Key -> case -> [L]."""
 
 
 class AttentionAnalysis(Analysis):
@@ -61,12 +65,12 @@ class AttentionAnalysis(Analysis):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Analysis.Config):
-        """top: how many of the most attended image tokens are shown apart."""
+        """top: number of image tokens with the highest scores that are a group too."""
 
         top: int = 3
 
     def look(self, subject: Subject) -> Findings:
-        """Raises BadSpec without a question about an image, BadBackbone as `attention` does."""
+        """Raises BadSpec without questions about images; BadBackbone, see `Backbone.attention`."""
         if self.config.top < 1:
             raise BadSpec(f"top={self.config.top} image tokens cannot be shown. Give 1 or more.")
         cases = [c for c in subject.cases if c.edit.prompt.images and c.edit.target.strip()]
@@ -75,16 +79,16 @@ class AttentionAnalysis(Analysis):
         scores: Scores = {}
         for done, batch, part in _batches(subject, cases):
             for key, values in measured(subject, batch, self.config.top).items():
-                found = scores.setdefault(key, {})
-                found.update(zip((c.id for c in part), values.tolist(), strict=True))
+                rows = scores.setdefault(key, {})
+                rows.update(zip((c.id for c in part), values.tolist(), strict=True))
             subject.progress("reading attention", done, len(cases))
-        told = Told(scores, Bootstrap([c.id for c in cases]), self.config.top)
+        summary = AttentionSummary(scores, [c.id for c in cases], self.config.top)
         where = f"{subject.backbone.name}, {subject.benchmark}: {len(cases)} questions. "
         return Findings(
-            (told.figure(where),),
-            (told.table(),),
-            {"cases": len(cases), "peaks": told.peaks()},
-            (*told.lines(), *first_look(len(cases), "questions")),
+            (summary.figure(where),),
+            (summary.table(),),
+            {"cases": len(cases), "peaks": summary.peaks()},
+            (*summary.lines(), *first_look(len(cases), "questions")),
         )
 
 
@@ -99,18 +103,18 @@ def _batches(
         yield start + len(part), batch, part
 
 
-def measured(subject: Subject, batch: Batch, top: int) -> dict[tuple[str, str, str], Tensor]:
-    """(who looks, measure, group) -> [B, L]."""
+def measured(subject: Subject, batch: Batch, top: int) -> dict[Key, Tensor]:
+    """Key -> [B, L]."""
     columns_BQ = torch.stack([batch.lengths, batch.mask.sum(1)], dim=1) - 1
     weights_LBQT = subject.backbone.attention(batch, columns_BQ).mean(2)
-    modality = TokenGroups.of(batch)
+    tokens = TokenGroups.of(batch)
     groups = {
-        "visual": modality.visual,
-        "text": modality.text | modality.last,
-        "begin": modality.begin,
-        "answer": modality.answer,
+        "visual": tokens.visual,
+        "text": tokens.text | tokens.last,
+        "begin": tokens.begin,
+        "answer": tokens.answer,
     }
-    out: dict[tuple[str, str, str], Tensor] = {}
+    out: dict[Key, Tensor] = {}
     for q, who in enumerate(LOOKS):
         w_BLT = weights_LBQT[:, :, q].transpose(0, 1)
         for group, mask in groups.items():
@@ -120,37 +124,34 @@ def measured(subject: Subject, batch: Batch, top: int) -> dict[tuple[str, str, s
             share_BL = (w_BLT * mask_B1T).sum(-1)
             out[who, "share", group] = share_BL
             out[who, "per_token", group] = share_BL / mask_B1T.sum(-1).clamp(min=1)
-        visual_BLT = w_BLT.masked_fill(~modality.visual.cpu()[:, None], 0.0)
-        count = min(top, int(modality.visual.sum(1).min()))
+        visual_BLT = w_BLT.masked_fill(~tokens.visual.cpu()[:, None], 0.0)
+        count = min(top, int(tokens.visual.sum(1).min()))
         most_BLk = visual_BLT.topk(count, dim=-1).values
         out[who, "share", "top visual"] = most_BLk.sum(-1)
         out[who, "per_token", "top visual"] = most_BLk.mean(-1)
     return out
 
 
-class Told:
-    """What can be said of the scores."""
+class AttentionSummary(Summary):
+    """Means per query token, measure, group and block."""
 
-    def __init__(self, scores: Scores, boot: Bootstrap, top: int) -> None:
-        self.scores, self.boot, self.top = scores, boot, top
-        self.depth = len(next(iter(next(iter(scores.values())).values())))
+    def __init__(self, scores: Scores, cases: Sequence[str], top: int) -> None:
+        super().__init__(cases)
+        self.scores, self.top = scores, top
+        self.blocks = range(len(next(iter(next(iter(scores.values())).values()))))
 
     def label(self, group: str) -> str:
         return f"visual, top {self.top}" if group == "top visual" else group
 
-    def mean(self, key: tuple[str, str, str], layer: int) -> Value:
-        units = {case: [row[layer]] for case, row in self.scores[key].items()}
-        found = self.boot.mean([units], [1.0])
-        assert found is not None
-        return Value(found.value, *(found.ci95 or (None, None)))
+    def mean_at(self, key: Key, block: int) -> Value:
+        return self.at(self.scores[key], block)
 
     def peaks(self) -> dict[str, Any]:
-        """Who looks -> measure -> group -> its block, and the share of resamples that agree."""
+        """Query token -> measure -> group -> the block with the highest mean."""
         out: dict[str, Any] = {}
         for (who, measure, group), rows in self.scores.items():
-            block, agree = self.boot.peak(rows)
-            found: dict[str, Any] = out.setdefault(who, {}).setdefault(measure, {})
-            found[group] = {"block": block, "agree": agree}
+            peaks: dict[str, Any] = out.setdefault(who, {}).setdefault(measure, {})
+            peaks[group] = self.peak(rows, self.blocks)
         return out
 
     def figure(self, where: str) -> Figure:
@@ -160,11 +161,11 @@ class Told:
                 lines = tuple(
                     Line(
                         self.label(group),
-                        tuple((i, self.mean(key, i)) for i in range(self.depth)),
+                        tuple((i, self.mean_at(key, i)) for i in self.blocks),
                         tone,
                     )
                     for group, tone in TONES.items()
-                    # a token or two have their share, which would hide what image and text get
+                    # the scores of one or two tokens are so high that they would hide the others
                     if (key := (who, measure, group)) in self.scores
                     and (measure == "share" or group not in ("begin", "answer"))
                 )
@@ -183,23 +184,18 @@ class Told:
         for who, looks in LOOKS.items():
             parts = []
             for group in ("visual", "text"):
-                block, agree = self.boot.peak(self.scores[who, "share", group])
-                top = _percent(self.mean((who, "share", group), block))
+                peak = self.peak(self.scores[who, "share", group], self.blocks)
+                block, agree = peak["block"], peak["agree"]
+                top = text(self.mean_at((who, "share", group), block), 1, scale=100, unit=" %")
                 parts.append(f"{group} peaks in block {block} ({top}; {agree:.0%} of resamples)")
             out.append(f"{looks}: {', '.join(parts)}")
         return tuple(out)
 
     def table(self) -> Table:
         columns = ("looks", "measure", "group", "block", "value", "low", "high", "n")
-        rows = []
-        for key, cases in self.scores.items():
-            for i in range(self.depth):
-                v = self.mean(key, i)
-                rows.append((*key[:2], self.label(key[2]), i, v.value, v.low, v.high, len(cases)))
+        rows = [
+            (*key[:2], self.label(key[2]), i, *cells(self.mean_at(key, i)), len(cases))
+            for key, cases in self.scores.items()
+            for i in self.blocks
+        ]
         return Table("attention", columns, rows)
-
-
-def _percent(value: Value) -> str:
-    if value.low is None or value.high is None:
-        return f"{100 * value.value:.1f} %"
-    return f"{100 * value.value:.1f} % ({100 * value.low:.1f}–{100 * value.high:.1f})"

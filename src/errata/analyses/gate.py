@@ -1,35 +1,37 @@
-"""Gate: which representation tells questions about an edit from other questions.
+"""Gate: which key tells questions about an edit from other questions.
 
-Source: DualEdit Fig. 4 (Shi et al. 2025): cosines between an edit and its rephrases, and questions
-that must stay as they were, of the mean visual, the mean textual, and the last token's state. The
-paper finds that the last token parts them and the means do not. Its last token is that of question
-AND gold answer: equal for the edit and what should follow it, different for everything else. Both
-readings are shown: `leaky`, as published, and `prompt`, the last prompt token, which is all that
-there is when a question is asked.
+Source: DualEdit Fig. 4 (Shi et al. 2025): cosines of the mean visual, the mean textual, and the
+last token's hidden state, between an edit and its rephrases, and between an edit and questions that
+it must not change. The paper finds that the last token separates the two and the means do not. Its
+last token is that of question AND gold answer: the same for the edit and its rephrases, another one
+for all other questions. Shown are both means and every gate with a threshold: `leaky` is the
+published key, `prompt` the last prompt token, which is there before an answer is.
 
-Per reading, block and kind of question: AUC (how often an in-scope question, a rephrase or the same
-thing in another picture, is nearer to its edit than one of that kind; pairs of all cases with all,
-as one threshold has to serve them all), and balanced accuracy, with the threshold tuned on
-training cases. The edit's own question, whose cosine is 1, is in neither.
+Per key, block and kind of question: the AUC (how often an in-scope question, a rephrase or another
+image of the same thing, is nearer to its edit than a question of that kind; over pairs of all
+cases, as one threshold serves all), and the balanced accuracy with a threshold tuned on training
+cases. The edit's own question, whose cosine is 1, is left out.
 
-Shapes: B questions, T columns, d stream width.
+Shapes: B questions, T columns, d width of the hidden states.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from errata.algorithms.gated_adapter import OUT_OF_SCOPE, site_behind
 from errata.analyses._tokens import TokenGroups
+from errata.algorithms.gradient import generator
+from errata.analyses._summary import Summary, cells, number, spaced, text, with_ends
+from errata.core import registry
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Spread, Spreads, Table
-from errata.core.gate import Gate
+from errata.core.gate import Gate, TokenColumns, gate_class
 from errata.core.hooks.context import HookContext
 from errata.core.kinds import family, label
 from errata.core.model.backbone import Backbone
@@ -39,12 +41,6 @@ from errata.core.types import Case, Prompt
 from errata.evaluation.bootstrap import Bootstrap, Estimate
 from errata.training.optimise import generator
 
-READINGS = {
-    "visual": "mean of the image tokens",
-    "text": "mean of the question's tokens",
-    "prompt": "last prompt token",
-    "leaky": "last token with the gold answer",
-}
 IN_SCOPE = family("generality")
 ALL = "all, one threshold"
 BATCH = 64
@@ -65,45 +61,74 @@ Similar = dict[tuple[str, int], GateScores]
 """(reading, block) -> cosines."""
 
 
-class GateReader(Recorder):
-    """Every reading of every site: `found[site][reading]` [B, d], NaN where there is nothing."""
+class VisualMean(Gate):
+    """Cosine of the means over image tokens."""
+
+    name = "visual"
+    reads = "mean of the image tokens"
+
+    def key(self, states_BTd: Tensor, columns: TokenColumns) -> Tensor:
+        return _mean(states_BTd, columns.vision)
+
+
+class TextMean(Gate):
+    """Cosine of the means over the prompt's text tokens, without the first (begin) token."""
+
+    name = "text"
+    reads = "mean of the question's tokens"
+
+    def key(self, states_BTd: Tensor, columns: TokenColumns) -> Tensor:
+        at = torch.arange(columns.vision.shape[1], device=columns.vision.device)
+        text_BT = (at < columns.lengths[:, None]) & ~columns.vision
+        last_BT = at == columns.lengths[:, None] - 1
+        return _mean(states_BTd, text_BT & (text_BT.cumsum(1) > 1) | last_BT)
+
+
+def _mean(states_BTd: Tensor, mask_BT: Tensor) -> Tensor:
+    """[B, d]; NaN for an empty mask."""
+    mask_BT1 = mask_BT[..., None]
+    return (states_BTd.float() * mask_BT1).sum(1) / mask_BT1.sum(1)
+
+
+def readings() -> dict[str, type[Gate]]:
+    """What is compared: both means, then the gates with a threshold, first those without a leak."""
+    gates = [g for g in map(gate_class, registry.names("gates")) if not g.always_open]
+    gates.sort(key=lambda g: (g.reads_answer, g.name))
+    both: list[type[Gate]] = [VisualMean, TextMean]
+    return {g.name: g for g in (*both, *gates)}
+
+
+class KeyRecorder(Recorder):
+    """`keys[site][reading]` [B, d]; NaN for a question without such tokens."""
 
     def __init__(self, sites: Sequence[str], batch: Batch) -> None:
         super().__init__(sites)
-        m = TokenGroups.of(batch)
-        end_B = batch.mask.sum(1) - 1
-        columns = torch.arange(batch.mask.shape[1], device=end_B.device)
-        self.masks = {
-            "visual": m.visual,
-            "text": m.text | m.last,
-            "prompt": m.last,
-            "leaky": columns == end_B[:, None],
-        }
-        self.found: dict[str, dict[str, Tensor]] = {}
+        self.columns = TokenColumns.of(batch)
+        self.gates = {name: {s: gate(s) for s in sites} for name, gate in readings().items()}
+        self.keys: dict[str, dict[str, Tensor]] = {}
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
-        self.found[site] = {
-            name: ((y.float() * m).sum(1) / m.sum(1)).cpu()
-            for name, mask in self.masks.items()
-            for m in (mask.to(y.device)[..., None],)
+        columns = self.columns.to(y.device)
+        self.keys[site] = {
+            name: gates[site].key(y, columns).float().cpu() for name, gates in self.gates.items()
         }
-        if self.sites <= self.found.keys():
+        if self.sites <= self.keys.keys():
             raise EnoughRecorded
         return y
 
 
 class GateAnalysis(Analysis):
-    """Cosines of an edit with other questions, and what a gate makes of them."""
+    """Similarities of edits and questions, and how well a gate with these keys decides."""
 
     name = "gate"
     benchmark = "microworld:vqa@dev"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Analysis.Config):
-        """layers: blocks behind which states are read, from the end where negative; all when empty.
+        """layers: blocks behind which keys are read, negative from the end; () = all.
 
-        shown: of how many of them distributions are drawn, evenly spaced. train: training cases
-        on which thresholds are tuned.
+        shown: number of these blocks whose distributions are drawn, evenly spaced. train: number of
+        training cases on which thresholds are tuned.
         """
 
         layers: tuple[int, ...] = ()
@@ -111,96 +136,101 @@ class GateAnalysis(Analysis):
         train: int = 200
 
     def look(self, subject: Subject) -> Findings:
-        """Raises BadSpec without questions to tell apart."""
+        """Raises BadSpec without in-scope or without other questions."""
         bb, c = subject.backbone, self.config
         layers = sorted({bb.layer(i) for i in c.layers}) or list(range(bb.depth))
         cases = [x for x in subject.cases if x.edit.target.strip()]
         pool = [x for x in subject.split("train") if x.edit.target.strip()]
         order = torch.randperm(len(pool), generator=generator(subject.seed, "gate")).tolist()
         train = [pool[i] for i in order[: c.train]]
-        found = similar(subject, cases, layers, "reading cases")
-        known = similar(subject, train, layers, "reading training cases")
-        for which, s in (("these", found), ("the training", known)):
+        scores = similar(subject, cases, layers, "reading cases")
+        train_scores = similar(subject, train, layers, "reading training cases")
+        for which, s in (("these", scores), ("the training", train_scores)):
             kinds = s.get(("prompt", layers[0]))
             if kinds is None or not kinds.inside or not kinds.outside:
                 raise BadSpec(
                     f"{which} cases have no rephrases, or no questions to tell them from. Name a "
                     "--benchmark with generality and locality questions, or more of it."
                 )
-        told = Told(found, known, layers, Bootstrap([x.id for x in cases]))
+        summary = GateSummary(scores, train_scores, layers, [x.id for x in cases])
         where = f"{bb.name}, {subject.benchmark}: {len(cases)} cases. "
-        shown = [layers[i] for i in _spaced(len(layers), max(1, c.shown))]
+        shown = [layers[i] for i in spaced(len(layers), max(1, c.shown))]
         facts = {
             "cases": len(cases), "training cases": len(train), "blocks": layers,
-            "chosen on training cases": told.chosen(),
+            "chosen on training cases": summary.best_blocks(),
         }  # fmt: skip
         return Findings(
-            (told.histograms(shown, where), *told.heats(where)),
-            (told.table(), told.questions(shown)),
+            (summary.histograms(shown, where), *summary.heats(where)),
+            (summary.table(), summary.questions(shown)),
             facts,
-            (*told.lines(), *first_look(len(cases), "cases")),
+            (*summary.lines(), *first_look(len(cases), "cases")),
         )
 
 
 def similar(subject: Subject, cases: Sequence[Case], layers: Sequence[int], what: str) -> Similar:
-    """Cosines of each case's questions with its edit."""
+    """Similarities of each case's questions to its edit."""
     out: Similar = {}
     bb, each = subject.backbone, max(1, subject.rows)
+    gates = {(name, i): g(site_behind(bb, i)) for name, g in readings().items() for i in layers}
     for start in range(0, len(cases), each):
         part = cases[start : start + each]
-        edits = states(bb, [x.edit.prompt for x in part], [x.edit.target for x in part], layers)
-        asked = [
+        edits = keys_of(bb, [x.edit.prompt for x in part], [x.edit.target for x in part], layers)
+        probes = [
             (i, p) for i, x in enumerate(part) for p in x.probes
             if p.kind in (*IN_SCOPE, *OUT_OF_SCOPE) and p.reference.strip()
         ]  # fmt: skip
-        asked.sort(key=lambda a: (bool(a[1].prompt.images), len(a[1].prompt.text)))
-        for first in range(0, len(asked), BATCH):
-            some = asked[first : first + BATCH]
-            own = states(bb, [p.prompt for _, p in some], [p.reference for _, p in some], layers)
+        probes.sort(key=lambda q: (bool(q[1].prompt.images), len(q[1].prompt.text)))
+        for first in range(0, len(probes), BATCH):
+            some = probes[first : first + BATCH]
+            keys = keys_of(bb, [p.prompt for _, p in some], [p.reference for _, p in some], layers)
             index = [i for i, _ in some]
-            for key, state in own.items():
-                cosines = torch.cosine_similarity(state, edits[key][index], dim=-1)
-                kinds = out.setdefault(key, GateScores())
-                for (i, p), cosine in zip(some, cosines.tolist(), strict=True):
-                    if cosine == cosine:  # not NaN: a question without an image has no visual
+            for reading, key in keys.items():
+                values = gates[reading].similarity(key, edits[reading][index])
+                kinds = out.setdefault(reading, GateScores())
+                for (i, p), value in zip(some, values.tolist(), strict=True):
+                    if value == value:  # not NaN: a question without an image has no visual mean
                         side = kinds.inside if p.kind in IN_SCOPE else kinds.outside
                         rows = side.setdefault(label(p.kind, _group(p.kind, p.group)), {})
-                        rows.setdefault(part[i].id, []).append(cosine)
+                        rows.setdefault(part[i].id, []).append(value)
         subject.progress(what, start + len(part), len(cases))
     return out
 
 
 def _group(kind: str, group: str) -> str:
-    """Wordings seen and unseen in training are one kind here."""
+    """Wordings that the model was trained on and others are one kind here."""
     return "" if kind in IN_SCOPE else group
 
 
-def states(
+def keys_of(
     backbone: Backbone, prompts: Sequence[Prompt], answers: Sequence[str], layers: Sequence[int]
 ) -> dict[tuple[str, int], Tensor]:
-    """(reading, block) -> [B, d]."""
+    """(reading, block) -> keys [B, d]."""
     sites = {i: site_behind(backbone, i) for i in layers}
     batch = backbone.encode(prompts, answers)
-    reader = GateReader(tuple(sites.values()), batch)
-    run_until_enough(backbone, batch, reader)
-    return {(r, i): reader.found[site][r] for i, site in sites.items() for r in READINGS}
+    recorder = KeyRecorder(tuple(sites.values()), batch)
+    run_until_enough(backbone, batch, recorder)
+    return {
+        (name, i): key for i, site in sites.items() for name, key in recorder.keys[site].items()
+    }
 
 
-class Told:
-    """What can be said of the cosines."""
+class GateSummary(Summary):
+    """AUC, thresholds and accuracies per reading, block and kind of question."""
 
     def __init__(
-        self, found: Similar, known: Similar, layers: Sequence[int], boot: Bootstrap
+        self, scores: Similar, train: Similar, layers: Sequence[int], cases: Sequence[str]
     ) -> None:
-        self.found, self.known, self.layers, self.boot = found, known, layers, boot
-        first = found["prompt", layers[0]]
-        seen = {c for kinds in known.values() for side in (kinds.inside, kinds.outside)
-                for rows in side.values() for c in rows}  # fmt: skip
-        self.known_boot = Bootstrap(sorted(seen))
+        super().__init__(cases)
+        self.scores, self.train, self.layers = scores, train, layers
+        self.readings = readings()
+        first = scores["prompt", layers[0]]
+        train_cases = {c for kinds in train.values() for side in (kinds.inside, kinds.outside)
+                       for rows in side.values() for c in rows}  # fmt: skip
+        self.train_bootstrap = Bootstrap(sorted(train_cases))
         self.inside, self.outside = sorted(first.inside, reverse=True), sorted(first.outside)
         self._aucs = {
-            (r, i, kind): boot.auc(_pooled(kinds.inside), kinds.outside.get(kind, {}))
-            for (r, i), kinds in found.items()
+            (r, i, kind): self.bootstrap.auc(_pooled(kinds.inside), kinds.outside.get(kind, {}))
+            for (r, i), kinds in scores.items()
             for kind in self.outside
         }
 
@@ -208,25 +238,24 @@ class Told:
         return self._aucs[reading, layer, kind]
 
     def threshold(self, reading: str, layer: int, kind: str) -> float | None:
-        """Tuned on training cases for one kind, or for all, each counting as one."""
-        kinds = self.known[reading, layer]
+        """Tuned on training cases for one kind, or for all, each with the same weight."""
+        kinds = self.train[reading, layer]
         outside = kinds.outside if kind == ALL else {
             k: v for k, v in kinds.outside.items() if k == kind
         }  # fmt: skip
-        return Gate.tune(_tensors(kinds.inside), _tensors(outside))
+        return self.readings[reading].tune(_tensors(kinds.inside), _tensors(outside))
 
     def accuracy(
-        self, reading: str, layer: int, kind: str, *, known: bool = False
+        self, reading: str, layer: int, kind: str, *, on_train: bool = False
     ) -> Estimate | None:
         """Balanced: the mean of the shares of in-scope and of other questions that are right."""
-        tau = self.threshold(reading, layer, kind)
-        source = self.known if known else self.found
-        kinds = source[reading, layer]
+        threshold = self.threshold(reading, layer, kind)
+        kinds = (self.train if on_train else self.scores)[reading, layer]
         names = list(kinds.outside) if kind == ALL else [kind]
-        if tau is None or any(n not in kinds.outside for n in names):
+        if threshold is None or any(n not in kinds.outside for n in names):
             return None
         groups = [
-            {c: [float((v >= tau) == inside) for v in vs] for c, vs in rows.items()}
+            {c: [float((v >= threshold) == inside) for v in vs] for c, vs in rows.items()}
             for inside, parts in (
                 (True, list(kinds.inside.values())),
                 (False, [kinds.outside[n] for n in names]),
@@ -234,28 +263,28 @@ class Told:
             for rows in parts
         ]
         mix = [0.5 / len(kinds.inside)] * len(kinds.inside) + [0.5 / len(names)] * len(names)
-        return (self.known_boot if known else self.boot).mean(groups, mix)
+        return (self.train_bootstrap if on_train else self.bootstrap).mean(groups, mix)
 
-    def chosen(self) -> dict[str, int]:
+    def best_blocks(self) -> dict[str, int]:
         """Reading -> the block where one threshold is best, on training cases."""
 
         def score(reading: str, layer: int) -> float:
-            found = self.accuracy(reading, layer, ALL, known=True)
-            return found.value if found else 0.0
+            accuracy = self.accuracy(reading, layer, ALL, on_train=True)
+            return accuracy.value if accuracy else 0.0
 
-        return {r: max(self.layers, key=lambda i: score(r, i)) for r in READINGS}
+        return {r: max(self.layers, key=lambda i: score(r, i)) for r in self.readings}
 
     def histograms(self, shown: Sequence[int], where: str) -> Figure:
         lowest = min(
-            v for layer in shown for r in READINGS for side in
-            (self.found[r, layer].inside, self.found[r, layer].outside)
+            v for layer in shown for r in self.readings for side in
+            (self.scores[r, layer].inside, self.scores[r, layer].outside)
             for rows in side.values() for vs in rows.values() for v in vs
         )  # fmt: skip
         low = next(x for x in (0.8, 0.5, 0.0, -0.2, -0.5, -1.0) if lowest >= x)
         panels = tuple(
-            Spreads(f"{words}, block {layer}", self._rows(self.found[r, layer]), low, 1.0)
+            Spreads(f"{gate.reads}, block {layer}", self._rows(self.scores[r, layer]), low, 1.0)
             for layer in shown
-            for r, words in READINGS.items()
+            for r, gate in self.readings.items()
         )
         return Figure(
             "gate", "Cosine with the edit", panels, 2,
@@ -275,31 +304,31 @@ class Told:
 
     def heats(self, where: str) -> tuple[Figure, Figure]:
         columns = tuple(map(str, self.layers))
-        made = []
+        panels = []
         for measure, kinds in ((self.auc, self.outside), (self.accuracy, [*self.outside, ALL])):
-            made.append(
+            panels.append(
                 tuple(
                     Heat(
-                        words,
+                        gate.reads,
                         tuple(kinds),
                         columns,
                         tuple(
-                            tuple(_value(measure(r, i, kind)) for i in self.layers)
+                            tuple(number(measure(r, i, kind)) for i in self.layers)
                             for kind in kinds
                         ),
                         low=0.0, high=1.0, middle=0.5, axis="block",
                     )
-                    for r, words in READINGS.items()
+                    for r, gate in self.readings.items()
                 )
             )  # fmt: skip
         blank = "Blank: no image to read. Intervals are in gate.csv."
         return (
             Figure(
                 "gate-auc", "How well a cosine tells in-scope questions from others: AUC",
-                made[0], 2, f"{where}0.5 is chance. {blank}",
+                panels[0], 2, f"{where}0.5 is chance. {blank}",
             ),
             Figure(
-                "gate-accuracy", "The same as balanced accuracy", made[1], 2,
+                "gate-accuracy", "The same as balanced accuracy", panels[1], 2,
                 f"{where}Thresholds tuned on training cases, per kind of question, and once for "
                 f"all kinds. 0.5 is chance. {blank}",
             ),
@@ -307,26 +336,26 @@ class Told:
 
     def lines(self) -> tuple[str, ...]:
         out = []
-        for reading, layer in self.chosen().items():
+        for reading, layer in self.best_blocks().items():
             aucs = ", ".join(
-                f"{kind} {_shown(found)}"
+                f"{kind} {text(auc)}"
                 for kind in self.outside
-                if (found := self.auc(reading, layer, kind)) is not None
+                if (auc := self.auc(reading, layer, kind)) is not None
             )
             whole = self.accuracy(reading, layer, ALL)
-            one = f"; one threshold for all: {_shown(whole)}" if whole else ""
+            one = f"; one threshold for all: {text(whole)}" if whole else ""
             out.append(f"{reading} (block {layer}, chosen on training cases): AUC {aucs}{one}")
         return tuple(out)
 
     def table(self) -> Table:
         columns = (
-            *("reading", "block", "against", "auc", "auc_low", "auc_high", "threshold"),
-            *("accuracy", "accuracy_low", "accuracy_high", "n_inside", "n_outside"),
+            *("reading", "block", "against", *with_ends("auc"), "threshold"),
+            *(*with_ends("accuracy"), "n_inside", "n_outside"),
         )
         rows = []
-        for r in READINGS:
+        for r in self.readings:
             for i in self.layers:
-                kinds = self.found[r, i]
+                kinds = self.scores[r, i]
                 inside = sum(map(len, _pooled(kinds.inside).values()))
                 for kind in (*self.outside, ALL):
                     names = self.outside if kind == ALL else [kind]
@@ -334,15 +363,15 @@ class Told:
                     if not n:
                         continue
                     auc = None if kind == ALL else self.auc(r, i, kind)
-                    tau, right = self.threshold(r, i, kind), self.accuracy(r, i, kind)
-                    rows.append((r, i, kind, *_flat(auc), tau, *_flat(right), inside, n))
+                    threshold, accuracy = self.threshold(r, i, kind), self.accuracy(r, i, kind)
+                    rows.append((r, i, kind, *cells(auc), threshold, *cells(accuracy), inside, n))
         return Table("gate", columns, rows)
 
     def questions(self, shown: Sequence[int]) -> Table:
-        """Every cosine that is drawn."""
+        """Every similarity that is drawn."""
         rows = [
             (case, kind, reading, layer, round(v, 5))
-            for (reading, layer), kinds in self.found.items()
+            for (reading, layer), kinds in self.scores.items()
             if layer in shown
             for side in (kinds.inside, kinds.outside)
             for kind, cases in side.items()
@@ -362,23 +391,3 @@ def _pooled(kinds: Mapping[str, Cosines]) -> Cosines:
 
 def _tensors(kinds: Mapping[str, Cosines]) -> dict[str, Tensor]:
     return {k: torch.tensor([v for vs in rows.values() for v in vs]) for k, rows in kinds.items()}
-
-
-def _value(found: Estimate | None) -> float:
-    return found.value if found else float("nan")
-
-
-def _flat(found: Estimate | None) -> tuple[Any, Any, Any]:
-    low, high = (found.ci95 if found and found.ci95 else None) or (None, None)
-    return (found.value if found else None, low, high)
-
-
-def _shown(found: Estimate) -> str:
-    if found.ci95 is None:
-        return f"{found.value:.2f}"
-    return f"{found.value:.2f} ({found.ci95[0]:.2f}–{found.ci95[1]:.2f})"
-
-
-def _spaced(count: int, most: int) -> list[int]:
-    most = min(most, count)
-    return [(2 * i + 1) * count // (2 * most) for i in range(most)]

@@ -1,18 +1,20 @@
-"""Sensitivity: what noise on image or text does to the answer, block by block.
+"""Sensitivity: how noise on image or text tokens changes the answer, block by block.
 
 Source: DualEdit Fig. 2 (Shi et al. 2025): KL divergence between the clean and the perturbed output
 when Gaussian noise of several sizes is added to the visual, the textual, or all representations at
-a layer. Here: KL(clean || noised) of the first answer token's distribution, noise on the stream
-that enters a block. Text is what DualEdit's adapter rewrites, without the last prompt token, whose
-state becomes the answer itself and is a row of its own; the begin token is never touched.
+a layer. Here: KL(clean || noised) of the first answer token's distribution, with noise on the
+hidden states that enter a block. Text means the tokens that DualEdit's adapter changes, without the
+last prompt token, whose hidden state becomes the answer: that token is a group of its own. The
+begin token never gets noise.
 
-The stream grows with depth, so that one sigma is loud below and faint above. Two figures therefore:
-`absolute`, as published, and `relative`, where sigma is a multiple of the standard deviation that
-the noised tokens' own states have in that question at that block (image and text each their own).
+Hidden states grow with depth, so that one sigma is large in low blocks and small in high ones.
+Therefore there are two figures: `absolute`, as published, and `relative`, where sigma is a multiple
+of the standard deviation of the noised tokens' hidden states in that question at that block (of
+image and text tokens separately).
 
-`excess` is KL(both) - KL(visual) - KL(text): 0 where the two simply add up.
+`excess` is KL(both) - KL(visual) - KL(text): 0 where the two add up.
 
-Shapes: B questions, T columns, d stream width, V vocabulary.
+Shapes: B questions, T columns, L blocks, d width of the hidden states, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.algorithms.gradient import generator
+from errata.analyses._summary import Summary, cells, text
 from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
@@ -33,6 +37,7 @@ from errata.core.model.batch import Batch
 from errata.core.model.recorder import Recorder
 from errata.evaluation.bootstrap import Bootstrap
 from errata.training.optimise import generator
+from errata.core.recorder import Recorder
 
 TONES: tuple[Tone, ...] = ("soft", "changes", "stays", "wrong", "right")
 WORDS = {
@@ -58,8 +63,8 @@ class SensitivityRecords:
 class NoiseHook(Recorder):
     """Adds noise [B, T, d] times sigma at the columns of each of `masks` [B, T].
 
-    With `relative`, sigma is in units of the standard deviation of what is there, of each mask for
-    itself: image and text tokens are of very different size. `std`: [B] per mask.
+    relative: sigma is a multiple of the standard deviation of the hidden states of each mask, since
+    image and text tokens differ in size. std: these deviations, [B] per mask.
     """
 
     def __init__(
@@ -96,10 +101,10 @@ class SensitivityAnalysis(Analysis):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Analysis.Config):
-        """absolute, relative: sizes of noise, see above; at most five each, none for no figure.
+        """absolute, relative: sizes of noise, see above; at most five each, () for no figure.
 
-        layers: blocks whose input gets noise, from the end where negative; all when empty. draws:
-        of noise per question and block, the same for every size and group.
+        layers: blocks whose input gets noise, negative from the end; () = all. draws: of noise per
+        question and block, the same for every size and group.
         """
 
         absolute: tuple[float, ...] = (0.3, 1.0, 3.0)
@@ -108,10 +113,10 @@ class SensitivityAnalysis(Analysis):
         draws: int = 1
 
     def look(self, subject: Subject) -> Findings:
-        """Raises BadSpec without a question about an image, or with sizes that make no figure."""
+        """Raises BadSpec without questions about images, or with sizes that cannot be drawn."""
         c = self.config
-        for unit in UNITS:
-            sizes = getattr(c, unit)
+        by_unit = {"absolute": c.absolute, "relative": c.relative}
+        for unit, sizes in by_unit.items():
             if len(sizes) > len(TONES) or any(s <= 0 for s in sizes):
                 raise BadSpec(f"{unit}={list(sizes)}: give up to {len(TONES)} sizes above 0.")
         if not (c.absolute or c.relative) or c.draws < 1:
@@ -121,23 +126,30 @@ class SensitivityAnalysis(Analysis):
             raise BadSpec("sensitivity needs questions about images. Name a --benchmark with some.")
         layers = sorted({subject.backbone.layer(i) for i in c.layers})
         layers = layers or list(range(subject.backbone.depth))
-        sizes = [(unit, s) for unit in UNITS for s in getattr(c, unit)]
-        seen = SensitivityRecords({}, {})
+        noises = [(unit, s) for unit, sizes in by_unit.items() for s in sizes]
+        records = SensitivityRecords({}, {})
         for start in range(0, len(cases), subject.rows):
             part = cases[start : start + subject.rows]
             batch = subject.backbone.encode([x.edit.prompt for x in part])
-            noised(subject, batch, [x.id for x in part], layers, sizes, c.draws, seen)
+            noised(subject, batch, [x.id for x in part], layers, noises, c.draws, records)
             subject.progress("adding noise", start + len(part), len(cases))
-        told = Told(seen, layers, Bootstrap([x.id for x in cases]))
+        summary = SensitivitySummary(records, layers, [x.id for x in cases])
         where = f"{subject.backbone.name}, {subject.benchmark}: {len(cases)} questions. "
-        figures = tuple(told.figure(u, where) for u in UNITS if getattr(c, u))
-        said = (*told.lines(), *first_look(len(cases), "questions"))
-        facts = {"cases": len(cases), "blocks": layers, "std": told.stds(), "peaks": told.peaks()}
-        return Findings(figures, (told.table(), told.excess()), facts, said)
+        return Findings(
+            tuple(summary.figure(unit, where) for unit, sizes in by_unit.items() if sizes),
+            (summary.table(), summary.excess()),
+            {
+                "cases": len(cases),
+                "blocks": layers,
+                "std": summary.stds(),
+                "peaks": summary.peaks(),
+            },
+            (*summary.lines(), *first_look(len(cases), "questions")),
+        )
 
 
 def groups(batch: Batch) -> dict[str, tuple[Tensor, ...]]:
-    """Which tokens get noise: masks [B, T], one per modality."""
+    """Group -> the tokens that get noise: masks [B, T], one per modality."""
     m = TokenGroups.of(batch)
     return {
         "visual": (m.visual,), "text": (m.text,), "both": (m.visual, m.text), "last": (m.last,),
@@ -152,68 +164,69 @@ def noised(
     layers: Sequence[int],
     sizes: Sequence[tuple[str, float]],
     draws: int,
-    seen: SensitivityRecords,
+    records: SensitivityRecords,
 ) -> None:
-    """Fills `seen` with what noise does to the questions of a batch."""
+    """Adds the KL divergences of a batch of questions to `records`."""
     bb = subject.backbone
     clean = bb.logits(batch)[:, 0].log_softmax(-1)
-    for at, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         entered = bb.enter(batch, layer)
         for draw in range(draws):
             noise = torch.zeros(*batch.ids.shape, bb.width)
-            for b, name in enumerate(names):  # so that it does not depend on the batch
+            for b, name in enumerate(names):  # each from a seed, so that batching changes nothing
                 rng = generator(subject.seed, "sensitivity", name, layer, draw)
                 n = int(batch.lengths[b])
                 noise[b, :n] = torch.randn(n, bb.width, generator=rng)
             for group, masks in groups(batch).items():
                 for unit, size in sizes:
-                    patch = NoiseHook(
+                    hook = NoiseHook(
                         f"text.{layer}.in", masks, noise, size, relative=unit == "relative"
                     )
-                    found = bb.resume(entered, patch)[:, 0].log_softmax(-1)
-                    kl_B = (clean.exp() * (clean - found)).sum(-1).clamp(min=0).tolist()
-                    _add(seen.kl.setdefault((unit, group, size), {}), names, at, kl_B, draws)
+                    noisy = bb.resume(entered, hook)[:, 0].log_softmax(-1)
+                    kl_B = (clean.exp() * (clean - noisy)).sum(-1).clamp(min=0).tolist()
+                    _add(records.kl.setdefault((unit, group, size), {}), names, index, kl_B, draws)
                 if not draw and len(masks) == 1:
-                    _add(seen.std.setdefault(group, {}), names, at, patch.std[0].tolist(), 1)
+                    _add(records.std.setdefault(group, {}), names, index, hook.std[0].tolist(), 1)
 
 
 def _add(
-    rows: dict[str, list[float]], names: Sequence[str], at: int, values: Sequence[float], draws: int
+    rows: dict[str, list[float]],
+    names: Sequence[str],
+    index: int,
+    values: Sequence[float],
+    draws: int,
 ) -> None:
     for name, value in zip(names, values, strict=True):
         row = rows.setdefault(name, [])
-        row.extend([0.0] * (at + 1 - len(row)))
-        row[at] += value / draws
+        row.extend([0.0] * (index + 1 - len(row)))
+        row[index] += value / draws
 
 
-class Told:
-    """What can be said of what was seen."""
+class SensitivitySummary(Summary):
+    """Means per unit, sigma, group and block."""
 
-    def __init__(self, seen: SensitivityRecords, layers: Sequence[int], boot: Bootstrap) -> None:
-        self.seen, self.layers, self.boot = seen, layers, boot
-
-    def mean(self, rows: dict[str, list[float]], at: int) -> Value:
-        found = self.boot.mean([{case: [row[at]] for case, row in rows.items()}], [1.0])
-        assert found is not None
-        return Value(found.value, *(found.ci95 or (None, None)))
+    def __init__(
+        self, records: SensitivityRecords, layers: Sequence[int], cases: Sequence[str]
+    ) -> None:
+        super().__init__(cases)
+        self.records, self.layers = records, layers
 
     def sizes(self, unit: str) -> list[float]:
-        return sorted({size for u, _, size in self.seen.kl if u == unit})
+        return sorted({size for u, _, size in self.records.kl if u == unit})
 
     def peaks(self) -> dict[str, Any]:
-        """unit -> sigma -> group -> the block with the highest KL, and how many resamples agree."""
+        """unit -> sigma -> group -> the block with the highest KL."""
         out: dict[str, Any] = {}
-        for (unit, group, size), rows in self.seen.kl.items():
-            at, agree = self.boot.peak(rows)
-            found: dict[str, Any] = out.setdefault(unit, {}).setdefault(f"{size:g}", {})
-            found[group] = {"block": self.layers[at], "agree": agree}
+        for (unit, group, size), rows in self.records.kl.items():
+            peaks: dict[str, Any] = out.setdefault(unit, {}).setdefault(f"{size:g}", {})
+            peaks[group] = self.peak(rows, self.layers)
         return out
 
     def stds(self) -> dict[str, list[float]]:
-        """Group -> per block, the mean standard deviation of its states."""
+        """Group -> mean standard deviation of its hidden states, per block."""
         return {
-            group: [self.mean(rows, i).value for i in range(len(self.layers))]
-            for group, rows in self.seen.std.items()
+            group: [self.at(rows, i).value for i in range(len(self.layers))]
+            for group, rows in self.records.std.items()
         }
 
     def figure(self, unit: str, where: str) -> Figure:
@@ -223,7 +236,7 @@ class Told:
                 Line(
                     f"σ = {size:g}" + (" × std" if unit == "relative" else ""),
                     tuple(
-                        (layer, self.mean(self.seen.kl[unit, group, size], i))
+                        (layer, self.at(self.records.kl[unit, group, size], i))
                         for i, layer in enumerate(self.layers)
                     ),
                     tone,
@@ -251,31 +264,30 @@ class Told:
         """(unit, sigma, block, KL of both minus the two KLs)."""
         for unit in UNITS:
             for size in self.sizes(unit):
-                parts = [self.seen.kl[unit, g, size] for g in ("both", "visual", "text")]
+                parts = [self.records.kl[unit, g, size] for g in ("both", "visual", "text")]
                 rows = {
                     case: [b - v - t for b, v, t in zip(*(p[case] for p in parts), strict=True)]
                     for case in parts[0]
                 }
                 for i, layer in enumerate(self.layers):
-                    yield unit, size, layer, self.mean(rows, i)
+                    yield unit, size, layer, self.at(rows, i)
 
     def lines(self) -> tuple[str, ...]:
         out = []
-        for unit, sizes in self.peaks().items():
-            for size, found in sizes.items():
+        for unit, by_size in self.peaks().items():
+            for size, peaks in by_size.items():
                 parts = [
-                    f"{g} block {p['block']} ({p['agree']:.0%} of resamples)"
-                    for g, p in found.items()
+                    f"{group} block {p['block']} ({p['agree']:.0%} of resamples)"
+                    for group, p in peaks.items()
                 ]
                 out.append(f"{unit} sigma {size}: most sensitive: {', '.join(parts)}")
         for unit in UNITS:
             for size in self.sizes(unit):
-                found = [(i, v) for u, s, i, v in self.differences() if (u, s) == (unit, size)]
-                block, v = max(found, key=lambda f: abs(f[1].value))
-                ends = "" if v.low is None else f" ({v.low:.2f} to {v.high:.2f})"
+                excess = [(i, v) for u, s, i, v in self.differences() if (u, s) == (unit, size)]
+                block, value = max(excess, key=lambda e: abs(e[1].value))
                 out.append(
                     f"{unit} sigma {size:g}: KL of both minus the two KLs is furthest from 0 in "
-                    f"block {block}: {v.value:.2f}{ends}"
+                    f"block {block}: {text(value, to=' to ')}"
                 )
         return tuple(out)
 
@@ -284,26 +296,26 @@ class Told:
             *("unit", "tokens", "sigma", "block", "kl", "low", "high", "n"),
             *("std", "sigma_absolute", "sigma_relative"),
         )
-        rows = []
-        for (unit, group, size), cases in self.seen.kl.items():
-            for i, layer in enumerate(self.layers):
-                v = self.mean(cases, i)
-                sizes = self._sizes(unit, group, size, i)
-                rows.append((unit, group, size, layer, v.value, v.low, v.high, len(cases), *sizes))
+        rows = [
+            (unit, group, size, layer, *cells(self.at(cases, i)), len(cases),
+             *self._sizes(unit, group, size, i))
+            for (unit, group, size), cases in self.records.kl.items()
+            for i, layer in enumerate(self.layers)
+        ]  # fmt: skip
         return Table("sensitivity", columns, rows)
 
-    def _sizes(self, unit: str, group: str, size: float, at: int) -> tuple[float | None, ...]:
-        """The states' mean standard deviation, and sigma in both units.
+    def _sizes(self, unit: str, group: str, size: float, index: int) -> tuple[float | None, ...]:
+        """The mean standard deviation of the hidden states, and sigma in both units.
 
-        Noise on both has two deviations, and sigma in its own unit alone.
+        Noise on both modalities has two deviations, so its sigma is given in its own unit only.
         """
-        if group not in self.seen.std:
+        if group not in self.records.std:
             return (None, size, None) if unit == "absolute" else (None, None, size)
-        std = self.mean(self.seen.std[group], at).value
+        std = self.at(self.records.std[group], index).value
         both = (size * std, size) if unit == "relative" else (size, size / std if std else None)
         return (std, *(x if x is None else round(x, 6) for x in both))
 
     def excess(self) -> Table:
         columns = ("unit", "sigma", "block", "excess", "low", "high")
-        found = [(u, s, i, v.value, v.low, v.high) for u, s, i, v in self.differences()]
-        return Table("sensitivity-excess", columns, found)
+        rows = [(*where, *cells(value)) for *where, value in self.differences()]
+        return Table("sensitivity-excess", columns, rows)

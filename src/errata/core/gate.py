@@ -44,6 +44,9 @@ class TokenColumns:
         ends_B = batch.mask.sum(1) - int(eos)
         return cls(batch.lengths, columns < ends_B[:, None], batch.vision.bool())
 
+    def to(self, device: torch.device) -> TokenColumns:
+        return TokenColumns(self.lengths.to(device), self.real.to(device), self.vision.to(device))
+
 
 @dataclass(frozen=True)
 class Gate:

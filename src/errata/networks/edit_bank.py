@@ -51,7 +51,8 @@ class EditBank:
         """
         real_BT = batch.mask.bool()
         states = tuple(outputs[site].float() * real_BT[..., None] for site in sites)
-        keys = gate.key(outputs[gate.site].float(), TokenColumns.of(batch, eos=eos))
+        at_gate = outputs[gate.site].float()
+        keys = gate.key(at_gate, TokenColumns.of(batch, eos=eos).to(at_gate.device))
         rows = torch.arange(batch.size, device=batch.ids.device)
         return cls(states, keys, real_BT.sum(1), batch.lengths - 1, rows)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from errata.analyses.alpha import AlphaAnalysis, AlphaRecord, Told, observed
+from errata.analyses.alpha import AlphaAnalysis, AlphaRecord, AlphaSummary, observed
 from errata.core import registry
 from errata.core.analysis import Subject
 from errata.core.errors import BadSpec
@@ -52,9 +52,9 @@ def test_what_was_decided_is_what_the_definition_says(ragged):
     """In the first block, which nothing has touched: the own entry is the question itself."""
     bb = tiny.shared("llava")
     prompts = ragged[:2]
-    told = decided(bb, latent(bb, prompts[:1], alpha=0.3), prompts)
-    assert set(told) == set(LAYERS)
-    first = told[LAYERS[0]]
+    summary = decided(bb, latent(bb, prompts[:1], alpha=0.3), prompts)
+    assert set(summary) == set(LAYERS)
+    first = summary[LAYERS[0]]
     torch.testing.assert_close(first["alpha"], torch.full((2,), 0.3))
     torch.testing.assert_close(first["cosine"][0, 0], torch.tensor(1.0))
     assert first["own"].shape == (2, 4) and bool(first["own"][0, 0])
@@ -149,47 +149,47 @@ def test_an_editor_without_a_memory_is_refused(cases):
         AlphaAnalysis().look(replace(subject(cases[:1]), editor=None))
 
 
-def seen(case, kind, alpha, group="", **more):
+def record(case, kind, alpha, group="", **more):
     base = AlphaRecord(case, kind, group, False, 5, alpha, True, 0.1, 0.9, 4)
     return replace(base, **more)
 
 
 def test_the_rank_is_a_share_of_pairs_within_a_case():
-    told = Told(
+    summary = AlphaSummary(
         [
-            seen("a", "reliability", 0.5),
-            seen("a", "t_generality", 0.8, "seen"),
-            seen("a", "near_locality", 0.2, "near1"),
-            seen("a", "near_locality", 0.7, "near2"),
-            seen("b", "reliability", 0.9),
-            seen("b", "near_locality", 0.9, "near1"),
-            seen("c", "near_locality", 0.1, "near1"),  # nothing of its edit: not ranked
-            seen("a", "portability", 0.0),  # follows from the edit, is not the edited fact
+            record("a", "reliability", 0.5),
+            record("a", "t_generality", 0.8, "seen"),
+            record("a", "near_locality", 0.2, "near1"),
+            record("a", "near_locality", 0.7, "near2"),
+            record("b", "reliability", 0.9),
+            record("b", "near_locality", 0.9, "near1"),
+            record("c", "near_locality", 0.1, "near1"),  # nothing of its edit: not ranked
+            record("a", "portability", 0.0),  # follows from the edit, is not the edited fact
         ]
     )
-    value, n = told.rank(5, ("near_locality",))
+    value, n = summary.rank(5, ("near_locality",))
     assert n == 2
     assert value.value == pytest.approx((3 / 4 + 1 / 2) / 2)
-    assert told.rank(5, ("t_locality",)) is None
+    assert summary.rank(5, ("t_locality",)) is None
 
 
 def test_means_are_over_questions_and_intervals_over_cases():
-    told = Told([seen("a", "reliability", 0.2), seen("b", "reliability", 0.6)])
-    mean = told.mean(told.rows("the edit", 5), lambda s: s.alpha)
+    summary = AlphaSummary([record("a", "reliability", 0.2), record("b", "reliability", 0.6)])
+    mean = summary.mean_of(summary.rows("the edit", 5), lambda s: s.alpha)
     assert mean.value == pytest.approx(0.4)
     assert (mean.low, mean.high) == pytest.approx((0.2, 0.6)), "two cases: both, or one twice"
 
 
 def test_text_only_questions_are_also_shown_together_but_counted_once():
     rows = [
-        seen("a", "reliability", 0.5),
-        seen("a", "t_locality", 0.9, "far", text_only=True),
-        seen("b", "reliability", 0.5),
-        seen("b", "t_locality", 0.1, "far", text_only=True),
+        record("a", "reliability", 0.5),
+        record("a", "t_locality", 0.9, "far", text_only=True),
+        record("b", "reliability", 0.5),
+        record("b", "t_locality", 0.1, "far", text_only=True),
     ]
-    told = Told(rows)
-    assert len(told.rows("every text-only one", 5)) == 2
-    value, n = told.rank(5, ("t_locality",))
+    summary = AlphaSummary(rows)
+    assert len(summary.rows("every text-only one", 5)) == 2
+    value, n = summary.rank(5, ("t_locality",))
     assert (value.value, n) == (0.5, 2)
 
 

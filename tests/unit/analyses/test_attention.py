@@ -8,12 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from errata.analyses.attention import AttentionAnalysis, Told, measured
+from errata.analyses.attention import AttentionAnalysis, AttentionSummary, measured
 from errata.core.analysis import Subject
 from errata.core.errors import BadSpec
 from errata.core.figure import ceiling
 from errata.core.types import Case, Edit, Prompt
-from errata.evaluation.bootstrap import Bootstrap
 from tests import tiny
 
 
@@ -72,9 +71,9 @@ def test_neither_batches_nor_padding_change_it(edits):
 
 def test_peaks_and_intervals():
     rows = {"a": [0.1, 0.5, 0.2], "b": [0.1, 0.7, 0.2]}
-    told = Told({("prompt", "share", "visual"): rows}, Bootstrap(["a", "b"]), 3)
-    assert told.peaks() == {"prompt": {"share": {"visual": {"block": 1, "agree": 1.0}}}}
-    value = told.mean(("prompt", "share", "visual"), 1)
+    summary = AttentionSummary({("prompt", "share", "visual"): rows}, ["a", "b"], 3)
+    assert summary.peaks() == {"prompt": {"share": {"visual": {"block": 1, "agree": 1.0}}}}
+    value = summary.mean_at(("prompt", "share", "visual"), 1)
     assert (value.value, value.low, value.high) == (0.6, 0.5, 0.7)
 
 

@@ -8,11 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from errata.analyses.gate import ALL, READINGS, GateAnalysis, GateScores, Told, similar, states
+from errata.analyses.gate import (
+    ALL,
+    GateAnalysis,
+    GateScores,
+    GateSummary,
+    keys_of,
+    readings,
+    similar,
+)
 from errata.core.analysis import Subject
 from errata.core.errors import BadSpec
 from errata.core.types import Case, Probe, Prompt
-from errata.evaluation.bootstrap import Bootstrap
 from tests import tiny
 
 
@@ -68,11 +75,11 @@ def test_readings_are_states_behind_the_block(family, ragged):
     bb = tiny.shared(family)
     answers = ["red", "blue ring", "green", "thing", "ring"]
     layers = [0, bb.depth - 1]
-    found = states(bb, ragged, answers, layers)
+    found = keys_of(bb, ragged, answers, layers)
     for b, (prompt, answer) in enumerate(zip(ragged, answers, strict=True)):
         for layer in layers:
             wanted = by_hooks(bb, prompt, answer, layer)
-            for reading in READINGS:
+            for reading in readings():
                 got = found[reading, layer][b]
                 if reading in wanted:
                     torch.testing.assert_close(got, wanted[reading], atol=2e-4, rtol=2e-4)
@@ -82,7 +89,7 @@ def test_readings_are_states_behind_the_block(family, ragged):
 
 def test_prompt_does_not_see_the_answer_and_leaky_does(ragged):
     bb = tiny.shared("llava")
-    one, other = (states(bb, ragged[:2], a, [2]) for a in (["red", "red"], ["blue", "ring"]))
+    one, other = (keys_of(bb, ragged[:2], a, [2]) for a in (["red", "red"], ["blue", "ring"]))
     for reading in ("visual", "text", "prompt"):
         a, b = one[reading, 2], other[reading, 2]
         torch.testing.assert_close(a, b, equal_nan=True)
@@ -108,25 +115,25 @@ def test_cosines_by_kind(cases):
     assert got == pytest.approx(alone["leaky", 1].outside["near1"]["e2"][0], abs=1e-4)
 
 
-def told(known_inside, known_near):
+def summary(known_inside, known_near):
     found, known = (
         {
             (r, 4): GateScores(
                 {"rephrase": inside},
                 {"near1": near, "far, text": {"a": [-0.5], "b": [-0.5]}},
             )
-            for r in READINGS
+            for r in readings()
         }
         for inside, near in (
             ({"a": [0.9, 0.6], "b": [0.8]}, {"a": [0.7], "b": [0.1]}),
             (known_inside, known_near),
         )
     )
-    return Told(found, known, [4], Bootstrap(["a", "b"]))
+    return GateSummary(found, known, [4], ["a", "b"])
 
 
 def test_auc_and_accuracy_by_hand():
-    t = told({"x": [0.9, 0.8]}, {"x": [0.4, 0.3]})
+    t = summary({"x": [0.9, 0.8]}, {"x": [0.4, 0.3]})
     assert t.auc("prompt", 4, "near1").value == round(5 / 6, 6), "0.6 lies below 0.7"
     assert t.auc("prompt", 4, "far, text").value == 1.0
     assert t.threshold("prompt", 4, "near1") == pytest.approx(0.6), "half way, on training cases"
@@ -135,12 +142,12 @@ def test_auc_and_accuracy_by_hand():
     # one threshold for all: in scope 1, near 0.5, far 1
     assert t.threshold("prompt", 4, ALL) == pytest.approx(0.6)
     assert t.accuracy("prompt", 4, ALL).value == pytest.approx((1 + (0.5 + 1) / 2) / 2)
-    assert t.accuracy("prompt", 4, ALL, known=True).value == 1.0
+    assert t.accuracy("prompt", 4, ALL, on_train=True).value == 1.0
 
 
 def test_a_threshold_is_tuned_elsewhere():
     """A gate that looks perfect on the given cases is not, with a threshold of other cases."""
-    t = told({"x": [0.99]}, {"x": [0.95]})
+    t = summary({"x": [0.99]}, {"x": [0.95]})
     assert t.accuracy("prompt", 4, "near1").value == 0.5, "0.97 lets nothing pass"
 
 

@@ -9,7 +9,7 @@ from errata.analyses.sensitivity import (
     NoiseHook,
     SensitivityAnalysis,
     SensitivityRecords,
-    Told,
+    SensitivitySummary,
     groups,
     noised,
 )
@@ -46,10 +46,10 @@ def directly(bb, prompt, layer, columns, noise):
 @pytest.mark.parametrize("family", ["llava", "blip2"])
 def test_kl_is_that_of_noise_at_these_tokens(family, edits):
     bb = tiny.shared(family)
-    some, seen = edits[:2], SensitivityRecords({}, {})
+    some, records = edits[:2], SensitivityRecords({}, {})
     batch = bb.encode([e.prompt for e in some])
     sizes = [("absolute", 0.5), ("relative", 2.0)]
-    noised(Subject(bb, seed=3), batch, [e.id for e in some], [0, 2], sizes, 1, seen)
+    noised(Subject(bb, seed=3), batch, [e.id for e in some], [0, 2], sizes, 1, records)
     for b, edit in enumerate(some):
         for at, layer in enumerate((0, 2)):
             n = int(batch.lengths[b])
@@ -60,15 +60,15 @@ def test_kl_is_that_of_noise_at_these_tokens(family, edits):
                 places = [mask[b].nonzero()[:, 0] for mask in masks]
                 columns = torch.cat(places)
                 wanted = directly(bb, edit.prompt, layer, columns, 0.5 * draw[columns])
-                found = seen.kl["absolute", group, 0.5][edit.id][at]
+                found = records.kl["absolute", group, 0.5][edit.id][at]
                 assert found == pytest.approx(wanted, rel=2e-3, abs=1e-5)
                 named = [group] if len(masks) == 1 else ["visual", "text"]
                 parts = [
-                    2.0 * seen.std[g][edit.id][at] * draw[p]
+                    2.0 * records.std[g][edit.id][at] * draw[p]
                     for g, p in zip(named, places, strict=True)
                 ]
                 wanted = directly(bb, edit.prompt, layer, columns, torch.cat(parts))
-                found = seen.kl["relative", group, 2.0][edit.id][at]
+                found = records.kl["relative", group, 2.0][edit.id][at]
                 assert found == pytest.approx(wanted, rel=2e-3, abs=1e-5)
 
 
@@ -105,16 +105,16 @@ def test_excess_and_tables_by_hand():
         for group, x in (("visual", 1.0), ("text", 2.0), ("both", 5.0), ("last", 0.0))
     }
     std = {g: {"a": [4.0, 1.0], "b": [4.0, 1.0]} for g in ("visual", "text", "last")}
-    told = Told(SensitivityRecords(kl, std), [3, 5], Bootstrap(["a", "b"]))
+    summary = SensitivitySummary(SensitivityRecords(kl, std), [3, 5], ["a", "b"])
     # 5 - 1 - 2 = 2 and 6 - 2 - 3 = 1; 0 - 0 - 0 and 1 - 1 - 1
-    assert [r[:4] for r in told.excess().rows] == [
+    assert [r[:4] for r in summary.excess().rows] == [
         ("absolute", 2.0, 3, 1.5), ("absolute", 2.0, 5, -0.5),
     ]  # fmt: skip
-    row = next(r for r in told.table().rows if r[1:4] == ("visual", 2.0, 3))
+    row = next(r for r in summary.table().rows if r[1:4] == ("visual", 2.0, 3))
     assert row[4:8] == (1.5, 1.0, 2.0, 2) and row[8:] == (4.0, 2.0, 0.5)
-    row = next(r for r in told.table().rows if r[1:4] == ("both", 2.0, 3))
+    row = next(r for r in summary.table().rows if r[1:4] == ("both", 2.0, 3))
     assert row[8:] == (None, 2.0, None), "it has no deviation of its own"
-    peak = told.peaks()["absolute"]["2"]["both"]
+    peak = summary.peaks()["absolute"]["2"]["both"]
     assert peak == {"block": 3, "agree": 1.0}
 
 
