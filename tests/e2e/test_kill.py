@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from errata.benchmarks.microworld import Microworld
-from errata.core.benchmark import BenchmarkSpec
 from errata.core.errors import BadRun
-from errata.core.measure.benchmark import BenchmarkSpec, Loaded
+from errata.core.measure.benchmark import BenchmarkSpec
 from errata.evaluation.bench import bench
 from tests.short import short_microworld
 from tests.stub import NotesEditor, Stub, knowing

@@ -17,10 +17,8 @@ import torch
 from errata.backbones import load
 from errata.benchmarks.microworld import Microworld
 from errata.core import registry
-from errata.core.backbone import Backbone
-from errata.core.benchmark import BenchmarkSpec
 from errata.core.editor import Editor
-from errata.core.measure.benchmark import BenchmarkSpec, Loaded
+from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.evaluation.bench import bench

@@ -37,7 +37,6 @@ from errata.core.figure import (
     ceiling,
 )
 from errata.core.model.batch import Batch
-from errata.core.figure import Figure, Findings, Line, Lines, Table, Tone, Value, ceiling
 from errata.core.types import Case
 
 #: query tokens

@@ -24,8 +24,6 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.gated_adapter import OUT_OF_SCOPE, site_behind
-from errata.analyses._tokens import TokenGroups
-from errata.algorithms.gradient import generator
 from errata.analyses._summary import Summary, cells, number, spaced, text, with_ends
 from errata.core import registry
 from errata.core.analysis import Analysis, Subject, first_look

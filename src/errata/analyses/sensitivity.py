@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.algorithms.gradient import generator
 from errata.analyses._summary import Summary, cells, text
 from errata.analyses._tokens import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
@@ -35,9 +34,7 @@ from errata.core.figure import Figure, Findings, Line, Lines, Table, Tone, Value
 from errata.core.hooks.context import HookContext
 from errata.core.model.batch import Batch
 from errata.core.model.recorder import Recorder
-from errata.evaluation.bootstrap import Bootstrap
 from errata.training.optimise import generator
-from errata.core.recorder import Recorder
 
 TONES: tuple[Tone, ...] = ("soft", "changes", "stays", "wrong", "right")
 WORDS = {

@@ -16,7 +16,6 @@ from errata.analyses.sensitivity import (
 from errata.core.analysis import Subject
 from errata.core.errors import BadSpec
 from errata.core.types import Case, Prompt
-from errata.evaluation.bootstrap import Bootstrap
 from errata.training.optimise import generator
 from tests import tiny
 
