@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from errata.networks.embedder import ENCODERS, choose, embed, embed_seen
+from errata.networks.embedder import ENCODERS, choose, embed, embed_with_images
 
-__all__ = ["ENCODERS", "choose", "embed", "embed_seen", "nearest"]
+__all__ = ["ENCODERS", "choose", "embed", "embed_with_images", "nearest"]
 
 
 def nearest(vectors: Tensor, query: Tensor, k: int) -> list[int]:
