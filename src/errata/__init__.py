@@ -62,8 +62,8 @@ def editor(name: str, *, preset: str | None = None, **settings: Any) -> Editor:
     """An editor by name. Raises UnknownName, or BadSpec for a wrong preset or setting."""
     from errata.core import registry
 
-    made: Editor = registry.load("editors", name)(preset=preset, **settings)
-    return made
+    instance: Editor = registry.load("editors", name)(preset=preset, **settings)
+    return instance
 
 
 def __getattr__(name: str) -> Any:

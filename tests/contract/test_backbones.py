@@ -100,7 +100,10 @@ def test_batched_generation_equals_one_by_one_and_the_models_own(
         assert backbone.generate(one, [7])[0] == said
         if one.image_keys:
             ids = backbone.model.generate(
-                **one.inputs, max_new_tokens=7, do_sample=False, eos_token_id=sorted(backbone.stops)
+                **one.inputs,
+                max_new_tokens=7,
+                do_sample=False,
+                eos_token_id=sorted(backbone.stop_ids),
             )
             own = ids[0].tolist()[-7:] if ids.shape[1] >= 7 else ids[0].tolist()
             assert (

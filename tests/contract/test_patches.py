@@ -142,7 +142,10 @@ def test_a_raw_generate_decides_once_at_its_prompt(
         one = backbone.encode([prompt])
         with torch.no_grad(), backbone.applied(gate(backbone)):
             ids = backbone.model.generate(
-                **one.inputs, max_new_tokens=5, do_sample=False, eos_token_id=sorted(backbone.stops)
+                **one.inputs,
+                max_new_tokens=5,
+                do_sample=False,
+                eos_token_id=sorted(backbone.stop_ids),
             )
             said = backbone.generate(one, [5])[0].ids
         assert tuple(ids[0, one.ids.shape[1] :].tolist()[: len(said)]) == said

@@ -15,7 +15,7 @@ from errata.core.patch import Header, parts_of
 from errata.core.state import State
 from errata.core.types import Edit, Prompt
 from errata.io.patch_folder import load, save
-from errata.io.states import keep
+from errata.io.states import store
 from errata.networks.adapter import AdapterNetwork, AdapterSite, CrossAttention, Influence
 from errata.networks.edit_bank import EditBank
 from errata.patches.adapter import Adapter
@@ -366,7 +366,7 @@ def test_a_saved_adapter_is_loaded_bit_for_bit(
     save(patch, tmp_path / "p")
     with pytest.raises(MissingState, match=state.digest()[:16]):
         load(tmp_path / "p", backbone)
-    keep(state)
+    store(state)
     loaded = load(tmp_path / "p", backbone)
     assert isinstance(loaded, Adapter) and loaded.form() == patch.form()
     batch = backbone.encode([e.prompt for e in edits])

@@ -15,7 +15,7 @@ from errata.core.patch import Header, Patch, united
 from errata.core.state import State
 from errata.core.types import Edit, Prompt
 from errata.io.patch_folder import load, save
-from errata.io.states import keep
+from errata.io.states import store
 from errata.networks.reader import Reader, initialise
 from errata.patches.counterfactual import Counterfactual, CounterfactualNetwork
 from errata.patches.delta import Delta
@@ -300,7 +300,7 @@ def test_a_route_to_deltas_and_to_a_small_model_is_saved_and_loaded(
 ) -> None:
     """The networks stay in the state that the patch names."""
     state = stated(scope, speaker)
-    keep(state)
+    store(state)
     for n, branch in enumerate((delta(0.2, 0.7), edited(speaker, 2, 3, state=state.digest()))):
         patch = route(backbone, scope, ragged[:2], branch, state=state.digest())
         save(patch, tmp_path / str(n))

@@ -1,4 +1,4 @@
-"""Where things are in a model: one file per family of classes."""
+"""Backbones: one file per model family, with the module paths of its sites."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load(
     Raises BadSpec for a dtype or device that this machine does not have, BadBackbone for a model
     that does not exist, that no family accepts, or that cannot be loaded.
     """
-    _check_place(dtype, device)
+    _check_device(dtype, device)
     classes = _families()
     family = next((c for c in classes.values() if name in c.bundled), None)
     if family is None:
@@ -40,7 +40,7 @@ def load(
                 f"handles. Known families: {', '.join(classes)}; docs/add-a-backbone.md says how "
                 "to add one."
             )
-    found: Backbone = family.load(
+    backbone: Backbone = family.load(
         name,
         dtype=dtype,
         device=device,
@@ -49,11 +49,11 @@ def load(
         style=style,
         trust_remote_code=trust_remote_code,
     )
-    return found
+    return backbone
 
 
 def _families() -> dict[str, Any]:
-    """Third parties first: they are the more specific ones."""
+    """Classes by name; those of third parties first, since they are more specific."""
     classes = {n: registry.load("backbones", n) for n in registry.names("backbones")}
     return dict(sorted(classes.items(), key=lambda c: c[1].__module__.startswith("errata.")))
 
@@ -80,7 +80,7 @@ def _config(name: str, revision: str | None, trust_remote_code: bool) -> dict[st
     return dict(config)
 
 
-def _check_place(dtype: str, device: str | None) -> None:
+def _check_device(dtype: str, device: str | None) -> None:
     import torch
 
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):

@@ -1,8 +1,9 @@
-"""What every backbone with a decoder-only text model shares: ask, enter, resume, attention.
+"""Base of all backbones with a decoder-only text model: ask, enter, resume, attention.
 
-A forward is split in three: the part below the text model (vision tower, bridge, embedding), the
-text model's own forward (`_forward`), and the head at the positions asked for. Rows are right
-padded; a continuation is appended behind all columns of the batch (`_scoring`).
+A forward has three parts: the part below the text model (vision tower, bridge, embedding), the text
+model's own forward (`_forward`), and the head at the requested columns. Rows are right padded; a
+continuation is appended after all columns of the batch (`_scoring`). `trunk` are the keywords of
+the text model's own forward.
 
 Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream width.
 """
@@ -27,7 +28,7 @@ from errata.core.errors import BadBackbone
 from errata.core.hooks.context import HookContext
 from errata.core.model.batch import Batch, PrefixRow, PrefixState, Question
 
-#: layer types whose memory is keys and values per column; a window or chunk counts columns
+#: layer types whose cache holds keys and values per column; windows and chunks count columns
 _KNOWN_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "dummy", "moe", "mlp")
 
 
@@ -43,14 +44,14 @@ def _map(value: Any, n: int, index: Tensor) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    """The same tensors in a container of their own: models write into what their tower returns."""
+    """The same tensors in a new container: models change the container that the tower returns."""
     return _map(value, -1, torch.empty(0))
 
 
 class DecoderBackbone(DecoderForward):
-    """Asking, entering and resuming over `text`, `blocks`, `head` and `tower`.
+    """Implements `ask`, `enter` and `resume` over `text`, `blocks`, `head` and `tower`.
 
-    Subclasses set these attributes, the sites, `ends` and `stops`, and implement `encode`.
+    Subclasses set these attributes, the sites, `end_ids` and `stop_ids`, and implement `encode`.
     """
 
     def entry(self, patch: Any) -> int | None:
@@ -66,20 +67,20 @@ class DecoderBackbone(DecoderForward):
 
     @contextmanager
     def _tower_once(self, batch: Batch, saved: list[Any]) -> Iterator[None]:
-        """The vision tower sees each different image once; `saved` keeps or gives its output."""
+        """The vision tower runs once per distinct image; `saved` holds its output."""
         tower = self.tower
         inside = ("vision", "bridge") if self.bridge_in_tower else ("vision",)
         if tower is None or any(s.startswith(inside) for p in self.hooks.stack for s in p.sites):
             yield
             return
         original = tower.forward
-        first: dict[str, int] = {}
+        number: dict[str, int] = {}
         inverse = torch.tensor(
-            [first.setdefault(k, len(first)) for k in batch.image_keys], dtype=torch.long
+            [number.setdefault(k, len(number)) for k in batch.image_keys], dtype=torch.long
         )
-        seen: dict[str, int] = {}
+        first: dict[str, int] = {}
         unique = torch.tensor(
-            [i for i, k in enumerate(batch.image_keys) if seen.setdefault(k, i) == i]
+            [i for i, k in enumerate(batch.image_keys) if first.setdefault(k, i) == i]
         )
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -91,11 +92,11 @@ class DecoderBackbone(DecoderForward):
                 if len(unique) == len(inverse) or pixels.shape[0] != len(inverse):
                     out = original(*args, **kwargs)
                 else:
-                    few = pixels[unique.to(pixels.device)]
+                    distinct = pixels[unique.to(pixels.device)]
                     out = (
-                        original(few, *args[1:], **kwargs)
+                        original(distinct, *args[1:], **kwargs)
                         if args
-                        else original(**{**kwargs, name: few})
+                        else original(**{**kwargs, name: distinct})
                     )
                     out = _map(out, len(unique), inverse)
             saved.append(_copied(out))
@@ -105,7 +106,7 @@ class DecoderBackbone(DecoderForward):
             yield
 
     def _below(self, batch: Batch, ctx: HookContext, saved: list[Any]) -> dict[str, Any]:
-        """The keywords that the text model's own forward is called with."""
+        """Runs the part below the text model; returns the keywords of the text model's forward."""
         ctx.shape = (batch.size, batch.ids.shape[1])
         if not batch.image_keys:
             return {"input_ids": batch.ids, "attention_mask": batch.mask}
@@ -150,7 +151,9 @@ class DecoderBackbone(DecoderForward):
         if not waiting:
             return
         before, shape, top = dict(ctx.memo), ctx.shape, max(waiting.values())
-        end = stop_at(self.blocks[top], seen=True) if top < self.depth else nullcontext()
+        end = (
+            stop_at(self.blocks[top], after_hook_point=True) if top < self.depth else nullcontext()
+        )
         ctx.dry_run = True
         try:
             with end:
@@ -176,7 +179,7 @@ class DecoderBackbone(DecoderForward):
     def _start(
         self, what: Batch | PrefixState, ctx: HookContext, cache: Any, columns: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Stream behind the last block for a batch or a state, and the trunk keywords."""
+        """(hidden states after the last block, keywords of the text model) of a batch or state."""
         if isinstance(what, Batch):
             trunk = self._below(what, ctx, [])
             self._dry_run(trunk, ctx)
@@ -184,7 +187,7 @@ class DecoderBackbone(DecoderForward):
         batch = what.batch
         self._check_resumable(what)
         assert _same_rows(ctx.rows, what.rows, batch.size), (
-            "a state is asked with the rows that it was entered with"
+            "a state must be asked with the rows that it was entered with"
         )
         if what.layer < 0:
             trunk = self._below(batch, ctx, what.tower)
@@ -209,10 +212,10 @@ class DecoderBackbone(DecoderForward):
         return stream, trunk
 
     def _check_resumable(self, state: PrefixState) -> None:
-        """What was live below must still be live; later patches act at `state.layer` or above."""
+        """Hooks that were live must still be so; later ones must act at `state.layer` or above."""
         live = self.hooks.stack
         assert live[: len(state.stack)] == state.stack, (
-            "the patches that were live when the state was entered are gone"
+            "the patches that were live when the state was entered are no longer live"
         )
         for patch in live[len(state.stack) :]:
             entry = self.entry(patch)
@@ -231,7 +234,7 @@ class DecoderBackbone(DecoderForward):
         for_generation: bool = False,
     ) -> PrefixState:
         if isinstance(what, PrefixState):
-            assert not for_generation, "a state is gone on from for scoring only"
+            assert not for_generation, "a state can be continued for scoring only"
             return self._enter_from(what, layer)
         batch, ctx = what, self._context(what, rows)
         saved: list[Any] = []
@@ -258,7 +261,7 @@ class DecoderBackbone(DecoderForward):
     def _up_to(
         self, layer: int, trunk: Mapping[str, Any], ctx: HookContext, **options: Any
     ) -> Tensor:
-        """The stream that enters block `layer`."""
+        """The hidden states that enter block `layer`."""
         with stop_at(self.blocks[layer]):
             try:
                 self.run_text(trunk, ctx, **options)
@@ -270,7 +273,7 @@ class DecoderBackbone(DecoderForward):
 
     @torch.no_grad()
     def _enter_from(self, state: PrefixState, layer: int) -> PrefixState:
-        """The state that enters a higher block, with what is live by now."""
+        """Continues a state up to a higher block, with the hooks that are live now."""
         if not 0 <= state.layer < layer:
             return self.enter(state.batch, layer, rows=state.rows)
         self._check_resumable(state)
@@ -287,12 +290,12 @@ class DecoderBackbone(DecoderForward):
         )  # fmt: skip
 
     def _new_cache(self) -> Any:
-        """All keys and values, of blocks with a window too: a tail shifts a row's columns."""
-        foreign = sorted(self.layer_types() - set(_KNOWN_LAYERS))
-        if foreign:
+        """Keeps all columns, also with a sliding window: a continuation shifts a row's columns."""
+        unknown = sorted(self.layer_types() - set(_KNOWN_LAYERS))
+        if unknown:
             raise BadBackbone(
-                f"{self.name} has blocks of type {', '.join(foreign)}, whose memory errata cannot "
-                "continue from. Use a model with full or sliding-window attention only."
+                f"{self.name} has blocks of type {', '.join(unknown)}, whose cache errata cannot "
+                "continue. Use a model with full or sliding-window attention only."
             )
         return DynamicCache(config=None if self.windowed else getattr(self.text, "config", None))
 
@@ -308,32 +311,32 @@ class DecoderBackbone(DecoderForward):
         batch = what if isinstance(what, Batch) else what.batch
         rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
         ctx = self._context(batch, rows)
-        stream, _ = self._start(what, ctx, None, self.asked_columns(batch))
-        return self.asked_logits(stream, batch, ctx)
+        stream, _ = self._start(what, ctx, None, self.answer_columns(batch))
+        return self.answer_logits(stream, batch, ctx)
 
     @torch.no_grad()
     def attention(self, batch: Batch, columns: Tensor) -> Tensor:
-        seen: dict[int, Tensor] = {}
+        by_block: dict[int, Tensor] = {}
         rows = torch.arange(batch.size)[:, None]
 
-        def keep(i: int, out: Any) -> None:
+        def record(i: int, out: Any) -> None:
             weights = out[1] if isinstance(out, tuple) and len(out) > 1 else None
             if not isinstance(weights, Tensor) or weights.dim() != 4:
                 raise BadBackbone(
-                    f"{self.name}: block {i} does not show what it attends to. Choose a model "
+                    f"{self.name}: block {i} does not return its attention weights. Choose a model "
                     "whose attention has the `eager` implementation of transformers."
                 )
-            chosen = weights.transpose(1, 2)[rows.to(weights.device), columns.to(weights.device)]
-            seen[i] = chosen.transpose(1, 2).float().cpu()
+            picked = weights.transpose(1, 2)[rows.to(weights.device), columns.to(weights.device)]
+            by_block[i] = picked.transpose(1, 2).float().cpu()
 
         with ExitStack() as stack:
             stack.enter_context(attention_as(self.text, "eager"))
             for i in range(self.depth):
                 module = self.site(f"text.{i}.attn").first
-                handle = module.register_forward_hook(lambda _, x, out, i=i: keep(i, out))
+                handle = module.register_forward_hook(lambda _, x, out, i=i: record(i, out))
                 stack.callback(handle.remove)
             self._start(batch, self._context(batch, None), None)
-        return torch.stack([seen[i] for i in range(self.depth)])
+        return torch.stack([by_block[i] for i in range(self.depth)])
 
     @contextmanager
     def ask(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Iterator[Question]:
@@ -349,5 +352,5 @@ class DecoderBackbone(DecoderForward):
 
 def _same_rows(a: Tensor | None, b: Tensor | None, size: int) -> bool:
     """Whether both name the same rows; None names row b for batch row b."""
-    everyone = torch.arange(size)
-    return torch.equal(*((everyone if r is None else r.cpu().long()) for r in (a, b)))
+    in_order = torch.arange(size)
+    return torch.equal(*((in_order if r is None else r.cpu().long()) for r in (a, b)))

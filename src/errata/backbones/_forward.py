@@ -1,7 +1,7 @@
-"""The text model's own forward, entered at any block, and the head at the columns asked for.
+"""The text model's own forward, entered at any block, and the head at the requested columns.
 
-Blocks below the entry are bypassed and the hidden states are substituted; the model's own code does
-the rest.
+Blocks below the entry are bypassed and the hidden states are substituted; the rest is the model's
+own code.
 
 Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d hidden size.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.backbones._overrides import forward_as
-from errata.backbones._pruning import attending, dedup_keywords, last_block_at
+from errata.backbones._pruning import dedup_attention, dedup_keywords, last_block_at
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.dedup import DedupBatch
 from errata.core.model.backbone import Backbone
@@ -27,15 +27,15 @@ from errata.core.model.batch import Batch
 class DecoderForward(Backbone, ABC):
     """A backbone over `text`, its `blocks` and `head`; `tower` is the vision tower.
 
-    ends, stops: ids that end a free text, and an answer.
+    end_ids: end a free text. stop_ids: end an answer. softcap: cap of the logits after the head.
     """
 
     text: nn.Module
     blocks: nn.ModuleList
     head: nn.Module
     tower: nn.Module | None
-    ends: frozenset[int]
-    stops: frozenset[int]
+    end_ids: frozenset[int]
+    stop_ids: frozenset[int]
     softcap: float | None = None
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
     bridge_in_tower: bool = False
@@ -66,9 +66,10 @@ class DecoderForward(Backbone, ABC):
         columns: Tensor | None = None,
         dedup: DedupBatch | None = None,
     ) -> Tensor:
-        """[B, T, d] last stream of the text model, from its input or from block `enter[0]` on.
+        """[B, T, d] last hidden states of the text model, from its input or block `enter[0]` on.
 
-        With `columns` [B, n] only these are valid. `dedup`: identical columns run once.
+        enter: (block, hidden states that enter it). columns [B, n]: only these are needed, the
+        others are not valid. dedup: identical columns run once.
         """
         with ExitStack() as stack:
             stack.enter_context(self.hooks.question(ctx))
@@ -76,9 +77,9 @@ class DecoderForward(Backbone, ABC):
                 assert enter is not None and cache is None
                 trunk, enter = dedup_keywords(dedup, trunk), (enter[0], dedup.pack(enter[1]))
                 stack.enter_context(self.hooks.deduplicated(dedup))
-                stack.enter_context(attending(self.text, self.name, dedup))
+                stack.enter_context(dedup_attention(self.text, self.name, dedup))
             if columns is not None:
-                places = (dedup or DedupBatch.nothing(ctx.shape, columns.device)).at(columns)
+                places = (dedup or DedupBatch.all_distinct(ctx.shape, columns.device)).at(columns)
                 stack.enter_context(last_block_at(self.hooks, self.depth, places))
             if enter is not None and enter[0] > 0:
                 layer, stream = enter
@@ -107,36 +108,36 @@ class DecoderForward(Backbone, ABC):
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits.float()
 
-    def asked_logits(self, stream: Tensor, batch: Batch, ctx: HookContext) -> Tensor:
+    def answer_logits(self, stream: Tensor, batch: Batch, ctx: HookContext) -> Tensor:
         """[B, 1 + M, V] logits at the last prompt token and at the target tokens."""
-        columns = self.asked_columns(batch).to(stream.device)
+        columns = self.answer_columns(batch).to(stream.device)
         rows = torch.arange(stream.shape[0], device=stream.device)[:, None]
         return self.logits_of(stream[rows, columns], ctx)
 
     @staticmethod
-    def asked_columns(batch: Batch) -> Tensor:
-        """[B, 1 + M] the last prompt token and the target tokens, or what stands in their place."""
+    def answer_columns(batch: Batch) -> Tensor:
+        """[B, 1 + M] columns of the last prompt token and of the target tokens, then any column."""
         extra = max((len(t) for t in batch.targets), default=0)
         columns = batch.lengths[:, None] - 1 + torch.arange(1 + extra, device=batch.lengths.device)
         return columns.clamp(max=batch.ids.shape[1] - 1)
 
     @property
     def windowed(self) -> bool:
-        """Whether a block looks back over a limited number of columns only."""
+        """Whether some block has sliding-window attention."""
         return "sliding_attention" in self.layer_types()
 
     @property
     def chunk(self) -> int:
-        """How many columns a continuation may have: blocks with chunks do not look past them."""
+        """Most columns of a batch with its continuation: blocks do not attend across chunks."""
         config: Any = getattr(self.text, "config", None)
         chunked = "chunked_attention" in self.layer_types()
         return int(config.attention_chunk_size) if chunked else 10**9
 
     def layer_types(self) -> set[str]:
         config: Any = getattr(self.text, "config", None)
-        given = getattr(config, "layer_types", None)
-        if given is not None:
-            return set(given)
+        types = getattr(config, "layer_types", None)
+        if types is not None:
+            return set(types)
         if getattr(config, "sliding_window", None) is not None:
             return {"sliding_attention"}
         chunked = getattr(config, "attention_chunk_size", None) is not None
@@ -145,12 +146,12 @@ class DecoderForward(Backbone, ABC):
     def next_positions(
         self, trunk: Mapping[str, Any], lengths: Tensor, offset: Tensor, m: int
     ) -> Tensor:
-        """Position ids of m new tokens per row, after `offset` [B] tokens behind the prompt."""
+        """Position ids of m new tokens per row, after the prompt and `offset` [B] more tokens."""
         steps = offset[:, None] + torch.arange(m, device=offset.device)
-        given = trunk.get("position_ids")
-        if isinstance(given, Tensor) and given.dim() == 3:  # axes of a multimodal rotary embedding
-            given = given.expand(-1, lengths.shape[0], -1)
-            last = given[:, torch.arange(lengths.shape[0], device=given.device), lengths - 1]
+        ids = trunk.get("position_ids")
+        if isinstance(ids, Tensor) and ids.dim() == 3:  # axes of a multimodal rotary embedding
+            ids = ids.expand(-1, lengths.shape[0], -1)
+            last = ids[:, torch.arange(lengths.shape[0], device=ids.device), lengths - 1]
             return last[:, :, None] + 1 + steps
-        # Clamped for rows that are padding by now: learnt positions end with the context.
+        # Clamped for rows that already ended: learned position embeddings end with the context.
         return (lengths[:, None] + steps).clamp(max=self.context - 1)

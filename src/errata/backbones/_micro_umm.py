@@ -1,9 +1,9 @@
 """The classes of micro-umm: a Llama, a projector, and a diffusion transformer that draws.
 
-The picture's generator is a flow-matching model: x_t = t * picture + (1 - t) * noise, t from 0 to
-1. The network predicts the picture, from which the velocity follows. Every block looks at the
+The image generator is a flow-matching model: x_t = t * picture + (1 - t) * noise, t from 0 to 1.
+The network predicts the picture, from which the velocity follows. Every block attends to the
 projected states of all prompt tokens through cross attention; the time enters through modulated
-norms (adaLN-zero, Peebles and Xie 2023). Guidance is classifier free, with a learnt null token.
+norms (adaLN-zero, Peebles and Xie 2023). Guidance is classifier free, with a learned null token.
 
 Shapes: B prompts, R pictures being drawn, T prompt tokens, d width of the text model, c width of
 the generator, N image tokens, P values of a patch, S side of a picture in pixels.
@@ -42,15 +42,15 @@ class MicroUmmConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     guidance: float = 1.5
 
     def __post_init__(self, **kwargs: Any) -> None:
-        given = self.text_config
-        if not isinstance(given, LlamaConfig):
-            self.text_config = LlamaConfig(**(given or {}))
+        config = self.text_config
+        if not isinstance(config, LlamaConfig):
+            self.text_config = LlamaConfig(**(config or {}))
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
 
 class Projector(nn.Module):
-    """[B, T, d] states of the text model -> [B, T, c] what the generator looks at."""
+    """[B, T, d] states of the text model -> [B, T, c] conditioning of the generator."""
 
     def __init__(self, d: int, c: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Projector(nn.Module):
 
 
 class DrawAttention(nn.Module):
-    """Of x over y, heads side by side; `mask` [R, T] says which columns of y are real."""
+    """Multi-head attention of x over y; `mask` [R, T] says which columns of y are real."""
 
     def __init__(self, c: int, heads: int) -> None:
         super().__init__()
@@ -76,16 +76,16 @@ class DrawAttention(nn.Module):
         def split(z: Tensor) -> Tensor:
             return z.reshape(*z.shape[:2], self.heads, -1).transpose(1, 2)
 
-        seen = mask_RT[:, None, None, :].bool() if mask_RT is not None else None
+        mask = mask_RT[:, None, None, :].bool() if mask_RT is not None else None
         out = F.scaled_dot_product_attention(
-            split(self.q(x_RNc)), split(self.k(y_RTc)), split(self.v(y_RTc)), attn_mask=seen
+            split(self.q(x_RNc)), split(self.k(y_RTc)), split(self.v(y_RTc)), attn_mask=mask
         )
         mixed: Tensor = self.o(out.transpose(1, 2).flatten(2))
         return mixed
 
 
 class DrawBlock(nn.Module):
-    """Self attention, a look at the prompt, an MLP; shifts, scales and gates from the time."""
+    """Self attention, cross attention to the prompt, MLP; the time gives shift, scale and gate."""
 
     def __init__(self, c: int, heads: int) -> None:
         super().__init__()
@@ -97,12 +97,12 @@ class DrawBlock(nn.Module):
         self.up, self.down = nn.Linear(c, 4 * c), nn.Linear(4 * c, c)
         self.modulation = nn.Linear(c, 6 * c)
 
-    def forward(self, x_RNc: Tensor, time_Rc: Tensor, given: Tensor, mask_RT: Tensor) -> Tensor:
+    def forward(self, x_RNc: Tensor, time_Rc: Tensor, cond_RTc: Tensor, mask_RT: Tensor) -> Tensor:
         parts = self.modulation(F.silu(time_Rc))[:, None].chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
         h = self.norm1(x_RNc) * (1 + scale1) + shift1
         x_RNc = x_RNc + gate1 * self.attn(h, h)
-        x_RNc = x_RNc + self.look(self.norm2(x_RNc), given, mask_RT)
+        x_RNc = x_RNc + self.look(self.norm2(x_RNc), cond_RTc, mask_RT)
         h = self.norm3(x_RNc) * (1 + scale2) + shift2
         y: Tensor = x_RNc + gate2 * self.down(F.gelu(self.up(h)))
         return y
@@ -137,19 +137,19 @@ class Generator(nn.Module):
         time: Tensor = self.clock(waves)
         return time
 
-    def picture(self, x_RNP: Tensor, t_R: Tensor, given_RTc: Tensor, mask_RT: Tensor) -> Tensor:
-        """The picture that x_t is thought to become; values from -1 to 1."""
+    def picture(self, x_RNP: Tensor, t_R: Tensor, cond_RTc: Tensor, mask_RT: Tensor) -> Tensor:
+        """The predicted picture at t = 1; values from -1 to 1."""
         time = self._time(t_R)
         h = self.into(x_RNP) + self.place
         for block in self.blocks:
-            h = block(h, time, given_RTc, mask_RT)
+            h = block(h, time, cond_RTc, mask_RT)
         shift, scale = self.modulation(F.silu(time))[:, None].chunk(2, dim=-1)
-        seen: Tensor = self.out(self.norm(h) * (1 + scale) + shift)
-        return seen
+        picture: Tensor = self.out(self.norm(h) * (1 + scale) + shift)
+        return picture
 
-    def forward(self, x_RNP: Tensor, t_R: Tensor, given_RTc: Tensor, mask_RT: Tensor) -> Tensor:
-        seen = self.picture(x_RNP, t_R, given_RTc, mask_RT)
-        return (seen - x_RNP) / (1 - t_R)[:, None, None]
+    def forward(self, x_RNP: Tensor, t_R: Tensor, cond_RTc: Tensor, mask_RT: Tensor) -> Tensor:
+        picture = self.picture(x_RNP, t_R, cond_RTc, mask_RT)
+        return (picture - x_RNP) / (1 - t_R)[:, None, None]
 
 
 class MicroUmm(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
@@ -170,7 +170,7 @@ class MicroUmm(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-cal
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Every part begins as its own class makes it."""
+        """Keeps the initial values that each module's own class gives it."""
 
     def get_decoder(self) -> nn.Module:
         decoder: nn.Module = self.language_model.model

@@ -1,4 +1,4 @@
-"""Detours in a model's own forward: other parts, an early end, another attention."""
+"""Context managers that replace a forward, stop it early, or switch the attention kernel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 class StopForward(Exception):
-    """Ends a forward once what is needed has been seen."""
+    """Stops a forward early; `value` holds what was needed of it."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -19,27 +19,27 @@ class StopForward(Exception):
 
 @contextmanager
 def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """`module` runs `forward` instead of its own, which may itself be an instance attribute."""
-    own = vars(module)
-    before = own.get("forward")
-    own["forward"] = forward
+    """`module` runs `forward` instead of its own forward, which may be an instance attribute."""
+    attributes = vars(module)
+    before = attributes.get("forward")
+    attributes["forward"] = forward
     try:
         yield
     finally:
         if before is None:
-            del own["forward"]
+            del attributes["forward"]
         else:
-            own["forward"] = before
+            attributes["forward"] = before
 
 
 @contextmanager
 def attention_as(
     model: nn.Module, name: str, attend: Callable[..., Any] | None = None
 ) -> Iterator[None]:
-    """Attention is computed by the library's function `name`, or by `attend` under that name.
+    """Attention uses the kernel `name` of transformers, or `attend`, registered under that name.
 
-    `eager`: step by step, so that its weights exist; fused kernels have none. A function that the
-    library has no masks for is given none.
+    `eager` computes the attention weights; fused kernels do not return them. A kernel that
+    transformers makes no masks for gets none.
     """
     configs: dict[int, Any] = {}
     for module in model.modules():
@@ -60,16 +60,16 @@ def attention_as(
 
 
 @contextmanager
-def stop_at(module: nn.Module, *, seen: bool = False) -> Iterator[None]:
-    """The forward stops when `module` is about to run; the exception carries its arguments.
+def stop_at(module: nn.Module, *, after_hook_point: bool = False) -> Iterator[None]:
+    """The forward stops before `module` runs; the exception carries its arguments.
 
-    `seen`: after the module's port has shown its input to patches.
+    after_hook_point: the hooks on the module's input run first.
     """
 
     def stop(_: nn.Module, args: Any, kwargs: Any) -> None:
         raise StopForward((args, kwargs))
 
-    handle = module.register_forward_pre_hook(stop, with_kwargs=True, prepend=not seen)
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True, prepend=not after_hook_point)
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """Skips positions that no requested logit depends on; computes identical positions once.
 
-Shapes: B rows, T columns, N distinct columns, n columns that the answer is read from, h heads.
+Shapes: B rows, T columns, N distinct columns, n requested columns, h heads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TEXT = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 def deduplicated(
     state: PrefixState, text: nn.Module, hooks: HookManager, layer_types: AbstractSet[str]
 ) -> DedupBatch | None:
-    """How a state's identical columns can run once; None if they cannot or there are none.
+    """The batch of a state with identical columns run once; None if that is not possible.
 
     Every block must attend to all earlier columns through an attention that can be replaced, and
     the live hooks must do the same to identical columns.
@@ -68,18 +68,18 @@ def dedup_keywords(dedup: DedupBatch, trunk: Mapping[str, Any]) -> dict[str, Any
     else:
         rest["input_ids"] = dedup.pack(trunk["input_ids"])
     rows, columns = dedup.shape
-    given = trunk.get("position_ids")
-    if not isinstance(given, Tensor):
-        given = torch.arange(columns, device=dedup.kept.device)[None]
-    axes = given.shape[:-2]
-    whole = given.expand(*axes, rows, columns).flatten(-2)
-    rest["position_ids"] = whole[..., dedup.kept.to(given.device)].unsqueeze(-2)
+    ids = trunk.get("position_ids")
+    if not isinstance(ids, Tensor):
+        ids = torch.arange(columns, device=dedup.kept.device)[None]
+    axes = ids.shape[:-2]
+    whole = ids.expand(*axes, rows, columns).flatten(-2)
+    rest["position_ids"] = whole[..., dedup.kept.to(ids.device)].unsqueeze(-2)
     return rest
 
 
 @contextmanager
-def attending(text: nn.Module, name: str, dedup: DedupBatch) -> Iterator[None]:
-    """The text model's attention sees whole rows; everything else the distinct columns."""
+def dedup_attention(text: nn.Module, name: str, dedup: DedupBatch) -> Iterator[None]:
+    """The text model's attention gets whole rows; all other modules the distinct columns."""
     calls = 0
 
     def heads(x: Tensor) -> Tensor:
@@ -101,14 +101,14 @@ def attending(text: nn.Module, name: str, dedup: DedupBatch) -> Iterator[None]:
 
 @contextmanager
 def last_block_at(hooks: HookManager, depth: int, places: Tensor) -> Iterator[None]:
-    """The last block's queries, output projection and FFN run at `places` [B, n] alone.
+    """The last block's queries, output projection and FFN run at `places` [B, n] only.
 
-    `places` count over the stream's rows and columns together. These parts are five sixths of the
-    block's work; keys and values are of all columns.
+    `places` are flat indices over rows and columns. These parts are five sixths of the block's
+    work; keys and values are computed for all columns.
     """
     name = f"text.{depth - 1}"
-    behind = (f"{name}.attn", f"{name}.mlp", f"{name}.block", "final_norm")
-    live = [h for s, point in hooks.points.items() if s.startswith(behind) for h in point.live]
+    above = (f"{name}.attn", f"{name}.mlp", f"{name}.block", "final_norm")
+    live = [h for s, point in hooks.points.items() if s.startswith(above) for h in point.live]
     with ExitStack() as stack:
         if all(h.pointwise for h in live):
             for part in ("attn.q", "attn.o", "mlp"):
@@ -127,7 +127,7 @@ def _at(module: nn.Module, places: Tensor) -> Iterator[None]:
         out = original(x.flatten(0, -2)[at], *args, **kwargs)
         y = out[0] if isinstance(out, tuple) else out
         y = torch.cat([y.flatten(0, 1), y.new_zeros(1, y.shape[-1])])
-        # a place that stands there twice counts once
+        # a place that is listed twice is written once
         source = torch.full((x.shape[:-1].numel(),), len(y) - 1, device=x.device)
         source[at.flatten()] = torch.arange(len(y) - 1, device=x.device)
         whole = y.index_select(0, source).view(*x.shape[:-1], y.shape[-1])

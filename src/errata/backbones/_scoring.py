@@ -1,9 +1,9 @@
 """A prefilled batch and its continuations, for every backbone with a decoder-only text model.
 
-A continuation is appended behind all columns of the batch, and the columns between a row's prompt
-and its continuation are masked, so that only `HookContext.lengths` is ever needed. Where the text
-model has blocks with a window, which counts columns, each row's columns are shifted to the right
-instead, up to its continuation: what is masked then lies in front of the prompt.
+A continuation is appended after all columns of the batch, and the columns between a row's prompt
+and its continuation are masked, so that hooks need `HookContext.lengths` only. A sliding window
+counts columns, so in models that have one each row's columns are shifted to the right, up to its
+continuation: the masked columns then lie before the prompt.
 
 Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream width.
 """
@@ -27,19 +27,19 @@ DECIMALS = 5  # of recorded log-probabilities
 
 
 class _Continuation:
-    """Tokens behind the prompts of some rows of a question, with a KV cache of their own."""
+    """Tokens after the prompts of some rows of a question, with a separate KV cache."""
 
     def __init__(self, q: DecoderQuestion, index: Tensor, kept: Tensor) -> None:
         """`index`: which rows. `kept` [len(index)]: how many target tokens stay in the cache."""
         self.q = q
         self.index = index
         batch = q.batch
-        everything = index.shape[0] == batch.size
+        all_rows = index.shape[0] == batch.size
         self.cache = copy.copy(q.cache)
         self.cache.layers = [copy.copy(layer) for layer in q.cache.layers]
-        if not everything:
+        if not all_rows:
             self.cache.batch_select_indices(index)
-        self.ctx = q.ctx if everything else q.ctx.select(index)
+        self.ctx = q.ctx if all_rows else q.ctx.select(index)
         self.lengths = batch.lengths[index]
         columns = torch.arange(batch.ids.shape[1], device=batch.ids.device)
         self.mask = batch.mask[index] * (columns < (self.lengths + kept)[:, None])
@@ -47,12 +47,12 @@ class _Continuation:
             self._shift(self.lengths + kept)
         self.offset = kept.clone()
         self.trunk = dict(q.trunk)
-        given = self.trunk.get("position_ids")
-        if isinstance(given, Tensor) and given.dim() == 3 and given.shape[1] == batch.size:
-            self.trunk["position_ids"] = given[:, index]
+        ids = self.trunk.get("position_ids")
+        if isinstance(ids, Tensor) and ids.dim() == 3 and ids.shape[1] == batch.size:
+            self.trunk["position_ids"] = ids[:, index]
 
     def _shift(self, kept: Tensor) -> None:
-        """Row b's first kept[b] columns become its last; only masked columns are in front."""
+        """Row b's first kept[b] columns become its last; the columns before them are masked."""
         longest = int(kept.max())
         source = torch.arange(longest, device=kept.device) - (longest - kept)[:, None]
         self.mask = (source >= 0).to(self.mask.dtype)
@@ -62,9 +62,9 @@ class _Continuation:
                 continue
             index = source.to(layer.keys.device)[:, None, :, None]
             for part in ("keys", "values"):
-                have = getattr(layer, part)
-                wanted = index.expand(-1, have.shape[1], -1, have.shape[3])
-                setattr(layer, part, have.gather(2, wanted))
+                states = getattr(layer, part)
+                columns = index.expand(-1, states.shape[1], -1, states.shape[3])
+                setattr(layer, part, states.gather(2, columns))
 
     def feed(self, ids: Tensor, real: Tensor | None = None) -> Tensor:
         """Appends ids [b, m] (columns where `real` is 0 are padding): logits [b, m, V]."""
@@ -103,7 +103,7 @@ class DecoderQuestion(Question):
     @property
     def logits(self) -> Tensor:
         if self._logits is None:
-            self._logits = self.bb.asked_logits(self.stream, self.batch, self.ctx)
+            self._logits = self.bb.answer_logits(self.stream, self.batch, self.ctx)
         return self._logits
 
     def scores(self) -> list[Scored]:
@@ -111,8 +111,8 @@ class DecoderQuestion(Question):
 
     def feed(self, ids: Tensor) -> Tensor:
         if self._fed is None:
-            everything = torch.arange(self.batch.size, device=self.batch.ids.device)
-            self._fed = _Continuation(self, everything, torch.zeros_like(everything))
+            all_rows = torch.arange(self.batch.size, device=self.batch.ids.device)
+            self._fed = _Continuation(self, all_rows, torch.zeros_like(all_rows))
         needed = int((self.batch.lengths + self._fed.offset).max()) + ids.shape[1]
         assert needed <= self.bb.context, f"{needed} tokens are fed, beyond {self.bb.context}"
         return self._fed.feed(ids)
@@ -136,19 +136,19 @@ class DecoderQuestion(Question):
         for n, b in enumerate(rows):
             fed[n, : len(ids[b]) - 1] = torch.tensor(list(ids[b][:-1]), device=device)
             real[n, : len(ids[b]) - 1] = 1
-        more_columns = _Continuation(self, index, torch.zeros_like(index))
+        continuation = _Continuation(self, index, torch.zeros_like(index))
         more = torch.zeros(self.batch.size, longest, first.shape[-1], device=first.device)
-        more[index.to(first.device)] = more_columns.feed(fed, real)
+        more[index.to(first.device)] = continuation.feed(fed, real)
         return _scored(torch.cat([first, more], dim=1), ids)
 
     def greedy(self, caps: Sequence[int], free: Sequence[bool] | None = None) -> list[Generated]:
-        """The targets serve as a guess: where the model's answer equals them, nothing runs again.
+        """The targets serve as a guess: answer tokens that equal them need no further forward.
 
-        At the end of the model's context an answer ends too, not stopped.
+        An answer also ends where the model's context ends, with `stopped` False.
         """
         room = (self.bb.context - self.batch.lengths).tolist()
         caps = [min(cap, left) for cap, left in zip(caps, room, strict=True)]
-        stops = [self.bb.ends if f else self.bb.stops for f in free or [False] * len(caps)]
+        stops = [self.bb.end_ids if f else self.bb.stop_ids for f in free or [False] * len(caps)]
         best = self.logits.argmax(-1).tolist()
         answers: list[list[int]] = []
         done: list[bool | None] = []
@@ -173,10 +173,10 @@ class DecoderQuestion(Question):
     ) -> None:
         device = self.batch.ids.device
         kept = torch.tensor([len(answers[b]) - 1 for b in rows], device=device)
-        more_columns = _Continuation(self, torch.tensor(rows, device=device), kept)
+        continuation = _Continuation(self, torch.tensor(rows, device=device), kept)
         while any(done[b] is None for b in rows):
             fed = torch.tensor([[answers[b][-1]] for b in rows], device=device)
-            best = more_columns.feed(fed)[:, -1].argmax(-1).tolist()
+            best = continuation.feed(fed)[:, -1].argmax(-1).tolist()
             for b, token in zip(rows, best, strict=True):
                 if done[b] is not None:
                     continue
@@ -196,7 +196,7 @@ class DecoderQuestion(Question):
 def _follow(
     best: list[int], guess: Sequence[int], cap: int, stops: frozenset[int]
 ) -> tuple[list[int], bool | None]:
-    """(ids, stopped) as far as `best` follows `guess`; stopped is None when decoding must go on."""
+    """(ids, stopped) as far as `best` follows `guess`; stopped is None if decoding continues."""
     ids: list[int] = []
     for j, token in enumerate(best[: len(guess) + 1]):
         if token in stops:

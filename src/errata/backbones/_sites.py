@@ -1,8 +1,7 @@
 """Finds the sites of a vision-language model by the structure of its module tree, not by class.
 
-Rules: the text blocks are the largest ModuleList under the decoder whose children own an attention
-and an MLP; the down projection is the Linear of the MLP that writes the stream. Verified when a
-backbone is built.
+Rules: the text blocks are the largest ModuleList under the decoder whose children have an attention
+and an MLP; the down projection is the Linear of the MLP that writes to the residual stream.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _BRIDGES = (
 
 @dataclass
 class SiteLayout:
-    """What was found in one model. `missing` says in words what was not."""
+    """The modules and sites of one model. `missing`: the names of sites that it lacks."""
 
     text: nn.Module
     blocks: nn.ModuleList
@@ -60,15 +59,15 @@ class SiteLayout:
 
 def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
     for name in names:
-        found = getattr(module, name, None)
-        if isinstance(found, nn.Module):
-            return found
+        child = getattr(module, name, None)
+        if isinstance(child, nn.Module):
+            return child
     return None
 
 
 def _linear(module: nn.Module | None, names: tuple[str, ...]) -> nn.Module | None:
-    found = _child(module, names) if module is not None else None
-    return found if found is not None and hasattr(found, "weight") else None
+    linear = _child(module, names) if module is not None else None
+    return linear if linear is not None and hasattr(linear, "weight") else None
 
 
 def _is_block(module: nn.Module) -> bool:
@@ -95,11 +94,11 @@ def _blocks_in(root: nn.Module) -> tuple[nn.Module, nn.ModuleList] | None:
 def _named(model: nn.Module, names: tuple[str, ...], outside: nn.Module) -> dict[str, nn.Module]:
     """Outermost modules with one of these attribute names, outside the text model."""
     inside = set(outside.modules())
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         if path.rsplit(".", 1)[-1] in names and module not in inside:
-            found.setdefault(path.rsplit(".", 1)[-1], module)
-    return found
+            modules.setdefault(path.rsplit(".", 1)[-1], module)
+    return modules
 
 
 def _block_sites(prefix: str, block: nn.Module, stream: str, missing: list[str]) -> list[Site]:
@@ -116,9 +115,9 @@ def _block_sites(prefix: str, block: nn.Module, stream: str, missing: list[str])
     if attn is not None:
         sites.append(Site(f"{prefix}.attn", attn, attn, stream))
     for part, names in _LINEARS.items():
-        found = _linear(inner, names) if inner is not None else None
-        if found is not None:
-            sites.append(Site(f"{prefix}.attn.{part}", found, found, stream))
+        linear = _linear(inner, names) if inner is not None else None
+        if linear is not None:
+            sites.append(Site(f"{prefix}.attn.{part}", linear, linear, stream))
         elif stream == "text":
             missing.append(f"{prefix}.attn.{part}")
     for part, norm in (
@@ -131,9 +130,9 @@ def _block_sites(prefix: str, block: nn.Module, stream: str, missing: list[str])
         sites.append(Site(f"{prefix}.mlp", mlp, mlp, stream))
     elif up is not None and down is not None:
         sites.append(Site(f"{prefix}.mlp", up, down, stream))
-    for part, found in (("up", up), ("gate", gate), ("down", down)):
-        if found is not None:
-            sites.append(Site(f"{prefix}.mlp.{part}", found, found, stream))
+    for part, linear in (("up", up), ("gate", gate), ("down", down)):
+        if linear is not None:
+            sites.append(Site(f"{prefix}.mlp.{part}", linear, linear, stream))
         elif stream == "text" and part != "gate":
             missing.append(f"{prefix}.mlp.{part}")
     return sites
@@ -160,19 +159,19 @@ def _bridge_sites(bridges: dict[str, nn.Module]) -> list[Site]:
 def resolve(model: Any) -> SiteLayout:
     """The layout of any `AutoModelForImageTextToText` model. Raises BadBackbone."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    found = _blocks_in(decoder) or _blocks_in(model)
+    owner = _blocks_in(decoder) or _blocks_in(model)
     head, embed = model.get_output_embeddings(), model.get_input_embeddings()
-    if found is None or head is None or embed is None:
+    if owner is None or head is None or embed is None:
         what = (
             "no list of transformer blocks"
-            if found is None
+            if owner is None
             else "no output head or input embedding"
         )
         raise BadBackbone(
             f"{type(model).__name__}: {what} found. errata edits decoder-only vision-language "
-            "models; see docs/add-a-backbone.md for a model of another build."
+            "models; see docs/add-a-backbone.md for a model of another architecture."
         )
-    text, blocks = found
+    text, blocks = owner
     towers = _named(model, _TOWERS, text)
     tower = next(iter(towers.values()), None)
     bridges = _named(model, _BRIDGES, text)

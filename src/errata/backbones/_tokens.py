@@ -1,4 +1,4 @@
-"""Prompts as token ids: what stands for an image, what ends an answer, what a text may not hold."""
+"""Token ids of prompts: image tokens, end tokens, line breaks, and texts that are refused."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from errata.core.errors import BadBackbone, BadEdit, BadImage
 from errata.core.types import Image
 from errata.io.images import load_image, split_uri
 
-#: what a processor makes of the text; everything else that it returns belongs to the image
+#: a processor's outputs for the text; all its other outputs belong to the image
 _OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
-    """One image as the model takes it.
+    """One image as inputs of the model.
 
-    ids: what replaces the image's placeholder in a prompt; `count` of them are image tokens.
-    tensors: keywords of the model, one image's worth. types: keywords that mark image tokens.
+    ids: replace the image's placeholder in a prompt; `count` of them are image tokens. tensors:
+    keywords of the model's forward for one image. types: keywords that mark image tokens.
     """
 
     ids: tuple[int, ...]
@@ -35,61 +35,63 @@ class EncodedImage:
 
 
 def image_key(image: Image) -> str:
-    """Equal for an image that still is what it was: a file that was written again is another."""
+    """Equal for equal images; a file that was written again gets another key."""
     key = f"{image.uri}|{image.sha256 or ''}"
     if split_uri(image.uri)[0] is None:
         try:
             info = os.stat(image.uri)
         except (OSError, ValueError):
-            return key  # opening it says what is wrong
+            return key  # opening the image raises the error
         key += f"|{info.st_mtime_ns}|{info.st_size}|{info.st_ino}"
     return key
 
 
-def see(
+def encode_image(
     image: Image,
     process: Callable[[Any], Mapping[str, Tensor]],
     *,
     name: str,
     markup: str,
-    plain: Sequence[int],
+    markup_ids: Sequence[int],
     placeholder: int,
     image_id: int,
-    takes: Callable[[str], bool],
+    accepts: Callable[[str], bool],
 ) -> EncodedImage:
-    """What `process`, the family's own processor given `markup` and a picture, makes of `image`.
+    """`image` as inputs of the model, from the family's own processor.
 
-    `plain` are the ids of the markup by itself, `takes` says whether the model has a keyword.
-    Raises BadImage, or BadBackbone when no picture at all gives what errata can use.
+    process: calls it with `markup` and a picture. markup_ids: the ids of the markup without an
+    image; empty if the image tokens come before the text. accepts: whether the model's forward has
+    a keyword. Raises BadImage, or BadBackbone if errata cannot use the processor at all.
     """
-    made = _processed(image, process, name, markup)
-    ids = made["input_ids"][0].tolist()
-    marked = made["input_ids"][0] == image_id
-    if not plain:  # the image's tokens stand in front of the text
-        ids = ids[: ids.index(image_id) + int(marked.sum())] if image_id in ids else []
-    elif placeholder in plain:
-        before = list(plain).index(placeholder)
-        after = len(plain) - before - 1
+    output = _processed(image, process, name, markup)
+    ids = output["input_ids"][0].tolist()
+    is_image = output["input_ids"][0] == image_id
+    if not markup_ids:  # the image tokens come before the text
+        ids = ids[: ids.index(image_id) + int(is_image.sum())] if image_id in ids else []
+    elif placeholder in markup_ids:
+        before = list(markup_ids).index(placeholder)
+        after = len(markup_ids) - before - 1
         end = len(ids) - after
-        same = ids[:before] == list(plain[:before]) and ids[end:] == list(plain[before + 1 :])
+        same = ids[:before] == list(markup_ids[:before])
+        same = same and ids[end:] == list(markup_ids[before + 1 :])
         ids = ids[before:end] if same else []
     else:
         ids = []
     count = sum(i == image_id for i in ids)
-    foreign = [k for k in made if k.endswith("_input_ids")]
-    if foreign:
+    other_ids = [k for k in output if k.endswith("_input_ids")]
+    if other_ids:
         raise BadBackbone(
             f"{name}: its processor also gives the prompt to another part of the model "
-            f"({foreign[0]}), which errata does not do. Use a model of another family."
+            f"({other_ids[0]}), which errata does not do. Use a model of another family."
         )
     if not count:
         raise BadBackbone(
             f"{name}: its processor does not put image tokens where {markup!r} stands. errata does "
             "not know how this family marks images; see docs/add-a-backbone.md."
         )
-    types = _types(made, marked, takes, name)
+    types = _types(output, is_image, accepts, name)
     return EncodedImage(
-        tuple(ids), count, {k: v for k, v in made.items() if k not in _OF_TEXT}, types
+        tuple(ids), count, {k: v for k, v in output.items() if k not in _OF_TEXT}, types
     )
 
 
@@ -115,47 +117,47 @@ def _processed(
 
 
 def _types(
-    made: Mapping[str, Tensor], marked: Tensor, takes: Callable[[str], bool], name: str
+    output: Mapping[str, Tensor], is_image: Tensor, accepts: Callable[[str], bool], name: str
 ) -> tuple[str, ...]:
-    """The keywords of `made` that are 1 at image tokens and 0 elsewhere."""
-    found = []
+    """The keywords of `output` that are 1 at image tokens and 0 elsewhere."""
+    types = []
     for key in ("token_type_ids", "mm_token_type_ids"):
-        if key in made and takes(key):
-            if not torch.equal(made[key][0].bool(), marked):
+        if key in output and accepts(key):
+            if not torch.equal(output[key][0].bool(), is_image):
                 raise BadBackbone(
                     f"{name}: its {key} do not mark image tokens, so it reads prompts in a way "
                     "that errata does not know. Use a model of another family."
                 )
-            found.append(key)
-    if "image_grid_thw" in made and "mm_token_type_ids" not in found:
-        found.append("mm_token_type_ids")
-    return tuple(found)
+            types.append(key)
+    if "image_grid_thw" in output and "mm_token_type_ids" not in types:
+        types.append("mm_token_type_ids")
+    return tuple(types)
 
 
-def marks(tokenizer: Any, config: Any, placeholder: str) -> tuple[str, ...]:
-    """Tokens that a model reads as images or videos, or as where one begins or ends."""
+def image_markers(tokenizer: Any, config: Any, placeholder: str) -> tuple[str, ...]:
+    """Tokens that a model reads as an image or video, or as the start or end of one."""
     parts = ("image", "video", "vision_start", "vision_end", "boi", "eoi")
     ids = [getattr(config, f"{p}_token_{end}", None) for p in parts for end in ("id", "index")]
-    found = {tokenizer.convert_ids_to_tokens(int(i)) for i in ids if isinstance(i, int)}
-    return tuple(sorted(t for t in {*found, placeholder} if t))
+    tokens = {tokenizer.convert_ids_to_tokens(int(i)) for i in ids if isinstance(i, int)}
+    return tuple(sorted(t for t in {*tokens, placeholder} if t))
 
 
-def check_text(text: str, marks: Sequence[str], where: str) -> None:
-    """Raises BadEdit for a text that would be read as an image, or that is no valid Unicode."""
-    for mark in marks:
-        if mark in text:
+def check_text(text: str, markers: Sequence[str], where: str) -> None:
+    """Raises BadEdit for a text that holds an image marker or is not valid Unicode."""
+    for marker in markers:
+        if marker in text:
             raise BadEdit(
-                f"{where} holds the text {mark!r}, which this model reads as a mark for images. "
+                f"{where} holds the text {marker!r}, which this model reads as an image marker. "
                 "Write it in another way."
             )
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadEdit(f"{where} holds half of a surrogate pair. Mend its Unicode.") from None
+        raise BadEdit(f"{where} holds half of a surrogate pair. Correct its Unicode.") from None
 
 
-def ends(tokenizer: Any, model: Any) -> frozenset[int]:
-    """Ids of the end tokens."""
+def end_ids(tokenizer: Any, model: Any) -> frozenset[int]:
+    """Ids of the end-of-sequence tokens."""
     ends = [tokenizer.eos_token_id, getattr(model.config, "eos_token_id", None)]
     generation = getattr(model, "generation_config", None)
     ends.append(getattr(generation, "eos_token_id", None))
@@ -167,8 +169,8 @@ def ends(tokenizer: Any, model: Any) -> frozenset[int]:
     )
 
 
-def breaks(tokenizer: Any) -> frozenset[int]:
-    """Ids of the tokens with a line break in them."""
-    marks = ("\n", "Ċ", "<0x0A>")
+def line_break_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokens that contain a line break."""
+    breaks = ("\n", "Ċ", "<0x0A>")
     vocab = tokenizer.get_vocab().items()
-    return frozenset(i for token, i in vocab if any(m in token for m in marks))
+    return frozenset(i for token, i in vocab if any(b in token for b in breaks))

@@ -1,4 +1,4 @@
-"""The stored tensors of a model: where they lie, and a hash over them and the config."""
+"""The weight files of a model: their folder, load errors, and the fingerprint."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ _VOLATILE = (
 
 def bundled(name: str) -> str:
     """The folder of a model that ships with errata. Raises BadBackbone when it is not there."""
-    found = files("errata") / "assets" / name
-    if not found.is_dir():
+    folder = files("errata") / "assets" / name
+    if not folder.is_dir():
         raise BadBackbone(
             f"the bundled model '{name}' is not in this installation. Install errata again."
         )
-    return os.fspath(Path(str(found)))
+    return os.fspath(Path(str(folder)))
 
 
 @contextmanager
-def reading(name: str, kind: str, ours: Iterable[str]) -> Iterator[None]:
-    """Raises BadBackbone with the library's reason when `name` cannot be read as a `kind`."""
+def load_errors(name: str, kind: str, offered: Iterable[str]) -> Iterator[None]:
+    """An error of transformers inside becomes BadBackbone: `name` cannot be loaded as a `kind`."""
     try:
         yield
     except (OSError, ValueError, ImportError) as e:
         reason = str(e).strip().splitlines()[0]
         raise BadBackbone(
-            f"cannot load '{name}' as a {kind}: {reason} Give a bundled name ({', '.join(ours)}), "
-            "a folder with config.json, or a hub id (offline: download it first)."
+            f"cannot load '{name}' as a {kind}: {reason} Give a bundled name "
+            f"({', '.join(offered)}), a folder with config.json, or a hub id (offline: download "
+            "it first)."
         ) from None
 
 
@@ -60,16 +61,16 @@ def folder(name: str, revision: str | None, commit: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=commit or revision)
+        config = try_to_load_from_cache(name, "config.json", revision=commit or revision)
     except HFValidationError:
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def fingerprint(config: Mapping[str, Any], model: torch.nn.Module, source: Path | None) -> str:
-    """sha256 over the config and the tensors: stored ones where there are some, else in memory.
+    """sha256 over the config and the tensors, of the weight files if there are any.
 
-    Stored tensors keep their own dtype, so the load dtype does not matter; in memory it does.
+    Files have their own dtype, so the load dtype does not matter; without files it does.
     """
     h = hashlib.sha256(json.dumps(_stable(config), sort_keys=True, default=str).encode())
     stored = _files(source) if source is not None else []
@@ -91,11 +92,11 @@ def _files(source: Path) -> list[Path]:
             return [source / single]
         if index.is_file():
             shards = json.loads(index.read_text("utf-8"))["weight_map"].values()
-            found = [source / name for name in sorted(set(shards))]
+            paths = [source / name for name in sorted(set(shards))]
         else:
-            found = sorted(source.glob(f"*.{ending}")) if ending == "safetensors" else []
-        if found and all(path.is_file() for path in found):
-            return found
+            paths = sorted(source.glob(f"*.{ending}")) if ending == "safetensors" else []
+        if paths and all(path.is_file() for path in paths):
+            return paths
     return []
 
 
@@ -119,11 +120,11 @@ def _hash_bytes(h: Any, path: Path) -> None:
 
 
 def _hash_memory(h: Any, model: torch.nn.Module) -> None:
-    seen: set[int] = set()
+    pointers: set[int] = set()
     for key, tensor in sorted(model.state_dict().items()):
-        if tensor.data_ptr() and tensor.data_ptr() in seen:
+        if tensor.data_ptr() and tensor.data_ptr() in pointers:
             continue
-        seen.add(tensor.data_ptr())
+        pointers.add(tensor.data_ptr())
         _hash_tensor(h, key, tensor)
 
 

@@ -1,7 +1,7 @@
 """Any `AutoModelForImageTextToText` of transformers: LLaVA, BLIP-2, Qwen-VL, InternVL, Gemma, ...
 
-One file for all of them: sites are found by structure (`_sites`), the forward machinery is shared
-(`_trunk`), and what a processor does to text and images is learnt from the processor itself.
+One file for all of them: sites are found by structure (`_sites`), the forward is shared
+(`_decoder`), and text and images are encoded by the family's own processor.
 `micro-vlm`, the bundled model, is an ordinary LLaVA checkpoint in a folder of the package.
 """
 
@@ -69,10 +69,10 @@ class HfVlm(TextBackbone):
         self.image_token = self._placeholder()
         self.placeholder_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
         self.markup = self._markup()
-        self.marks = _tokens.marks(self.tokenizer, model.config, self.image_token)
-        self.ends = _tokens.ends(self.tokenizer, model)
-        self.stops = self.ends | _tokens.breaks(self.tokenizer)
-        self._seen: OrderedDict[str, _tokens.EncodedImage] = OrderedDict()
+        self.image_markers = _tokens.image_markers(self.tokenizer, model.config, self.image_token)
+        self.end_ids = _tokens.end_ids(self.tokenizer, model)
+        self.stop_ids = self.end_ids | _tokens.line_break_ids(self.tokenizer)
+        self._encoded: OrderedDict[str, _tokens.EncodedImage] = OrderedDict()
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
@@ -102,7 +102,7 @@ class HfVlm(TextBackbone):
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        with _weights.reading(name, "vision-language model", cls.bundled):
+        with _weights.load_errors(name, "vision-language model", cls.bundled):
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 path, dtype=dtype, device_map=device_map, **options
             )
@@ -114,14 +114,14 @@ class HfVlm(TextBackbone):
         return cls(model, processor, name=name, revision=revision or "", style=style, source=source)
 
     def forget(self) -> None:
-        """Drops prepared images and tokenised texts; they are made again when needed."""
+        """Clears the caches of encoded images and tokenised texts."""
         super().forget()
-        self._seen.clear()
+        self._encoded.clear()
 
     # -- prompts to tensors -------------------------------------------------------------------
 
-    def shown(self, prompt: Prompt) -> str:
-        """The text put to the tokenizer, with one image token per image."""
+    def formatted(self, prompt: Prompt) -> str:
+        """The text for the tokenizer, with one placeholder per image."""
         if self.style == "chat":
             content = [
                 {"type": "image"} if isinstance(s, Image) else {"type": "text", "text": s}
@@ -146,14 +146,14 @@ class HfVlm(TextBackbone):
         return "".join(parts)
 
     def _placeholder(self) -> str:
-        """What the processor replaces by an image's tokens; most often the image token itself."""
+        """The token that the processor replaces by image tokens; mostly the image token itself."""
         image_token = str(self.tokenizer.convert_ids_to_tokens(self.image_id))
-        given = str(getattr(self.processor, "image_token", None) or image_token)
+        token = str(getattr(self.processor, "image_token", None) or image_token)
         unknown = (None, getattr(self.tokenizer, "unk_token_id", None))
-        return image_token if self.tokenizer.convert_tokens_to_ids(given) in unknown else given
+        return image_token if self.tokenizer.convert_tokens_to_ids(token) in unknown else token
 
     def _markup(self) -> str:
-        """What stands for an image: one placeholder, wrapped as the family's config says."""
+        """The text of an image: one placeholder, wrapped as the family's config says."""
         config = self.model.config
         ends = [getattr(config, f"vision_{e}_token_id", None) for e in ("start", "end")]
         if None not in ends:
@@ -169,56 +169,56 @@ class HfVlm(TextBackbone):
         return hasattr(self.processor, "num_query_tokens")
 
     def processed(self, prompt: Prompt) -> dict[str, Tensor]:
-        """What the family's own processor makes of a prompt: keywords of the model's forward."""
-        shown = self.shown(prompt)
+        """The output of the family's own processor: keywords of the model's forward."""
+        text = self.formatted(prompt)
         if self._image_before_bos:
-            shown = shown.replace(self.image_token, "")
+            text = text.replace(self.image_token, "")
         images = [load_image(i) for i in prompt.images]
         options: dict[str, Any] = {"images": images} if images else {}
         if not self.special:
             options["add_special_tokens"] = False
         process = self.processor if images else self.tokenizer
-        made = process(text=[shown], return_tensors="pt", **options)
-        return {k: v for k, v in made.items() if images or k in ("input_ids", "attention_mask")}
+        output = process(text=[text], return_tensors="pt", **options)
+        return {k: v for k, v in output.items() if images or k in ("input_ids", "attention_mask")}
 
     def _image(self, image: Image) -> tuple[str, _tokens.EncodedImage]:
-        """The image's key, and what the processor makes of it."""
+        """(the image's key, its encoding by the processor)."""
         key = _tokens.image_key(image)
-        if key not in self._seen:
+        if key not in self._encoded:
             before = self._image_before_bos
             text = "" if before else self.markup
             parameters = inspect.signature(self.model.forward).parameters
-            self._seen[key] = _tokens.see(
+            self._encoded[key] = _tokens.encode_image(
                 image,
                 lambda picture: self.processor(text=[text], images=[picture], return_tensors="pt"),
                 name=self.name,
                 markup=self.markup,
-                plain=() if before else self._ids(text, True),
+                markup_ids=() if before else self._ids(text, True),
                 placeholder=self.placeholder_id,
                 image_id=self.image_id,
-                takes=parameters.__contains__,
+                accepts=parameters.__contains__,
             )
-            if len(self._seen) > 512:
-                self._seen.popitem(last=False)
-        self._seen.move_to_end(key)
-        return key, self._seen[key]
+            if len(self._encoded) > 512:
+                self._encoded.popitem(last=False)
+        self._encoded.move_to_end(key)
+        return key, self._encoded[key]
 
     def _prompt_ids(self, text: str, images: Sequence[_tokens.EncodedImage]) -> tuple[int, ...]:
         if self._image_before_bos and images:
-            front = tuple(i for seen in images for i in seen.ids)
+            front = tuple(i for e in images for i in e.ids)
             return front + self._ids(text.replace(self.image_token, ""), self.special)
         ids: list[int] = []
         left = list(images)
         for token in self._ids(text, self.special):
             ids.extend(left.pop(0).ids if token == self.placeholder_id else (token,))
-        assert not left, f"{self.name}: a prompt's text shows fewer images than the prompt has"
+        assert not left, f"{self.name}: the prompt has more images than its text has placeholders"
         return tuple(ids)
 
     def _column(self, text: str, end: int, images: Sequence[_tokens.EncodedImage]) -> int:
         if self._image_before_bos and images:
             before = text[:end].count(self.image_token) * len(self.image_token)
             token = self._token(text.replace(self.image_token, ""), end - before)
-            return token + sum(len(seen.ids) for seen in images)
+            return token + sum(len(e.ids) for e in images)
         token = self._token(text, end)
-        shown = self._ids(text, self.special)[:token].count(self.placeholder_id)
-        return token + sum(len(seen.ids) for seen in images[:shown]) - shown
+        count = self._ids(text, self.special)[:token].count(self.placeholder_id)
+        return token + sum(len(e.ids) for e in images[:count]) - count

@@ -1,10 +1,9 @@
-"""micro-umm: one model that knows facts and draws (`_micro_umm` has its classes).
+"""micro-umm: one model that answers questions and draws (`_micro_umm` has its classes).
 
-The text model is a Llama behind the shared machinery. `draw` runs it once over the prompts, takes
-the states behind its final norm (the *tap*), projects them (site `bridge`), and lets the generator
-walk from noise to a picture (sites `draw.{i}.block`, `draw.velocity`). Sites of the generator see
-[rows, image tokens, .] with the rows of all prompts, each with all its seeds, and behind them the
-same rows again without a prompt, for guidance.
+The text model is a Llama. `draw` runs it once over the prompts, takes the hidden states after its
+final norm (the *tap*), projects them (site `bridge`), and samples a picture with the generator
+(sites `draw.{i}.block`, `draw.velocity`). Sites of the generator get [rows, image tokens, .]: one
+row per prompt and seed, then the same rows without a prompt, for guidance.
 
 Shapes: B prompts, s seeds, R = B * s pictures, T prompt tokens, c width of the generator, N image
 tokens, P values of a patch.
@@ -71,8 +70,8 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         self.tower = None
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.text_config
-        self.ends = _tokens.ends(tokenizer, model)
-        self.stops = self.ends | _tokens.breaks(tokenizer)
+        self.end_ids = _tokens.end_ids(tokenizer, model)
+        self.stop_ids = self.end_ids | _tokens.line_break_ids(tokenizer)
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
@@ -94,11 +93,11 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         from transformers import PreTrainedTokenizerFast
 
         if style != "raw":
-            raise BadSpec(f"{name} takes its prompts as they are, not in style '{style}'. Use raw.")
+            raise BadSpec(f"{name} has no prompt style '{style}'. Use raw.")
         path = _weights.bundled(name) if name in cls.bundled else name
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
-        with _weights.reading(name, "micro-umm", cls.bundled):
+        with _weights.load_errors(name, "micro-umm", cls.bundled):
             model = Model.from_pretrained(
                 path, dtype=dtype, device_map=device_map, revision=revision or "main"
             )
@@ -109,22 +108,22 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         return cls(model, tokenizer, name=name, revision=revision or "", source=source)
 
     def _drawing_sites(self) -> list[Site]:
-        made = [Site("bridge", self.projector, self.projector)]
+        sites = [Site("bridge", self.projector, self.projector)]
         for name in ("up", "down"):
             linear = getattr(self.projector, name)
-            made.append(Site(f"bridge.{name}", linear, linear))
+            sites.append(Site(f"bridge.{name}", linear, linear))
         for i, block in enumerate(self.generator.blocks):
-            made.append(Site(f"draw.{i}.block", block, block, "draw"))
-        return [*made, Site("draw.velocity", self.generator, self.generator, "draw")]
+            sites.append(Site(f"draw.{i}.block", block, block, "draw"))
+        return [*sites, Site("draw.velocity", self.generator, self.generator, "draw")]
 
     def block_of(self, site: str) -> int:
-        """What draws lies behind all text blocks."""
+        """The sites of the generator lie above all text blocks."""
         if site.startswith(("bridge", "draw.")):
             return self.depth - 1
         return super().block_of(site)
 
     def reasoning(self, prompt: Prompt, category: str) -> Prompt:
-        """The world's own form, which needs one of its names in the prompt and its attributes."""
+        """The form of the training data: the prompt names one object, category is an attribute."""
         words = set(re.findall(r"[a-z]+", prompt.text))
         named = [o.name for o in OBJECTS if o.name in words]
         if category not in ATTRIBUTES or len(named) != 1:
@@ -161,10 +160,10 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         return (c.side // c.patch) ** 2, 3 * c.patch**2
 
     def denoise(
-        self, x_RNP: Tensor, moment_R: Tensor, given_RTc: Tensor, mask_RT: Tensor
+        self, x_RNP: Tensor, moment_R: Tensor, conditioning_RTc: Tensor, mask_RT: Tensor
     ) -> Tensor:
-        seen: Tensor = self.generator.picture(x_RNP, moment_R, given_RTc, mask_RT)
-        return seen
+        picture: Tensor = self.generator.picture(x_RNP, moment_R, conditioning_RTc, mask_RT)
+        return picture
 
     @torch.no_grad()
     def draw(
@@ -185,28 +184,28 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
 
     @torch.no_grad()
     def drawn(self, batch: Batch, seeds: Sequence[int], *, rows: Tensor | None = None) -> Tensor:
-        """[R, N, P] the pictures of `draw` before they are made bytes, values about -1 to 1."""
-        assert seeds, "draw was given no seed"
+        """[R, N, P] the pictures of `draw` as floats, values about -1 to 1."""
+        assert seeds, "draw needs at least one seed"
         ctx = self._context(batch, rows)
         tap, _ = self._start(batch, ctx, None)
         of_prompt = torch.arange(batch.size).repeat_interleave(len(seeds))
         with self.hooks.question(ctx):
-            given = self.projector(tap)[of_prompt.to(tap.device)]
-            mask = batch.mask[of_prompt.to(batch.mask.device)].to(given.device)
-            nothing, first = torch.zeros_like(given), torch.zeros_like(mask)
-            nothing[:, :1], first[:, 0] = self.generator.null, 1
-            given, mask = torch.cat([given, nothing]), torch.cat([mask, first])
+            cond = self.projector(tap)[of_prompt.to(tap.device)]
+            mask = batch.mask[of_prompt.to(batch.mask.device)].to(cond.device)
+            null, first = torch.zeros_like(cond), torch.zeros_like(mask)
+            null[:, :1], first[:, 0] = self.generator.null, 1
+            cond, mask = torch.cat([cond, null]), torch.cat([mask, first])
             ctx.image_rows = torch.cat([of_prompt, of_prompt])
-            x = self._noise(seeds).repeat(batch.size, 1, 1).to(given)
+            x = self._noise(seeds).repeat(batch.size, 1, 1).to(cond)
             steps = self.config.steps
             for k in range(steps):
                 ctx.moment = k / steps
                 t = torch.full((2 * x.shape[0],), ctx.moment, dtype=x.dtype, device=x.device)
-                with_prompt, without = self.generator(torch.cat([x, x]), t, given, mask).chunk(2)
+                with_prompt, without = self.generator(torch.cat([x, x]), t, cond, mask).chunk(2)
                 x = x + (without + self.config.guidance * (with_prompt - without)) / steps
         return x
 
     def _noise(self, seeds: Sequence[int]) -> Tensor:
-        """[s, N, P] the same on every device."""
-        made = [torch.Generator().manual_seed(s) for s in seeds]
-        return torch.stack([torch.randn(self.canvas, generator=rng) for rng in made])
+        """[s, N, P] initial noise of each seed, the same on every device."""
+        rngs = [torch.Generator().manual_seed(s) for s in seeds]
+        return torch.stack([torch.randn(self.canvas, generator=rng) for rng in rngs])

@@ -89,7 +89,7 @@ def _folded(names: Sequence[str]) -> list[str]:
 
 def _sample(bb: Backbone, prompt: Prompt, batch: Batch) -> dict[str, Any]:
     return {
-        "prompt shown to the tokenizer": repr(bb.shown(prompt)),
+        "prompt shown to the tokenizer": repr(bb.formatted(prompt)),
         "prompt tokens": int(batch.lengths[0]),
         "of them image tokens": int(batch.vision.sum()),
     }

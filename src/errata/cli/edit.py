@@ -90,16 +90,16 @@ def _collect(
     """
     from errata.cli.prepare import training_spec
     from errata.core import registry
-    from errata.io.states import keep, learnt
+    from errata.io.states import prepare_cached, store
 
     benchmark = benchmark or bb.bundled.get(bb.name)
     if benchmark is None:
         return None  # the editor raises MissingState
     spec = training_spec(benchmark)
     cases = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed).cases
-    state = learnt(ed, bb, cases, seed=seed)
+    state = prepare_cached(ed, bb, cases, seed=seed)
     if state is not None:
-        folder = keep(state)
+        folder = store(state)
         print(f"state collected from {spec}, saved in {folder} (--state {folder.name})")
     return state
 

@@ -43,7 +43,7 @@ def prepare(
     from errata.cli.shared.progress import reporting
     from errata.core import files, registry
     from errata.core.editor import PrepareContext
-    from errata.io.states import home, keep, link
+    from errata.io.states import home, link, store
 
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
     ed = options.make_editor(editor, preset, settings)
@@ -61,7 +61,7 @@ def prepare(
         return
     digest = state.digest()
     if out is None:
-        folder = keep(state)
+        folder = store(state)
     else:
         folder = out
         state.save(folder)

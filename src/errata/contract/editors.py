@@ -27,7 +27,7 @@ from errata.core.patch import check_fingerprint
 from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt, digest
 from errata.io.patch_folder import load, save
-from errata.io.states import keep
+from errata.io.states import store
 from errata.patches.rows import Rows
 from errata.patches.stack import stacked
 
@@ -141,7 +141,7 @@ def holds_saving(editor: Editor, world: World) -> None:
     bb, folder = world.backbone, world.folder / f"saved-{editor.name}"
     state, patch = _state(editor, world), _edit(editor, world, world.edits[:2]).patch
     if state is not None and editor.needs_state:
-        keep(state)  # where a patch that shares it finds it again
+        store(state)  # where a patch that shares it finds it again
     save(patch, folder)
     loaded = load(folder, bb)
     assert loaded.header.editor == editor.name and loaded.edits == tuple(world.edits[:2])

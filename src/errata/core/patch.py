@@ -1,4 +1,4 @@
-"""What an edit is once it has been found: data that acts at hook points, and can be saved.
+"""A patch: an edit as data, a hook that can be saved.
 
 A patch holds no reference to a model. Its tensors are keyed by site names, it is refused by a model
 with another fingerprint, and it is undone by no longer being applied. The shapes of patches are in
@@ -44,7 +44,7 @@ class Header:
 
 
 class PromptEncoder(Protocol):
-    """What a patch may use of the model while it rewrites a prompt; no patch is live in it."""
+    """What `Patch.rewrite` may use of a backbone; no patch is live in these methods."""
 
     name: str
 
@@ -83,7 +83,7 @@ class Patch(Hook, nn.Module, ABC):
         self.edits: tuple[Edit, ...] = ()
 
     def rewrite(self, prompt: Prompt, model: PromptEncoder, row: int = 0) -> Prompt:
-        """The prompt that the model is given instead. Decided from the prompt alone."""
+        """The prompt that the model gets instead. Depends on the prompt alone."""
         return prompt
 
     @property
@@ -152,7 +152,7 @@ def united(hooks: Iterable[Hook]) -> list[Hook]:
 
 
 def _united(a: Hook, b: Hook) -> Patch | None:
-    """Both as one, if they are of one shape that must be one, found, and made for one model."""
+    """Both merged; None unless they are frozen, for one model, and of one `one_when_live` shape."""
     if not (isinstance(a, Patch) and a.one_when_live and type(a) is type(b)):
         return None
     assert isinstance(b, Patch)
@@ -169,10 +169,10 @@ def inherit(merged: P, patches: Sequence[Patch]) -> P:
 def merged(hooks: Iterable[Hook]) -> list[Hook]:
     """The same hooks, stacks flattened; frozen patches of one shape are merged to save work."""
     groups: dict[type[Hook], list[Hook]] = {}
-    searched: list[Hook] = []
+    in_training: list[Hook] = []
     for hook in flat(hooks):
         if trainable(hook):
-            searched.append(hook)
+            in_training.append(hook)
         else:
             groups.setdefault(type(hook), []).append(hook)
     out: list[Hook] = []
@@ -180,22 +180,22 @@ def merged(hooks: Iterable[Hook]) -> list[Hook]:
         patches = [h for h in group if isinstance(h, Patch) and not h.one_when_live]
         one = type(patches[0]).merge(patches) if len(patches) > 1 else None
         out.extend(group if one is None else [one])
-    return [*out, *searched]
+    return [*out, *in_training]
 
 
 def live_hooks(stack: Iterable[Hook]) -> list[Hook]:
-    """What acts at the sites when `stack` is applied."""
+    """The merged hooks that run at the sites when `stack` is applied."""
     parts = united(h for h in flat(stack) if h.sites)
     return merged(united(h for part in parts for h in part.acting()))
 
 
 def trainable(hook: Hook) -> bool:
-    """Whether a search is still changing the hook's parameters."""
+    """Whether the hook's parameters are still being trained."""
     return isinstance(hook, Patch) and any(p.requires_grad for p in hook.parameters())
 
 
 def flat_on_row(hooks: Iterable[Hook], row: int) -> list[Hook]:
-    """The hooks that row `row` of a batch meets, in order."""
+    """The hooks that act on row `row` of a batch, in order."""
     out: list[Hook] = []
     for hook in hooks:
         members = hook.members()
@@ -233,7 +233,7 @@ def check_fingerprint(
         raise FingerprintMismatch(
             f"{what} was made for {header.backbone} ({header.fingerprint[:12]}), "
             f"not for {name} ({fingerprint()[:12]}). "
-            "Find the edit again on this model with `errata edit`."
+            "Make the edit again on this model with `errata edit`."
         )
 
 

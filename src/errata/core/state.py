@@ -1,7 +1,7 @@
-"""What an editor learns once and works from: a trained network, statistics, a memory.
+"""The state of an editor: what it prepares once and uses for every edit.
 
-A state is a value: JSON-ready `meta` and named tensors, saved as `state.json`, `state.safetensors`
-and a card.
+For example a trained network, statistics, or a memory. A state is a value: JSON-ready `meta` and
+named tensors, saved as `state.json`, `state.safetensors` and a card.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from errata.core.errors import MissingState
 
 @dataclass(frozen=True)
 class State:
-    """What an editor carries between edits, as a value: a trained network, statistics, a memory.
+    """What an editor keeps between edits: a trained network, statistics, a memory. Immutable.
 
     `meta` is JSON-ready; `tensors` are saved as safetensors. `digest` identifies the content.
     `fingerprint` and `settings` say which model and which settings it was made for. A state that
-    grew out of a prepared one keeps that one's digest as its `origin`.
+    an editor extended while it edited has the digest of the prepared state as its `origin`.
     """
 
     editor: str
@@ -43,16 +43,16 @@ class State:
         return self._digest
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose name begins so, without that beginning."""
+        """The tensors whose name starts with `prefix`, under their names without it."""
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
     @cached_property
     def views(self) -> dict[str, Any]:
-        """What was made of the tensors once and is shared by all who use the state; not stored."""
+        """Objects built from the tensors once, shared by all users of the state; not saved."""
         return {}
 
     def grown(self, tensors: Mapping[str, Tensor]) -> State:
-        """The same with more or other tensors; it names the prepared state as its origin."""
+        """A copy with more or other tensors; its `origin` is the prepared state."""
         after = replace(
             self, tensors={**self.tensors, **tensors}, origin=self.origin or self.digest()
         )
@@ -106,7 +106,7 @@ class State:
 
 
 def _card(state: State) -> str:
-    """What the state is, and how a trained one came about: what a reader of the folder sees."""
+    """The folder's README.md: what the state is and how it was trained."""
     numbers = sum(t.numel() for t in state.tensors.values())
     lines = [
         f"# State of the errata editor `{state.editor}`",
@@ -127,7 +127,7 @@ def _card(state: State) -> str:
 
 
 def _training_table(training: Mapping[str, Any]) -> list[str]:
-    """An account as `errata.training.loop` gives it: one sentence, and the loss curve."""
+    """The training log of `errata.training.loop`: one sentence, and the loss curve."""
     end = "stopped early" if training["stopped_early"] else "all steps done"
     curve = training["curve"]
     names = sorted({n for point in curve for part in ("train", "held_out") for n in point[part]})

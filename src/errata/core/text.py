@@ -1,11 +1,11 @@
-"""When two answers are the same answer, and when a text states one."""
+"""Normalises answers for comparison, and finds an answer in a text."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-#: Scripts that set no space between words.
+#: Scripts that are written without spaces between words.
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
 DENIED = re.compile(
     r"(?:\b(?:not|never|isn't|isn’t|no longer|instead of|rather than)\s+(?:an?\s+|the\s+)?|\bnon-)$"
@@ -19,11 +19,11 @@ def normalise(text: str) -> str:
 
 
 def mentions(text: str, wanted: str) -> bool:
-    """Whether `wanted` stands in `text` as whole words, not denied at once ("not red")."""
+    """Whether `wanted` stands in `text` as whole words, not negated directly ("not red")."""
     text = unicodedata.normalize("NFC", text).casefold()
     wanted = unicodedata.normalize("NFC", wanted).strip().casefold()
-    for found in re.finditer(re.escape(wanted), text) if wanted else ():
-        before, after = text[: found.start()], text[found.end() :]
+    for match in re.finditer(re.escape(wanted), text) if wanted else ():
+        before, after = text[: match.start()], text[match.end() :]
         whole = _edge(before[-1:], wanted[0]) and _edge(after[:1], wanted[-1], behind=True)
         if whole and not DENIED.search(before):
             return True
@@ -31,7 +31,7 @@ def mentions(text: str, wanted: str) -> bool:
 
 
 def _edge(outer: str, inner: str, *, behind: bool = False) -> bool:
-    """Whether a word may end between a neighbouring character and the first or last one."""
+    """Whether a word boundary lies between a neighbour and the first or last character."""
     if not outer or not (_letter(outer) and _letter(inner)):
         return True
     if behind and unicodedata.category(outer)[0] == "M":
@@ -40,7 +40,7 @@ def _edge(outer: str, inner: str, *, behind: bool = False) -> bool:
 
 
 def _letter(c: str) -> bool:
-    """Whether a character is part of a word; marks are part of the letter that they stand on."""
+    """Whether a character is part of a word; a combining mark is part of its letter."""
     return c.isalnum() or c == "_" or unicodedata.category(c)[0] == "M"
 
 

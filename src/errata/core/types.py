@@ -1,4 +1,4 @@
-"""The nouns that travel through errata: prompts, edits, probes and cases.
+"""The data types that all of errata uses: prompts, edits, probes, cases and answers.
 
 Frozen, hashable, free of torch, and equal after a round trip through JSON. `to_json` and
 `from_json` are the only way these values reach a file; `json_schema` is what docs/schemas is
@@ -36,7 +36,7 @@ Segment = str | Image
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is put to a model: a tuple of text and image segments, in order."""
+    """The input of a model: a tuple of text and image segments, in order."""
 
     segments: tuple[Segment, ...]
 
@@ -78,7 +78,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class HopQuestion:
-    """A question behind a portability probe, which counts only if the base answers this one."""
+    """The first hop of a portability probe, which counts only if the base model answers it."""
 
     prompt: Prompt
     reference: str
@@ -88,8 +88,9 @@ class HopQuestion:
 class JudgeQuestion:
     """What a judge is asked about a picture.
 
-    `question` is put blind; `criterion` is the sentence that holds if the picture shows `target`.
-    `old` is the answer before the edit, `category` the kind of fact (colour, maker, ...).
+    `question` does not name the target; `criterion` is the sentence that holds if the picture
+    shows `target`. `old` is the answer before the edit, `category` the kind of fact (colour,
+    maker, ...).
     """
 
     question: str
@@ -101,11 +102,12 @@ class JudgeQuestion:
 
 @dataclass(frozen=True, slots=True)
 class StatedFact:
-    """How a drawn probe's fact can be stated outright: what is drawn then bounds what edits reach.
+    """The fact of a drawn probe in words. What a model draws from it is the upper bound for edits.
 
-    `oracle` is an image prompt that states the fact, in a wording that nothing else uses;
-    `rationale` a text that states it, as the model itself would write one. `glue` stands between a
-    rationale and an image prompt, `instruct` before the prompt where it asks to draw "the above".
+    `oracle` is an image prompt that states the fact, in a wording that no other prompt uses;
+    `rationale` is a text that states it, as the model itself would write one. `glue` is the text
+    between a rationale and an image prompt, `instruct` the text before an image prompt that asks
+    to draw "the above".
     """
 
     oracle: Prompt
@@ -116,10 +118,10 @@ class StatedFact:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge saw in one picture.
+    """A judge's verdict on one picture.
 
-    `answer` is what it read ("" where it abstains), `meets` whether the picture shows the target,
-    None where that could not be said; `note` says why.
+    `answer` is what it read from the picture ("" if it abstains), `meets` whether the picture
+    shows the target, None if it could not decide; `note` says why.
     """
 
     judge: str
@@ -136,9 +138,10 @@ class Probe:
     `custom_kind` describes. `group` splits a kind (`seen`, `near1`, ...; "" when the kind has one
     group). `reference` is the wanted answer (target kinds) or the gold answer (locality kinds; the
     score compares with the model's own earlier answer, the gold is used by teacher-forced scores).
-    `cap` is the number of tokens that a free text may have (0: as many as the reference, and 8;
-    with a cap line breaks do not end it). A probe that asks for an image has a `view`, and `aids`
-    where it asks for the edited fact; the rationale that an image is drawn from has its view too.
+    `cap` is the most tokens of a free text, which a line break does not end (0: a short answer, of
+    at most 8 tokens more than the reference). A probe that asks for an image has a `view`, the
+    question for the judge, and, if the image shows the edited fact, `aids`. A probe that asks for
+    the rationale of an image has that image's `view`.
     """
 
     id: str
@@ -167,7 +170,7 @@ class Probe:
 
     @property
     def kind_info(self) -> ProbeKind:
-        """What is known of the probe's kind: heading, side, output."""
+        """The probe's kind: heading, side, output."""
         return self.custom_kind or KINDS[self.kind]
 
     @classmethod
@@ -192,8 +195,8 @@ class Case:
 
     `origin` is `counterfactual` (the base is right, the target false) or `correction` (the base is
     wrong, the target true). `scope` declares what the edit is about, as (attribute, value) pairs;
-    `asked` names the attribute that the edit changes. `parts` are the (name, value) pairs under
-    which the case is also scored apart from the others, such as a category.
+    `asked` names the attribute that the edit changes. `parts` are (name, value)
+    pairs, such as a category: the cases of each value are also scored apart.
     """
 
     id: str
@@ -227,15 +230,14 @@ class Scored:
 class Answer:
     """What a model said to one probe.
 
-    `step` is -1 before any edit, else the protocol's step after which it was asked; `tag` is "" for
-    the answer that counts, `own` for the one right after the case's own edit; protocols that draw
-    add controls: `pre` (unedited), and unedited with the fact stated, in the prompt (`oracle`) or
-    in a rationale (`ceiling`). `text` and `ids` end before the stop token; `stopped` is False when
-    the cap was hit. `reference` scores the
-    probe's reference, `own` the model's own before-answer. `images` are the pictures that were
-    drawn, one per seed, as paths in the run's folder, `verdicts` what a judge said of each. `top`
-    holds the ten likeliest ids at every position of prompt and reference, in order, only when the
-    legacy metric was asked for.
+    `step` is -1 before any edit, else the protocol's step after which the probe was asked. `tag` is
+    "" for the answer that counts, `own` for the one directly after the case's own edit; protocols
+    that draw add controls of the unedited model: `pre`, and with the fact stated, in the prompt
+    (`oracle`) or in a rationale (`ceiling`). `text` and `ids` end before the stop token; `stopped`
+    is False if the cap was reached. `reference` are the scores of the probe's reference, `own`
+    those of the model's answer before the edit. `images` are the drawn pictures, one per seed, as
+    paths in the run's folder, `verdicts` the judge's verdict on each. `top` holds the ten likeliest
+    ids at every position of prompt and reference, in order, only if a requested metric needs it.
     """
 
     case: str
@@ -255,7 +257,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A row that is not asked, and why. Skips are counted and shown, never silent."""
+    """A row of the data that is left out, and why. Skips are counted and reported."""
 
     id: str
     reason: str

@@ -120,7 +120,7 @@ def prepared(
         return editor.shipped_state(backbone)
     train = BenchmarkSpec(spec.name, spec.tasks, "train", spec.variant)
     loaded = registry.load("benchmarks", spec.name)().load(train, root=root, seed=seed)
-    return states.learnt(editor, backbone, loaded.cases, seed=seed)
+    return states.prepare_cached(editor, backbone, loaded.cases, seed=seed)
 
 
 def _settings(

@@ -1,8 +1,8 @@
-"""Chat with a server that speaks OpenAI's `chat/completions`: one request, one text. No torch.
+"""Client for servers with OpenAI's `chat/completions`: one request, one text. No torch.
 
-Whatever keeps every request from being answered (no connection, no permission, no credit, a server
-that stays busy) is the user's to mend: BadEndpoint. What concerns one request alone (refused
-content, a reply of another shape) is NoReply, and the caller says what that means.
+What makes every request fail (no connection, no permission, no credit, a server that stays busy)
+raises BadEndpoint, which the user can fix. What makes one request fail (refused content, a reply of
+another form) raises NoReply, which the caller handles.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from typing import Any
 
 from errata.core.errors import BadEndpoint
 
-#: Of no use to ask again: the request or the permission is wrong.
+#: No retry: the request or the permission is wrong.
 _DENIED = (301, 302, 303, 307, 308, 401, 402, 403, 404, 405)
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
-#: Seconds: a server may ask for a longer pause than is worth waiting for.
+#: The longest pause in seconds, also if the server asks for a longer one.
 _LONGEST = 60.0
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Another address would be shown the key: a redirection is an error."""
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: following it would send the key to another address."""
 
     def redirect_request(self, *args: Any) -> None:
         return None
 
 
 class NoReply(Exception):
-    """This request got no text, though the server works."""
+    """This request got no text, but the server works."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A model behind a URL such as http://localhost:8000/v1.
 
-    The key is read from the environment variable `key_env` at each request and kept nowhere; a
-    server that wants none is asked without. `tries` counts requests, the first included; pauses
-    between them double from one second, or are what the server asks for.
+    The key is read from the environment variable `key_env` at each request and never stored; if the
+    variable is not set, no key is sent. `tries` counts requests, the first included. The pause
+    between them doubles from one second, or is what the server asks for.
     """
 
     url: str
@@ -71,21 +71,21 @@ class Endpoint:
             "temperature": temperature,
         }
         data = json.dumps(body).encode()
-        for turn in range(self.tries):
+        for attempt in range(self.tries):
             try:
                 return _text(self._post(data))
             except urllib.error.HTTPError as e:
                 with e:
-                    why = f"it answers {e.code} ({_said(e)})"
+                    why = f"it answers {e.code} ({_reason(e)})"
                 if e.code in _DENIED:
-                    raise BadEndpoint(f"{self.url}: {why}. {self._mend(e.code)}") from None
+                    raise BadEndpoint(f"{self.url}: {why}. {self._advice(e.code)}") from None
                 if e.code not in _BUSY:
                     raise NoReply(why) from None
-                pause = _asked(e)
+                pause = _retry_after(e)
             except (OSError, http.client.HTTPException) as e:
                 why, pause = f"it cannot be reached ({getattr(e, 'reason', e)})", None
-            if turn + 1 < self.tries:
-                self.sleep(min(_LONGEST, 2.0**turn if pause is None else pause))
+            if attempt + 1 < self.tries:
+                self.sleep(min(_LONGEST, 2.0**attempt if pause is None else pause))
         raise BadEndpoint(
             f"{self.url}: {why}, {self.tries} times. Start the server or wait, then repeat the "
             "same command: finished work is kept."
@@ -97,12 +97,12 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {key}"
         where = f"{self.url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(where, data, headers)
-        opener = urllib.request.build_opener(_Stay)
+        opener = urllib.request.build_opener(_NoRedirect)
         with opener.open(request, timeout=self.timeout) as reply:
-            got: bytes = reply.read()
-        return got
+            body: bytes = reply.read()
+        return body
 
-    def _mend(self, code: int) -> str:
+    def _advice(self, code: int) -> str:
         if code < 400 or code in (404, 405):
             return f"Check the URL and that it serves the model '{self.model}'."
         if os.environ.get(self.key_env):
@@ -110,17 +110,17 @@ class Endpoint:
         return f"Put the key into the environment variable {self.key_env}."
 
 
-def _asked(error: urllib.error.HTTPError) -> float | None:
-    """The pause that the server asks for, in seconds; dates are not read."""
+def _retry_after(error: urllib.error.HTTPError) -> float | None:
+    """The pause that the server asks for, in seconds; None for a date or nothing."""
     text = error.headers.get("Retry-After", "")
     return float(text) if text.isdigit() else None
 
 
-def _said(error: urllib.error.HTTPError) -> str:
+def _reason(error: urllib.error.HTTPError) -> str:
     text = error.read(2000).decode("utf-8", "replace")
     try:
-        found = json.loads(text)["error"]
-        text = found["message"] if isinstance(found, dict) else str(found)
+        details = json.loads(text)["error"]
+        text = details["message"] if isinstance(details, dict) else str(details)
     except (ValueError, KeyError, TypeError):
         pass
     return " ".join(str(text).split())[:200] or error.reason
@@ -137,18 +137,18 @@ def _text(data: bytes) -> str:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """The one JSON object that a reply is, a code fence around it apart.
+    """Parses a reply that is one JSON object, with or without a code fence around it.
 
-    Nothing is guessed: text before or after it, or anything but an object, raises ValueError.
+    Other text before or after it, or JSON that is no object, raises ValueError.
     """
     text = text.strip()
     if text.startswith("```") and text.endswith("```") and len(text) > 6:
         first, _, rest = text[3:-3].partition("\n")
         text = rest if first.strip().lower() in ("", "json") else text
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise ValueError(f"the reply is not JSON ({e})") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ValueError("the reply is JSON, but no object")
-    return found
+    return value

@@ -1,4 +1,4 @@
-"""Opening images that come from outside: whatever fails is one `BadImage` line. No torch."""
+"""Opens image files and rendered images; every failure is a `BadImage` of one line. No torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from errata.core.types import Image
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 * 1024 * 1024
 
-#: Formats that Pillow decodes itself: EPS, for one, would start another program on the file.
+#: Formats that Pillow decodes itself: EPS, for example, would start another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 #: One letter is a Windows drive, so a scheme has at least two.
@@ -46,7 +46,7 @@ def load_image(image: Image) -> Pillow.Image:
 
 
 def hash_image(image: Image) -> str:
-    """sha256 of the file's bytes, or of the spec of a rendered image, whatever `image.sha256` is.
+    """sha256 of the file's bytes, or of the spec of a rendered image; `image.sha256` is not used.
 
     Raises BadImage when the file cannot be read. The file is not decoded.
     """
@@ -57,7 +57,7 @@ def hash_image(image: Image) -> str:
 def split_uri(uri: str) -> tuple[str | None, str]:
     """(scheme, spec) when `uri` begins with a benchmark's name and a colon, else (None, uri).
 
-    A file whose own name begins like that is reached as `./name:rest`.
+    A file whose own name begins like that is given as `./name:rest`.
     """
     m = _SCHEME.fullmatch(uri)
     if m and _benchmark(m["scheme"]) is not None:
@@ -79,7 +79,7 @@ def within_root(root: Path, relative: str | os.PathLike[str]) -> Path:
         base = root.resolve()
         path = (base / text).resolve()
     except (OSError, RuntimeError, ValueError) as e:  # RuntimeError: links in a loop
-        raise _bad(text, f"it cannot be followed ({e})", "Mend the link or the path") from e
+        raise _bad(text, f"it cannot be followed ({e})", "Correct the link or the path") from e
     if not path.is_relative_to(base):
         raise _bad(
             text,
@@ -89,9 +89,9 @@ def within_root(root: Path, relative: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _bad(uri: str, wrong: str, mend: str) -> BadImage:
-    shown = repr(uri if len(uri) <= 200 else f"{uri[:200]}...")
-    return BadImage(f"cannot use image {shown}: {wrong}. {mend}.")
+def _bad(uri: str, wrong: str, advice: str) -> BadImage:
+    name = repr(uri if len(uri) <= 200 else f"{uri[:200]}...")
+    return BadImage(f"cannot use image {name}: {wrong}. {advice}.")
 
 
 @functools.cache
@@ -99,8 +99,8 @@ def _benchmark(scheme: str) -> Benchmark | None:
     # Benchmarks are stateless, and looking a name up among the entry points takes milliseconds.
     if scheme not in registry.names("benchmarks"):
         return None
-    found: Benchmark = registry.load("benchmarks", scheme)()
-    return found
+    benchmark: Benchmark = registry.load("benchmarks", scheme)()
+    return benchmark
 
 
 def _render(uri: str, scheme: str, spec: str) -> Pillow.Image:
@@ -109,8 +109,8 @@ def _render(uri: str, scheme: str, spec: str) -> Pillow.Image:
     try:
         picture = benchmark.open_image(spec)
     except (BadSpec, BadData) as e:
-        mend = f"Write it as the benchmark's cases do; a file of that name is ./{scheme}:..."
-        raise _bad(uri, str(e).rstrip("."), mend) from e
+        advice = f"Write it as the benchmark's cases do; a file of that name is ./{scheme}:..."
+        raise _bad(uri, str(e).rstrip("."), advice) from e
     assert isinstance(picture, Pillow.Image) and picture.mode == "RGB", f"{scheme}: not RGB"
     return picture
 
@@ -154,9 +154,7 @@ def _missing_hint(uri: str) -> str:
         return "Nothing is downloaded here: save the image and give the file's path"
     if m := _SCHEME.fullmatch(uri):
         known = ", ".join(registry.names("benchmarks")) or "none"
-        return (
-            f"Check the path. If '{m['scheme']}' is to be a benchmark, the known ones are: {known}"
-        )
+        return f"Check the path. If '{m['scheme']}' is a benchmark, the known ones are: {known}"
     return "Check the path; a relative one starts at the current folder"
 
 
@@ -164,7 +162,7 @@ def _decode(uri: str, data: bytes) -> Pillow.Image:
     smaller = f"Scale it down to at most {MAX_PIXELS:,} pixels"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on odd metadata; the pixels are what counts
+            warnings.simplefilter("ignore")  # about odd metadata; only the pixels matter
             warnings.simplefilter("error", Pillow.DecompressionBombWarning)
             with Pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
                 width, height = picture.size
@@ -183,17 +181,17 @@ def _decode(uri: str, data: bytes) -> Pillow.Image:
         raise _bad(uri, "there is not enough memory to unpack it", smaller) from e
     except Exception as e:
         # Only Pillow runs above, and its decoders raise whatever the damaged bytes lead them to.
-        mend = "Get the file again or re-save it as PNG"
-        raise _bad(uri, f"it is broken or cut off ({str(e)[:120]})", mend) from e
+        advice = "Get the file again or re-save it as PNG"
+        raise _bad(uri, f"it is broken or cut off ({str(e)[:120]})", advice) from e
 
 
 def _upright(picture: Pillow.Image) -> Pillow.Image:
     try:
-        turned = ImageOps.exif_transpose(picture)
+        upright = ImageOps.exif_transpose(picture)
     except Exception:
-        # A damaged EXIF block says nothing about the pixels, which did decode.
+        # The EXIF block is damaged, but the pixels were decoded.
         return picture
-    return picture if turned is None else turned
+    return picture if upright is None else upright
 
 
 def _rgb(uri: str, picture: Pillow.Image) -> Pillow.Image:

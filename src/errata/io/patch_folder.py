@@ -1,6 +1,6 @@
-"""A patch as a folder: `patch.json`, `patch.safetensors`, `edits.jsonl` and a card.
+"""Saves and loads a patch as a folder: `patch.json`, `patch.safetensors`, `edits.jsonl`, a card.
 
-The files beside `patch.json` are named there by their sha256. Never pickle.
+`patch.json` holds the sha256 of the two data files. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _check_named(patch: Patch, folder: Path) -> None:
-    """Raises BadPatch where the patch, or a part of it, does not name the model it was made for."""
+    """Raises BadPatch if the patch, or a part of it, does not name the model it was made for."""
     members = patch.members()
     if not members and not patch.header.fingerprint:
         raise BadPatch(
@@ -98,16 +98,16 @@ def read_head(folder: Path) -> dict[str, Any]:
             f"{folder}/patch.json is not valid JSON ({e}). Restore it from a copy."
         ) from None
     if not isinstance(head, dict) or head.get("format") != FORMAT:
-        given = head.get("format") if isinstance(head, dict) else None
+        version = head.get("format") if isinstance(head, dict) else None
         raise BadPatch(
-            f"{folder} has patch format {given}, this errata reads {FORMAT}. "
+            f"{folder} has patch format {version}, this errata reads {FORMAT}. "
             "Install the matching version."
         )
     try:
         from_json(Head, head)
     except ValueError as e:
         raise BadPatch(
-            f"{folder}/patch.json is not as errata writes it ({e}). Restore it from a copy."
+            f"{folder}/patch.json has not the fields of a patch ({e}). Restore it from a copy."
         ) from None
     return head
 
@@ -122,7 +122,7 @@ def read_edits(folder: Path, head: Mapping[str, Any]) -> list[Edit]:
 
 
 def _read(folder: Path, name: str, sha256: str) -> bytes:
-    """A file that must be what its hash says. Raises BadPatch."""
+    """The content of a file, checked against its hash. Raises BadPatch."""
     try:
         data = (folder / name).read_bytes()
     except FileNotFoundError:
@@ -151,7 +151,7 @@ def load(folder: Path, backbone: Backbone | None = None) -> Patch:
         patch = unpack(head["settings"], from_safetensors(blob))
     except UnknownName as e:
         raise BadPatch(
-            f"{folder} is of a shape that is not installed: {e} Install what brings it."
+            f"{folder} is of a shape that is not installed: {e} Install its package."
         ) from None
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, AssertionError,
             RuntimeError) as e:  # fmt: skip
@@ -161,7 +161,7 @@ def load(folder: Path, backbone: Backbone | None = None) -> Patch:
         ) from None
     patch.with_header(header, edits).requires_grad_(False)
     if sorted(patch.sites) != head["sites"]:
-        raise BadPatch(f"{folder}/patch.json names other sites than its tensors do.")
+        raise BadPatch(f"{folder}/patch.json names other sites than its tensors.")
     _check_named(patch, folder)
     if backbone is None:
         return patch
@@ -170,12 +170,12 @@ def load(folder: Path, backbone: Backbone | None = None) -> Patch:
 
 
 def _check_header(header: Header, backbone: Backbone, folder: Path) -> None:
-    """Raises FingerprintMismatch, naming both models; another dtype is only warned of."""
+    """Raises FingerprintMismatch, naming both models; warns if only the dtype differs."""
     check_fingerprint(header, backbone.name, backbone.fingerprint, folder)
-    here = str(backbone.dtype).removeprefix("torch.")
-    if header.dtype and header.dtype != here:
+    dtype = str(backbone.dtype).removeprefix("torch.")
+    if header.dtype and header.dtype != dtype:
         warnings.warn(
-            f"{folder} was found on {header.backbone} in {header.dtype}, here it is in {here}: "
+            f"{folder} was made on {header.backbone} in {header.dtype}, here it is in {dtype}: "
             "answers may differ a little.",
             stacklevel=3,
         )

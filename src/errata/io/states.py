@@ -1,8 +1,8 @@
-"""States on disk, found again by the hash of their content.
+"""Saved states, looked up by the hash of their content.
 
-A patch that works from a shared state (a knowledge memory, a trained network) names it by that hash
-instead of holding a copy. States are looked for in ERRATA_HOME/states, then among those that come
-with the bundled models; they are memory-mapped and read once.
+A patch that needs a shared state (a knowledge memory, a trained network) names it by that hash and
+holds no copy. States are searched in ERRATA_HOME/states, then among those of the bundled models;
+their files are memory-mapped and read once.
 """
 
 from __future__ import annotations
@@ -27,28 +27,33 @@ if TYPE_CHECKING:
 
 def home() -> Path:
     """ERRATA_HOME, or a folder in the user's cache."""
-    given = os.environ.get("ERRATA_HOME")
-    return Path(given) if given else Path.home() / ".cache" / "errata"
+    folder = os.environ.get("ERRATA_HOME")
+    return Path(folder) if folder else Path.home() / ".cache" / "errata"
 
 
-def place(digest: str) -> Path:
-    """Where ERRATA_HOME keeps the state with this hash."""
+def folder_of(digest: str) -> Path:
+    """The folder in ERRATA_HOME for the state with this hash; it need not exist."""
     return home() / "states" / digest[:16]
 
 
-def keep(state: State) -> Path:
-    """The state's folder in ERRATA_HOME, written unless it is there."""
-    folder = place(state.digest())
+def store(state: State) -> Path:
+    """Saves the state in ERRATA_HOME, unless it is there; returns its folder."""
+    folder = folder_of(state.digest())
     if not (folder / "state.json").is_file():
         state.save(folder)
     return folder
 
 
-def learnt(editor: Editor, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
-    """`editor.prepare`; where it says so, what that gave earlier for all that it depends on."""
+def prepare_cached(
+    editor: Editor, backbone: Backbone, cases: Sequence[Case], *, seed: int
+) -> State | None:
+    """`editor.prepare`; an editor with `keeps_state` reuses the state of an equal earlier call.
+
+    Equal: model, prompt style, the settings that the state depends on, cases, seed and versions.
+    """
     if not editor.keeps_state:
         return editor.prepare(backbone, cases, seed=seed)
-    what = {
+    key = {
         "state": editor.state_name or editor.name,
         "settings": editor.summary["config"],
         "model": backbone.fingerprint(),
@@ -57,31 +62,31 @@ def learnt(editor: Editor, backbone: Backbone, cases: Sequence[Case], *, seed: i
         "seed": seed,
         "versions": versions(),
     }
-    what["settings"] = {k: what["settings"][k] for k in editor.state_settings}
-    note = home() / "learnt" / f"{digest(what)[:16]}.json"
-    known = _head_of(note)
-    if known is not None:
+    key["settings"] = {k: key["settings"][k] for k in editor.state_settings}
+    record = home() / "learnt" / f"{digest(key)[:16]}.json"
+    earlier = _head_of(record)
+    if earlier is not None:
         try:
-            return find(str(known.get("digest")))
+            return find(str(earlier.get("digest")))
         except MissingState:
             pass
     state = editor.prepare(backbone, cases, seed=seed)
     if state is not None:
         try:
-            keep(state)
-            files.write_json(note, {"digest": state.digest()})
+            store(state)
+            files.write_json(record, {"digest": state.digest()})
         except (OSError, DiskFull):
-            pass  # a cache that cannot be written is done without
+            pass  # the cache cannot be written: do without it
     return state
 
 
 def link(folder: Path, digest: str) -> None:
-    """Lets `find` see a state in a folder of the user's. A home that cannot be written is left."""
-    at = place(digest)
+    """Makes `find` find a state in the user's `folder`, by a link, if ERRATA_HOME is writable."""
+    at = folder_of(digest)
     if (_head(at) or {}).get("digest") == digest or at.resolve() == folder.resolve():
         return
     try:
-        if at.is_symlink():  # what it leads to is gone, or another state by now
+        if at.is_symlink():  # its target is gone or is another state now
             at.unlink()
         at.parent.mkdir(parents=True, exist_ok=True)
         at.symlink_to(folder.resolve(), target_is_directory=True)
@@ -91,7 +96,7 @@ def link(folder: Path, digest: str) -> None:
 
 def find(digest: str) -> State:
     """The state with this hash. Raises MissingState."""
-    for folder in (place(digest), *_shipped()):
+    for folder in (folder_of(digest), *_shipped()):
         head = _head(folder)
         if head is not None and head.get("digest") == digest:
             state = _read(folder.resolve())
@@ -99,13 +104,13 @@ def find(digest: str) -> State:
                 return state
     raise MissingState(
         f"a patch needs the prepared state {digest[:16]}, which is neither in {home() / 'states'} "
-        "nor among the bundled ones. Put its folder there under that name, or name the folder once "
-        "with --state when editing."
+        "nor among the bundled ones. Put its folder there under that name, or give the folder once "
+        "with --state when you edit."
     )
 
 
 def shipped(editor: str, fingerprint: str) -> Iterator[State]:
-    """The states of an editor that come with the bundled models, for the model given."""
+    """The states of an editor that ship with errata, for the model with this fingerprint."""
     for folder in _shipped():
         head = _head(folder)
         if head and head.get("editor") == editor and head.get("fingerprint") == fingerprint:

@@ -45,7 +45,7 @@ def factor(moment_dd: Tensor, weight: float, ridge: float = 0.0) -> Tensor | Non
     """[d, d] lower Cholesky factor (float64) of weight * (C + ridge * tr(C)/d * I).
 
     None where that is not positive definite: there were fewer vectors than features, or some
-    feature never moved.
+    feature was always zero.
     """
     a = moment_dd.double() * weight
     a.diagonal().add_(weight * ridge * scale(moment_dd))

@@ -1,4 +1,4 @@
-"""The directions in which a moment is small, and projecting on them.
+"""The approximate null space of a second moment, and the projection onto it.
 
 Shapes: N vectors of d numbers, m columns of a basis.
 """

@@ -1,14 +1,14 @@
-"""The update that turns keys k into values: minimal in a metric M, in its cheap exact forms.
+"""The weight update that maps keys to values and is minimal in a metric M, solved exactly.
 
-Asked for is the dW that minimises tr(dW M dW^T) + |dW K_p|^2 + |dW K - R|^2 over new keys K and
-remembered ones K_p. With U = [K_p K] and S = M^-1 it is dW = R X with
+It minimises tr(dW M dW^T) + |dW K_p|^2 + |dW K - R|^2 over dW, for new keys K and the keys K_p of
+earlier edits. With U = [K_p K] and S = M^-1 it is dW = R X with
 
     X = the last n rows of (I + U^T S U)^-1 U^T S             (Woodbury; a solve of size N)
 
 so that only S applied to keys is needed: a Cholesky solve for a second moment (MEMIT, PMET), a
 projection divided by the ridge for a null space (AlphaEdit). X and R are a low-rank delta.
 
-Shapes: keys are rows here. N remembered and new keys of d numbers, the last n are new.
+Shapes: keys are rows here. N keys of d numbers, of earlier edits and new; the last n are new.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def update(keys_Nd: Tensor, smoothed_Nd: Tensor, new: int) -> Tensor:
     gram = smoothed @ keys.T
     gram = (gram + gram.T) / 2
     gram.diagonal().add_(1.0)
-    wanted = torch.eye(len(keys), dtype=torch.float64, device=keys.device)[:, len(keys) - new :]
-    weights: Tensor = torch.linalg.solve(gram, wanted)
+    unit = torch.eye(len(keys), dtype=torch.float64, device=keys.device)[:, len(keys) - new :]
+    weights: Tensor = torch.linalg.solve(gram, unit)
     return weights.T @ smoothed
 
 

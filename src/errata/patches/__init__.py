@@ -1,4 +1,1 @@
-"""What an edit can be: the shapes, one file each.
-
-The file's name is what a saved patch calls its shape.
-"""
+"""The shapes of patches, one file each; a saved patch names its shape by the file's name."""

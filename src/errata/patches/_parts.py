@@ -1,7 +1,7 @@
-"""What shapes made of named tensors per site have in common: storing, rows, packing.
+"""Base of the shapes that are named tensors per site: storage, rows, packing.
 
 Tensors are float32. With `rows` set, each has a leading row dimension: row b of a batch uses row
-ctx.rows[b]. A subclass says what its tensors do (`change`) and how several patches become one
+ctx.rows[b]. A subclass defines what its tensors add (`change`) and how several patches are merged
 (`merge`).
 """
 
@@ -22,7 +22,7 @@ Parts = Mapping[str, Mapping[str, Tensor]]
 
 
 class PartsPatch(Patch):
-    """Adds to the outputs of its sites what its tensors make of their inputs."""
+    """Adds a function of a site's input, given by the site's tensors, to the site's output."""
 
     #: keyword arguments of the constructor beside `parts` and `rows`, JSON-ready attributes
     option_names: ClassVar[tuple[str, ...]] = ()
@@ -54,7 +54,7 @@ class PartsPatch(Patch):
         return dict(part.items())
 
     def form(self) -> tuple[Any, ...]:
-        """Equal for patches that have the same tensors at the same sites, shapes apart."""
+        """Equal for patches with the same sites, tensor names and options."""
         names = tuple((s, tuple(sorted(self.part(s)))) for s in sorted(self.names))
         return (names, tuple(sorted(self.options().items())))
 
@@ -99,12 +99,12 @@ class PartsPatch(Patch):
         return cls(parts, rows=rows, **first.options()).requires_grad_(False)
 
     def _rows_of_parts(self) -> list[Tensor]:
-        """All tensors with a row dimension in front."""
+        """All tensors, each with a leading row dimension."""
         tensors = [t.detach() for s in self.names for t in self.part(s).values()]
         return tensors if self.rows is not None else [t[None] for t in tensors]
 
     def row(self, index: int) -> Self:
-        """Row `index` as a patch of its own."""
+        """Row `index` as a single patch."""
         assert self.rows is not None
         parts = {
             s: {k: p.detach()[index].clone() for k, p in self.part(s).items()} for s in self.names

@@ -1,4 +1,4 @@
-"""Row bookkeeping that every shape with a row per patch shares.
+"""Helpers of the shapes that can have a row per patch.
 
 Shapes: R patches in a batch, B rows of x, T columns.
 """
@@ -14,12 +14,10 @@ from torch import Tensor
 def per_row(
     x: Tensor, rows: Tensor, count: int, run: Callable[[Tensor, Tensor | None], Tensor]
 ) -> Tensor:
-    """[B, T, o] from `run(x [R', k*T, n], index [R'])`, so that row b of x meets patch rows[b].
+    """[B, T, o] from `run(x [R', k*T, n], index [R'])`: row b of x is run with patch rows[b].
 
-    An index of None means all patches in order, which needs no copy.
-
-    One product per patch, never one copy of a patch per row: equal patches are brought together
-    first.
+    An index of None means all patches in order, which needs no copy. Rows with the same patch are
+    grouped first, so that there is one product per patch and no copy of a patch per row.
     """
     b, t, n = x.shape
     if b == count and _is_range(rows, count):
@@ -49,7 +47,7 @@ def picked(tensors: Mapping[str, Tensor], index: Tensor | None) -> Mapping[str, 
 def padded(tensor: Tensor, dim: int) -> Tensor:
     """Zeros up to a power of four along `dim`: zero neurons and zero ranks add exactly nothing.
 
-    A compiled model then sees few shapes, whatever the number of fused patches.
+    A compiled model then sees few shapes, whatever the number of merged patches.
     """
     size = 1
     while size < tensor.shape[dim]:

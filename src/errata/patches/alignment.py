@@ -1,4 +1,4 @@
-"""Alignment: a delta that many edits share and that acts on every question, in scope or not (LTE).
+"""Alignment: a delta that many edits share and that acts on every prompt, in scope or not (LTE).
 
 It was trained once, and each edit's patch holds it. `identity` is the hash of the state that it
 comes from. Identical alignments are applied once, however many edits hold them; different ones add
@@ -18,7 +18,7 @@ from errata.patches.delta import Delta
 
 
 class Alignment(Delta):
-    """A delta with an identity; "" equals no other."""
+    """A delta with an identity; "" is equal to no other."""
 
     one_when_live = True
 
@@ -31,7 +31,7 @@ class Alignment(Delta):
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:
         """Equal ones are applied once; different ones stay apart."""
-        if not _one(patches):
+        if not _identical(patches):
             return None
         first = patches[0]
         parts = {s: dict(first.part(s)) for s in first.names}
@@ -39,10 +39,10 @@ class Alignment(Delta):
 
     @classmethod
     def batch(cls, patches: Sequence[Self]) -> Self | None:
-        """One and the same for all rows needs no row dimension."""
-        return patches[0] if _one(patches) else super().batch(patches)
+        """If all rows have the same alignment, there is no row dimension."""
+        return patches[0] if _identical(patches) else super().batch(patches)
 
 
-def _one(patches: Sequence[Alignment]) -> bool:
+def _identical(patches: Sequence[Alignment]) -> bool:
     first = patches[0].identity
     return bool(first) and all(p.identity == first and p.rows is None for p in patches)

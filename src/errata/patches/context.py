@@ -1,13 +1,13 @@
 """Context: rewrites the prompt, putting facts and demonstrations in front of it (IKE, LTE).
 
-Nothing inside the model changes. Which facts are shown is decided from the prompt alone, from its
-text or from text and image, before any answer exists. A prompt that would not fit drops its least
-similar demonstrations first and counts them.
+Nothing inside the model changes. The facts are retrieved with the prompt alone, with its text or
+with text and image, before there is an answer. If the result is too long, the least similar
+demonstrations are dropped first, and counted.
 
-Two styles: `fact` (IKE; the facts as text behind the question's image) and `update` (LTE; each fact
-with its own image, in front of the question and its image).
+Two styles: `fact` (IKE; the facts as text after the question's image) and `update` (LTE; each fact
+with its own image, before the question and its image).
 
-Tensors: `vectors` [F, d], one unit vector per fact's question, of the encoder named in the
+Tensors: `vectors` [F, d], one unit vector per fact's question, from the encoder named in the
 settings.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from errata.core.errors import TooLong
 from errata.core.patch import Patch, PromptEncoder, inherit
 from errata.core.types import Image, Prompt, Segment, from_json
-from errata.networks.embedder import embed, embed_seen
+from errata.networks.embedder import embed, embed_with_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +75,15 @@ class Context(Patch):
         return True
 
     def rewrite(self, prompt: Prompt, model: PromptEncoder, row: int = 0) -> Prompt:
-        order = self._chosen(prompt, model)
+        order = self._retrieved(prompt, model)
         if not order:
             return prompt
         facts = [self.facts[i] for i in reversed(order)]
         demonstrations = list(self.facts[order[0]].demonstrations)
         while True:
-            shown = compose(prompt, facts, demonstrations, self.layout.style)
-            if fits(shown, model, self.layout.reserve):
-                return shown
+            rewritten = compose(prompt, facts, demonstrations, self.layout.style)
+            if fits(rewritten, model, self.layout.reserve):
+                return rewritten
             if not demonstrations:
                 raise TooLong(
                     f"the facts alone do not fit into the {model.context} tokens of "
@@ -92,14 +92,14 @@ class Context(Patch):
             demonstrations.pop()
             self.dropped += 1
 
-    def _chosen(self, prompt: Prompt, model: PromptEncoder) -> list[int]:
-        """Facts to show, the most similar first; none when the prompt is out of scope."""
+    def _retrieved(self, prompt: Prompt, model: PromptEncoder) -> list[int]:
+        """Indices of the facts to show, most similar first; none if the prompt is out of scope."""
         layout = self.layout
         if layout.scope == "always" and len(self.facts) <= 1:
             return list(range(len(self.facts)))
         query = vectors_of([prompt], layout, model)[0]
         near = self.vectors @ query.to(self.vectors.device)
-        # of equally near facts the latest first: a fact told again is the one in force
+        # of equally similar facts the latest first: an edit of the same prompt replaces the earlier
         rank = torch.argsort((near.flip(0) * 1e5).round(), descending=True, stable=True)
         order = [len(self.facts) - 1 - i for i in rank[: layout.facts].tolist()]
         if layout.scope == "retrieved":
@@ -108,7 +108,7 @@ class Context(Patch):
 
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:
-        """One memory with all facts, so that none is shown twice."""
+        """One memory with all facts: the prompt is rewritten once."""
         first = patches[0]
         if any(p.layout != first.layout for p in patches):
             return None
@@ -129,16 +129,16 @@ class Context(Patch):
 
 
 def vectors_of(prompts: Sequence[Prompt], layout: ContextSettings, model: PromptEncoder) -> Tensor:
-    """[n, d] unit vectors of prompts, as the layout retrieves by them."""
+    """[n, d] unit vectors of prompts, for retrieval as `layout` says."""
     if layout.by_image:
-        return embed_seen(prompts, layout.encoder, model)
+        return embed_with_images(prompts, layout.encoder, model)
     return embed([p.text for p in prompts], layout.encoder, model)
 
 
 def compose(
     prompt: Prompt, facts: Sequence[Fact], demonstrations: Sequence[str], style: str
 ) -> Prompt:
-    """The prompt behind the facts; of the demonstrations the first stands nearest to it."""
+    """The prompt after demonstrations and facts; the first demonstration is nearest to it."""
     if style == "fact":
         lines = "".join(f"New Fact: {f.question} {f.answer}\n" for f in facts)
         return prompt.with_text(

@@ -1,23 +1,23 @@
-"""Counterfactual: a small language model that answers in an edit's scope (SERAC's second model).
+"""Counterfactual: a small model that answers questions in an edit's scope (SERAC's second model).
 
-It stands on the frozen backbone and takes the place of its last layers. For every answer token it
-reads three things and speaks through the backbone's own head:
+It changes the input of the backbone's head. For every answer token it reads:
 
-- where the answer is: the backbone's last normed state at that token (the head's input), which
-  carries image, question and the answer so far;
-- the question: its prompt, read once at prefill from the stream that enters one block;
-- the edit: its prompt (image and question), read in the same way, and its answer's tokens, each as
-  (its embedding, the token before it, the state that was to say it).
+- the hidden state at the answer position (the head's input), which depends on image, question and
+  the answer so far;
+- the question: its prompt, read once at prefill from the hidden states that enter one block;
+- the edit: its prompt (image and question), read in the same way, and for each token of its answer
+  the token's embedding, the embedding of the token before it, and the hidden state at the answer
+  position that predicts it.
 
-It is given no answer to copy out: what it says is a distribution over the vocabulary, a token at a
-time. All that it needs of earlier tokens is in the state at the present one, and all that it keeps
-of the prompt is decided at prefill, so decoding with a cache is decoding without.
+The output is a next-token distribution from the backbone's own head; no answer is copied from the
+edit. Earlier answer tokens act through the present hidden state only, and the prompt is read at
+prefill only, so decoding with a KV cache and without give the same answer.
 
-The network lives in `state`, named by its hash (meta `speaker`, tensors `speaker.*`).
+The network is stored in `state`, named by its hash (meta `speaker`, tensors `speaker.*`).
 
 A row patch: row k is edit k. Float32 whatever the backbone's dtype.
 
-Shapes: B rows, m asked columns, T columns, K edits, S slots, n answer tokens, d, w, V.
+Shapes: B rows, m requested columns, T columns, K edits, S slots, n answer tokens, d, w, V.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class CounterfactualNetwork(nn.Module):
-    """The network. `slots` vectors stand for a prompt; `blocks` read them at each answer token."""
+    """`slots` vectors represent a prompt; `blocks` cross-attend to them at each answer token."""
 
     def __init__(
         self, into: int, width: int, *, slots: int = 8, blocks: int = 3, heads: int = 4
@@ -61,11 +61,11 @@ class CounterfactualNetwork(nn.Module):
 
     @classmethod
     def of(cls, state: State) -> CounterfactualNetwork:
-        """The trained one of a state."""
+        """The trained network of a state."""
         return trained(state, lambda: cls(**state.meta["speaker"]), "speaker.")
 
     def start(self) -> None:
-        """Before training it says what the backbone says."""
+        """Initialises the output to zero: before training it answers as the backbone."""
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -75,7 +75,7 @@ class CounterfactualNetwork(nn.Module):
         answer_Kn3d: Tensor,
     ) -> Tensor:
         """[K, S + n, w] from `Reader`'s arguments for the edit's prompt and, per answer token,
-        (embedding, embedding of the token before, state that was to say it).
+        (its embedding, the embedding of the token before it, the hidden state that predicts it).
         """
         parts = [norm(answer_Kn3d[:, :, i]) for i, norm in enumerate(self.norm_tokens)]
         tokens = self.mix(nn.functional.gelu(self.tokens(torch.cat(parts, dim=-1))))
@@ -83,16 +83,16 @@ class CounterfactualNetwork(nn.Module):
 
     def read_question(self, stream: Tensor, mask: Tensor, last: Tensor) -> Tensor:
         """[B, S, w]; arguments as `Reader`'s."""
-        read: Tensor = self.question(stream.float(), mask, last.float()) + self.kinds[2]
-        return read
+        slots: Tensor = self.question(stream.float(), mask, last.float()) + self.kinds[2]
+        return slots
 
     def forward(self, state_Bmd: Tensor, memory_BSw: Tensor, mask_BS: Tensor) -> Tensor:
-        """[B, m, d] states to put in place of the head's input."""
+        """[B, m, d] hidden states that replace the head's input."""
         x = self.into(self.norm_in(state_Bmd.float()))
         for block in self.blocks:
             x = block(x, memory_BSw, mask_BS)
-        said: Tensor = state_Bmd.float() + self.out(self.norm_out(x))
-        return said
+        changed: Tensor = state_Bmd.float() + self.out(self.norm_out(x))
+        return changed
 
 
 class Counterfactual(Patch):
@@ -123,9 +123,9 @@ class Counterfactual(Patch):
             return y
         question_BSw = ctx.decide(self, self.site, lambda: self._question(x, ctx))
         rows = ctx.rows_of(site, x)
-        seen_BS = torch.ones(question_BSw.shape[:2], dtype=torch.bool, device=x.device)
+        question_real_BS = torch.ones(question_BSw.shape[:2], dtype=torch.bool, device=x.device)
         memory = torch.cat([self.memory[rows], question_BSw.to(x.device)], dim=1)
-        real = torch.cat([self.real[rows], seen_BS], dim=1)
+        real = torch.cat([self.real[rows], question_real_BS], dim=1)
         return ctx.call("head", self.net(x, memory, real).to(x.dtype))
 
     def _question(self, x: Tensor, ctx: HookContext) -> Tensor:
@@ -134,22 +134,22 @@ class Counterfactual(Patch):
 
     @classmethod
     def batch(cls, patches: Sequence[Self]) -> Self | None:
-        """The edits of several patches of one network, in order."""
+        """All edits of the patches, in order; they share one network."""
         longest = max(p.memory.shape[1] for p in patches)
 
-        def wide(t: Tensor) -> Tensor:
+        def pad(t: Tensor) -> Tensor:
             gap = t.new_zeros((t.shape[0], longest - t.shape[1], *t.shape[2:]))
             return torch.cat([t, gap], dim=1)
 
-        memory = torch.cat([wide(p.memory) for p in patches])
-        real = torch.cat([wide(p.real) for p in patches])
+        memory = torch.cat([pad(p.memory) for p in patches])
+        real = torch.cat([pad(p.real) for p in patches])
         return cls(patches[0].net, patches[0].site, memory, real, state=patches[0].state)
 
     def site_of(self, tensor: str) -> str:
         return "head"
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        assert self.state, "a small model that lives in no state is never saved"
+        assert self.state, "a patch whose network is in no state cannot be saved"
         tensors = {"head/memory": self.memory, "head/real": self.real}
         return {"site": self.site, "state": self.state}, tensors
 

@@ -36,17 +36,17 @@ class Delta(PartsPatch):
 
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:
-        """Dense parts add up; low ranks stand side by side (their ranks add up)."""
+        """Dense parts are added; low-rank parts are concatenated (their ranks add up)."""
         if len({p.form() for p in patches}) != 1 or any(p.rows is not None for p in patches):
             return None
         parts: dict[str, dict[str, Tensor]] = {}
         for site in patches[0].names:
             parts[site] = {}
             for name in patches[0].part(site):
-                own = [p.part(site)[name].detach() for p in patches]
+                tensors = [p.part(site)[name].detach() for p in patches]
                 if name in ("A", "B"):
                     rank = 0 if name == "A" else 1
-                    parts[site][name] = padded(torch.cat(own, dim=rank), rank)
+                    parts[site][name] = padded(torch.cat(tensors, dim=rank), rank)
                 else:
-                    parts[site][name] = torch.stack(own).sum(0)
+                    parts[site][name] = torch.stack(tensors).sum(0)
         return cls(parts).requires_grad_(False)

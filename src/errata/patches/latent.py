@@ -1,13 +1,13 @@
 """Latent: an external key-value memory mixed into the attention outputs of some blocks (UniKE).
 
-Source: Pan et al., NeurIPS 2024, Sec. 3.2-3.3 and App. A; the resolutions of what the paper leaves
-open are those of `errata.editors.unike`.
+Source: Pan et al., NeurIPS 2024, Sec. 3.2-3.3 and App. A. What the paper leaves open is decided as
+`errata.editors.unike` says.
 
-In a block, once per question and from the prompt alone: the residual stream that enters it, at the
-last prompt token (h_pre), retrieves the K entries (h_sem, h_pos) of the memory whose h_sem is
-nearest by cosine; and alpha = clamp(cos(Enc^Sem(sum_i w_i h_pos,i), h_pre), 0, 1), w the mean over
-heads of the attention weights that h_pre gives them. Both are frozen for the answer. Then, for
-every token,
+In a block, once per question and from the prompt alone: the hidden state that enters it, at the
+last prompt token (h_pre), retrieves the K entries (h_sem, h_pos) of the memory with the largest
+cosine of h_sem and h_pre; and alpha = clamp(cos(Enc^Sem(sum_i w_i h_pos,i), h_pre), 0, 1), w the
+mean over heads of the attention weights that h_pre gives them. Both stay fixed for the whole
+answer. Then, for every token,
 
     h = (1 - alpha) h_input + alpha h_know,   h_know = Attn(q, k(LN(h_pos)), v(LN(h_pos)))
 
@@ -15,9 +15,9 @@ with the block's own projections, norm, heads and scale, and no rotary embedding
 have no position. The mixture happens in front of the output projection, which equals mixing behind
 it. Cosines are of states minus `centre`, the mean of the memory's h_sem (zero where not centred).
 
-The memory of a model is shared state, named by its hash and held by reference; a patch has rows of
-its own beside it (an edit's memory). Patches of one shared memory that are live together are joined
-into one memory, never mixed in twice.
+The memory of a model is shared state, named by its hash and held by reference. A patch has own
+entries beside it (the memory of an edit). Live patches with the same shared memory are merged into
+one memory, so that the shared memory is mixed in once.
 
 Shapes: B rows, T columns, d width, K retrieved, N shared entries, e own entries, H query heads, G
 key heads, f features per head; own entries are [R, e, d] in a row patch.
@@ -41,7 +41,7 @@ from errata.networks.spaces import Weights, encode, unit
 if TYPE_CHECKING:
     from errata.core.state import State
 
-#: entries that are brought to float32 at once
+#: entries that are converted to float32 at a time
 CHUNK = 1024
 
 
@@ -52,7 +52,7 @@ class LatentSettings:
     top: K. alpha: `query` (one per question and block), `token` (one per prompt token; answer
     tokens keep that of the last prompt token), or a number. attention: `projected` (the block's own
     q and k decide the weights) or `cosine` (softmax over cos(h_pre, h_sem) / temperature, for all
-    tokens). cutoff: entries less similar than this are not used; without any, alpha is 0.
+    tokens). cutoff: entries less similar than this are not used; if none is left, alpha is 0.
     """
 
     top: int = 40
@@ -80,7 +80,7 @@ class BlockMemory:
         return torch.cat(parts) if parts else self.sem.new_zeros(0).float()
 
     def cosines(self, query_Bd: Tensor) -> Tensor:
-        """[B, N] cosines to unit vectors in centred space; half-precision entries stay so."""
+        """[B, N] cosines to unit vectors in centred space; no float32 copy of all entries."""
         if not len(self.sem):
             return query_Bd.new_zeros(query_Bd.shape[0], 0)
         shift_B1 = query_Bd @ self.centre.float()[:, None]
@@ -113,18 +113,18 @@ class SharedMemory:
         layers = sorted({int(k.split("/")[0][5:]) for k in state.tensors if k.endswith("/sem")})
         blocks = {}
         for i in layers:
-            own, encoder = state.under(f"text.{i}/"), state.under(f"text.{i}/enc_sem/")
-            blocks[i] = BlockMemory(own["sem"], own["pos"], encoder, own["centre"])
-        made = cls(state.origin or state.digest(), blocks)
-        state.views["knowledge"] = made
-        return made
+            block, encoder = state.under(f"text.{i}/"), state.under(f"text.{i}/enc_sem/")
+            blocks[i] = BlockMemory(block["sem"], block["pos"], encoder, block["centre"])
+        shared = cls(state.origin or state.digest(), blocks)
+        state.views["knowledge"] = shared
+        return shared
 
 
 class Latent(Patch):
     """Memory mixed into attention at blocks `heads`, with own entries per block.
 
-    `own`: block -> (sem, pos), each [e, d], or [R, e, d] with `rows`; `real` [R, e] marks the
-    entries of a row patch whose rows have different numbers of them.
+    `own`: block -> (sem, pos), each [e, d], or [R, e, d] with `rows`; `real` [R, e] is False
+    for padding, in a row patch whose rows have different numbers of entries.
     """
 
     decides = True
@@ -169,23 +169,23 @@ class Latent(Patch):
         if not site.endswith(".attn.o"):
             return x
         layer = int(site.split(".")[1])
-        found = ctx.memo[id(self), f"text.{layer}.in"]
+        retrieved = ctx.memo[id(self), f"text.{layer}.in"]
         h_BTd, q_BTn = self._stream.pop(layer), self._query.pop(layer)
         keys, values = ctx.decide(
-            self, f"text.{layer}.attn", lambda: self._projected(layer, found, ctx)
+            self, f"text.{layer}.attn", lambda: self._projected(layer, retrieved, ctx)
         )
-        w_BHTK = self._weights(layer, q_BTn, keys, found, ctx)
+        w_BHTK = self._weights(layer, q_BTn, keys, retrieved, ctx)
         ctx.decide(
             self, f"text.{layer}.attn.w", lambda: ctx.last_prompt(w_BHTK.detach().mean(1), self)
         )
         know = torch.einsum("bhtk,bkhf->bthf", w_BHTK, self._per_query_head(layer, values))
-        alpha_BT = self._alpha(layer, site, h_BTd, w_BHTK, found, ctx)
+        alpha_BT = self._alpha(layer, site, h_BTd, w_BHTK, retrieved, ctx)
         alpha = alpha_BT.to(x.device)[..., None]
         return ((1 - alpha) * x.float() + alpha * know.flatten(2)).to(x.dtype)
 
     @torch.no_grad()
     def _retrieved(self, layer: int, x: Tensor, ctx: HookContext) -> dict[str, Tensor]:
-        """The K nearest entries of each question: decided once, in the unscored prompt."""
+        """The K nearest entries of each question, decided once, from the prompt alone."""
         shared = self.blocks[layer]
         h_Bd = ctx.last_prompt(x, self).float()
         query = unit(h_Bd - shared.centre.float())
@@ -201,28 +201,28 @@ class Latent(Patch):
             assert rows is not None
             cos_Be = cos_Be.masked_fill(~self.real[rows], -2.0)
         cos = torch.cat([cos_Be, cos_BN], dim=1)
-        # stable, so that of equally near entries rows and single patches take the same
+        # stable, so that row patches and single patches choose the same of equally near entries
         ranked, order = cos.sort(dim=1, descending=True, stable=True)
         best, index = ranked[:, : self.options.top], order[:, : self.options.top]
         e = cos_Be.shape[1]
-        own_BK = index < e
+        is_own_BK = index < e
         picked = h_Bd.new_zeros(*index.shape, h_Bd.shape[1])
         if len(shared.pos):
             picked = shared.pos[(index - e).clamp(min=0)].float()
         if e:
-            mine = pos.gather(1, index.clamp(max=e - 1)[..., None].expand(-1, -1, pos.shape[2]))
-            picked = torch.where(own_BK[..., None], mine, picked)
+            own_pos = pos.gather(1, index.clamp(max=e - 1)[..., None].expand(-1, -1, pos.shape[2]))
+            picked = torch.where(is_own_BK[..., None], own_pos, picked)
         used = best >= max(self.options.cutoff, -1.5)
-        return {"h": h_Bd, "pos": picked, "cos": best, "own": own_BK, "used": used}
+        return {"h": h_Bd, "pos": picked, "cos": best, "own": is_own_BK, "used": used}
 
     @torch.no_grad()
     def _projected(
-        self, layer: int, found: Mapping[str, Tensor], ctx: HookContext
+        self, layer: int, retrieved: Mapping[str, Tensor], ctx: HookContext
     ) -> tuple[Tensor, Tensor]:
         """([B, K, G, f] keys, values) of the retrieved entries, by the block's own modules."""
         at, size = f"text.{layer}.attn", self.heads[layer].size
         dtype = self._query_dtype(layer, ctx)
-        normed = ctx.call(f"{at}.norm", found["pos"].to(dtype))
+        normed = ctx.call(f"{at}.norm", retrieved["pos"].to(dtype))
         keys = _in_heads(ctx.call(f"{at}.k", normed), size)
         if f"{at}.k_norm" in ctx.sites:
             keys = ctx.call(f"{at}.k_norm", keys)
@@ -240,13 +240,18 @@ class Latent(Patch):
         return grouped.repeat_interleave(heads.queries // heads.keys, dim=2)
 
     def _weights(
-        self, layer: int, q_BTn: Tensor, keys: Tensor, found: Mapping[str, Tensor], ctx: HookContext
+        self,
+        layer: int,
+        q_BTn: Tensor,
+        keys: Tensor,
+        retrieved: Mapping[str, Tensor],
+        ctx: HookContext,
     ) -> Tensor:
         """[B, H, T, K] attention weights of every token over the retrieved entries."""
         heads = self.heads[layer]
         b, t, _ = q_BTn.shape
         if self.options.attention == "cosine":
-            score = (found["cos"] / self.options.temperature)[:, None, None]
+            score = (retrieved["cos"] / self.options.temperature)[:, None, None]
             score = score.expand(b, heads.queries, t, -1)
         else:
             q = _in_heads(q_BTn, heads.size)
@@ -254,7 +259,7 @@ class Latent(Patch):
                 q = ctx.call(f"text.{layer}.attn.q_norm", q)
             keys = self._per_query_head(layer, keys)
             score = torch.einsum("bthf,bkhf->bhtk", q.float(), keys) * heads.scale
-        unused = ~found["used"][:, None, None]
+        unused = ~retrieved["used"][:, None, None]
         return score.masked_fill(unused, -1e30).softmax(-1)
 
     @torch.no_grad()
@@ -264,50 +269,50 @@ class Latent(Patch):
         site: str,
         h_BTd: Tensor,
         w_BHTK: Tensor,
-        found: Mapping[str, Tensor],
+        retrieved: Mapping[str, Tensor],
         ctx: HookContext,
     ) -> Tensor:
-        """[B, T] share of the memory in each token's attention output; no gradient through it."""
+        """[B, T] weight of the memory in each token's attention output; without gradients."""
         shared, alpha = self.blocks[layer], self.options.alpha
-        any_B = found["used"].any(1).float()
+        any_B = retrieved["used"].any(1).float()
 
         def similarity(w: Tensor, h: Tensor) -> Tensor:
-            know = encode(torch.einsum("btk,bkd->btd", w, found["pos"]), shared.encoder)
+            know = encode(torch.einsum("btk,bkd->btd", w, retrieved["pos"]), shared.encoder)
             cosine = (unit(know) * unit(h.float() - shared.centre.float())).sum(-1)
             return cosine.clamp(0, 1) * any_B[:, None]
 
-        def frozen() -> Tensor:
+        def of_question() -> Tensor:
             if not isinstance(alpha, str):
                 return any_B * alpha
             last: Tensor = ctx.memo[id(self), f"text.{layer}.attn.w"]
-            return similarity(last[:, None], found["h"][:, None])[:, 0]
+            return similarity(last[:, None], retrieved["h"][:, None])[:, 0]
 
-        kept_B: Tensor = ctx.decide(self, site, frozen)
-        kept_BT = kept_B[:, None].expand(-1, h_BTd.shape[1])
+        fixed_B: Tensor = ctx.decide(self, site, of_question)
+        fixed_BT = fixed_B[:, None].expand(-1, h_BTd.shape[1])
         if alpha != "token" or ctx.prefilled:
-            return kept_BT
+            return fixed_BT
         assert ctx.lengths is not None
         of_prompt = torch.arange(h_BTd.shape[1], device=h_BTd.device) < ctx.lengths[:, None]
-        return torch.where(of_prompt, similarity(w_BHTK.mean(1), h_BTd), kept_BT)
+        return torch.where(of_prompt, similarity(w_BHTK.mean(1), h_BTd), fixed_BT)
 
     def decided(self, ctx: HookContext) -> dict[int, dict[str, Tensor]]:
         """Per block: `alpha` [B]; of the retrieved entries, nearest first, [B, K]: `cosine`,
         `weight` (their share of the last prompt token's attention to the memory, mean over heads),
         `own` (an entry of the patch, not of the shared memory) and `used`.
         """
-        told = {}
+        decisions = {}
         for i in self.heads:
-            found = ctx.memo.get((id(self), f"text.{i}.in"))
+            retrieved = ctx.memo.get((id(self), f"text.{i}.in"))
             alpha = ctx.memo.get((id(self), f"text.{i}.attn.o"))
-            if found is not None and alpha is not None:
-                told[i] = {
+            if retrieved is not None and alpha is not None:
+                decisions[i] = {
                     "alpha": alpha,
-                    "cosine": found["cos"],
+                    "cosine": retrieved["cos"],
                     "weight": ctx.memo[id(self), f"text.{i}.attn.w"],
-                    "own": found["own"],
-                    "used": found["used"],
+                    "own": retrieved["own"],
+                    "used": retrieved["used"],
                 }
-        return told
+        return decisions
 
     # -- as data ------------------------------------------------------------------------------
 
@@ -324,27 +329,30 @@ class Latent(Patch):
 
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:
-        """One memory with the own entries of all."""
+        """One memory with the own entries of all patches."""
         first = patches[0]
         forms = [(p.knowledge.digest, p.options, p.heads) for p in patches]
         rows = {p.rows for p in patches} - {None}
         if any(f != forms[0] for f in forms) or len(rows) > 1:
             return None
         count = rows.pop() if rows else None
-        lifted = [p._lifted(count) for p in patches]
+        entries = [p._with_rows(count) for p in patches]
         own = {
-            i: (torch.cat([e[i][0] for e in lifted], -2), torch.cat([e[i][1] for e in lifted], -2))
+            i: (
+                torch.cat([e[i][0] for e in entries], -2),
+                torch.cat([e[i][1] for e in entries], -2),
+            )
             for i in first.heads
         }
         real = None
         if count is not None and any(p.real is not None for p in patches):
-            real = torch.cat([p._marks(count) for p in patches], dim=1)
+            real = torch.cat([p._real_of(count) for p in patches], dim=1)
         one = cls(first.knowledge, first.heads, own, first.options, rows=count, real=real)
         one.blocks = first.blocks
         return inherit(one, patches)
 
-    def _lifted(self, rows: int | None) -> dict[int, tuple[Tensor, Tensor]]:
-        """Own entries, with a row dimension where `rows` asks for one."""
+    def _with_rows(self, rows: int | None) -> dict[int, tuple[Tensor, Tensor]]:
+        """Own entries; with a row dimension unless `rows` is None."""
         own = {i: self.own(i) for i in self.heads}
         if rows is None or self.rows is not None:
             return own
@@ -352,10 +360,10 @@ class Latent(Patch):
             i: (s.expand(rows, *s.shape), p.expand(rows, *p.shape)) for i, (s, p) in own.items()
         }
 
-    def _marks(self, rows: int) -> Tensor:
+    def _real_of(self, rows: int) -> Tensor:
         if self.real is not None:
             return self.real
-        sem = self._lifted(rows)[next(iter(self.heads))][0]
+        sem = self._with_rows(rows)[next(iter(self.heads))][0]
         return torch.ones(sem.shape[:2], dtype=torch.bool, device=sem.device)
 
     @classmethod
@@ -377,9 +385,11 @@ class Latent(Patch):
         if len(set(counts.tolist())) > 1:
             real = torch.arange(int(counts.max())) < counts[:, None]
             real = real.to(first.own(next(iter(first.heads)))[0].device)
-        made = cls(first.knowledge, first.heads, own, first.options, rows=len(patches), real=real)
-        made.blocks = first.blocks
-        return made
+        batched = cls(
+            first.knowledge, first.heads, own, first.options, rows=len(patches), real=real
+        )
+        batched.blocks = first.blocks
+        return batched
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors: dict[str, Tensor] = {}

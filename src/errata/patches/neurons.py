@@ -1,7 +1,7 @@
 """Neurons: extra key-value pairs beside an FFN, y += act(x K + b) V (T-Patcher, UniKE intrinsic).
 
 A gated FFN gets o = act(x K_g + b_g) * (x K_u + b_u); a plain one o = act(x K + b). `shared` [o] is
-a direction that every value gets on top (UniKE Eq. 6: V + beta zeta'), which adds (sum_j o_j)
+a direction that is added to every value (UniKE Eq. 6: V + beta zeta'), which adds (sum_j o_j)
 shared. Arithmetic in float32.
 
 Shapes: x [B, T, n] -> y [B, T, d]; key, up [R?, n, e], their biases [R?, e], value [R?, e, d];
@@ -59,11 +59,11 @@ class Neurons(PartsPatch):
 
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:
-        """All neurons side by side; a shared direction becomes part of its patch's own values."""
+        """All neurons concatenated; a shared direction is added to the values of its patch."""
         first = patches[0]
         if any(p.rows is not None for p in patches):
             return None
-        values = [{s: _own_values(p.part(s)) for s in p.names} for p in patches]
+        values = [{s: _full_values(p.part(s)) for s in p.names} for p in patches]
         forms = {
             (p.act, tuple((s, *sorted(t[s])) for s in sorted(t)))
             for p, t in zip(patches, values, strict=True)
@@ -79,8 +79,8 @@ class Neurons(PartsPatch):
         return cls(parts, act=first.act).requires_grad_(False)
 
 
-def _own_values(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same neurons without a shared direction: row j of the values is v_j + shared."""
+def _full_values(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the shared direction added to the values: row j becomes v_j + shared."""
     tensors = {k: p.detach() for k, p in part.items() if k != "shared"}
     if "shared" in part:
         tensors["value"] = tensors["value"] + part["shared"].detach()

@@ -1,20 +1,19 @@
-"""Route: a scope test, then another patch or another small model (SERAC, WISE).
+"""Route: a scope test that switches to another patch or to a small model (SERAC, WISE).
 
-The memory holds one key per edit. At prefill the prompt, image and text alike, is read from the
-stream that enters one block and becomes a query; the nearest key is the edit that the question may
-be about, and similarity = exp(-|query - key|^2) (as in SERAC, Mitchell et al. 2022) says whether it
-is. That is decided once per question, before any answer exists, and frozen. Nothing of this patch
-acts below the place where it decides, so the stream that it reads is not edited by it.
+The memory holds one key per edit. At prefill a network reads the prompt, image and text alike, from
+the hidden states that enter one block, and makes a query. The nearest key is the edit that the
+question may be about; similarity = exp(-|query - key|^2) (as in SERAC, Mitchell et al. 2022) is
+compared with a threshold. This is decided once per question, before there is an answer. The patch
+acts nowhere below that block, so it does not change the hidden states that it decides from.
 
-`branch` is a row patch with one row per key: row i is what edit i does. It may be deltas or neurons
-above the deciding block, or a small model at the head (`counterfactual`).
+`branch` is a row patch with one row per key: row i holds edit i. It may be deltas or neurons above
+the block of the decision, or a small model at the head (`counterfactual`).
 
-- hard switch: where similarity > threshold the branch's value, elsewhere the given, bit for bit.
+- hard switch: the branch's value if similarity > threshold, else the base's value, bit for bit.
 - soft switch, for a branch at the head only: log((1 - s) p_base + s p_branch) in place of the
-  logits, s the similarity, whatever the threshold. It is a mixture of next-token distributions, a
-  token at a time, not of whole answers, and its entries are log-probabilities. Where s underflows
-  to 0, the logits are the base's bit for bit. A model that caps its logits behind its head caps
-  these too.
+  logits, with s the similarity; there is no threshold. It mixes next-token distributions, not whole
+  answers, and the result are log-probabilities. Where s underflows to 0, the logits are the base's,
+  bit for bit. A model that caps its logits after its head caps these too.
 
 Shapes: B rows, T columns, K keys, e their width.
 """
@@ -44,7 +43,7 @@ R = TypeVar("R", bound="Route")
 @dataclass(frozen=True, slots=True)
 class ScopeSettings:
     """site: the stream `text.{i}.in` that the scope is decided from. state: hash of the state with
-    the trained scope (meta `scope`, tensors `scope.*`); only routes of one state can be united.
+    the trained scope (meta `scope`, tensors `scope.*`); only routes of one state can be merged.
     """
 
     site: str
@@ -54,9 +53,9 @@ class ScopeSettings:
 
 
 class Scope(nn.Module):
-    """Prompts as points: a question lies near the edits whose scope it is in.
+    """Embeds prompts: a question lies near the edits whose scope it is in.
 
-    Edits and questions share a reader; each has a projection of its own, because being in scope is
+    Edits and questions share a reader but have separate projections, because being in scope is
     not symmetric (what follows from a name is in the scope of the name, not the reverse).
     """
 
@@ -82,25 +81,25 @@ class Scope(nn.Module):
 
     @classmethod
     def of(cls, state: State) -> Scope:
-        """The trained one of a state."""
+        """The trained network of a state."""
         return trained(state, lambda: cls(**state.meta["scope"]), "scope.")
 
     def start(self) -> None:
-        """Before training an edit lies where its own prompt does, and others about 2^0.5 away."""
+        """Before training an edit lies at its own prompt, other prompts about 2^0.5 away."""
         with torch.no_grad():
             self.of_query.weight.mul_(self.of_query.out_features**-0.5)
         self.of_edit.load_state_dict(self.of_query.state_dict())
 
     def forward(self, stream: Tensor, mask: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         """(as a question [B, e], as an edit [B, e]); arguments as `Reader`'s."""
-        read = self.norm(self.reader(stream.float(), mask, last.float()).flatten(1))
-        return self.of_query(read), self.of_edit(read)
+        vector = self.norm(self.reader(stream.float(), mask, last.float()).flatten(1))
+        return self.of_query(vector), self.of_edit(vector)
 
 
 class Route(Patch):
-    """A memory of edits and what each does in its scope.
+    """A memory of keys, and a branch with one row per key.
 
-    keys [K, e]; owner [K]: the batch row (ctx.rows) that may meet each key, None = every row.
+    keys [K, e]; owner [K]: the batch row (ctx.rows) that may use each key, None = every row.
     """
 
     decides = True
@@ -164,28 +163,28 @@ class Route(Patch):
         return self.nearest(query_Be, rows)
 
     def nearest(self, query_Be: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(entry [B], similarity [B]) among the keys that row rows[b] may meet."""
+        """(entry [B], similarity [B]) among the keys that row rows[b] may use."""
         gap_BK = (query_Be[:, None] - self.keys).square().sum(-1)
         if self.owner is not None:
             assert rows is not None
             gap_BK = gap_BK.masked_fill(self.owner != rows[:, None], torch.inf)
-        # of equally near edits the latest: a fact told again is the one in force
+        # of equally near edits the latest: an edit of the same prompt replaces the earlier one
         rank_BK = (gap_BK.flip(1) * 1e5).round()
         entry_B = self.keys.shape[0] - 1 - rank_BK.argmin(1)
         return entry_B, torch.exp(-gap_BK.gather(1, entry_B[:, None])[:, 0])
 
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:
-        """One memory with all keys; the nearest edit of all decides."""
-        one = _united(patches, None)
+        """One memory with all keys; the nearest of them all is used."""
+        one = _joined(patches, None)
         return None if one is None else inherit(one, patches)
 
     @classmethod
     def batch(cls, patches: Sequence[Self]) -> Self | None:
-        """One memory in which every key knows its row."""
+        """One memory in which every key belongs to one row."""
         sizes = torch.tensor([len(p.keys) for p in patches])
         owner = torch.arange(len(patches)).repeat_interleave(sizes)
-        one = _united(patches, owner.to(patches[0].keys.device))
+        one = _joined(patches, owner.to(patches[0].keys.device))
         if one is None:
             return None
         one.rows = len(patches)
@@ -197,10 +196,10 @@ class Route(Patch):
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         site = self.layout.site
-        assert self.owner is None, "a route in rows is put together when it is used, never saved"
-        own, inner = core.pack(self.branch)
+        assert self.owner is None, "a route with rows is made when it is used, and is never saved"
+        settings, inner = core.pack(self.branch)
         tensors = {f"{site}/keys": self.keys, **{f"branch/{k}": v for k, v in inner.items()}}
-        return {"layout": asdict(self.layout), "branch": own}, tensors
+        return {"layout": asdict(self.layout), "branch": settings}, tensors
 
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
@@ -222,8 +221,8 @@ def mixed(base_BTV: Tensor, other_BTV: Tensor, share_B: Tensor) -> Tensor:
     return torch.where(s > 0, torch.logaddexp(one, two).to(base_BTV.dtype), base_BTV)
 
 
-def _united(patches: Sequence[R], owner: Tensor | None) -> R | None:
-    """All keys and branches in one route, if they share scope and switch, and none has rows."""
+def _joined(patches: Sequence[R], owner: Tensor | None) -> R | None:
+    """One route with all keys and branches; None if scopes or switches differ or one has rows."""
     first = patches[0]
     alike = len({(p.layout, type(p.branch)) for p in patches}) == 1 and first.layout.state
     if not alike or any(p.owner is not None for p in patches):

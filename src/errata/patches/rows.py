@@ -1,7 +1,7 @@
-"""Rows: patch i on row i of the batch, so that different edits are asked in one forward.
+"""Rows: patch i acts on row i of the batch, so that different edits are measured in one forward.
 
-Patches of one shape become one row patch, whose tensors have a row each (`Patch.batch`). Others run
-one by one on their rows, which is slower and equal.
+Patches of one shape become one row patch with a row of tensors each (`Patch.batch`). Other patches
+run one by one on their rows, which is slower and gives equal results.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Rows(Patch):
         return self._each(site, x, x, ctx, lambda p, a, b, c: p.before(site, b, c))
 
     def _each(self, site: str, x: Tensor, y: Tensor, ctx: HookContext, run: Any) -> Tensor:
-        """Every patch on its own rows; the question's memo keeps decisions for the whole batch."""
+        """Runs each patch on its rows; decisions are stored in the memo for the whole batch."""
         pictures = ctx.sites[site].stream != "text"
         of_x, of_y = ctx.rows_of(site, x), ctx.rows_of(site, y)
         patches = self.members()
@@ -84,7 +84,7 @@ class Rows(Patch):
 
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:
-        """Row by row: row i meets all patches of row i, one after the other."""
+        """Row i gets a stack of all patches of row i."""
         if len({p.rows for p in patches}) != 1:
             return None
         return cls([stacked(*row) for row in zip(*(p.members() for p in patches), strict=True)])
@@ -102,14 +102,14 @@ class Rows(Patch):
 
 
 def _of_rows(ctx: HookContext, index: Tensor) -> HookContext:
-    """The question for rows `index` of the batch, all of them on row 0 of a single patch."""
+    """The context for rows `index` of the batch, all of which use row 0 of a single patch."""
     part = ctx.select(index) if ctx.lengths is not None else replace(ctx, memo={})
     part.rows = torch.zeros_like(index)
     return part
 
 
 def _of_images(ctx: HookContext, index: Tensor) -> HookContext:
-    """The same at a site that sees or draws images: its entries are not rows of the batch."""
+    """The same at a vision or drawing site, whose entries are not rows of the batch."""
     return replace(
         ctx,
         lengths=None,
@@ -129,10 +129,10 @@ def _spread(value: Tensor, index: Tensor, rows: int) -> Tensor:
 
 
 def _layers(patches: Sequence[Patch]) -> list[Patch] | None:
-    """Stacks of equal height as row patches, one per height; None where shapes differ."""
+    """Stacks of equal height as row patches, one per level; None if the shapes differ."""
     if not patches or any(trainable(p) for p in patches):
         return None
-    # rewriting is done row by row
+    # patches without sites only rewrite prompts, which is done per row
     stacks = [[q for q in merged([p]) if isinstance(q, Patch) and q.sites] for p in patches]
     if len({len(s) for s in stacks}) != 1:
         return None

@@ -1,7 +1,7 @@
-"""Stack: all patches on every row, in order. Closed: a stack is a patch.
+"""Stack: all patches on every row, in order. A stack is itself a patch.
 
-`Stack` of nothing is the identity. Patches that must act as one (a shared memory, facts in front of
-a prompt) are merged at once; the others keep their headers, and are merged while they are live.
+An empty stack changes nothing. Patches that must act as one (a shared memory, facts before a
+prompt) are merged at once; the others stay separate and are merged only while they are live.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Stack(Patch):
 
 
 def stacked(*patches: Patch) -> Patch:
-    """The patches one after the other, as one patch: a stack, or what they are merged to."""
+    """The patches one after the other, as one patch: a stack, or a single merged patch."""
     parts = [p for p in united(patches) if isinstance(p, Patch)]
     return parts[0] if len(parts) == 1 else Stack(parts)
 

@@ -22,14 +22,14 @@ from tests import tiny
 def test_prompt_styles(pictures: list[str]) -> None:
     prompt = Prompt.of("Which shape?", pictures[0])
     bb = tiny.shared("llava")
-    assert bb.shown(prompt) == "<image>\nWhich shape?"
-    assert tiny.shared("blip2").shown(prompt) == "<image>Which shape?"
+    assert bb.formatted(prompt) == "<image>\nWhich shape?"
+    assert tiny.shared("blip2").formatted(prompt) == "<image>Which shape?"
     qwen = "<|vision_start|><|image_pad|><|vision_end|>Which shape?"
-    assert tiny.shared("qwen2.5").shown(prompt) == qwen
+    assert tiny.shared("qwen2.5").formatted(prompt) == qwen
     easy = tiny.HfVlm(bb.model, bb.processor, style="easyedit")
-    assert easy.shown(prompt) == "<image>\nQuestion: Which shape? Short answer:"
+    assert easy.formatted(prompt) == "<image>\nQuestion: Which shape? Short answer:"
     with pytest.raises(BadSpec, match="no chat template"):
-        tiny.HfVlm(bb.model, bb.processor, style="chat").shown(prompt)
+        tiny.HfVlm(bb.model, bb.processor, style="chat").formatted(prompt)
     processor = tiny.llava_parts()[1]
     processor.chat_template = (
         "{% for m in messages %}{% for c in m['content'] %}"
@@ -37,7 +37,7 @@ def test_prompt_styles(pictures: list[str]) -> None:
         "{% endfor %}{% endfor %} ASSISTANT:"
     )
     chat = tiny.HfVlm(bb.model, processor, style="chat")
-    assert chat.shown(prompt) == "<image>Which shape? ASSISTANT:"
+    assert chat.formatted(prompt) == "<image>Which shape? ASSISTANT:"
     assert chat.encode([prompt]).vision.sum() == 4
 
 

@@ -29,7 +29,7 @@ def test_gradients_of_equal_columns_add_up() -> None:
 def test_places_of_columns() -> None:
     columns = torch.tensor([[1, 2], [1, 2], [0, 0]])
     assert DedupBatch(SAME, MASK).at(columns).tolist() == [[1, 2], [1, 3], [4, 4]]
-    plain = DedupBatch.nothing((3, 3), columns.device)
+    plain = DedupBatch.all_distinct((3, 3), columns.device)
     assert plain.at(columns).tolist() == [[1, 2], [4, 5], [6, 6]]
 
 

@@ -28,8 +28,8 @@ def state(x: float = 1.0) -> State:
 
 def test_a_kept_state_is_found_whole(home: Path) -> None:
     one = state()
-    folder = states.keep(one)
-    assert folder == home / "states" / one.digest()[:16] == states.keep(one)
+    folder = states.store(one)
+    assert folder == home / "states" / one.digest()[:16] == states.store(one)
     back = states.find(one.digest())
     assert (back.editor, back.fingerprint, dict(back.settings)) == ("e", "f", {"s": 1})
     assert back.digest() == one.digest()
@@ -52,9 +52,9 @@ def test_a_folder_of_the_user_s_is_linked(tmp_path: Path) -> None:
     one.save(tmp_path / "mine")
     states.link(tmp_path / "mine", one.digest())
     states.link(tmp_path / "mine", one.digest())
-    assert states.place(one.digest()).is_symlink()
+    assert states.folder_of(one.digest()).is_symlink()
     assert states.find(one.digest()).digest() == one.digest()
-    kept = states.keep(state(2.0))
+    kept = states.store(state(2.0))
     states.link(kept, state(2.0).digest())
     assert not kept.is_symlink()
 

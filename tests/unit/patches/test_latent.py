@@ -103,7 +103,7 @@ def test_greedy_with_a_cache_is_the_whole_sequence_again_at_each_step(
                 with bb.ask(start) as q:
                     rows = q.feed(fed)[0, -1] if ids else q.logits[0, 0]
                 token = int(rows.argmax())
-                if token in bb.stops:
+                if token in bb.stop_ids:
                     break
                 ids.append(token)
             assert tuple(ids) == answer.ids
@@ -153,7 +153,7 @@ def test_without_a_mask_it_raises(bb: tiny.HfVlm, known: SharedMemory) -> None:
 def test_raw_calls_decide_at_their_prompt(
     bb: tiny.HfVlm, known: SharedMemory, asked: list[Prompt], options: dict[str, Any]
 ) -> None:
-    stops = sorted(bb.stops)
+    stops = sorted(bb.stop_ids)
     with torch.no_grad(), bb.applied(latent(bb, known, **options)):
         for prompt in asked[::9]:
             one = bb.encode([prompt])

@@ -86,7 +86,7 @@ def test_a_patch_finds_its_state_by_hash(
     bb: tiny.HfVlm, stored: tuple[State, Stack, Path], asked: list[Prompt], tmp_path: Path
 ) -> None:
     state, patch, folder = stored
-    kept = states.keep(state)
+    kept = states.store(state)
     same(bb, folder, patch, asked)
     kept.rename(tmp_path / "elsewhere")
     states.link(tmp_path / "elsewhere", state.digest())
@@ -127,7 +127,7 @@ def test_a_state_with_changed_bytes_is_refused(
     bb: tiny.HfVlm, stored: tuple[State, Stack, Path]
 ) -> None:
     state, _, folder = stored
-    file = states.keep(state) / "state.safetensors"
+    file = states.store(state) / "state.safetensors"
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(bytes(data))
@@ -154,7 +154,7 @@ def test_patches_of_one_state_hold_one_memory(
     bb: tiny.HfVlm, stored: tuple[State, Stack, Path]
 ) -> None:
     state, _, folder = stored
-    states.keep(state)
+    states.store(state)
     one, two = (parts_of(load(folder, bb))[0] for _ in range(2))
     assert isinstance(one, Latent) and isinstance(two, Latent)
     assert one.knowledge is two.knowledge

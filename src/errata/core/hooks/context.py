@@ -1,4 +1,4 @@
-"""Where hooks act, and what they know about the question that is being answered.
+"""`Site`: where a hook acts. `HookContext`: what it knows about the current question.
 
 Shapes: B rows of a batch, T columns of the current forward, K columns of the whole question so far.
 """
@@ -44,8 +44,8 @@ class HookContext:
     image_sizes: [N] relative number of vision positions per image, for towers that flatten images.
     memo:    decisions, made once at prefill and read afterwards; keyed (id of hook, site).
     moment:  time of the running diffusion step, 0 = noise, 1 = picture; None in text.
-    dry_run: hooks whose gate site lies above their edit site record their decision in a forward of
-    its own; nothing is changed.
+    dry_run: True in a dry run: hooks whose gate site lies above their edit site record their
+    decision; nothing is changed.
     dedup:   set while identical columns of the batch are computed once.
     """
 

@@ -1,4 +1,4 @@
-"""What a hook is: it reads or changes the activations at named sites of a model.
+"""A hook reads or changes the activations at named sites of a model.
 
 A recorder is a hook that reads. A patch (`errata.core.patch`) is a hook that changes, and that can
 be saved.
@@ -14,15 +14,15 @@ from errata.core.hooks.context import HookContext
 
 
 class Hook:
-    """Reads or changes what passes at its sites while it is applied.
+    """Reads or changes the activations at its sites while it is applied.
 
     sites:     the sites where it acts. observes: those of them that it only reads.
     decides:   it makes decisions from the prompt (it then needs prompt lengths or a mask).
     pointwise: its effect on a column depends on that column alone, so that it may be given only the
                columns that an answer is read from.
     causal:    its effect on a column depends on the columns up to it and on the row's
-               `HookContext.rows` alone, never on where the prompt ends, so that questions with a
-               common beginning can share its columns. Pointwise hooks are causal too.
+               `HookContext.rows` alone, never on where the prompt ends, so that prompts with a
+               common prefix can share its columns. Pointwise hooks are causal too.
     ahead:     the site whose hidden state it decides from, if that lies above a site where it acts.
                The prompt then first runs up to there without edits (`HookContext.dry_run`).
     rows:      number of rows of a row patch (row b of a batch uses row `HookContext.rows[b]`); None
@@ -65,12 +65,12 @@ class Hook:
         return None
 
     def acting(self) -> Sequence[Hook]:
-        """The hooks that act in its place, with the same effect; most hooks act themselves."""
+        """The hooks that run instead of it, with the same effect; by default the hook itself."""
         return (self,)
 
 
 def walk(hook: Hook) -> Iterator[Hook]:
-    """The hook and everything that it consists of."""
+    """The hook and all its members, and their members."""
     yield hook
     for member in hook.members() or ():
         yield from walk(member)

@@ -1,4 +1,4 @@
-"""How hooks reach a frozen model.
+"""Runs hooks inside a frozen model.
 
 One permanent pair of torch hooks sits on every site: a `HookPoint`. It reads `live`, a tuple of
 hooks that `HookManager.switch` replaces; nothing is added to or removed from the model afterwards.
@@ -27,8 +27,8 @@ from errata.core.hooks.hook import Hook, walk
 class HookManager:
     """All hook points of one model, the hooks that are live, and the current question.
 
-    stack: the hooks as they were applied. running: what they are merged to, which acts. ctx: the
-    question that is being answered. bypass: True while a hook calls a site's own module.
+    stack: the hooks as they were applied. running: the merged hooks, which are the ones that run.
+    ctx: the context of the current question. bypass: True while a hook calls a site's own module.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
@@ -59,13 +59,13 @@ class HookManager:
         return HookContext(self.sites, self.call, **fields)
 
     def switch(self, stack: tuple[Hook, ...], running: Sequence[Hook]) -> None:
-        """Makes exactly `running` act, in this order: what `stack` is merged to."""
+        """Only `running`, the merged hooks of `stack`, act from now on, in this order."""
         self.stack, self.running = stack, tuple(running)
         for name, point in self.points.items():
             point.live = tuple(h for h in running if name in h.sites)
 
     def deciding_ahead(self) -> list[Hook]:
-        """The live hooks that decide above a site where they act."""
+        """The live hooks whose gate site lies above their edit site."""
         return [h for running in self.running for h in walk(running) if h.ahead]
 
     @contextmanager
@@ -100,7 +100,7 @@ class HookManager:
         return y
 
     def _raw_generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own `generate`: it does not pass a mask of ones on to its forwards."""
+        """Keeps the mask: the model's own `generate` does not pass a mask of ones to forward."""
         self.raw_mask = kwargs.get("attention_mask")
         model_class: Any = type(self.model)
         try:
@@ -115,13 +115,15 @@ class HookManager:
         rewriting = next((h for h in self.stack if h.rewrites), None)
         if rewriting is not None:
             raise BadPatch(
-                f"this patch ({type(rewriting).__name__}) rewrites the prompt, which a call of the "
-                "model itself does not show it. Ask through backbone.ask or errata.ask."
+                f"this patch ({type(rewriting).__name__}) rewrites the prompt, but a direct "
+                "call of the model does not pass the prompt to it. Ask through backbone.ask or "
+                "errata.ask."
             )
         if self.deciding_ahead():
             raise BadPatch(
-                "this patch decides from a block above those that it changes, which a call of the "
-                "model itself leaves no room for. Ask through backbone.ask or errata.ask."
+                "this patch decides from a block above those that it changes. It needs a dry run "
+                "first, which a direct call of the model does not make. Ask through backbone.ask "
+                "or errata.ask."
             )
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
         if ids is None:

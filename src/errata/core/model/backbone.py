@@ -1,6 +1,6 @@
-"""What a backbone is: a model and its processor, seen as named sites, asked in batches.
+"""A backbone: a frozen model and its processor, with named sites, run on batches of prompts.
 
-The only place that knows module paths is a backbone file. Everybody else speaks of sites
+Only backbone files know module paths. All other code names sites
 (`text.{i}.{in,block,attn,attn.q,.k,.v,.o,mlp,mlp.up,.gate,.down}`, `embed`, `vision.{i}...`,
 `bridge`, `bridge.{linear}`, `final_norm`, `head`), batches and questions.
 
@@ -94,12 +94,12 @@ class Backbone(ABC):
         targets. Raises TooLong, naming the row.
         """
 
-    def shown(self, prompt: Prompt) -> str:
-        """The text that is put to the tokenizer."""
+    def formatted(self, prompt: Prompt) -> str:
+        """The prompt as text for the tokenizer, with the template of its style."""
         return prompt.text
 
     def processed(self, prompt: Prompt) -> Mapping[str, Any] | None:
-        """What the model family's own processor makes of a prompt; None if there is none."""
+        """The output of the model family's own processor; None if there is none."""
         return None
 
     @abstractmethod
@@ -116,7 +116,7 @@ class Backbone(ABC):
         `span` is text of the prompt; of several mentions the last whole one counts. Raises BadEdit.
         """
         raise BadBackbone(
-            f"{self.name} cannot say where a word of a prompt is. Edit at the prompt's last token: "
+            f"{self.name} cannot locate a word in a prompt. Edit at the prompt's last token: "
             "--set token=last_prompt."
         )
 
@@ -139,9 +139,10 @@ class Backbone(ABC):
         rows: Tensor | None = None,
         for_generation: bool = False,
     ) -> PrefixState:
-        """Runs what lies below block `layer` once, unedited parts frozen; see `PrefixState`.
+        """Runs the blocks below `layer` once, with the live hooks, without gradients.
 
-        From a state (of a lower block, not for generation) it goes on to block `layer`.
+        `what` may be the state of a lower block, which is continued up to block `layer`; not with
+        `for_generation`, which also keeps the KV cache.
         """
 
     def split(self, state: PrefixState) -> list[PrefixRow] | None:
@@ -171,7 +172,7 @@ class Backbone(ABC):
     def resume(
         self, state: PrefixState, patch: Hook | None = None, *, rows: Tensor | None = None
     ) -> Tensor:
-        """`logits` from a state on, with one more hook live."""
+        """`logits` of a state, with one more live hook."""
         with self.applied(patch):
             return self.logits(state, rows=rows)
 
@@ -184,7 +185,7 @@ class Backbone(ABC):
         return min((self.block_of(s) for s in hook.sites), default=self.depth - 1)
 
     def block_of(self, site: str) -> int:
-        """The text block of a site; the last one behind all blocks, -1 below the text model."""
+        """A site's text block: the last one for sites above the blocks, -1 for sites below them."""
         if site.startswith("text."):
             return int(site.split(".")[1])
         return self.depth - 1 if site in ("final_norm", "head") else -1
@@ -202,9 +203,9 @@ class Backbone(ABC):
     def site(self, name: str) -> Site:
         """A site by name. Raises BadSpec."""
         if name not in self.hooks.sites:
-            some = sorted(n for n in self.hooks.sites if n.split(".")[0] == name.split(".")[0])[:12]
-            near = ", ".join(some) or "see errata doctor"
-            raise BadSpec(f"{self.name} has no site '{name}'. Near it: {near}.")
+            similar = sorted(n for n in self.hooks.sites if n.split(".")[0] == name.split(".")[0])
+            names = ", ".join(similar[:12]) or "see errata doctor"
+            raise BadSpec(f"{self.name} has no site '{name}'. Similar ones: {names}.")
         return self.hooks.sites[name]
 
     def weight(self, site: str) -> tuple[int, int]:
@@ -228,9 +229,9 @@ class Backbone(ABC):
         """The attention of text block `layer`. Raises BadBackbone where it has another form."""
 
     def attention(self, batch: Batch, columns: Tensor) -> Tensor:
-        """[L, B, h, Q, T] how much each head of each block looks at every column (they sum to 1).
+        """[L, B, h, Q, T] attention weights of every head over all columns (they sum to 1).
 
-        columns: [B, Q] who looks. As the model's own attention computes it, with the live patches.
+        columns: [B, Q] the query columns. From the model's own attention, with the live hooks.
         Raises BadBackbone where the model does not show its attention.
         """
         raise BadBackbone(f"{self.name} does not show its attention. Choose another model.")
@@ -243,22 +244,22 @@ class Backbone(ABC):
 
     @contextmanager
     def applied(self, *hooks: Hook | None) -> Iterator[None]:
-        """The hooks are live inside, on top of what is; on leaving, exactly what was before.
+        """Inside, these hooks are live on top of the others; on leaving, exactly those before.
 
         Raises FingerprintMismatch for a patch that was made for another model.
         """
-        given = [h for h in hooks if h is not None]
-        for hook in given:
+        added = [h for h in hooks if h is not None]
+        for hook in added:
             if isinstance(hook, Patch):
                 self.check_patch(hook)
             for name in hook.sites:
                 self.site(name)
-        with self.only(*self.hooks.stack, *given):
+        with self.only(*self.hooks.stack, *added):
             yield
 
     @contextmanager
     def only(self, *hooks: Hook) -> Iterator[None]:
-        """Exactly these hooks are live inside; on leaving, exactly what was before."""
+        """Inside, exactly these hooks are live; on leaving, exactly those before."""
         outer, running = self.hooks.stack, self.hooks.running
         self.hooks.switch(hooks, live_hooks(hooks))
         try:
@@ -267,7 +268,7 @@ class Backbone(ABC):
             self.hooks.switch(outer, running)
 
     def unedited(self) -> AbstractContextManager[None]:
-        """No hook is live inside; on leaving, exactly what was before."""
+        """Inside, no hook is live; on leaving, exactly those before."""
         return self.only()
 
     def check_patch(self, patch: Patch, what: object = None) -> None:
@@ -291,7 +292,7 @@ class Backbone(ABC):
         return prompt
 
     def prompt_length(self, prompt: Prompt) -> int:
-        """Tokens of the prompt as it is, no patch rewriting it. Raises TooLong."""
+        """Tokens of the prompt, without the live patches. Raises TooLong."""
         with self.unedited():
             return int(self.encode([prompt]).lengths[0])
 
@@ -307,6 +308,6 @@ class Backbone(ABC):
         assert state.stream is not None
         mask = (batch.vision if images else batch.mask)[..., None].float().clone()
         if not images:
-            mask[:, 0] = 0.0  # the BOS token is the same everywhere and very long
+            mask[:, 0] = 0.0  # the BOS state is the same in all rows and has a very large norm
         mean = (state.stream.float() * mask).sum(1) / mask.sum(1).clamp(min=1.0)
         return nn.functional.normalize(mean - mean.mean(-1, keepdim=True), dim=-1).cpu()

@@ -133,11 +133,11 @@ class Question(ABC):
     @property
     @abstractmethod
     def logits(self) -> Tensor:
-        """[B, 1 + M, V]: entry j predicts target token j; a row's last follows its target."""
+        """[B, 1 + M, V]: entry j predicts target token j; entry len(target) the token after it."""
 
     @abstractmethod
     def scores(self) -> list[Scored]:
-        """The batch's targets under teacher forcing, from the prefill itself."""
+        """Scores of the batch's targets under teacher forcing, from the prefill itself."""
 
     @abstractmethod
     def greedy(self, caps: Sequence[int], free: Sequence[bool] | None = None) -> list[Generated]:
@@ -148,11 +148,11 @@ class Question(ABC):
 
     @abstractmethod
     def score(self, ids: Sequence[Sequence[int]]) -> list[Scored]:
-        """Other continuations of the prompts under teacher forcing."""
+        """Scores of other continuations of the prompts under teacher forcing."""
 
     @abstractmethod
     def feed(self, ids: Tensor) -> Tensor:
-        """Appends ids [B, m] to the prompts (not the targets) and keeps them: logits [B, m, V]."""
+        """Appends ids [B, m] to the prompts (not to the targets), for good: logits [B, m, V]."""
 
     @abstractmethod
     def top(self, k: int) -> list[tuple[tuple[int, ...], ...]]:

@@ -20,10 +20,11 @@ from errata.core.types import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What an edit must pass on its way to a picture: the output of `site` while drawing.
+    """A step between the text model and the picture: the output of `site` while drawing.
 
-    name: `tap` (the hidden states that the generator is given), `projected`, `blocks.{i}`,
-    `velocity`. A hook at `site` reads it inside the real call of `draw`; the picture comes last.
+    name: `tap` (the hidden states that condition the generator), `projected`, `blocks.{i}`,
+    `velocity`. A hook at `site` reads it inside the real call of `draw`. The picture itself is
+    not a stage.
     """
 
     name: str
@@ -38,7 +39,7 @@ class ImageGenerator(Backbone, ABC):
     `reasoning`. Each raises BadBackbone where the model does not offer it.
     """
 
-    #: what stands between a rationale and the prompt that is drawn
+    #: text between a rationale and the image prompt after it
     glue: str = "\n\n"
 
     @abstractmethod
@@ -51,30 +52,30 @@ class ImageGenerator(Backbone, ABC):
         """
 
     def path(self) -> tuple[Stage, ...]:
-        """From the text model to the picture, in order."""
-        raise self._without("the stages of its drawing")
+        """The stages from the text model to the picture, in order."""
+        raise self._not_offered("the stages of its drawing")
 
     def conditioning(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
-        """[B, T, c] what the image generator is given for each prompt, with gradients.
+        """[B, T, c] conditioning of the image generator for each prompt, with gradients.
 
         The output of the `projected` stage; valid in the columns of `mask`.
         """
-        raise self._without("the conditioning of its image generator")
+        raise self._not_offered("the conditioning of its image generator")
 
     @property
     def canvas(self) -> tuple[int, int]:
         """(N, P): image tokens of a picture, and values of each."""
-        raise self._without("the size of its pictures")
+        raise self._not_offered("the size of its pictures")
 
     def denoise(
-        self, x_RNP: Tensor, moment_R: Tensor, given_RTc: Tensor, mask_RT: Tensor
+        self, x_RNP: Tensor, moment_R: Tensor, conditioning_RTc: Tensor, mask_RT: Tensor
     ) -> Tensor:
-        """[R, N, P] the picture that the generator predicts from x at a time, with gradients.
+        """[R, N, P] the picture that the generator predicts at time `moment`, with gradients.
 
-        x is `moment * picture + (1 - moment) * noise` on the `canvas`; `given` are rows of
-        `conditioning`, valid in the columns of `mask`. No guidance.
+        x is `moment * picture + (1 - moment) * noise` on the `canvas`; `conditioning_RTc` are rows
+        of `conditioning`, valid in the columns of `mask`. No guidance.
         """
-        raise self._without("single steps of its image generator")
+        raise self._not_offered("single steps of its image generator")
 
     def reasoning(self, prompt: Prompt, category: str) -> Prompt:
         """The prompt that asks for a rationale of an image prompt: recall a fact, then a caption.
@@ -82,14 +83,14 @@ class ImageGenerator(Backbone, ABC):
         In the words that the model was trained with. category: the kind of fact (a colour, a
         maker, ...). Raises BadSpec.
         """
-        raise self._without("rationales of image prompts")
+        raise self._not_offered("rationales of image prompts")
 
-    def _without(self, what: str) -> BadBackbone:
+    def _not_offered(self, what: str) -> BadBackbone:
         return BadBackbone(f"{self.name} does not offer {what}. Choose another model: micro-umm.")
 
 
 def image_generator(backbone: Backbone) -> ImageGenerator:
-    """The backbone, known to draw. Raises BadBackbone."""
+    """The backbone as an `ImageGenerator`. Raises BadBackbone if it draws no pictures."""
     if not isinstance(backbone, ImageGenerator):
         raise BadBackbone(
             f"{backbone.name} draws no pictures. Choose a model that does: micro-umm."

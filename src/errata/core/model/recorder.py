@@ -1,4 +1,4 @@
-"""Hooks that change nothing and keep what passes, and forwards that end early.
+"""Hooks that record activations and change nothing, and forwards that stop early.
 
 Shapes: B rows, T columns, M answer tokens, n answer tokens of the edits, n and o the sizes of a
 site's input and output, d width of the hidden states.
@@ -70,7 +70,7 @@ def outputs_at(
 def run_to_block(
     backbone: Backbone, what: Batch | PrefixState, layer: int, *, rows: Tensor | None = None
 ) -> None:
-    """Runs the model up to and with text block `layer`, so that live recorders see it."""
+    """Runs the model up to and including text block `layer`, for the live recorders."""
     if layer + 1 < backbone.depth:
         backbone.enter(what, layer + 1, rows=rows)
     else:
@@ -128,9 +128,9 @@ def answer_embeddings(
     steps = torch.arange(n, device=ids.device)
     real_Bn = steps < torch.tensor([[len(t)] for t in batch.targets], device=ids.device)
     columns = (batch.lengths[:, None] + steps).clamp(max=ids.shape[1] - 1)
-    own = backbone.hooks.call("embed", ids.gather(1, columns)).float()
-    before = backbone.hooks.call("embed", ids.gather(1, columns - 1)).float()
+    token = backbone.hooks.call("embed", ids.gather(1, columns)).float()
+    previous = backbone.hooks.call("embed", ids.gather(1, columns - 1)).float()
     device = states_BMd.device
-    return torch.stack([own.to(device), before.to(device), states_BMd[:, :n]], dim=2), real_Bn.to(
-        device
-    )
+    return torch.stack(
+        [token.to(device), previous.to(device), states_BMd[:, :n]], dim=2
+    ), real_Bn.to(device)
