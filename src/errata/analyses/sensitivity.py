@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from errata.analyses._summary import Summary, cells, text
-from errata.analyses._tokens import TokenGroups
+from errata.analyses._token_groups import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Line, Lines, Table, Tone, Value, ceiling

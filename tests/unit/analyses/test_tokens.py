@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from errata.analyses._tokens import TokenGroups
+from errata.analyses._token_groups import TokenGroups
 from tests import tiny
 
 
