@@ -65,7 +65,7 @@ class Metric(ABC):
 
     @classmethod
     def scorers(cls) -> tuple[Scorer, ...]:
-        """Its scorers, the one of its own name first."""
+        """Its scorers; the first has the name of the metric."""
         return (Scorer(cls.name, cls.heading, cls.meaning, cls.means), *cls.more_scorers)
 
     def score_case(self, rows: Sequence[ScoredProbe]) -> Iterator[tuple[str, float | None]]:
