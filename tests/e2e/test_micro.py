@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from errata.core.backbone import Backbone
 
 from errata.backbones import load
 from errata.benchmarks.microworld import Microworld
