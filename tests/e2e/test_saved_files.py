@@ -18,7 +18,7 @@ from errata.core.files import read_json, versions
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Prompt, from_json
-from errata.io.states import keep
+from errata.io.states import store
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0.1"
 INDEX: dict[str, Any] = json.loads((FIXTURES / "index.json").read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERRATA_HOME", str(folder))
         for name in STATES:
-            keep(State.load(FIXTURES / "states" / name))
+            store(State.load(FIXTURES / "states" / name))
         yield folder
 
 

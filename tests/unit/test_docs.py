@@ -10,10 +10,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tests.short import short_microworld
 
 from errata.cli.shared.options import bundled_models
 from errata.core import errors
+from tests.short import short_microworld
 from tools import docs
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from errata.cli.discover import rows_of
 
 from errata.analyses.gate import GateAnalysis
+from errata.cli.plugins import rows_of
 from errata.contract import gates as contract
 from errata.core import registry
 from errata.core.analysis import Subject
