@@ -60,7 +60,7 @@ def play(protocol: Protocol, unit: Unit) -> list[Step]:
         step = next(generator)
         while True:
             steps.append(step)
-            step = generator.send([Answer(a.case, a.probe.id) for t in step.turns for a in t.asks])
+            step = generator.send([Answer(a.case, a.probe.id) for t in step.lanes for a in t.asks])
     except StopIteration:
         return steps
 
@@ -84,7 +84,7 @@ def holds_edited_once(protocol: Protocol) -> None:
     for unit in protocol.plan(cases(), rows=4, seed=0):
         steps = play(protocol, unit)
         for i, lane in enumerate(unit.lanes):
-            edits = [e.id for s in steps for e in s.turns[i].edits]
+            edits = [e.id for s in steps for e in s.lanes[i].edits]
             assert sorted(edits) == sorted(c.edit.id for c in lane.cases), (edits, lane.id)
 
 
@@ -93,7 +93,7 @@ def holds_asked_once(protocol: Protocol) -> None:
     for unit in protocol.plan(cases(), rows=4, seed=0):
         steps = play(protocol, unit)
         asked = Counter(
-            (a.case, a.probe.id) for s in steps for t in s.turns for a in t.asks if not a.tag
+            (a.case, a.probe.id) for s in steps for t in s.lanes for a in t.asks if not a.tag
         )
         for lane in unit.lanes:
             for case in lane.cases:
@@ -104,7 +104,7 @@ def holds_lanes(protocol: Protocol) -> None:
     """Every step has one turn per lane."""
     for unit in protocol.plan(cases(), rows=4, seed=0):
         steps = play(protocol, unit)
-        assert all(len(s.turns) == len(unit.lanes) for s in steps)
+        assert all(len(s.lanes) == len(unit.lanes) for s in steps)
 
 
 def holds_controls(protocol: Protocol) -> None:
@@ -112,8 +112,8 @@ def holds_controls(protocol: Protocol) -> None:
     for unit in protocol.plan(cases(), rows=4, seed=0):
         edited = False
         for step in play(protocol, unit):
-            edited = edited or any(t.edits for t in step.turns)
-            tags = {a.tag for t in step.turns for a in t.asks}
+            edited = edited or any(t.edits for t in step.lanes)
+            tags = {a.tag for t in step.lanes for a in t.asks}
             assert not tags & ({"", "own"} if not edited else {"pre", "oracle", "ceiling"}), tags
 
 

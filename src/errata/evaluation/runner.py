@@ -85,13 +85,13 @@ class Runner:
         if step.on == "clean":
             for lane in lanes:
                 lane.patch, lane.state = None, self.state
-        edited = [(lane, turn) for lane, turn in zip(lanes, step.turns, strict=True) if turn.edits]
+        edited = [(lane, part) for lane, part in zip(lanes, step.lanes, strict=True) if part.edits]
         if not edited:
             return
-        results = self._find([turn.edits for _, turn in edited], [lane for lane, _ in edited])
-        for (lane, turn), result in zip(edited, results, strict=True):
+        results = self._find([part.edits for _, part in edited], [lane for lane, _ in edited])
+        for (lane, part), result in zip(edited, results, strict=True):
             if isinstance(result, str):
-                ids = [c.id for c in lane.lane.cases if c.edit in turn.edits]
+                ids = [c.id for c in lane.lane.cases if c.edit in part.edits]
                 lane.failed.update(dict.fromkeys(ids, result))
                 timing.failed += ids
                 continue
@@ -99,7 +99,7 @@ class Runner:
             lane.state = result.state
             timing.searches.append(result.log.search)
         timing.edit_seconds += time.perf_counter() - started
-        timing.edits += sum(len(t.edits) for t in step.turns)
+        timing.edits += sum(len(part.edits) for part in step.lanes)
 
     def _find(
         self, groups: Sequence[Sequence[Edit]], lanes: Sequence[LaneState]
@@ -126,7 +126,7 @@ class Runner:
         self, step: Step, lanes: Sequence[LaneState], timing: UnitTiming, number: int
     ) -> list[Answer]:
         started = time.perf_counter()
-        asks = [(ask, row) for row, turn in enumerate(step.turns) for ask in turn.asks]
+        asks = [(ask, row) for row, part in enumerate(step.lanes) for ask in part.asks]
         requests = [PromptRequest(a, row) for a, row in asks if a.case not in lanes[row].failed]
         if self.store is not None and requests and all(lane.patch is None for lane in lanes):
             answers = iter(self._control_answers(self.store, requests, number))

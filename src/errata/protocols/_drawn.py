@@ -83,17 +83,17 @@ def batches(unit: Unit, batch: int, closing: Callable[[Lane], tuple[Ask, ...]]) 
     """
     (length,) = {len(lane.cases) for lane in unit.lanes}
     for start in range(0, length, batch):
-        turns = []
+        lanes = []
         for lane in unit.lanes:
             cases = lane.cases[start : start + batch]
             asks = tuple(
                 Ask(case.id, p, "own") for case in cases for p in case.probes if p.kind_info.main
             )
             last = start + batch >= length
-            turns.append(
+            lanes.append(
                 LaneStep(tuple(c.edit for c in cases), asks + (closing(lane) if last else ()))
             )
-        yield Step(tuple(turns), on="previous")
+        yield Step(tuple(lanes), on="previous")
 
 
 def closing(panel: Sequence[Probe], *without: str) -> Callable[[Lane], tuple[Ask, ...]]:

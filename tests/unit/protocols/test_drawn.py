@@ -50,14 +50,14 @@ def drive(p: Protocol, unit: Unit) -> list[Step]:
         step = next(generator)
         while True:
             steps.append(step)
-            answers = [script(a, len(steps) - 1) for t in step.turns for a in t.asks]
+            answers = [script(a, len(steps) - 1) for t in step.lanes for a in t.asks]
             step = generator.send(answers)
     except StopIteration:
         return steps
 
 
 def asked(step: Step, lane: int = 0) -> list[tuple[str, str, str]]:
-    return [(a.probe.id, a.tag, a.probe.prompt.text) for a in step.turns[lane].asks]
+    return [(a.probe.id, a.tag, a.probe.prompt.text) for a in step.lanes[lane].asks]
 
 
 def run(spec: str, count: int = 4) -> tuple[list[Step], Unit]:
@@ -112,20 +112,20 @@ def test_direct() -> None:
     (oracle, pre_other, pre, one, two), unit = run("direct:4x3")
     (lane,) = unit.lanes
     first = lane.cases[0]
-    assert all(s.on == "clean" and not s.turns[0].edits for s in (oracle, pre_other, pre))
+    assert all(s.on == "clean" and not s.lanes[0].edits for s in (oracle, pre_other, pre))
     drawn = f"draw a red velm{first.id[1:]}"
     assert asked(oracle)[:2] == [("vqa1", "oracle", drawn), ("vqa2", "oracle", drawn)]
     assert asked(pre_other)[0] == ("other", "pre", "a dax")
     assert asked(pre)[0] == ("vqa1", "pre", f"velm{first.id[1:]}")
-    assert [len(s.turns[0].asks) for s in (oracle, pre_other, pre)] == [8, 4, 8]
-    assert [[e.id for e in s.turns[0].edits] for s in (one, two)] == [
+    assert [len(s.lanes[0].asks) for s in (oracle, pre_other, pre)] == [8, 4, 8]
+    assert [[e.id for e in s.lanes[0].edits] for s in (one, two)] == [
         [c.edit.id for c in lane.cases[:3]],
         [c.edit.id for c in lane.cases[3:]],
     ]
     assert {s.on for s in (one, two)} == {"previous"}
     assert {(p, t) for p, t, _ in asked(one)} == {("eff", "own")}
     assert len(asked(one)) == 3
-    closing = [(a.case, a.probe.id) for a in two.turns[0].asks if not a.tag]
+    closing = [(a.case, a.probe.id) for a in two.lanes[0].asks if not a.tag]
     assert closing == [(c.id, p.id) for c in lane.cases for p in c.probes]
 
 
@@ -158,12 +158,12 @@ def test_reasoning_draws_from_what_was_written(variant: str, composed: str) -> N
         ("vqa2", "pre", text(f"[{name} why2 pre]", f"{velm} on a lawn")),
     ]
     assert not [p for p, t, _ in asked(two) if p.startswith("vqa")]
-    assert drawn.on == "previous" and not drawn.turns[0].edits
+    assert drawn.on == "previous" and not drawn.lanes[0].edits
     assert asked(drawn)[:2] == [
         ("vqa1", "", text(f"[{name} why1 edited]", velm)),
         ("vqa2", "", text(f"[{name} why2 edited]", f"{velm} on a lawn")),
     ]
-    assert len(asked(drawn)) == 8 and len(one.turns[0].edits) == 2
+    assert len(asked(drawn)) == 8 and len(one.lanes[0].edits) == 2
 
 
 def test_without_a_rationale_the_prompt_is_drawn_alone() -> None:
@@ -176,7 +176,7 @@ def test_without_a_rationale_the_prompt_is_drawn_alone() -> None:
         while True:
             last = step
             step = generator.send(
-                [Answer(a.case, a.probe.id, 0, a.tag, " ") for t in step.turns for a in t.asks]
+                [Answer(a.case, a.probe.id, 0, a.tag, " ") for t in step.lanes for a in t.asks]
             )
     except StopIteration:
         pass
@@ -187,4 +187,4 @@ def test_without_a_rationale_the_prompt_is_drawn_alone() -> None:
 def test_lanes_go_side_by_side() -> None:
     steps, unit = run("direct:2x1", 6)
     assert [len(lane.cases) for lane in unit.lanes] == [2, 2, 2]
-    assert all(len(s.turns) == 3 for s in steps)
+    assert all(len(s.lanes) == 3 for s in steps)

@@ -38,10 +38,10 @@ def drive(p: Protocol, unit: Unit) -> list[Step]:
         step = next(generator)
         while True:
             steps.append(step)
-            assert len(step.turns) == len(unit.lanes)
+            assert len(step.lanes) == len(unit.lanes)
             answers = [
                 Answer(ask.case, ask.probe.id, len(steps) - 1, ask.tag)
-                for turn in step.turns
+                for turn in step.lanes
                 for ask in turn.asks
             ]
             step = generator.send(answers)
@@ -93,8 +93,8 @@ def test_one_step() -> None:
     ]
     (step,) = drive(p, units[0])
     assert step.on == "clean"
-    assert [[e.id for e in t.edits] for t in step.turns] == [["e0"], ["e1"]]
-    assert ids(step.turns[1].asks) == [("c1", "rel", ""), ("c1", "loc", "")]
+    assert [[e.id for e in t.edits] for t in step.lanes] == [["e0"], ["e1"]]
+    assert ids(step.lanes[1].asks) == [("c1", "rel", ""), ("c1", "loc", "")]
 
 
 def test_batch() -> None:
@@ -103,7 +103,7 @@ def test_batch() -> None:
     assert [lane.id for lane in unit.lanes] == ["l0000", "l0001"]
     (step,) = drive(p, unit)
     assert step.on == "clean"
-    for lane, turn in zip(unit.lanes, step.turns, strict=True):
+    for lane, turn in zip(unit.lanes, step.lanes, strict=True):
         assert [e.id for e in turn.edits] == [c.edit.id for c in lane.cases]
         wanted = [(c.id, q, "") for c in lane.cases for q in ("rel", "loc")]
         assert ids(turn.asks) == [*wanted, *((f"panel/{lane.id}", f"p{i}", "") for i in range(2))]
@@ -116,7 +116,7 @@ def test_sequential() -> None:
     steps = drive(p, unit)
     assert [s.on for s in steps] == ["previous"] * 3
     for lane_index, lane in enumerate(unit.lanes):
-        turns = [s.turns[lane_index] for s in steps]
+        turns = [s.lanes[lane_index] for s in steps]
         assert [[e.id for e in t.edits] for t in turns] == [[c.edit.id] for c in lane.cases]
         own = [[(c.id, "rel", "own"), (c.id, "loc", "own")] for c in lane.cases]
         assert [ids(t.asks) for t in turns[:2]] == own[:2]

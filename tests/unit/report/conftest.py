@@ -156,7 +156,7 @@ def write_run(path: Path, editor: str, spec: str, cases: list[Case], **manifest:
     for unit in units:
         steps = list(protocol.steps(unit, PANEL))
         for index, step in enumerate(steps):
-            for lane, turn in zip(unit.lanes, step.turns, strict=True):
+            for lane, turn in zip(unit.lanes, step.lanes, strict=True):
                 place = {c.id: i for i, c in enumerate(lane.cases)}
                 for ask in turn.asks:
                     own = ask.tag == "own" or name == "batch"

@@ -39,7 +39,7 @@ class LaneStep:
 class Step:
     """One `LaneStep` per lane, on the unedited model (`clean`) or on the lane's earlier edits."""
 
-    turns: tuple[LaneStep, ...]
+    lanes: tuple[LaneStep, ...]
     on: Literal["clean", "previous"] = "clean"
 
 
