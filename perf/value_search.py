@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import errata
-from errata.algorithms.locate_then_edit.context_templates import contexts, prefixed
+from errata.algorithms.locate_then_edit.context_templates import context_templates, with_template
 from errata.algorithms.locate_then_edit.value_search import ValueSettings, search
 from errata.backbones.hf_vlm import HfVlm
 from errata.core.types import Edit, Prompt
@@ -75,12 +75,12 @@ def edits(count: int) -> list[Edit]:
 def plain(bb: HfVlm, edit: Edit, starts: Sequence[str], settings: ValueSettings) -> Tensor:
     """The vector of one edit, as the published loop finds it."""
     subject = str(edit.subject)
-    prompts = [prefixed(edit.prompt, s) for s in starts]
-    essence = Prompt.of(settings.essence.replace("{}", subject))
+    prompts = [with_template(edit.prompt, s) for s in starts]
+    kl_prompt = Prompt.of(settings.kl_prompt.replace("{}", subject))
     target = bb.answer_ids(edit.target, edit.prompt)
     rows = [[*bb.encode([p]).ids[0].tolist(), *target[:-1]] for p in prompts]
-    rows.append(bb.encode([essence]).ids[0].tolist())
-    where = torch.tensor([bb.last_column(p, subject) for p in [*prompts, essence]])
+    rows.append(bb.encode([kl_prompt]).ids[0].tolist())
+    where = torch.tensor([bb.last_column(p, subject) for p in [*prompts, kl_prompt]])
     longest = max(map(len, rows))
     ids = torch.tensor([r + [0] * (longest - len(r)) for r in rows])
     mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows])
@@ -130,14 +130,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     bb, wanted = model(), edits(args.edits)
-    starts = contexts(bb, "sampled", (10,), torch.Generator().manual_seed(0))
+    starts = context_templates(bb, "sampled", (10,), torch.Generator().manual_seed(0))
     settings = ValueSettings(
         sites=(f"text.{LAYER + 1}.in",), lr=0.1, steps=args.steps, clamp=4.0, weight_decay=0.5,
         stop_loss=0.0, eos=False,
     )  # fmt: skip
     search(bb, list(enumerate(wanted[:1])), starts, settings)  # warm
     began = time.process_time()
-    found = search(bb, list(enumerate(wanted)), starts, settings).found[settings.sites[0]]
+    found = search(bb, list(enumerate(wanted)), starts, settings).value[settings.sites[0]]
     fast = time.process_time() - began
     began = time.process_time()
     slow_found = torch.stack([plain(bb, e, starts, settings) for e in wanted])

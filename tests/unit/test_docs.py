@@ -107,6 +107,43 @@ def test_the_editor_in_the_docs_works(monkeypatch):
         assert torch.equal(bb.logits(batch), before)
 
 
+@pytest.mark.parametrize(
+    ("number", "name", "settings"),
+    [
+        (0, "FtUp", {"lr": 1e-2, "steps": 8}),
+        (1, "StepSizeEditor", {"steps": 2, "batch_size": 2, "held_out": 0, "layers": (1, 2)}),
+    ],
+)
+def test_the_editors_in_the_docs_hold_the_contract(
+    number, name, settings, monkeypatch, edits, tmp_path
+):
+    from errata.contract import editors as contract
+    from errata.core.types import Case, Probe, Prompt
+    from tests import tiny
+
+    page = "docs/add-an-editor.md"
+    cls = _run(_code(page, number), page, monkeypatch)[name]
+    cases = [
+        Case(
+            f"c{i}",
+            e,
+            (
+                Probe("g", e.prompt.with_text("Please: x"), "t_generality", reference=e.target),
+                Probe("l", Prompt.of(f"What is Fact {i}?"), "t_locality", reference="ring"),
+            ),
+        )
+        for i, e in enumerate(edits)
+    ]
+    prompts = [*(e.prompt for e in edits), Prompt.of("Which ring?")]
+    many = [e.prompt.with_text(f"{e.prompt.text} {i}") for e in edits for i in range(10)]
+    world = contract.World(tiny.shared("llava"), edits, prompts, many, cases, tmp_path, settings)
+    for words, check in contract.checks(cls, world):
+        try:
+            check()
+        except AssertionError as e:
+            raise AssertionError(words) from e
+
+
 def test_the_benchmark_in_the_docs_works(monkeypatch, tmp_path):
     from errata.core.errors import BadData
     from errata.core.measure.benchmark import BenchmarkSpec

@@ -1,18 +1,18 @@
-"""AlphaEdit: MEMIT's values, written only where other texts' keys have next to no energy.
+"""AlphaEdit: MEMIT's values, written only into the null space of other texts' keys.
 
 Source: Fang et al., ICLR 2025, code at jianghoucheng/AlphaEdit f5248d3. P projects on the
 eigenvectors of the keys' second moment C whose eigenvalue is below a threshold. Per layer the
 change solves [P (K K^T + K_p K_p^T) + L2 I] X = P K R^T, dW = X^T, with R as in MEMIT and K_p the
-keys of earlier edits, measured again after each (`memory=recomputed`). The second moment weighs
-nothing beyond choosing P.
+keys of earlier edits, measured again after each (`memory=recomputed`). C is used for P only.
 
-Differences: as of `memit`; P is never formed and never read from a file that may be another
-model's: its smaller basis comes from an eigendecomposition in float64 (the published float32 noise
-of eigenvalues, about 1e-7 of the largest, reaches the threshold of 0.02), kept with the state; the
-solve is its dual, of the size of the keys, or the reduced basis where that is smaller. The
-threshold is absolute as published, or relative to tr(C)/d (`threshold=relative`), because the
-absolute one means something else for every scale of activations; the null dimension, |Pk|/|k| and
-`max_upd_ratio` clipping are noted per edit.
+Differences, beside those of `memit`:
+- P is never formed, and never read from a file that may belong to another model. Its smaller basis
+  comes from an eigendecomposition in float64 (in float32 the noise of eigenvalues, about 1e-7 of
+  the largest, reaches the published threshold of 0.02) and is kept with the state;
+- the solve is its dual, of the size of the keys, or the reduced basis where that is smaller;
+- the threshold is absolute, as published, or relative to tr(C)/d (`threshold=relative`), since an
+  absolute one depends on the scale of the activations;
+- the null space's dimension, |Pk|/|k| and `max_upd_ratio` clipping are noted per edit.
 
 `unike_umm` and `unike_umm_blip3o`, `unike_umm_omnigen2`: gxx27/UniKE f8331cb. `nullspace_cov_reg`
 adds a constant to C's diagonal, which only lowers the threshold by as much; `null_proj_alpha` < 1
@@ -47,7 +47,7 @@ _ON_QWEN: Mapping[str, Any] = {**_UNIKE, "layers": (6, 7, 8, 9, 10)}
 
 
 class AlphaEdit(MultiLayerUpdate):
-    """Projects the change on the null space of what the model keeps."""
+    """Projects the change on the null space of other texts' keys."""
 
     name = "alphaedit"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -94,7 +94,7 @@ class AlphaEdit(MultiLayerUpdate):
             )
 
     def space(self, state: State, layer: int) -> NullSpace:
-        """The null space of a layer, found once for a state."""
+        """The null space of a layer, computed once per state."""
         c = self.config
         moment = layer_stats.moment(state, layer)
         bound = c.nullspace_threshold
@@ -107,16 +107,16 @@ class AlphaEdit(MultiLayerUpdate):
         space: NullSpace = state.views[name]
         return space
 
-    def write(
+    def key_factor(
         self, state: State, layer: int, keys_nd: Tensor
     ) -> tuple[Tensor, list[dict[str, Any]]]:
         c, space = self.config, self.space(state, layer)
-        keys = torch.cat([*self.remembered(state, layer), keys_nd])
+        keys = torch.cat([*self.past_keys(state, layer), keys_nd])
         alpha, new = c.null_proj_alpha, len(keys_nd)
         if space.inside and alpha == 1 and len(keys) > space.rank > 0:
-            made = solve.update_within(space.basis_dm, keys, c.L2, new)
+            factor = solve.update_within(space.basis_dm, keys, c.L2, new)
         else:
-            made = solve.update(keys, space.project(keys, alpha) / c.L2, new)
+            factor = solve.update(keys, space.project(keys, alpha) / c.L2, new)
         kept = space.project(keys_nd).norm(dim=1) / keys_nd.double().norm(dim=1)
-        lines = [{"null_dim": space.rank, "null_share": round(float(k), 4)} for k in kept]
-        return made, lines
+        notes = [{"null_dim": space.rank, "null_share": round(float(k), 4)} for k in kept]
+        return factor, notes

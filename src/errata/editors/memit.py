@@ -1,18 +1,21 @@
 """MEMIT: writes many facts at once into the down projections of several blocks.
 
 Source: Meng et al., ICLR 2023, code at kmeng01/memit 80426fd. The value z of each edit is searched
-at the output of the last layer edited; layer by layer, ascending, with the keys K and the current
-output H of the model as changed so far and R = (Z - H) / (layers left), the change is
+at the output of the last edited layer. Then layer by layer, ascending, with the keys K and the
+current output H of the model as changed so far and R = (Z - H) / (layers left), the change is
 R K^T (lambda C + K K^T)^-1, the optimum of lambda tr(dW C dW^T) + |(W + dW) K - W K - R|^2. C is
-the uncentred second moment of the keys over other texts (`errata stats`). The key of an edit is
-half the one in its bare prompt, half the mean of those behind five beginnings.
+the uncentred second moment of the keys of other texts (`errata stats`). The key of an edit is half
+the key of its bare prompt, half the mean key over five context templates.
 
-Differences: nothing is written, the change is a low-rank delta (A = K^T (...)^-1, B = R) in
-float32; the inverse is a Cholesky factor of lambda C, made once, and a solve of the size of the
-batch; values of all edits are searched in one batch; beginnings are drawn with a seed by the
-unedited model; targets end with EOS unless a published preset is chosen; a `ridge` on C, relative
-to tr(C)/d, is ours and UniKE's (dead features), 0 in the published presets; sequential editing may
-hold earlier keys (`memory`, as MEMIT_seq of jianghoucheng/AlphaEdit f5248d3).
+Differences:
+- no weight is written; the change is a low-rank delta (A = K^T (...)^-1, B = R) in float32;
+- the inverse is a Cholesky factor of lambda C, made once, and a solve of the size of the batch;
+- values of all edits are searched in one batch;
+- context templates are sampled with a seed from the unedited model;
+- targets end with EOS unless a published preset is chosen;
+- a `ridge` on C, relative to tr(C)/d, is ours and UniKE's (dead features); 0 in published presets;
+- sequential editing may protect the keys of earlier edits (`memory`, as MEMIT_seq of
+  jianghoucheng/AlphaEdit f5248d3).
 
 `unike_umm`: the settings of gxx27/UniKE f8331cb for Ovis-U1 (layers 6 to 10 for the models on
 Qwen2.5-VL): squared decay, steps that grow with |h0|, |dW| <= |W| per batch, weights kept from
@@ -24,14 +27,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from errata.algorithms.locate_then_edit.multi_layer import KeyCovariance
+from errata.algorithms.locate_then_edit.multi_layer import CovarianceUpdate
 
 _PUBLISHED: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "weight_decay": 0.5, "clamp": 0.75}
 _EASYEDIT: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "lr": 0.5, "mom2_weight": 15000.0}
 
 
-class Memit(KeyCovariance):
-    """Spreads the values of a batch of edits over several down projections."""
+class Memit(CovarianceUpdate):
+    """Writes a batch of edits into the down projections of several blocks."""
 
     name = "memit"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -1,22 +1,24 @@
 """ROME: one fact as a rank-one change of one down projection.
 
 Source: Meng et al., NeurIPS 2022, code at kmeng01/rome 0874014. The value v is searched at the
-output of the FFN of one layer at the subject's last token; k is the mean key over 21 beginnings,
-u = C^-1 k / |C^-1 k| with the second moment C of other texts' keys (`mom2`; without it
-u = k / |k|), and the change is r u^T with r = (v - W k_1) / (k_1 . u), k_1 being the key of the
-bare prompt. Then W k_1 = v exactly. The edits of a group are made one after the other, each on top
-of those before.
+output of the FFN of one layer, at the subject's last token. k is the mean key over 21 context
+templates (the bare prompt and 20 others), u = C^-1 k / |C^-1 k| with the second moment C of other
+texts' keys (`mom2`; without it u = k / |k|). The change is r u^T with r = (v - W k_1) / (k_1 . u),
+where k_1 is the key of the bare prompt; then W k_1 = v exactly. The edits of a group are made one
+after the other, each on top of those before.
 
 `same_key` divides by k . u of the averaged key instead (r-ROME, Gupta et al. 2024): with the bare
-key the denominator can get tiny, which blows models up in sequences of edits.
+key the denominator can get tiny, which destroys models in sequences of edits.
 
-Differences: the change is a low-rank delta in float32, nothing is written; the 20 beginnings are
-sampled with a seed behind five words (as zjunlp/EasyEdit 14cea82 does), not behind the end token,
-which many tokenizers do not put in front of a text; the value is searched at the down projection's
-output, which is that of the FFN in all models known; targets end with EOS unless a published preset
-is chosen; `ridge` as of `memit`. `memory` is ours here: C is taken with the keys of earlier edits
-added, weighed against them by `mom2_weight` as in MEMIT. (`keys` and `recomputed` are the same: a
-layer's keys do not depend on what is written into it.)
+Differences:
+- the change is a low-rank delta in float32; no weight is written;
+- the 20 templates are sampled with a seed, as continuations of five words (as zjunlp/EasyEdit
+  14cea82 does), not of the end token, which many tokenizers do not put in front of a text;
+- the value is searched at the down projection's output, which is that of the FFN in all models
+  known;
+- targets end with EOS unless a published preset is chosen; `ridge` is as in `memit`;
+- `memory` is ours: the keys of earlier edits are added to C, weighed by `mom2_weight` as in MEMIT.
+  (`keys` and `recomputed` are the same: the keys of a layer do not depend on its own weights.)
 """
 
 from __future__ import annotations
@@ -28,17 +30,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from errata.algorithms.locate_then_edit.layer_stats import site_of
-from errata.algorithms.locate_then_edit.rank_one import (
+from errata.algorithms.locate_then_edit.base import (
     KeyReader,
-    RankOneUpdate,
-    carried,
-    found_of,
-    plain_mean,
-    stacked,
-    where,
-    written,
+    LocateThenEdit,
+    add_ranks,
+    live_updates,
+    lookup_token,
+    mean_key,
+    result_of,
+    with_keys,
 )
+from errata.algorithms.locate_then_edit.layer_stats import site_of
 from errata.algorithms.locate_then_edit.value_search import search
 from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadSpec
@@ -50,11 +52,11 @@ _PUBLISHED: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "weight_decay": 0.5
 _WITHOUT: Mapping[str, Any] = {"eos": False, "mom2": False, "layers": (5,)}
 
 
-class Rome(RankOneUpdate):
+class Rome(LocateThenEdit):
     """Rank-one change that maps one key to one value."""
 
     name = "rome"
-    lengths = (5, 5, 10, 10)
+    template_lengths = (5, 5, 10, 10)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"layers": (5,), "token": "last_prompt"},
         "micro-umm": {"layers": (1,)},
@@ -69,11 +71,9 @@ class Rome(RankOneUpdate):
     }
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(RankOneUpdate.Config):
-        """layers: one block, () = at a sixth of the depth (5 of 32). same_key: r-ROME. mom2: u is
-        taken in the metric of the moment.
-
-        mom2_weight: what the moment weighs against remembered keys.
+    class Config(LocateThenEdit.Config):
+        """layers: one block, () = at a sixth of the depth (5 of 32). same_key: r-ROME. mom2: u uses
+        the second moment. mom2_weight: its weight against the keys of earlier edits.
         """
 
         mom2: bool = True
@@ -96,36 +96,36 @@ class Rome(RankOneUpdate):
         return bool(self.config.mom2)
 
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
-        layer, beginnings = self.layers(backbone)[0], self.beginnings(backbone, request.seed)
-        groups, site, now = request.groups, site_of(layer), list(request.states)
+        layer, templates = self.layers(backbone)[0], self.templates(backbone, request.seed)
+        groups, site, states = request.groups, site_of(layer), list(request.states)
         parts: list[dict[str, dict[str, Tensor]]] = [{} for _ in groups]
-        account: list[list[dict[str, Any]]] = [[] for _ in groups]
-        for turn in range(max(map(len, groups))):
-            edits = [(r, g[turn]) for r, g in enumerate(groups) if turn < len(g)]
-            with written(backbone, parts):
-                values = search(backbone, edits, beginnings, self.search_settings([site]))
-                look = KeyReader(backbone, edits, beginnings, self.config.token, layer)
-                seen, now_Eh = look.see([layer], site, top=layer)
-            keys_Ed, bare_Ed = plain_mean(seen[layer]).cpu(), seen[layer][:, 0].cpu()
-            change_Eh = values.found[site].cpu() - now_Eh.cpu()
+        logs: list[list[dict[str, Any]]] = [[] for _ in groups]
+        for n in range(max(map(len, groups))):
+            edits = [(r, g[n]) for r, g in enumerate(groups) if n < len(g)]
+            with live_updates(backbone, parts):
+                values = search(backbone, edits, templates, self.search_settings([site]))
+                reader = KeyReader(backbone, edits, templates, self.config.token, layer)
+                keys, now_Eh = reader.read([layer], site, top=layer)
+            keys_Ed, bare_Ed = mean_key(keys[layer]).cpu(), keys[layer][:, 0].cpu()
+            change_Eh = values.value[site].cpu() - now_Eh.cpu()
             for e, (r, edit) in enumerate(edits):
                 used = keys_Ed[e] if self.config.same_key else bare_Ed[e]
-                u = self.direction(now[r], layer, keys_Ed[e])
-                line = {**values.log[e], "token": where(edit, self)}
+                u = self.direction(states[r], layer, keys_Ed[e])
+                line = {**values.log[e], "token": lookup_token(edit, self)}
                 part = {"A": u[None], "B": change_Eh[e].double()[:, None] / (used.double() @ u)}
                 size: dict[str, Any] = {"cosine": round(float(used.double() @ u / used.norm()), 4)}
-                made = self.limited(backbone, layer, part["A"], part["B"], size)
-                stacked(parts[r], site, made)
-                account[r].append({**line, "layers": {str(layer): size}})
+                update = self.clipped(backbone, layer, part["A"], part["B"], size)
+                add_ranks(parts[r], site, update)
+                logs[r].append({**line, "layers": {str(layer): size}})
                 if self.config.memory != "none":
-                    now[r] = carried(now[r], {layer: keys_Ed[e : e + 1]})
+                    states[r] = with_keys(states[r], {layer: keys_Ed[e : e + 1]})
         return [
-            found_of(p, s, g, a) for p, s, g, a in zip(parts, now, groups, account, strict=True)
+            result_of(p, s, g, a) for p, s, g, a in zip(parts, states, groups, logs, strict=True)
         ]
 
     def direction(self, state: State | None, layer: int, key_d: Tensor) -> Tensor:
-        """[d] u, float64: the key in the metric of the moment and of remembered keys, of norm 1."""
-        keys = torch.cat([*self.remembered(state, layer), key_d[None]]).double()
+        """[d] u, float64, of norm 1: C^-1 k, with the keys of earlier edits added to C."""
+        keys = torch.cat([*self.past_keys(state, layer), key_d[None]]).double()
         if self.config.mom2:
             assert state is not None, "the editor checks that there is a state"
             smoothed = solve.smoothed(self.factor(state, layer, self.config.mom2_weight), keys)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.locate_then_edit import value_search
-from errata.algorithms.locate_then_edit.context_templates import contexts, prefixed
+from errata.algorithms.locate_then_edit.context_templates import context_templates, with_template
 from errata.algorithms.locate_then_edit.value_search import ValueOptimizer, ValueSettings, search
 from errata.core.errors import BadEdit, BadSpec, NotFinite
 from errata.core.types import Edit, Prompt
@@ -37,11 +37,11 @@ class Plain:
         self.bb, self.edit, self.s = tiny.shared("llava"), edit, settings
         self.block = self.bb.blocks[layer]
         self.target = self.bb.answer_ids(edit.target, edit.prompt)
-        texts = [prefixed(edit.prompt, p) for p in BEGINNINGS]
+        texts = [with_template(edit.prompt, p) for p in BEGINNINGS]
         self.rows = [[*self.bb.encode([t]).ids[0].tolist(), *self.target[:-1]] for t in texts]
         subject = str(edit.subject)
         self.places = [self.bb.last_column(t, subject) for t in texts]
-        last = Prompt.of(settings.essence.replace("{}", subject))
+        last = Prompt.of(settings.kl_prompt.replace("{}", subject))
         self.rows.append(self.bb.encode([last]).ids[0].tolist())
         self.places.append(self.bb.last_column(last, subject))
         self.seen: list[Tensor] = []
@@ -103,7 +103,7 @@ class Plain:
 def test_rows_equal_a_plain_loop_over_the_whole_model(kl_factor):
     """Batched over edits, entered above the edited block, the head at target positions only."""
     settings = _settings(kl_factor=kl_factor)
-    found = search(tiny.shared("llava"), EDITS, BEGINNINGS, settings).found[settings.sites[0]]
+    found = search(tiny.shared("llava"), EDITS, BEGINNINGS, settings).value[settings.sites[0]]
     for (row, edit), value in zip(EDITS, found, strict=True):
         wanted = Plain(edit, settings).find()
         assert float((value - wanted).abs().max()) < 1e-5 * float(wanted.abs().max()), row
@@ -118,7 +118,7 @@ def test_an_edit_among_others_is_that_edit_alone(family, pictures):
     together = search(bb, edits, BEGINNINGS, settings)
     for e, edit in enumerate(edits):
         alone = search(bb, [edit], BEGINNINGS, settings)
-        a, b = together.found[settings.sites[0]][e], alone.found[settings.sites[0]][0]
+        a, b = together.value[settings.sites[0]][e], alone.value[settings.sites[0]][0]
         assert float((a - b).abs().max()) < 1e-5 * max(1.0, float(b.abs().max()))
         assert together.log[e]["steps"] == alone.log[0]["steps"]
 
@@ -128,7 +128,7 @@ def test_many_edits_are_cut_into_parts(monkeypatch):
     monkeypatch.setattr(value_search, "ROWS", 8)
     parts = search(tiny.shared("llava"), EDITS, BEGINNINGS, _settings())
     site = _settings().sites[0]
-    assert torch.allclose(whole.found[site], parts.found[site], atol=1e-5)
+    assert torch.allclose(whole.value[site], parts.value[site], atol=1e-5)
     assert [a["steps"] for a in whole.log] == [b["steps"] for b in parts.log]
 
 
@@ -137,9 +137,9 @@ def test_the_kl_is_that_of_now_from_before_at_the_subject():
     bb, edit = tiny.shared("llava"), EDITS[1][1]
     plain = Plain(edit, settings)
     before = plain.logits(torch.zeros(bb.width))[-1][plain.places[-1]].softmax(-1).detach()
-    q = value_search.question(bb, [EDITS[1]], BEGINNINGS, settings)
+    q = value_search.value_batch(bb, [EDITS[1]], BEGINNINGS, settings)
     shift = value_search.ColumnShift(settings.sites, q.columns_B, q.owner_B)
-    goal = value_search.ValueTarget(q, settings, 1)
+    goal = value_search.ValueLoss(q, settings, 1)
     delta = 4.0 * torch.randn(bb.width, generator=torch.Generator().manual_seed(3))
     got = []
     for size in (0.0, 1.0):
@@ -162,7 +162,7 @@ def test_the_search_ends_before_a_backward():
     assert not any(line["stopped"] for line in full.log)
     at_once = search(bb, EDITS, BEGINNINGS, _settings(stop_loss=1e9))
     assert [line["steps"] for line in at_once.log] == [0, 0, 0]
-    assert torch.equal(at_once.found[site], at_once.start[site])
+    assert torch.equal(at_once.value[site], at_once.start[site])
     first = [line["nll"] for line in at_once.log]  # with delta 0 that is the whole loss
     low, middle, _ = sorted(first)
     each = search(bb, EDITS, BEGINNINGS, _settings(steps=2, stop_loss=(low + middle) / 2))
@@ -174,7 +174,7 @@ def test_the_clamp_holds_after_every_step(steps):
     settings = _settings(lr=3.0, clamp=0.3, steps=steps)
     found = search(tiny.shared("llava"), EDITS, BEGINNINGS, settings)
     site = settings.sites[0]
-    moved = (found.found[site] - found.start[site]).norm(dim=1)
+    moved = (found.value[site] - found.start[site]).norm(dim=1)
     limit = 0.3 * found.start[site].norm(dim=1)
     assert torch.allclose(moved, limit, rtol=1e-4)
     assert all(line["clamped"] == steps - 1 for line in found.log)
@@ -217,8 +217,8 @@ def test_decay_in_both_readings():
     bb, site = tiny.shared("llava"), _settings().sites[0]
     for decay, power in (("linear", 1), ("squared", 2)):
         settings = _settings(decay=decay, weight_decay=0.5, kl_factor=0.0)
-        q = value_search.question(bb, EDITS[:1], BEGINNINGS, settings)
-        goal = value_search.ValueTarget(q, settings, 1)
+        q = value_search.value_batch(bb, EDITS[:1], BEGINNINGS, settings)
+        goal = value_search.ValueLoss(q, settings, 1)
         vector, start = torch.full((1, bb.width), 0.5), torch.full((1, bb.width), 2.0)
         with torch.no_grad():
             loss = goal.loss(bb.logits(q.batch), {site: vector}, {site: start})
@@ -229,35 +229,37 @@ def test_decay_in_both_readings():
 
 def test_pmets_rule_eases_and_stops():
     """All target tokens the likeliest: the NLL counts a tenth; with a small KL the search ends."""
-    q = value_search.question(tiny.shared("llava"), EDITS, BEGINNINGS, _settings())
-    goal = value_search.ValueTarget(q, _settings(ease=True, stop_loss=0.05, kl_factor=1.0), 3)
+    q = value_search.value_batch(tiny.shared("llava"), EDITS, BEGINNINGS, _settings())
+    goal = value_search.ValueLoss(
+        q, _settings(downweight_when_right=True, stop_loss=0.05, kl_factor=1.0), 3
+    )
     goal.parts = {"right": torch.tensor([1.0, 1.0, 0.0]), "kl": torch.tensor([0.5, 0.005, 0.005])}
     goal.stop(torch.tensor([2.0, 2.0, 2.0]))
     assert goal.active_E.tolist() == [True, False, True]
     assert goal.weight_E.tolist() == pytest.approx([0.1, 0.1, 1.0])
 
 
-def test_beginnings_are_drawn_from_the_unedited_model(tmp_path):
+def test_templates_are_drawn_from_the_unedited_model(tmp_path):
     from errata.patches.delta import Delta
 
     bb = tiny.shared("llava")
-    once = contexts(bb, "sampled", (10,), torch.Generator().manual_seed(1))
+    once = context_templates(bb, "sampled", (10,), torch.Generator().manual_seed(1))
     assert once[0] == "" and len(once) == 6 and all(c.endswith(". ") for c in once[1:])
     assert [c.split()[0][:1] for c in once[1:]] == ["T", "T", "B", "I", "Y"]
     into, out = bb.weight("text.3.mlp.down")
     noise = torch.randn(out, into, generator=torch.Generator().manual_seed(0))
     with bb.applied(Delta({"text.3.mlp.down": {"dense": noise}})):
-        again = contexts(bb, "sampled", (10,), torch.Generator().manual_seed(1))
+        again = context_templates(bb, "sampled", (10,), torch.Generator().manual_seed(1))
     assert again == once
-    assert contexts(bb, "sampled", (10,), torch.Generator().manual_seed(2)) != once
-    assert len(contexts(bb, "sampled", (5, 5, 10, 10), torch.Generator())) == 21
-    file = tmp_path / "beginnings.txt"
+    assert context_templates(bb, "sampled", (10,), torch.Generator().manual_seed(2)) != once
+    assert len(context_templates(bb, "sampled", (5, 5, 10, 10), torch.Generator())) == 21
+    file = tmp_path / "templates.txt"
     file.write_text("Once upon a time.\n\nHere it says\n")
-    given = contexts(bb, str(file), (10,), torch.Generator())
+    given = context_templates(bb, str(file), (10,), torch.Generator())
     assert given == ("", "Once upon a time. ", "Here it says. ")
-    assert contexts(bb, "none", (10,), torch.Generator()) == ("",)
-    with pytest.raises(BadSpec, match="one beginning a line"):
-        contexts(bb, str(tmp_path / "nowhere"), (10,), torch.Generator())
+    assert context_templates(bb, "none", (10,), torch.Generator()) == ("",)
+    with pytest.raises(BadSpec, match="one template a line"):
+        context_templates(bb, str(tmp_path / "nowhere"), (10,), torch.Generator())
 
 
 def test_what_cannot_be_searched():

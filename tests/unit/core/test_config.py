@@ -24,6 +24,7 @@ OLD = {
     "lte": {"loc_weight": 0.5},
     "dualedit": {"rel_weight": 0.1, "gen_weight": 0.2, "loc_weight": 0.3},
     "ft_l": {"clip": 2.0},
+    "memit": {"essence": "{} was", "prefixes": "none"},
     "unike": {"clip": 2.0},
 }  # fmt: skip
 

@@ -10,7 +10,14 @@ from errata.algorithms.locate_then_edit.value_search import ValueSettings as Tex
 from errata.core import registry
 from errata.core.errors import BadBackbone, BadEdit, BadSpec
 from errata.core.types import Case, Edit, Probe, Prompt
-from errata.editors.bridge.search import BridgeSettings, crossing, filled, mean_of, search, stated
+from errata.editors.bridge.search import (
+    BridgeSettings,
+    fill,
+    image_prompts,
+    mean_of,
+    search,
+    with_fact,
+)
 from tests import tiny
 
 NAMES = ("ring", "blue thing", "Fact")
@@ -46,21 +53,21 @@ def settings(**more):
 
 def test_templates():
     one = edit("ring")
-    assert filled("a {subject}", one) == "a ring"
-    prompt = filled("{statement}. {prompt}", one, "a ring")
+    assert fill("a {subject}", one) == "a ring"
+    prompt = fill("{statement}. {prompt}", one, "a ring")
     assert prompt == "What is the colour of the ring ? red. a ring"
-    assert filled("a {target} {subject} {x}", one) == "a red ring {x}"
-    assert stated("{target} {subject}", "the {subject} now", one) == "the red ring now"
-    assert stated("{statement}. {prompt}", "the {subject}", one).endswith("? red. the ring")
+    assert fill("a {target} {subject} {x}", one) == "a red ring {x}"
+    assert with_fact("{target} {subject}", "the {subject} now", one) == "the red ring now"
+    assert with_fact("{statement}. {prompt}", "the {subject}", one).endswith("? red. the ring")
 
 
 def test_the_goal_is_what_the_stated_prompt_gives_at_the_same_tokens(bb, edits):
-    found = crossing(bb, edits, settings(), rngs())
+    found = image_prompts(bb, edits, settings(), rngs())
     rows = 0
     for _, one in edits:
         for template in PROMPTS:
-            plain = filled(template, one)
-            told = stated(ORACLES[0], template, one)
+            plain = fill(template, one)
+            told = with_fact(ORACLES[0], template, one)
             batch = bb.encode([Prompt.of(plain)])
             n, first = int(batch.lengths[0]), bb.last_column(Prompt.of(plain), one.subject)
             with torch.no_grad():
@@ -68,7 +75,7 @@ def test_the_goal_is_what_the_stated_prompt_gives_at_the_same_tokens(bb, edits):
                 start = bb.conditioning(batch)[0]
             want = there[len(there) - (n - first) :]
             torch.testing.assert_close(found.goal[rows, first:n], want, atol=1e-5, rtol=1e-5)
-            assert found.where[rows].nonzero()[:, 0].tolist() == list(range(first, n))
+            assert found.shared[rows].nonzero()[:, 0].tolist() == list(range(first, n))
             off = (start[first:n] - want).square().sum()
             torch.testing.assert_close(found.start_B[rows], off, atol=1e-4, rtol=1e-4)
             rows += 1
@@ -79,17 +86,17 @@ def test_the_goal_is_what_the_stated_prompt_gives_at_the_same_tokens(bb, edits):
 
 def test_the_mean_may_be_matched_where_no_token_is_shared(bb, edits):
     other = settings(oracles=("{prompt} that is {target}",), match="mean")
-    found = crossing(bb, edits, other, rngs())
+    found = image_prompts(bb, edits, other, rngs())
     with torch.no_grad():
         told = bb.encode([Prompt.of("a shape of the ring now that is red")])
         want = mean_of(bb.conditioning(told), told.mask)[0]
     torch.testing.assert_close(found.goal[0], want, atol=1e-5, rtol=1e-5)
     with pytest.raises(BadSpec, match="does not end as 'a shape of the ring now' does"):
-        crossing(bb, edits, settings(oracles=other.oracles), rngs())
+        image_prompts(bb, edits, settings(oracles=other.oracles), rngs())
 
 
 def test_the_expected_picture_is_the_generators_own(bb, edits):
-    found = crossing(bb, edits, settings(match="picture"), rngs())
+    found = image_prompts(bb, edits, settings(match="picture"), rngs())
     with torch.no_grad():
         cond = bb.conditioning(found.prompts)
         got = found.distance(cond + 0.1, rngs())
@@ -100,7 +107,7 @@ def test_the_expected_picture_is_the_generators_own(bb, edits):
             times = [torch.rand(2, generator=g) * 0.6 for g in draws]
             for row in range(len(got)):
                 x, t = noises[row // 2][row % 2][None], times[row // 2][row % 2]
-                told = filled(ORACLES[0], edits[row // 2][1], found.prompts.prompts[row].text)
+                told = fill(ORACLES[0], edits[row // 2][1], found.prompts.prompts[row].text)
                 goal = bb.encode([Prompt.of(told)])
                 given = (bb.conditioning(goal), goal.mask)
                 begun = bb.generator.picture(x, torch.zeros(1), *given)
@@ -120,10 +127,10 @@ def test_other_goals_are_searched_for_too(bb, edits, match):
 
 def test_a_search_goes_the_way_and_the_value_does_what_the_search_saw(bb, edits):
     found = search(bb, edits, ("",), text(bb), settings(text_weight=0.0), rngs())
-    (site,) = found.found
+    (site,) = found.value
     assert all(line["way_left"] < 0.9 for line in found.log)
-    bridge = crossing(bb, edits, settings(), rngs())
-    delta_Ed = found.found[site] - found.start[site]
+    bridge = image_prompts(bb, edits, settings(), rngs())
+    delta_Ed = found.value[site] - found.start[site]
 
     def add(module, args, kwargs):  # a hook of its own, in front of block 2
         x = args[0].clone()
@@ -142,12 +149,12 @@ def test_a_search_goes_the_way_and_the_value_does_what_the_search_saw(bb, edits)
 def test_edits_together_are_edits_alone(bb, edits):
     for more in ({"text_weight": 0.0}, {"text_weight": 1.0}, {"match": "picture"}):
         together = search(bb, edits, ("",), text(bb, steps=5), settings(**more), rngs())
-        (site,) = together.found
+        (site,) = together.value
         for e, one in enumerate(edits):
             own = [torch.Generator().manual_seed(e)]
             alone = search(bb, [one], ("",), text(bb, steps=5), settings(**more), own)
             torch.testing.assert_close(
-                together.found[site][e], alone.found[site][0], atol=1e-4, rtol=1e-4
+                together.value[site][e], alone.value[site][0], atol=1e-4, rtol=1e-4
             )
 
 
@@ -163,12 +170,12 @@ def test_the_control_has_the_length_and_not_the_direction(bb, edits):
     real, chance = (
         search(bb, edits, ("",), text(bb), settings(random=r), rngs()) for r in (False, True)
     )
-    (site,) = real.found
-    a, b = (v.found[site] - v.start[site] for v in (real, chance))
+    (site,) = real.value
+    a, b = (v.value[site] - v.start[site] for v in (real, chance))
     torch.testing.assert_close(a.norm(dim=1), b.norm(dim=1))
     assert float(torch.cosine_similarity(a, b, dim=1).abs().max()) < 0.7  # width 32
     again = search(bb, edits, ("",), text(bb), settings(random=True), rngs())
-    assert again.found[site].equal(chance.found[site])
+    assert again.value[site].equal(chance.value[site])
 
 
 def editor(**more):
@@ -186,7 +193,7 @@ def cases():
 def test_the_written_edit_moves_what_is_drawn_from(bb):
     made = editor()
     patch = made.edit(bb, [edit("ring")], made.prepare(bb, cases())).patch
-    bridge = crossing(bb, [(0, edit("ring"))], settings(), rngs(1))
+    bridge = image_prompts(bb, [(0, edit("ring"))], settings(), rngs(1))
     with torch.no_grad(), bb.applied(patch):
         left = bridge.loss(bb.conditioning(bridge.prompts), rngs(1))
     assert float(left) < 0.95

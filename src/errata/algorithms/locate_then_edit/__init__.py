@@ -1,1 +1,1 @@
-"""The ROME family: a key, a value, and an update of the weights that maps one to the other."""
+"""Locate-then-edit (ROME, MEMIT, PMET, AlphaEdit): search a value, read keys, solve for dW."""

@@ -1,6 +1,7 @@
-"""What stands before the prompt of an edit while it is searched, and where its subject then is.
+"""Context templates: short texts in front of an edit's prompt, and the token that is looked up.
 
-A key or value found behind several beginnings is that of the fact, not of one sentence.
+Keys and values are taken over several templates, so that they belong to the fact and not to one
+sentence. A template is the text that is put in front; the first one is always "", the bare prompt.
 """
 
 from __future__ import annotations
@@ -17,35 +18,35 @@ from errata.core.model.batch import Batch
 from errata.core.types import Edit, Prompt
 
 STARTERS = ("The", "Therefore", "Because", "I", "You")
-TOP = 5  # likeliest tokens that one is drawn from
+TOP = 5  # each token is drawn from the 5 likeliest
 
 
-def contexts(
+def context_templates(
     backbone: Backbone, source: str, lengths: Sequence[int], rng: torch.Generator
 ) -> tuple[str, ...]:
-    """The beginnings, the bare one ("") first.
+    """The templates, "" first.
 
-    `source`: `sampled` from the unedited model (behind each of STARTERS, one per length, which
-    counts tokens and the starter), `none`, or a file with one a line. Raises BadSpec.
+    source: `sampled` (the unedited model continues every starter, once per length; a length counts
+    tokens with the starter), `none`, or a text file with one template a line. Raises BadSpec.
     """
     if source == "none":
         return ("",)
     if source == "sampled":
-        lines = sampled(backbone, lengths, rng)
+        lines = sample_templates(backbone, lengths, rng)
     else:
         try:
             lines = Path(source).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as e:
             raise BadSpec(
-                f"cannot read prefixes={source}: {e}. Write `sampled`, `none`, or a text file with "
-                "one beginning a line."
+                f"cannot read context_templates={source}: {e}. Write `sampled`, `none`, or a text "
+                "file with one template a line."
             ) from None
     return ("", *(f"{x.strip().rstrip('.')}. " for x in lines if x.strip()))
 
 
 @torch.no_grad()
-def sampled(backbone: Backbone, lengths: Sequence[int], rng: torch.Generator) -> list[str]:
-    """Continuations of STARTERS by the unedited model, each token one of its TOP likeliest."""
+def sample_templates(backbone: Backbone, lengths: Sequence[int], rng: torch.Generator) -> list[str]:
+    """Continuations of STARTERS by the unedited model, each token drawn from its TOP likeliest."""
     starts = [(s, n) for n in lengths for s in STARTERS]
     ids: list[list[int]] = [[] for _ in starts]
     with backbone.unedited():
@@ -57,35 +58,38 @@ def sampled(backbone: Backbone, lengths: Sequence[int], rng: torch.Generator) ->
                 odds = best.values.softmax(-1).cpu()
                 pick = torch.multinomial(odds, 1, generator=rng).to(best.indices.device)
                 chosen = best.indices.gather(1, pick)
-                for own, token in zip(ids, chosen[:, 0].tolist(), strict=True):
-                    own.append(token)
+                for tokens, token in zip(ids, chosen[:, 0].tolist(), strict=True):
+                    tokens.append(token)
                 logits = q.feed(chosen)[:, -1]
-        said = [
-            backbone.decode([*backbone.answer_ids(s, Prompt.of("")), *own[: n - 1]])
-            for (s, n), own in zip(starts, ids, strict=True)
+        texts = [
+            backbone.decode([*backbone.answer_ids(s, Prompt.of("")), *tokens[: n - 1]])
+            for (s, n), tokens in zip(starts, ids, strict=True)
         ]
-    return [(text.splitlines() or [""])[0] for text in said]
+    return [(text.splitlines() or [""])[0] for text in texts]
 
 
-def prefixed(prompt: Prompt, prefix: str) -> Prompt:
-    """The prompt with a beginning in front of its first text; images stay where they are."""
-    if not prefix:
+def with_template(prompt: Prompt, template: str) -> Prompt:
+    """The prompt with the template in front of its first text; images stay where they are."""
+    if not template:
         return prompt
     segments = list(prompt.segments)
     first = next(i for i, s in enumerate(segments) if isinstance(s, str))
-    segments[first] = prefix + str(segments[first])
+    segments[first] = template + str(segments[first])
     return Prompt(tuple(segments))
 
 
-def columns(backbone: Backbone, batch: Batch, spans: Sequence[str | None]) -> Tensor:
-    """[B] where each row is looked up: the last token of its span, or of its prompt (None)."""
-    found = [
+def lookup_columns(backbone: Backbone, batch: Batch, spans: Sequence[str | None]) -> Tensor:
+    """[B] the column of each row's lookup token: last of its span, or of its prompt (None)."""
+    columns = [
         int(batch.lengths[b]) - 1 if span is None else backbone.last_column(batch.prompts[b], span)
         for b, span in enumerate(spans)
     ]
-    return torch.tensor(found, device=batch.ids.device)
+    return torch.tensor(columns, device=batch.ids.device)
 
 
-def span_of(edit: Edit, token: str) -> str | None:
-    """What is looked up: the subject where it is wanted and the edit has one."""
+def lookup_span(edit: Edit, token: str) -> str | None:
+    """The text whose last token is looked up: the subject; None for the end of the prompt.
+
+    token: the setting, `subject` or `last_prompt`. An edit without a subject gives None too.
+    """
     return (edit.subject or None) if token == "subject" else None

@@ -1,4 +1,4 @@
-"""The frame of MEMIT and its kin: one value per edit, its residual spread over several blocks.
+"""MEMIT and its relatives: one value per edit, its residual spread over several blocks.
 
 Shapes: E edits of all groups, n of one, d inputs and h outputs of a down projection.
 """
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.locate_then_edit import layer_stats
-from errata.algorithms.locate_then_edit.layer_stats import site_of
-from errata.algorithms.locate_then_edit.rank_one import (
+from errata.algorithms.locate_then_edit.base import (
     KeyReader,
+    LocateThenEdit,
     Parts,
-    RankOneUpdate,
-    carried,
-    found_of,
-    half_bare,
-    where,
-    written,
+    bare_and_mean,
+    live_updates,
+    lookup_token,
+    result_of,
+    with_keys,
 )
-from errata.algorithms.locate_then_edit.value_search import FoundValues, ValueSettings, search
+from errata.algorithms.locate_then_edit.layer_stats import site_of
+from errata.algorithms.locate_then_edit.value_search import ValueResult, ValueSettings, search
 from errata.core.editor import EditRequest, EditResult
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
@@ -33,106 +33,114 @@ from errata.core.types import Edit
 from errata.linalg import covariance, solve
 
 
-class MultiLayerUpdate(RankOneUpdate):
-    """MEMIT's frame: one value per edit at the top layer, its residual spread over all layers."""
+class MultiLayerUpdate(LocateThenEdit):
+    """One value per edit, at the top layer; every layer writes a part of the residual.
+
+    Layers are written in ascending order, each on top of those below.
+    """
 
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         edits, groups = request.edits, request.groups
         owner = torch.tensor([r for r, _ in edits])
-        layers, beginnings = self.layers(backbone), self.beginnings(backbone, request.seed)
-        values = self.searched(backbone, edits, beginnings, seed=request.seed)
-        name = next(iter(values.found))
-        site = self.target(layers[-1])
-        goal_Eh = values.found[name].cpu()
-        look = KeyReader(backbone, edits, beginnings, self.config.token, layers[0])
+        layers, templates = self.layers(backbone), self.templates(backbone, request.seed)
+        values = self.search_values(backbone, edits, templates, seed=request.seed)
+        name = next(iter(values.value))
+        site = self.value_site(layers[-1])
+        goal_Eh = values.value[name].cpu()
+        reader = KeyReader(backbone, edits, templates, self.config.token, layers[0])
         parts: list[Parts] = [{} for _ in groups]
-        account = [
-            {**line, "token": where(e, self)}
+        logs = [
+            {**line, "token": lookup_token(e, self)}
             for line, (_, e) in zip(values.log, edits, strict=True)
         ]
         kept: dict[int, Tensor] = {}
         for i, layer in enumerate(layers):
-            with written(backbone, parts):
-                keys, now_Eh = look.see([layer], site, top=layers[-1])
-            kept[layer] = half_bare(keys[layer]).cpu()
-            residual_Eh = (goal_Eh - now_Eh.cpu()) / self.share(i, len(layers))
+            with live_updates(backbone, parts):
+                keys, now_Eh = reader.read([layer], site, top=layers[-1])
+            kept[layer] = bare_and_mean(keys[layer]).cpu()
+            residual_Eh = (goal_Eh - now_Eh.cpu()) / self.residual_divisor(i, len(layers))
             for r, state in enumerate(request.prepared):
                 own = (owner == r).nonzero()[:, 0]
-                made, lines = self.write(state, layer, kept[layer][own])
+                factor, notes = self.key_factor(state, layer, kept[layer][own])
                 size: dict[str, Any] = {}
-                parts[r][site_of(layer)] = self.limited(
-                    backbone, layer, made, residual_Eh[own].T, size
+                parts[r][site_of(layer)] = self.clipped(
+                    backbone, layer, factor, residual_Eh[own].T, size
                 )
-                for e, line in zip(own.tolist(), lines, strict=True):
-                    account[e].setdefault("layers", {})[str(layer)] = {**line, **size}
-        with written(backbone, parts):
-            keys, now_Eh = look.see(layers, site, top=layers[-1])
+                for e, line in zip(own.tolist(), notes, strict=True):
+                    logs[e].setdefault("layers", {})[str(layer)] = {**line, **size}
+        with live_updates(backbone, parts):
+            keys, now_Eh = reader.read(layers, site, top=layers[-1])
         left = (goal_Eh - now_Eh.cpu()).norm(dim=1)
-        for e, (line, start) in enumerate(zip(account, values.start[name], strict=True)):
+        for e, (line, start) in enumerate(zip(logs, values.start[name], strict=True)):
             whole = float((goal_Eh[e] - start.cpu()).norm())
             line["left"] = round(float(left[e]) / max(whole, 1e-12), 4)
         if self.config.memory == "recomputed":
-            kept = {i: half_bare(keys[i]).cpu() for i in layers}
+            kept = {i: bare_and_mean(keys[i]).cpu() for i in layers}
         results = []
         for r, (group, before) in enumerate(request):
             own = (owner == r).nonzero()[:, 0]
             after = before
             if self.config.memory != "none":
-                after = carried(before, {i: kept[i][own] for i in layers})
-            results.append(found_of(parts[r], after, group, [account[e] for e in own.tolist()]))
+                after = with_keys(before, {i: kept[i][own] for i in layers})
+            results.append(result_of(parts[r], after, group, [logs[e] for e in own.tolist()]))
         return results
 
-    def searched(
+    def search_values(
         self,
         backbone: Backbone,
         edits: Sequence[tuple[int, Edit]],
-        beginnings: Sequence[str],
+        templates: Sequence[str],
         *,
         seed: int,
-    ) -> FoundValues:
-        """The values of all edits; the first site's is the one that is written."""
-        return search(backbone, edits, beginnings, self.values(backbone, self.layers(backbone)[-1]))
+    ) -> ValueResult:
+        """The values of all edits; the one of the first site is written."""
+        return search(
+            backbone, edits, templates, self.value_settings(backbone, self.layers(backbone)[-1])
+        )
 
-    def values(self, backbone: Backbone, layer: int) -> ValueSettings:
-        """The value search. Its first site is the one whose value is written."""
+    def value_settings(self, backbone: Backbone, layer: int) -> ValueSettings:
+        """Settings of the value search; the value of the first site is written."""
         return self.search_settings([stream_site(backbone, layer)])
 
-    def target(self, layer: int) -> str:
-        """The site whose output is brought to the value."""
+    def value_site(self, layer: int) -> str:
+        """The site whose output the update brings to the value."""
         return f"text.{layer}.block"
 
-    def share(self, i: int, layers: int) -> float:
+    def residual_divisor(self, i: int, layers: int) -> float:
         """What the residual is divided by at the i-th of the layers."""
         return float(layers - i)
 
     @abstractmethod
-    def write(
+    def key_factor(
         self, state: State, layer: int, keys_nd: Tensor
     ) -> tuple[Tensor, list[dict[str, Any]]]:
-        """([n, d] what makes residuals into the change of W, what to note of each edit)."""
+        """The update of a layer is dW = residuals^T A, with residuals [n, h].
+
+        Returns (A [n, d], notes of each edit). keys [n, d]: of the group's edits.
+        """
 
 
-class KeyCovariance(MultiLayerUpdate):
-    """MEMIT's solve: what is written is weighed against the moment of other texts' keys."""
+class CovarianceUpdate(MultiLayerUpdate):
+    """MEMIT's solve: the keys of other texts, as their second moment, resist the update."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiLayerUpdate.Config):
-        """mom2_weight: lambda, what the moment weighs against the keys."""
+        """mom2_weight: lambda, the weight of the second moment against the keys of edits."""
 
         mom2_weight: float = 15000.0
 
-    def write(
+    def key_factor(
         self, state: State, layer: int, keys_nd: Tensor
     ) -> tuple[Tensor, list[dict[str, Any]]]:
-        """(lambda C + K_p K_p^T + K K^T)^-1 K, transposed; K_p are the keys remembered."""
+        """A^T = (lambda C + K_p K_p^T + K K^T)^-1 K; K_p are the keys of earlier edits."""
         weight = self.config.mom2_weight
-        price = weight * covariance.scale(layer_stats.moment(state, layer))
-        lines = [{"lambda_over_key": price / float(k.double().square().sum())} for k in keys_nd]
-        keys = torch.cat([*self.remembered(state, layer), keys_nd])
+        cost = weight * covariance.scale(layer_stats.moment(state, layer))
+        notes = [{"lambda_over_key": cost / float(k.double().square().sum())} for k in keys_nd]
+        keys = torch.cat([*self.past_keys(state, layer), keys_nd])
         smoothed = solve.smoothed(self.factor(state, layer, weight), keys)
-        return solve.update(keys, smoothed, len(keys_nd)), lines
+        return solve.update(keys, smoothed, len(keys_nd)), notes
 
 
 def stream_site(backbone: Backbone, layer: int) -> str:
-    """Where the output of a block can be changed with the least to run again: above it."""
+    """The site at which the output of a block is changed with the fewest blocks to run again."""
     return f"text.{layer + 1}.in" if layer + 1 < backbone.depth else f"text.{layer}.block"

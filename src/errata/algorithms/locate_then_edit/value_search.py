@@ -1,19 +1,22 @@
-"""Searching the vectors that make a model say the targets: many edits at once, each as if alone.
+"""Optimises the value vector z of every edit (`compute_z` in MEMIT), in one batch.
 
 Source: `compute_z` of MEMIT (kmeng01/memit 80426fd), `compute_v` of ROME (kmeng01/rome 0874014),
-`compute_zs` of PMET (xpq-tech/PMET 80643f2), and what UniKE changed (gxx27/UniKE f8331cb,
-`scaled`). A vector delta is added to a site's output at one token of every row: the edit's prompt
-behind each beginning, and "SUBJECT is a", which must go on as before. Per edit the loss is
+`compute_zs` of PMET (xpq-tech/PMET 80643f2), and the changes of UniKE (gxx27/UniKE f8331cb,
+`scaled`). A vector delta is added to a site's output at one token of every row. The rows of an edit
+are its prompt behind each context template, and the KL prompt ("SUBJECT is a"), whose next-token
+distribution is to be preserved. The loss of an edit is
 
-    mean over beginnings of the target's NLL per token + kl_factor * KL(now || before) + decay
+    mean over templates of the target's NLL per token + kl_factor * KL(now || before) + decay
 
-with the KL at the subject's last token, the update is Adam's, the search ends below `stop_loss`
-before a backward, and after each update |delta| <= clamp * |h0|, h0 being the output in the bare
-prompt. There the model runs whole, once per edit and step; here the rows of all edits are one batch
-that is entered once above the last part that delta does not change, the head runs where the target
-is predicted, and every edit has its own delta, clamp and stop.
+with the KL term at the subject's last token. The update is Adam's. A search ends when the loss is
+below `stop_loss`, before the backward. After each update |delta| is clamped to clamp * |h0|, where
+h0 is the site's output in the bare prompt (without template).
 
-Shapes: E edits, B rows (beginnings and essence of all edits), M target tokens, V vocabulary, d.
+Differences: there the whole model runs once per edit and step. Here the rows of all edits are one
+batch, which is entered once at the highest block that delta does not change, the head runs only
+where the target is predicted, and every edit has a delta, a clamp and a stop of its own.
+
+Shapes: E edits, B rows of all edits, M target tokens, V vocabulary, d stream width.
 """
 
 from __future__ import annotations
@@ -26,7 +29,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from errata.algorithms.locate_then_edit.context_templates import columns, prefixed, span_of
+from errata.algorithms.locate_then_edit.context_templates import (
+    lookup_columns,
+    lookup_span,
+    with_template,
+)
 from errata.core.errors import NotFinite
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.hook import Hook
@@ -39,10 +46,11 @@ ROWS = 512  # rows that are searched together
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSettings:
-    """sites: where a delta is added. decay: `linear` weight_decay |delta| / |h0|^2 (ROME, MEMIT,
-    PMET) or `squared` weight_decay (|delta| / |h0|)^2. ease: PMET's rule, once all target tokens
-    are the likeliest the NLL counts a tenth, and the search ends if the KL term is at most 0.01.
-    scaled: UniKE's steps, which grow with |h0| beyond 100.
+    """sites: where a delta is added. kl_prompt: `{}` stands for the subject. decay: `linear`
+    weight_decay |delta| / |h0|^2 (ROME, MEMIT, PMET) or `squared` weight_decay (|delta| / |h0|)^2.
+    downweight_when_right: PMET's rule; once all target tokens are the argmax, the NLL counts a
+    tenth, and the search ends if the KL term is at most 0.01. scaled: UniKE's steps, which grow
+    with |h0| beyond 100. token, eos: as in `LocateThenEdit.Config`.
     """
 
     sites: tuple[str, ...]
@@ -52,25 +60,25 @@ class ValueSettings:
     weight_decay: float
     decay: Literal["linear", "squared"] = "linear"
     kl_factor: float = 0.0625
-    essence: str = "{} is a"
+    kl_prompt: str = "{} is a"
     stop_loss: float = 0.05
     token: str = "subject"
     eos: bool = True
-    ease: bool = False
+    downweight_when_right: bool = False
     scaled: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class FoundValues:
-    """start [E, d] (h0) and found [E, d] (h0 + delta) per site, float32; log: one dict per edit."""
+class ValueResult:
+    """Per site start [E, d] (h0) and value [E, d] (z = h0 + delta), float32; a log per edit."""
 
     start: Mapping[str, Tensor]
-    found: Mapping[str, Tensor]
+    value: Mapping[str, Tensor]
     log: tuple[dict[str, Any], ...]
 
 
 class ColumnRecorder(Hook):
-    """Changes nothing; `x[site]` [B, n], `y[site]` [B, o] are what passed at a column per row."""
+    """Records one column per row: `x[site]` [B, n] of the input, `y[site]` [B, o] of the output."""
 
     def __init__(self, sites: Sequence[str], columns_B: Tensor) -> None:
         super().__init__(tuple(sites))
@@ -88,7 +96,7 @@ class ColumnRecorder(Hook):
 
 
 class ColumnShift(ColumnRecorder):
-    """Adds `delta[site]` [E, d] of a row's edit at the row's column."""
+    """Adds delta[site][e] to the output at the row's column, where e is the edit of the row."""
 
     def __init__(self, sites: Sequence[str], columns_B: Tensor, owner_B: Tensor) -> None:
         super().__init__(sites, columns_B)
@@ -106,62 +114,64 @@ class ColumnShift(ColumnRecorder):
 
 @dataclass(frozen=True, eq=False)
 class ValueBatch:
-    """The rows of all edits. owner: whose row; bare [E]: the row without a beginning.
+    """The rows of all edits.
 
-    essence [B]: rows that must go on as before; they end at the subject, so that the first logits
-    of a row are those that count. ids, real [B, M]: the targets.
+    rows_B: the patch row; owner_B: the edit of each row; columns_B: the column of the delta.
+    is_kl_B: rows of the KL prompt, which end at the subject, so that their first logits count.
+    bare_E: the row of each edit without template. ids_BM, real_BM: the targets, and their mask.
     """
 
     batch: Batch
     rows_B: Tensor
     owner_B: Tensor
     columns_B: Tensor
-    essence_B: Tensor
+    is_kl_B: Tensor
     bare_E: Tensor
     ids_BM: Tensor
     real_BM: Tensor
 
 
-def question(
+def value_batch(
     backbone: Backbone,
     edits: Sequence[tuple[int, Edit]],
-    beginnings: Sequence[str],
+    templates: Sequence[str],
     settings: ValueSettings,
 ) -> ValueBatch:
-    """`edits`: (patch row, edit)."""
+    """The rows of these edits, each given as (patch row, edit)."""
     prompts: list[Prompt] = []
     targets: list[str] = []
     spans: list[str | None] = []
     owner: list[int] = []
     for e, (_, edit) in enumerate(edits):
-        span = span_of(edit, settings.token)
-        asked = [prefixed(edit.prompt, prefix) for prefix in beginnings]
+        span = lookup_span(edit, settings.token)
+        own = [with_template(edit.prompt, template) for template in templates]
         if span is not None and settings.kl_factor:
-            text = settings.essence.replace("{}", span)
-            asked.append(Prompt((*edit.prompt.images, text)))
-        prompts += asked
-        targets += [edit.target] * len(beginnings) + [""] * (len(asked) - len(beginnings))
-        spans += [span] * len(asked)
-        owner += [e] * len(asked)
+            text = settings.kl_prompt.replace("{}", span)
+            own.append(Prompt((*edit.prompt.images, text)))
+        prompts += own
+        targets += [edit.target] * len(templates) + [""] * (len(own) - len(templates))
+        spans += [span] * len(own)
+        owner += [e] * len(own)
     rows = [edits[e][0] for e in owner]
     batch = backbone.encode(prompts, targets, eos=settings.eos, rows=rows)
     device = batch.ids.device
-    where = columns(backbone, batch, spans)
-    kept = torch.tensor([not t for t in targets], device=device)
+    columns = lookup_columns(backbone, batch, spans)
+    is_kl = torch.tensor([not t for t in targets], device=device)
     ids, real = _targets(batch)
     batch = replace(
         batch,
-        lengths=torch.where(kept, where + 1, batch.lengths),
+        lengths=torch.where(is_kl, columns + 1, batch.lengths),
         targets=tuple(t[:-1] for t in batch.targets),
     )
     first = [owner.index(e) for e in range(len(edits))]
     return ValueBatch(
-        batch, torch.tensor(rows, device=device), torch.tensor(owner, device=device), where, kept,
-        torch.tensor(first, device=device), ids, real,
+        batch, torch.tensor(rows, device=device), torch.tensor(owner, device=device), columns,
+        is_kl, torch.tensor(first, device=device), ids, real,
     )  # fmt: skip
 
 
 def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Target ids [B, M], padded with 0, and their mask [B, M]."""
     longest = max(len(t) for t in batch.targets)
     ids = torch.zeros(batch.size, longest, dtype=torch.long)
     real = torch.zeros(batch.size, longest)
@@ -174,29 +184,29 @@ def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
 def search(
     backbone: Backbone,
     edits: Sequence[tuple[int, Edit]],
-    beginnings: Sequence[str],
+    templates: Sequence[str],
     settings: ValueSettings,
-) -> FoundValues:
+) -> ValueResult:
     """The values of all edits, on top of what is applied. Raises BadEdit, NotFinite."""
-    size = max(1, ROWS // (len(beginnings) + 1))
+    size = max(1, ROWS // (len(templates) + 1))
     parts = [
-        _search(backbone, edits[i : i + size], beginnings, settings)
+        _search(backbone, edits[i : i + size], templates, settings)
         for i in range(0, len(edits), size)
     ]
-    start, found = (
-        {s: torch.cat([getattr(p, name)[s] for p in parts]) for s in settings.sites}
-        for name in ("start", "found")
+    return ValueResult(
+        {s: torch.cat([p.start[s] for p in parts]) for s in settings.sites},
+        {s: torch.cat([p.value[s] for p in parts]) for s in settings.sites},
+        tuple(line for p in parts for line in p.log),
     )
-    return FoundValues(start, found, tuple(line for p in parts for line in p.log))
 
 
 def _search(
     backbone: Backbone,
     edits: Sequence[tuple[int, Edit]],
-    beginnings: Sequence[str],
+    templates: Sequence[str],
     settings: ValueSettings,
-) -> FoundValues:
-    q = question(backbone, edits, beginnings, settings)
+) -> ValueResult:
+    q = value_batch(backbone, edits, templates, settings)
     shift = ColumnShift(settings.sites, q.columns_B, q.owner_B)
     entry = backbone.entry(shift)
     state: Batch | PrefixState = q.batch
@@ -206,7 +216,7 @@ def _search(
     deltas = ValueOptimizer(
         {s: torch.zeros(len(edits), backbone.width, device=p) for s, p in places.items()}
     )
-    goal = ValueTarget(q, settings, len(edits))
+    loss = ValueLoss(q, settings, len(edits))
     with torch.enable_grad(), backbone.applied(shift):
         for step in range(settings.steps):
             shift.delta = deltas.leaves()
@@ -214,22 +224,22 @@ def _search(
             if not step:
                 bare = {s: shift.y[s][q.bare_E.to(shift.y[s].device)] for s in settings.sites}
                 deltas.begin(bare, settings)
-            loss_E = goal.loss(logits, shift.delta, deltas.start)
+            loss_E = loss.loss(logits, shift.delta, deltas.start)
             _check_finite(loss_E, edits)
-            goal.stop(loss_E)
-            if step == settings.steps - 1 or not bool(goal.active_E.any()):
+            loss.stop(loss_E)
+            if step == settings.steps - 1 or not bool(loss.active_E.any()):
                 break
-            total = loss_E[goal.active_E].sum()
+            total = loss_E[loss.active_E].sum()
             grads = torch.autograd.grad(total, list(shift.delta.values()))
-            deltas.step(dict(zip(shift.delta, grads, strict=True)), goal.active_E, step)
-    found = {s: deltas.start[s] + deltas.shift(s) for s in settings.sites}
-    return FoundValues(deltas.start, found, tuple(goal.log(e, deltas) for e in range(len(edits))))
+            deltas.step(dict(zip(shift.delta, grads, strict=True)), loss.active_E, step)
+    value = {s: deltas.start[s] + deltas.shift(s) for s in settings.sites}
+    return ValueResult(deltas.start, value, tuple(loss.log(e, deltas) for e in range(len(edits))))
 
 
 class ValueOptimizer:
-    """One free vector per edit and site, and Adam on it (Kingma and Ba 2015), row by row.
+    """Adam (Kingma and Ba 2015) on one free vector per edit and site; edits are independent.
 
-    With `scaled`, what is added is scale * delta with scale = |h0| / 100 within [1, 5]; where that
+    With `scaled`, scale * vector is added, with scale = |h0| / 100 within [1, 5]; where that
     exceeds 1 the step starts at lr * scale^0.35 (of the largest scale) and falls along a cosine.
     """
 
@@ -243,7 +253,7 @@ class ValueOptimizer:
         self.clamped_E = torch.zeros_like(self.steps_E)
 
     def begin(self, start: Mapping[str, Tensor], settings: ValueSettings) -> None:
-        """Once what the vectors are added to is known: its norm sets scale, step and clamp."""
+        """Called once h0 is known, whose norm sets scale, step size and clamp."""
         self.settings, self.start = settings, dict(start)
         if settings.scaled:
             self.scale = {
@@ -251,7 +261,7 @@ class ValueOptimizer:
             }
 
     def shift(self, site: str) -> Tensor:
-        """[E, d] what is added."""
+        """[E, d] the delta that is added."""
         return self.scale[site] * self.free[site]
 
     def leaves(self) -> dict[str, Tensor]:
@@ -287,8 +297,8 @@ class ValueOptimizer:
         self.steps_E += active_E.cpu().long()
 
 
-class ValueTarget:
-    """The loss of each edit, and when its search ends."""
+class ValueLoss:
+    """The loss of every edit, and which edits are still searched (active_E)."""
 
     def __init__(self, q: ValueBatch, settings: ValueSettings, edits: int) -> None:
         self.q, self.settings = q, settings
@@ -301,13 +311,13 @@ class ValueTarget:
     def loss(
         self, logits_BMV: Tensor, shift: Mapping[str, Tensor], start: Mapping[str, Tensor]
     ) -> Tensor:
-        """[E]; the parts of active edits are kept for the log."""
+        """[E] the loss; its terms are kept for the log, of finished edits as they were."""
         q, s = self.q, self.settings
         place = logits_BMV.device
-        asked = ~q.essence_B
-        owner = q.owner_B[asked].to(place)
-        ids, real = q.ids_BM[asked].to(place), q.real_BM[asked].to(place)
-        logp = logits_BMV[asked.to(place)].log_softmax(-1)
+        is_nll = ~q.is_kl_B
+        owner = q.owner_B[is_nll].to(place)
+        ids, real = q.ids_BM[is_nll].to(place), q.real_BM[is_nll].to(place)
+        logp = logits_BMV[is_nll.to(place)].log_softmax(-1)
         nll_B = -(logp.gather(-1, ids[..., None])[..., 0] * real).sum(1) / real.sum(1)
         right_B = ((logp.argmax(-1) == ids) | (real == 0)).all(1)
         count = torch.bincount(owner, minlength=len(self.active_E))
@@ -327,30 +337,30 @@ class ValueTarget:
         return self.weight_E.to(place) * nll + s.kl_factor * kl + decay
 
     def _kl(self, logits_BMV: Tensor) -> Tensor:
-        """[E] KL(now || before) behind the subject alone; 0 for edits without one."""
+        """[E] KL(now || before) behind the KL prompt; 0 for edits without a subject."""
         place = logits_BMV.device
         total = torch.zeros(len(self.active_E), device=place)
-        kept = self.q.essence_B.to(place)
-        if not bool(kept.any()):
+        is_kl = self.q.is_kl_B.to(place)
+        if not bool(is_kl.any()):
             return total
-        now = logits_BMV[kept, 0].log_softmax(-1)
+        now = logits_BMV[is_kl, 0].log_softmax(-1)
         if self.before is None:
             self.before = now.detach()
         each = (now.exp() * (now - self.before)).sum(-1)
-        return total.index_add(0, self.q.owner_B.to(place)[kept], each)
+        return total.index_add(0, self.q.owner_B.to(place)[is_kl], each)
 
     def stop(self, loss_E: Tensor) -> None:
-        """Ends the search of edits that are there; eases the loss of the others where wanted."""
+        """Ends the search of edits that have reached the goal; see `downweight_when_right`."""
         s = self.settings
         done = loss_E.detach() < s.stop_loss
-        if s.ease:
+        if s.downweight_when_right:
             right = self.parts["right"].bool()
             done = done | (right & (s.kl_factor * self.parts["kl"] <= 0.01))
             self.weight_E = torch.where(right, 0.1, 1.0).to(self.weight_E)
         self.active_E = self.active_E & ~done.to(self.active_E.device)
 
     def log(self, edit: int, deltas: ValueOptimizer) -> dict[str, Any]:
-        """What there is to know about one edit's search."""
+        """JSON-ready numbers of one edit's search; `nll` and `kl` are of its last step."""
         size = {s: float(deltas.shift(s)[edit].norm()) for s in deltas.start}
         base = {s: float(deltas.start[s][edit].norm()) for s in deltas.start}
         first = next(iter(size))

@@ -1,21 +1,19 @@
-"""Bridge: a value that is searched for what it does to the picture, written as MEMIT writes.
+"""Bridge: MEMIT with values searched for their effect on the picture.
 
 Ours. The UniKE study of unified models finds that edits of text seldom reach the pictures, and
-leaves open an editor whose change survives the way. Locate-then-edit editors search the value of a
-fact by the words that follow; nothing in that loss concerns what the generator of pictures is
-given. Here the value, at the subject's last token, is searched so that what the generator is given
-of image prompts that do not state the new fact becomes what it is given of prompts that state it
-(`finding.bridging`), alone (`text_weight=0`) or together with the loss of the target's words. Three
-ways to compare: the projected states themselves, token by token or in the mean, and the picture
-that the generator expects of them. The value is then spread and written as in MEMIT: the moment of
-other texts' keys is what keeps the conditioning of other prompts where it was.
+leaves open an editor whose change does. Locate-then-edit editors search the value of a fact by the
+tokens that follow; nothing in that loss concerns the image generator. Here the value, at the
+subject's last token, is searched so that the conditioning of image prompts without the new fact
+becomes the conditioning of image prompts that state it (`search`), alone (`text_weight=0`) or
+together with the loss on the target's tokens. Three ways to compare: the conditioning token by
+token, its mean, or the picture that the generator predicts from it. The value is then spread and
+written as in MEMIT: the second moment of other texts' keys keeps the conditioning of other prompts.
 
-What it needs is made of the edit alone: `prompts` are image prompts about the subject, `oracles`
-the same with the fact, stated by the edit's own prompt and target where a template says
-`{statement}`. A test of it must draw from other wordings and scenes than these: the preset
-`micro-umm` searches with two trained wordings at stage 3 of unike_umm:microworld, which draws the
-held-out wordings, and whose stages 1, 2 and 4 are other scenes.
-Control: `random` keeps the length of the vector that was found and takes a random direction.
+The image prompts are made from the edit alone: `prompts` are about the subject, `oracles` are the
+same with the fact, as the edit's prompt and target where a template says `{statement}`. A test must
+use other wordings and scenes: the preset `micro-umm` searches with two trained wordings at stage 3
+of unike_umm:microworld, which draws the held-out wordings, and whose stages 1, 2 and 4 are other
+scenes. Control: `random` keeps the length of the found vector and takes a random direction.
 """
 
 from __future__ import annotations
@@ -24,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from errata.algorithms.locate_then_edit.multi_layer import KeyCovariance
-from errata.algorithms.locate_then_edit.value_search import FoundValues
+from errata.algorithms.locate_then_edit.multi_layer import CovarianceUpdate
+from errata.algorithms.locate_then_edit.value_search import ValueResult
 from errata.core.model.backbone import Backbone
 from errata.core.model.generation import image_generator
 from errata.core.types import Edit
@@ -33,8 +31,8 @@ from errata.editors.bridge import search
 from errata.training.optimise import generator
 
 
-class Bridge(KeyCovariance):
-    """Moves what the generator is given of image prompts, by values at the subject."""
+class Bridge(CovarianceUpdate):
+    """Moves the conditioning of image prompts, by values at the subject."""
 
     name = "bridge"
     requires = frozenset({"draw"})
@@ -50,13 +48,13 @@ class Bridge(KeyCovariance):
     }  # fmt: skip
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(KeyCovariance.Config):
+    class Config(CovarianceUpdate.Config):
         """prompts, oracles: templates of {subject}, {target}, {statement} (the edit's prompt and
         target) and, in oracles, {prompt} (the one without the fact); an oracle without {prompt}
         stands in place of the subject. match: what is compared, the `tokens` that both prompts
-        share from the subject on, the `mean` over all, or the expected `picture`. text_weight:
-        what the loss of the target's words counts beside the way that is left, which begins at 1.
-        random: the control.
+        share from the subject on, the `mean` over all, or the predicted `picture`. text_weight:
+        weight of the target-token loss beside the remaining distance (1 at the start). random: the
+        control.
         """
 
         token: Literal["subject"] = "subject"
@@ -78,14 +76,14 @@ class Bridge(KeyCovariance):
             random=c.random,
         )  # fmt: skip
 
-    def searched(
+    def search_values(
         self,
         backbone: Backbone,
         edits: Sequence[tuple[int, Edit]],
-        beginnings: Sequence[str],
+        templates: Sequence[str],
         *,
         seed: int,
-    ) -> FoundValues:
-        text = self.values(backbone, self.layers(backbone)[-1])
+    ) -> ValueResult:
+        text = self.value_settings(backbone, self.layers(backbone)[-1])
         rngs = [generator(seed, f"bridge/{e.prompt.text}/{e.target}") for _, e in edits]
-        return search.search(image_generator(backbone), edits, beginnings, text, self.bridge, rngs)
+        return search.search(image_generator(backbone), edits, templates, text, self.bridge, rngs)

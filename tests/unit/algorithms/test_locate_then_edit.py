@@ -12,14 +12,14 @@ from torch import Tensor
 
 from errata import editor
 from errata.algorithms.locate_then_edit import corpus
+from errata.algorithms.locate_then_edit.base import (
+    KeyReader,
+    LocateThenEdit,
+    bare_and_mean,
+    mean_key,
+)
 from errata.algorithms.locate_then_edit.layer_stats import StatsSettings, collect, site_of
 from errata.algorithms.locate_then_edit.multi_layer import MultiLayerUpdate
-from errata.algorithms.locate_then_edit.rank_one import (
-    KeyReader,
-    RankOneUpdate,
-    half_bare,
-    plain_mean,
-)
 from errata.algorithms.locate_then_edit.value_search import ColumnRecorder, search
 from errata.core.errors import BadSpec, MissingState
 from errata.core.model.backbone import Backbone
@@ -73,19 +73,19 @@ def _at(bb: Backbone, edits: Sequence[Edit], site: str) -> tuple[Tensor, Tensor]
 
 
 def test_keys_are_half_bare_and_romes_a_plain_mean():
-    """Two edits, one feature: bare 1 and 10, beginnings (3, 5, 7) and (20, 20, 50)."""
+    """Two edits, one feature: bare 1 and 10, templates (3, 5, 7) and (20, 20, 50)."""
     keys = torch.tensor([[1.0, 3, 5, 7], [10, 20, 20, 50]])[..., None]
-    assert half_bare(keys)[:, 0].tolist() == [0.5 * 1 + 0.5 * 5, 0.5 * 10 + 0.5 * 30]
-    assert plain_mean(keys)[:, 0].tolist() == [4.0, 25.0]
+    assert bare_and_mean(keys)[:, 0].tolist() == [0.5 * 1 + 0.5 * 5, 0.5 * 10 + 0.5 * 30]
+    assert mean_key(keys)[:, 0].tolist() == [4.0, 25.0]
     mixed = keys[:, [0, 3, 1, 2]]
-    assert torch.equal(half_bare(mixed), half_bare(keys))
-    assert half_bare(keys[:, :1])[:, 0].tolist() == [1.0, 10.0]
+    assert torch.equal(bare_and_mean(mixed), bare_and_mean(keys))
+    assert bare_and_mean(keys[:, :1])[:, 0].tolist() == [1.0, 10.0]
 
 
 def test_keys_are_the_down_projections_inputs_behind_each_beginning():
     bb, starts = tiny.shared("llava"), ("", "It is. ", "A ring, so. ")
-    look = KeyReader(bb, list(enumerate(EDITS[:2])), starts, "subject", 1)
-    keys, now = look.see([1, 2], "text.2.block", top=2)
+    reader = KeyReader(bb, list(enumerate(EDITS[:2])), starts, "subject", 1)
+    keys, now = reader.read([1, 2], "text.2.block", top=2)
     assert keys[1].shape == (2, 3, 64)
     for e, edit in enumerate(EDITS[:2]):
         for p, start in enumerate(starts):
@@ -102,21 +102,23 @@ def test_spreading_over_additive_layers():
     assert isinstance(memit, MultiLayerUpdate) and isinstance(pmet, MultiLayerUpdate)
     left, size = 1.0, 5
     for i in range(size):
-        left -= left / memit.share(i, size)
+        left -= left / memit.residual_divisor(i, size)
         assert left == pytest.approx((size - 1 - i) / size)
-    assert sum(1 / pmet.share(i, size) for i in range(size)) == pytest.approx(3.2317, abs=1e-4)
+    assert sum(1 / pmet.residual_divisor(i, size) for i in range(size)) == pytest.approx(
+        3.2317, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("same_key", [False, True])
 def test_rome_maps_its_key_to_the_value_exactly(state, same_key):
     bb = tiny.shared("llava")
-    rome = _made("rome", same_key=same_key, prefixes="none")
+    rome = _made("rome", same_key=same_key, context_templates="none")
     patch = rome.edit(bb, EDITS[:1], state).patch
     settings = rome.search_settings([site_of(1)])
-    wanted = search(bb, [(0, EDITS[0])], ("",), settings).found[site_of(1)]
+    wanted = search(bb, [(0, EDITS[0])], ("",), settings).value[site_of(1)]
     with bb.applied(patch):
         _, got = _at(bb, EDITS[:1], site_of(1))
-    # without beginnings the averaged key is the bare one, so both readings coincide
+    # without templates the averaged key is the bare one, so both readings coincide
     assert torch.allclose(got, wanted, atol=1e-5 * float(wanted.abs().max()))
     a = patch.part(site_of(1))["A"][0].double()
     k, _ = _at(bb, EDITS[:1], site_of(1))
@@ -127,26 +129,28 @@ def test_rome_maps_its_key_to_the_value_exactly(state, same_key):
 
 
 def test_rome_with_the_bare_key_below(state):
-    """With beginnings W k_1 = v still holds for the bare prompt, and r-ROME holds for the mean."""
+    """With templates W k_1 = v still holds for the bare prompt, and r-ROME holds for the mean."""
     bb = tiny.shared("llava")
     for same_key in (False, True):
         rome = _made("rome", same_key=same_key)
-        patch, starts = rome.edit(bb, EDITS[:1], state).patch, rome.beginnings(bb, 0)
+        patch, starts = rome.edit(bb, EDITS[:1], state).patch, rome.templates(bb, 0)
         value = search(bb, [(0, EDITS[0])], starts, rome.search_settings([site_of(1)]))
-        keys, _ = KeyReader(bb, [(0, EDITS[0])], starts, "subject", 1).see([1], top=1)
-        key = plain_mean(keys[1])[0] if same_key else keys[1][0, 0]
+        keys, _ = KeyReader(bb, [(0, EDITS[0])], starts, "subject", 1).read([1], top=1)
+        key = mean_key(keys[1])[0] if same_key else keys[1][0, 0]
         part = patch.part(site_of(1))
         change = (part["B"] @ (part["A"] @ key)).detach()
-        moved = (value.found[site_of(1)] - value.start[site_of(1)])[0]
+        moved = (value.value[site_of(1)] - value.start[site_of(1)])[0]
         assert torch.allclose(change, moved, atol=1e-4 * float(moved.abs().max()))
 
 
 def test_one_layer_without_a_price_reaches_the_value(state):
     """lambda -> 0: the block's output in the bare prompt is z for every edit of the batch."""
     bb = tiny.shared("llava")
-    memit = _made("memit", layers=(1,), mom2_weight=1e-9, prefixes="none", steps=3)
+    memit = _made("memit", layers=(1,), mom2_weight=1e-9, context_templates="none", steps=3)
     patch = memit.edit(bb, EDITS[:3], state).patch
-    z = search(bb, list(enumerate(EDITS[:3])), ("",), memit.values(bb, 1)).found["text.2.in"]
+    z = search(bb, list(enumerate(EDITS[:3])), ("",), memit.value_settings(bb, 1)).value[
+        "text.2.in"
+    ]
     with bb.applied(patch):
         _, got = _at(bb, EDITS[:3], "text.1.block")
     assert torch.allclose(got, z, atol=1e-3 * float(z.abs().max()))
@@ -204,7 +208,7 @@ def test_recomputed_keys_are_those_of_the_edited_model(state):
     """K_p grows by the keys measured after the batch; `keys` by those that were written with."""
     bb = tiny.shared("llava")
     for memory in ("keys", "recomputed"):
-        made = _made("memit", memory=memory, prefixes="none")
+        made = _made("memit", memory=memory, context_templates="none")
         found = made.edit(bb, EDITS[:2], state)
         before, _ = _at(bb, EDITS[:2], site_of(2))
         with bb.applied(found.patch):
@@ -227,9 +231,9 @@ def test_memory_protects_earlier_edits(name, state):
     moved = {}
     for memory in ("none", "keys"):
         made = (
-            _made(name, memory=memory, prefixes="none", mom2_weight=1.0)
+            _made(name, memory=memory, context_templates="none", mom2_weight=1.0)
             if name != ("alphaedit")
-            else _made(name, memory=memory, prefixes="none")
+            else _made(name, memory=memory, context_templates="none")
         )
         first = made.edit(bb, EDITS[:1], state)
         k, _ = _at(bb, EDITS[:1], site_of(1))
@@ -260,7 +264,7 @@ def test_a_limit_on_the_change_is_kept_and_noted(name, state):
 @pytest.mark.parametrize("name", FOUR)
 def test_groups_of_different_sizes(name, state):
     bb = tiny.shared("llava")
-    made = _made(name, prefixes="none")
+    made = _made(name, context_templates="none")
     groups = [EDITS[:3], EDITS[3:4], EDITS[4:]]
     together = made.edit_groups(bb, groups, [state] * 3)
     for group, found in zip(groups, together, strict=True):
@@ -315,5 +319,5 @@ def test_settings_that_cannot_be():
             editor(name, **wrong)
     with pytest.raises(MissingState, match="errata stats BACKBONE"):
         _made("memit").edit(tiny.shared("llava"), EDITS[:1])
-    assert isinstance(_made("rome", mom2=False), RankOneUpdate)
+    assert isinstance(_made("rome", mom2=False), LocateThenEdit)
     _made("rome", mom2=False).edit(tiny.shared("llava"), EDITS[:1])

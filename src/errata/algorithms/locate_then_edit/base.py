@@ -1,11 +1,12 @@
-"""The frame of locate-then-edit editors: values are searched, then written as low-rank deltas.
+"""What locate-then-edit editors share: settings, key statistics, keys, and memory of earlier edits.
 
-A fact is written where its subject is looked up, into the down projections of a few blocks (W k is
-the value stored under key k). The searches of all groups are one batch; the solves are per group.
-What a sequence carries between its edits are the raw keys of past edits (`memory`), in the state.
+A value is searched for every edit and then written, as a low-rank delta, into the down projections
+of a few blocks, at the token where the fact is looked up: W k is the value stored under key k. The
+searches of all groups are one batch; the linear solves are done per group. In a sequence of edits
+the state carries the raw keys of earlier edits (`memory`).
 
-Shapes: E edits of all groups, n of one, N with remembered ones, d inputs and h outputs of a down
-projection.
+Shapes: E edits of all groups, n of one group, N with earlier ones, P context templates, d inputs
+and h outputs of a down projection.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from torch import Tensor
 
 from errata.algorithms.locate_then_edit import layer_stats
 from errata.algorithms.locate_then_edit.context_templates import (
-    columns,
-    contexts,
-    prefixed,
-    span_of,
+    context_templates,
+    lookup_columns,
+    lookup_span,
+    with_template,
 )
 from errata.algorithms.locate_then_edit.corpus import from_cases
 from errata.algorithms.locate_then_edit.layer_stats import MOMENTS, site_of
@@ -44,32 +45,37 @@ ALL_LAYERS = 4 << 30
 Parts = dict[str, dict[str, Tensor]]
 
 
-class RankOneUpdate(Editor):
-    """Common settings, statistics, keys and memory. Subclasses write the values."""
+class LocateThenEdit(Editor):
+    """Base of ROME, MEMIT, PMET and AlphaEdit. Subclasses implement `find`."""
 
     state_name = MOMENTS
     keeps_state = True
     state_settings = ("texts", "edited", "without")
     without_state = "Or take statistics of any text: errata stats BACKBONE --corpus F --out DIR."
-    #: tokens of the sampled beginnings, each length once per starter
-    lengths: ClassVar[tuple[int, ...]] = (10,)
+    #: tokens of the sampled templates, each length once per starter
+    template_lengths: ClassVar[tuple[int, ...]] = (10,)
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """layers: blocks whose down projection is written, ascending; the value is of the last. ()
-        = from an eighth to a quarter of the model's depth (4 to 8 of 32).
+        """layers: blocks whose down projection is written, ascending; the value is searched at the
+        last one. () = from an eighth to a quarter of the depth (4 to 8 of 32).
 
-        token: where a fact is looked up, `subject` (its last token; the last one of the prompt for
-        an edit that names none) or `last_prompt`. lr, steps, clamp, weight_decay, decay, kl_factor,
-        stop_loss, scaled: of the value search. essence: what must go on as before, {} = subject.
-        eos: the end token is part of the target. prefixes: `sampled`, `none`, or a file.
-        memory: which keys of earlier edits are held: `none`, `keys` as they were when written,
-        `recomputed` on the model that this had led to. ridge: of the moment, relative to tr(C)/d.
-        max_upd_ratio: |dW| at most this times |W|, 0 = no limit. texts, edited, without: the
-        questions that `prepare` takes statistics of, whether what a case edits is among them, and
-        names that none may hold.
+        token: where a fact is looked up: the last token of the `subject` (for an edit without one,
+        of the prompt) or `last_prompt`. lr, steps, clamp, weight_decay, decay, kl_factor,
+        stop_loss, scaled: see `ValueSettings`. kl_prompt: the prompt whose next-token distribution
+        is preserved (KL term), `{}` stands for the subject. eos: the end token is part of the
+        target. context_templates: `sampled`, `none`, or a file with one a line. memory: the keys of
+        earlier edits that the solve protects: `none`, `keys` as they were when written, or
+        `recomputed` on the model after that edit. ridge: added to the second moment, relative to
+        tr(C)/d. max_upd_ratio: |dW| at most this times |W|, 0 = no limit. texts: number of
+        questions that `prepare` takes key statistics of; edited: whether questions about the facts
+        that cases edit are among them; without: names that none of them may mention.
         """
 
+        renamed: ClassVar[Mapping[str, str]] = {
+            "essence": "kl_prompt",
+            "prefixes": "context_templates",
+        }
         layers: tuple[int, ...] = ()
         token: Literal["subject", "last_prompt"] = "subject"
         lr: float = 0.5
@@ -78,11 +84,11 @@ class RankOneUpdate(Editor):
         weight_decay: float = 1e-3
         decay: Literal["linear", "squared"] = "linear"
         kl_factor: float = 0.0625
-        essence: str = "{} is a"
+        kl_prompt: str = "{} is a"
         stop_loss: float = 0.05
         scaled: bool = False
         eos: bool = True
-        prefixes: str = "sampled"
+        context_templates: str = "sampled"
         memory: Literal["none", "keys", "recomputed"] = "none"
         ridge: float = 0.05
         max_upd_ratio: float = 0.0
@@ -124,13 +130,15 @@ class RankOneUpdate(Editor):
         c = self.config
         return ValueSettings(
             sites=tuple(sites), lr=c.lr, steps=c.steps, clamp=c.clamp, weight_decay=c.weight_decay,
-            decay=c.decay, kl_factor=c.kl_factor, essence=c.essence, stop_loss=c.stop_loss,
+            decay=c.decay, kl_factor=c.kl_factor, kl_prompt=c.kl_prompt, stop_loss=c.stop_loss,
             token=c.token, eos=c.eos, scaled=c.scaled, **more,
         )  # fmt: skip
 
-    def beginnings(self, backbone: Backbone, seed: int) -> tuple[str, ...]:
+    def templates(self, backbone: Backbone, seed: int) -> tuple[str, ...]:
         rng = generator(seed, "beginnings")
-        return contexts(backbone, self.config.prefixes, self.lengths, rng)
+        return context_templates(
+            backbone, self.config.context_templates, self.template_lengths, rng
+        )
 
     def factor(self, state: State, layer: int, weight: float) -> Tensor:
         """[d, d] Cholesky factor of weight * (C + ridge), made once for a state. Raises BadData."""
@@ -148,17 +156,17 @@ class RankOneUpdate(Editor):
         factor: Tensor = state.views[name]
         return factor
 
-    def remembered(self, state: State | None, layer: int) -> list[Tensor]:
-        """The keys of earlier edits, [N, d] or none."""
+    def past_keys(self, state: State | None, layer: int) -> list[Tensor]:
+        """The keys of earlier edits: one tensor [N, d], or an empty list."""
         if self.config.memory == "none" or state is None:
             return []
         past = state.tensors.get(f"keys/{layer}")
         return [] if past is None else [past]
 
-    def limited(
-        self, backbone: Backbone, layer: int, a: Tensor, b: Tensor, account: dict[str, Any]
+    def clipped(
+        self, backbone: Backbone, layer: int, a: Tensor, b: Tensor, notes: dict[str, Any]
     ) -> dict[str, Tensor]:
-        """The part of a layer, cut to `max_upd_ratio`; its sizes are noted."""
+        """The update B A of a layer, scaled down to `max_upd_ratio`; `notes` gets its size."""
         weight = backbone.site(site_of(layer)).first.weight
         assert isinstance(weight, Tensor)
         size = float(weight.float().norm())
@@ -166,70 +174,69 @@ class RankOneUpdate(Editor):
         factor = 1.0
         if self.config.max_upd_ratio:
             b, factor = lowrank.limited(a, b, self.config.max_upd_ratio * size)
-        account["change"] = round(lowrank.norm(a, b) / size, 6)
+        notes["change"] = round(lowrank.norm(a, b) / size, 6)
         if factor < 1:
-            account["clipped"] = round(factor, 6)
+            notes["clipped"] = round(factor, 6)
         return {"A": a, "B": b.contiguous()}
 
 
 class KeyReader:
-    """The prompts of all edits behind all beginnings, entered once, to be looked at again."""
+    """The prompts of all edits behind all templates, entered once and read several times."""
 
     def __init__(
         self,
         backbone: Backbone,
         edits: Sequence[tuple[int, Edit]],
-        beginnings: Sequence[str],
+        templates: Sequence[str],
         token: str,
         floor: int,
     ) -> None:
-        self.backbone, self.count = backbone, len(beginnings)
+        self.backbone, self.count = backbone, len(templates)
         size = max(1, ROWS // self.count)
         self.chunks = []
         for i in range(0, len(edits), size):
-            asked = [(r, e, p) for r, e in edits[i : i + size] for p in beginnings]
-            index = [r for r, _, _ in asked]
-            batch = backbone.encode([prefixed(e.prompt, p) for _, e, p in asked], rows=index)
-            where = columns(backbone, batch, [span_of(e, token) for _, e, _ in asked])
+            part = [(r, e, p) for r, e in edits[i : i + size] for p in templates]
+            index = [r for r, _, _ in part]
+            batch = backbone.encode([with_template(e.prompt, p) for _, e, p in part], rows=index)
+            where = lookup_columns(backbone, batch, [lookup_span(e, token) for _, e, _ in part])
             rows = torch.tensor(index, device=batch.ids.device)
             self.chunks.append((backbone.enter(batch, floor, rows=rows), rows, where))
 
-    def see(
+    def read(
         self, keys: Sequence[int], value: str | None = None, *, top: int
     ) -> tuple[dict[int, Tensor], Tensor]:
-        """(per layer [E, P, d] the keys behind each beginning, bare first; [E, h] the output of
-        site `value` in the bare prompt), with what is applied by now.
+        """Reads the model with what is applied now, up to block `top`.
+
+        Returns per layer in `keys` the keys [E, P, d], of the bare prompt first, and the output
+        [E, h] of the site `value` in the bare prompt.
         """
-        seen: list[ColumnRecorder] = []
+        records: list[ColumnRecorder] = []
         for state, rows, where in self.chunks:
-            look = ColumnRecorder([site_of(i) for i in keys] + ([value] if value else []), where)
-            with self.backbone.applied(look):
+            record = ColumnRecorder([site_of(i) for i in keys] + ([value] if value else []), where)
+            with self.backbone.applied(record):
                 run_to_block(self.backbone, state, top, rows=rows)
-            seen.append(look)
-        made = {
-            i: torch.cat([s.x[site_of(i)] for s in seen]).view(
-                -1, self.count, seen[0].x[site_of(i)].shape[1]
-            )
-            for i in keys
-        }
-        now = torch.cat([s.y[value] for s in seen])[:: self.count] if value else torch.empty(0)
-        return made, now
+            records.append(record)
+        read = {i: torch.cat([r.x[site_of(i)] for r in records]) for i in keys}
+        keys_EPd = {i: x.view(-1, self.count, x.shape[1]) for i, x in read.items()}
+        if value is None:
+            return keys_EPd, torch.empty(0)
+        return keys_EPd, torch.cat([r.y[value] for r in records])[:: self.count]
 
 
-def half_bare(keys_EPd: Tensor) -> Tensor:
-    """[E, d] half the bare key, half the mean of those behind beginnings (MEMIT `compute_ks`)."""
+def bare_and_mean(keys_EPd: Tensor) -> Tensor:
+    """[E, d] half the bare key, half the mean over the other templates (MEMIT `compute_ks`)."""
     bare = keys_EPd[:, 0]
     return bare if keys_EPd.shape[1] == 1 else (bare + keys_EPd[:, 1:].mean(1)) / 2
 
 
-def plain_mean(keys_EPd: Tensor) -> Tensor:
-    """[E, d] the mean over all beginnings, the bare one among them (ROME `compute_u`)."""
+def mean_key(keys_EPd: Tensor) -> Tensor:
+    """[E, d] the mean over all templates, the bare one among them (ROME `compute_u`)."""
     return keys_EPd.mean(1)
 
 
 @contextmanager
-def written(backbone: Backbone, groups: Sequence[Parts]) -> Iterator[None]:
-    """What each group has written so far is live on its row."""
+def live_updates(backbone: Backbone, groups: Sequence[Parts]) -> Iterator[None]:
+    """The updates that each group has so far are live on its row."""
     sites = sorted({s for parts in groups for s in parts})
     if not sites:
         yield
@@ -249,8 +256,8 @@ def written(backbone: Backbone, groups: Sequence[Parts]) -> Iterator[None]:
         yield
 
 
-def stacked(parts: Parts, site: str, more: Mapping[str, Tensor]) -> None:
-    """Adds ranks to the part of a site."""
+def add_ranks(parts: Parts, site: str, more: Mapping[str, Tensor]) -> None:
+    """Adds the ranks of an update to the update of a site."""
     if site in parts:
         more = {
             "A": torch.cat([parts[site]["A"], more["A"]]),
@@ -259,26 +266,27 @@ def stacked(parts: Parts, site: str, more: Mapping[str, Tensor]) -> None:
     parts[site] = dict(more)
 
 
-def carried(state: State | None, keys: Mapping[int, Tensor]) -> State:
-    """The state with the keys of one more edit; it still names the prepared one as its origin."""
+def with_keys(state: State | None, keys: Mapping[int, Tensor]) -> State:
+    """The state with the keys of one more edit per layer."""
     past = state.tensors if state is not None else {}
     tensors = {f"keys/{layer}": new.float().cpu() for layer, new in keys.items()}
     tensors = {k: torch.cat([past[k], v]) if k in past else v for k, v in tensors.items()}
     return state.grown(tensors) if state is not None else State(MOMENTS, tensors=tensors)
 
 
-def found_of(
-    parts: Parts, state: State | None, edits: Sequence[Edit], account: Sequence[Mapping[str, Any]]
+def result_of(
+    parts: Parts, state: State | None, edits: Sequence[Edit], logs: Sequence[Mapping[str, Any]]
 ) -> EditResult:
-    """The patch of one group with an account of it; what is not finite was refused before."""
+    """The patch of one group, and the log of its search and solve."""
     log = EditLog(
-        steps=sum(a["steps"] for a in account) / len(account),
-        loss=sum(a["nll"] for a in account) / len(account),
-        reached=all(a["reached"] for a in account),
-        notes={"edits": [{"id": e.id, **a} for e, a in zip(edits, account, strict=True)]},
+        steps=sum(a["steps"] for a in logs) / len(logs),
+        loss=sum(a["nll"] for a in logs) / len(logs),
+        reached=all(a["reached"] for a in logs),
+        notes={"edits": [{"id": e.id, **a} for e, a in zip(edits, logs, strict=True)]},
     )
     return EditResult(Delta(parts), state, log)
 
 
-def where(edit: Edit, editor: RankOneUpdate) -> str:
-    return "subject" if span_of(edit, editor.config.token) else "last_prompt"
+def lookup_token(edit: Edit, editor: LocateThenEdit) -> str:
+    """`subject` or `last_prompt`: where the edit was looked up."""
+    return "subject" if lookup_span(edit, editor.config.token) else "last_prompt"
