@@ -1,9 +1,9 @@
-"""Cached prefixes by row: a `PrefixState` is split into rows, and rows of several are concatenated.
+"""Prefixes by row: splits a `PrefixState` into rows, and concatenates rows of several states.
 
 The text model's forward takes more than ids and hidden states (positions, one or three per column;
-per-image features that are added between blocks). Each of its keywords is cut to a row by its shape
-and put together again by the way in which it was cut. The keywords that are not kept are those of
-which, above the entered block, only the shape matters.
+per-image features that are added between blocks). Each keyword is cut to a row by its shape, and
+the kind of the cut says how rows are joined again. Keywords of which only the shape matters above
+the entered block are not kept.
 
 Shapes: B rows, T columns, t columns of one row, d stream width.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from errata.core.model.batch import Batch, PrefixRow, PrefixState
 
-#: made anew from the rows' hidden states and lengths
+#: rebuilt from the rows' hidden states and lengths
 _REBUILT = ("input_ids", "inputs_embeds", "attention_mask")
 
 
@@ -33,7 +33,7 @@ class _Keyword(NamedTuple):
 
 
 def split(state: PrefixState) -> list[PrefixRow] | None:
-    """The rows of a state without padding; None where a keyword of the forward cannot be cut."""
+    """The rows of a state without padding; None if a keyword of the forward cannot be cut."""
     batch, stream = state.batch, state.stream
     if stream is None:
         return None
@@ -127,8 +127,8 @@ def identical_columns(
         if not end:
             continue
         key = (owners[b], row.prompt.images, tuple(row.ids[:end].tolist()))
-        if (twin := first.setdefault(key, b)) != b:
-            same[b, :end] = same[twin, :end]
+        if (earlier := first.setdefault(key, b)) != b:
+            same[b, :end] = same[earlier, :end]
             shared = True
     return same if shared else None
 
@@ -139,8 +139,8 @@ def _joined(name: str, rows: Sequence[PrefixRow]) -> Any:
     if how == "same":
         return like
     if how == "image":
-        have = [r.keywords[name].value for r in rows if name in r.keywords]
-        return [torch.cat(parts) for parts in zip(*have, strict=True)]
+        images = [r.keywords[name].value for r in rows if name in r.keywords]
+        return [torch.cat(parts) for parts in zip(*images, strict=True)]
     values = []
     for r in rows:
         t = len(r.ids)
@@ -156,5 +156,5 @@ def _joined(name: str, rows: Sequence[PrefixRow]) -> Any:
 
 
 def _padded(values: Sequence[Tensor]) -> Tensor:
-    """[t, ...] each, as [B, T, ...] with zeros behind."""
+    """[t, ...] each, as [B, T, ...], right padded with zeros."""
     return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)

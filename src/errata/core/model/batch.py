@@ -88,8 +88,8 @@ class PrefixRow:
     """One row of a `PrefixState` without its padding; see `Backbone.split`.
 
     ids [t], vision [t], stream [t, d]: of its prompt and target. length: tokens of the prompt.
-    layer: the block that the stream enters. keywords: what else the model's forward takes, in the
-    form that its backbone gives it.
+    layer: the block that the stream enters. keywords: the other arguments of the model's
+    forward, in a form that only its backbone reads.
     """
 
     prompt: Prompt
