@@ -18,7 +18,7 @@ from errata.core.model.recorder import outputs_at
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.editors.dualedit import DualEdit
 from errata.io.patch_folder import load, save
-from errata.io.states import keep
+from errata.io.states import store
 from errata.patches.adapter import Adapter
 from tests import tiny
 
@@ -101,7 +101,7 @@ def test_a_gate_from_outside_is_one_file(
     assert patch.gate.threshold == state.meta["thresholds"]["text_mean"][site]
 
     save(patch, tmp_path / "patch")
-    keep(state)
+    store(state)
     loaded = load(tmp_path / "patch", backbone)
     assert isinstance(loaded, Adapter) and loaded.gate == patch.gate
 
