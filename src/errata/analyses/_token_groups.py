@@ -1,4 +1,4 @@
-"""Which columns of a batch are image, text, or answer; what studies of modalities speak of.
+"""Groups of tokens of a batch, shared by analyses that compare modalities.
 
 Shapes: B rows, T columns.
 """
@@ -17,9 +17,9 @@ from errata.core.model.batch import Batch
 class TokenGroups:
     """Masks [B, T]; every real column is in exactly one.
 
-    begin: the first text token, which stands in front of all others (BOS where the family has
-    one) and draws attention whatever is asked. visual: image tokens. text: the prompt's other text
-    tokens, without the last. last: the last prompt token. answer: what follows the prompt.
+    begin: the first text token (BOS if the family has one), which gets much attention for every
+    question. visual: image tokens. text: the prompt's other text tokens, without the last. last:
+    the last prompt token. answer: the tokens behind the prompt.
     """
 
     begin: Tensor

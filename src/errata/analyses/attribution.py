@@ -1,19 +1,19 @@
-"""Attribution: which modules speak for the answer, and which image tokens it is read from.
+"""Attribution: which modules support the answer, and which image tokens it depends on.
 
 Source: the motivation of VisEdit (Chen et al., AAAI 2025) and its code at 26419f2.
 
-Modules: the output of every attention and FFN at the last prompt token is put through the final
-norm and the head; v is the logit, p the probability of the token that the model will say. Per
+Modules: the output of every attention and FFN at the last prompt token goes through the final norm
+and the head; v is the logit and p the probability of the token that the model will answer with. Per
 question v is divided by the largest |v|, and the score is sign(v) |v|^(1/2) p^(1/2).
 
 Image tokens: noise (sigma 0.7, 10 draws) on a window of (2 r + 1)^2 of them at the input of an
-attention module; 1 - cosine of its clean and noisy output at the last prompt token.
+attention module; influence is 1 - cosine of its clean and noisy output at the last prompt token.
 
-Looked at are a benchmark's cases, or one question: `image` and `prompt`. The maps lie over the
-middle of the picture in the shape of the grid, which is what a processor that scales and crops
-shows to the model; image tokens that are no places in the picture (a Q-Former's queries) have none.
+The questions are a benchmark's, or one of the user's: `image` and `prompt`. The maps are drawn over
+the middle of the picture in the shape of the grid, which is the part that a processor which scales
+and crops keeps; image tokens without a place in the picture (a Q-Former's queries) have no map.
 
-Shapes: P prompts, L blocks, N image tokens, V vocabulary, d stream width.
+Shapes: P prompts, L blocks, N image tokens, V vocabulary, d width of the hidden states.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 
 from errata.algorithms.attribution import noise_influence
+from errata.analyses._summary import Summary, cells, spaced
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Panel, Table, Value
 from errata.core.model.backbone import Backbone
 from errata.core.model.recorder import Recorder
 from errata.core.types import Image, Prompt
-from errata.evaluation.bootstrap import Bootstrap
 from errata.io.images import load_image
 from errata.training.optimise import generator
 
@@ -46,8 +46,8 @@ PIXELS = 336
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """One question's map [len(layers), rows, columns]."""
+class InfluenceMap:
+    """Of one question; influence: [len(layers), rows, columns]."""
 
     name: str
     prompt: Prompt
@@ -56,7 +56,7 @@ class Mapped:
 
 
 class AttributionAnalysis(Analysis):
-    """Modules that speak for the answer, and image tokens that it is read from."""
+    """Modules that support the answer, and image tokens that it depends on."""
 
     name = "attribution"
     benchmark = "microworld:vqa@dev"
@@ -65,9 +65,9 @@ class AttributionAnalysis(Analysis):
     class Config(Analysis.Config):
         """image, prompt: one picture (a path) and one question, instead of a benchmark's.
 
-        maps: of how many questions the image tokens are shown. layers: blocks of these maps, from
-        the end where negative; all when empty. drawn: how many of them have a picture each, evenly
-        spaced; all are in the mean. radius, sigma, draws: of the noise. grid: rows and columns of
+        maps: number of questions with maps of the image tokens. layers: blocks of these maps,
+        negative from the end; () = all. drawn: number of these blocks with a map each, evenly
+        spaced; the mean is over all. radius, sigma, draws: of the noise. grid: rows and columns of
         the image tokens, where they are no square.
         """
 
@@ -86,46 +86,47 @@ class AttributionAnalysis(Analysis):
         return "" if self.config.image else self.benchmark
 
     def look(self, subject: Subject) -> Findings:
-        """Raises BadSpec for half a question, or image tokens without a grid; BadImage."""
-        named, bb, c = self._questions(subject), subject.backbone, self.config
+        """Raises BadSpec for an image without a prompt or tokens without a grid; BadImage."""
+        questions, bb, c = self._questions(subject), subject.backbone, self.config
+        names, prompts = [name for name, _ in questions], [prompt for _, prompt in questions]
         layers = tuple(sorted({bb.layer(i) for i in c.layers}) or range(bb.depth))
-        scores = module_attribution(bb, [p for _, p in named])
-        boot = Bootstrap([name for name, _ in named])
+        scores = module_attribution(bb, prompts)
         maps = []
-        for name, prompt in named[: c.maps]:
-            found = visual_attribution(
+        for name, prompt in questions[: c.maps]:
+            influence = visual_attribution(
                 bb, prompt, layers, radius=c.radius, sigma=c.sigma, draws=c.draws, grid=c.grid,
                 seed=subject.seed,
             )  # fmt: skip
-            maps.append(Mapped(name, prompt, layers, found))
-            subject.progress("mapping pictures", len(maps), min(c.maps, len(named)))
-        means = _means([name for name, _ in named], scores, boot)
+            maps.append(InfluenceMap(name, prompt, layers, influence))
+            subject.progress("mapping pictures", len(maps), min(c.maps, len(questions)))
+        means = _means(names, scores)
         where = f"{bb.name}, {subject.benchmark or 'one question'}"
-        figures = [_modules(means, bb.depth, f"{where}: n = {len(named)}. ")]
-        tables = [_module_table(means, bb.depth, len(named))]
+        figures = [_modules(means, bb.depth, f"{where}: n = {len(questions)}. ")]
+        tables = [_module_table(means, bb.depth, len(questions))]
         if maps:
             how = f"noise of sigma {c.sigma:g} on {2 * c.radius + 1} x {2 * c.radius + 1} tokens"
             figures.append(_pictures(maps, c.drawn, f"{where}. ", f"{how}, {c.draws} draws"))
             tables.append(_map_table(maps))
         best = {m: max(range(bb.depth), key=lambda i: means[m, i].value) for m in MODULES}
-        said = [f"{WORDS[m]} speaks most for the answer in block {i} ({means[m, i].value:.2f})"
-                for m, i in best.items()]  # fmt: skip
-        facts = {"questions": len(named), "mapped": [m.name for m in maps], "blocks": list(layers)}
-        short = () if c.image else first_look(len(named), "questions")
-        return Findings(tuple(figures), tuple(tables), facts, (*said, *short))
+        lines = [f"{WORDS[m]} speaks most for the answer in block {i} ({means[m, i].value:.2f})"
+                 for m, i in best.items()]  # fmt: skip
+        facts = {"questions": len(questions), "mapped": [m.name for m in maps],
+                 "blocks": list(layers)}  # fmt: skip
+        short = () if c.image else first_look(len(questions), "questions")
+        return Findings(tuple(figures), tuple(tables), facts, (*lines, *short))
 
     def _questions(self, subject: Subject) -> list[tuple[str, Prompt]]:
         c = self.config
         if bool(c.image) != bool(c.prompt):
             raise BadSpec("image=FILE and prompt=TEXT go together: what is asked about what.")
         if not c.image:
-            found = [(x.id, x.edit.prompt) for x in subject.cases if len(x.edit.prompt.images) == 1]
-            if not found:
+            cases = [x for x in subject.cases if len(x.edit.prompt.images) == 1]
+            if not cases:
                 raise BadSpec(
                     "attribution needs questions about one image each. Name a --benchmark with "
                     "some, or give --with image=FILE and --with prompt=TEXT."
                 )
-            return found
+            return [(x.id, x.edit.prompt) for x in cases]
         if subject.cases:
             raise BadSpec("a --benchmark and --with image=FILE are two subjects. Give one of them.")
         load_image(Image(c.image))
@@ -139,15 +140,15 @@ def module_attribution(backbone: Backbone, prompts: Sequence[Prompt]) -> Tensor:
     out = []
     for start in range(0, len(prompts), CHUNK):
         batch = backbone.encode(prompts[start : start + CHUNK])
-        watch = Recorder(sites)
-        with backbone.applied(watch):
-            said_B = backbone.logits(batch)[:, 0].argmax(-1)
+        recorder = Recorder(sites)
+        with backbone.applied(recorder):
+            answer_B = backbone.logits(batch)[:, 0].argmax(-1)
         rows = torch.arange(batch.size, device=batch.ids.device)
-        states = [watch.y[s][rows, batch.lengths - 1] for s in sites]
-        read = [_read(backbone, x).gather(1, said_B[:, None])[:, 0] for x in states]
-        value_BS = torch.stack(read, dim=1)
+        states = [recorder.y[s][rows, batch.lengths - 1] for s in sites]
+        logits = [_logits(backbone, x).gather(1, answer_B[:, None])[:, 0] for x in states]
+        value_BS = torch.stack(logits, dim=1)
         probability_BS = torch.stack(
-            [_read(backbone, x).softmax(-1)[rows, said_B] for x in states], dim=1
+            [_logits(backbone, x).softmax(-1)[rows, answer_B] for x in states], dim=1
         )
         scores = module_scores(value_BS, probability_BS)
         out.append(scores.reshape(batch.size, backbone.depth, len(MODULES)).cpu())
@@ -161,22 +162,22 @@ def module_scores(value_PS: Tensor, probability_PS: Tensor) -> Tensor:
     return relative.sign() * (relative.abs() * probability_PS).sqrt()
 
 
-def _read(backbone: Backbone, x_Bd: Tensor) -> Tensor:
-    """[B, V] logits of a state, through the final norm and the head."""
+def _logits(backbone: Backbone, x_Bd: Tensor) -> Tensor:
+    """[B, V] logits of hidden states, through the final norm and the head."""
     normed = backbone.hooks.call("final_norm", x_Bd)
     return backbone.hooks.call("head", normed).float()
 
 
 def windows(grid: tuple[int, int], radius: int) -> list[Tensor]:
-    """For each cell of a grid, row by row, the cells of the square around it that exist."""
+    """For each cell of a grid, row by row, the cells of the square around it, cut at the edge."""
     height, width = grid
     cells = torch.arange(height * width).reshape(height, width)
-    found = []
+    out = []
     for i in range(height):
         for j in range(width):
             part = cells[max(0, i - radius) : i + radius + 1, max(0, j - radius) : j + radius + 1]
-            found.append(part.flatten())
-    return found
+            out.append(part.flatten())
+    return out
 
 
 def grid_of(count: int) -> tuple[int, int]:
@@ -212,32 +213,30 @@ def visual_attribution(
     if grid[0] * grid[1] != len(columns):
         raise BadSpec(f"a grid of {grid[0]} x {grid[1]} does not fit {len(columns)} image tokens.")
     places = [columns[cells] for cells in windows(grid, radius)]
-    found = [backbone.layer(i) for i in layers]
-    out = torch.zeros(len(found), len(places))
+    blocks = [backbone.layer(i) for i in layers]
+    out = torch.zeros(len(blocks), len(places))
     for start in range(0, len(places), CHUNK):
         some = places[start : start + CHUNK]
         rows = backbone.encode([prompt] * (1 + len(some)))
         rng = generator(seed, "attribution", start)
-        each = noise_influence(
-            backbone, rows, some, layers=found, sigma=sigma, draws=draws, rng=rng
+        by_block = noise_influence(
+            backbone, rows, some, layers=blocks, sigma=sigma, draws=draws, rng=rng
         )
-        out[:, start : start + CHUNK] = torch.stack([each[i] for i in found])
-    return out.reshape(len(found), *grid)
+        out[:, start : start + CHUNK] = torch.stack([by_block[i] for i in blocks])
+    return out.reshape(len(blocks), *grid)
 
 
-# -- what is shown ----------------------------------------------------------------------------
+# -- figures and tables ----------------------------------------------------------------------------
 
 
-def _means(names: Sequence[str], scores: Tensor, boot: Bootstrap) -> dict[tuple[str, int], Value]:
-    """(module, block) -> mean score with its interval."""
-    out = {}
-    for k, module in enumerate(MODULES):
-        for i in range(scores.shape[1]):
-            units = {n: [v] for n, v in zip(names, scores[:, i, k].tolist(), strict=True)}
-            found = boot.mean([units], [1.0])
-            assert found is not None
-            out[module, i] = Value(found.value, *(found.ci95 or (None, None)))
-    return out
+def _means(names: Sequence[str], scores: Tensor) -> dict[tuple[str, int], Value]:
+    """(module, block) -> mean score with its interval over questions."""
+    summary = Summary(names)
+    return {
+        (module, i): summary.at(dict(zip(names, scores[:, :, k].tolist(), strict=True)), i)
+        for k, module in enumerate(MODULES)
+        for i in range(scores.shape[1])
+    }
 
 
 def _modules(means: Mapping[tuple[str, int], Value], depth: int, where: str) -> Figure:
@@ -257,22 +256,21 @@ def _modules(means: Mapping[tuple[str, int], Value], depth: int, where: str) -> 
     )  # fmt: skip
 
 
-def _pictures(maps: Sequence[Mapped], drawn: int, where: str, how: str) -> Figure:
+def _pictures(maps: Sequence[InfluenceMap], drawn: int, where: str, how: str) -> Figure:
     panels: list[Panel] = []
-    first = maps[0].layers
-    shown = [first[(2 * i + 1) * len(first) // (2 * n)] for n in (min(drawn, len(first)),)
-             for i in range(n)]  # fmt: skip
+    layers = maps[0].layers
+    shown = [layers[i] for i in spaced(len(layers), drawn)]
     for m in maps:
         rows, columns = m.influence.shape[1:]
         png = picture(m.prompt.images[0], (rows, columns))
 
         def heat(title: str, values: Tensor, png: bytes = png, notes: Sequence[str] = ()) -> Heat:
-            cells = tuple(map(tuple, values.tolist()))
-            blank = ("",) * len(cells), ("",) * len(cells[0])
-            return Heat(title, *blank, cells, image=png, notes=tuple(notes))
+            grid = tuple(map(tuple, values.tolist()))
+            blank = ("",) * len(grid), ("",) * len(grid[0])
+            return Heat(title, *blank, grid, image=png, notes=tuple(notes))
 
-        asked = textwrap.wrap(m.prompt.text, 28, max_lines=3, placeholder=" …")
-        panels.append(heat("asked", torch.full((rows, columns), math.nan), notes=asked))
+        question = textwrap.wrap(m.prompt.text, 28, max_lines=3, placeholder=" …")
+        panels.append(heat("asked", torch.full((rows, columns), math.nan), notes=question))
         panels.append(heat(f"mean of {len(m.layers)} blocks", m.influence.mean(0)))
         panels += [heat(f"block {i}", m.influence[m.layers.index(i)]) for i in shown]
     return Figure(
@@ -284,12 +282,12 @@ def _pictures(maps: Sequence[Mapped], drawn: int, where: str, how: str) -> Figur
 
 def picture(image: Image, grid: tuple[int, int]) -> bytes:
     """PNG of the middle of an image, in the shape of the grid. Raises BadImage."""
-    seen = load_image(image)
+    whole = load_image(image)
     rows, columns = grid
-    unit = min(seen.width / columns, seen.height / rows)
+    unit = min(whole.width / columns, whole.height / rows)
     width, height = unit * columns, unit * rows
-    left, top = (seen.width - width) / 2, (seen.height - height) / 2
-    part = seen.crop((round(left), round(top), round(left + width), round(top + height)))
+    left, top = (whole.width - width) / 2, (whole.height - height) / 2
+    part = whole.crop((round(left), round(top), round(left + width), round(top + height)))
     part.thumbnail((PIXELS, PIXELS))
     out = io.BytesIO()
     part.save(out, "PNG")
@@ -297,14 +295,11 @@ def picture(image: Image, grid: tuple[int, int]) -> bytes:
 
 
 def _module_table(means: Mapping[tuple[str, int], Value], depth: int, n: int) -> Table:
-    rows = [
-        (m, i, v.value, v.low, v.high, n)
-        for m in MODULES for i in range(depth) for v in (means[m, i],)
-    ]  # fmt: skip
+    rows = [(m, i, *cells(means[m, i]), n) for m in MODULES for i in range(depth)]
     return Table("attribution", ("module", "block", "score", "low", "high", "n"), rows)
 
 
-def _map_table(maps: Sequence[Mapped]) -> Table:
+def _map_table(maps: Sequence[InfluenceMap]) -> Table:
     rows = [
         (m.name, layer, r, c, round(v, 6))
         for m in maps

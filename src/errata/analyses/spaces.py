@@ -1,18 +1,18 @@
-"""Semantic and truthfulness space: do they tell true answers from wrong ones, and which kind of?
+"""Spaces: do semantic and truthfulness space separate true from wrong answers, and by what?
 
-Source: UniKE Sec. 3.3 and Fig. 5a, which shows both spaces after t-SNE and no number. Looked at are
-questions about subjects that the encoders were not trained on: corrections (the true answer, and
+Source: UniKE Sec. 3.3 and Fig. 5a, which shows both spaces after t-SNE, without numbers. The
+questions are about subjects that the encoders were not trained on: corrections (the true answer and
 the model's own wrong one), and facts that the model knows (its own answer, which is true, and a
-false one). Of the first, the wrong answer is what the model expected; of the second, the true one.
-A line that was fitted to the first tells therefore, on the second, whether it found truth (accuracy
-near 1) or what the model did not expect (near 0).
+false one). For corrections the model expects the wrong answer; for known facts, the true one. So a
+classifier that is fitted to corrections shows on known facts whether it found truth (accuracy near
+1) or what the model did not expect (near 0).
 
-Numbers of a space: `probe`, a ridge line on unit vectors, five folds of subjects; `answers
-balanced`, the same with every answer weighted equally as true and as wrong; `answers alone`, what
-one gets from how often an answer was true in the other folds. t-SNE keeps neighbours, not
-distances, and shows groups where there are none: read the probe.
+Numbers of a space: `probe`, a ridge classifier on unit vectors, five folds over subjects; `answers
+balanced`, the same with weights that make every answer as often true as wrong; `answers alone`, a
+classifier that knows only how often an answer was true in the other folds. t-SNE keeps neighbours,
+not distances, and shows groups where there are none: read the probe.
 
-Shapes: n questions, d width, e encoded width.
+Shapes: n questions, d width of the hidden states, e width of a space.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from errata.analyses._summary import cells, text, with_ends
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadData, BadSpec, MissingExtra, MissingState
 from errata.core.figure import Dots, Figure, Findings, Panel, Scatter, Table
@@ -41,9 +42,9 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 BATCH = 32
-#: subjects that a probe must have to be fitted on some and tested on others
+#: number of subjects that five folds need
 LEAST = 2 * FOLDS
-#: space -> the encoder's name in the state; "" are the states of the block themselves
+#: space -> the encoder's name in the state; "" for the hidden states themselves
 SPACES = {"states": "", "semantic": "enc_sem", "truthfulness": "enc_tru"}
 METHODS = {"pca": "PCA", "tsne": "t-SNE"}
 
@@ -71,7 +72,7 @@ class ProbeScore:
 
 
 class SpacesAnalysis(Analysis):
-    """Positive and negative states in both spaces, with what a probe reads there."""
+    """True and wrong answers in both spaces, with the accuracy of a probe."""
 
     name = "spaces"
     benchmark = "microworld:vqa@dev"
@@ -79,10 +80,11 @@ class SpacesAnalysis(Analysis):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Analysis.Config):
-        """layers: blocks to show, from the end where negative; all of the state when empty.
+        """layers: blocks to show, negative from the end; () = all of the state.
 
         picture: pca, tsne (needs the extra `viz`), or auto: both where the extra is installed.
-        known: facts that the model knows, at most. points: pairs drawn, at most; numbers use all.
+        known: largest number of known facts. points: largest number of drawn pairs; the numbers use
+        all pairs.
         """
 
         layers: tuple[int, ...] = ()
@@ -97,10 +99,10 @@ class SpacesAnalysis(Analysis):
         methods = self._methods()
         wrong = wrong_pairs(bb, usable(subject.cases))
         known = known_pairs(bb, subject.cases, self.config.known)
-        found = len({p.subject for p in wrong})
-        if found < LEAST:
+        subjects = len({p.subject for p in wrong})
+        if subjects < LEAST:
             raise BadData(
-                f"{bb.name} gets corrections of only {found} subjects wrong in "
+                f"{bb.name} gets corrections of only {subjects} subjects wrong in "
                 f"{subject.benchmark}; a probe needs {LEAST}. Raise --limit, or choose a "
                 "benchmark with more corrections."
             )
@@ -108,10 +110,9 @@ class SpacesAnalysis(Analysis):
         views = []
         for done, i in enumerate(layers):
             pos, neg = at.pos[i], at.neg[i]
-            own, others = ((h[: len(wrong)], h[len(wrong) :]) for h in (pos, neg))
-            sides = (own[0], others[0]), ((own[1], others[1]) if known else None)
-            points = self.config.points
-            views.append(BlockSpaces(state, i, wrong, known, sides, subject.seed, points))
+            n, points = len(wrong), self.config.points
+            states = (pos[:n], neg[:n]), ((pos[n:], neg[n:]) if known else None)
+            views.append(BlockSpaces(state, i, wrong, known, states, subject.seed, points))
             subject.progress("blocks", done + 1, len(layers))
         return Findings(
             tuple(self._figure(m, views, subject) for m in methods),
@@ -125,15 +126,16 @@ class SpacesAnalysis(Analysis):
         )
 
     def _layers(self, backbone: Backbone, state: State) -> list[int]:
-        have = sorted({int(k.split("/")[0][5:]) for k in state.tensors if "/enc_tru/" in k})
-        asked = [backbone.layer(i) for i in self.config.layers] or have
-        for i in asked:
-            if i not in have:
+        in_state = sorted({int(k.split("/")[0][5:]) for k in state.tensors if "/enc_tru/" in k})
+        layers = [backbone.layer(i) for i in self.config.layers] or in_state
+        for i in layers:
+            if i not in in_state:
+                known = ", ".join(map(str, in_state))
                 raise BadSpec(
-                    f"the state has spaces for blocks {', '.join(map(str, have))}, not for {i}. "
+                    f"the state has spaces for blocks {known}, not for {i}. "
                     "Choose one of those, or prepare it with that block in latent_layers."
                 )
-        return asked
+        return layers
 
     def _methods(self) -> list[str]:
         from importlib.util import find_spec
@@ -180,13 +182,13 @@ def _spaces_of(subject: Subject) -> State:
     return subject.state
 
 
-# -- what is asked ----------------------------------------------------------------------------
+# -- questions ----------------------------------------------------------------------------
 
 
 def wrong_pairs(backbone: Backbone, cases: Sequence[Case]) -> list[AnswerPair]:
-    """(true answer, the model's own wrong one) of corrections that it gets wrong."""
-    found, _ = collect(backbone, cases)
-    return [AnswerPair(t.prompt, t.true, t.wrong, t.subject, t.kind) for t in found]
+    """(true answer, the model's own wrong one) of the corrections that the model gets wrong."""
+    triplets, _ = collect(backbone, cases)
+    return [AnswerPair(t.prompt, t.true, t.wrong, t.subject, t.kind) for t in triplets]
 
 
 def known_pairs(backbone: Backbone, cases: Sequence[Case], most: int) -> list[AnswerPair]:
@@ -199,8 +201,8 @@ def known_pairs(backbone: Backbone, cases: Sequence[Case], most: int) -> list[An
     for start in range(0, len(chosen), BATCH):
         part = chosen[start : start + BATCH]
         batch = backbone.encode([c.edit.prompt for c in part], [c.edit.old or "" for c in part])
-        said = backbone.generate(batch, [len(t) + EXTRA_TOKENS for t in batch.targets])
-        for case, answer in zip(part, said, strict=True):
+        answers = backbone.generate(batch, [len(t) + EXTRA_TOKENS for t in batch.targets])
+        for case, answer in zip(part, answers, strict=True):
             if normalise(backbone.decode(answer.ids)) == normalise(case.edit.old or ""):
                 right.append(_known(case))
     most = min(most, len(right))
@@ -213,21 +215,21 @@ def _known(case: Case) -> AnswerPair:
     return AnswerPair(case.edit.prompt, old, new, subject, case.asked)
 
 
-# -- what is read -----------------------------------------------------------------------------
+# -- hidden states and probes -----------------------------------------------------------------
 
-#: [n, d] states at the end of the true answers, and of the false ones
+#: [n, d] hidden states at the end of the true answers, and of the false ones
 Answers = tuple[Tensor, Tensor]
 
 
 def encoded(state: State, layer: int, encoder: str, pos: Tensor, neg: Tensor) -> Answers:
-    """Unit vectors of both sides in a space of the state; of the states as they are for ""."""
+    """Unit vectors of both sides in a space; encoder "": of the hidden states themselves."""
     weights = state.under(f"text.{layer}/{encoder}/") if encoder else {}
     pos, neg = (unit(encode(h.float(), weights) if weights else h.float()) for h in (pos, neg))
     return pos, neg
 
 
 class BlockSpaces:
-    """One block: its states, what both encoders make of them, and what a probe reads there."""
+    """One block: its hidden states, both spaces, and the accuracy of probes in each."""
 
     def __init__(
         self,
@@ -267,10 +269,7 @@ class BlockSpaces:
         )
 
     def on_known(self, space: str) -> Estimate | None:
-        """The line of the corrections on facts that the model knows: share of answers told right.
-
-        None without such facts.
-        """
+        """Accuracy on known facts of the classifier that is fitted to corrections; None without."""
         if not self.known:
             return None
         pos, neg = self.spaces[space]
@@ -312,7 +311,7 @@ class BlockSpaces:
     def points(self, method: str, space: str) -> list[Tensor]:
         """[., 2] each: true and wrong answers of corrections, true and false ones of known facts.
 
-        One picture of them all: the axes of PCA are those of the corrections.
+        All are projected together; the axes of PCA are those of the corrections.
         """
         if (method, space) not in self._drawn:
             parts = [h[self.chosen] for h in self.spaces[space]]
@@ -351,8 +350,7 @@ def folds(
 ) -> tuple[list[float], list[float], list[float], list[float]]:
     """[n] each, for true and wrong answers: right by the probe, right by the answer alone.
 
-    Every question is told by lines that were fitted without its subject. The order of subjects is
-    drawn from `seed`.
+    Every question is classified without its subject in the training set. `seed` shuffles subjects.
     """
     rng = torch.Generator().manual_seed(seed)
     subjects = sorted({p.subject for p in pairs})
@@ -389,7 +387,7 @@ def _weighted(
     return Bootstrap(sorted(parts)).ratio(parts)
 
 
-# -- what is drawn ----------------------------------------------------------------------------
+# -- figures and tables ----------------------------------------------------------------------------
 
 
 def principal(fitted: Tensor, shown: Tensor) -> Tensor:
@@ -406,8 +404,8 @@ def neighbours(states: Tensor, seed: int) -> Tensor:
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(states) - 1) / 3)
-    made = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(states.numpy())
-    return torch.from_numpy(np.asarray(made)).float()
+    flat = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(states.numpy())
+    return torch.from_numpy(np.asarray(flat)).float()
 
 
 def _dots(points: Sequence[Tensor], what: str) -> tuple[Dots, ...]:
@@ -428,12 +426,8 @@ def _spaced(count: int, most: int) -> list[int]:
     return [i * count // most for i in range(most)]
 
 
-def _percent(e: Estimate | None) -> str:
-    if e is None:
-        return "–"
-    if e.ci95 is None:
-        return f"{100 * e.value:.1f}"
-    return f"{100 * e.value:.1f} ({100 * e.ci95[0]:.1f}–{100 * e.ci95[1]:.1f})"
+def _percent(estimate: Estimate | None) -> str:
+    return text(estimate, 1, scale=100)
 
 
 def _json(e: Estimate | None) -> dict[str, Any] | None:
@@ -441,23 +435,19 @@ def _json(e: Estimate | None) -> dict[str, Any] | None:
 
 
 def _numbers(views: Sequence[BlockSpaces]) -> Table:
-    names = ("probe", "balanced", "alone", "known")
     columns = ("block", "space", "questions", "subjects", "known_facts")
     rows = []
     for v in views:
         for space in SPACES:
             s = v.of(space)
-            flat: list[float | None] = []
-            for e in (s.probe, s.balanced, s.alone, v.on_known(space)):
-                low, high = (e.ci95 if e and e.ci95 else None) or (None, None)
-                flat += [e.value if e else None, low, high]
+            scores = (s.probe, s.balanced, s.alone, v.on_known(space))
+            flat = [x for score in scores for x in cells(score)]
             rows.append((v.layer, space, s.n, s.subjects, len(v.known), *flat))
-    spread = tuple(f"{n}{end}" for n in names for end in ("", "_low", "_high"))
-    return Table("spaces", (*columns, *spread), rows)
+    return Table("spaces", (*columns, *with_ends("probe", "balanced", "alone", "known")), rows)
 
 
 def _points(method: str, views: Sequence[BlockSpaces]) -> Table:
-    """Every point of the picture."""
+    """Every drawn point."""
     columns = ("block", "space", "set", "answer", "x", "y")
     rows = []
     for v in views:

@@ -1,7 +1,7 @@
-"""What an analysis is: it looks into a model, an edit or a state, and shows what it saw. No torch.
+"""What an analysis is: a study of a model, an edit or a state beyond scores. No torch.
 
-One file in `errata/analyses/`, and its name is its file's. It answers a question that a score
-cannot, on at least `ENOUGH` cases, and returns figures together with the numbers behind them.
+One file in `errata/analyses/`, whose name is the analysis's. It needs `ENOUGH` cases for a result
+and returns figures together with the numbers behind them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from errata.core.patch import Patch
     from errata.core.state import State
 
-#: fewer cases make a first look, and the result says so
+#: with fewer cases the result says that it is a first look
 ENOUGH = 100
 
 Progress = Callable[[str, int, int], None]
@@ -32,22 +32,23 @@ Split = Callable[[str], tuple[Case, ...]]
 
 
 def no_split(split: str) -> tuple[Case, ...]:
-    """Where the cases come from no benchmark."""
+    """For cases that come from no benchmark. Raises BadSpec."""
     raise BadSpec(
         f"this analysis needs cases of the split '{split}' too. Name a --benchmark that has it."
     )
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """No progress shown."""
+    """Shows no progress."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at. `cases` are the benchmark's candidates, whatever the model answers.
+    """What an analysis looks at.
 
-    `patches` are edits that were made before, applied in order, for analyses that take them.
-    `split` gives those of another split of the same benchmark, all of them.
+    cases: the benchmark's candidates, also those that the model answers correctly. rows: batch size
+    in cases. split: all cases of another split of the same benchmark. patches: saved edits, applied
+    in order, for analyses that take them.
     """
 
     backbone: Backbone
@@ -65,9 +66,8 @@ class Subject:
 class Analysis(ABC):
     """Base of all analyses. Settings are the nested frozen `Config`.
 
-    benchmark: what is looked at where none is named. from_state: whether it looks at a state (it is
-    then given the one that comes with the model where none is named), so that an editor is needed.
-    takes_patch: whether it looks at edits that were made before.
+    benchmark: the default one. from_state: whether it needs a state, and so an editor; without
+    --state it gets the one that comes with the model. takes_patch: whether it takes saved edits.
     """
 
     plugin_kind: ClassVar[str] = "analyses"
@@ -85,16 +85,16 @@ class Analysis(ABC):
 
     @property
     def default(self) -> str:
-        """The benchmark to look at where none is named; "" for none."""
+        """The default benchmark for these settings; "" for none."""
         return self.benchmark
 
     @abstractmethod
     def look(self, subject: Subject) -> Findings:
-        """Raises BadSpec, MissingState or BadData where there is nothing to look at."""
+        """Raises BadSpec, MissingState or BadData without suitable cases, state or edit."""
 
 
 def first_look(n: int, what: str) -> tuple[str, ...]:
-    """A line that says so where fewer than `ENOUGH` were looked at; else none."""
+    """A line for the terminal if there are fewer than `ENOUGH` cases; else none."""
     if n >= ENOUGH:
         return ()
     return (f"only {n} {what}: a first look, not a result (that takes {ENOUGH})",)

@@ -7,17 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from errata.analyses.drift import DriftAnalysis, drawings
-from errata.analyses.drift.drawings import COMPARED, DriftRecords
-from errata.analyses.drift.path import StateSwap, drawing_steps, passage
-from errata.analyses.drift.shown import DriftSummary
-from errata.analyses.drift.trajectories import ALL, SUBJECT, StageShift, subject_columns
+from errata.analyses.drift import DriftAnalysis, conditions
+from errata.analyses.drift.conditions import COMPARED, DriftRecords
+from errata.analyses.drift.distances import ALL, SUBJECT, StageShift, subject_columns
+from errata.analyses.drift.summary import DriftSummary
+from errata.analyses.drift.trace import StateSwap, drawing_steps, trace_drawing
 from errata.core import registry
 from errata.core.analysis import Subject
 from errata.core.errors import BadBackbone, BadSpec, NotFinite
 from errata.core.model.generation import Stage
 from errata.core.types import Case, Edit, JudgeQuestion, Probe, Prompt, StatedFact, Verdict
-from errata.evaluation.bootstrap import Bootstrap
 from errata.patches.delta import Delta
 from tests import tiny
 
@@ -58,7 +57,7 @@ def judged(monkeypatch):
         found = [p.getpixel((0, 0)) for p, _ in pictures]
         return [Verdict("j", "red" if r > g else "blue", r > g) for r, g, _ in found]
 
-    monkeypatch.setattr(drawings, "judge_of", lambda benchmark: judge)
+    monkeypatch.setattr(conditions, "judge_of", lambda benchmark: judge)
 
 
 def editor(**more):
@@ -105,7 +104,7 @@ def test_the_edited_drawing_is_what_the_model_draws_with_the_patch(bb, cases):
     prompts = [c.probes[0].prompt for c in cases]
     patch = editor().edit(bb, [c.edit for c in cases]).patch
     keep = drawing_steps(bb, prompts[0], 3)
-    seen = passage(bb, prompts, [0, 1], keep, patch)
+    seen = trace_drawing(bb, prompts, [0, 1], keep, patch)
     with bb.applied(patch):
         plain = bb.draw(prompts, [0, 1])
     assert all(a.tobytes() == b.tobytes() for x, y in zip(seen.pictures, plain, strict=True)
@@ -124,7 +123,7 @@ def test_what_is_read_is_what_hooks_of_its_own_see_in_the_same_call(bb, cases):
         )
         for s in bb.path()
     ]
-    seen = passage(bb, prompts, [3, 5], keep)
+    seen = trace_drawing(bb, prompts, [3, 5], keep)
     for handle in handles:
         handle.remove()
     for stage in bb.path():
@@ -161,9 +160,9 @@ def test_states_put_in_change_their_columns_alone(bb, cases):
     prompts = [c.probes[0].prompt for c in cases]
     where = subject_columns(bb, prompts, NAMES)
     keep = drawing_steps(bb, prompts[0], 3)
-    fresh = passage(bb, prompts, [0], keep)
+    fresh = trace_drawing(bb, prompts, [0], keep)
     other = torch.randn(fresh.text["tap"].shape, generator=torch.Generator().manual_seed(0))
-    put = passage(bb, prompts, [0], keep, StateSwap(bb.path()[0].site, other, where))
+    put = trace_drawing(bb, prompts, [0], keep, StateSwap(bb.path()[0].site, other, where))
     changed = (put.text["projected"] != fresh.text["projected"]).any(-1)
     assert changed.equal(where)
     assert put.text["tap"][where].equal(other[where])
@@ -221,33 +220,33 @@ def test_what_cannot_be_looked_at(bb, cases):
 TAP = ("tap", -1, SUBJECT)
 
 
-def shown(sizes, met):
+def summary_of(sizes, met):
     ids = [f"c{i}" for i in range(len(sizes))]
-    seen = DriftRecords(
-        steps={
+    records = DriftRecords(
+        shifts={
             ("edit", TAP): {c: StageShift(0.0, 0.0, s) for c, s in zip(ids, sizes, strict=True)}
         },
         spreads={TAP: [1.0, 2.0, 4.0]},
-        shown={"edit": {c: [Verdict("j", "", m) for m in ms]
+        verdicts={"edit": {c: [Verdict("j", "", m) for m in ms]
                         for c, ms in zip(ids, met, strict=True)}},
         stages=("tap",),
     )  # fmt: skip
-    return DriftSummary(seen, Bootstrap(ids), "")
+    return DriftSummary(records, ids, "")
 
 
 def test_signal_is_in_units_of_the_median_spread():
-    s = shown([3.0, 5.0], [[True], [False]])
+    s = summary_of([3.0, 5.0], [[True], [False]])
     assert s.values("edit", TAP, "signal") == {"c0": 1.5, "c1": 2.5}
-    assert s.mean(s.values("edit", TAP, "signal")).value == 2.0
+    assert s.mean_of(s.values("edit", TAP, "signal")).value == 2.0
 
 
 def test_link_is_the_share_of_pairs_in_order():
     met = [[True, True], [True, False], [False, False], [None, None]]
-    auc, right, wrong = shown([4.0, 1.0, 2.0, 0.5], met).link(TAP, "signal")
+    auc, right, wrong = summary_of([4.0, 1.0, 2.0, 0.5], met).link(TAP, "signal")
     assert (right, wrong) == (2, 2)
     assert auc.value == pytest.approx(3 / 4)  # only (1, 2) is out of order
 
 
 def test_an_abstaining_judge_has_not_seen_the_target():
-    rate = shown([1.0, 1.0], [[True, None], [True, False]]).rate("edit")
+    rate = summary_of([1.0, 1.0], [[True, None], [True, False]]).rate("edit")
     assert rate.value == 0.5 and rate.units == 2

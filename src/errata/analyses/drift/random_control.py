@@ -1,4 +1,4 @@
-"""A random change as large as an edit's: what any change of that size would do."""
+"""Random control: Gaussian update of equal sites, rank and norm."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ from errata.patches.delta import Delta
 from errata.patches.stack import Stack
 
 
-def chance(patch: Patch, rng: torch.Generator) -> Patch | None:
-    """Random changes of the same sites, ranks and Frobenius norms; None where it is no delta.
+def random_control(patch: Patch, rng: torch.Generator) -> Patch | None:
+    """A random delta with the sites, ranks and Frobenius norms of `patch`; None for other shapes.
 
-    The entries are independent and normal before they are scaled, so that every direction in
-    weight space (of that rank) is as likely.
+    The entries are independent and Gaussian before they are scaled, so every direction in weight
+    space (of that rank) is equally likely.
     """
     parts = parts_of(patch)
     if not parts or any(not isinstance(p, Delta) or p.rows is not None for p in parts):
         return None
-    found = [_random(p, rng) for p in parts if isinstance(p, Delta)]
-    return Stack(found) if len(found) > 1 else found[0]
+    deltas = [_random(p, rng) for p in parts if isinstance(p, Delta)]
+    return Stack(deltas) if len(deltas) > 1 else deltas[0]
 
 
 def _random(patch: Delta, rng: torch.Generator) -> Patch:
     parts: dict[str, dict[str, Tensor]] = {}
     for site in patch.names:
-        own = {k: v.detach() for k, v in patch.part(site).items()}
-        made = {k: torch.randn(v.shape, generator=rng) for k, v in own.items()}
-        if "A" in own:
-            made["B"] = made["B"] * (_norm(own) / _norm(made)).cpu()
-        for name in made.keys() - {"A", "B"}:
-            made[name] = made[name] * (own[name].norm() / made[name].norm()).cpu()
-        parts[site] = {k: v.to(own[k]) for k, v in made.items()}
-    made_patch = Delta(parts).requires_grad_(False)
-    return made_patch.with_header(patch.header, patch.edits)
+        tensors = {k: v.detach() for k, v in patch.part(site).items()}
+        random = {k: torch.randn(v.shape, generator=rng) for k, v in tensors.items()}
+        if "A" in tensors:
+            random["B"] = random["B"] * (_norm(tensors) / _norm(random)).cpu()
+        for name in random.keys() - {"A", "B"}:
+            random[name] = random[name] * (tensors[name].norm() / random[name].norm()).cpu()
+        parts[site] = {k: v.to(tensors[k]) for k, v in random.items()}
+    return Delta(parts).requires_grad_(False).with_header(patch.header, patch.edits)
 
 
 def _norm(part: dict[str, Tensor]) -> Tensor:

@@ -1,10 +1,10 @@
-"""What passes on the way from a prompt to a picture, read inside the real call of `draw`.
+"""The hidden states on the way from a prompt to an image, recorded while the model draws.
 
-Nothing is computed a second time: a hook at the sites of `ImageGenerator.path()` keeps the tensors
-that pass while the model draws. A stage that is not reached, or is not finite, is an error.
+Nothing is computed a second time: a hook at the sites of `ImageGenerator.path()` records the real
+call of `draw`. A stage that is not reached, or is not finite, is an error.
 
-Shapes: B prompts, T text columns, S seeds, M kept steps, P image tokens, d and w widths, H and W
-pixels.
+Shapes: B prompts, T text columns, S seeds, M recorded steps, P image tokens, d and w widths, H and
+W pixels.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ PICTURE = "picture"
 class DrawingTrace:
     """One drawing, stage by stage.
 
-    text: stage -> [B, T, d], right in the columns of `mask` [B, T]. steps: stage -> [M, B, S, P, w]
-    at the times `moments`. pixels: [B, S, H, W, 3] from 0 to 1; `pictures` are the same as PIL.
+    text: stage -> [B, T, d], valid in the columns of `mask` [B, T]. steps: stage ->
+    [M, B, S, P, w] at the times `moments`. pixels: [B, S, H, W, 3] from 0 to 1; `pictures` are the
+    same as PIL images.
     """
 
     text: Mapping[str, Tensor]
@@ -43,11 +44,11 @@ class DrawingTrace:
 
 
 class StageRecorder(Hook):
-    """Keeps what passes: every text stage, and the others at the steps of `keep`.
+    """Records every text stage, and the image stages at the steps of `keep`.
 
-    A step's rows are [prompt, seed], those of the empty condition behind them; only the first
-    `rows` are kept. `times` holds the time of every step of each site. Raises NotFinite at the
-    first stage whose numbers are none.
+    A step's rows are [prompt, seed], followed by those of the empty condition; only the first
+    `rows` are recorded. times: of every step, per site. Raises NotFinite at the first stage that is
+    not finite.
     """
 
     def __init__(self, stages: Sequence[Stage], rows: int, keep: Sequence[int]) -> None:
@@ -75,7 +76,7 @@ class StageRecorder(Hook):
 
 
 class StateSwap(Hook):
-    """Puts the text states [B, T, d] of another forward into the columns `where` [B, T]."""
+    """Replaces the columns `where` [B, T] by the text states [B, T, d] of another forward."""
 
     def __init__(self, site: str, states: Tensor, where: Tensor) -> None:
         super().__init__((site,))
@@ -88,43 +89,43 @@ class StateSwap(Hook):
 
 
 def drawing_steps(backbone: ImageGenerator, prompt: Prompt, count: int) -> tuple[int, ...]:
-    """`count` evenly spaced of the steps that a drawing takes, first and last included."""
+    """`count` evenly spaced steps of a drawing, first and last included."""
     stages = backbone.path()
     recorder = StageRecorder(stages, 1, ())
     with torch.no_grad(), backbone.applied(recorder):
         backbone.draw([prompt], [0])
     total = len(recorder.times.get(stages[-1].site, ()))
     if not total:
-        raise _unseen(backbone, stages[-1])
+        raise _not_reached(backbone, stages[-1])
     count = min(count, total)
     return tuple(sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)}))
 
 
 @torch.no_grad()
-def passage(
+def trace_drawing(
     backbone: ImageGenerator,
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     keep: Sequence[int],
     *hooks: Hook | None,
 ) -> DrawingTrace:
-    """Draws with `hooks` live and keeps what passes behind them.
+    """Draws with `hooks` applied and records what leaves them.
 
-    Raises BadBackbone for a stage that the drawing does not reach, NotFinite for one whose numbers
-    are none; whatever a block itself raises comes through.
+    Raises BadBackbone for a stage that the drawing does not reach, NotFinite for one that is not
+    finite, and whatever a block itself raises.
     """
     stages = backbone.path()
     recorder = StageRecorder(stages, len(prompts) * len(seeds), keep)
     with backbone.applied(*hooks, recorder):
         mask = backbone.encode(prompts).mask.bool().cpu()
-        drawn = backbone.draw(prompts, seeds)
+        pictures = backbone.draw(prompts, seeds)
     text: dict[str, Tensor] = {}
     steps: dict[str, Tensor] = {}
     moments: tuple[float, ...] = ()
     for stage in stages:
-        if found := recorder.text.get(stage.site):
-            assert len(found) == 1, f"{backbone.name} drew {len(prompts)} prompts in several parts"
-            text[stage.name] = found[0][: len(prompts)]
+        if states := recorder.text.get(stage.site):
+            assert len(states) == 1, f"{backbone.name} drew {len(prompts)} prompts in several parts"
+            text[stage.name] = states[0][: len(prompts)]
             assert text[stage.name].shape[:2] == mask.shape, (stage, text[stage.name].shape)
         elif parts := recorder.steps.get(stage.site):
             kept = torch.stack(parts)
@@ -132,12 +133,14 @@ def passage(
             times = recorder.times[stage.site]
             moments = tuple(times[i] for i in sorted(recorder.keep))
         else:
-            raise _unseen(backbone, stage)
-    pixels = torch.from_numpy(np.stack([np.stack([np.asarray(p) for p in row]) for row in drawn]))
-    return DrawingTrace(text, mask, steps, moments, pixels.float() / 255, drawn)
+            raise _not_reached(backbone, stage)
+    pixels = torch.from_numpy(
+        np.stack([np.stack([np.asarray(p) for p in row]) for row in pictures])
+    )
+    return DrawingTrace(text, mask, steps, moments, pixels.float() / 255, pictures)
 
 
-def _unseen(backbone: ImageGenerator, stage: Stage) -> BadBackbone:
+def _not_reached(backbone: ImageGenerator, stage: Stage) -> BadBackbone:
     return BadBackbone(
         f"{backbone.name}: stage '{stage.name}' ({stage.site}) was not reached while drawing. Its "
         "path() names a site that draw does not run; `errata doctor` shows the sites."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from errata.analyses.drift.random_control import chance
+from errata.analyses.drift.random_control import random_control
 from errata.patches.delta import Delta
 from errata.patches.neurons import Neurons
 from errata.patches.stack import Stack
@@ -23,7 +23,7 @@ def test_norms_sites_and_ranks_are_kept():
     low = {"A": torch.randn(3, 40, generator=rng(1)), "B": torch.randn(20, 3, generator=rng(2))}
     dense = {"dense": torch.randn(20, 40, generator=rng(3)) * 7, "bias": torch.ones(20)}
     patch = Delta({"text.0.mlp.down": low, "text.1.mlp.down": dense})
-    made = chance(patch, rng(5))
+    made = random_control(patch, rng(5))
     assert isinstance(made, Delta) and made.sites == patch.sites
     for site in patch.sites:
         a, b = weight(patch.part(site)), weight(made.part(site))
@@ -39,14 +39,16 @@ def test_norms_sites_and_ranks_are_kept():
 
 def test_it_depends_on_the_generator_alone():
     patch = Delta({"text.0.mlp.down": {"dense": torch.randn(4, 6, generator=rng(1))}})
-    one, same, other = (weight(chance(patch, rng(s)).part("text.0.mlp.down")) for s in (0, 0, 1))
+    one, same, other = (
+        weight(random_control(patch, rng(s)).part("text.0.mlp.down")) for s in (0, 0, 1)
+    )
     assert one.equal(same) and not one.equal(other)
 
 
 def test_a_stack_of_deltas_is_one_too_and_other_shapes_are_not():
     parts = [Delta({f"text.{i}.mlp.down": {"dense": torch.ones(2, 3)}}) for i in range(2)]
-    made = chance(Stack(parts), rng())
+    made = random_control(Stack(parts), rng())
     assert made is not None and made.sites == {"text.0.mlp.down", "text.1.mlp.down"}
-    assert chance(Stack([]), rng()) is None
+    assert random_control(Stack([]), rng()) is None
     neurons = {"key": torch.ones(2, 3), "value": torch.ones(4, 2), "bias": torch.zeros(2)}
-    assert chance(Neurons({"text.0.mlp": neurons}), rng()) is None
+    assert random_control(Neurons({"text.0.mlp": neurons}), rng()) is None

@@ -1,11 +1,11 @@
-"""How far two drawings are apart, stage by stage: the numbers of `analyze drift`.
+"""Distances between two drawings, stage by stage: the numbers of `analyze drift`.
 
-At a text stage tokens fall into two groups, those of the edited subject and the others, and what is
-compared between prompts of different wording are the groups' mean vectors. At a stage of the
-picture all tokens are one group, and states of one seed are compared as they are.
+At a text stage there are two groups of tokens, those of the edited subject and the others; prompts
+of different wording are compared by the groups' mean vectors. At an image stage all tokens are one
+group, and the states of one seed are compared as they are.
 
 Source of the quantities: the UniKE study (per-token cosine and relative Frobenius drift); the
-spread between prompts and the direction of the oracle prompt are ours.
+distance between prompts and the direction of the oracle prompt are ours.
 
 Shapes: B prompts, T columns, K pictures of a prompt (1 in text), n numbers of a state.
 """
@@ -18,23 +18,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.analyses.drift.path import PICTURE, DrawingTrace
+from errata.analyses.drift.trace import PICTURE, DrawingTrace
 from errata.core.model.backbone import Backbone
 from errata.core.types import Prompt
 
 SUBJECT, OTHER, ALL = "subject", "other", "all"
 
-#: (stage, step, group): step is an index of the kept steps, -1 where there are none
+#: (stage, step, group): step is an index of the recorded steps, -1 where there are none
 Place = tuple[str, int, str]
 
 
 @dataclass(frozen=True, slots=True)
 class StageShift:
-    """How far a prompt's states went at one place.
+    """How far the states of a prompt moved at one place.
 
-    cosine: mean over tokens of 1 - cos. relative: ||change|| / ||state||, both over all tokens.
-    size: the length of the change, of mean vectors in text; None where it was not aligned.
-    towards: cosine with the change that the oracle prompt makes; None without one.
+    cosine: mean over tokens of 1 - cos; relative: ||change|| / ||state||, both over all tokens;
+    both None between prompts of different wording. size: length of the change, in text of the mean
+    vectors. towards: cosine with the change that the oracle prompt makes; None without one.
     """
 
     cosine: float | None
@@ -60,14 +60,14 @@ def subject_columns(
     return out
 
 
-def spread(p: DrawingTrace, subject: Tensor) -> Iterator[tuple[Place, list[float]]]:
-    """The distances between every two prompts of one drawing, place by place."""
+def prompt_distances(p: DrawingTrace, subject: Tensor) -> Iterator[tuple[Place, list[float]]]:
+    """Place -> the distances between every two prompts of one drawing."""
     for place, states in _vectors(p, subject):
         pairs = ((i, j) for i in range(len(states)) for j in range(i))
         yield place, [float((states[i] - states[j]).norm(dim=-1).mean()) for i, j in pairs]
 
 
-def departures(
+def shifts_between(
     base: DrawingTrace,
     base_subject: Tensor,
     other: DrawingTrace,
@@ -76,34 +76,34 @@ def departures(
     *,
     aligned: bool,
 ) -> dict[Place, list[StageShift]]:
-    """Place -> a Step per prompt, from `base` to `other`.
+    """Place -> the shift of each prompt from `base` to `other`.
 
     aligned: both have the same prompts, so that token t of one is token t of the other. The
-    oracle's direction is taken from `base` too.
+    direction of the oracle starts at `base` too.
     """
-    sizes = dict(_vectors(base, base_subject))
-    there = dict(_vectors(other, subject))
+    start = dict(_vectors(base, base_subject))
+    end = dict(_vectors(other, subject))
     goal = dict(_vectors(*oracle)) if oracle is not None else {}
     tokens = dict(_aligned(base, other, base_subject)) if aligned else {}
     out: dict[Place, list[StageShift]] = {}
-    for place, from_BKn in sizes.items():
-        change_BKn = there[place] - from_BKn
+    for place, from_BKn in start.items():
+        change_BKn = end[place] - from_BKn
         size_B = change_BKn.norm(dim=-1).mean(1)
         towards: list[float | None] = [None] * len(size_B)
         if place in goal:
-            towards = [*map(_known, _cosine(change_BKn, goal[place] - from_BKn))]
+            towards = [*map(_or_none, _cosine(change_BKn, goal[place] - from_BKn))]
         for b, size in enumerate(size_B.tolist()):
             cosine, relative = tokens[place][b] if place in tokens else (None, None)
             out.setdefault(place, []).append(StageShift(cosine, relative, size, towards[b]))
     return out
 
 
-def _known(value: float) -> float | None:
-    return value if value == value else None  # NaN: something did not change, so has no direction
+def _or_none(value: float) -> float | None:
+    return value if value == value else None  # NaN: no change, so no direction
 
 
 def _cosine(a_BKn: Tensor, b_BKn: Tensor) -> list[float]:
-    """Mean over K of the cosine; NaN where one of the two is 0."""
+    """[B] mean over K of the cosine; NaN where one of the two is 0."""
     scale = a_BKn.norm(dim=-1) * b_BKn.norm(dim=-1)
     return list(((a_BKn * b_BKn).sum(-1) / scale).mean(1).tolist())
 
@@ -113,7 +113,7 @@ def _groups(p: DrawingTrace, subject: Tensor) -> tuple[tuple[str, Tensor], ...]:
 
 
 def _vectors(p: DrawingTrace, subject: Tensor) -> Iterator[tuple[Place, Tensor]]:
-    """[B, K, n] of each place: what can be compared between prompts."""
+    """Place -> the vectors [B, K, n] that are compared between prompts."""
     for name, states_BTd in p.text.items():
         for group, where_BT in _groups(p, subject):
             where = where_BT[..., None].float()
@@ -128,7 +128,7 @@ def _vectors(p: DrawingTrace, subject: Tensor) -> Iterator[tuple[Place, Tensor]]
 def _aligned(
     base: DrawingTrace, other: DrawingTrace, subject: Tensor
 ) -> Iterator[tuple[Place, list[tuple[float, float]]]]:
-    """(cosine distance, relative change) per prompt."""
+    """Place -> (cosine distance, relative change) per prompt."""
     assert base.mask.equal(other.mask), "an aligned comparison needs the same prompts"
     for name, a_BTd in base.text.items():
         for group, where_BT in _groups(base, subject):
@@ -141,8 +141,9 @@ def _aligned(
 
 
 def _distances(a: Tensor, b: Tensor, where_BT: Tensor | None) -> list[tuple[float, float]]:
-    """Per prompt, of a and b [B, K, T, n]. With unit vectors u and v, 1 - cos = ||u - v||^2 / 2, so
-    that equal states are at distance 0 exactly.
+    """(cosine distance, relative change) per prompt, of a and b [B, K, T, n].
+
+    With unit vectors u and v, 1 - cos = ||u - v||^2 / 2, so equal states have distance 0 exactly.
     """
     where = torch.ones(a.shape[0], a.shape[2]) if where_BT is None else where_BT.float()
     where = where[:, None]
@@ -160,10 +161,11 @@ def _unit(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class FourWay:
-    """What edit and rationale each do to a stage's mean vector, relative to its length.
+    """How edit and rationale each change the mean vector of a stage, relative to its length.
 
-    Four readings: fresh or edited model, image prompt alone or after the rationale. `later` is what
-    the edit does once the rationale is there. cosines are None where one of the two is 0.
+    From four drawings: unedited or edited model, image prompt alone or after the rationale. edit:
+    of the prompt alone; reason: of adding the rationale; later: the edit after the rationale; both:
+    edit and rationale. Cosines are None where one of the two changes is 0.
     """
 
     edit: float
@@ -175,16 +177,17 @@ class FourWay:
 
 
 def four_way(fresh: Tensor, edited: Tensor, reasoned: Tensor, both: Tensor) -> list[FourWay]:
-    """From mean vectors [B, d] of the four readings; one per prompt."""
+    """From the mean vectors [B, d] of the four drawings; one result per prompt."""
     scale = fresh.norm(dim=-1).clamp_min(1e-30)
     steps = [edited - fresh, reasoned - fresh, both - reasoned, both - fresh]
     lengths = [(s.norm(dim=-1) / scale).tolist() for s in steps]
     edit_BKn, reason_BKn, later_BKn = (s[:, None] for s in steps[:3])
-    turns = _cosine(edit_BKn, reason_BKn), _cosine(edit_BKn, later_BKn)
-    return [FourWay(*row[:4], *map(_known, row[4:])) for row in zip(*lengths, *turns, strict=True)]
+    cosines = _cosine(edit_BKn, reason_BKn), _cosine(edit_BKn, later_BKn)
+    rows = zip(*lengths, *cosines, strict=True)
+    return [FourWay(*row[:4], *map(_or_none, row[4:])) for row in rows]
 
 
-def means(p: DrawingTrace, stage: str) -> Tensor:
+def mean_states(p: DrawingTrace, stage: str) -> Tensor:
     """[B, d] mean over all tokens of a text stage."""
     where = p.mask[..., None].float()
     return (p.text[stage].nan_to_num() * where).sum(1) / where.sum(1)

@@ -7,16 +7,16 @@ import math
 import pytest
 import torch
 
-from errata.analyses.drift.path import PICTURE, DrawingTrace
-from errata.analyses.drift.trajectories import (
+from errata.analyses.drift.distances import (
     ALL,
     OTHER,
     SUBJECT,
-    departures,
     four_way,
-    means,
-    spread,
+    mean_states,
+    prompt_distances,
+    shifts_between,
 )
+from errata.analyses.drift.trace import PICTURE, DrawingTrace
 
 SUBJECT_BT = torch.tensor([[False, True, False, False], [False, True, True, False]])
 MASK = torch.tensor([[True, True, True, False], [True, True, True, True]])
@@ -40,7 +40,9 @@ def test_cosine_and_relative_change_of_the_subjects_tokens_and_the_others(text):
     other = text.clone()
     other[0, 1] = torch.tensor([4.0, 3])  # cos = 24/25, |change| = sqrt 2
     other[0, 3] = torch.tensor([-50.0, math.nan])  # padding counts nowhere
-    found = departures(drawing(text), SUBJECT_BT, drawing(other), SUBJECT_BT, None, aligned=True)
+    found = shifts_between(
+        drawing(text), SUBJECT_BT, drawing(other), SUBJECT_BT, None, aligned=True
+    )
     subject = found["tap", -1, SUBJECT][0]
     assert subject.cosine == pytest.approx(1 - 24 / 25, abs=1e-6)
     assert subject.relative == pytest.approx(math.sqrt(2) / 5, abs=1e-6)
@@ -57,7 +59,7 @@ def test_equal_drawings_are_at_distance_zero_exactly(text):
     text = text + 0.1234567
     steps = torch.randn(2, 2, 1, 3, 2, generator=torch.Generator().manual_seed(0))
     a, b = drawing(text, steps), drawing(text.clone(), steps.clone())
-    for steps_ in departures(a, SUBJECT_BT, b, SUBJECT_BT, None, aligned=True).values():
+    for steps_ in shifts_between(a, SUBJECT_BT, b, SUBJECT_BT, None, aligned=True).values():
         assert all((s.cosine, s.relative, s.size) == (0.0, 0.0, 0.0) for s in steps_)
 
 
@@ -67,7 +69,7 @@ def test_the_direction_of_the_oracle(text):
     edit[0, 1] += torch.tensor([1.0, 0])
     oracle[0, 1] += torch.tensor([3.0, 3.0])
     goal = (drawing(oracle), SUBJECT_BT)
-    found = departures(base, SUBJECT_BT, drawing(edit), SUBJECT_BT, goal, aligned=True)
+    found = shifts_between(base, SUBJECT_BT, drawing(edit), SUBJECT_BT, goal, aligned=True)
     assert found["tap", -1, SUBJECT][0].towards == pytest.approx(math.cos(math.pi / 4), abs=1e-6)
     assert found["tap", -1, ALL][0].towards == pytest.approx(math.cos(math.pi / 4), abs=1e-6)
     assert found["tap", -1, SUBJECT][1].towards is None, "what did not move has no direction"
@@ -80,7 +82,7 @@ def test_pictures_and_steps_are_compared_seed_by_seed(text):
     moved[1, 0, 0, 2] = torch.tensor([0.0, 1.0])  # one of three tokens turns by 90 degrees
     pixels = torch.ones(2, 1, 1, 1, 3)
     a, b = drawing(text, steps, pixels), drawing(text, moved, pixels * 0.5)
-    found = departures(a, SUBJECT_BT, b, SUBJECT_BT, None, aligned=True)
+    found = shifts_between(a, SUBJECT_BT, b, SUBJECT_BT, None, aligned=True)
     assert found["blocks.0", 0, ALL][0].size == 0.0
     assert found["blocks.0", 1, ALL][0].cosine == pytest.approx(1 / 3, abs=1e-6)
     assert found["blocks.0", 1, ALL][0].relative == pytest.approx(math.sqrt(2 / 3), abs=1e-6)
@@ -90,7 +92,7 @@ def test_pictures_and_steps_are_compared_seed_by_seed(text):
 
 
 def test_prompts_of_other_wording_have_a_length_but_no_token_by_token_distance(text):
-    found = departures(
+    found = shifts_between(
         drawing(text), SUBJECT_BT, drawing(text * 2), SUBJECT_BT, None, aligned=False
     )
     step = found["tap", -1, SUBJECT][0]
@@ -98,7 +100,7 @@ def test_prompts_of_other_wording_have_a_length_but_no_token_by_token_distance(t
 
 
 def test_spread_is_the_distance_between_prompts(text):
-    found = dict(spread(drawing(text, pixels=torch.rand(2, 1, 1, 1, 3)), SUBJECT_BT))
+    found = dict(prompt_distances(drawing(text, pixels=torch.rand(2, 1, 1, 1, 3)), SUBJECT_BT))
     # means of the subject's tokens: (3, 4) and (1.5, 0.5)
     assert found["tap", -1, SUBJECT] == pytest.approx([math.hypot(1.5, 3.5)])
     assert found["blocks.0", 0, ALL] == [0.0] and len(found[PICTURE, -1, ALL]) == 1
@@ -117,4 +119,4 @@ def test_four_readings():
 
 
 def test_means_leave_out_padding(text):
-    assert means(drawing(text), "tap")[0].tolist() == pytest.approx([4 / 3, 2.0])
+    assert mean_states(drawing(text), "tap")[0].tolist() == pytest.approx([4 / 3, 2.0])
