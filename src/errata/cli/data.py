@@ -23,7 +23,7 @@ def _benchmark(name: str) -> Any:
 
 @app.command("audit")
 def audit(name: Name, root: options.Root = None, as_json: options.AsJson = False) -> None:
-    """Print what train and eval share and which rows are unclean, computed from the data."""
+    """Print what train and eval share, and unclean rows."""
     facts = _benchmark(name).audit(root=root)
     options.print_json(facts) if as_json else options.print_facts(facts)
 
@@ -61,9 +61,10 @@ def build_umm(
     ] = "OPENAI_API_KEY",
     as_json: options.AsJson = False,
 ) -> None:
-    """Build records of unike_umm from rows, and from attributes that a model proposes.
+    """Build records of unike_umm.
 
-    Repeat the same command to resume. Rejected rows are written to rejected.jsonl.
+    From rows of CounterFact and MQuAKE, and from attributes that a model proposes. Repeat the same
+    command to resume. Rejected rows are written to rejected.jsonl.
     """
     from errata.benchmarks.unike_umm.build.folder import Attributes
     from errata.benchmarks.unike_umm.build.folder import build_umm as build

@@ -57,7 +57,7 @@ def demo(
         f"{len(EDITORS)} editors make {limit} edits each on {MODEL}, one at a time ({BENCHMARK})."
     )
     bb = ModelOptions(MODEL).load()
-    untouched = weights(bb)
+    unedited_hash = weights(bb)
     runs = []
     for name in EDITORS:
         editor = options.make_editor(name, None, None)
@@ -69,7 +69,7 @@ def demo(
         runs.append(run)
     for setting in read_settings(runs):
         options.console().print(terminal_table(setting))
-    undo = show_undo(bb, runs[0], out / "patch", untouched, seed)
+    undo = show_undo(bb, runs[0], out / "patch", unedited_hash, seed)
     _print_undo(undo, out / "patch")
     report = write_report(runs, out / "report.html", title="errata demo")
     print(f"\n{time.perf_counter() - started:.0f} s in all. Open the report: {report.resolve()}")
@@ -87,7 +87,7 @@ def _fresh(out: Path) -> None:
     (out / MARK).write_text("written by errata demo, which may delete this folder\n")
 
 
-def show_undo(bb: Backbone, run: Path, folder: Path, untouched: str, seed: int) -> Undo:
+def show_undo(bb: Backbone, run: Path, folder: Path, unedited_hash: str, seed: int) -> Undo:
     """Repeats one edit of a run, saves it, applies the saved patch, and removes it."""
     from errata.contract.editors import weights
     from errata.evaluation.answers import ask_prompts
@@ -107,7 +107,7 @@ def show_undo(bb: Backbone, run: Path, folder: Path, untouched: str, seed: int) 
         before.text,
         edited.text,
         undone.text,
-        weights(bb) == untouched,
+        weights(bb) == unedited_hash,
     )
 
 

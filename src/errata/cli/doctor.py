@@ -30,7 +30,10 @@ def doctor(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Print the sites of a model, the missing ones, and whether errata computes its logits."""
+    """Print the sites of a model and compare its logits.
+
+    Compares the logits that errata computes with those of the model's own processor and forward.
+    """
     bb = model.load()
     with tempfile.TemporaryDirectory() as folder:
         facts = examine(bb, image or str(_picture(Path(folder) / "sample.png")))

@@ -34,7 +34,7 @@ def edit(
     ] = None,
     subject: Annotated[
         str | None,
-        typer.Option(help="The subject: the words of the prompt that are edited."),
+        typer.Option(help="The words of the prompt that name the edited thing."),
     ] = None,
     edits: Annotated[
         Path | None,
@@ -54,7 +54,10 @@ def edit(
     seed: options.Seed = 0,
     rows: options.RowsOption = 16,
 ) -> None:
-    """Make an edit, save it as a patch, show the answers before and after."""
+    """Make an edit and save it as a patch.
+
+    Prints the answers before and after the edit.
+    """
     requested = _requested(prompt, target, image, subject, edits)
     check_out(out, each=each)
     ed = options.make_editor(editor, preset, settings)

@@ -41,7 +41,7 @@ def verify(
         str | None, typer.Option(help="Also check that the patch was made for this model.")
     ] = None,
 ) -> None:
-    """Check that a patch is undamaged and that its images have not changed."""
+    """Check that a patch and its images are unchanged."""
     from errata.io.patch_folder import load
 
     bb = ModelOptions(backbone).load() if backbone is not None else None

@@ -33,7 +33,7 @@ def rows_of(kind: str) -> list[dict[str, str]]:
 
 
 def list_names(kind: Kind, as_json: AsJson = False) -> None:
-    """List the plug-ins of a kind: editors, backbones, benchmarks and so on."""
+    """List the plug-ins of a kind, such as editors."""
     rows = rows_of(_kind(kind))
     if as_json:
         print_json(rows)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from errata.cli.shared import options as shared
+from errata.cli.shared import options
 from errata.core.errors import BadSpec, UnknownName
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ Scorer = Annotated[
 
 
 def score(
-    run: Run, metric: Metrics = None, scorer: Scorer = "exact", as_json: shared.AsJson = False
+    run: Run, metric: Metrics = None, scorer: Scorer = "exact", as_json: options.AsJson = False
 ) -> None:
     """Score a run again from its recorded answers."""
     from errata.evaluation.score import score_run
 
     scores = score_run(run, metric)
     if as_json:
-        shared.print_json(scores)
+        options.print_json(scores)
         return
     _print_tables([run], scorer)
     print(f"scores written to {run / 'scores.json'}")
@@ -134,16 +134,16 @@ def compare(
     run_a: Annotated[Path, typer.Argument(metavar="RUN_A")],
     run_b: Annotated[Path, typer.Argument(metavar="RUN_B")],
     metric: Metrics = None,
-    as_json: shared.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compare two runs: paired differences, 95 % intervals."""
     from errata.evaluation.compare import compare_runs, compare_table
 
     result = compare_runs(run_a, run_b, metric)
     if as_json:
-        shared.print_json(result)
+        options.print_json(result)
     else:
-        shared.console().print(compare_table(result))
+        options.console().print(compare_table(result))
 
 
 def _print_tables(runs: list[Path], scorer: str) -> None:
@@ -156,9 +156,9 @@ def _print_tables(runs: list[Path], scorer: str) -> None:
     _check_scorer(settings, scorer)
     for setting in settings:
         if any(scorer in result.scorers for result in setting.results):
-            shared.console().print(terminal_table(setting, scorer))
+            options.console().print(terminal_table(setting, scorer))
     for study in studies(settings):
-        shared.console().print(drawn_table(study))
+        options.console().print(drawn_table(study))
 
 
 def _check_scorer(settings: list[Setting], scorer: str) -> None:

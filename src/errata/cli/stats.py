@@ -45,10 +45,10 @@ def stats(
     column: Annotated[str, typer.Option(help="Column of the data set.")] = "text",
     seed: options.Seed = 0,
 ) -> None:
-    """Collect the key covariance (second moments) of MLP layers over a corpus.
+    """Collect key covariances of MLP layers over a corpus.
 
-    All layers in one pass. Repeat the same command to resume a killed pass. The folder is a state
-    for `--state` of rome, memit, pmet and alphaedit.
+    Second moments of the inputs of `mlp.down`, for all layers in one pass. Repeat the same command
+    to resume a killed pass. The folder is a state for `--state` of rome, memit, pmet and alphaedit.
     """
     chosen = parse_layers(layers)
     parts = [_added(folder) for folder in add or ()]

@@ -178,12 +178,12 @@ def _ask_candidates(
     legacy: bool,
     progress: Progress | None,
 ) -> Selection:
-    wanted = limit if limit is not None else len(candidates)
+    most = limit if limit is not None else len(candidates)
     cases: list[Case] = []
     before: list[Answer] = []
     dropped: list[Skip] = []
     for start in range(0, len(candidates), BLOCK):
-        if len(cases) >= wanted:
+        if len(cases) >= most:
             break
         block = []
         for case in candidates[start : start + BLOCK]:
@@ -194,11 +194,11 @@ def _ask_candidates(
         answers = _answers(backbone, block, legacy)
         kept, why = filter_cases(block, answers)
         dropped += why
-        for case in kept[: wanted - len(cases)]:
+        for case in kept[: most - len(cases)]:
             cases.append(case)
             before += [answers[case.id, p.id] for p in case.probes if not p.kind_info.drawn]
         if progress is not None:
-            progress("asking the unedited model", min(len(cases), wanted), wanted)
+            progress("asking the unedited model", min(len(cases), most), most)
     requests = [PromptRequest(Ask("panel", p)) for p in panel]
     before += ask_all(backbone, requests, step=-1, legacy=legacy)
     return Selection(tuple(cases), tuple(panel), tuple(before), tuple(dropped), "")

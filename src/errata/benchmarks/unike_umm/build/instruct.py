@@ -66,18 +66,18 @@ class Interview:
         """The reply, which holds errors of this request alone. Raises BadEndpoint."""
         messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
         model, temperature = self.endpoint.model, self.temperature
-        asked = digest([messages, model, temperature, MAX_TOKENS, attempt])
-        if asked not in self.replies:
+        request = digest([messages, model, temperature, MAX_TOKENS, attempt])
+        if request not in self.replies:
             try:
-                text_of_reply = self.endpoint.chat(
+                answer = self.endpoint.chat(
                     messages, max_tokens=MAX_TOKENS, temperature=self.temperature
                 )
-                reply = Reply(asked, model, text_of_reply)
+                reply = Reply(request, model, answer)
             except NoReply as e:
-                reply = Reply(asked, model, failure=str(e))
+                reply = Reply(request, model, failure=str(e))
             append_lines(self.path, [reply])
-            self.replies[asked] = reply
-        return self.replies[asked]
+            self.replies[request] = reply
+        return self.replies[request]
 
 
 @dataclass(frozen=True, slots=True)
