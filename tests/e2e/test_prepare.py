@@ -23,7 +23,7 @@ from tests.e2e.test_mmedit import make
 from tests.fast import FAST
 
 FILES = ("state.json", "state.safetensors", "README.md")
-LOOP = {"steps": 12, "batch": 2, "held_out": 4, "every": 2, "keep": 1}
+LOOP = {"steps": 12, "batch_size": 2, "held_out": 4, "eval_steps": 2, "save_steps": 1}
 TRAINED = [
     n for n in registry.names("editors") if issubclass(registry.load("editors", n), TrainedEditor)
 ]
@@ -112,7 +112,7 @@ def test_two_processes_train_as_one_that_accumulates(
     printed = "".join((tmp_path / f"rank{n}").read_text() for n in range(2))
     assert codes == [0, 0], printed
     assert printed.count("written to") == 1
-    finished(model, data, "dualedit", one, capsys, accumulate=2)
+    finished(model, data, "dualedit", one, capsys, gradient_accumulation_steps=2)
     assert {f.name for f in two.iterdir()} == {*FILES, "timing.json"}
     ours, theirs = (load_file(str(f / "state.safetensors")) for f in (one, two))
     for name, tensor in ours.items():
