@@ -1,1 +1,1 @@
-"""How edits are found: what several editors share."""
+"""What several editors share to find edits."""

@@ -1,11 +1,11 @@
-"""How much image tokens bear on a question: noise on some of them, seen at the last prompt token.
+"""Influence of image tokens on a question, measured with noise at the last prompt token.
 
 Source: VisEdit (Chen et al., AAAI 2025), its attribution of visual representations: at the input of
 an attention module, Gaussian noise is added to image tokens; their influence is 1 - cosine between
-the module's clean and noisy output at the last prompt token. Every module is measured by itself:
-behind it the stream goes on as if nothing had happened.
+the module's clean and noisy output at the last prompt token. Every module is measured alone: its
+noisy output is replaced by the clean one, so that later modules are not affected.
 
-Shapes: N places looked at (a token, or a window of them), T columns, d stream width.
+Shapes: N places (an image token, or a window of them), T columns, d stream width.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class NoiseTrace(Hook):
         return noisy
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
-        seen = y[:, self.last].float()
-        self.influence[site] = 1 - torch.cosine_similarity(seen[1:], seen[:1], dim=-1)
+        out = y[:, self.last].float()
+        self.influence[site] = 1 - torch.cosine_similarity(out[1:], out[:1], dim=-1)
         if self.sites <= self.influence.keys():
             raise EnoughRecorded
         return y[:1].expand_as(y)
@@ -67,7 +67,7 @@ def noise_influence(
 ) -> dict[int, Tensor]:
     """Layer -> [N] influence of places (columns of image tokens each), the mean over `draws`.
 
-    `rows` holds the same question 1 + N times (row 0 stays clean), without live patches.
+    `rows` is the same question 1 + N times (row 0 without noise); no patch is applied.
     """
     batch = rows if isinstance(rows, Batch) else rows.batch
     assert batch.size == len(places) + 1, (batch.size, len(places))

@@ -27,9 +27,9 @@ def corpus(
 def similar(
     backbone: Backbone, edit: Edit, lines: Sequence[str], vectors: Tensor, encoder: str, count: int
 ) -> tuple[str, ...]:
-    """The lines nearest to the edit's own copy line, nearest first."""
-    stated = f"{edit.prompt.text} {edit.target.strip()}"
-    query = f"New Fact: {stated}\nPrompt: {stated}\n\n"
+    """The `count` lines most similar to the copy line of the edit, the most similar first."""
+    fact = f"{edit.prompt.text} {edit.target.strip()}"
+    query = f"New Fact: {fact}\nPrompt: {fact}\n\n"
     vector = embed([query], encoder, backbone)[0]
     return tuple(lines[i] for i in nearest(vectors.float(), vector, count))
 

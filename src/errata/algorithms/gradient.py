@@ -1,4 +1,4 @@
-"""The frame of editors that find a patch by gradient search: start, search, cut into rows."""
+"""Base of editors that search a patch by gradient descent on the edits' loss."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from errata.patches.rows import Rows
 from errata.patches.stack import Stack
 from errata.training.optimise import SearchSettings, search
 
-#: bytes that the patches of one search may take with their gradients and moments
+#: bytes for the patches of one search, with gradients and Adam's moments
 BUDGET = 4 << 30
 
 
 class GradientEditor(Editor):
-    """Subclasses say where the patch starts (`start`), and may add losses (`losses`)."""
+    """Subclasses implement `start`, the patch before the search; `losses` may add loss terms."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """lr, steps: Adam. stop_loss: a row stops below it, all target tokens right.
+        """lr, steps: Adam. stop_loss: a row stops below it, if all target tokens are the argmax.
 
         max_grad_norm: per row (0 = no clipping). eos: the end token is part of the target.
         """
@@ -58,25 +58,27 @@ class GradientEditor(Editor):
 
     @abstractmethod
     def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
-        """A patch with a row per group that does nothing yet.
+        """A patch with a row per group that changes nothing yet.
 
-        Its parameters [R, ...] require gradients.
+        Its parameters [R, ...] require gradients and are searched.
         """
 
     def losses(
         self, backbone: Backbone, request: EditRequest, patch: Patch
     ) -> tuple[Callable[[], Tensor] | None, Hook | None]:
-        """(extra losses [R] after each forward, a recording patch for them)."""
+        """(function that gives extra losses [R] after each forward, recorder that it reads)."""
         return None, None
 
     def next_states(
         self, backbone: Backbone, request: EditRequest, patch: Patch
     ) -> list[State | None]:
-        """The states to hand to the next edits, one per group; `patch` holds the found rows."""
+        """The state of each group for its next edit; `patch` is the searched row patch."""
         return list(request.states)
 
     def fixed_patches(self, backbone: Backbone, request: EditRequest) -> list[Patch] | None:
-        """A patch per group that needs no search: live during it, and part of the edit."""
+        """A patch per group that is not searched: applied during the search, and part of the
+        edit.
+        """
         return None
 
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
@@ -100,14 +102,14 @@ class GradientEditor(Editor):
         states = self.next_states(backbone, request, patch)
         results = []
         for r, state in enumerate(states):
-            own = EditLog(log.steps[r], log.loss[r], log.reached[r])
-            results.append(EditResult(patch.row(r), state, own))
+            of_row = EditLog(log.steps[r], log.loss[r], log.reached[r])
+            results.append(EditResult(patch.row(r), state, of_row))
         return results
 
     def _chunks(self, backbone: Backbone, request: EditRequest) -> list[list[int]]:
-        """Groups that are found together: of equal size, and as many as fit into the budget.
+        """Indices of groups that are searched together: of equal size, within the memory budget.
 
-        Where row patches are live, group i is on row i, and all groups are found at once.
+        If row patches are applied, group i is on row i, and all groups are searched at once.
         """
         if _has_rows(backbone.hooks.stack):
             sizes = {len(g) for g in request.groups}
@@ -123,7 +125,7 @@ class GradientEditor(Editor):
         return chunks
 
     def _chunk(self, backbone: Backbone, request: EditRequest) -> int:
-        """How many rows fit into the budget: patch, gradient and two moments in float32."""
+        """Number of rows that fit into the budget: patch, gradient, two moments in float32."""
         if len(request) <= 1:
             return 1
         one = self.start(backbone, request.take([0]))

@@ -1,8 +1,8 @@
 """Inputs and output gradients of linear sites on edits: the factors of a matrix's gradient.
 
-For a linear map y_t = W x_t the gradient of a loss is sum_t d_t x_t^T with d_t = dl/dy_t, so a few
-vectors per token stand for a whole matrix (MEND and KE start from them). One forward and one
-backward serve any number of independent edits: every edit is a row of its own.
+For a linear map y_t = W x_t the gradient of a loss is sum_t d_t x_t^T with d_t = dl/dy_t: two
+vectors per token instead of a matrix (MEND and KE start from them). One forward and one backward
+serve any number of independent edits, one row each.
 
 Shapes: B edits, T columns, n inputs and o outputs of a site, R patches.
 """
@@ -29,10 +29,10 @@ CHUNK = 16  # groups whose gradients are taken together
 
 
 class Factors(NamedTuple):
-    """x [B, T, n], d [B, T, o], float32, and used [B, T]: where both are not all zero.
+    """x [B, T, n] and d [B, T, o], float32, and used [B, T]: tokens where neither is all zero.
 
-    Padding is not used, nor is a token that the loss does not reach (in the last block all but
-    those that predict the target).
+    Unused are padding, and tokens that the loss does not depend on (in the last block all but those
+    that predict the target).
     """
 
     x: Tensor
@@ -41,7 +41,7 @@ class Factors(NamedTuple):
 
 
 class GradientRecorder(Hook):
-    """Changes nothing; a zero is added to each site's output, whose gradient is the output's."""
+    """Records x, and adds a zero to each site's output whose gradient is that of the output."""
 
     def __init__(self, sites: Iterable[str]) -> None:
         super().__init__(tuple(sites))
@@ -61,9 +61,9 @@ def factors(
     *,
     rows: Tensor | None = None,
 ) -> dict[str, Factors]:
-    """Site -> factors of each row's own loss, the mean negative log-likelihood of its target.
+    """Site -> factors of each row's loss, the mean negative log-likelihood of its target.
 
-    What is applied is seen. Raises NotFinite.
+    Of the model with what is applied. Raises NotFinite.
     """
     taps = GradientRecorder(sites)
     with torch.enable_grad(), backbone.applied(taps):
@@ -86,7 +86,7 @@ def factors(
 def group_factors(
     backbone: Backbone, groups: Sequence[Sequence[Edit]], sites: Sequence[str], *, eos: bool
 ) -> Iterator[dict[str, Factors]]:
-    """For each group of edits the factors of its own, one row per edit, on top of what is applied.
+    """The factors of each group, one row per edit, on top of what is applied.
 
     CHUNK groups are run together.
     """
@@ -101,8 +101,8 @@ def group_factors(
         rows = torch.tensor(index, device=batch.ids.device)
         all_rows = factors(backbone, backbone.enter(batch, floor, rows=rows), sites, rows=rows)
         for r in range(start, start + len(part)):
-            own = [b for b, i in enumerate(index) if i == r]
-            yield {s: Factors(*(v[own] for v in f)) for s, f in all_rows.items()}
+            rows_of = [b for b, i in enumerate(index) if i == r]
+            yield {s: Factors(*(v[rows_of] for v in f)) for s, f in all_rows.items()}
 
 
 def floor_of(sites: Sequence[str]) -> int:
@@ -111,7 +111,7 @@ def floor_of(sites: Sequence[str]) -> int:
 
 
 class LiveDelta(Delta):
-    """A delta with a row per edit whose tensors carry a graph: what is learnt is what made them."""
+    """A row delta whose tensors keep their graph, for training the network that made them."""
 
     def __init__(self, parts: Mapping[str, Mapping[str, Tensor]], rows: int) -> None:
         Patch.__init__(self, tuple(parts))
@@ -123,9 +123,9 @@ class LiveDelta(Delta):
 
 
 def delta_of(parts: Mapping[str, tuple[Tensor, Tensor, Tensor]], index: Sequence[int]) -> Delta:
-    """The rows `index` as one low-rank delta: the sum of their updates.
+    """The sum of the updates of rows `index`, as one low-rank delta.
 
-    `parts`: site -> (A [B, r, n], B [B, r, o], used [B, r]); ranks that are not used are left out.
+    parts: site -> (A [B, r, n], B [B, r, o], used [B, r]); unused ranks are left out.
     """
     out = {}
     for site, (a, b, used) in parts.items():

@@ -1,4 +1,4 @@
-"""States that a site sees on training prompts: what an editor keeps an edit away from."""
+"""Site inputs of unrelated training prompts, used as negatives."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ def site_inputs(
 ) -> dict[str, Tensor]:
     """Inputs [count, n] of each site: half at last prompt tokens, half anywhere (or fewer).
 
-    The last prompt token is where an answer begins, so it gets as much weight as all others
-    together.
+    The last prompt token, where the answer begins, gets as much weight as all others together.
     """
     last: dict[str, list[Tensor]] = {s: [] for s in sites}
     other: dict[str, list[Tensor]] = {s: [] for s in sites}
@@ -56,7 +55,7 @@ def site_inputs(
 
 
 def locality_prompts(cases: Sequence[Case], count: int, rng: torch.Generator) -> list[Prompt]:
-    """Prompts of training cases: edits and locality probes alike, each once, drawn evenly."""
+    """`count` different prompts of training cases, drawn from edits and locality probes."""
     pool: dict[Prompt, None] = {}
     for case in cases:
         pool.setdefault(case.edit.prompt)

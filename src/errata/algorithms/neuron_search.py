@@ -1,11 +1,12 @@
 """The search for extra FFN neurons, with T-Patcher's activation and memory losses.
 
-Source: Huang et al., ICLR 2023 (Sec. 3.3) and its code at 93ff458. What an editor adds to it is in
-the editor's own file.
+Source: Huang et al., ICLR 2023 (Sec. 3.3) and its code at 93ff458. Used by `tpatcher` and `unike`,
+whose files say what differs.
 
-Keys start at q / |q|^2 of the positions to be mended, so that each new neuron fires with exactly 1
-there; values start at zero. Losses: l_e + act_weight * l_a + memory_weight * l_m with
-l_a = mean of the 5 largest exp(-u_i) at the neurons' own positions,
+Each neuron has a position, a token that predicts the target. Keys start at q / |q|^2 of these
+positions, so that each new neuron fires with exactly 1 there; values start at zero. Losses:
+l_e + act_weight * l_a + memory_weight * l_m with
+l_a = mean of the 5 largest exp(-u_i) at the neurons' positions,
 l_m = mean of the top-k exp(u - gamma) + mean of the top-k exp(u - u_i + beta), u on memory states.
 
 Shapes: R rows (groups of edits), e neurons per site, n inputs of the FFN, S memory states.
@@ -37,15 +38,15 @@ from errata.training.optimise import SearchSettings, encode_edits, generator
 
 
 class NeuronEditor(GradientEditor):
-    """New FFN neurons, trained on one edit, kept silent elsewhere where `memory_weight` says so."""
+    """New FFN neurons, trained on one edit; with `memory_weight` they are kept silent elsewhere."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GradientEditor.Config):
         """layers: text blocks. neurons: per layer and edit.
 
-        act_weight, memory_weight: of l_a and l_m. memory_gamma, memory_beta, memory_top: of l_m
-        (gamma, beta, k). memory: stored states per layer. value_scale: step size of values relative
-        to keys.
+        act_weight, memory_weight: of l_a and l_m. memory_gamma, memory_beta, memory_top: gamma,
+        beta and k of l_m. memory: stored FFN inputs per layer, from `prompts` training prompts.
+        value_scale: step size of values relative to keys.
         """
 
         lr: float = 1e-2
@@ -84,7 +85,7 @@ class NeuronEditor(GradientEditor):
         return bool(self.config.memory_weight > 0)
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
-        """FFN inputs on training prompts; cheap, made when first needed."""
+        """FFN inputs on training prompts: the memory that l_m keeps the neurons silent on."""
         c = self.config
         rng = generator(seed, self.name)
         prompts = locality_prompts(cases, c.prompts, rng)
@@ -124,26 +125,26 @@ class NeuronEditor(GradientEditor):
     def shared(
         self, backbone: Backbone, sites: Sequence[str], request: EditRequest
     ) -> dict[str, Tensor]:
-        """Site -> [d], a fixed direction that all values of its new neurons get on top."""
+        """Site -> [d], a fixed vector that is added to the values of all its new neurons."""
         return {}
 
     def _places(self, batch: Batch, rows: Tensor, groups: Sequence[Sequence[Edit]]) -> Tensor:
-        """[R, e, 2] (batch row, column) of each neuron's own place: where it is to fire.
+        """[R, e, 2] the position (batch row, column) of each neuron, where it is to fire.
 
-        The places are those that predict target tokens; a group's edits take turns.
+        Positions are tokens that predict the target; the edits of a group take turns.
         """
         places: list[list[tuple[int, int]]] = [[] for _ in groups]
-        for turn in range(max(len(t) for t in batch.targets)):
+        for n in range(max(len(t) for t in batch.targets)):
             for b, (r, target) in enumerate(zip(rows.tolist(), batch.targets, strict=True)):
-                if turn < len(target):
-                    places[r].append((b, int(batch.lengths[b]) - 1 + turn))
+                if n < len(target):
+                    places[r].append((b, int(batch.lengths[b]) - 1 + n))
         e = self.config.neurons * len(groups[0])
         return torch.tensor([[p[j % len(p)] for j in range(e)] for p in places])
 
     def _queries(
         self, backbone: Backbone, groups: Sequence[Sequence[Edit]], *patches: Patch
     ) -> dict[str, Tensor]:
-        """Site -> [R, e, n] FFN inputs at the neurons' own places, with `patches` live too."""
+        """Site -> [R, e, n] FFN inputs at the neurons' positions, with `patches` applied too."""
         batch, rows = encode_edits(backbone, groups, eos=self.config.eos)
         watch = Recorder(self.sites(backbone))
         with torch.no_grad(), backbone.applied(*patches, watch):
@@ -182,7 +183,7 @@ class NeuronEditor(GradientEditor):
     def _memory_loss(
         self, part: Mapping[str, Tensor], memory: NeuronMemory, own_Re: Tensor
     ) -> Tensor:
-        """[R] the two top-k terms over the memory states of each row."""
+        """[R] l_m: the two top-k terms over the memory states of each row."""
         c = self.config
         u_RSe = memory.states @ part["key"] + part["key_bias"][:, None]
         if memory.count_R is not None:
@@ -201,7 +202,9 @@ class NeuronEditor(GradientEditor):
     def next_states(
         self, backbone: Backbone, request: EditRequest, patch: Patch
     ) -> list[State | None]:
-        """Each row's memory grows by its edit's own states, so that later neurons spare them."""
+        """Adds each edit's FFN inputs to its row's memory, so that later neurons are silent on
+        them.
+        """
         if not self.config.memory_weight:
             return list(request.states)
         queries = self._queries(backbone, request.groups, patch)
@@ -218,14 +221,14 @@ class NeuronEditor(GradientEditor):
 
 @dataclass(frozen=True)
 class NeuronMemory:
-    """States that neurons spare: one [S, n] for all rows, or [R, S, n], count_R of them real."""
+    """Memory states: [S, n] for all rows, or [R, S, n], of which the first count_R[r] are real."""
 
     states: Tensor
     count_R: Tensor | None = None
 
 
 def _memory(states: Sequence[State], site: str, device: torch.device) -> NeuronMemory:
-    """The training states, and behind them each row's own past edits."""
+    """The states of training prompts, and behind them those of each row's past edits."""
     base = states[0].tensors[site]
     if all(s.tensors[site] is base and f"past/{site}" not in s.tensors for s in states):
         return NeuronMemory(base.to(device).float())

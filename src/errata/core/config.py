@@ -10,11 +10,11 @@ from errata.core.errors import BadSpec
 
 
 def current_names(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `cls` that were written by any errata, under the names that they have today.
+    """Settings of `cls`, written by this or an older errata, under their present names.
 
-    `cls` and its bases say which settings were renamed in a class variable
-    `renamed: ClassVar[Mapping[str, str]]`, old name -> name. A name that is a setting of `cls`
-    today stays. Raises BadSpec where a setting is given under both names.
+    `cls` and its bases list renamed settings in a class variable
+    `renamed: ClassVar[Mapping[str, str]]`, old name -> present name. A name that is a setting of
+    `cls` is never replaced. Raises BadSpec if a setting is given under two names.
     """
     today = {f.name for f in fields(cls)}
     renamed: dict[str, str] = {}

@@ -24,10 +24,10 @@ from errata.core.types import Case, Edit
 
 @dataclass(frozen=True)
 class PrepareContext:
-    """Where long preparations keep what they need to go on, and whom they tell how far they are.
+    """Checkpoint folder and progress callback of a long preparation.
 
-    `progress` is called with (what, done, total). Without a folder, a killed one starts anew. Who
-    called `prepare` calls `clear` once the state is saved.
+    progress: called with (what, done, total). Without a folder, a killed preparation starts from
+    the beginning. The caller of `prepare` calls `clear` when the state is saved.
     """
 
     folder: Path | None = None
@@ -38,7 +38,7 @@ class PrepareContext:
         return None if self.folder is None else self.folder / "training.safetensors"
 
     def clear(self) -> None:
-        """Drops the checkpoint of a training whose result is safe."""
+        """Removes the checkpoint."""
         if self.checkpoint is not None:
             self.checkpoint.unlink(missing_ok=True)
 
@@ -114,7 +114,7 @@ class EditLog:
 
     @property
     def search(self) -> dict[str, Any]:
-        """The numbers of the search, as `timing.json` holds them; {} where there was none."""
+        """The numbers of the search, for `timing.json`; {} if nothing was searched."""
         if self.steps is None:
             return {}
         return {"steps": self.steps, "loss": self.loss, "reached": self.reached}
@@ -133,27 +133,27 @@ class EditResult:
 
 
 class Editor(ABC):
-    """Base of all editors.
+    """Base of all editors. Subclasses implement `find`, and `learn` or `train` if they use a state.
 
-    Settings are the nested frozen `Config`; papers' settings are named presets.
+    Settings are the nested frozen `Config`; settings of papers are named presets.
     """
 
     plugin_kind: ClassVar[str] = "editors"
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    #: prepare is expensive and must be run (and its result passed) by the user
+    #: `prepare` is expensive: the user runs it and passes the state
     needs_state: ClassVar[bool] = False
-    #: settings that a state depends on; they must be equal when it is used
+    #: settings that a state depends on; a state made with others is refused
     state_settings: ClassVar[tuple[str, ...]] = ()
-    #: what its states are called where several editors take the same ones; "" = its own name
+    #: name of its states, if several editors use the same ones; "" = the editor's name
     state_name: ClassVar[str] = ""
-    #: a cheap state is nevertheless kept between runs, in ERRATA_HOME
+    #: a cheap state is stored in ERRATA_HOME between runs
     keeps_state: ClassVar[bool] = False
-    #: how to do without a state, in words, where one can
+    #: hint for the MissingState error: how to run without a state
     without_state: ClassVar[str] = ""
-    #: what the method can edit: `text`, `image`
+    #: edits that the method can make: `text` (no image), `image`
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
-    #: capabilities of a model that the search needs beside asking, such as `draw`
+    #: capabilities that the model needs, such as `draw`; see `Backbone.capabilities`
     requires: ClassVar[frozenset[str]] = frozenset()
 
     @dataclass(frozen=True, kw_only=True)
@@ -162,8 +162,8 @@ class Editor(ABC):
 
     def __init__(self, preset: str | None = None, **passed: Any) -> None:
         if preset is not None and preset not in self.presets:
-            known = ", ".join(sorted(self.presets)) or "none"
-            raise BadSpec(f"editor '{self.name}' has no preset '{preset}'. It has: {known}.")
+            presets = ", ".join(sorted(self.presets)) or "none"
+            raise BadSpec(f"editor '{self.name}' has no preset '{preset}'. It has: {presets}.")
         self.preset = preset
         self.passed = current_names(self.Config, passed)
         chosen = current_names(self.Config, self.presets.get(preset or "", {}))
@@ -177,12 +177,12 @@ class Editor(ABC):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Settings passed by the user apart from the resolved ones."""
+        """The preset, the settings that the user passed, and all settings (`config`)."""
         return {"preset": self.preset, "passed": self.passed, "config": _plain(self.config)}
 
     @property
     def uses_state(self) -> bool:
-        """Whether the editor, as it is set, works from a prepared state."""
+        """Whether the editor, with its settings, works from a prepared state."""
         return self.needs_state
 
     def prepare(
@@ -193,9 +193,9 @@ class Editor(ABC):
         seed: int = 0,
         work: PrepareContext | None = None,
     ) -> State | None:
-        """What the editor learns once from training cases; None where it uses none.
+        """The state that the editor learns from training cases; None if it uses none.
 
-        With a folder in `work`, a training that was killed goes on where its checkpoint is.
+        With a folder in `work`, a killed training resumes from its checkpoint.
         """
         self.check_model(backbone)
         work = work or PrepareContext()
@@ -205,23 +205,23 @@ class Editor(ABC):
         return replace(state, fingerprint=backbone.fingerprint(), settings=self._state_settings())
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
-        """The state itself; called by `prepare`, which notes what it was made for."""
+        """Makes the state; `prepare` adds the model and the settings that it is valid for."""
         return None
 
     def train(
         self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: PrepareContext
     ) -> State | None:
-        """As `learn`, for editors that take long over it; see `errata.training.loop`."""
+        """As `learn`, with checkpoints and progress; see `errata.training.loop`."""
         return self.learn(backbone, cases, seed=seed)
 
     def shipped_state(self, backbone: Backbone) -> State | None:
         """The state that ships with the model and was made with the editor's settings."""
-        wanted = self._state_settings()
+        settings = self._state_settings()
         shipped = backbone.shipped_states(self.state_name or self.name)
-        return next((s for s in shipped if self._made_with(s) == wanted), None)
+        return next((s for s in shipped if self._made_with(s) == settings), None)
 
     def _made_with(self, state: State) -> dict[str, Any]:
-        """The settings that a state was made with, under today's names."""
+        """The settings that a state was made with, under their present names."""
         return current_names(self.Config, state.settings)
 
     def _state_settings(self) -> dict[str, Any]:
@@ -230,9 +230,9 @@ class Editor(ABC):
 
     @abstractmethod
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
-        """One independent patch per group, whose edits are made jointly.
+        """One result per group. The edits of a group are made jointly, groups are independent.
 
-        Called inside `backbone.applied`.
+        What is applied when it is called is the model to be edited.
         """
 
     def edit(
@@ -243,7 +243,7 @@ class Editor(ABC):
         *,
         seed: int = 0,
     ) -> EditResult:
-        """One patch that holds all the edits jointly, on top of whatever is applied."""
+        """One patch for all the edits, on top of what is applied."""
         return self._headed(backbone, EditRequest.of([edits], [state], seed))[0]
 
     def edit_rows(
@@ -254,7 +254,7 @@ class Editor(ABC):
         *,
         seed: int = 0,
     ) -> list[EditResult]:
-        """One independent patch per edit; row i is found on top of row i of what is applied."""
+        """One independent patch per edit; edit i is made on top of row i of what is applied."""
         return self.edit_groups(backbone, [[e] for e in edits], states, seed=seed)
 
     def edit_groups(
@@ -295,7 +295,7 @@ class Editor(ABC):
             )
 
     def _check_state(self, backbone: Backbone, state: State | None) -> None:
-        """Raises MissingState, FingerprintMismatch or BadSpec: never works without a word."""
+        """Raises MissingState, FingerprintMismatch or BadSpec."""
         if state is None:
             if self.uses_state:
                 raise MissingState(

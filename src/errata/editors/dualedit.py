@@ -92,8 +92,8 @@ class DualEdit(AdapterEditor):
 
     def places(self, backbone: Backbone) -> list[AdapterSite]:
         c = self.config
-        given = [("text", c.text_layer), ("visual", c.visual_layer)]
-        places = [AdapterSite(site_behind(backbone, at), to) for to, at in given if at is not None]  # type: ignore[arg-type]
+        layers = [("text", c.text_layer), ("visual", c.visual_layer)]
+        places = [AdapterSite(site_behind(backbone, at), to) for to, at in layers if at is not None]  # type: ignore[arg-type]
         if not places:
             raise BadSpec(
                 "dualedit has neither text_layer nor visual_layer. Give at least one a block."

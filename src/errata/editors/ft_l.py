@@ -6,9 +6,9 @@ below 1e-2), VLKEB at 10951b7 both FFN matrices (10 to 20 fixed steps), UniKE's 
 every tensor of the last layer (SGD). We follow LiveEdit, the closest to the published tables, as
 preset `paper`.
 
-Differences: the matrix is never written, the change is a dense delta found through a port; targets
-end with EOS unless `paper`; parameters are chosen by site, not by substring; `max_change` is
-LiveEdit's optional L-infinity clamp, off there and here.
+Differences: no weight is written, the change is a dense delta; targets end with EOS unless `paper`;
+parameters are chosen by site, not by a part of their name. LiveEdit's optional L-infinity clamp,
+which is off there, is left out.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 Source: LiveEdit's ft_vl and VLKEB's FT "vision" settings (b46217b, 10951b7), which tune the
 projector of LLaVA and the Q-Former of BLIP-2, never the vision tower; DualEdit's table has FT-V
-with a text locality of exactly 100, which any connector tuning gives because text-only inputs do
-not pass it.
+with a text locality of exactly 100, which any tuning of the connector has, since text-only inputs
+do not pass it.
 
-Differences: a dense delta (weights and biases of every Linear of the connector) found through
-ports; the vision tower runs once per search; targets end with EOS unless preset `paper`. An edit
-without an image has no connector to pass and is refused.
+Differences: the change is a dense delta (weights and biases of every Linear of the connector); the
+vision tower runs once per search; targets end with EOS unless preset `paper`. An edit without an
+image does not pass the connector and is refused.
 """
 
 from __future__ import annotations

@@ -1,16 +1,18 @@
-"""IKE: in-context editing. The fact and similar demonstrations are put in front of the question.
+"""IKE: in-context editing. Puts the fact and similar demonstrations in front of the question.
 
 Source: Zheng et al., EMNLP 2023; EasyEdit's multimodal port (14cea82): per training case three
 demonstrations (copy, update, retain), embedded with all-MiniLM-L6-v2, the k = 32 most similar to
 the edit in front of `New Fact: x y / Prompt: query`, one image first. Preset `paper`: k = 32, scope
 always, MiniLM.
 
-Differences: the corpus is built from the benchmark's train split only; all edits of a sequence stay
-in the memory and the facts nearest to the question are shown (EasyEdit shows the last edit only, so
-it is not sequential); scope `retrieved` shows nothing when no fact is near enough, decided from the
-question's text; the most similar demonstration stands next to the question; a prompt that is too
-long drops its least similar demonstrations and counts them; nothing is placed at random (UniKE's
-first commit inserts the fact anywhere).
+Differences:
+- the demonstrations come from the benchmark's train split only;
+- all edits of a sequence stay in the memory, and the facts nearest to the question are shown
+  (EasyEdit shows the last edit only, so it is not sequential);
+- scope `retrieved` shows nothing if no fact is near enough, decided from the question's text;
+- the most similar demonstration stands next to the question;
+- a prompt that is too long drops its least similar demonstrations, and counts them;
+- nothing is placed at random (UniKE's first commit inserts the fact anywhere).
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from errata.training.optimise import generator
 
 
 class Ike(Editor):
-    """Facts in context."""
+    """Facts in front of the prompt."""
 
     name = "ike"
     state_settings = ("encoder", "corpus")
@@ -67,7 +69,7 @@ class Ike(Editor):
         return bool(self.config.demonstrations > 0)
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
-        """Demonstrations from training cases and their vectors; cheap, made when first needed."""
+        """Demonstrations from training cases, and their vectors."""
         rng = generator(seed, self.name)
         encoder = choose(self.config.encoder)
         lines, vectors = corpus(backbone, cases, self.config.corpus, encoder, rng)
@@ -92,7 +94,7 @@ class Ike(Editor):
         return results
 
     def _similar(self, backbone: Backbone, edit: Edit, state: State | None) -> tuple[str, ...]:
-        """The k demonstrations nearest to the edit's own copy line, nearest first."""
+        """The k demonstrations most similar to the edit's copy line, the most similar first."""
         if state is None or not self.config.demonstrations:
             return ()
         meta, vectors = state.meta, state.tensors["vectors"]

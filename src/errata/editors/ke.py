@@ -1,4 +1,4 @@
-"""KE (KnowledgeEditor): an LSTM reads the edit and masks the gradient that is applied.
+"""KE (KnowledgeEditor): an LSTM reads the edit and predicts a mask for the edit's gradient.
 
 Source: De Cao et al., EMNLP 2021; the multimodal port is VLKEB's KE at 10951b7 (preset `paper`: up
 and down projections of the last three blocks, sizes 128 / 1024 / 128, RMSprop 3e-4 with 1000 steps
@@ -11,21 +11,25 @@ maps c to a_in, b_in [n], a_out, b_out [o] and eta, and with the gradient G of t
 
     dW = scale * sigmoid(eta) * (G * (softmax(a_out) a_in^T) + softmax(b_out) b_in^T).
 
-G is a sum over tokens (`finding.factors`), so dW is kept as a low-rank delta: one rank per token
-and one for the second term. K edits of a group add up, each with its own condition.
+G is a sum over tokens (`algorithms.gradient_factors`), so dW is a low-rank delta: one rank per
+token and one for the second term. The K edits of a group are added, each with its condition.
 
-The constraint: minimise the edit's loss subject to KL(unedited || edited) <= margin on training
-locality; the multiplier is raised while the KL is above the margin, and is never negative.
+Training minimises the edit's loss subject to KL(unedited || edited) <= margin on training locality.
+The multiplier is raised while the KL is above the margin, and is never negative.
 
-Differences: the constraint is the paper's KL on questions that must stay, VLKEB's port has only a
-norm of dW, which leaves locality to chance; rephrasings may be part of the loss
-(`generality_weight`, 0 in `paper`), as in Mitchell et al.'s version; the old answer is what the
-model at hand says to the edit's prompt (`belief`: MMEdit's `pred` is BLIP-2's answer, the wrong
-belief for any other model); `scale` makes up for the softmax, whose entries are about 1 / o
-(`paper` has 1); with `descent` the untrained network is a step down the gradient, whose sign is
-otherwise drawn at random per input (off in `paper`). The condition sees no image, as in the port:
-two edits with the same texts differ in G only. Gradients are float32, the port takes those of
-half-precision weights.
+Differences:
+- the constraint is the paper's KL on locality questions; VLKEB's port has only a norm of dW;
+- rephrased questions may be part of the loss (`generality_weight`, 0 in `paper`), as in Mitchell et
+  al.'s version;
+- the old answer is the answer of the model at hand (`belief=own`); MMEdit's `pred` is BLIP-2's
+  answer, which is wrong for any other model;
+- `scale` makes up for the softmax, whose entries are about 1 / o (1 in `paper`);
+- with `descent` the untrained network is a step down the gradient; otherwise its sign is random
+  (off in `paper`);
+- gradients are float32; the port takes those of half-precision weights.
+
+As in the port, the condition is read from text only: two edits with the same texts differ in G
+only.
 """
 
 from __future__ import annotations
@@ -55,12 +59,12 @@ from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee
 from errata.training.optimise import generator
 
-CHUNK = 32  # prompts whose old answers are asked together
-CAP = 16  # tokens of an old answer
+CHUNK = 32  # prompts that are answered in one batch
+CAP = 16  # maximum tokens of an old answer
 
 
 class Ke(TrainedEditor):
-    """Masks the gradient of an edit as a network says that reads the edit."""
+    """Hypernetwork that predicts a gate for the edit's gradient."""
 
     name = "ke"
     state_settings = ("layers", "parts", "hidden", "condition", "width", "scale", "belief", "eos")
@@ -141,16 +145,16 @@ class Ke(TrainedEditor):
         assert isinstance(words, Tensor)
         with torch.random.fork_rng(devices=[]):  # modules of torch draw from the global generator
             torch.manual_seed(generator(seed, self.name).initial_seed() % 2**63)
-            made = KeNetwork(shapes, words.detach().float().cpu(), self.config)
-        return made.to(backbone.device_of(""))
+            network = KeNetwork(shapes, words.detach().float().cpu(), self.config)
+        return network.to(backbone.device_of(""))
 
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
         edits = list(dict.fromkeys(c.edit for c in cases))
         texts: dict[Edit, str] = {}
         for i in range(0, len(edits), CHUNK):
             part = edits[i : i + CHUNK]
-            said = self._conditions(backbone, part, [0] * len(part))
-            texts.update(zip(part, said, strict=True))
+            conditions = self._conditions(backbone, part, [0] * len(part))
+            texts.update(zip(part, conditions, strict=True))
         return KeTrainee(backbone, self, self.network(backbone, seed), texts)
 
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
@@ -178,28 +182,28 @@ class Ke(TrainedEditor):
     def _conditions(
         self, backbone: Backbone, edits: Sequence[Edit], rows: Sequence[int]
     ) -> list[str]:
-        """What the LSTM reads; the old answer is asked of the model as it is now."""
+        """The texts that the LSTM reads; old answers are those of the model as it is now."""
         if self.config.belief == "given":
             old = [e.old or "" for e in edits]
         else:
             batch = backbone.encode([e.prompt for e in edits], rows=rows)
             index = torch.tensor(list(rows), device=batch.ids.device)
-            said = backbone.generate(batch, [CAP] * len(edits), rows=index)
-            old = [backbone.decode(g.ids) for g in said]
+            answers = backbone.generate(batch, [CAP] * len(edits), rows=index)
+            old = [backbone.decode(a.ids) for a in answers]
         return [
             f"{o} >> {e.target.strip()} || {e.prompt.text}" for o, e in zip(old, edits, strict=True)
         ]
 
 
 def tokens(backbone: Backbone, texts: Sequence[str], most: int) -> tuple[Tensor, Tensor]:
-    """Token ids [B, T] and how many are real [B], cut off at `most`; no patch takes part."""
+    """Token ids [B, T] and their numbers [B], cut to `most`; no patch rewrites the texts."""
     with backbone.unedited():
         batch = backbone.encode([Prompt.of(t) for t in texts])
     return batch.ids[:, :most], batch.lengths.clamp(max=most)
 
 
 class KeNetwork(nn.Module):
-    """The reader, one small network per matrix, and what belongs to the constraint."""
+    """The LSTM, one small network per matrix, and multiplier and margin of the constraint."""
 
     margin: Tensor
 
@@ -305,10 +309,10 @@ class KeTrainee(Trainee):
             self.network.multiplier.clamp_(min=0.0)
 
     def score(self, means: Mapping[str, float]) -> float:
-        """The multiplier changes, so that totals of different steps do not compare."""
+        """Without the constraint, whose multiplier changes from step to step."""
         return sum(means.get(name, 0.0) for name in ("reliability", "generality", "locality"))
 
     def validated(self, means: Mapping[str, float]) -> None:
-        asked = [means[n] for n in ("reliability_right", "generality_right") if n in means]
-        if asked and min(asked) > 0.9:
+        right = [means[n] for n in ("reliability_right", "generality_right") if n in means]
+        if right and min(right) > 0.9:
             self.network.margin.mul_(self.c.shrink).clamp_(min=self.c.margin_end)

@@ -1,8 +1,8 @@
 """LoRA: a low-rank change of attention (or other) projections, fine-tuned on the edit alone.
 
 Source: Hu et al. 2022 (W + (alpha / r) B A, A Gaussian, B zero), used as the editing baseline that
-users ask for. EasyEdit's LoRA trains q and v of every layer, rank 8, alpha 32, learning rate 5e-3,
-up to 70 steps (preset `paper`).
+is often asked for. EasyEdit's LoRA trains q and v of every layer, rank 8, alpha 32, learning rate
+5e-3, up to 70 steps (preset `paper`).
 
 Differences: the factor alpha / r is part of B, whose step size is multiplied by it; under Adam that
 is the same search. The result is a low-rank delta, exportable as an adapter.

@@ -1,6 +1,6 @@
-"""LTE: a model aligned once to obey edits that it is shown; each edit is then a retrieved prompt.
+"""LTE: a model that is aligned once to follow edits in its context; an edit is a retrieved prompt.
 
-Source: Jiang et al., ACL 2024, and its code (four kinds of rows per fact: in scope and out of
+Source: Jiang et al., ACL 2024, and its code (four kinds of examples per fact: in scope and out of
 scope, with and without the edit in front; LoRA r 8, alpha 16, step 3e-4, or the full model, 2e-5;
 facts retrieved by the cosine of the edit's prompt, always shown). VLM port: LiveEdit lte_vl (the
 edit's image is shown with it, so that two images are in context; L = NLL in scope with the edit +
@@ -8,18 +8,19 @@ edit's image is shown with it, so that two images are in context; L = NLL in sco
 
 Differences:
 - the alignment is a delta, part of the patch, and acts out of scope too: locality is measured
-  against the unedited model and shows what the alignment costs (LiveEdit's evaluator takes its
+  against the unedited model and includes what the alignment costs (LiveEdit's evaluator takes its
   "before" answers from the aligned model, which hides it);
 - K edits share one delta (`patches.alignment`) and add their facts to one memory, of which the
   nearest `facts` are shown (EasyEdit and LiveEdit: 1);
-- retrieval by text alone cannot tell two edits with one prompt apart (every caption edit is `a
-  photo of`), so it is by text and image unless `by_image` is off; the cosine above which an edit is
-  shown is chosen on training cases (`recall` of in-scope questions get their edit) unless given;
-- one edit is shown in training, with its image, as when asked (the original shows up to three, in
+- text alone cannot tell two edits with one prompt apart (every caption edit is `a photo of`), so
+  retrieval is by text and image unless `by_image` is off; the cosine above which an edit is shown
+  is a setting, or chosen on training cases so that `recall` of in-scope questions get their edit;
+- one edit is shown in training, with its image, as at inference (the original shows up to three, in
   text); no dropout; the delta is low rank or dense at chosen linear sites, not the whole model;
-- training and asking use one template (the original's differ in a word).
+- training and inference use one template (those of the original differ in a word).
 
-Presets: `paper` (LoRA as published, MiniLM for mpnet, which errata does not bring), `vlm_port`.
+Presets: `paper` (LoRA as published, MiniLM instead of mpnet, which errata does not include),
+`vlm_port`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ THRESHOLD_CASES = 200  # training cases that the cosine is chosen on
 
 
 class LteTrainee(Trainee):
-    """The delta, on questions with and without the edit in front."""
+    """Trains the delta on questions with and without the edit in front."""
 
     module: Alignment
 
@@ -57,7 +58,9 @@ class LteTrainee(Trainee):
         self.weights = {"reliability": 1.0, "generality": 1.0, "locality": config.locality_weight}
 
     def rows(self, case: Case, rng: torch.Generator) -> list[TrainExample]:
-        """In scope behind the edit; out of scope behind it and alone; the edit's prompt alone."""
+        """In scope with the edit; out of scope with and without it; the edit's prompt without
+        it.
+        """
         fact = [_fact(case.edit)]
         out: list[TrainExample] = []
         for row in super().rows(case, rng):
@@ -91,7 +94,7 @@ def _fact(edit: Edit) -> Fact:
 
 
 class Lte(TrainedEditor):
-    """An alignment delta, and a memory of edits shown in front of questions near them."""
+    """An alignment delta, and a memory of edits that are shown in front of similar questions."""
 
     name = "lte"
     state_settings = ("rank", "layers", "parts", "encoder", "by_image", "recall", "eos")
@@ -147,8 +150,8 @@ class Lte(TrainedEditor):
         by_image: bool = True
 
     def _layers(self, backbone: Backbone) -> list[int]:
-        given = [backbone.layer(i) for i in self.config.layers]
-        return given or list(range(backbone.depth))
+        layers = [backbone.layer(i) for i in self.config.layers]
+        return layers or list(range(backbone.depth))
 
     def _delta(self, backbone: Backbone, seed: int, identity: str = "") -> Alignment:
         """The delta before training: it adds nothing."""
@@ -175,23 +178,23 @@ class Lte(TrainedEditor):
         )  # fmt: skip
 
     def extra(self, backbone: Backbone, trainee: Trainee, cases: Sequence[Case]) -> dict[str, Any]:
-        """The cosine that lets `recall` of the in-scope questions of training cases through."""
+        """The cosine that `recall` of the in-scope questions of training cases exceed."""
         c, encoder = self.config, choose(self.config.encoder)
         layout = self._layout(encoder, 0.0)
         rng = generator(0, self.name, "threshold")
         order = torch.randperm(len(cases), generator=rng)[:THRESHOLD_CASES].tolist()
-        wanted: list[float] = []
-        other: list[float] = []
+        inside: list[float] = []
+        outside: list[float] = []
         for case in (cases[i] for i in order):
             probes = [p for p in case.probes if p.kind in (*c.generality_kinds, *c.locality_kinds)]
             prompts = [case.edit.prompt, *(p.prompt for p in probes)]
             vectors = vectors_of(prompts, layout, backbone)
             for probe, near in zip(probes, (vectors[1:] @ vectors[0]).tolist(), strict=True):
-                (wanted if probe.kind in TARGET_KINDS else other).append(near)
-        if not wanted:
+                (inside if probe.kind in TARGET_KINDS else outside).append(near)
+        if not inside:
             return {"encoder": encoder, "threshold": 0.0}
-        threshold = float(torch.tensor(wanted).quantile(1 - c.recall))
-        shown = sum(n >= threshold for n in other) / max(1, len(other))
+        threshold = float(torch.tensor(inside).quantile(1 - c.recall))
+        shown = sum(n >= threshold for n in outside) / max(1, len(outside))
         return {
             "encoder": encoder,
             "threshold": round(threshold, 4),
@@ -207,9 +210,11 @@ class Lte(TrainedEditor):
                 deltas[digest] = self._delta(backbone, request.seed, digest)
                 deltas[digest].load_state_dict(dict(state.tensors))
                 deltas[digest].requires_grad_(False)
-            given = self.config.threshold
+            threshold = self.config.threshold
             encoder = choose(state.meta["encoder"])
-            layout = self._layout(encoder, state.meta["threshold"] if given is None else given)
+            if threshold is None:
+                threshold = state.meta["threshold"]
+            layout = self._layout(encoder, threshold)
             vectors = vectors_of([e.prompt for e in group], layout, backbone)
             facts = Context([_fact(e) for e in group], layout, vectors)
             header = self._header(backbone, state, request.seed)

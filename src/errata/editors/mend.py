@@ -5,21 +5,24 @@ EasyEdit at 14cea82 (preset `paper`: the last three blocks' up and down projecti
 initialisation of rank 1920, edit learning rates from 1e-4, Adam 1e-6 for the network and 1e-4 for
 the rates, gradients of two cases per update, clip 100, 0.1 gen + 1.0 KL).
 
-The gradient of a linear map is sum_t d_t x_t^T over tokens (`finding.factors`). Per token, input
-and output gradient are normalised with running statistics of the training, passed through two
-low-rank residual layers h + max(0, s * (U V h + b) + t), and split again; the update is
+The gradient of a linear map is sum_t d_t x_t^T over tokens (`algorithms.gradient_factors`). Per
+token, input and output gradient are normalised with running statistics of the training, passed
+through two low-rank residual layers h + max(0, s * (U V h + b) + t), and split again; the update is
 rate * sum_t d'_t x'_t^T. Matrices of one shape share U, V and b; scale s, shift t and rate are a
-matrix's own. The result is a low-rank delta whose rank is the number of tokens that the edit's
-loss reaches. K edits of a group add up.
+matrix's own. The result is a low-rank delta whose rank is the number of tokens that the edit's loss
+reaches. K edits of a group add up.
 
-Differences: the outer loss compares the logits at a position with the token behind it (EasyEdit's
-port for HF models compares them with the token at it, which is already visible, so that its editor
-learns to copy); locality is a KL at the answer's positions, as in LiveEdit's port, not over the
-whole prompt; the edit itself may be part of the outer loss (`reliability_weight`; 0 in `paper`);
-the best network on held-out cases is kept (EasyEdit keeps the last one, its early stop is never
-fed); statistics are part of the checkpoint and the state (there they are reset on resume); V's
-initialisation is scaled by its fan-in except in `paper`, whose tiny step size goes with N(0, 1);
-edits of one batch keep full strength (LiveEdit's port averages them).
+Differences:
+- the outer loss compares the logits at a position with the next token (EasyEdit's port for HF
+  models compares them with the token at that position, which is already visible, so that its editor
+  learns to copy);
+- locality is a KL at the answer's positions, as in LiveEdit's port, not over the whole prompt;
+- the edit itself may be part of the outer loss (`reliability_weight`; 0 in `paper`);
+- the best network on held-out cases is kept (EasyEdit keeps the last one; its early stop is never
+  called);
+- statistics are part of the checkpoint and the state (there they are reset on resume);
+- V's initialisation is scaled by its fan-in except in `paper`, whose tiny step size needs N(0, 1);
+- edits of one batch keep full strength (LiveEdit's port averages them).
 """
 
 from __future__ import annotations
@@ -117,8 +120,8 @@ class Mend(TrainedEditor):
 
     def network(self, backbone: Backbone, seed: int) -> MendNetwork:
         shapes = {site: backbone.weight(site) for site in self.sites(backbone)}
-        made = MendNetwork(shapes, self.config, generator(seed, self.name))
-        return made.to(backbone.device_of(""))
+        network = MendNetwork(shapes, self.config, generator(seed, self.name))
+        return network.to(backbone.device_of(""))
 
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
         return MendTrainee(backbone, self, self.network(backbone, seed))
@@ -154,19 +157,19 @@ class MendNetwork(nn.Module):
         by_shape: dict[str, list[str]] = {}
         for site, (into, out) in shapes.items():
             by_shape.setdefault(f"{into}x{out}", []).append(site)
-        self.place = {s: (key, i) for key, own in by_shape.items() for i, s in enumerate(own)}
+        self.place = {s: (key, i) for key, sites in by_shape.items() for i, s in enumerate(sites)}
         self.transforms = nn.ModuleDict(
-            {key: Transform(shapes[own[0]], len(own), config, rng) for key, own in by_shape.items()}
+            {key: Transform(shapes[s[0]], len(s), config, rng) for key, s in by_shape.items()}
         )
         self.rates = nn.ParameterDict(
             {
-                key: nn.Parameter(torch.full((len(own),), config.edit_lr))
-                for key, own in by_shape.items()
+                key: nn.Parameter(torch.full((len(sites),), config.edit_lr))
+                for key, sites in by_shape.items()
             }
         )
 
     def forward(self, gradient: Mapping[str, Factors]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Site -> (A [B, T, n], B [B, T, o], used [B, T]); tokens that are not used are zero."""
+        """Site -> (A [B, T, n], B [B, T, o], used [B, T]); unused tokens are zero."""
         out = {}
         for site, f in gradient.items():
             key, number = self.place[site]
@@ -183,9 +186,9 @@ class MendNetwork(nn.Module):
 
 
 class Transform(nn.Module):
-    """(x_t, d_t) -> (x'_t, d'_t) for all matrices [o, n] of one shape; the identity at its start.
+    """(x_t, d_t) -> (x'_t, d'_t) for all matrices [o, n] of one shape; untrained, the identity.
 
-    Statistics are those of all tokens seen in training (Chan et al.'s update of mean and squares).
+    The statistics are over all tokens of the training (Chan et al.'s update of mean and squares).
     """
 
     def __init__(
@@ -210,7 +213,7 @@ class Transform(nn.Module):
 
     @torch.no_grad()
     def count_in(self, x: Tensor, d: Tensor) -> None:
-        """Takes tokens [N, n] and [N, o] into the statistics."""
+        """Adds tokens [N, n] and [N, o] to the statistics."""
         z = torch.cat([x, d], dim=-1)
         if not len(z):
             return

@@ -6,20 +6,20 @@ balanced BCE; Adam 1e-5, 10 accumulated: preset `paper`). Multimodal ports: Easy
 (14cea82: soft mixing, 50 000 steps of batch 1: preset `vlm_port`), LiveEdit serac_vl (frozen norm
 and head over a small model of projected embeddings).
 
-The multimodal port's classifier reads prompt + TARGET of the question that is asked, so that a
-caption edit, whose prompt is always `a photo of`, is told apart by the gold answer; it never sees
-the image; its counterfactual model sees the image through a projection that is drawn at random for
-every edit; and it has no loss on image locality. Here:
+The classifier of the multimodal port reads the prompt AND the gold answer of a question, by which
+it tells caption edits apart, whose prompt is always `a photo of`; it reads no image. Its
+counterfactual model reads the image through a projection that is drawn at random for every edit;
+and it has no loss on image locality. Differences here:
 
-- the scope is decided at the last prompt token from image and question alone (`patches.route`),
-  and trained on rephrased questions, re-rendered images and what follows from an edit against near
-  and far locality and the other edits of the batch;
-- edits are embedded by their prompt, not by prompt and answer, and have a projection of their own;
-- scope and counterfactual model are no second backbone and no pretrained text encoder, but small
-  attention networks on the frozen backbone's streams (`patches.counterfactual`), trained from
-  scratch, so that their step size is larger than the papers' outside the presets named after them;
-- the counterfactual model is trained on what an edit implies as well, where the benchmark has such
-  questions: its answer is then not the stored one.
+- the scope is decided at the last prompt token from image and question alone (`patches.route`). It
+  is trained on rephrased questions, re-rendered images and implied questions against near and far
+  locality and the other edits of the batch;
+- edits are embedded by their prompt, not by prompt and answer, with a separate projection;
+- scope and counterfactual model are small attention networks on the frozen backbone's hidden states
+  (`patches.counterfactual`), trained from scratch, not a second backbone and a pretrained text
+  encoder; their step size is larger than the papers', except in the presets named after these;
+- where the benchmark has questions whose answer an edit implies, the counterfactual model is
+  trained on them too; their answer is not the stored one.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from errata.training.batches import TrainBatch
 from errata.training.loop import TrainedEditor, Trainee
 from errata.training.optimise import generator, target_loss
 
-CHUNK = 64  # groups that are read at once
+CHUNK = 64  # edits of one batch
 
 
 class SeracNetwork(nn.Module):
-    """What is trained: `scope` and `speaker`, which share nothing."""
+    """The trained networks: `scope`, and `speaker`, the counterfactual model."""
 
     def __init__(self, scope: Scope, speaker: CounterfactualNetwork) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class SeracNetwork(nn.Module):
 
 
 class SeracTrainee(Trainee):
-    """Scope and counterfactual model, on rows entered at the block that the scope reads."""
+    """Trains both networks, on examples that enter the block whose input the scope reads."""
 
     module: SeracNetwork
 
@@ -78,7 +78,7 @@ class SeracTrainee(Trainee):
     def _scope(self, batch: TrainBatch, prompts: PromptStates) -> dict[str, Tensor]:
         """Balanced BCE of the similarities of all questions with all edits of the batch.
 
-        A third each: what is in an edit's scope, what its own case says is not, other cases.
+        A third each: in scope, out of scope by the probes of its case, and other cases.
         """
         query_Be, edit_Be = self.module.scope(*prompts.parts)
         key_Ce = edit_Be[_first(batch)]
@@ -89,7 +89,7 @@ class SeracTrainee(Trainee):
         hard_BC = torch.zeros_like(about_BC)
         hard_BC[loc, batch.of_case[loc]] = True
         missed, hard, other = gap_BC[own_BC], gap_BC[hard_BC], gap_BC[about_BC & ~hard_BC]
-        # negatives of the case's own are few among those of other cases, and count as much
+        # out-of-scope probes are few beside those of other cases; they count as much
         loss = missed.mean() + sum(_outside(gap) for gap in (hard, other) if len(gap))
         limit = -math.log(self.config.threshold)  # type: ignore[attr-defined]
         watched = {
@@ -100,7 +100,7 @@ class SeracTrainee(Trainee):
         return {"scope": loss, **{k: v.mean() for k, v in watched.items() if len(v)}}
 
     def _answer(self, batch: TrainBatch) -> dict[str, Tensor]:
-        """Mean NLL of in-scope answers, each with its own edit in view."""
+        """Mean NLL of in-scope answers, each with the edit of its case in the memory."""
         index = batch.index("reliability", "generality")
         state = batch.part(index)
         assert isinstance(state, PrefixState) and state.stream is not None
@@ -113,11 +113,11 @@ class SeracTrainee(Trainee):
         speaker = self.module.speaker
         edits = speaker.read_edit(prompts.take(first).parts, stated[first])
         slots = edits.shape[1] - real.shape[1]
-        seen = torch.ones(len(index), slots, dtype=torch.bool, device=real.device)
+        slots_mask = torch.ones(len(index), slots, dtype=torch.bool, device=real.device)
         memory = torch.cat([edits[of_case], speaker.read_question(*prompts.parts)], dim=1)
-        mask = torch.cat([seen, real[first][of_case], seen], dim=1)
-        said = speaker(states_Bmd, memory, mask)
-        logits = self.backbone.hooks.call("head", said.to(self.backbone.dtype)).float()
+        mask = torch.cat([slots_mask, real[first][of_case], slots_mask], dim=1)
+        states = speaker(states_Bmd, memory, mask)
+        logits = self.backbone.hooks.call("head", states.to(self.backbone.dtype)).float()
         nll_B, right_B = target_loss(logits, state.batch)
         out = {"answer": nll_B.mean(), "answer_right": right_B.float().mean()}
         implied = [
@@ -134,7 +134,7 @@ def _outside(gap: Tensor) -> Tensor:
 
 
 def _first(batch: TrainBatch) -> Tensor:
-    """[C] the row of each case's edit."""
+    """[C] the index of each case's edit."""
     owners = batch.of_case.tolist()
     return torch.tensor(
         [owners.index(c) for c in range(len(batch.cases))], device=batch.of_case.device
@@ -142,18 +142,19 @@ def _first(batch: TrainBatch) -> Tensor:
 
 
 def _labels(batch: TrainBatch) -> tuple[Tensor, Tensor]:
-    """([B, C] in the scope of the edit, [B, C] not in it); neither where that is not known.
+    """([B, C] in the scope of the edit, [B, C] out of it); neither if that is unknown.
 
-    A case says so of its own probes. Of another case's edit nothing is known where both are about
-    one thing (equal scopes, or equal prompts where the benchmark declares no scope).
+    A case's probes have roles for its own edit. For the edit of another case, an example is out of
+    scope, unless both cases are about one thing (equal scopes, or equal prompts if the benchmark
+    declares no scope); then it is unknown.
     """
     role_in = torch.tensor([p.example.role != "locality" for p in batch.examples])
-    own = batch.of_case.cpu()[:, None] == torch.arange(len(batch.cases))
+    same_case = batch.of_case.cpu()[:, None] == torch.arange(len(batch.cases))
     thing = [dict(c.scope) for c in batch.cases]
     count = range(len(thing))
     apart = torch.tensor([[_apart(batch, thing, a, b) for b in count] for a in count])
-    other = apart[batch.of_case.cpu()] & ~own
-    return own & role_in[:, None], (own & ~role_in[:, None]) | other
+    other = apart[batch.of_case.cpu()] & ~same_case
+    return same_case & role_in[:, None], (same_case & ~role_in[:, None]) | other
 
 
 def _apart(batch: TrainBatch, thing: Sequence[Mapping[str, str]], a: int, b: int) -> bool:
@@ -214,8 +215,8 @@ class Serac(TrainedEditor):
         threshold: float = 0.5
 
     def _layer(self, backbone: Backbone) -> int:
-        given = self.config.layer
-        return backbone.layer(backbone.depth // 2 if given is None else given)
+        layer = self.config.layer
+        return backbone.layer(backbone.depth // 2 if layer is None else layer)
 
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
         c, width = self.config, backbone.width
@@ -235,7 +236,7 @@ class Serac(TrainedEditor):
         return {"scope": net.scope.settings, "speaker": net.speaker.settings}
 
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
-        """Nothing is searched: each edit is read once, and what was read is its memory."""
+        """Reads each edit once, as its entry of the memory; nothing is searched."""
         patches: list[list[Route]] = [[] for _ in request.groups]
         flat, states = request.edits, request.prepared
         for start in range(0, len(flat), CHUNK):
@@ -245,14 +246,14 @@ class Serac(TrainedEditor):
             for n, g in enumerate(rows.tolist()):
                 patches[g].append(self._route(backbone, states[g], memory, n))
         return [
-            EditResult(backbone.place(_union(own)), state)
-            for own, state in zip(patches, states, strict=True)
+            EditResult(backbone.place(_union(routes)), state)
+            for routes, state in zip(patches, states, strict=True)
         ]
 
     def _read(
         self, backbone: Backbone, edits: Sequence[Edit], rows: Tensor
     ) -> tuple[PromptStates, Tensor, Tensor]:
-        """(the edits' prompts, their answers' tokens, which of these are real)."""
+        """(prompts of the edits, tokens of their answers, mask of these)."""
         batch = backbone.encode(
             [e.prompt for e in edits],
             [e.target for e in edits],
@@ -270,7 +271,7 @@ class Serac(TrainedEditor):
     def _route(
         self, backbone: Backbone, state: State, memory: tuple[PromptStates, Tensor, Tensor], n: int
     ) -> Route:
-        """The route of one edit, from row n of what was read."""
+        """The route of one edit, from row n of `memory`."""
         c, site = self.config, f"text.{self._layer(backbone)}.in"
         device = backbone.device_of(site)
         scope, speaker = Scope.of(state).to(device), CounterfactualNetwork.of(state).to(device)
@@ -278,8 +279,9 @@ class Serac(TrainedEditor):
         prompts, stated, real = memory[0].take(at), memory[1][at], memory[2][at]
         _, key = scope(*prompts.parts)
         slots = speaker.read_edit(prompts.parts, stated)
-        seen = torch.ones(1, slots.shape[1] - real.shape[1], dtype=torch.bool, device=real.device)
-        real = torch.cat([seen, real], dim=1)
+        count = slots.shape[1] - real.shape[1]
+        slots_mask = torch.ones(1, count, dtype=torch.bool, device=real.device)
+        real = torch.cat([slots_mask, real], dim=1)
         branch = Counterfactual(speaker, site, slots, real, state=state.digest())
         return Route(scope, key, branch, ScopeSettings(site, c.switch, c.threshold, state.digest()))
 

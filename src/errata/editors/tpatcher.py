@@ -1,19 +1,17 @@
 """T-Patcher: a few new neurons in the last FFN, trained on one edit, kept silent elsewhere.
 
-Source: Huang et al., ICLR 2023, and its code at 93ff458: keys start at q / |q|^2 of the positions
-to be mended (so that each new neuron fires with exactly 1 there), an activation loss keeps them
-firing, a memory loss over stored FFN inputs keeps them silent on everything else.
+Source: Huang et al., ICLR 2023, and its code at 93ff458. Keys, losses and search are described in
+`errata.algorithms.neuron_search`; preset `paper` has the original's weights of the losses.
 
-Losses (preset `paper` = the original's weights): l_e + act * l_a + memory * l_m with
-l_a = mean of the 5 largest exp(-u_i) at the neurons' own positions,
-l_m = mean of the top-k exp(u - gamma) + mean of the top-k exp(u - u_i + beta), u on memory states.
-
-Differences: values start at zero, not N(0, 1) * 10, which wrecks a model before the first step (an
-all-zero start, as in LiveEdit's port, has no gradient at all); the number of neurons is fixed,
-neuron j belongs to target position j modulo the target's length; for a gated FFN K_up starts at
-zero with bias 1, so that the gate's key alone decides; several layers are allowed; the edit loss
-stays on the edit (LiveEdit's port overwrites it with a Wikipedia paragraph from the second step
-on). The memory comes from training prompts.
+Differences:
+- values start at zero. The original's N(0, 1) * 10 destroys a model before the first step; an
+  all-zero start, as in LiveEdit's port, has no gradient at all;
+- the number of neurons is fixed; neuron j belongs to target position j modulo the target's length;
+- for a gated FFN, K_up starts at zero with bias 1, so that the gate's key alone decides;
+- several layers are allowed;
+- the edit loss stays on the edit (LiveEdit's port overwrites it with a Wikipedia paragraph from the
+  second step on);
+- the memory comes from training prompts.
 """
 
 from __future__ import annotations
@@ -29,7 +27,9 @@ class TPatcher(NeuronEditor):
 
     name = "tpatcher"
     state_settings = ("layers", "memory", "prompts")
-    without_state = "Without one: --set memory_weight=0, which spares nothing around the edit."
+    without_state = (
+        "Without one: --set memory_weight=0, which does not keep the neurons silent elsewhere."
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {
             "layers": (-2,),

@@ -190,17 +190,21 @@ class VisEditTrainee(AdapterTrainee):
 
     def _rows(self, batch: TrainBatch, case: int, *, inside: bool) -> list[int]:
         """Rows of a case with a picture that the mapper opens on (the edit's question), or not."""
-        asked = batch.cases[case].edit.prompt.text
-        found = []
+        question = batch.cases[case].edit.prompt.text
+        rows = []
         for row in (batch.of_case == case).nonzero()[:, 0].tolist():
-            piece = batch.examples[row]
-            if not bool(piece.vision.any()):
+            cached = batch.examples[row]
+            if not bool(cached.vision.any()):
                 continue
-            if inside and piece.example.role != "locality" and piece.example.prompt.text == asked:
-                found.append(row)
-            elif not inside and piece.example.kind == "m_locality":
-                found.append(row)
-        return found
+            if (
+                inside
+                and cached.example.role != "locality"
+                and cached.example.prompt.text == question
+            ):
+                rows.append(row)
+            elif not inside and cached.example.kind == "m_locality":
+                rows.append(row)
+        return rows
 
     def _columns(self, batch: TrainBatch, row: int, rng: torch.Generator) -> Tensor:
         """Some image columns of a row."""

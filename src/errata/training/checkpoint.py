@@ -1,7 +1,8 @@
 """A training's checkpoint: one safetensors file, written whole or not at all.
 
-Tensors: `module/...` (weights and buffers), `best/...` (the best so far), `optimiser/<i>/...`. The
-file's metadata holds everything else as JSON: step, history, what the checkpoint belongs to.
+Tensors: `module/...` (weights and buffers), `best/...` (those of the best step),
+`optimiser/<i>/...`. The file's metadata holds the rest as JSON: progress, and the hash of all that
+the training depends on.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def load(path: Path | None) -> Checkpoint | None:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Into an optimiser that was made anew; settings that JSON turned into lists are tuples."""
+    """Loads a saved state into a new optimiser; lists, which JSON made of tuples, become tuples."""
     groups = [
         {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in g.items()}
         for g in saved["param_groups"]

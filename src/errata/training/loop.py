@@ -1,11 +1,11 @@
-"""Training of what an editor learns once: one loop for all editors that have one.
+"""The training loop of all trained editors.
 
-An editor gives a `Trainee`: a module in float32 and its losses on a `TrainBatch` (examples of some
-cases, with the activations below the trained blocks cached, see `batches`). The loop brings
-accelerate (one process here; under `accelerate launch` every process trains on its own share of
-each step and the gradients are averaged), gradient accumulation and clipping, a held-out part of
-the cases with early stopping that keeps the best, and checkpoints from which a killed training goes
-on to the same bytes: the order of the cases and every draw depend on (seed, step) only.
+An editor gives a `Trainee`: a module in float32, and its losses on a `TrainBatch` (examples of some
+cases, with activations cached below the first trained block; see `batches`). The loop has gradient
+accumulation and clipping, held-out cases with early stopping on the best weights, and checkpoints.
+The order of the cases and all random draws depend on (seed, step) only, so that a resumed training
+ends with the same bytes. Under `accelerate launch` every process trains on its share of each step,
+and gradients are averaged.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from errata.training import checkpoint
 from errata.training.batches import CachedExample, ExamplePool, Role, TrainBatch, TrainExample
 from errata.training.optimise import generator
 
-CURVE = 40  # most points of a loss curve that a state keeps
+CURVE = 40  # maximum number of points of a stored loss curve
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How an editor's network is trained; base of the `Config` of editors that are.
+    """Settings of the training loop; base of the `Config` of trained editors.
 
     Names are those of transformers' `TrainingArguments` where it has the setting.
 
@@ -86,12 +86,12 @@ class TrainingSettings:
 
 
 class Trainee(ABC):
-    """What is trained. Subclasses set `module`, `floor` and `weights` and say what is lost.
+    """The network under training. Subclasses set `module`, `floor` and `weights`.
 
-    module: weights and buffers, float32, on the backbone's device; all of it is kept in the state.
-    floor: the lowest block that the training changes, so that the trunk below is run once per row;
-    None where rows have to run through the whole model. weights: loss name -> factor; what
-    `losses` returns beside them is watched only.
+    module: weights and buffers, float32, on the backbone's device; all of them go into the state.
+    floor: the lowest block that the training changes; the model below runs once per example. None
+    if examples have to run through the whole model. weights: loss name -> factor; other entries of
+    `losses` are reported in the curve and not trained on.
     """
 
     module: nn.Module
@@ -103,17 +103,17 @@ class Trainee(ABC):
 
     @abstractmethod
     def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
-        """Scalars by name. Called with gradients in training and without on held-out cases."""
+        """Scalars by name. Called without gradients on held-out cases."""
 
     def rows(self, case: Case, rng: torch.Generator) -> list[TrainExample]:
-        """The pool of a case: its edit first, then probes, kind after kind in turn."""
+        """The pool of a case: its edit, then probes for generality and for locality."""
         c = self.config
         first = TrainExample("reliability", case.edit.prompt, case.edit.target, "reliability")
         gen = _in_turn(case, "generality", c.generality_kinds, c.generality_pool, rng)
         return [first, *gen, *_in_turn(case, "locality", c.locality_kinds, c.locality_pool, rng)]
 
     def optimiser(self) -> torch.optim.Optimizer:
-        """Over the module's parameters; a group may have its own `lr`."""
+        """The optimiser of the module's parameters; each group may have its own `lr`."""
         return torch.optim.Adam(self.module.parameters(), lr=self.config.lr, fused=True)
 
     def stepped(self) -> None:
@@ -121,18 +121,18 @@ class Trainee(ABC):
         return
 
     def score(self, means: Mapping[str, float]) -> float:
-        """What is smallest at the best step, from means over the held-out cases."""
+        """The quantity that is lowest at the best step, from means over the held-out cases."""
         return means["total"]
 
     def validated(self, means: Mapping[str, float]) -> None:
-        """Called after each look at the held-out cases; what it changes belongs into buffers."""
+        """Called after each evaluation on held-out cases; may change buffers only."""
         return
 
 
 def _in_turn(
     case: Case, role: Role, kinds: Sequence[str], count: int, rng: torch.Generator
 ) -> list[TrainExample]:
-    """`count` probes of a case, of each kind and group about as many."""
+    """`count` probes of a case, about equally many of each kind and group."""
     by_group: dict[tuple[str, str], list[TrainExample]] = {}
     for kind in kinds:
         for p in case.probes:
@@ -154,7 +154,7 @@ def _shuffled(n: int, rng: torch.Generator) -> list[int]:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The best weights and buffers, and a JSON-ready account of the training for a state's meta."""
+    """The best weights and buffers, and a JSON-ready record of the training (a state's meta)."""
 
     tensors: Mapping[str, Tensor]
     account: Mapping[str, Any]
@@ -162,7 +162,7 @@ class TrainingResult:
 
 @dataclass
 class TrainingProgress:
-    """Everything of a running training that is not a tensor; JSON-ready."""
+    """The progress of a training without its tensors; JSON-ready."""
 
     step: int = 0
     best: float | None = None
@@ -174,7 +174,7 @@ class TrainingProgress:
 
 
 class _Losses(nn.Module):
-    """The trainee as one module whose forward is its loss, so that DDP can wrap it."""
+    """The trainee as a module whose forward returns the loss, so that DDP can wrap it."""
 
     def __init__(self, trainee: Trainee) -> None:
         super().__init__()
@@ -199,10 +199,10 @@ def train(
     seed: int,
     work: PrepareContext | None = None,
 ) -> TrainingResult:
-    """Trains until the steps are done or held-out cases get no better.
+    """Trains for `steps` steps, or until the held-out loss no longer improves.
 
-    Raises BadData without cases to train on, NotFinite when the loss is no number any more, BadRun
-    for a folder that holds the checkpoint of another training.
+    Raises BadData without training cases, NotFinite for a loss that is not finite, BadRun for a
+    folder with the checkpoint of another training.
     """
     return _Loop(backbone, cases, trainee, seed, work or PrepareContext()).run()
 
@@ -226,9 +226,9 @@ class _Loop:
             eos=self.c.eos,
             limit=int(self.c.cache_gb * 2**30),
         )
-        # a step without a row of some role leaves parameters without a gradient
+        # a step without examples of some role leaves parameters without a gradient
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-        # without being told, processes that have no accelerator would each train for themselves
+        # without cpu=True, processes without an accelerator would not share their gradients
         self.accelerator = Accelerator(
             mixed_precision="no", device_placement=False, kwargs_handlers=[unused],
             cpu=not torch.accelerator.is_available(),
@@ -250,10 +250,10 @@ class _Loop:
             }
         )
 
-    # -- which cases, which rows --------------------------------------------------------------
+    # -- batches ------------------------------------------------------------------------------
 
     def _case(self, n: int) -> Case:
-        """The n-th case of the training: every epoch has an order of its own."""
+        """The n-th case of the training; every epoch has another order."""
         epoch, place = divmod(n, len(self.cases))
         order = torch.randperm(len(self.cases), generator=generator(self.seed, "order", epoch))
         return self.cases[int(order[place])]
@@ -289,7 +289,7 @@ class _Loop:
         cases = [self._case(first + i) for i in range(self.c.batch_size)]
         return self._batch(cases, generator(self.seed, "turn", number))
 
-    # -- one update, one look at the held-out cases -------------------------------------------
+    # -- one update, one evaluation -----------------------------------------------------------
 
     def _rate(self, step: int) -> float:
         if step < self.c.warmup:
@@ -333,7 +333,7 @@ class _Loop:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Means over the held-out cases; each process looks at a share of them."""
+        """Mean losses of the held-out cases; each process computes its share."""
         self.trainee.module.eval()
         size = self.c.batch_size
         batches = [self.held[i : i + size] for i in range(0, len(self.held), size)]
@@ -363,8 +363,8 @@ class _Loop:
         assert isinstance(model, _Losses)
         return model
 
-    def _look(self) -> None:
-        """Held-out loss after `progress.step` updates: a point of the curve, a best, or a stop."""
+    def _evaluate(self) -> None:
+        """Evaluates: adds a point to the curve, keeps the best weights, or stops."""
         p = self.progress
         held = self._validate() if self.held else {}
         trained = _means(self._of_all(p.sums))
@@ -380,18 +380,18 @@ class _Loop:
             p.stopped = p.stale >= self.c.patience
         self.trainee.validated(held or trained)
 
-    # -- the whole ----------------------------------------------------------------------------
+    # -- the loop -----------------------------------------------------------------------------
 
     def run(self) -> TrainingResult:
         p = self._resumed()
         what = "training"
         if p.step == 0 and not p.curve:
-            self._look()
+            self._evaluate()
         while p.step < self.c.steps and not p.stopped:
             self._update(p.step)
             p.step += 1
             if p.step % self.c.eval_steps == 0 or p.step == self.c.steps:
-                self._look()
+                self._evaluate()
             if p.step % self.c.save_steps == 0 and p.step < self.c.steps and not p.stopped:
                 self._save()
             self.work.report(what, p.step, self.c.steps)
@@ -401,14 +401,14 @@ class _Loop:
 
     def _account(self) -> dict[str, Any]:
         p, c = self.progress, self.c
-        seen = p.step * c.batch_size * c.gradient_accumulation_steps
+        count = p.step * c.batch_size * c.gradient_accumulation_steps
         return {
             "cases": len(self.cases),
             "held_out": len(self.held),
             "steps": p.step,
             "best_step": p.best_step,
             "stopped_early": p.stopped,
-            "epochs": round(seen * self.accelerator.num_processes / len(self.cases), 2),
+            "epochs": round(count * self.accelerator.num_processes / len(self.cases), 2),
             "parameters": sum(q.numel() for q in self.trainee.module.parameters()),
             "curve": thinned(p.curve, CURVE),
         }
@@ -418,7 +418,7 @@ class _Loop:
         if path is None:
             return
         main = self.accelerator.is_main_process
-        sums = self._of_all(self.progress.sums)  # the first process goes on with everyone's
+        sums = self._of_all(self.progress.sums)  # the first process resumes with all of them
         self.progress.sums = sums if main else {}
         if main:
             point = checkpoint.Checkpoint(
@@ -429,7 +429,7 @@ class _Loop:
         self.accelerator.wait_for_everyone()
 
     def _resumed(self) -> TrainingProgress:
-        """Goes on from the folder's checkpoint, if there is one."""
+        """Resumes from the checkpoint in the folder, if there is one."""
         point = checkpoint.load(self.work.checkpoint)
         if point is None:
             return self.progress
@@ -452,7 +452,7 @@ class _Loop:
 def _hold_out(
     cases: Sequence[Case], count: int, seed: int
 ) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """(held-out, training) cases: drawn by case, at most a fifth. Raises BadData."""
+    """(held-out, training) cases; at most a fifth is held out. Raises BadData."""
     if not cases:
         raise BadData("there are no cases to train on. Name a benchmark's train part.")
     count = min(count, len(cases) // 5)
@@ -472,7 +472,7 @@ def _rounded(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def thinned(curve: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
-    """At most `most` points, the first and the last among them, evenly in between."""
+    """At most `most` points, evenly spaced, with the first and the last."""
     if len(curve) <= most:
         return [dict(p) for p in curve]
     picked = [round(i * (len(curve) - 1) / (most - 1)) for i in range(most)]
@@ -480,9 +480,9 @@ def thinned(curve: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any
 
 
 class TrainedEditor(Editor):
-    """An editor whose state is a trained network. Subclasses make the trainee.
+    """An editor whose state is a trained network. Subclasses implement `trainee` and `find`.
 
-    The state's tensors are the module's, under their own names; `meta["training"]` is the account.
+    The state's tensors are those of the module; `meta["training"]` is the record of the training.
     """
 
     needs_state = True
@@ -493,10 +493,10 @@ class TrainedEditor(Editor):
 
     @abstractmethod
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
-        """What is to be trained, at its start (drawn from `generator(seed, ...)`)."""
+        """The untrained network; random numbers come from `generator(seed, ...)`."""
 
     def extra(self, backbone: Backbone, trainee: Trainee, cases: Sequence[Case]) -> dict[str, Any]:
-        """More for the state's meta, found with the best weights loaded (thresholds, ...)."""
+        """More entries of the state's meta (thresholds, ...), with the best weights loaded."""
         return {}
 
     def train(

@@ -1,8 +1,8 @@
-"""Gradient search in rows: many independent edits found in one batch, each as if it were alone.
+"""Gradient search in rows: many independent edits in one batch, each as if it were alone.
 
-The losses of the rows are summed, so one backward serves all; Adam is elementwise, the gradient
-norm is clipped per row, and a row that has reached its goal is frozen while the others go on. The
-part of the model below the patch runs once.
+The losses of the rows are summed, so that one backward serves all. Adam is elementwise, the
+gradient norm is clipped per row, and a row that has reached its goal is frozen while the others
+continue. The model below the patch runs once.
 
 Shapes: R rows (patches), B edits (rows[b] is the patch of edit b), M target tokens, V vocabulary.
 """
@@ -42,7 +42,7 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class SearchLog:
-    """Per row: updates made, last edit loss, whether the goal was reached."""
+    """Per row: number of updates, last loss of its edits, whether it reached the goal."""
 
     steps: tuple[int, ...]
     loss: tuple[float, ...]
@@ -60,8 +60,8 @@ def search(
 ) -> SearchLog:
     """Trains the parameters of `patch` (leading dimension R) in place. Raises NotFinite.
 
-    `penalty` gives [R] extra losses after each forward; `watch` is a recording patch that is live
-    during the forwards.
+    penalty: gives extra losses [R] after each forward. watch: a recorder that is applied during the
+    forwards, for `penalty`.
     """
     batch, rows = encode_edits(backbone, groups, eos=settings.eos)
     entry = backbone.entry(patch)
@@ -89,7 +89,7 @@ def search(
 def encode_edits(
     backbone: Backbone, groups: Sequence[Sequence[Edit]], *, eos: bool
 ) -> tuple[Batch, Tensor]:
-    """The edits of all groups as one batch, and which group each row belongs to [B]."""
+    """The edits of all groups as one batch, and the group of each [B]."""
     flat = [(r, e) for r, g in enumerate(groups) for e in g]
     index = [r for r, _ in flat]
     batch = backbone.encode(
@@ -99,7 +99,7 @@ def encode_edits(
 
 
 def target_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """[B] mean negative log-likelihood of targets, [B] whether all their tokens are the argmax."""
+    """([B] mean negative log-likelihood of the target, [B] whether all its tokens are argmax)."""
     device = logits.device
     longest = max(len(t) for t in batch.targets)
     ids = torch.zeros(batch.size, longest, dtype=torch.long, device=device)
@@ -139,10 +139,10 @@ def generator(seed: int, *names: object) -> torch.Generator:
 
 
 class RowAdam:
-    """Adam (Kingma and Ba 2015, no weight decay) whose rows do not see each other.
+    """Adam (Kingma and Ba 2015, no weight decay) with independent rows.
 
-    The optimiser is torch's own, fused: Adam is elementwise, so rows are independent but for two
-    things that are done here, clipping each row's gradient and putting finished rows back.
+    It is torch's fused Adam, which is elementwise. Two things are done here per row: clipping its
+    gradient, and restoring a finished row after the step.
     """
 
     def __init__(self, patch: nn.Module, settings: SearchSettings) -> None:

@@ -1,6 +1,6 @@
-"""Texts that statistics are taken over: a file, a data set, or the questions of training cases.
+"""Corpora for key statistics: a file, a data set, or the questions of training cases.
 
-A corpus can be walked again from its beginning, and its hash says what is in it.
+A corpus can be read several times, and its hash identifies its content.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from errata.core.types import Case, Prompt, digest, to_json
 
 
 class Document(NamedTuple):
-    """A prompt, and what stands behind it ("" = nothing)."""
+    """A prompt and its answer ("" = none)."""
 
     prompt: Prompt
     target: str = ""
@@ -31,7 +31,7 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """`walk` yields the documents; `count` is their number, `sha256` that of their content."""
+    """walk: yields the documents. count: their number. sha256: of their content."""
 
     name: str
     sha256: str
@@ -40,11 +40,11 @@ class Corpus:
 
 
 def mentions(names: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a text names one of these things, as a whole word, in any case."""
-    given = [re.escape(n.strip()) for n in names if n.strip()]
-    if not given:
+    """A function: whether a text contains one of the names as a whole word, in any case."""
+    escaped = [re.escape(n.strip()) for n in names if n.strip()]
+    if not escaped:
         return lambda _: False
-    pattern = re.compile(rf"(?<!\w)({'|'.join(given)})(?!\w)", re.IGNORECASE)
+    pattern = re.compile(rf"(?<!\w)({'|'.join(escaped)})(?!\w)", re.IGNORECASE)
     return lambda text: pattern.search(text) is not None
 
 
@@ -119,11 +119,11 @@ def from_cases(
     without: Sequence[str] = (),
     rng: torch.Generator,
 ) -> Corpus:
-    """Questions of training cases with their right answers, each once, at most `most` of them.
+    """At most `most` different questions of training cases, with their right answers.
 
-    Those about what a case edits are among them only if `edited`; a text that names one of
-    `without` never is. The targets of edits, which are false, never are. A prompt that is drawn
-    has nothing behind it.
+    edited: also questions about the facts that the cases edit, with the old answers (a target may
+    be false and is never used). without: names that no text may contain. Image prompts have no
+    answer.
     """
     pool: dict[Document, None] = {}
     for case in cases:
@@ -134,8 +134,8 @@ def from_cases(
                 pool.setdefault(Document(probe.prompt, probe.reference))
             elif probe.kind == "i_locality":
                 pool.setdefault(Document(probe.prompt))
-    named = mentions(without)
-    documents = [d for d in pool if not named(d.text)]
+    excluded = mentions(without)
+    documents = [d for d in pool if not excluded(d.text)]
     order = torch.randperm(len(documents), generator=rng)[:most].tolist()
     chosen = [documents[i] for i in order]
     sha = digest([[to_json(d.prompt), d.target] for d in chosen])
@@ -143,16 +143,18 @@ def from_cases(
 
 
 def leaving_out(corpus: Corpus, names: Sequence[str]) -> Corpus:
-    """The documents that name none of these things: what is edited later should not be among what
-    an edit spares, which in a closed world it otherwise is.
+    """The documents that contain none of the names.
+
+    In a small world the facts that are edited later would otherwise be among the texts whose keys
+    an edit protects.
     """
     if not names:
         return corpus
-    named = mentions(names)
-    count = sum(not named(d.text) for d in corpus.walk())
+    excluded = mentions(names)
+    count = sum(not excluded(d.text) for d in corpus.walk())
 
     def walk() -> Iterator[Document]:
-        return (d for d in corpus.walk() if not named(d.text))
+        return (d for d in corpus.walk() if not excluded(d.text))
 
     sha = digest([corpus.sha256, sorted(names)])
     return Corpus(corpus.name, sha, count, walk)

@@ -1,9 +1,9 @@
-"""Uncentred second moments of what the down projections of all blocks see, in one pass over texts.
+"""Uncentred second moments of the inputs of all down projections, in one pass over a corpus.
 
 Source: ROME's layer statistics (kmeng01/rome 0874014, `layer_stats.py`): E[k k^T] over all
-attended tokens. There the corpus is walked once per layer and one document at a time, and nothing
-inside a layer is kept when it is killed; here all layers are collected in one pass, in batches of
-similar length under a budget of tokens, and a killed pass goes on where it was, to the same bytes.
+attended tokens. There the corpus is read once per layer, one document at a time, and a killed layer
+is lost. Here all layers are collected in one pass, in batches of similar length within a budget of
+tokens, and a killed pass resumes and ends with the same bytes.
 
 Shapes: B rows, T columns, d inputs of a down projection.
 """
@@ -35,9 +35,9 @@ from errata.core.state import State
 from errata.core.types import Prompt, digest
 from errata.linalg import covariance
 
-#: the `editor` of a state that holds moments: every editor that needs them takes it
+#: the `editor` of a state with moments, which all locate-then-edit editors use
 MOMENTS = "moments"
-WINDOW = 256  # documents that are sorted by length together
+WINDOW = 256  # documents that are sorted by length and batched together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def site_of(layer: int) -> str:
 
 
 class MomentRecorder(Hook):
-    """Changes nothing; adds what its sites see in real columns to their moments."""
+    """Adds the inputs of its sites, without padding, to their moments."""
 
     def __init__(self, moments: Mapping[str, covariance.Moment]) -> None:
         super().__init__(tuple(moments))
@@ -77,9 +77,9 @@ def collect(
     *,
     every: float = 120.0,
 ) -> State:
-    """The moments of the unedited model as a state. Raises BadData for a corpus without a text.
+    """The moments of the unedited model, as a state. Raises BadData for a corpus without text.
 
-    With a folder in `work`, what was done is kept there every `every` seconds.
+    With a folder in `work`, a checkpoint is written there every `every` seconds.
     """
     work = work or PrepareContext()
     layers = sorted({backbone.layer(i) for i in settings.layers or range(backbone.depth)})
@@ -119,18 +119,18 @@ def collect(
 
 
 def moment(state: State, layer: int) -> Tensor:
-    """[d, d] the second moment of a layer's keys. Raises BadData where it was not collected."""
-    found = state.tensors.get(f"moment/{layer}")
-    if found is None:
+    """[d, d] the second moment of a layer's keys. Raises BadData if it was not collected."""
+    tensor = state.tensors.get(f"moment/{layer}")
+    if tensor is None:
         raise BadData(
             f"the statistics hold layers {', '.join(map(str, state.meta['layers']))}, not {layer}. "
             "Collect them for it: errata stats BACKBONE --layers ..."
         )
-    return found
+    return tensor
 
 
 def merged(states: Sequence[State]) -> State:
-    """The moments of several corpora together. Raises FingerprintMismatch, BadData."""
+    """The moments of several corpora, merged. Raises FingerprintMismatch, BadData."""
     first = states[0]
     if len({s.fingerprint for s in states}) > 1:
         raise FingerprintMismatch(
@@ -157,7 +157,7 @@ def merged(states: Sequence[State]) -> State:
 def _batches(
     backbone: Backbone, window: Iterable[Document], settings: StatsSettings
 ) -> Iterator[Any]:
-    """Documents of similar length together, as many as the budget of tokens allows."""
+    """Batches of documents of similar length, within the budget of tokens."""
     longest = min(settings.longest or backbone.context, backbone.context)
     fitted = sorted((_fitted(backbone, d, longest) for d in window), key=lambda f: f[0])
     batch: list[Document] = []
@@ -171,7 +171,7 @@ def _batches(
 
 
 def _fitted(backbone: Backbone, document: Document, longest: int) -> tuple[int, Document]:
-    """(tokens, document), cut to `longest` tokens; a special token more or less does not matter."""
+    """(tokens, document), cut to about `longest` tokens."""
     try:
         size = _encoded(backbone, [document]).ids.shape[1]
         if size <= longest:
@@ -180,7 +180,7 @@ def _fitted(backbone: Backbone, document: Document, longest: int) -> tuple[int, 
         pass
     text = document.prompt.text[: 16 * longest]
     ids = backbone.answer_ids(text, Prompt.of(""))[: max(1, longest - 2)]
-    while True:  # what is decoded may have more tokens than it came from
+    while True:  # the decoded text may have more tokens than it was decoded from
         cut = Document(document.prompt.with_text(backbone.decode(ids)))
         try:
             size = _encoded(backbone, [cut]).ids.shape[1]
@@ -203,7 +203,7 @@ def _keep(path: Path, plan: str, moments: Mapping[str, covariance.Moment], done:
 
 
 def _resume(path: Path | None, plan: str, moments: Mapping[str, covariance.Moment]) -> int:
-    """Fills the moments with what was kept: how many documents that were. Raises BadRun."""
+    """Fills the moments from the checkpoint; returns its number of documents. Raises BadRun."""
     if path is None or not path.exists():
         return 0
     try:
