@@ -1,28 +1,28 @@
 """DualEdit: a textual and a visual adapter, each at its own layer, behind one gate.
 
 Source: Shi et al. 2025 (DualEdit), section 3.2 and appendices A and D, and its code at 00ab52f (a
-fork of VisEdit). Behind block `text_layer` the question's text, behind block `visual_layer` the
-image tokens are rewritten by cross-attention to the states that the edit (prompt and target) has
-there; the networks are trained once on l = rel + T-gen + M-gen + locality KL and frozen. An edit is
-one forward of its own sequence. Preset `paper`: layers 16 and 19, width 1024, 8 heads, Adam 1e-4,
-batches of 4, 50,000 iterations, the checkpoint with the smallest loss.
+fork of VisEdit). Behind block `text_layer` the question's text tokens, behind block `visual_layer`
+the image tokens are changed by cross-attention to the hidden states that the edit (prompt and
+target) has there; the networks are trained once on l = rel + T-gen + M-gen + locality KL and
+frozen. An edit is one forward of its prompt and target. Preset `paper`: layers 16 and 19, width
+1024, 8 heads, Adam 1e-4, batches of 4, 50,000 iterations, the checkpoint with the smallest loss.
 
 Differences:
 - the gate. The published one compares the last tokens of prompt AND answer: of the edit with its
-  target, and of a question with its gold answer, which is there because it is being scored. It
-  tells the answers apart, not the questions, and would not fire in generation. Here (`prompt`) both
-  sides are read at the last prompt token of the unedited stream, and the threshold is tuned on
-  training cases. `leaky` keeps the published reading, to measure how much of the published locality
-  it explains; `none` lets every question pass. The published gate is read at the lower adapter's
-  site; with `gate_layer` it is read further up, where the last token has seen the image, which
-  takes a rehearsal of each question without the adapters.
+  target, and of a question with its gold answer, which is there only because it is scored. It tells
+  answers apart, not questions, and would not open in generation. Here (`prompt`) both sides are
+  read at the last prompt token of the unedited model, and the threshold is tuned on training cases.
+  `leaky` is the published gate, to measure how much of the published locality it explains; `none`
+  is always open; `errata list gates` lists all. The published gate is read at the site of the lower
+  adapter; with `gate_layer` it is read further up, where the last token has seen the image. Then
+  each prompt first runs up to there without the adapters.
 - the KL of text-only locality (appendix A) is trained; the code skips it.
 - the code's cross-attention is used (residual, layer norms, width 1024, heads), not the paper's
   formula (no residual, full rank); its last linear map starts at zero.
-- `marks`: a learnt mark on the target tokens of the edit's states, so that the network need not
-  find out by content which tokens are the answer, nor their order (8 in `micro-vlm`, 0 in `paper`).
-- several edits live side by side, routed by the gate's cosine; the code holds a single one.
-- a layer set to null leaves that modality alone (the paper's single-modality rows).
+- `marks`: learnt embeddings on the target tokens of the edit, so that the network need not find out
+  by content which tokens are the answer, and in which order (8 in `micro-vlm`, 0 in `paper`).
+- a patch can hold several edits; the gate chooses one. The code holds one.
+- a layer set to null leaves that modality unchanged (the paper's single-modality rows).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class DualEdit(AdapterEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AdapterEditor.Config):
-        """text_layer, visual_layer: blocks behind which text and image tokens are rewritten.
+        """text_layer, visual_layer: blocks behind which text and image tokens are changed.
 
         Negative from the end, null for none. The last block's output is too late for either.
         """

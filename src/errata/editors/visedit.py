@@ -1,27 +1,26 @@
-"""VisEdit: an adapter on the image tokens of one layer, weighed by an influence mapper.
+"""VisEdit: an adapter on the image tokens of one layer, weighted by an influence mapper.
 
 Source: Chen et al., AAAI 2025 (VisEdit), and its code at 26419f2 (where it is called VEAD). Behind
-one block the image tokens attend to the states that the edit (prompt and target) has there; what
-they get is weighed per token by an influence mapper, which compares the token with the edit's last
-prompt token. Both are trained once, with l = NLL(rel) + NLL(T-gen) + NLL(M-gen) + KL(M-loc) + 0.1
-(rank + up + down), and frozen. An edit is one forward of its own sequence. Preset `paper`: LLaVA,
-layer 18, attention modules 19 to 30, width 1024, 8 heads, Adam 1e-4, batches of 4.
+one block the image tokens attend to the hidden states that the edit (prompt and target) has there;
+the result is weighted per token by an influence mapper, which compares the token with the edit's
+last prompt token. Both are trained once, with l = NLL(rel) + NLL(T-gen) + NLL(M-gen) + KL(M-loc) +
+0.1 (rank + up + down), and frozen. An edit is one forward of its prompt and target. Preset `paper`:
+LLaVA, layer 18, attention modules 19 to 30, width 1024, 8 heads, Adam 1e-4, batches of 4.
 
 The mapper's targets: Gaussian noise (sigma 0.7) on one image token at the input of an attention
-module, influence 1 - cosine of its output at the last prompt token, the mean over modules,
-normalised over the tokens looked at. rank: cross-entropy of the mapper's softmax to it; up and
-down: the mapper opens on pictures of the edit and closes on pictures of locality questions.
+module; the influence is 1 - cosine of its clean and noisy output at the last prompt token, the mean
+over modules, normalised over the sampled tokens. rank: cross-entropy of the mapper's softmax to it;
+up and down: the mapper is high on images of the edit and low on images of locality questions.
 
 Differences:
-- the code means to measure the noise on the picture whose tokens are ranked, which may be the
-  rephrased one, but indexes a single number where it wants the slice, so that the target always
-  belongs to the edit's own picture. Here it is measured on the very question that is ranked.
-- targets do not change while training, so each is measured once, in a forward of its own.
-- the last linear map of the cross-attention starts at zero; `marks` tells the edit's target tokens
-  from its prompt (none in `paper`), see `errata.algorithms.gated_adapter`.
-- several edits live side by side, routed by the cosine of last prompt tokens (the code holds a
-  single one); gate `none` (as published) lets every question with an image pass, `prompt` adds
-  DualEdit's gate without its leak.
+- the code means to measure the noise on the image whose tokens are ranked, which may be the
+  rephrased one, but indexes one number instead of a slice, so the target is always that of the
+  edit's own image. Here it is measured on the question that is ranked.
+- targets do not change in training, so each is measured once, in a forward of its own.
+- the last linear map of the cross-attention starts at zero; `marks` distinguishes the edit's target
+  tokens from its prompt (0 in `paper`), see `errata.algorithms.gated_adapter`.
+- a patch can hold several edits; the gate chooses one. The code holds one. Gate `none` (as
+  published) lets every question with an image pass, `prompt` is DualEdit's gate without its leak.
 - text-only questions have no image tokens: their locality is 100 by construction, and an edit
   without an image is refused.
 """
@@ -98,11 +97,11 @@ class VisEdit(AdapterEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AdapterEditor.Config):
-        """layer: the block behind which image tokens are rewritten, negative from the end.
+        """layer: the block behind which image tokens are changed, negative from the end.
 
-        influence_weight: of the mapper's three losses. noise_layers: attention modules that noise
-        is measured in, () = all above `layer`. sigma, draws: of the noise. tokens: image tokens
-        looked at per case. mapped: cases of a step that the mapper learns from, 0 = all.
+        influence_weight: of the mapper's three losses. noise_layers: attention modules whose noisy
+        output is measured, () = all above `layer`. sigma, draws: of the noise. tokens: sampled
+        image tokens per case. mapped: cases of a step that the mapper learns from, 0 = all.
         """
 
         layer: int = 18
@@ -133,8 +132,8 @@ class VisEdit(AdapterEditor):
 
 
 @dataclass(frozen=True, eq=False)
-class _Target:
-    """columns [N] of image tokens, influence [N] of these, summing to 1."""
+class _InfluenceTarget:
+    """columns [N] of image tokens, and their influence [N], which sums to 1."""
 
     columns: Tensor
     influence: Tensor
@@ -150,7 +149,7 @@ class VisEditTrainee(AdapterTrainee):
         self.layers = self.layers or list(
             range(backbone.layer(editor.config.layer) + 1, backbone.depth)
         )
-        self.targets: dict[Prompt, _Target] = {}
+        self.targets: dict[Prompt, _InfluenceTarget] = {}
 
     def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
         patch = self.patch(batch)
@@ -167,53 +166,48 @@ class VisEditTrainee(AdapterTrainee):
         site = self.module.places[0].site
         mapper = self.module.mapper(0)
         assert mapper is not None
-        stream_BTd = outputs_at(self.backbone, batch.state, [site])[site].float()
-        named: dict[str, list[Tensor]] = {"rank": [], "up": [], "down": []}
+        states_BTd = outputs_at(self.backbone, batch.state, [site])[site].float()
+        losses: dict[str, list[Tensor]] = {"rank": [], "up": [], "down": []}
         some = self.config.mapped or len(batch.cases)  # type: ignore[attr-defined]
         for case in range(min(some, len(batch.cases))):
-            opens, closes = (
-                self._rows(batch, case, inside=True),
-                self._rows(batch, case, inside=False),
-            )
+            opens = self._rows(batch, case, inside=True)
+            closes = self._rows(batch, case, inside=False)
             if opens:
                 row = opens[int(torch.randint(len(opens), (), generator=batch.rng))]
                 target = self._target(batch, row)
-                logits = mapper(stream_BTd[row, target.columns][None], prompts_Rd[case][None])[0]
-                named["rank"].append(-(target.influence * logits.log_softmax(0)).sum())
-                named["up"].append(-logsigmoid(logits).mean())
+                logits = mapper(states_BTd[row, target.columns][None], prompts_Rd[case][None])[0]
+                losses["rank"].append(-(target.influence * logits.log_softmax(0)).sum())
+                losses["up"].append(-logsigmoid(logits).mean())
             if closes:
                 row = closes[int(torch.randint(len(closes), (), generator=batch.rng))]
                 columns = self._columns(batch, row, batch.rng)
-                logits = mapper(stream_BTd[row, columns][None], prompts_Rd[case][None])[0]
-                named["down"].append(-logsigmoid(-logits).mean())
-        return {k: torch.stack(v).mean() for k, v in named.items() if v}
+                logits = mapper(states_BTd[row, columns][None], prompts_Rd[case][None])[0]
+                losses["down"].append(-logsigmoid(-logits).mean())
+        return {k: torch.stack(v).mean() for k, v in losses.items() if v}
 
     def _rows(self, batch: TrainBatch, case: int, *, inside: bool) -> list[int]:
-        """Rows of a case with a picture that the mapper opens on (the edit's question), or not."""
-        question = batch.cases[case].edit.prompt.text
+        """Rows of a case with an image: inside, of the edit's question; else, of locality."""
+        edit_text = batch.cases[case].edit.prompt.text
         rows = []
         for row in (batch.of_case == case).nonzero()[:, 0].tolist():
             cached = batch.examples[row]
             if not bool(cached.vision.any()):
                 continue
-            if (
-                inside
-                and cached.example.role != "locality"
-                and cached.example.prompt.text == question
-            ):
+            example = cached.example
+            if inside and example.role != "locality" and example.prompt.text == edit_text:
                 rows.append(row)
-            elif not inside and cached.example.kind == "m_locality":
+            elif not inside and example.kind == "m_locality":
                 rows.append(row)
         return rows
 
     def _columns(self, batch: TrainBatch, row: int, rng: torch.Generator) -> Tensor:
-        """Some image columns of a row."""
+        """Columns of sampled image tokens of a row."""
         columns = batch.examples[row].vision.nonzero()[:, 0]
-        drawn = torch.randperm(len(columns), generator=rng)[: self.config.tokens]  # type: ignore[attr-defined]
-        return columns[drawn.sort().values.to(columns.device)]
+        sampled = torch.randperm(len(columns), generator=rng)[: self.config.tokens]  # type: ignore[attr-defined]
+        return columns[sampled.sort().values.to(columns.device)]
 
-    def _target(self, batch: TrainBatch, row: int) -> _Target:
-        """The noise's influence for a row, drawn and measured from its prompt alone."""
+    def _target(self, batch: TrainBatch, row: int) -> _InfluenceTarget:
+        """The influence of noise for a row; it depends on the row's prompt alone."""
         prompt, c = batch.examples[row].example.prompt, self.config
         if prompt not in self.targets:
             assert isinstance(c, VisEdit.Config)
@@ -224,5 +218,7 @@ class VisEditTrainee(AdapterTrainee):
                 layers=self.layers, sigma=c.sigma, draws=c.draws, rng=rng,
             )  # fmt: skip
             mean_N = torch.stack(list(by_layer.values())).mean(0).clamp(min=1e-12)
-            self.targets[prompt] = _Target(columns, (mean_N / mean_N.sum()).to(columns.device))
+            self.targets[prompt] = _InfluenceTarget(
+                columns, (mean_N / mean_N.sum()).to(columns.device)
+            )
         return self.targets[prompt]
