@@ -85,7 +85,7 @@ def attempt(name: str, bb: Backbone) -> str:
     from errata import Edit, Prompt, UserError, editor
     from errata.core import registry
     from errata.testing.small_settings import SMALL_SETTINGS
-    from errata.training.loop import TrainedEditor
+    from errata.training.trained_editor import TrainedEditor
 
     cls = registry.load("editors", name)
     if lacking := cls.requires - bb.capabilities:

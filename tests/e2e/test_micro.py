@@ -22,7 +22,7 @@ from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.evaluation.bench import bench
-from errata.training.loop import TrainedEditor
+from errata.training.trained_editor import TrainedEditor
 from tests.short import short_microworld
 
 SPEC = "microworld:vqa@dev"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from errata.cli import main
 from errata.core import registry
-from errata.training.loop import TrainedEditor
+from errata.training.trained_editor import TrainedEditor
 from tests import tiny
 from tests.e2e.test_mmedit import make
 from tests.fast import FAST

@@ -38,8 +38,9 @@ from errata.patches.adapter import Adapter
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
 from errata.training.batches import TrainBatch
-from errata.training.loop import TrainedEditor, Trainee
+from errata.training.loop import Trainee
 from errata.training.optimise import encode_edits, generator
+from errata.training.trained_editor import TrainedEditor
 
 CHUNK = 64
 IN_SCOPE = family("edit", "generality")

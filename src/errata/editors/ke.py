@@ -56,8 +56,9 @@ from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
 from errata.training.batches import TrainBatch
-from errata.training.loop import TrainedEditor, Trainee
+from errata.training.loop import Trainee
 from errata.training.optimise import generator
+from errata.training.trained_editor import TrainedEditor
 
 CHUNK = 32  # prompts that are answered in one batch
 CAP = 16  # maximum tokens of an old answer

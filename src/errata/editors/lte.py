@@ -41,8 +41,9 @@ from errata.patches.alignment import Alignment
 from errata.patches.context import Context, ContextSettings, Fact, compose, vectors_of
 from errata.patches.stack import Stack
 from errata.training.batches import TrainBatch, TrainExample
-from errata.training.loop import TrainedEditor, Trainee
+from errata.training.loop import Trainee
 from errata.training.optimise import generator
+from errata.training.trained_editor import TrainedEditor
 
 THRESHOLD_CASES = 200  # training cases that the cosine is chosen on
 

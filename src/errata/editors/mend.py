@@ -47,8 +47,9 @@ from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Case
 from errata.training.batches import TrainBatch
-from errata.training.loop import TrainedEditor, Trainee
+from errata.training.loop import Trainee
 from errata.training.optimise import generator
+from errata.training.trained_editor import TrainedEditor
 
 
 class Mend(TrainedEditor):

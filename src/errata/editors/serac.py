@@ -43,8 +43,9 @@ from errata.patches.counterfactual import Counterfactual, CounterfactualNetwork
 from errata.patches.route import Route, Scope, ScopeSettings, Switch
 from errata.patches.stack import stacked
 from errata.training.batches import TrainBatch
-from errata.training.loop import TrainedEditor, Trainee
+from errata.training.loop import Trainee
 from errata.training.optimise import generator, target_loss
+from errata.training.trained_editor import TrainedEditor
 
 CHUNK = 64  # edits of one batch
 

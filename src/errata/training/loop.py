@@ -22,10 +22,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from errata.core.editor import Editor, PrepareContext
+from errata.core.editor import PrepareContext
 from errata.core.errors import BadData, BadRun, NotFinite
 from errata.core.model.backbone import Backbone
-from errata.core.state import State
 from errata.core.types import Case, digest
 from errata.training import checkpoint
 from errata.training.batches import CachedExample, ExamplePool, Role, TrainBatch, TrainExample
@@ -477,36 +476,3 @@ def thinned(curve: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any
         return [dict(p) for p in curve]
     picked = [round(i * (len(curve) - 1) / (most - 1)) for i in range(most)]
     return [dict(curve[i]) for i in picked]
-
-
-class TrainedEditor(Editor):
-    """An editor whose state is a trained network. Subclasses implement `trainee` and `find`.
-
-    The state's tensors are those of the module; `meta["training"]` is the record of the training.
-    """
-
-    needs_state = True
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(TrainingSettings):
-        """Settings."""
-
-    @abstractmethod
-    def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
-        """The untrained network; random numbers come from `generator(seed, ...)`."""
-
-    def extra(self, backbone: Backbone, trainee: Trainee, cases: Sequence[Case]) -> dict[str, Any]:
-        """More entries of the state's meta (thresholds, ...), with the best weights loaded."""
-        return {}
-
-    def train(
-        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: PrepareContext
-    ) -> State | None:
-        trainee = self.trainee(backbone, cases, seed)
-        done = train(backbone, cases, trainee, seed=seed, work=work)
-        trainee.module.load_state_dict(dict(done.tensors))
-        trainee.module.eval()
-        extra = self.extra(backbone, trainee, cases)
-        meta = {"training": {**done.account, "seed": seed}, **extra}
-        tensors = {k: v.detach().cpu() for k, v in done.tensors.items()}
-        return State(self.name, meta, tensors)
