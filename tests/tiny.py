@@ -1,4 +1,4 @@
-"""Names of before for `errata.testing.tiny_models`, and three of before in errata itself.
+"""Names of before for `errata.testing.tiny_models`, and of names that errata had before.
 
 Bug reproducers outside this repository are written against them.
 """
@@ -6,9 +6,12 @@ Bug reproducers outside this repository are written against them.
 import sys
 
 import errata.backbones
+import errata.cli
 from errata.backbones import _weights
 from errata.backbones.hf_vlm import HfVlm
 from errata.backbones.micro_umm import MicroUmmBackbone
+from errata.cli.shared import edits
+from errata.core.hooks.manager import HookManager
 from errata.core.model.backbone import Backbone
 from errata.testing.tiny_models import (
     DRAWING,
@@ -57,7 +60,10 @@ __all__ = [
 
 _finish = randomise
 
-# `bb.wires` is now `bb.hooks`; `errata.backbones._stored` is now `errata.backbones._weights`.
+# old name -> what it is now
 Backbone.wires = property(lambda self: self.hooks)  # type: ignore[attr-defined]
+HookManager.ports = property(lambda self: self.points)  # type: ignore[attr-defined]
 errata.backbones._stored = _weights  # type: ignore[attr-defined]
 sys.modules["errata.backbones._stored"] = _weights
+errata.cli._edits = edits  # type: ignore[attr-defined]
+sys.modules["errata.cli._edits"] = edits
