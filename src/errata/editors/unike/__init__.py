@@ -70,7 +70,7 @@ from errata.patches.latent import Latent, LatentSettings, SharedMemory
 from errata.patches.rows import Rows
 from errata.training.optimise import encode_edits, generator
 
-#: fewer triplets than this train no encoder worth the name
+#: least number of triplets that an encoder is trained on
 LEAST = 4
 
 
@@ -176,14 +176,15 @@ class UniKE(NeuronEditor):
     # -- prepare ------------------------------------------------------------------------------
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
-        """Raises BadData where the model gets too few of the training questions wrong."""
+        """Raises BadData if the model gets too few of the training questions wrong."""
         c = self.config
         rng = generator(seed, self.name)
-        found, counts = collect(backbone, usable(cases))
-        found = [found[i] for i in torch.randperm(len(found), generator=rng)[: c.triplets].tolist()]
-        if len(found) < LEAST:
+        triplets, counts = collect(backbone, usable(cases))
+        order = torch.randperm(len(triplets), generator=rng)[: c.triplets].tolist()
+        triplets = [triplets[i] for i in order]
+        if len(triplets) < LEAST:
             raise BadData(
-                f"{backbone.name} gets only {len(found)} of the training questions with a true "
+                f"{backbone.name} gets only {len(triplets)} of the training questions with a true "
                 f"target wrong; the memory of '{self.name}' needs {LEAST} or more. Prepare it on a "
                 "benchmark with corrections, such as microworld:vqa@train."
             )
@@ -192,7 +193,9 @@ class UniKE(NeuronEditor):
         schedule = EncoderSchedule(
             width=width, lr=c.encoder_lr, epochs=c.epochs, temperature=c.encoder_temperature
         )
-        tensors, told = disentangled(backbone, found, cases, layers, schedule, c.centre, rng)
+        tensors, separation = disentangled(
+            backbone, triplets, cases, layers, schedule, c.centre, rng
+        )
         sites = self.sites(backbone)
         prompts = locality_prompts(cases, c.prompts, rng)
         inputs = site_inputs(backbone, prompts, sites, c.memory, rng)
@@ -200,7 +203,7 @@ class UniKE(NeuronEditor):
         encoder = choose(c.encoder)
         lines, vectors = corpus(backbone, cases, c.corpus, encoder, rng)
         tensors["vectors"] = vectors.half()
-        meta = {"failures": counts, **told, "encoder": encoder, "lines": lines}
+        meta = {"failures": counts, **separation, "encoder": encoder, "lines": lines}
         return State(self.name, meta, tensors)
 
     # -- edit ---------------------------------------------------------------------------------
@@ -254,14 +257,14 @@ class UniKE(NeuronEditor):
         knowledge = SharedMemory.of(state)
         heads = {i: backbone.heads(i) for i in layers}
         options = LatentSettings(c.top, c.alpha, c.attention, c.temperature, c.cutoff)
-        own: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in groups]
+        entries: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in groups]
         if c.own_rows == "none":
             empty = torch.empty(0, backbone.width)
-            own = [{i: (empty, empty) for i in layers} for _ in groups]
+            entries = [{i: (empty, empty) for i in layers} for _ in groups]
 
         def with_blocks(blocks: Sequence[int]) -> list[Latent]:
             some = {i: heads[i] for i in blocks}
-            return [Latent(knowledge, some, {i: rows[i] for i in blocks}, options) for rows in own]
+            return [Latent(knowledge, some, {i: e[i] for i in blocks}, options) for e in entries]
 
         if c.own_rows != "none":
             batch, of_edit = encode_edits(backbone, groups, eos=False)
@@ -269,7 +272,7 @@ class UniKE(NeuronEditor):
             for n, i in enumerate(layers):
                 below = with_blocks(layers[:n]) if c.own_stream and n else None
                 with backbone.applied(backbone.place(Rows(below)) if below else None):
-                    self._read(backbone, state_below, of_edit, i, own)
+                    self._read(backbone, state_below, of_edit, i, entries)
         return with_blocks(layers)
 
     def _read(
@@ -278,15 +281,15 @@ class UniKE(NeuronEditor):
         entered: PrefixState,
         of_edit: Tensor,
         layer: int,
-        own: list[dict[int, tuple[Tensor, Tensor]]],
+        entries: list[dict[int, tuple[Tensor, Tensor]]],
     ) -> None:
-        """Adds the block's (h_sem, h_pos) [e, d] of each group's edits, found on what is live."""
+        """Adds the block's (h_sem, h_pos) [e, d] of each group's edits, with what is applied."""
         every = self.config.own_rows == "every"
         sem, pos, counts = ends(backbone, entered, [layer], every=every)
         of_row = of_edit.to(counts.device).repeat_interleave(counts)
-        for r, rows in enumerate(own):
-            mine = (of_row == r).to(sem[layer].device)
-            rows[layer] = (sem[layer][mine], pos[layer][mine])
+        for r, of_group in enumerate(entries):
+            mask = (of_row == r).to(sem[layer].device)
+            of_group[layer] = (sem[layer][mask], pos[layer][mask])
 
     def _context(self, backbone: Backbone, group: Sequence[Edit], state: State) -> Context:
         encoder = str(state.meta["encoder"])
@@ -300,8 +303,8 @@ class UniKE(NeuronEditor):
             )
             for e in group
         ]
-        asked = embed([f.question for f in facts], encoder, backbone)
-        return Context(facts, ContextSettings(encoder=encoder), asked)
+        vectors_F = embed([f.question for f in facts], encoder, backbone)
+        return Context(facts, ContextSettings(encoder=encoder), vectors_F)
 
     def shared(
         self, backbone: Backbone, sites: Sequence[str], request: EditRequest
@@ -311,7 +314,7 @@ class UniKE(NeuronEditor):
         if c.zeta == "off" or not c.beta:
             return {}
         state = request.prepared[0]
-        made = {}
+        vectors = {}
         for site in sites:
             block = site.removesuffix(".mlp")
             if c.zeta == "random":
@@ -321,5 +324,5 @@ class UniKE(NeuronEditor):
                 direction = direction / direction.norm()
             else:
                 direction = state.tensors[f"{block}/zeta/{c.zeta}"].float()
-            made[site] = c.beta * state.tensors[f"{block}/zeta/length"].float() * direction
-        return made
+            vectors[site] = c.beta * state.tensors[f"{block}/zeta/length"].float() * direction
+        return vectors

@@ -37,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSchedule:
-    """width: of hidden layers. patience: epochs without a better held-out loss before stopping."""
+    """width: of hidden layers. patience: epochs without a better held-out loss before the stop."""
 
     width: int
     lr: float = 1e-4
@@ -49,7 +49,7 @@ class EncoderSchedule:
 
 @dataclass(frozen=True)
 class TrainedEncoders:
-    """Weights of the best epoch (see `errata.networks.spaces`), and what its losses were."""
+    """Weights of the best epoch (see `errata.networks.spaces`), and the losses."""
 
     weights: dict[str, Tensor]
     epochs: int
@@ -87,9 +87,9 @@ def train_encoder(
 ) -> TrainedEncoders:
     """An encoder d -> width -> width -> out, trained on triplets by index.
 
-    `states` [m, d] give the standardisation of inputs; `loss(encoder, index)` is the loss of the
-    triplets at `index`. Stops when the held-out loss has not become better for a while and keeps
-    the best weights.
+    states [m, d]: give the standardisation of inputs. loss(encoder, index): of the triplets at
+    `index`. Stops after `patience` epochs without a better held-out loss and keeps the best
+    weights.
     """
     weights = _fresh(states, schedule.width, out, rng)
     learnt = [w.requires_grad_() for k, w in weights.items() if k[0] in "wb"]
@@ -100,9 +100,9 @@ def train_encoder(
             return float(loss(lambda h: encode(h, weights), held_out))
 
     best, kept, since, last = math.inf, weights, 0, math.nan
-    made = 0
-    while made < schedule.epochs and since < schedule.patience:
-        made += 1
+    epochs = 0
+    while epochs < schedule.epochs and since < schedule.patience:
+        epochs += 1
         order = train[torch.randperm(len(train), generator=rng)]
         total = 0.0
         batches = [b for b in torch.split(order, schedule.batch) if len(b) > 1]
@@ -117,7 +117,7 @@ def train_encoder(
         if now < best:
             best, since = now, 0
             kept = {k: w.detach().clone() for k, w in weights.items()}
-    return TrainedEncoders({k: w.detach() for k, w in kept.items()}, made, last, best)
+    return TrainedEncoders({k: w.detach() for k, w in kept.items()}, epochs, last, best)
 
 
 def _fresh(states: Tensor, width: int, out: int, rng: torch.Generator) -> dict[str, Tensor]:

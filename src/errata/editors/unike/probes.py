@@ -1,8 +1,8 @@
-"""How well a line tells two kinds of states apart: ridge probes, and what answers alone would give.
+"""Linear (ridge) probes that separate two kinds of states, and controls for the answers.
 
-A probe that was trained on states of true and wrong answers may have learnt which answers tend to
-be true. `answers_alone` is what such a probe can reach, and `balanced` weighs every answer equally
-as a true and as a wrong one, so that knowing the answer helps nothing.
+A probe trained on states of true and wrong answers may have learned which answers are often true.
+`answers_alone` is the accuracy of a rule that knows only this; `balanced` weighs every answer
+equally as a true and as a wrong one, so that the rule would get one half.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ def ridge_probe(x: Tensor, y: Tensor, *, ridge: float = 1e-2) -> Tensor:
 
 
 def decisions(x: Tensor, probe: Tensor) -> Tensor:
-    """[n] signed values of the line; positive means the label 1."""
+    """[n] values of the probe; positive means label 1."""
     return x @ probe[:-1] + probe[-1]
 
 
 def answers_alone(train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]]) -> float:
-    """Accuracy of telling (true, wrong) answers apart by how often each was which in `train`."""
+    """Accuracy on `test` pairs (true, wrong) of a rule that knows the answers of `train` only."""
     right = by_answer(train)
     marks = [right(t, True) for t, _ in test] + [right(w, False) for _, w in test]
     return sum(marks) / max(1, len(marks))
 
 
 def by_answer(train: Sequence[tuple[str, str]]) -> Callable[[str, bool], float]:
-    """(answer, whether it is true) -> 1 where the answers of `train` tell that, else 0.
+    """The rule: (answer, whether it is true) -> 1 if it is right, else 0.
 
-    An answer is called what it was more often; half where it was both equally often, or never.
+    It calls an answer what it was more often in `train`; 0.5 for a tie, or an answer not in
+    `train`.
     """
     true, wrong = Counter(t for t, _ in train), Counter(w for _, w in train)
 
@@ -57,9 +58,9 @@ def by_answer(train: Sequence[tuple[str, str]]) -> Callable[[str, bool], float]:
 def balanced(
     right_pos: Tensor, right_neg: Tensor, answers: Sequence[tuple[str, str]]
 ) -> float | None:
-    """Accuracy with every answer weighted equally as true and as wrong; None where none is both.
+    """Accuracy with every answer weighted equally as true and as wrong; None if none is both.
 
-    right_pos, right_neg: [n] 1 where the state of the true, of the wrong answer was told right.
+    right_pos, right_neg: [n] 1 where the probe is right on the state of the true, the wrong answer.
     """
     share_pos, share_neg = (torch.tensor(s, dtype=torch.float64) for s in shares(answers))
     weight = (share_pos.sum() + share_neg.sum()).item()
@@ -68,7 +69,7 @@ def balanced(
 
 
 def shares(answers: Sequence[tuple[str, str]]) -> tuple[list[float], list[float]]:
-    """Weights of the true and of the wrong answers by which each answer is as often both."""
+    """Weights of the true and the wrong answers with which each answer is equally often both."""
     true, wrong = Counter(t for t, _ in answers), Counter(w for _, w in answers)
     both = {a: min(true[a], wrong[a]) for a in {*true, *wrong}}
     return [both[t] / true[t] for t, _ in answers], [both[w] / wrong[w] for _, w in answers]

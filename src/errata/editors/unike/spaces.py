@@ -1,8 +1,8 @@
 """The semantic and the truthfulness space of a set of triplets, and the direction between them.
 
-Source: UniKE Sec. 3.3. What is made for each block is what `errata.editors.unike` stores: the
-states, both encoders, and for each space the direction zeta = mean(positive) - mean(negative),
-brought back to the residual stream by a decoder that was fitted once.
+Source: UniKE Sec. 3.3. For each block, a state of `unike` holds the states of the triplets, both
+encoders, and for each space the direction zeta = mean(positive) - mean(negative), mapped back to
+the residual stream by a linear decoder.
 
 Shapes: n triplets, d width, e encoded width.
 """
@@ -46,20 +46,20 @@ def disentangled(
     centre: bool,
     rng: torch.Generator,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors under `text.{i}/`, and a JSON-ready account of how well the spaces separate."""
+    """Tensors under `text.{i}/`, and JSON-ready numbers of how well the spaces separate."""
     states = states_of(backbone, [(t.prompt, t.true, t.wrong) for t in triplets], layers)
     train, held = split(triplets, rng)
-    known = known_facts(cases, rng)
-    control = states_of(backbone, known, layers) if known else None
+    facts = known_facts(cases, rng)
+    control = states_of(backbone, facts, layers) if facts else None
     lengths = output_lengths(backbone, triplets, layers)
     tensors: dict[str, Tensor] = {}
-    told: dict[str, Any] = {"triplets": len(triplets), "held out": len(held), "blocks": {}}
+    meta: dict[str, Any] = {"triplets": len(triplets), "held out": len(held), "blocks": {}}
     for i in layers:
         sem, pos, neg = (part[i].float() for part in (states.sem, states.pos, states.neg))
         middle = sem.mean(0) if centre else torch.zeros(sem.shape[1])
         semantic, truth = _encoders(sem - middle, pos, neg, train, held, schedule, rng)
         answers = torch.cat([pos, neg])
-        own: dict[str, Tensor] = {
+        block: dict[str, Tensor] = {
             "sem": states.sem[i], "pos": states.pos[i], "neg": states.neg[i],
             "centre": middle.half(), "zeta/length": lengths[i],
         }  # fmt: skip
@@ -67,19 +67,19 @@ def disentangled(
             ("semantic", "enc_sem", semantic.weights),
             ("truthfulness", "enc_tru", truth.weights),
         ):
-            own |= {f"{space}/{k}": w.half() for k, w in weights.items()}
+            block |= {f"{space}/{k}": w.half() for k, w in weights.items()}
             encoded = unit(encode(answers, weights))
             decoder = _decoder(encoded, answers - answers.mean(0))
             zeta = encoded[: len(pos)].mean(0) - encoded[len(pos) :].mean(0)
-            own[f"zeta/{name}"] = unit(decoder @ zeta)
-            own[f"decoder/{name}"] = decoder.half()
-        tensors |= {f"text.{i}/{k}": v for k, v in own.items()}
-        account: dict[str, Any] = {"semantic": _log(semantic), "truthfulness": _log(truth)}
-        account |= separability(pos, neg, truth, triplets, train, held)
+            block[f"zeta/{name}"] = unit(decoder @ zeta)
+            block[f"decoder/{name}"] = decoder.half()
+        tensors |= {f"text.{i}/{k}": v for k, v in block.items()}
+        report: dict[str, Any] = {"semantic": _log(semantic), "truthfulness": _log(truth)}
+        report |= separability(pos, neg, truth, triplets, train, held)
         if control is not None:
-            account["known facts"] = _of_known(control, i, truth, own["zeta/truthfulness"])
-        told["blocks"][str(i)] = account
-    return tensors, told
+            report["known facts"] = _of_known(control, i, truth, block["zeta/truthfulness"])
+        meta["blocks"][str(i)] = report
+    return tensors, meta
 
 
 def split(triplets: Sequence[Triplet], rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -94,13 +94,13 @@ def split(triplets: Sequence[Triplet], rng: torch.Generator) -> tuple[Tensor, Te
 
 
 def known_facts(cases: Sequence[Case], rng: torch.Generator) -> list[tuple[Any, str, str]]:
-    """(question, answer that the model gives and that is true, counterfactual) of some cases."""
-    found = [
+    """(question, the model's true answer, counterfactual answer) of some cases."""
+    facts = [
         (c.edit.prompt, c.edit.old, c.edit.target.strip())
         for c in cases
         if c.origin == "counterfactual" and c.edit.old
     ]
-    return [found[i] for i in torch.randperm(len(found), generator=rng)[:KNOWN].tolist()]
+    return [facts[i] for i in torch.randperm(len(facts), generator=rng)[:KNOWN].tolist()]
 
 
 def output_lengths(
@@ -155,10 +155,10 @@ def _decoder(encoded_ne: Tensor, states_nd: Tensor, ridge: float = 1e-3) -> Tens
 
 
 def _log(trained: TrainedEncoders) -> dict[str, float | None]:
-    """Losses that do not exist, of a set too small to have any, are None."""
+    """Epochs and losses; a loss of a set that is too small is None."""
     losses = {"train loss": trained.train_loss, "held-out loss": trained.held_out_loss}
-    told = {k: round(v, 4) if math.isfinite(v) else None for k, v in losses.items()}
-    return {"epochs": trained.epochs, **told}
+    rounded = {k: round(v, 4) if math.isfinite(v) else None for k, v in losses.items()}
+    return {"epochs": trained.epochs, **rounded}
 
 
 def separability(
@@ -169,11 +169,11 @@ def separability(
     train: Tensor,
     held: Tensor,
 ) -> dict[str, float | None]:
-    """Accuracies on held-out subjects, next to what answers alone would give."""
+    """Accuracies of probes on held-out subjects, and of answers alone."""
     labels = torch.cat([torch.ones(len(train)), -torch.ones(len(train))])
     pairs = [(t.true, t.wrong) for t in triplets]
-    seen, new = [pairs[i] for i in train.tolist()], [pairs[i] for i in held.tolist()]
-    out: dict[str, float | None] = {"answers alone": answers_alone(seen, new)}
+    old, new = [pairs[i] for i in train.tolist()], [pairs[i] for i in held.tolist()]
+    out: dict[str, float | None] = {"answers alone": answers_alone(old, new)}
     for name, p, n in (
         ("states", pos, neg),
         ("truthfulness space", encode(pos, truth.weights), encode(neg, truth.weights)),
@@ -191,9 +191,9 @@ def separability(
 def _of_known(
     control: TripletStates, layer: int, truth: TrainedEncoders, zeta: Tensor
 ) -> dict[str, float]:
-    """On facts that the model knows: how often the true answer lies further along zeta.
+    """On facts that the model knows: the share whose true answer lies further along zeta.
 
-    Near 1: zeta points to truth. Near 0: it points away from what the model expected, true or not.
+    Near 1, zeta points to the truth; near 0, away from what the model expects, true or not.
     """
     true, false = control.pos[layer].float(), control.neg[layer].float()
     along = ((true - false) @ zeta > 0).float().mean().item()

@@ -1,8 +1,7 @@
 """Triplets (question, true answer, the model's own wrong answer) and their hidden states.
 
-Source: UniKE App. C. The wrong answer is the greedy answer of the model at hand, so questions that
-it answers rightly make no triplet. Cases whose target is counterfactual are not used: theirs is not
-the truth.
+Source: UniKE App. C. The wrong answer is the greedy answer of the model, so that questions that it
+answers rightly give no triplet. Cases with a counterfactual target are not used, since it is false.
 
 Shapes: n triplets, d width; states per block are those that enter it, before its norm.
 """
@@ -28,7 +27,9 @@ EXTRA_TOKENS = 8
 
 @dataclass(frozen=True)
 class Triplet:
-    """`subject` tells triplets about one thing from others; `kind` is what was asked."""
+    """subject: what the question is about. kind: the attribute asked for. finished: the wrong
+    answer ended by itself.
+    """
 
     prompt: Prompt
     true: str
@@ -53,31 +54,31 @@ def usable(cases: Sequence[Case]) -> list[Case]:
 
 
 def collect(backbone: Backbone, cases: Sequence[Case]) -> tuple[list[Triplet], dict[str, int]]:
-    """Triplets of the questions that the model gets wrong, and how many of each kind there are."""
-    found: list[Triplet] = []
+    """Triplets of the questions that the model gets wrong, and counts by kind."""
+    triplets: list[Triplet] = []
     right = 0
     for start in range(0, len(cases), CHUNK):
         part = cases[start : start + CHUNK]
         batch = backbone.encode([c.edit.prompt for c in part], [c.edit.target for c in part])
         caps = [len(t) + EXTRA_TOKENS for t in batch.targets]
-        asked = backbone.encode([c.edit.prompt for c in part])
-        for case, said in zip(part, backbone.generate(asked, caps), strict=True):
-            wrong = backbone.decode(said.ids)
+        prompts = backbone.encode([c.edit.prompt for c in part])
+        for case, answer in zip(part, backbone.generate(prompts, caps), strict=True):
+            wrong = backbone.decode(answer.ids)
             if normalise(wrong) == normalise(case.edit.target):
                 right += 1
             elif wrong:
                 subject = repr(case.scope) if case.scope else repr(case.edit.prompt)
-                found.append(
+                triplets.append(
                     Triplet(
                         case.edit.prompt, case.edit.target.strip(), wrong, subject,
-                        case.asked, said.stopped,
+                        case.asked, answer.stopped,
                     )
                 )  # fmt: skip
-    counts = Counter(f"asked {t.kind or 'anything'}" for t in found)
-    counts["answer not finished"] = sum(not t.finished for t in found)
+    counts = Counter(f"asked {t.kind or 'anything'}" for t in triplets)
+    counts["answer not finished"] = sum(not t.finished for t in triplets)
     counts["answered rightly, not used"] = right
-    counts["empty answer, not used"] = len(cases) - right - len(found)
-    return found, dict(sorted(counts.items()))
+    counts["empty answer, not used"] = len(cases) - right - len(triplets)
+    return triplets, dict(sorted(counts.items()))
 
 
 def ends(
@@ -105,7 +106,7 @@ def ends(
 
 
 def _halved(x: Tensor) -> Tensor:
-    """In half precision; as bfloat16 where a value is too large for float16."""
+    """float16, or bfloat16 if a value is too large for it."""
     small = x.half()
     return small if bool(small.isfinite().all()) else x.bfloat16()
 
@@ -114,13 +115,13 @@ def states_of(
     backbone: Backbone, triplets: Sequence[tuple[Prompt, str, str]], layers: Sequence[int]
 ) -> TripletStates:
     """States of (prompt, true, wrong) at each block, on the CPU in half precision."""
-    found: list[dict[int, list[Tensor]]] = [{i: [] for i in layers} for _ in range(3)]
+    states: list[dict[int, list[Tensor]]] = [{i: [] for i in layers} for _ in range(3)]
     for start in range(0, len(triplets), CHUNK):
         part = triplets[start : start + CHUNK]
         prompts = [t[0] for t in part]
         sem, pos, _ = ends(backbone, backbone.encode(prompts, [t[1] for t in part]), layers)
         _, neg, _ = ends(backbone, backbone.encode(prompts, [t[2] for t in part]), layers)
-        for into, states in zip(found, (sem, pos, neg), strict=True):
+        for into, part_states in zip(states, (sem, pos, neg), strict=True):
             for i in layers:
-                into[i].append(_halved(states[i].cpu()))
-    return TripletStates(*({i: torch.cat(v) for i, v in part.items()} for part in found))
+                into[i].append(_halved(part_states[i].cpu()))
+    return TripletStates(*({i: torch.cat(v) for i, v in part.items()} for part in states))
