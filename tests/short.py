@@ -14,12 +14,13 @@ from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 
 @contextmanager
 def short_microworld(**cases: int) -> Iterator[None]:
-    """Within it, the benchmark yields the first `cases[split]` cases of a split."""
-    whole = Microworld.load
+    """Within it, a split yields its first `cases[split]` cases, and the panel is every fifth."""
+    whole, panel = Microworld.load, Microworld.panel
 
     def load(self: Microworld, spec: BenchmarkSpec, **more: Any) -> Loaded:
         return Loaded(whole(self, spec, **more).cases[: cases[spec.split]])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Microworld, "load", load)
+        patch.setattr(Microworld, "panel", lambda self, spec, **more: panel(self, spec)[::5])
         yield

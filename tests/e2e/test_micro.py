@@ -39,10 +39,11 @@ def micro() -> Iterator[Backbone]:
 
 @functools.cache
 def editor_and_state(name: str, backbone: Backbone) -> tuple[Editor, State | None]:
-    """The editor, with the state of two steps if it is one that must be trained."""
+    """The editor with few steps; the state of two steps if it is one that must be trained."""
     cls = registry.load("editors", name)
     if not issubclass(cls, TrainedEditor):
-        editor: Editor = cls(**({"encoder": "backbone"} if name == "ike" else {}))
+        shorter = {"steps": 5, "encoder": "backbone"}.items()
+        editor: Editor = cls(**{k: v for k, v in shorter if k in cls().summary["config"]})
         return editor, None
     trained = cls(steps=2, batch=2, held_out=0).for_backbone(backbone)
     cases = Microworld().load(BenchmarkSpec.parse("microworld:vqa@train")).cases

@@ -262,7 +262,7 @@ def interrupted(painter: Painter, out: Path, root: Path, after: float, protocol:
     return os.WIFSIGNALED(status)
 
 
-@pytest.mark.parametrize("protocol", ["direct:12x4", "reasoning:12x4"])
+@pytest.mark.parametrize("protocol", ["direct:6x4", "reasoning:6x4"])
 def test_a_killed_run_ends_with_the_same_bytes(
     cases: tuple[Case, ...], root: Path, tmp_path: Path, protocol: str
 ) -> None:
