@@ -71,9 +71,10 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Where --vary writes SVG and CSV.")
     ] = None,
 ) -> None:
-    """Print the tables of runs; write them as one HTML file; plot scores over a setting.
+    """Write the tables of runs as one HTML file; plot sweeps.
 
-    Analyses and plots go into the HTML file, after the runs or alone.
+    The tables are printed too. `--vary` plots scores over a setting. Analyses and plots go into the
+    HTML file, after the runs or alone.
     """
     runs = runs or []
     if analysis and html is None:
