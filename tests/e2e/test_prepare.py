@@ -51,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(model: Path, data: Path, editor: str, out: Path, **more: int) -> list[str]:
     settings = [f"{k}={json.dumps(v)}" for k, v in {**FAST[editor], **LOOP, **more}.items()]
     words = ["prepare", str(model), "--editor", editor, "--benchmark", "mmedit:vqa",
-             "--root", str(data), "--limit", "24", "--out", str(out)]  # fmt: skip
+             "--root", str(data), "--limit", "12", "--out", str(out)]  # fmt: skip
     return words + [word for s in settings for word in ("--set", s)]
 
 
