@@ -13,6 +13,7 @@ from errata.core import registry
 from errata.core.errors import BadSpec
 from errata.core.measure.metric import Metric
 from errata.core.types import Answer, Probe
+from errata.metrics.exact import Exact
 
 
 def cases() -> list[Any]:
@@ -47,9 +48,27 @@ def test_every_judge(name: str, check: Any) -> None:
 
 def test_check_prints_a_line_per_property(capsys: pytest.CaptureFixture[str]) -> None:
     assert contract.run("exact")
-    assert capsys.readouterr().out.count("holds") >= 3
+    printed = capsys.readouterr().out
+    assert printed.count("holds") >= 4 and "4 of 4 properties hold" in printed
     with pytest.raises(BadSpec, match="no contract checks"):
         contract.run("hf_vlm")
+
+
+def test_a_check_names_whatever_a_plugin_does_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another name than it is registered under; an error of its own code, with file and line."""
+    monkeypatch.setattr(Exact, "name", "exacter")
+
+    def breaks(*_: Any) -> None:
+        raise IndexError("index 2 is out of bounds")
+
+    monkeypatch.setattr(Exact, "score", breaks)
+    assert not contract.run("exact")
+    printed = capsys.readouterr().out
+    assert "registered as 'exact', but the class is named 'exacter'" in printed
+    assert "IndexError: index 2 is out of bounds" in printed and "test_plugins.py, line" in printed
+    assert "0 of 4 properties hold" in printed
 
 
 class TooGenerous(Metric):
