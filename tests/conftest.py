@@ -8,17 +8,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image as Pil
 
-from errata.core.types import Edit, Prompt
+if TYPE_CHECKING:
+    from errata.core.types import Edit, Prompt
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_and_a_home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    import torch  # here, as xdist's controller loads this file too before it starts the workers
+
     torch.set_num_threads(1)
     os.environ["ERRATA_HOME"] = str(tmp_path_factory.mktemp("errata-home"))
     yield
@@ -27,6 +28,9 @@ def one_thread_and_a_home_of_its_own(tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Six different small pictures."""
+    import numpy as np
+    from PIL import Image as Pil
+
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(7)
     paths = []
@@ -40,6 +44,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="session")
 def ragged(pictures: list[str]) -> list[Prompt]:
     """Five lengths, three with an image (one image twice)."""
+    from errata.core.types import Prompt
+
     return [
         Prompt.of("What is the colour of the thing?", pictures[0]),
         Prompt.of("Which shape?"),
@@ -52,6 +58,8 @@ def ragged(pictures: list[str]) -> list[Prompt]:
 @pytest.fixture(scope="session")
 def edits(pictures: list[str]) -> list[Edit]:
     """Four edits of different lengths with an image each, targets of 1 to 10 tokens."""
+    from errata.core.types import Edit, Prompt
+
     return [
         Edit(Prompt.of("What is the colour of the thing?", pictures[0]), "green", id="e0"),
         Edit(Prompt.of("Which shape is it?", pictures[1]), "ring", id="e1"),

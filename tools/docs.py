@@ -98,7 +98,9 @@ def attempt(name: str, bb: Backbone) -> str:
     with torch.no_grad():
         before = bb.logits(batch)
     settings = SMALL_SETTINGS.get(name, {})
-    if not issubclass(cls, TrainedEditor):  # the defaults, with fewer steps
+    if issubclass(cls, TrainedEditor):
+        settings = {**settings, "steps": 1}
+    else:  # the defaults, with fewer steps
         settings = {k: v for k, v in settings.items() if k in ("steps", "epochs")}
     try:
         one = editor(name, **settings).for_backbone(bb)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -63,6 +64,22 @@ def judged(out: Path, judge: PixelJudge | None = None) -> dict[str, Any]:
     return metrics
 
 
+@pytest.fixture(scope="module")
+def direct_run(
+    cases: tuple[Case, ...], root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("direct")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ERRATA_HOME", str(folder / "home"))
+        return run(Painter(cases), folder / "run", root)
+
+
+@pytest.fixture
+def direct(direct_run: Path, tmp_path: Path) -> Path:
+    """A copy of one finished run with pictures, not judged."""
+    return shutil.copytree(direct_run, tmp_path / "direct")
+
+
 def even(out: Path) -> float:
     """The share of planned things with an even number."""
     folder = read_run(out)
@@ -70,12 +87,11 @@ def even(out: Path) -> float:
     return round(sum(n % 2 == 0 for n in numbers) / len(numbers), 6)
 
 
-def test_direct_scores(cases: tuple[Case, ...], root: Path, tmp_path: Path) -> None:
-    out = run(Painter(cases), tmp_path / "r", root)
-    m = judged(out)
-    assert 0.2 < even(out) < 0.8
-    assert m["vqa.judge"]["value"] == even(out) == m["vqa/stage1.judge"]["value"]
-    assert m["vqa.judge_old"]["value"] == pytest.approx(1 - even(out))
+def test_direct_scores(direct: Path) -> None:
+    m = judged(direct)
+    assert 0.2 < even(direct) < 0.8
+    assert m["vqa.judge"]["value"] == even(direct) == m["vqa/stage1.judge"]["value"]
+    assert m["vqa.judge_old"]["value"] == pytest.approx(1 - even(direct))
     assert (m["vqa.judge@pre"]["value"], m["vqa.judge@oracle"]["value"]) == (0.0, 1.0)
     assert m["vqa.judge"]["base"] == 0.0
     for key in ("efficacy.exact", "efficacy.exact@own", "efficacy.first_token", "reasoning.word"):
@@ -97,10 +113,9 @@ def test_reasoning_scores(cases: tuple[Case, ...], root: Path, tmp_path: Path) -
     assert m["reasoning.recall_word"]["value"] == m["reasoning.caption_word"]["value"] == 1.0
 
 
-def test_parts_and_their_plain_mean(cases: tuple[Case, ...], root: Path, tmp_path: Path) -> None:
-    out = run(Painter(cases), tmp_path / "r", root)
-    judge_run(out, PixelJudge())
-    scores = score_run(out)
+def test_parts_and_their_plain_mean(direct: Path) -> None:
+    judge_run(direct, PixelJudge())
+    scores = score_run(direct)
     by = scores["by_part"]["category"]
     assert sorted(by) == ["color", "pattern"]
     parts = [by[k]["vqa/stage1.judge"] for k in ("color", "pattern")]
@@ -113,16 +128,13 @@ def test_parts_and_their_plain_mean(cases: tuple[Case, ...], root: Path, tmp_pat
     assert scores["judge"] == "pixel@1"
 
 
-def test_pictures_lie_where_answers_say(
-    cases: tuple[Case, ...], root: Path, tmp_path: Path
-) -> None:
-    out = run(Painter(cases), tmp_path / "r", root)
-    folder = read_run(out)
+def test_pictures_lie_where_answers_say(direct: Path) -> None:
+    folder = read_run(direct)
     named = [image for a in folder.answers.values() for image in a.images]
-    files = {str(p.relative_to(out)) for p in (out / "images").rglob("*") if p.is_file()}
+    files = {str(p.relative_to(direct)) for p in (direct / "images").rglob("*") if p.is_file()}
     assert len(named) == len(set(named)) and set(named) == files
     assert all(len(a.images) == 2 for a in folder.answers.values() if a.images)
-    manifest = json.loads((out / "manifest.json").read_text())
+    manifest = json.loads((direct / "manifest.json").read_text())
     assert manifest["image_seeds"] == 2
 
 
@@ -206,25 +218,21 @@ def test_no_failure_shrinks_a_denominator(
     assert any("nan" in r for r in reasons) and any("99 tokens" in r for r in reasons)
 
 
-def test_a_picture_that_is_gone_is_unjudged_not_wrong(
-    cases: tuple[Case, ...], root: Path, tmp_path: Path
-) -> None:
-    out = run(Painter(cases), tmp_path / "r", root)
-    m = judged(out)
-    folder = read_run(out)
+def test_a_picture_that_is_gone_is_unjudged_not_wrong(direct: Path) -> None:
+    m = judged(direct)
+    folder = read_run(direct)
     for image in folder.answers["attribute-00010", "vqa/stage1", ""].images:
-        (out / image).unlink()
-    (out / "verdicts.jsonl").unlink()
-    tally = judge_run(out, PixelJudge())
+        (direct / image).unlink()
+    (direct / "verdicts.jsonl").unlink()
+    tally = judge_run(direct, PixelJudge())
     assert sum(tally.waiting.values()) == 2 and "missing" in next(iter(tally.waiting))
-    again = score_run(out)["metrics"]
+    again = score_run(direct)["metrics"]
     assert sum(counts(again, "vqa/stage1.judge")) == sum(counts(m, "vqa/stage1.judge"))
     assert counts(again, "vqa/stage1.judge")[1] == 1
 
 
-def test_unjudged_runs_can_be_scored(cases: tuple[Case, ...], root: Path, tmp_path: Path) -> None:
-    out = run(Painter(cases), tmp_path / "r", root)
-    scores = json.loads((out / "scores.json").read_text())
+def test_unjudged_runs_can_be_scored(direct: Path) -> None:
+    scores = json.loads((direct / "scores.json").read_text())
     assert scores["metrics"]["vqa.judge"]["n"] == 0
     assert scores["metrics"]["vqa.judge"]["unscored"] == 48
     assert scores["metrics"]["vqa.unjudged"]["value"] == 1.0

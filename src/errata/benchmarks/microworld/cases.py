@@ -106,7 +106,9 @@ def cases(task: str, split: str, variant: str, seed: int) -> tuple[Case, ...]:
     In the variant `published`, train takes its far-locality probes from the pool of eval, as in
     MMEdit; nothing else differs between the variants.
     """
-    pool = "eval" if variant == "published" and split == "train" else split
+    if split != "train" and variant != "disjoint":
+        return cases(task, split, "disjoint", seed)
+    pool = "eval" if variant == "published" else split
     out = []
     for look in world.looks():
         if world.triple_split()[look.triple] != split:
