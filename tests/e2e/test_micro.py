@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import random
 import signal
 import time
 from collections.abc import Iterator
@@ -61,21 +60,20 @@ def test_killed_twice_and_resumed(micro: Backbone, tmp_path: Path) -> None:
     def sequences(out: Path) -> Path:
         return run(micro, out, "ft_l", "sequential:2", rows=1)
 
-    started = time.monotonic()
-    whole = sequences(tmp_path / "whole")
-    length = time.monotonic() - started
-    rng = random.Random(0)
-    for _ in range(2):
+    whole, killed = sequences(tmp_path / "whole"), tmp_path / "killed"
+    for written in ("manifest.json", "done.jsonl"):  # before the first unit, and before the second
         child = os.fork()
         if child == 0:
             try:
-                sequences(tmp_path / "killed")
+                sequences(killed)
             finally:
                 os._exit(0)
-        time.sleep(length * rng.uniform(0.2, 0.7))
+        while not (killed / written).exists() and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.002)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    again = sequences(tmp_path / "killed")
+        assert not (killed / "scores.json").exists()
+    again = sequences(killed)
     for name in ("scores.json", "answers.jsonl", "plan.json"):
         assert (again / name).read_bytes() == (whole / name).read_bytes(), name
 

@@ -255,8 +255,8 @@ def test_protocols_and_models_that_do_not_draw(
         bench(Painter(cases), NotesEditor(), "microworld:vqa@dev", "direct:4x2", tmp_path / "t")
 
 
-def interrupted(painter: Painter, out: Path, root: Path, after: float, protocol: str) -> bool:
-    """Runs in a fork and kills it; True when it was still running."""
+def interrupted(painter: Painter, out: Path, root: Path, pictures: int, protocol: str) -> bool:
+    """Runs in a fork and kills it once it has written so many pictures. True if it still ran."""
     child = os.fork()
     if child == 0:
         try:
@@ -264,7 +264,10 @@ def interrupted(painter: Painter, out: Path, root: Path, after: float, protocol:
             run(painter, out, root, protocol, rows=1)
         finally:
             os._exit(0)
-    time.sleep(after)
+    while len(list(out.glob("images/*/*.png"))) < pictures:
+        if os.waitpid(child, os.WNOHANG) != (0, 0):
+            return False
+        time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return os.WIFSIGNALED(status)
@@ -276,13 +279,11 @@ def test_a_killed_run_ends_with_the_same_bytes(
 ) -> None:
     whole = run(Painter(cases), tmp_path / "whole", root, protocol, rows=1)
     judged(whole)
-    started = time.monotonic()
-    run(Painter(cases, 0.004), tmp_path / "timed", root, protocol, rows=1)
-    length = time.monotonic() - started
+    drawn = len(_pictures(whole))
     rng, kills = random.Random(protocol), 0
     for i in range(2):
         out = tmp_path / f"k{i}"
-        kills += interrupted(Painter(cases), out, root, length * rng.uniform(0.1, 0.9), protocol)
+        kills += interrupted(Painter(cases), out, root, int(drawn * rng.uniform(0, 0.9)), protocol)
         again = run(Painter(cases), out, root, protocol, rows=1)
         judged(again)
         for name in ("answers.jsonl", "scores.json", "plan.json", "before.jsonl"):
