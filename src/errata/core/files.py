@@ -9,6 +9,7 @@ import platform
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,10 +66,16 @@ def versions() -> dict[str, str]:
     """Versions that numbers depend on, from the packages' metadata: nothing is imported."""
     return {
         "errata": __version__,
-        "torch": version("torch"),
-        "transformers": version("transformers"),
+        "torch": _version_of("torch"),
+        "transformers": _version_of("transformers"),
         "python": platform.python_version(),
     }
+
+
+@cache
+def _version_of(package: str) -> str:
+    """Cached: every patch is written with it, and reading metadata takes a millisecond."""
+    return version(package)
 
 
 def write_json(path: Path, data: Any) -> None:
