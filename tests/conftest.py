@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from errata.core.types import Edit, Prompt
+    from errata.core.types import Case, Edit, Prompt
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,4 +65,24 @@ def edits(pictures: list[str]) -> list[Edit]:
         Edit(Prompt.of("Which shape is it?", pictures[1]), "ring", id="e1"),
         Edit(Prompt.of("What is the thing, please?", pictures[2]), "blue thing", id="e2"),
         Edit(Prompt.of("Colour?", pictures[3]), "red ring of green", id="e3"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def cases(edits: list[Edit]) -> list[Case]:
+    """A case for each of `edits`, with a probe of every role."""
+    from errata.core.types import Case, Probe, Prompt
+
+    return [
+        Case(
+            f"c{i}",
+            e,
+            (
+                Probe("r", e.prompt, "reliability", reference=e.target),
+                Probe("g", e.prompt.with_text("Please: x"), "t_generality", reference=e.target),
+                Probe("l", Prompt.of(f"What is Fact {i}?"), "t_locality", reference="ring"),
+                Probe("m", edits[(i + 1) % 4].prompt, "m_locality", reference="red"),
+            ),
+        )
+        for i, e in enumerate(edits)
     ]

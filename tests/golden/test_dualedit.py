@@ -34,23 +34,6 @@ def backbone() -> tiny.HfVlm:
     return tiny.shared("llava")
 
 
-@pytest.fixture(scope="module")
-def cases(edits: list[Edit]) -> list[Case]:
-    return [
-        Case(
-            f"c{i}",
-            e,
-            (
-                Probe("r", e.prompt, "reliability", reference=e.target),
-                Probe("g", e.prompt.with_text("Please: x"), "t_generality", reference=e.target),
-                Probe("l", Prompt.of(f"What is Fact {i}?"), "t_locality", reference="ring"),
-                Probe("m", edits[(i + 1) % 4].prompt, "m_locality", reference="red"),
-            ),
-        )
-        for i, e in enumerate(edits)
-    ]
-
-
 def dual(**more: object) -> DualEdit:
     return DualEdit(**{"text_layer": 1, "visual_layer": 2, **FAST, **more})
 

@@ -75,7 +75,7 @@ def search(
             logits = backbone.logits(state, rows=rows)
             loss_B, right_B = target_loss(logits, batch)
             loss_R = per_group(loss_B, rows, count)
-            _check_finite(loss_R, groups)
+            check_finite(loss_R, [g[0] for g in groups])
             right_R = per_group(right_B.float(), rows, count).eq(1)
             active = active & ~((loss_R.detach() < settings.stop_loss) & right_R)
             if turn == settings.steps or not bool(active.any()):
@@ -120,14 +120,15 @@ def per_group(values: Tensor, rows: Tensor, count: int) -> Tensor:
     return total / torch.bincount(rows, minlength=count).clamp(min=1)
 
 
-def _check_finite(loss_R: Tensor, groups: Sequence[Sequence[Edit]]) -> None:
-    bad = (~torch.isfinite(loss_R)).nonzero()
+def check_finite(loss_E: Tensor, edits: Sequence[Edit]) -> None:
+    """Raises NotFinite, naming the first of the edits whose loss [E] is no number any more."""
+    bad = (~torch.isfinite(loss_E)).nonzero()
     if len(bad):
-        edit = groups[int(bad[0])][0]
-        loss = loss_R[int(bad[0])].item()
+        edit = edits[int(bad[0])]
         raise NotFinite(
-            f"the loss of edit '{edit.id or edit.prompt.text[:60]}' became {loss} during the "
-            "search. Lower the step size (--set lr=...), or load the model with --dtype float32."
+            f"the loss of edit '{edit.id or edit.prompt.text[:60]}' became "
+            f"{loss_E[int(bad[0])].item()} during the search. Lower the step size (--set lr=...), "
+            "or load the model with --dtype float32."
         )
 
 

@@ -15,7 +15,7 @@ from errata.core.analysis import Subject
 from errata.core.errors import BadSpec, UnknownName
 from errata.core.gate import gate_class
 from errata.core.model.recorder import outputs_at
-from errata.core.types import Case, Edit, Probe, Prompt
+from errata.core.types import Case, Prompt
 from errata.editors.dualedit import DualEdit
 from errata.io.patch_folder import load, save
 from errata.io.states import store
@@ -61,23 +61,6 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "[errata.gates]\ntext_mean = text_mean_gate:TextMeanGate\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-
-
-@pytest.fixture
-def cases(edits: list[Edit]) -> list[Case]:
-    return [
-        Case(
-            f"c{i}",
-            e,
-            (
-                Probe("r", e.prompt, "reliability", reference=e.target),
-                Probe("g", e.prompt.with_text("Please: x"), "t_generality", reference=e.target),
-                Probe("l", Prompt.of(f"What is Fact {i}?"), "t_locality", reference="ring"),
-                Probe("m", edits[(i + 1) % 4].prompt, "m_locality", reference="red"),
-            ),
-        )
-        for i, e in enumerate(edits)
-    ]
 
 
 @pytest.mark.usefixtures("installed")

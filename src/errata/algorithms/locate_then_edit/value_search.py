@@ -34,12 +34,12 @@ from errata.algorithms.locate_then_edit.context_templates import (
     lookup_span,
     with_template,
 )
-from errata.core.errors import NotFinite
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.hook import Hook
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch, PrefixState
 from errata.core.types import Edit, Prompt
+from errata.training.optimise import check_finite
 
 ROWS = 512  # rows that are searched together
 
@@ -225,7 +225,7 @@ def _search(
                 bare = {s: shift.y[s][q.bare_E.to(shift.y[s].device)] for s in settings.sites}
                 deltas.begin(bare, settings)
             loss_E = loss.loss(logits, shift.delta, deltas.start)
-            _check_finite(loss_E, edits)
+            check_finite(loss_E, [e for _, e in edits])
             loss.stop(loss_E)
             if step == settings.steps - 1 or not bool(loss.active_E.any()):
                 break
@@ -374,14 +374,3 @@ class ValueLoss:
             "delta_norm": round(size[first], 4),
             "clamped": int(deltas.clamped_E[edit]),
         }
-
-
-def _check_finite(loss_E: Tensor, edits: Sequence[tuple[int, Edit]]) -> None:
-    bad = (~torch.isfinite(loss_E)).nonzero()
-    if len(bad):
-        edit = edits[int(bad[0])][1]
-        raise NotFinite(
-            f"the loss of edit '{edit.id or edit.prompt.text[:60]}' became "
-            f"{loss_E[int(bad[0])].item()} during the search. Lower the step size (--set lr=...), "
-            "or load the model with --dtype float32."
-        )

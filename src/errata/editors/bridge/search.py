@@ -33,11 +33,12 @@ from errata.algorithms.locate_then_edit.value_search import (
     ValueOptimizer,
     ValueResult,
 )
-from errata.core.errors import BadEdit, BadSpec, NotFinite
+from errata.core.errors import BadEdit, BadSpec
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch, PrefixState
 from errata.core.model.generation import ImageGenerator
 from errata.core.types import Edit, Prompt
+from errata.training.optimise import check_finite
 
 ROWS = 256  # image prompts of one batch
 DRAWS = 2  # noises per prompt and step
@@ -289,7 +290,7 @@ def _search(
                     deltas.begin({site: text_shift.y[site][q.bare_E]}, text)
                 text_E = text_loss.loss(logits, text_shift.delta, deltas.start)
                 loss_E = loss_E + settings.text_weight * text_E.to(loss_E.device)
-            _check_finite(loss_E, edits)
+            check_finite(loss_E, [e for _, e in edits])
             text_loss.stop(loss_E)
             if step == text.steps - 1 or not bool(text_loss.active_E.any()):
                 break
@@ -316,14 +317,3 @@ def _entered(
 ) -> Batch | PrefixState:
     entry = backbone.entry(shift)
     return batch if entry is None else backbone.enter(batch, entry, rows=rows_B)
-
-
-def _check_finite(loss_E: Tensor, edits: Sequence[tuple[int, Edit]]) -> None:
-    bad = (~torch.isfinite(loss_E)).nonzero()
-    if len(bad):
-        edit = edits[int(bad[0])][1]
-        raise NotFinite(
-            f"the loss of edit '{edit.id or edit.prompt.text[:60]}' became "
-            f"{loss_E[int(bad[0])].item()} during the search. Lower the step size (--set lr=...), "
-            "or load the model with --dtype float32."
-        )
