@@ -87,7 +87,11 @@ def test_an_edit_is_written_applied_and_gone_again(errata, model, picture, tmp_p
     assert edits[0]["prompt"]["segments"][0]["sha256"]
     answer = json.loads(errata(*ask, "--patch", patch, "--json").out)
     assert (answer["answer"], answer["patches"]) == ("green", [str(patch)])
-    assert errata(*edit, "--out", patch).code == 0  # a patch may be replaced by a new one
+    before_the_repeat = (patch / "patch.json").read_bytes()
+    again = errata(*edit, "--out", patch)  # a patch is replaced only if one asks for it
+    assert again.code == 2 and "--force" in again.err
+    assert (patch / "patch.json").read_bytes() == before_the_repeat
+    assert errata(*edit, "--out", patch, "--force").code == 0
     shown = json.loads(errata("patch", "show", patch, "--json").out)
     assert (shown["header"]["editor"], len(shown["edits"])) == ("ft_l", 1)
     assert "green" in errata("patch", "show", patch).out
@@ -147,8 +151,10 @@ def test_one_patch_per_line_and_one_for_all(errata, model, picture, tmp_path):
     shown = json.loads(errata("patch", "show", tmp_path / "joint", "--json").out)
     assert [e["target"] for e in shown["edits"]] == [row["target"] for row in rows]
     again = errata("edit", model, *FIT, "--edits", file, "--each", "--out", tmp_path / "each")
-    assert again.code == 2
-    assert "is not empty" in again.err
+    assert again.code == 0, again.err  # patches that are there are kept
+    other = errata("edit", model, *FIT, "--edits", file, "--seed", 1, "--each", "--out",
+                   tmp_path / "each")  # fmt: skip
+    assert other.code == 2 and "holds a patch of another edit" in other.err
 
 
 def test_what_is_not_a_patch_or_a_model(errata, model, tmp_path):

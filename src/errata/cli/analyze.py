@@ -63,7 +63,9 @@ def analyze(
     Cases are taken from the benchmark in order; they are not filtered by the model's answers.
     """
     look = make_analysis(analysis, own, layer)
-    from errata.figures.plots import check_folder, write_findings
+    from errata.core.files import check_folder
+    from errata.core.locks import locked
+    from errata.figures.plots import write_findings
 
     check_folder(out)
     _check_patches(look, patch, editor)
@@ -79,15 +81,16 @@ def analyze(
     if ed is not None:
         ed = ed.for_backbone(bb)
         prepared = _state_of(ed, bb, prepared)
-    with reporting() as progress:
-        split = _other_split(spec, root, seed)
-        subject = Subject(bb, cases, spec, ed, prepared, seed, rows, progress, split, patches)
-        findings = look.look(subject)
-    for line in findings.said:
-        print(line)
-    about = _about(look, subject, limit, _passed(own, layer))
-    for path in write_findings(findings, out, look.name, about):
-        print(path)
+    with locked(out, name=look.name):
+        with reporting() as progress:
+            split = _other_split(spec, root, seed)
+            subject = Subject(bb, cases, spec, ed, prepared, seed, rows, progress, split, patches)
+            findings = look.look(subject)
+        for line in findings.said:
+            print(line)
+        about = _about(look, subject, limit, _passed(own, layer))
+        for path in write_findings(findings, out, look.name, about):
+            print(path)
 
 
 def make_analysis(name: str, pairs: list[str] | None, layers: list[int] | None) -> Analysis:

@@ -51,6 +51,9 @@ def bench(
     Repeat the same command to resume a killed run.
     """
     check_names(benchmark, protocol, metric)
+    from errata.evaluation.run_folder import check_out
+
+    check_out(out)
     ed = options.make_editor(editor, preset, settings)
     prepared = options.load_state(state, ed)
     bb = model.load()

@@ -13,6 +13,8 @@ import typer
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions
 from errata.core.errors import BadRun
+from errata.core.files import check_folder, visible, write_bytes
+from errata.core.locks import locked
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
@@ -44,6 +46,12 @@ def demo(
     seed: options.Seed = 0,
 ) -> None:
     """Edit the bundled model with five methods; measure, undo, report."""
+    check_folder(out)
+    with locked(out):
+        _demo(out, limit, seed)
+
+
+def _demo(out: Path, limit: int, seed: int) -> None:
     from errata.cli.shared.progress import reporting
     from errata.contract.editors import weights
     from errata.evaluation.bench import bench
@@ -79,12 +87,13 @@ def demo(
 
 def _fresh(out: Path) -> None:
     """Empties the folder of an earlier demo. Raises BadRun if it holds anything else."""
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / MARK).is_file():
-            raise BadRun(f"{out} is not empty and holds no demo. Choose another --out.")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).write_text("written by errata demo, which may delete this folder\n")
+    names = visible(out)
+    if names and not (out / MARK).is_file():
+        raise BadRun(f"{out} is not empty and holds no demo. Choose another --out.")
+    for name in names:
+        old = out / name
+        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    write_bytes(out / MARK, b"written by errata demo, which may delete this folder\n")
 
 
 def show_undo(bb: Backbone, run: Path, folder: Path, unedited_hash: str, seed: int) -> Undo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,9 @@ import typer
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.core.errors import BadSpec
+from errata.core.files import check_file, write_bytes
+
+FORMATS = {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
 
 
 @takes_model(without=("style",))
@@ -57,7 +61,9 @@ def draw(
             if rationale:
                 drawn = Prompt.of(f"{rationale}{generator.glue}{prompt}")
         ((picture,),) = generator.draw([drawn], [seed], rows=torch.zeros(1, dtype=torch.long))
-    picture.save(out)
+    buffer = io.BytesIO()
+    picture.save(buffer, FORMATS[out.suffix.lower()])
+    write_bytes(out, buffer.getvalue())
     if as_json:
         facts = {"prompt": prompt, "drawn from": drawn.text, "seed": seed, "out": str(out)}
         options.print_json({**facts, "patches": [str(p) for p in patch or ()]})
@@ -68,7 +74,8 @@ def draw(
 
 
 def _check_out(out: Path) -> None:
-    if out.suffix.lower() not in (".png", ".webp", ".bmp"):
+    if out.suffix.lower() not in FORMATS:
         raise BadSpec(f"--out {out} is no picture's name. Write it with .png, .webp or .bmp.")
     if not out.parent.is_dir():
         raise BadSpec(f"there is no folder {out.parent} for --out. Make it first.")
+    check_file(out)

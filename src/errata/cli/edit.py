@@ -41,7 +41,13 @@ def edit(
         typer.Option(metavar="FILE.jsonl", help="Many edits, one JSON object per line."),
     ] = None,
     each: Annotated[
-        bool, typer.Option("--each", help="One patch per edit, in DIR/0001 and so on.")
+        bool,
+        typer.Option(
+            "--each", help="One patch per edit, in DIR/0001 and so on; those that exist are kept."
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace patches that are in DIR already.")
     ] = False,
     preset: options.Preset = None,
     settings: options.Settings = None,
@@ -59,25 +65,28 @@ def edit(
     Prints the answers before and after the edit.
     """
     requested = _requested(prompt, target, image, subject, edits)
-    check_out(out, each=each)
+    check_out(out, each=each, force=force)
     ed = options.make_editor(editor, preset, settings)
     prepared = options.load_state(state, ed)
     bb = model.load()
     ed = ed.for_backbone(bb)
     if prepared is None and ed.uses_state and not ed.needs_state:
         prepared = _collect(bb, ed, benchmark, root, seed)
-    from errata.io.patch_folder import save
+    from errata.core.locks import locked
+    from errata.io.patch_folder import load, save
 
+    with locked(out):
+        if each:
+            folders = _write_each(bb, ed, requested, prepared, out, rows, seed, force)
+            shown = [load(folder, bb) for folder in folders[:SHOWN]]
+        else:
+            joint = ed.edit(bb, requested, prepared, seed=seed).patch
+            save(joint, out)
+            shown = [joint] * len(requested[:SHOWN])
+    _print_answers(bb, requested[:SHOWN], shown)
     if each:
-        patches = _find_each(bb, ed, requested, prepared, rows, seed)
-        for number, single in enumerate(patches, 1):
-            save(single, out / f"{number:04d}")
-        _print_answers(bb, requested[:SHOWN], patches[:SHOWN])
-        print(f"{len(patches)} patches written to {out}")
+        print(f"{len(folders)} patches written to {out}")
     else:
-        joint = ed.edit(bb, requested, prepared, seed=seed).patch
-        save(joint, out)
-        _print_answers(bb, requested[:SHOWN], [joint] * len(requested[:SHOWN]))
         options.print_facts(notes_of(joint))
         print(f"patch written to {out}")
     if len(requested) > SHOWN:
@@ -93,7 +102,7 @@ def _collect(
     """
     from errata.cli.prepare import training_spec
     from errata.core import registry
-    from errata.io.states import prepare_cached, store
+    from errata.io.states import prepare_cached, store_if_possible
 
     benchmark = benchmark or bb.bundled.get(bb.name)
     if benchmark is None:
@@ -102,8 +111,9 @@ def _collect(
     cases = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed).cases
     state = prepare_cached(ed, bb, cases, seed=seed)
     if state is not None:
-        folder = store(state)
-        print(f"state collected from {spec}, saved in {folder} (--state {folder.name})")
+        folder = store_if_possible(state)
+        if folder is not None:
+            print(f"state collected from {spec}, saved in {folder} (--state {folder.name})")
     return state
 
 
@@ -125,15 +135,33 @@ def _requested(
     return [make_edit(prompt, target, image=image, subject=subject, name="0001")]
 
 
-def check_out(out: Path, *, each: bool) -> None:
-    """Raises BadPatch for a folder that holds anything but a patch: nothing is overwritten."""
-    if out.exists() and not out.is_dir():
-        raise BadPatch(f"{out} is a file. Choose another --out.")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if each or not (out / "patch.json").is_file():
-        what = "is not empty" if each else "is not empty and holds no patch"
-        raise BadPatch(f"{out} {what}. Choose another --out, or empty it yourself.")
+def check_out(out: Path, *, each: bool, force: bool = False) -> None:
+    """Raises BadPatch or BadOutput unless patches can be written to the folder; before any work.
+
+    A patch is replaced only with `force`; with `each`, patches that are there are kept. A folder
+    that holds anything else is refused.
+    """
+    from errata.core import files
+
+    files.check_folder(out, BadPatch)
+    if out.is_dir():
+        files.finish_folder(out)
+    names = files.visible(out)
+    if each:
+        if any(not n.isdigit() for n in names):
+            raise BadPatch(
+                f"{out} is not empty and holds other things than patches of --each. Choose another "
+                "--out, or empty it yourself."
+            )
+    elif "patch.json" in names:
+        if not force:
+            raise BadPatch(
+                f"{out} holds a patch already. Give --force to replace it, or choose another --out."
+            )
+    elif names:
+        raise BadPatch(
+            f"{out} is not empty and holds no patch. Choose another --out, or empty it yourself."
+        )
 
 
 def notes_of(patch: Patch) -> dict[str, Any]:
@@ -144,14 +172,62 @@ def notes_of(patch: Patch) -> dict[str, Any]:
     return notes
 
 
-def _find_each(
-    bb: Backbone, ed: Editor, edits: list[Edit], state: State | None, rows: int, seed: int
-) -> list[Patch]:
-    patches: list[Patch] = []
+def _write_each(
+    bb: Backbone,
+    ed: Editor,
+    edits: list[Edit],
+    state: State | None,
+    out: Path,
+    rows: int,
+    seed: int,
+    force: bool,
+) -> list[Path]:
+    """Makes and saves one patch per edit, batch by batch; returns their folders.
+
+    Patches that an earlier, unfinished command made of the same edits are kept. The batches are
+    the same as without them, so that the others come out the same.
+    """
+    from errata.io.patch_folder import save
+
+    folders = [out / f"{number:04d}" for number in range(1, len(edits) + 1)]
+    there = [
+        not force and _is_made(f, bb, ed, e, seed) for f, e in zip(folders, edits, strict=True)
+    ]
     for start in range(0, len(edits), rows):
-        part = edits[start : start + rows]
-        patches += [f.patch for f in ed.edit_rows(bb, part, [state] * len(part), seed=seed)]
-    return patches
+        batch = range(start, min(start + rows, len(edits)))
+        if all(there[i] for i in batch):
+            continue
+        part = [edits[i] for i in batch]
+        results = ed.edit_rows(bb, part, [state] * len(part), seed=seed)
+        for i, result in zip(batch, results, strict=True):
+            if not there[i]:
+                save(result.patch, folders[i])
+    return folders
+
+
+def _is_made(folder: Path, bb: Backbone, ed: Editor, edit: Edit, seed: int) -> bool:
+    """Whether the folder holds this edit by this editor. Raises BadPatch if it holds another."""
+    from errata.core.files import exists, finish_folder, from_plain, visible
+    from errata.io.patch_folder import read_edits, read_head
+
+    if folder.is_dir():
+        finish_folder(folder)
+    if not exists(folder) or not visible(folder):
+        return False
+    head = read_head(folder)
+    there = {k: head["header"].get(k) for k in ("editor", "arguments", "fingerprint", "seed")}
+    wanted = {
+        "editor": ed.name,
+        "arguments": from_plain({"preset": ed.preset, **ed.passed}),
+        "fingerprint": bb.fingerprint(),
+        "seed": seed,
+    }
+    if there != wanted or read_edits(folder, head) != [edit]:
+        raise BadPatch(
+            f"{folder} holds a patch of another edit or of other settings. Give --force to replace "
+            "it, or choose another --out."
+        )
+    return True
 
 
 def _print_answers(bb: Backbone, edits: list[Edit], patches: list[Patch]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,6 +34,9 @@ def prepare(
     seed: options.Seed = 0,
     limit: options.Limit = None,
     root: options.Root = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a finished state that is in DIR already.")
+    ] = False,
 ) -> None:
     """Train or collect an editor's state and write it to a folder.
 
@@ -43,35 +46,39 @@ def prepare(
     from errata.cli.shared.progress import reporting
     from errata.core import files, registry
     from errata.core.editor import PrepareContext
-    from errata.io.states import home, link, store
+    from errata.core.locks import locked
+    from errata.io.states import check_home, check_out, home, link, store
 
+    if _writes():
+        check_out(out, force=force) if out is not None else check_home()
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
     ed = options.make_editor(editor, preset, settings)
     bb = replace(model, device=model.device or _own_device()).load()
     ed = ed.for_backbone(bb)
     cases, start = loaded.cases[:limit], time.monotonic()
     workplace = out or _workplace(home(), ed, bb, spec, limit, seed)
-    with reporting(editor) as progress:
-        work = PrepareContext(workplace, progress if _writes() else None)
-        state = ed.prepare(bb, cases, seed=seed, work=work)
-    if state is None:
-        print(f"editor '{editor}' needs no preparation; nothing was written")
-        return
-    if not _writes():
-        return
-    digest = state.digest()
-    if out is None:
-        folder = store(state)
-    else:
-        folder = out
-        state.save(folder)
-        link(folder, digest)
-    work.clear()
+    with locked(workplace) if _writes() else nullcontext():
+        with reporting(editor) as progress:
+            work = PrepareContext(workplace, progress if _writes() else None)
+            state = ed.prepare(bb, cases, seed=seed, work=work)
+        if state is None:
+            print(f"editor '{editor}' needs no preparation; nothing was written")
+            return
+        if not _writes():
+            return
+        digest = state.digest()
+        if out is None:
+            folder = store(state)
+        else:
+            folder = out
+            state.save(folder)
+            link(folder, digest)
+        work.clear()
+        seconds = round(time.monotonic() - start, 1)
+        files.write_json(folder / "timing.json", {"seconds": seconds})
     if workplace != folder:
         with suppress(OSError):
             workplace.rmdir()
-    seconds = round(time.monotonic() - start, 1)
-    files.write_json(folder / "timing.json", {"seconds": seconds})
     print(f"state {digest[:16]} of {len(cases)} cases written to {folder} in {seconds} s")
 
 

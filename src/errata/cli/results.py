@@ -77,6 +77,14 @@ def report(
     HTML file, after the runs or alone.
     """
     runs = runs or []
+    from errata.core.files import check_folder
+
+    if html is not None:
+        from errata.report.html import check_out
+
+        check_out(html)
+    if plots is not None:
+        check_folder(plots)
     if analysis and html is None:
         raise BadSpec("--analysis DIR goes into an HTML report. Give --html FILE too.")
     if bool(vary) != (plots is not None):

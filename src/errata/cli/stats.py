@@ -44,33 +44,41 @@ def stats(
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     column: Annotated[str, typer.Option(help="Column of the data set.")] = "text",
     seed: options.Seed = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace finished statistics that are in DIR already.")
+    ] = False,
 ) -> None:
     """Collect key covariances of MLP layers over a corpus.
 
     Second moments of the inputs of `mlp.down`, for all layers in one pass. Repeat the same command
     to resume a killed pass. The folder is a state for `--state` of rome, memit, pmet and alphaedit.
     """
+    from errata.io.states import check_out
+
     chosen = parse_layers(layers)
     parts = [_added(folder) for folder in add or ()]
     if corpus is None and len(parts) < 2:
         raise BadSpec("nothing to collect. Give --corpus, or --add at least twice.")
+    check_out(out, force=force)
     texts = _texts(corpus, without, documents, split, column, seed) if corpus is not None else None
     from errata.algorithms.locate_then_edit.layer_stats import merged
+    from errata.core.locks import locked
     from errata.io.states import link
 
     started = time.monotonic()
-    if texts is not None:
-        from errata.algorithms.locate_then_edit.layer_stats import StatsSettings, collect
-        from errata.cli.shared.progress import reporting
-        from errata.core.editor import PrepareContext
+    with locked(out):
+        if texts is not None:
+            from errata.algorithms.locate_then_edit.layer_stats import StatsSettings, collect
+            from errata.cli.shared.progress import reporting
+            from errata.core.editor import PrepareContext
 
-        bb = model.load()
-        with reporting("stats") as progress:
-            settings = StatsSettings(layers=chosen, tokens=tokens, longest=longest)
-            parts.append(collect(bb, texts, settings, PrepareContext(out, progress)))
-    state = parts[0] if len(parts) == 1 else merged(parts)
-    state.save(out)
-    (out / "training.safetensors").unlink(missing_ok=True)
+            bb = model.load()
+            with reporting("stats") as progress:
+                settings = StatsSettings(layers=chosen, tokens=tokens, longest=longest)
+                parts.append(collect(bb, texts, settings, PrepareContext(out, progress)))
+        state = parts[0] if len(parts) == 1 else merged(parts)
+        state.save(out)
+        (out / "training.safetensors").unlink(missing_ok=True)
     digest = state.digest()
     link(out, digest)
     print(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from math import isfinite
 from typing import Any
 
 from errata.core.errors import BadSpec
+from errata.core.types import in_words
+
+SETTING = "setting {where}={there} is not {wanted}"
 
 
 def current_names(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,10 +55,21 @@ def parse_config(what: str, owner: str, cls: type, given: Mapping[str, Any]) -> 
                 f"It has: {', '.join(sorted(known)) or 'none'}."
             )
     try:
-        return TypeAdapter(cls).validate_python(dict(given))
+        config: Any = TypeAdapter(cls).validate_python(dict(given))
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(x) for x in first["loc"])
-        raise BadSpec(
-            f"{what} '{owner}': setting {where}={first['input']!r}: {first['msg']}."
-        ) from None
+        raise BadSpec(f"{what} '{owner}': {in_words(e, SETTING)}.") from None
+    for name in given:
+        if any(isinstance(v, float) and not isfinite(v) for v in _flat(getattr(config, name))):
+            raise BadSpec(f"{what} '{owner}': setting '{name}' is not a finite number.")
+    return config
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """The value, or all values in it."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        for one in value:
+            yield from _flat(one)
+    else:
+        yield value

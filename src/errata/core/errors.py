@@ -84,6 +84,22 @@ class DiskFull(UserError):
     """A file that cannot be written: the disk is full, or permission is missing."""
 
 
+class BadOutput(UserError):
+    """A path that nothing can be written to, or that holds something else.
+
+    For example a folder where a file must be, a device, a name that is too long, or a file or
+    folder that is not errata's own.
+    """
+
+
+class InUse(UserError):
+    """A folder that another process is working in."""
+
+
+class BadPlugin(UserError):
+    """A plug-in of another package that cannot be loaded, fails, or has a name that is taken."""
+
+
 class MissingMask(UserError):
     """A patch with a decision needs prompt lengths or an attention mask, and got neither."""
 

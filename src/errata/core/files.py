@@ -1,45 +1,75 @@
-"""Reads and writes files: atomically, or appended by line; and versions. No torch."""
+"""Reads and writes files: whole or not at all, or appended by line; and versions. No torch.
+
+Every command writes through `write_bytes`, `write_folder` or `append_lines`, and checks its outputs
+with `check_file` or `check_folder` before it starts to work. Every file of errata's own formats is
+read through `read_json` or `read_lines`, which say in one line what is wrong with it.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import platform
+import re
+import shutil
+import socket
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from errata._version import __version__
-from errata.core.errors import BadRun, DiskFull
-from errata.core.types import from_json, to_json
+from errata.core.errors import BadOutput, BadRun, DiskFull, UserError
+from errata.core.types import from_json, to_json, why
 
 T = TypeVar("T")
+
+#: Most bytes of a regular file, and of a pipe or device, that are read as text.
+MOST, MOST_OF_A_PIPE = 2**30, 2**26
+#: Deepest nesting of a JSON value. errata's own files have at most 12 levels.
+DEEPEST = 100
+#: A folder is written in here, then renamed to READY, then its files are moved to their places.
+STAGE, READY = ".writing", ".ready"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+# -- writing ------------------------------------------------------------------------------------
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a full disk or missing permission into DiskFull."""
+    """Turns what the system says against writing `path` into DiskFull or BadOutput."""
     try:
         yield
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if e.errno in (*_FULL, errno.EACCES, errno.EROFS, errno.EPERM, errno.EIO):
             raise DiskFull(
                 f"cannot write {path}: {e.strerror}. Free some space or choose another folder, "
                 "then repeat the same command: finished work is kept."
             ) from e
-        raise
+        raise BadOutput(f"cannot write {path}: {e.strerror or e}. Choose another path.") from e
+    except ValueError as e:  # a NUL or a lone surrogate in the name
+        raise BadOutput(f"cannot write {str(path)!r}: {e}. Choose another path.") from e
 
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Writes atomically: to a temporary name in the same folder, then renames. Raises DiskFull."""
+    """Writes a file whole or not at all: to a temporary name beside it, then renames.
+
+    What killed processes left beside it is removed. sync: whether it must outlive a power failure;
+    False for one of many small files. Raises DiskFull, BadOutput.
+    """
+    check_file(path, write=False)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if sync:
+            _remove_left_over(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary(path))
         try:
             with os.fdopen(handle, "wb") as f:
                 f.write(data)
@@ -51,6 +81,133 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def _temporary(path: Path) -> str:
+    """The beginning of a temporary name: it says for which file, and by which process."""
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+    name = path.name.encode()[:150].decode("utf-8", "ignore")
+    return f".{name}.{host}-{os.getpid()}-"
+
+
+def _remove_left_over(path: Path) -> None:
+    """Removes temporary files for `path` whose process, on this machine, is no more."""
+    mine = _temporary(path)
+    start = mine.rsplit("-", 2)[0] + "-"
+    for name in os.listdir(path.parent):
+        if name.startswith(start) and not name.startswith(mine):
+            pid = name[len(start) :].partition("-")[0]
+            if pid.isdigit() and not is_running(int(pid)):
+                with suppress(OSError):
+                    (path.parent / name).unlink()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine has this id."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes all these files of a folder, or none; other files in it are kept.
+
+    They are written and synced in a hidden folder inside. One rename decides that they are whole;
+    then they are moved to their places, JSON files last. If the process is killed in between,
+    `finish_folder`, which readers and writers call, moves the rest. Raises DiskFull, BadOutput.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        finish_folder(folder)
+        shutil.rmtree(folder / STAGE, ignore_errors=True)
+        stage = folder / STAGE
+        stage.mkdir()
+        try:
+            for name, data in contents.items():
+                with open(stage / name, "wb") as f:
+                    f.write(data)
+                    f.flush()
+                    os.fsync(f.fileno())
+            os.rename(stage, folder / READY)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+        finish_folder(folder)
+
+
+def finish_folder(folder: Path) -> None:
+    """Moves files to their places that a killed `write_folder` has written whole."""
+    ready = folder / READY
+    if not ready.is_dir():
+        return
+    for file in sorted(ready.iterdir(), key=lambda f: (f.suffix == ".json", f.name)):
+        with suppress(FileNotFoundError):  # another process finishes the same folder
+            os.replace(file, folder / file.name)
+    with suppress(OSError):
+        ready.rmdir()
+
+
+def visible(folder: Path) -> list[str]:
+    """The names in a folder without hidden ones, which are errata's locks and leftovers of kills.
+
+    Empty if there is no folder. Raises BadOutput where it cannot be read.
+    """
+    try:
+        return sorted(n for n in os.listdir(folder) if not n.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise BadOutput(f"{folder} cannot be read ({e.strerror}). Choose another --out.") from None
+
+
+def check_file(path: Path, *, write: bool = True) -> None:
+    """Raises BadOutput or DiskFull if a file cannot be written at `path`.
+
+    write: whether to try it, with an empty temporary file in the nearest folder that exists.
+    """
+    with writing(path):
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            mode = stat.S_IFREG
+    if stat.S_ISDIR(mode):
+        raise BadOutput(f"{path} is a folder. Give the name of a file.")
+    if not stat.S_ISREG(mode):
+        raise BadOutput(f"{path} is a device or a pipe, not a file. Give the name of a file.")
+    if write:
+        _try_writing(path.parent)
+
+
+def check_folder(folder: Path, error: type[UserError] = BadOutput) -> None:
+    """Raises `error` for a file where `folder` must be, which need not exist.
+
+    Raises BadOutput or DiskFull if no files can be written in it.
+    """
+    with writing(folder):
+        try:
+            found = stat.S_ISDIR(os.stat(folder).st_mode)
+        except FileNotFoundError:
+            found = True
+        except NotADirectoryError:
+            found = False
+    if not found:
+        file = next((p for p in (folder, *folder.parents) if exists(p)), folder)
+        raise error(f"{file} is a file. Give the name of a folder.")
+    _try_writing(folder)
+
+
+def _try_writing(folder: Path) -> None:
+    existing = next((p for p in (folder, *folder.parents) if exists(p)), Path("."))
+    if not existing.is_dir():
+        raise BadOutput(f"{existing} is a file. Give a path below a folder.")
+    with writing(folder):
+        handle, name = tempfile.mkstemp(dir=existing, prefix=".errata-")
+        os.close(handle)
+        os.unlink(name)
 
 
 def dumps(data: Any, *, indent: int | None = None) -> str:
@@ -78,20 +235,13 @@ def _version_of(package: str) -> str:
     return version(package)
 
 
+def json_bytes(data: Any) -> bytes:
+    """The content of a JSON file."""
+    return (dumps(data, indent=1) + "\n").encode()
+
+
 def write_json(path: Path, data: Any) -> None:
-    write_bytes(path, (dumps(data, indent=1) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """Raises BadRun when the file is missing or not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadRun(f"{path} does not exist. Is {path.parent} an errata folder?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise BadRun(
-            f"{path} is not valid JSON ({e}). Restore it or run the command again."
-        ) from None
+    write_bytes(path, json_bytes(data))
 
 
 def append_lines(path: Path, values: Iterable[Any]) -> None:
@@ -109,10 +259,88 @@ def whole_lines(path: Path) -> None:
     """Cuts off an unfinished last line (after a kill), so that more lines can be appended."""
     if not path.exists():
         return
-    data = path.read_bytes()
+    data = read_bytes(path)
     if not data.endswith(b"\n"):
         with writing(path):
             os.truncate(path, data.rfind(b"\n") + 1)
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything at `path`; False also for what can be no path."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def shortened(value: Any, most: int = 60) -> str:
+    """A value of a file for a message."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def read_bytes(path: Path, error: type[UserError] = BadRun) -> bytes:
+    """The content of a file of at most MOST bytes. Raises `error` in one line."""
+    try:
+        with open(path, "rb") as f:
+            info = os.fstat(f.fileno())
+            regular = stat.S_ISREG(info.st_mode)
+            most = MOST if regular else MOST_OF_A_PIPE
+            if info.st_size <= most:
+                data = f.read() if regular else f.read(most + 1)
+                if len(data) <= most:
+                    return data
+    except (FileNotFoundError, NotADirectoryError):
+        raise error(
+            f"{path} does not exist. Check the path; an errata folder that lacks a file is "
+            "damaged: restore it from a copy."
+        ) from None
+    except OSError as e:
+        raise error(f"{path} cannot be read ({e.strerror}). Check the path.") from None
+    except ValueError:  # a NUL or a lone surrogate in the name
+        raise error(f"{str(path)!r} is not a path. Check it.") from None
+    raise error(f"{path} has more than {most:,} bytes, which is no file that errata reads.")
+
+
+def read_text(path: Path, error: type[UserError] = BadRun) -> str:
+    """The text of a file, which is UTF-8. Raises `error` in one line."""
+    try:
+        return read_bytes(path, error).decode()
+    except UnicodeDecodeError as e:
+        raise error(
+            f"{path} is not text in UTF-8 (byte {e.start}). Restore it from a copy, or save it as "
+            "UTF-8."
+        ) from None
+
+
+def read_json(path: Path, error: type[UserError] = BadRun) -> Any:
+    """Raises `error` when the file is missing or is not JSON."""
+    text = read_text(path, error)
+    try:
+        return parse_json(text)
+    except ValueError as e:
+        raise error(
+            f"{path} is not valid JSON ({e}). Restore it from a copy or run the command again."
+        ) from None
+
+
+def read_as(cls: type[T], path: Path, error: type[UserError] = BadRun) -> T:
+    """A JSON file as a value of `cls`. Raises `error` naming the first field that is wrong."""
+    return checked(cls, read_json(path, error), path, error)
+
+
+def checked(cls: type[T], data: Any, path: Path, error: type[UserError] = BadRun) -> T:
+    """The content of the file `path` as a value of `cls`. Raises `error`."""
+    try:
+        return from_json(cls, data)
+    except ValueError as e:
+        raise error(
+            f"{path} does not have the fields that errata writes ({why(e)}). Restore it from a copy or "
+            "run the command again."
+        ) from None
 
 
 def read_lines(path: Path, cls: type[T]) -> list[T]:
@@ -123,16 +351,69 @@ def read_lines(path: Path, cls: type[T]) -> list[T]:
     if not path.exists():
         return []
     values: list[T] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = read_bytes(path).split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
-            values.append(from_json(cls, json.loads(line)))
+            values.append(from_json(cls, parse_json(line.decode())))
         except ValueError as e:
             if number == len(lines):
                 break
             raise BadRun(
-                f"{path}, line {number}, cannot be read ({e}). Delete the run and repeat it."
+                f"{path}, line {number}, cannot be read ({why(e)}). Delete the run and repeat it."
             ) from None
     return values
+
+
+_HUGE = re.compile(r"\d[eE]\+?\d{3}")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(text: str) -> Any:
+    """JSON that errata can work with. Raises ValueError, in a few words.
+
+    Refused: NaN and infinite numbers, nesting deeper than DEEPEST, halves of surrogate pairs.
+    """
+    try:
+        huge = _HUGE.search(text) is not None
+        parse_float = _finite if huge else None
+        value = json.loads(text, parse_constant=_finite, parse_float=parse_float)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{e.msg.lower()} at line {e.lineno}, column {e.colno}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValueError as e:
+        if "not finite" in str(e):
+            raise
+        raise ValueError("a number has too many digits") from None
+    if text.count("[") + text.count("{") >= DEEPEST:
+        _check_depth(value)
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it holds half a surrogate pair, which is no text") from None
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")) or number != number:
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return number
+
+
+def _check_depth(value: Any) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError("nested too deeply")
+        level = [
+            child
+            for node in level
+            if isinstance(node, (dict, list))
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, (dict, list))
+        ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from errata.core import files
 from errata.core.errors import MissingState
+from errata.core.locks import SHORT, locked
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class State:
         return h.hexdigest()
 
     def save(self, folder: Path) -> None:
+        """Writes the state's files, all or none; other files of the folder are kept."""
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
-        files.write_bytes(folder / "state.safetensors", to_safetensors(tensors))
         head = {
             "editor": self.editor,
             "meta": dict(self.meta),
@@ -79,30 +81,62 @@ class State:
             "origin": self.origin,
             "digest": self.digest(),
         }
-        files.write_bytes(folder / "README.md", _card(self).encode())
-        files.write_json(folder / "state.json", head)
+        contents = {
+            "state.safetensors": to_safetensors(tensors),
+            "README.md": _card(self).encode(),
+            "state.json": files.json_bytes(head),
+        }
+        with locked(folder, wait=SHORT):
+            files.write_folder(folder, contents)
 
     @classmethod
     def load(cls, folder: Path) -> State:
-        if not (folder / "state.json").is_file():
+        """Reads a state and checks that it is the one that was saved. Raises MissingState."""
+        with suppress(OSError, ValueError):
+            files.finish_folder(folder)
+        if not files.exists(folder / "state.json"):
             raise MissingState(f"{folder} holds no editor state. `errata prepare` writes one.")
-        head = files.read_json(folder / "state.json")
+        head = files.read_as(StateHead, folder / "state.json", MissingState)
+        path = folder / "state.safetensors"
         try:
-            tensors = load_file(folder / "state.safetensors")  # memory-mapped
-            editor, meta = str(head["editor"]), dict(head["meta"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+            tensors = load_file(path)  # memory-mapped
+        except (OSError, SafetensorError, ValueError) as e:
+            raise MissingState(f"{path} {_problem(e)}. {_RESTORE}") from None
+        state = cls(head.editor, head.meta, tensors, head.fingerprint, head.settings, head.origin)
+        try:
+            same = head.digest in ("", state.digest())
+        except ValueError:  # meta that no errata can have written
+            same = False
+        if not same:
             raise MissingState(
-                f"the state in {folder} is damaged ({type(e).__name__}: {e}). Restore it from a "
-                "copy, or prepare it again."
-            ) from None
-        return cls(
-            editor,
-            meta,
-            tensors,
-            head.get("fingerprint", ""),
-            head.get("settings", {}),
-            head.get("origin", ""),
-        )
+                f"the state in {folder} is damaged: its content is not the one whose hash "
+                f"state.json holds. {_RESTORE}"
+            )
+        return state
+
+
+_RESTORE = "Restore it from a copy, or prepare it again."
+
+
+@dataclass(frozen=True)
+class StateHead:
+    """The content of `state.json`; states of before have no `digest`."""
+
+    editor: str
+    meta: dict[str, Any]
+    fingerprint: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
+    digest: str = ""
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with a safetensors file, in words."""
+    if isinstance(error, FileNotFoundError):
+        return "is missing"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    return "is damaged or cut off: it is no safetensors file"
 
 
 def _card(state: State) -> str:

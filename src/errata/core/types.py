@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from errata.core.kinds import KINDS, ProbeKind
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,10 +280,47 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(cls: type[T], data: Any) -> T:
-    """The inverse of `to_json`. Raises `pydantic.ValidationError` on a wrong shape."""
+    """The inverse of `to_json`. Raises `pydantic.ValidationError`: `why` says it in one line."""
     shape: Any = cls
     value: T = _adapter(shape).validate_python(data)
     return value
+
+
+def why(error: ValueError) -> str:
+    """What was wrong with a value from a file, in one line of our words."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        return in_words(error)
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text in UTF-8"
+    return " ".join(str(error).split())[:200]
+
+
+_WANTED = (
+    (("string",), "a text"),
+    (("int", "greater", "less"), "a whole number"),
+    (("float", "decimal", "finite"), "a number"),
+    (("bool",), "true or false"),
+    (("dict", "mapping", "model", "dataclass", "is_instance"), "an object"),
+    (("tuple", "list", "set", "iterable", "too_"), "a list of the right length"),
+)
+
+
+def in_words(error: ValidationError, what: str = "'{where}' is {there}, not {wanted}") -> str:
+    """The first thing that is wrong, in one line: where, what is there, what belongs there."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))[:80]
+    kind = str(first["type"])
+    if kind == "missing":
+        return f"'{where}' is missing"
+    if kind in ("value_error", "assertion_error"):  # one of our own checks
+        said = str((first.get("ctx") or {}).get("error") or first["msg"])
+        return f"'{where}': {said}" if where else said
+    wanted = next((w for names, w in _WANTED if kind.startswith(names)), first["msg"].lower())
+    there = repr(first["input"])
+    there = there if len(there) <= 40 else f"{there[:40]}..."
+    return what.format(where=where or "it", there=there, wanted=wanted)
 
 
 def json_schema(cls: type) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from errata.core import files, registry
 from errata.core.editor import Editor
+from errata.core.locks import locked
 from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.measure.protocol import Protocol, Unit
 from errata.core.model.backbone import Backbone
@@ -19,7 +20,7 @@ from errata.core.state import State
 from errata.evaluation import judging, score
 from errata.evaluation.pictures import SEEDS, PictureStore
 from errata.evaluation.plan import make_plan, plan_json, protocol_of, select
-from errata.evaluation.run_folder import RunWriter
+from errata.evaluation.run_folder import RunWriter, check_out
 from errata.evaluation.runner import LaneState, Runner
 from errata.io import patch_folder, states
 
@@ -49,10 +50,40 @@ def bench(
     """Runs `editor` on `benchmark` under `protocol` into the folder `out`, and scores the run.
 
     An unfinished run in `out` is resumed. image_seeds: images per prompt (protocols that draw).
+    Raises BadRun or BadOutput for a folder that cannot hold the run, InUse while another process
+    works in it.
     """
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
-    editor = editor.for_backbone(backbone)
+    check_out(out)
+    with locked(out):
+        return _bench(
+            backbone, editor.for_backbone(backbone), spec, order, out,
+            seed=seed, limit=limit, rows=rows, root=root, state=state, legacy=legacy,
+            metrics=metrics, keep_patches=keep_patches, image_seeds=image_seeds, command=command,
+            progress=progress,
+        )  # fmt: skip
 
+
+def _bench(
+    backbone: Backbone,
+    editor: Editor,
+    spec: BenchmarkSpec,
+    order: Protocol,
+    out: Path,
+    *,
+    seed: int,
+    limit: int | None,
+    rows: int,
+    root: Path | None,
+    state: State | None,
+    legacy: bool,
+    metrics: Sequence[str] | None,
+    keep_patches: bool,
+    image_seeds: int,
+    command: str,
+    progress: Progress | None,
+) -> Path:
+    """The run itself; only one process at a time is in here with the same folder."""
     started = time.perf_counter()
     selection = select(
         backbone, spec, seed=seed, limit=limit, root=root, draws=order.draws, legacy=legacy,

@@ -8,12 +8,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 from errata.core import files
-from errata.core.errors import DiskFull
-from errata.io.states import home
+from errata.core.errors import BadOutput, DiskFull
+from errata.io.states import home, warn_home
 
 
 def load(key: str) -> Any | None:
@@ -21,21 +22,21 @@ def load(key: str) -> Any | None:
     path = home() / "before" / f"{key}.json.gz"
     try:
         return json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error):
         return None
 
 
 def store(key: str, value: Any) -> None:
-    """Stores `value`; without effect if the cache cannot be written."""
+    """Stores `value`; only warns if the cache cannot be written."""
     data = gzip.compress(files.dumps(value).encode(), compresslevel=3, mtime=0)
     try:
         files.write_bytes(home() / "before" / f"{key}.json.gz", data)
-    except (OSError, DiskFull):
-        return
+    except (BadOutput, DiskFull):
+        warn_home()
 
 
 def store_bytes(data: bytes) -> str:
-    """Stores bytes under their sha256, which is returned. Raises OSError, DiskFull."""
+    """Stores bytes under their sha256, which is returned. Raises BadOutput, DiskFull."""
     name = hashlib.sha256(data).hexdigest()
     path = _bytes(name)
     if not path.exists():

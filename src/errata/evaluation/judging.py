@@ -14,11 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from errata.core import registry
-from errata.core.files import append_lines, whole_lines, write_json
+from errata.core.errors import BadImage
+from errata.core.files import append_lines, read_bytes, whole_lines, write_json
+from errata.core.locks import locked
 from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.measure.judge import RETRY, Judge, may_retry
 from errata.core.types import JudgeQuestion, Verdict, digest
 from errata.evaluation.run_folder import JudgedImage, RunFolder, read_run, read_verdicts
+from errata.evaluation.stored import read_manifest
+from errata.io.images import within_root
 
 CHUNK = 64
 Progress = Callable[[str, int, int], None]
@@ -52,7 +56,14 @@ def judge_run(run: Path, judge: Judge, *, progress: Progress | None = None) -> J
     """Judges every picture that `judge` has not judged yet; from then on its verdicts count.
 
     Verdicts are written in chunks. An error of the judge is raised; earlier chunks are kept.
+    Raises InUse while another process works in the run.
     """
+    read_manifest(run)  # a folder that holds no run is not written to
+    with locked(run):
+        return _judge_run(run, judge, progress)
+
+
+def _judge_run(run: Path, judge: Judge, progress: Progress | None) -> JudgeSummary:
     whole_lines(run / "verdicts.jsonl")
     summary = JudgeSummary()
     pictures = _pictures(read_run(run), summary)
@@ -118,8 +129,9 @@ def _pictures(folder: RunFolder, summary: JudgeSummary) -> list[PendingPicture]:
         for image in answer.images if view is not None else ():
             assert view is not None
             try:
-                content = hashlib.sha256((folder.path / image).read_bytes()).hexdigest()
-            except OSError:
+                path = within_root(folder.path, image)
+                content = hashlib.sha256(read_bytes(path, BadImage)).hexdigest()
+            except BadImage:
                 summary.waiting[f"a picture is missing: {image}"] += 1
                 continue
             pictures.append(PendingPicture(image, content, view, digest(view)))

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image as Pillow
 
 from errata.core import files
-from errata.core.errors import DiskFull
+from errata.core.errors import BadOutput, DiskFull
 from errata.core.measure.protocol import Ask
 from errata.core.types import Answer, digest, from_json, to_json
 from errata.evaluation import cache
@@ -81,7 +81,7 @@ class PictureStore:
             for answer in answers:
                 data = [(self.run / path).read_bytes() for path in answer.images]
                 kept.append(replace(answer, images=tuple(map(cache.store_bytes, data))))
-        except (OSError, DiskFull):
+        except (OSError, BadOutput, DiskFull):
             return
         cache.store(key, [to_json(a) for a in kept])
 

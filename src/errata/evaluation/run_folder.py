@@ -10,6 +10,7 @@ images/         the pictures that answers name
 verdicts.jsonl  the verdicts of judges, one `JudgedImage` a line; the last line on an image counts
 judging.json    the judge whose verdicts count
 scores.json     computed from the above
+scored.json     sha256 of the files that scores.json was computed from
 timing.json     seconds and memory; not in scores.json, which must not depend on the machine
 
 A killed run resumes after its last finished unit. The answers of a unit are appended in one write;
@@ -31,12 +32,17 @@ from errata.core.config import current_names
 from errata.core.errors import BadRun
 from errata.core.files import (
     append_lines,
+    check_folder,
     dumps,
+    exists,
     from_plain,
-    read_json,
+    read_bytes,
     read_lines,
+    shortened,
+    visible,
     write_bytes,
     write_json,
+    writing,
 )
 from errata.core.measure.metric import ScoredProbe
 from errata.core.types import (
@@ -46,11 +52,10 @@ from errata.core.types import (
     Probe,
     Verdict,
     digest,
-    from_json,
     to_json,
 )
+from errata.evaluation.stored import HASHES, judge_of, read_manifest, read_stored_plan
 
-SCHEMA = 1
 PANEL = "panel"
 NOT_JUDGED = "not judged yet"
 #: Files that are written under a temporary name first; a kill may leave such a name behind.
@@ -60,6 +65,7 @@ WRITTEN_WHOLE = (
     "manifest.json",
     "done.jsonl",
     "scores.json",
+    HASHES,
     "timing.json",
     "judging.json",
 )
@@ -88,6 +94,18 @@ class FinishedUnit(UnitTiming):
 
     unit: str
     length: int
+
+
+def check_out(path: Path) -> None:
+    """Raises BadRun or BadOutput if no run can be written to the folder, before any work.
+
+    A run in it, which may be resumed, and what a killed start of one left are accepted.
+    """
+    check_folder(path)
+    if exists(path / "manifest.json"):
+        read_manifest(path)
+    elif any(name not in ("plan.json", "before.jsonl") for name in visible(path)):
+        raise BadRun(f"{path} is not empty and holds no run. Choose another --out.")
 
 
 class RunWriter:
@@ -119,8 +137,7 @@ class RunWriter:
             self._check_same(settings, planned, config)
             return
         # a run killed before its manifest, which is written last, holds only these
-        if self.path.exists() and any(f.name not in planned for f in self.path.iterdir()):
-            raise BadRun(f"{self.path} is not empty and holds no run. Choose another --out.")
+        check_out(self.path)
         for name, data in planned.items():
             write_bytes(self.path / name, data)
         manifest = {
@@ -134,14 +151,15 @@ class RunWriter:
     def _check_same(
         self, settings: Mapping[str, Any], planned: Mapping[str, bytes], config: type | None
     ) -> None:
-        manifest = read_json(self.path / "manifest.json")
+        manifest = read_manifest(self.path)
         for name in ("arguments", "config"):
             if config is not None and isinstance(manifest.get(name), dict):
                 manifest[name] = current_names(config, manifest[name])
         different = [k for k, v in settings.items() if manifest.get(k) != from_plain(v)]
         if different:
             details = ", ".join(
-                f"{k} ({manifest.get(k)} there, {settings[k]} now)" for k in different[:3]
+                f"{k} ({shortened(manifest.get(k), 200)} there, {shortened(settings[k], 200)} now)"
+                for k in different[:3]
             )
             raise BadRun(
                 f"{self.path} holds another run: {details} differ. "
@@ -149,7 +167,7 @@ class RunWriter:
             )
         for name, data in planned.items():
             file = self.path / name
-            if not file.exists() or file.read_bytes() != data:
+            if not file.exists() or read_bytes(file) != data:
                 raise BadRun(
                     f"{file} is not what this run began with. Delete the folder and run again."
                 )
@@ -178,7 +196,8 @@ class RunWriter:
                 f"{answers} is shorter than done.jsonl says. Delete the folder and run again."
             )
         if size > length:
-            os.truncate(answers, length)
+            with writing(answers):
+                os.truncate(answers, length)
         if self.finished:
             write_bytes(done, "".join(dumps(to_json(f)) + "\n" for f in self.finished).encode())
         else:
@@ -324,26 +343,15 @@ class RunFolder:
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """plan.json as it is. Raises BadRun on another schema."""
-    data = read_json(path / "plan.json")
-    plan: dict[str, Any] = data if isinstance(data, dict) else {}
-    schema = plan.get("schema")
-    if schema != SCHEMA:
-        raise BadRun(
-            f"{path / 'plan.json'} has schema {schema}, this errata reads {SCHEMA}. Repeat the "
-            "run, or use the version that wrote it."
-        )
-    return plan
+    """plan.json as it is. Raises BadRun."""
+    return read_stored_plan(path)[0]
 
 
 def read_run(path: Path) -> RunFolder:
     """Raises BadRun when the folder is not a run, or contradicts itself."""
-    manifest, plan = read_json(path / "manifest.json"), read_plan(path)
-    cases = {c.id: c for c in (from_json(Case, data) for data in plan["cases"])}
-    lanes = {lane["id"]: tuple(lane["cases"]) for unit in plan["units"] for lane in unit["lanes"]}
-    planned = [case for ids in lanes.values() for case in ids]
-    if len(set(planned)) < len(planned) or not set(planned) <= set(cases):
-        raise BadRun(f"{path / 'plan.json'} plans a case twice, or one it does not hold.")
+    manifest, (plan, planned) = read_manifest(path), read_stored_plan(path)
+    cases = {c.id: c for c in planned.cases}
+    lanes = {lane.id: lane.cases for unit in planned.units for lane in unit.lanes}
     before = _unique(path / "before.jsonl", read_lines(path / "before.jsonl", Answer))
     answers = _unique(path / "answers.jsonl", read_lines(path / "answers.jsonl", Answer))
     views = {(c.id, p.id): p.view for c in cases.values() for p in c.probes if p.view is not None}
@@ -360,7 +368,7 @@ def read_run(path: Path) -> RunFolder:
         manifest=manifest,
         plan=plan,
         cases=cases,
-        panel=tuple(from_json(Probe, data) for data in plan.get("panel", ())),
+        panel=planned.panel,
         lanes=lanes,
         before={(case, probe): a for (case, probe, _), a in before.items()},
         answers=answers,
@@ -378,12 +386,6 @@ def _unique(path: Path, answers: Sequence[Answer]) -> dict[tuple[str, str, str],
             )
         by_key[key] = answer
     return by_key
-
-
-def judge_of(run: Path) -> str:
-    """Identity of the judge whose verdicts count; "" before any judging."""
-    path = run / "judging.json"
-    return str(read_json(path).get("judge", "")) if path.exists() else ""
 
 
 def read_verdicts(run: Path, judge: str) -> dict[tuple[str, str], JudgedImage]:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.core.files import read_json, write_json
+from errata.core.files import read_as
 from errata.core.kinds import KINDS, MEANS
 from errata.core.types import to_json
 from errata.evaluation.bootstrap import DIGITS, RESAMPLES, SEED, Bootstrap, Estimate
-from errata.evaluation.run_folder import CaseAnswers, RunFolder, judge_of, read_run
+from errata.evaluation.run_folder import CaseAnswers, RunFolder, read_run
 from errata.evaluation.score_table import (
     TAGS,
     CaseScore,
@@ -26,8 +26,7 @@ from errata.evaluation.score_table import (
     select,
     unscored_reason,
 )
-
-SCHEMA = 1
+from errata.evaluation.stored import SCHEMA, StoredScores, judge_of, write_scores
 
 
 def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]:
@@ -80,14 +79,14 @@ def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]
         }
     if judge := judge_of(run):
         data["judge"] = judge
-    write_json(run / "scores.json", data)
+    write_scores(run, data)
     return data
 
 
 def rescore(run: Path) -> dict[str, Any]:
     """As `score_run`, with the metrics that the run was scored by last time."""
     path = run / "scores.json"
-    metrics = read_json(path).get("scorers", {}) if path.exists() else {}
+    metrics = read_as(StoredScores, path).scorers if path.exists() else {}
     return score_run(run, list(metrics))
 
 

@@ -39,7 +39,8 @@ from errata.core.figure import (
     Table,
     Value,
 )
-from errata.core.files import write_bytes, write_json
+from errata.core.files import check_folder, json_bytes, write_folder
+from errata.core.locks import SHORT, locked
 from errata.figures.heatmap import heat
 from errata.figures.svg import (
     GLYPH,
@@ -92,28 +93,19 @@ def write_findings(
 ) -> list[Path]:
     """Writes an SVG file per figure, a CSV file per table and `name`.json; returns the paths.
 
-    about: what was analysed; it goes into the JSON file. Raises BadSpec where `folder` is a file.
+    All of them or none. about: what was analysed; it goes into the JSON file. Raises BadOutput,
+    DiskFull, InUse, or BadSpec where `folder` is a file.
     """
-    check_folder(folder)
-    written = []
-    for figure in findings.figures:
-        written.append(folder / f"{figure.name}.svg")
-        write_bytes(written[-1], svg(figure).encode())
-    for table in findings.tables:
-        written.append(folder / f"{table.name}.csv")
-        write_bytes(written[-1], as_csv(table).encode())
-    written.append(folder / f"{name}.json")
+    contents = {f"{figure.name}.svg": svg(figure).encode() for figure in findings.figures}
+    contents |= {f"{table.name}.csv": as_csv(table).encode() for table in findings.tables}
     shown = [{"name": f.name, "title": f.title, "caption": f.caption} for f in findings.figures]
     listed = {"figures": shown, "tables": [t.name for t in findings.tables]}
-    write_json(written[-1], {**about, **listed, "said": list(findings.said), **findings.facts})
-    return written
-
-
-def check_folder(folder: Path) -> None:
-    """Raises BadSpec for a path that is a file or lies below one."""
-    existing = next((p for p in (folder, *folder.parents) if p.exists()), folder)
-    if existing.exists() and not existing.is_dir():
-        raise BadSpec(f"{existing} is a file. Give a folder for the figures.")
+    facts = {**about, **listed, "said": list(findings.said), **findings.facts}
+    contents[f"{name}.json"] = json_bytes(facts)
+    check_folder(folder, BadSpec)
+    with locked(folder, wait=SHORT):
+        write_folder(folder, contents)
+    return [folder / file for file in contents]
 
 
 def as_csv(table: Table) -> str:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,22 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 
 from errata.core.errors import BadPatch, UnknownName
-from errata.core.files import dumps, write_bytes, write_json
+from errata.core.files import (
+    checked,
+    dumps,
+    exists,
+    finish_folder,
+    json_bytes,
+    parse_json,
+    read_bytes,
+    read_json,
+    shortened,
+    write_folder,
+)
+from errata.core.locks import SHORT, locked
 from errata.core.model.backbone import Backbone
 from errata.core.patch import Header, Patch, check_fingerprint, pack, shape_of, unpack
-from errata.core.types import Edit, from_json, to_json
+from errata.core.types import Edit, from_json, to_json, why
 
 FORMAT = 1
 
@@ -41,9 +53,17 @@ class Head:
 def save(patch: Patch, folder: Path) -> None:
     """Writes `patch.json`, `patch.safetensors`, `edits.jsonl` and `README.md`.
 
-    Each file is written whole or not at all. Raises BadPatch for a patch that names no model.
+    All of them or none: a patch that was there before is replaced in one step, other files are
+    kept. Raises BadPatch for a patch that names no model, InUse, DiskFull, BadOutput.
     """
     _check_named(patch, folder)
+    contents = _packed(patch)
+    with locked(folder, wait=SHORT):
+        write_folder(folder, contents)
+
+
+def _packed(patch: Patch) -> dict[str, bytes]:
+    """The files of a patch by name."""
     settings, tensors = pack(patch)
     stored = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     blob = to_safetensors(stored, metadata={"format": str(FORMAT)})
@@ -57,10 +77,12 @@ def save(patch: Patch, folder: Path) -> None:
         "edits_sha256": _sha256(lines),
     }
     numbers = sum(v.numel() for v in stored.values())
-    write_bytes(folder / "edits.jsonl", lines)
-    write_bytes(folder / "patch.safetensors", blob)
-    write_bytes(folder / "README.md", _card(patch, numbers).encode())
-    write_json(folder / "patch.json", head)
+    return {
+        "edits.jsonl": lines,
+        "patch.safetensors": blob,
+        "README.md": _card(patch, numbers).encode(),
+        "patch.json": json_bytes(head),
+    }
 
 
 def _sha256(data: bytes) -> str:
@@ -84,51 +106,37 @@ def _check_named(patch: Patch, folder: Path) -> None:
 
 def read_head(folder: Path) -> dict[str, Any]:
     """The content of `patch.json`, checked. Raises BadPatch."""
-    try:
-        head = json.loads((folder / "patch.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    with suppress(OSError, ValueError):
+        finish_folder(folder)
+    path = folder / "patch.json"
+    if not exists(path):
         raise BadPatch(
             f"{folder} is not a patch: it has no patch.json. "
             "`errata edit ... --out DIR` writes one."
-        ) from None
-    except OSError as e:
-        raise BadPatch(f"{folder}/patch.json cannot be read ({e.strerror}).") from None
-    except (ValueError, RecursionError) as e:
-        raise BadPatch(
-            f"{folder}/patch.json is not valid JSON ({e}). Restore it from a copy."
-        ) from None
+        )
+    head = read_json(path, BadPatch)
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         version = head.get("format") if isinstance(head, dict) else None
         raise BadPatch(
-            f"{folder} has patch format {version}, this errata reads {FORMAT}. "
+            f"{folder} has patch format {shortened(version)}, this errata reads {FORMAT}. "
             "Install the matching version."
         )
-    try:
-        from_json(Head, head)
-    except ValueError as e:
-        raise BadPatch(
-            f"{folder}/patch.json has not the fields of a patch ({e}). Restore it from a copy."
-        ) from None
+    checked(Head, head, path, BadPatch)
     return head
 
 
 def read_edits(folder: Path, head: Mapping[str, Any]) -> list[Edit]:
     """The facts of a patch, checked against its head. Raises BadPatch."""
-    lines = _read(folder, "edits.jsonl", head["edits_sha256"])
+    lines = _read(folder, "edits.jsonl", head["edits_sha256"]).split(b"\n")
     try:
-        return [from_json(Edit, json.loads(line)) for line in lines.splitlines()]
+        return [from_json(Edit, parse_json(line.decode())) for line in lines if line.strip()]
     except ValueError as e:
-        raise BadPatch(f"{folder}/edits.jsonl cannot be read ({e}).") from None
+        raise BadPatch(f"{folder}/edits.jsonl cannot be read ({why(e)}).") from None
 
 
 def _read(folder: Path, name: str, sha256: str) -> bytes:
     """The content of a file, checked against its hash. Raises BadPatch."""
-    try:
-        data = (folder / name).read_bytes()
-    except FileNotFoundError:
-        raise BadPatch(f"{folder} has no {name}. Restore it from a copy.") from None
-    except OSError as e:
-        raise BadPatch(f"{folder}/{name} cannot be read ({e.strerror}).") from None
+    data = read_bytes(folder / name, BadPatch)
     if _sha256(data) != sha256:
         raise BadPatch(
             f"{folder}/{name} does not match the hash in patch.json. Restore it from a copy."

@@ -8,14 +8,17 @@ their files are memory-mapped and read once.
 from __future__ import annotations
 
 import os
+import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.core import files
-from errata.core.errors import DiskFull, MissingState, UserError
+from errata.core.errors import BadOutput, DiskFull, InUse, MissingState, UserError
 from errata.core.files import versions
 from errata.core.state import State
 from errata.core.types import Case, digest, to_json
@@ -28,12 +31,74 @@ if TYPE_CHECKING:
 def home() -> Path:
     """ERRATA_HOME, or a folder in the user's cache."""
     folder = os.environ.get("ERRATA_HOME")
-    return Path(folder) if folder else Path.home() / ".cache" / "errata"
+    if folder:
+        return Path(folder)
+    try:
+        return Path.home() / ".cache" / "errata"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / f"errata-{os.getuid()}"
 
 
 def folder_of(digest: str) -> Path:
     """The folder in ERRATA_HOME for the state with this hash; it need not exist."""
     return home() / "states" / digest[:16]
+
+
+#: What may be in a folder that a state is written to: a state, its training, its time.
+_OF_A_STATE = (
+    "state.json",
+    "state.safetensors",
+    "README.md",
+    "timing.json",
+    "training.safetensors",
+)
+
+
+def check_out(folder: Path, *, force: bool) -> None:
+    """Raises BadOutput unless a state can be written to the folder; before any work.
+
+    A finished state is replaced only with `force`; an unfinished training is resumed.
+    """
+    files.check_folder(folder)
+    if folder.is_dir():
+        files.finish_folder(folder)
+    names = files.visible(folder)
+    if any(name not in _OF_A_STATE for name in names):
+        raise BadOutput(f"{folder} is not empty and holds no state. Choose another --out.")
+    if "state.json" in names and not force:
+        raise BadOutput(
+            f"{folder} holds a finished state. Use it with --state {folder}, give --force to "
+            "replace it, or choose another --out."
+        )
+
+
+def check_home() -> None:
+    """Raises BadOutput if states cannot be kept in ERRATA_HOME."""
+    try:
+        files.check_folder(home() / "states")
+    except (BadOutput, DiskFull):
+        raise BadOutput(
+            f"ERRATA_HOME ({home()}) cannot be written. Give --out DIR for the state, or set "
+            "ERRATA_HOME to a folder of yours."
+        ) from None
+
+
+def store_if_possible(state: State) -> Path | None:
+    """As `store`; None, with a warning, if ERRATA_HOME cannot be written."""
+    try:
+        return store(state)
+    except (OSError, BadOutput, DiskFull, InUse):
+        warn_home()
+        return None
+
+
+def warn_home() -> None:
+    """Says that nothing is kept in ERRATA_HOME."""
+    warnings.warn(
+        f"ERRATA_HOME ({home()}) cannot be written: what is collected is kept in memory only, and "
+        "is collected again next time.",
+        stacklevel=3,
+    )
 
 
 def store(state: State) -> Path:
@@ -71,12 +136,9 @@ def prepare_cached(
         except MissingState:
             pass
     state = editor.prepare(backbone, cases, seed=seed)
-    if state is not None:
-        try:
-            store(state)
+    if state is not None and store_if_possible(state) is not None:
+        with suppress(BadOutput, DiskFull):
             files.write_json(record, {"digest": state.digest()})
-        except (OSError, DiskFull):
-            pass  # the cache cannot be written: do without it
     return state
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from errata.core.files import dumps, write_bytes
+from errata.core.errors import BadOutput
+from errata.core.files import check_file, dumps, write_bytes
 from errata.figures.plots import panel_svg, style_sheet
 from errata.report import charts
 from errata.report.analysis_pages import AnalysisPage, read_analyses
@@ -22,6 +23,20 @@ from errata.report.tables import group_view, main_view, origins, percent
 GALLERY = 48
 
 
+def check_out(html: Path) -> None:
+    """Raises BadOutput or DiskFull unless a report can be written to the file; before any work.
+
+    A report is replaced, and so is an empty file; any other file is not.
+    """
+    check_file(html)
+    if not html.exists():
+        return
+    with open(html, "rb") as f:
+        start = f.read(64).lstrip().lower()
+    if start and not start.startswith((b"<!doctype html", b"<html")):
+        raise BadOutput(f"{html} is there already and is no report. Choose another --html.")
+
+
 def write_report(
     runs: Sequence[Path],
     html: Path,
@@ -30,7 +45,11 @@ def write_report(
     title: str | None = None,
     gallery: int = GALLERY,
 ) -> Path:
-    """Writes the report of scored runs and of analyses and returns its path. Raises BadRun."""
+    """Writes the report of scored runs and of analyses and returns its path. Raises BadRun.
+
+    Raises BadOutput or DiskFull if the file cannot be written.
+    """
+    check_out(html)
     text = render_report(runs, analyses=analyses, title=title, gallery=gallery)
     write_bytes(html, text.encode())
     return html

@@ -11,14 +11,13 @@ from typing import Any
 
 from errata.core import registry
 from errata.core.errors import BadRun
-from errata.core.files import read_json
 from errata.core.kinds import COLUMNS, ProbeKind
 from errata.core.measure.metric import Scorer
 from errata.core.types import digest, from_json
 from errata.evaluation.run_folder import read_plan
 from errata.evaluation.score_table import DEFAULT_METRICS
+from errata.evaluation.stored import read_manifest, read_scores, read_timing
 
-SCHEMA = 1
 _QUOTED = re.compile(r"'[^']*'")
 
 
@@ -127,15 +126,9 @@ class Setting:
 
 
 def read_result(run: Path) -> Result:
-    """Raises BadRun when the folder has not been scored."""
-    manifest = read_json(run / "manifest.json")
-    if not (run / "scores.json").exists():
-        raise BadRun(f"{run} has no scores.json. Write it with `errata score {run}`.")
-    scores = read_json(run / "scores.json")
-    if scores.get("schema") != SCHEMA:
-        raise BadRun(f"{run / 'scores.json'} is of another version. Repeat `errata score {run}`.")
-    timing = read_json(run / "timing.json") if (run / "timing.json").exists() else {}
-    return Result(run, manifest, read_plan(run), scores, timing)
+    """Raises BadRun when the folder has not been scored, or has changed since."""
+    manifest, scores = read_manifest(run), read_scores(run)
+    return Result(run, manifest, read_plan(run), scores, read_timing(run))
 
 
 def read_settings(runs: Sequence[Path]) -> list[Setting]:

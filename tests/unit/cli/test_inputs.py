@@ -92,7 +92,9 @@ def test_a_foreign_folder_is_never_overwritten(tmp_path):
         with pytest.raises(BadPatch, match="not empty"):
             check_out(tmp_path, each=each)
     (tmp_path / "patch.json").write_text("{}")
-    check_out(tmp_path, each=False)
+    check_out(tmp_path, each=False, force=True)
+    with pytest.raises(BadPatch, match="--force"):
+        check_out(tmp_path, each=False)
     with pytest.raises(BadPatch, match="is a file"):
         check_out(tmp_path / "letter.txt", each=False)
 

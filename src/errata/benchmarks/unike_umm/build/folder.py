@@ -20,9 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from errata.benchmarks.unike_umm.build.instruct import CATEGORIES, Interview, instruct
-from errata.benchmarks.unike_umm.build.rows import BuiltRecord, Rejected, build, counts, read_rows
+from errata.benchmarks.unike_umm.build.rows import (
+    BuiltRecord,
+    Rejected,
+    RewriteRow,
+    build,
+    counts,
+    read_rows,
+)
 from errata.core.errors import BadSpec
-from errata.core.files import dumps, write_bytes, write_json
+from errata.core.files import check_folder, dumps, write_bytes, write_json
+from errata.core.locks import locked
 from errata.core.types import to_json
 from errata.io.chat_client import Endpoint
 
@@ -63,7 +71,19 @@ def build_umm(
             "nothing to build from. Give --rows FILE (CounterFact or MQuAKE), or --endpoint URL "
             "and --model NAME for attributes."
         )
+    check_folder(out)
     read = [row for path in rows for row in read_rows(path)]
+    with locked(out):
+        return _build(out, rows, read, attributes, progress)
+
+
+def _build(
+    out: Path,
+    rows: Sequence[Path],
+    read: Sequence[RewriteRow],
+    attributes: Attributes | None,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
     records: list[BuiltRecord] = []
     rejected: list[Rejected] = []
     about: dict[str, Any] = {"schema": VERSION, "rows": [_source(path) for path in rows]}
