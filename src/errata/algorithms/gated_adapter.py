@@ -164,7 +164,7 @@ class AdapterEditor(TrainedEditor):
                     site: gate.tune(*both)
                     for site, both in similarities(backbone, some, gate, sites).items()
                 }
-                for gate in map(gate_class, registry.names("gates"))
+                for gate in registry.usable("gates").values()
                 if not gate.always_open
             },
         }

@@ -29,7 +29,7 @@ from errata.core import registry
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Spread, Spreads, Table
-from errata.core.gate import Gate, TokenColumns, gate_class
+from errata.core.gate import Gate, TokenColumns
 from errata.core.hooks.context import HookContext
 from errata.core.kinds import family, label
 from errata.core.model.backbone import Backbone
@@ -90,7 +90,7 @@ def _mean(states_BTd: Tensor, mask_BT: Tensor) -> Tensor:
 
 def readings() -> dict[str, type[Gate]]:
     """What is compared: both means, then the gates with a threshold, first those without a leak."""
-    gates = [g for g in map(gate_class, registry.names("gates")) if not g.always_open]
+    gates = [g for g in registry.usable("gates").values() if not g.always_open]
     gates.sort(key=lambda g: (g.reads_answer, g.name))
     both: list[type[Gate]] = [VisualMean, TextMean]
     return {g.name: g for g in (*both, *gates)}

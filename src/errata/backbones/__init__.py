@@ -54,7 +54,7 @@ def load(
 
 def _families() -> dict[str, Any]:
     """Classes by name; those of third parties first, since they are more specific."""
-    classes = {n: registry.load("backbones", n) for n in registry.names("backbones")}
+    classes = registry.usable("backbones")
     return dict(sorted(classes.items(), key=lambda c: c[1].__module__.startswith("errata.")))
 
 

@@ -30,7 +30,9 @@ from errata.cli import (
     results,
     stats,
 )
-from errata.core.errors import UserError
+from errata.cli.shared.printing import finish_printing, printable, readable_warnings, say
+from errata.core import registry
+from errata.core.errors import BadSpec, UserError
 
 app = typer.Typer(
     name="errata",
@@ -47,7 +49,7 @@ def _version(requested: bool) -> None:
     if requested:
         import errata
 
-        print(f"errata {errata.__version__}")
+        say(f"errata {errata.__version__}")
         raise typer.Exit
 
 
@@ -91,7 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words[:end]
     rest = [a for a in words[:end] if a != "--debug"] + words[end:]
     try:
-        app(args=rest, prog_name="errata")
+        check_words(rest)
+        try:
+            with readable_warnings():
+                app(args=rest, prog_name="errata")
+        finally:
+            finish_printing()
     except UserError as e:
         if debug:
             traceback.print_exc()
@@ -102,14 +109,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as e:
         if debug:
             traceback.print_exc()
-        reason = " ".join(str(e).split())[:300]
+        theirs = _not_ours(e)
         _fail(
-            f"errata: this is a bug: {type(e).__name__}: {reason} "
+            f"errata: {theirs}"
+            if theirs
+            else f"errata: this is a bug: {type(e).__name__}: {_reason(e)} "
             "Please report it with the output of the same command and --debug."
         )
-        sys.exit(1)
+        sys.exit(2 if theirs else 1)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raises BadSpec for an argument that is no text: its bytes are not UTF-8, or it has a NUL."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise BadSpec(
+                f"the argument {word!r} is not UTF-8. Write it in UTF-8; rename a file whose name "
+                "is in another encoding."
+            ) from None
+        if "\0" in word:
+            raise BadSpec(f"the argument {word!r} holds a NUL character. Leave it out.")
+
+
+def _not_ours(error: Exception) -> str:
+    """One line for what is no bug of errata: a plug-in, the system or the memory; "" for a bug."""
+    if plugin := registry.blamed(error):
+        return (
+            f"{plugin} failed: {type(error).__name__}: {_reason(error)} Report it to its authors "
+            "with the output of --debug, or remove the package."
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use {error.filename}: {error.strerror}. Check the path and its permissions."
+    if isinstance(error, MemoryError):
+        return "there is not enough memory. Close other programs, or choose smaller --rows."
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{text if len(text) <= 300 else text[:300] + ' ...'}".rstrip(".") + "."
 
 
 def _fail(line: str) -> None:
     color = False if "NO_COLOR" in os.environ else None
-    typer.secho(line, fg=typer.colors.RED, err=True, color=color)
+    typer.secho(printable(line), fg=typer.colors.RED, err=True, color=color)

@@ -9,6 +9,7 @@ import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
+from errata.cli.shared.printing import say
 from errata.core.errors import BadSpec, MissingState
 
 if TYPE_CHECKING:
@@ -87,10 +88,10 @@ def analyze(
             subject = Subject(bb, cases, spec, ed, prepared, seed, rows, progress, split, patches)
             findings = look.look(subject)
         for line in findings.said:
-            print(line)
+            say(line)
         about = _about(look, subject, limit, _passed(own, layer))
         for path in write_findings(findings, out, look.name, about):
-            print(path)
+            say(path)
 
 
 def make_analysis(name: str, pairs: list[str] | None, layers: list[int] | None) -> Analysis:
@@ -133,10 +134,11 @@ def _editor(
 ) -> Editor | None:
     """The editor called `name`, else the editor of the state."""
     if name is None and state is not None:
+        from errata.core.files import is_dir
         from errata.core.state import State
 
         folder = Path(state)
-        if not folder.is_dir():
+        if not is_dir(folder):
             raise MissingState(
                 f"there is no state in {state}. Give its folder, or name its --editor too, to find "
                 "it by its hash."

@@ -9,6 +9,7 @@ import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
+from errata.cli.shared.printing import print_json, say
 
 
 @takes_model()
@@ -41,7 +42,7 @@ def ask(
     with bb.applied(*patches):
         (answer,) = ask_prompts(bb, [Prompt.of(prompt, picture)], cap=max_tokens)
     if as_json:
-        options.print_json(
+        print_json(
             {
                 "prompt": prompt,
                 "image": image,
@@ -51,6 +52,6 @@ def ask(
             }
         )
         return
-    print(answer.text)
+    say(answer.text)
     if not answer.stopped:
-        typer.echo(f"(cut off after {max_tokens} tokens: --max-tokens)", err=True)
+        say(f"(cut off after {max_tokens} tokens: --max-tokens)", err=True)

@@ -9,6 +9,7 @@ import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
+from errata.cli.shared.printing import say, show_table
 
 
 @takes_model()
@@ -84,8 +85,8 @@ def bench(
         )
     results = read_settings([run])
     for table in (*map(terminal_table, results), *map(drawn_table, studies(results))):
-        options.console().print(table)
-    print(f"run written to {run}; `errata report {run} --html FILE` shows it")
+        show_table(table)
+    say(f"run written to {run}; `errata report {run} --html FILE` shows it")
 
 
 def check_names(benchmark: str, protocol: str, metrics: list[str] | None) -> None:

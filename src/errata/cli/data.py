@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from errata.cli.shared import options
+from errata.cli.shared.printing import print_json
 from errata.core import registry
 from errata.core.errors import BadData, BadSpec
 
@@ -25,14 +26,14 @@ def _benchmark(name: str) -> Any:
 def audit(name: Name, root: options.Root = None, as_json: options.AsJson = False) -> None:
     """Print what train and eval share, and unclean rows."""
     facts = _benchmark(name).audit(root=root)
-    options.print_json(facts) if as_json else options.print_facts(facts)
+    print_json(facts) if as_json else options.print_facts(facts)
 
 
 @app.command("verify")
 def verify(name: Name, root: options.Root = None, as_json: options.AsJson = False) -> None:
     """Check the files; exit with 2 if one is missing or damaged."""
     facts = _benchmark(name).verify(root=root)
-    options.print_json(facts) if as_json else options.print_facts(facts)
+    print_json(facts) if as_json else options.print_facts(facts)
     if facts.get("ok") is False:
         raise BadData(
             f"{name}: some files are missing or damaged (above). Get them again, then repeat."
@@ -84,4 +85,4 @@ def build_umm(
         )
     with reporting() as progress:
         facts = build(out, rows or [], attributes, progress)
-    options.print_json(facts) if as_json else options.print_facts(facts)
+    print_json(facts) if as_json else options.print_facts(facts)

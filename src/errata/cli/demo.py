@@ -12,6 +12,7 @@ import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions
+from errata.cli.shared.printing import say, show_table
 from errata.core.errors import BadRun
 from errata.core.files import check_folder, visible, write_bytes
 from errata.core.locks import locked
@@ -61,9 +62,7 @@ def _demo(out: Path, limit: int, seed: int) -> None:
 
     _fresh(out)
     started = time.perf_counter()
-    print(
-        f"{len(EDITORS)} editors make {limit} edits each on {MODEL}, one at a time ({BENCHMARK})."
-    )
+    say(f"{len(EDITORS)} editors make {limit} edits each on {MODEL}, one at a time ({BENCHMARK}).")
     bb = ModelOptions(MODEL).load()
     unedited_hash = weights(bb)
     runs = []
@@ -76,11 +75,11 @@ def _demo(out: Path, limit: int, seed: int) -> None:
             )  # fmt: skip
         runs.append(run)
     for setting in read_settings(runs):
-        options.console().print(terminal_table(setting))
+        show_table(terminal_table(setting))
     undo = show_undo(bb, runs[0], out / "patch", unedited_hash, seed)
     _print_undo(undo, out / "patch")
     report = write_report(runs, out / "report.html", title="errata demo")
-    print(f"\n{time.perf_counter() - started:.0f} s in all. Open the report: {report.resolve()}")
+    say(f"\n{time.perf_counter() - started:.0f} s in all. Open the report: {report.resolve()}")
     if undo.before != undo.undone or not undo.same_weights:
         raise AssertionError("the edit was not undone completely")
 
@@ -134,10 +133,10 @@ def _successful_case(run: Path) -> Case:
 
 
 def _print_undo(undo: Undo, folder: Path) -> None:
-    print(f"\nOne edit, undone. Question: {undo.prompt!r}, new answer: {undo.target!r}")
-    print(f"  before the edit      {undo.before}")
-    print(f"  with the patch       {undo.edited}")
-    print(f"  patch removed        {undo.undone}")
+    say(f"\nOne edit, undone. Question: {undo.prompt!r}, new answer: {undo.target!r}")
+    say(f"  before the edit      {undo.before}")
+    say(f"  with the patch       {undo.edited}")
+    say(f"  patch removed        {undo.undone}")
     same = "the same as before the first edit" if undo.same_weights else "CHANGED"
-    print(f"  hash of all weights  {same}")
-    print(f"  the patch            {folder} (apply it: errata ask {MODEL} --patch {folder} ...)")
+    say(f"  hash of all weights  {same}")
+    say(f"  the patch            {folder} (apply it: errata ask {MODEL} --patch {folder} ...)")

@@ -12,6 +12,7 @@ import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
+from errata.cli.shared.printing import print_json
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
@@ -37,7 +38,7 @@ def doctor(
     bb = model.load()
     with tempfile.TemporaryDirectory() as folder:
         facts = examine(bb, image or str(_picture(Path(folder) / "sample.png")))
-    options.print_json(facts) if as_json else options.print_facts(facts)
+    print_json(facts) if as_json else options.print_facts(facts)
 
 
 def examine(bb: Backbone, image: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
+from errata.cli.shared.printing import print_json, say
 from errata.core.errors import BadSpec
 from errata.core.files import check_file, write_bytes
 
@@ -66,11 +67,11 @@ def draw(
     write_bytes(out, buffer.getvalue())
     if as_json:
         facts = {"prompt": prompt, "drawn from": drawn.text, "seed": seed, "out": str(out)}
-        options.print_json({**facts, "patches": [str(p) for p in patch or ()]})
+        print_json({**facts, "patches": [str(p) for p in patch or ()]})
         return
     if reason:
-        print(rationale)
-    print(f"{picture.width} x {picture.height} pixels in {out}")
+        say(rationale)
+    say(f"{picture.width} x {picture.height} pixels in {out}")
 
 
 def _check_out(out: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 from errata.cli.shared import options
 from errata.cli.shared.edits import make_edit, read_edits
 from errata.cli.shared.model import ModelOptions, takes_model
+from errata.cli.shared.printing import say, show_table
 from errata.core.errors import BadEdit, BadPatch
 
 if TYPE_CHECKING:
@@ -85,12 +86,12 @@ def edit(
             shown = [joint] * len(requested[:SHOWN])
     _print_answers(bb, requested[:SHOWN], shown)
     if each:
-        print(f"{len(folders)} patches written to {out}")
+        say(f"{len(folders)} patches written to {out}")
     else:
         options.print_facts(notes_of(joint))
-        print(f"patch written to {out}")
+        say(f"patch written to {out}")
     if len(requested) > SHOWN:
-        print(f"(answers of the first {SHOWN} of {len(requested)} edits are shown)")
+        say(f"(answers of the first {SHOWN} of {len(requested)} edits are shown)")
 
 
 def _collect(
@@ -113,7 +114,7 @@ def _collect(
     if state is not None:
         folder = store_if_possible(state)
         if folder is not None:
-            print(f"state collected from {spec}, saved in {folder} (--state {folder.name})")
+            say(f"state collected from {spec}, saved in {folder} (--state {folder.name})")
     return state
 
 
@@ -245,10 +246,10 @@ def _print_answers(bb: Backbone, edits: list[Edit], patches: list[Patch]) -> Non
     table = Table("prompt", "before", "after", "target")
     for edit, a, b in zip(edits, before, after, strict=True):
         table.add_row(*map(Text, (edit.prompt.text, a.text, b.text, edit.target)))
-    options.console().print(table)
+    show_table(table)
     missed = sum(
         b.text.strip().casefold() != edit.target.strip().casefold()
         for edit, b in zip(edits, after, strict=True)
     )
     if missed:
-        print(f"{missed} of {len(edits)} are not answered with their target; other settings: --set")
+        say(f"{missed} of {len(edits)} are not answered with their target; other settings: --set")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli.shared import options
+from errata.cli.shared.printing import print_json, say
 from errata.core import registry
 from errata.core.errors import BadRun, BadSpec
 
@@ -54,12 +55,12 @@ def judge(
         summary = judge_run(run, chosen, progress=progress)
     scores = rescore(run)
     if as_json:
-        options.print_json(scores)
+        print_json(scores)
     else:
-        print(f"{summary.judged} pictures judged by {chosen.identity}, {summary.kept} were already")
+        say(f"{summary.judged} pictures judged by {chosen.identity}, {summary.kept} were already")
         for reason, count in summary.without.most_common():
-            print(f"{count} cannot be judged: {reason}")
-        print(f"scores written to {run / 'scores.json'}")
+            say(f"{count} cannot be judged: {reason}")
+        say(f"scores written to {run / 'scores.json'}")
     if summary.waiting:
         (reason, _), *_ = summary.waiting.most_common(1)
         raise BadRun(

@@ -9,6 +9,7 @@ import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions
+from errata.cli.shared.printing import print_json, say
 from errata.core.errors import BadImage, BadPatch
 
 app = typer.Typer(help="Print or check a patch.", no_args_is_help=True, rich_markup_mode=None)
@@ -24,14 +25,14 @@ def show(folder: Folder, as_json: options.AsJson = False) -> None:
     head = read_head(folder)
     edits = read_edits(folder, head)
     if as_json:
-        options.print_json({**head, "edits": [to_json(e) for e in edits]})
+        print_json({**head, "edits": [to_json(e) for e in edits]})
         return
     shape = head.get("settings", {}).get("shape")
     options.print_facts({**head["header"], "shape": shape, "sites": head["sites"]})
-    print(f"edits: {len(edits)}")
+    say(f"edits: {len(edits)}")
     for e in edits[:50]:
         images = "".join(f" [{i.uri}]" for i in e.prompt.images)
-        print(f"  {e.prompt.text}{images} -> {e.target}")
+        say(f"  {e.prompt.text}{images} -> {e.target}")
 
 
 @app.command("verify")
@@ -51,11 +52,11 @@ def verify(
         raise BadPatch(f"{folder} holds NaN or infinite numbers in {', '.join(not_finite[:3])}.")
     changed = [reason for e in patch.edits for reason in _image_problems(e)]
     sites = ", ".join(sorted(patch.sites)) or "none"
-    print(f"{folder}: undamaged, {len(patch.edits)} edits, sites {sites}")
+    say(f"{folder}: undamaged, {len(patch.edits)} edits, sites {sites}")
     if bb is not None:
-        print(f"made for {bb.name} ({bb.fingerprint()[:12]})")
+        say(f"made for {bb.name} ({bb.fingerprint()[:12]})")
     for reason in changed:
-        print(f"image: {reason}")
+        say(f"image: {reason}")
 
 
 def _image_problems(edit: Any) -> list[str]:

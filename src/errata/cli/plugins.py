@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from errata.cli.shared.options import AsJson, bundled_models, print_facts, print_json, quiet
+from errata.cli.shared.options import AsJson, bundled_models, print_facts, quiet
+from errata.cli.shared.printing import print_json, say
 from errata.core import registry
 from errata.core.errors import UnknownName
 
@@ -40,9 +41,9 @@ def list_names(kind: Kind, as_json: AsJson = False) -> None:
         return
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        print(f"{row['name']:<{width}}  {row['summary']}")
+        say(f"{row['name']:<{width}}  {row['summary']}")
     if not rows:
-        print(f"no {_kind(kind)} yet")
+        say(f"no {_kind(kind)} yet")
 
 
 def show(
@@ -59,7 +60,7 @@ def show(
         print_json({**facts, "documentation": text})
         return
     print_facts(facts)
-    print(f"\n{text}")
+    say(f"\n{text}")
 
 
 def check(

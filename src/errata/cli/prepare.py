@@ -13,6 +13,7 @@ import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
+from errata.cli.shared.printing import say
 from errata.core.errors import BadSpec
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def prepare(
             work = PrepareContext(workplace, progress if _writes() else None)
             state = ed.prepare(bb, cases, seed=seed, work=work)
         if state is None:
-            print(f"editor '{editor}' needs no preparation; nothing was written")
+            say(f"editor '{editor}' needs no preparation; nothing was written")
             return
         if not _writes():
             return
@@ -79,7 +80,7 @@ def prepare(
     if workplace != folder:
         with suppress(OSError):
             workplace.rmdir()
-    print(f"state {digest[:16]} of {len(cases)} cases written to {folder} in {seconds} s")
+    say(f"state {digest[:16]} of {len(cases)} cases written to {folder} in {seconds} s")
 
 
 def _workplace(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from errata.cli.shared import options
+from errata.cli.shared.printing import print_json, say, show_table
 from errata.core.errors import BadSpec, UnknownName
 
 if TYPE_CHECKING:
@@ -31,10 +32,10 @@ def score(
 
     scores = score_run(run, metric)
     if as_json:
-        options.print_json(scores)
+        print_json(scores)
         return
     _print_tables([run], scorer)
-    print(f"scores written to {run / 'scores.json'}")
+    say(f"scores written to {run / 'scores.json'}")
 
 
 def results(
@@ -70,6 +71,7 @@ def report(
     plots: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where --vary writes SVG and CSV.")
     ] = None,
+    root: options.Root = None,
 ) -> None:
     """Write the tables of runs as one HTML file; plot sweeps.
 
@@ -97,12 +99,13 @@ def report(
     folders = list(analysis or ())
     if vary and plots is not None:
         for path in _plot(runs, vary, scorer, plots):
-            print(path)
+            say(path)
         folders.append(plots)
     if html is not None:
         from errata.report.html import write_report
 
-        print(f"report written to {write_report(runs, html, analyses=folders, title=title)}")
+        written = write_report(runs, html, analyses=folders, title=title, root=root)
+        say(f"report written to {written}")
 
 
 def _grid_names(vary: list[str]) -> tuple[str, str] | None:
@@ -150,9 +153,9 @@ def compare(
 
     result = compare_runs(run_a, run_b, metric)
     if as_json:
-        options.print_json(result)
+        print_json(result)
     else:
-        options.console().print(compare_table(result))
+        show_table(compare_table(result))
 
 
 def _print_tables(runs: list[Path], scorer: str) -> None:
@@ -165,9 +168,9 @@ def _print_tables(runs: list[Path], scorer: str) -> None:
     _check_scorer(settings, scorer)
     for setting in settings:
         if any(scorer in result.scorers for result in setting.results):
-            options.console().print(terminal_table(setting, scorer))
+            show_table(terminal_table(setting, scorer))
     for study in studies(settings):
-        options.console().print(drawn_table(study))
+        show_table(drawn_table(study))
 
 
 def _check_scorer(settings: list[Setting], scorer: str) -> None:

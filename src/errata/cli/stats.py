@@ -10,7 +10,9 @@ import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
+from errata.cli.shared.printing import say
 from errata.core.errors import BadData, BadSpec
+from errata.core.files import is_file, read_text
 
 if TYPE_CHECKING:
     from errata.algorithms.locate_then_edit.corpus import Corpus
@@ -81,7 +83,7 @@ def stats(
         (out / "training.safetensors").unlink(missing_ok=True)
     digest = state.digest()
     link(out, digest)
-    print(
+    say(
         f"statistics {digest[:16]} of {state.meta['tokens']} tokens in {state.meta['documents']} "
         f"documents written to {out} in {time.monotonic() - started:.1f} s"
     )
@@ -115,14 +117,14 @@ def _texts(
 ) -> Corpus:
     from errata.algorithms.locate_then_edit.corpus import from_dataset, from_file, leaving_out
 
-    if Path(corpus).is_file():
+    if is_file(Path(corpus)):
         documents_read = from_file(Path(corpus), most=documents)
     else:
         documents_read = from_dataset(corpus, split=split, column=column, most=documents, seed=seed)
     if without is None:
         return documents_read
     try:
-        names = without.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise BadData(f"cannot read {without}: {e}. Give a file with a name a line.") from None
+        names = read_text(without, BadData).split("\n")
+    except BadData as e:
+        raise BadData(f"{e} --without takes a file with a name a line.") from None
     return leaving_out(documents_read, [n.strip() for n in names if n.strip()])

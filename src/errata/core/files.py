@@ -276,6 +276,22 @@ def exists(path: Path) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file at `path`; False also for what can be no path."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_dir(path: Path) -> bool:
+    """Whether there is a folder at `path`; False also for what can be no path."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def shortened(value: Any, most: int = 60) -> str:
     """A value of a file for a message."""
     text = str(value)
@@ -338,8 +354,8 @@ def checked(cls: type[T], data: Any, path: Path, error: type[UserError] = BadRun
         return from_json(cls, data)
     except ValueError as e:
         raise error(
-            f"{path} does not have the fields that errata writes ({why(e)}). Restore it from a copy or "
-            "run the command again."
+            f"{path} does not have the fields that errata writes ({why(e)}). Restore it from a "
+            "copy or run the command again."
         ) from None
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from errata.core.errors import UnknownName
+from errata.core.errors import BadPlugin, UnknownName
 
 KINDS = (
     *("patches", "gates", "editors", "backbones", "benchmarks", "protocols", "metrics"),
@@ -60,26 +60,99 @@ def entry_points(group: str) -> Sequence[EntryPoint]:
     return _installed(group, tuple(sys.path))
 
 
-def _external(kind: str) -> dict[str, EntryPoint]:
-    return {e.name: e for e in entry_points(group=_package(kind))}
+def _points(kind: str, name: str) -> list[EntryPoint]:
+    """The entry points of other packages with this name."""
+    return [e for e in entry_points(group=_package(kind)) if e.name == name]
+
+
+def _package_of(point: EntryPoint) -> str:
+    """The package that an entry point comes from."""
+    return point.dist.name if point.dist is not None else point.value.partition(":")[0]
+
+
+def _clash(kind: str, name: str) -> str:
+    """Why a name cannot be used: two packages have it, or another one than errata; "" if it can."""
+    owners = list(dict.fromkeys(map(_package_of, _points(kind, name))))
+    if owners and (name in _builtin(kind) or (kind, name) in RENAMED):
+        owners.insert(0, "errata")
+    if len(owners) < 2:
+        return ""
+    return (
+        f"{singular(kind)} '{name}' is in two packages: {' and '.join(owners)}. Uninstall "
+        f"{owners[-1]}, or ask its authors for another name."
+    )
+
+
+def _loaded(kind: str, point: EntryPoint) -> type[Any]:
+    """The class of another package's entry point. Raises BadPlugin, whatever is wrong with it."""
+    what = f"{singular(kind)} '{point.name}' of the package {_package_of(point)}"
+    mend = f"Update {_package_of(point)}, or uninstall it; errata works without it."
+    try:
+        found = point.load()
+    except (Exception, SystemExit) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise BadPlugin(f"{what} cannot be loaded: {type(e).__name__}: {reason}. {mend}") from e
+    if not inspect.isclass(found) or vars_of(found, "plugin_kind") != kind:
+        raise BadPlugin(f"{what} is no class of that kind: {point.value} is {found!r}. {mend}")
+    if inspect.isabstract(found):
+        lacking = ", ".join(sorted(vars_of(found, "__abstractmethods__")))
+        raise BadPlugin(f"{what} is not complete: {found.__name__} lacks {lacking}. {mend}")
+    return found
+
+
+def vars_of(cls: type, name: str) -> Any:
+    """A class attribute, of the class or a base; None where there is none."""
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
+
+
+def blamed(error: BaseException) -> str:
+    """The plug-in of another package in whose code an error was raised; "" for none."""
+    theirs = {
+        point.value.partition(":")[0].partition(".")[0]: (kind, point)
+        for kind in KINDS
+        for point in entry_points(group=_package(kind))
+    }
+    trace, found = error.__traceback__, ""
+    while trace is not None:
+        root = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if root in theirs:
+            kind, point = theirs[root]
+            found = f"{singular(kind)} '{point.name}' of the package {_package_of(point)}"
+        trace = trace.tb_next
+    return found
 
 
 def names(kind: str) -> list[str]:
     """All registered names of a kind, sorted."""
-    return sorted({*_builtin(kind), *_external(kind)})
+    return sorted({*_builtin(kind), *(e.name for e in entry_points(group=_package(kind)))})
+
+
+def usable(kind: str) -> dict[str, type[Any]]:
+    """All plug-ins of a kind by name, without those of other packages that cannot be loaded.
+
+    For commands that look at every plug-in and use one of them at most.
+    """
+    classes = {}
+    for name in names(kind):
+        try:
+            classes[name] = load(kind, name)
+        except BadPlugin:
+            continue
+    return classes
 
 
 def current_name(kind: str, name: str) -> str:
     """The name that the plug-in has today; a name that was never changed is returned as it is."""
-    return name if name in _external(kind) else RENAMED.get((kind, name), name)
+    return RENAMED.get((kind, name), name)
 
 
 def summary(kind: str, name: str) -> str:
     """First line of the plug-in's module docstring, read without importing it."""
     name = current_name(kind, name)
-    if name in _external(kind):
-        dist = _external(kind)[name].dist
-        return f"from {dist.name}" if dist else "third party"
+    points = _points(kind, name)
+    if points:
+        clash = " (refused: the name is taken)" if _clash(kind, name) else ""
+        return f"from {' and '.join(dict.fromkeys(map(_package_of, points)))}{clash}"
     module = _builtin(kind)[name]
     parent = importlib.util.find_spec(_package(kind))
     assert parent is not None and parent.submodule_search_locations is not None
@@ -92,12 +165,15 @@ def summary(kind: str, name: str) -> str:
 def load(kind: str, name: str) -> type[Any]:
     """The plug-in class called `name`, now or formerly.
 
-    Raises UnknownName, with the nearest known name.
+    Raises UnknownName, with the nearest known name; BadPlugin for one of another package that
+    cannot be loaded, or that has the name of another one.
     """
+    if clash := _clash(kind, name):
+        raise BadPlugin(clash)
     name = current_name(kind, name)
-    external = _external(kind)
-    if name in external:
-        return external[name].load()  # type: ignore[no-any-return]
+    points = _points(kind, name)
+    if points:
+        return _loaded(kind, points[0])
     if name not in _builtin(kind):
         raise UnknownName(singular(kind), name, names(kind))
     module = importlib.import_module(_builtin(kind)[name])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,12 +18,14 @@ from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.measure.protocol import Protocol, Unit
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
+from errata.core.types import Case
 from errata.evaluation import judging, score
 from errata.evaluation.pictures import SEEDS, PictureStore
 from errata.evaluation.plan import make_plan, plan_json, protocol_of, select
 from errata.evaluation.run_folder import RunWriter, check_out
 from errata.evaluation.runner import LaneState, Runner
 from errata.io import patch_folder, states
+from errata.io.images import split_uri
 
 ROWS = 16
 Progress = Callable[[str, int, int], None]
@@ -103,6 +106,7 @@ def _bench(
         selection.before,
         command,
         editor.Config,
+        _root_of(plan.cases, root),
     )
     finished = writer.resume([unit.id for unit in plan.units])
 
@@ -179,6 +183,20 @@ def _settings(
         "protocol": protocol.spec,
         "versions": files.versions(),
     }
+
+
+def _root_of(cases: Sequence[Case], root: Path | None) -> str:
+    """The folder that all pictures in files lie below; "" where there are none."""
+    prompts = [p for c in cases for p in (c.edit.prompt, *(probe.prompt for probe in c.probes))]
+    local = {
+        str(Path(image.uri).resolve().parent)
+        for prompt in prompts
+        for image in prompt.images
+        if split_uri(image.uri)[0] is None
+    }
+    if root is not None and local:
+        return str(root.resolve())
+    return os.path.commonpath(local) if local else ""
 
 
 def _report(progress: Progress | None, done: int, total: int) -> None:

@@ -122,11 +122,13 @@ class RunWriter:
         before: Sequence[Answer],
         command: str = "",
         config: type | None = None,
+        root: str = "",
     ) -> None:
         """Starts the folder, or checks that it holds the same run, unchanged. Raises BadRun.
 
         settings: what makes two runs the same run. plan: the content of plan.json. config: the
-        editor's `Config`, which knows the old names of settings.
+        editor's `Config`, which knows the old names of settings. root: folder of the benchmark's
+        pictures.
         """
         self._remove_temporary()
         planned = {
@@ -143,6 +145,7 @@ class RunWriter:
         manifest = {
             **settings,
             "command": command,
+            "root": root,
             "git": _commit(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }

@@ -10,20 +10,27 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from errata.core.errors import BadEndpoint
+from errata.core.files import parse_json
 
 #: No retry: the request or the permission is wrong.
 _DENIED = (301, 302, 303, 307, 308, 401, 402, 403, 404, 405)
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 #: The longest pause in seconds, also if the server asks for a longer one.
 _LONGEST = 60.0
+
+
+#: Most bytes of a reply. A text of 100,000 tokens has less than one million.
+MOST = 16 * 2**20
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -54,7 +61,7 @@ class Endpoint:
     sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
+        if not self.url.startswith(("http://", "https://")) or not _is_url(self.url):
             raise BadEndpoint(
                 f"'{self.url}' is no endpoint. Give its URL up to the version, for example "
                 "http://localhost:8000/v1."
@@ -93,13 +100,20 @@ class Endpoint:
 
     def _post(self, data: bytes) -> bytes:
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.key_env):
+        if key := os.environ.get(self.key_env, "").strip():
+            if not key.isascii() or not key.isprintable():
+                raise BadEndpoint(
+                    f"the key in {self.key_env} is no key: it holds other characters "
+                    "than printable ASCII. Set it again."
+                )
             headers["Authorization"] = f"Bearer {key}"
         where = f"{self.url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(where, data, headers)
         opener = urllib.request.build_opener(_NoRedirect)
         with opener.open(request, timeout=self.timeout) as reply:
-            body: bytes = reply.read()
+            body: bytes = reply.read(MOST + 1)
+        if len(body) > MOST:
+            raise NoReply(f"the reply has more than {MOST:,} bytes")
         return body
 
     def _advice(self, code: int) -> str:
@@ -110,10 +124,20 @@ class Endpoint:
         return f"Put the key into the environment variable {self.key_env}."
 
 
+def _is_url(text: str) -> bool:
+    """Whether it names a host, and a port that exists if any."""
+    try:
+        parts = urllib.parse.urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return False
+    return bool(parts.hostname) and text.isascii() and not re.search(r"[\s\x00-\x1f]", text)
+
+
 def _retry_after(error: urllib.error.HTTPError) -> float | None:
     """The pause that the server asks for, in seconds; None for a date or nothing."""
     text = error.headers.get("Retry-After", "")
-    return float(text) if text.isdigit() else None
+    return float(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
@@ -121,7 +145,7 @@ def _reason(error: urllib.error.HTTPError) -> str:
     try:
         details = json.loads(text)["error"]
         text = details["message"] if isinstance(details, dict) else str(details)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         pass
     return " ".join(str(text).split())[:200] or error.reason
 
@@ -129,11 +153,11 @@ def _reason(error: urllib.error.HTTPError) -> str:
 def _text(data: bytes) -> str:
     try:
         content = json.loads(data)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError) as e:
-        raise NoReply(f"the reply is not a chat completion ({type(e).__name__}: {e})") from None
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError) as e:
+        raise NoReply(f"the reply is not a chat completion ({type(e).__name__})") from None
     if not isinstance(content, str):
         raise NoReply("the reply holds no text")
-    return content
+    return content.encode("utf-8", "replace").decode()  # halves of surrogate pairs are no text
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -146,8 +170,8 @@ def json_object(text: str) -> dict[str, Any]:
         first, _, rest = text[3:-3].partition("\n")
         text = rest if first.strip().lower() in ("", "json") else text
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as e:
+        value = parse_json(text)
+    except ValueError as e:
         raise ValueError(f"the reply is not JSON ({e})") from None
     if not isinstance(value, dict):
         raise ValueError("the reply is JSON, but no object")

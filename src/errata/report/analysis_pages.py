@@ -10,11 +10,12 @@ import csv
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from errata.core.errors import BadRun
+from errata.core.files import checked, is_file, read_json, read_text, visible
 
 MOST = 120
 """Tables with more rows are not shown; the report names their file."""
@@ -87,25 +88,48 @@ class AnalysisPage:
         }
 
 
+@dataclass(frozen=True)
+class StoredFigure:
+    name: str
+    title: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class StoredAnalysis:
+    """What the JSON file of an analysis, or of scores over a setting, must hold to be shown."""
+
+    figures: tuple[StoredFigure, ...]
+    tables: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+    analysis: str = ""
+    varied: tuple[str, ...] = ()
+    backbone: str = ""
+    runs: tuple[str, ...] = ()
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
 def read_analyses(folders: Sequence[Path]) -> list[AnalysisPage]:
     """The analyses in these folders. Raises BadRun where there are none, or files are missing."""
     pages: list[AnalysisPage] = []
     for folder in dict.fromkeys(folders):
-        files = {path: _content(path) for path in sorted(folder.glob("*.json"))}
-        analyses = {path: about for path, about in files.items() if about is not None}
+        names = [n for n in visible(folder) if n.endswith(".json")]
+        contents = {folder / name: _content(folder / name) for name in names}
+        analyses = {path: about for path, about in contents.items() if about is not None}
         if not analyses:
             raise BadRun(f"{folder} holds no analysis. Give a folder that `errata analyze` wrote.")
         for path, about in analyses.items():
             if "figures" not in about:
                 raise BadRun(f"{path} is of an older version. Repeat its `errata analyze`.")
+            stored = checked(StoredAnalysis, about, path)
             pages.append(
                 AnalysisPage(
                     f"a{len(pages)}",
-                    str(about.get("analysis") or f"over {' and '.join(about['varied'])}"),
+                    stored.analysis or f"over {' and '.join(stored.varied)}",
                     about,
-                    tuple(map(str, about.get("said", ()))),
-                    tuple(_figure(folder, f) for f in about["figures"]),
-                    tuple(_table(folder, name) for name in about.get("tables", ())),
+                    stored.said,
+                    tuple(_figure(folder, f) for f in stored.figures),
+                    tuple(_table(folder, name) for name in stored.tables),
                     folder.name,
                 )
             )
@@ -113,23 +137,27 @@ def read_analyses(folders: Sequence[Path]) -> list[AnalysisPage]:
 
 
 def _content(path: Path) -> dict[str, Any] | None:
-    """The JSON of an analysis; None for any other file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
+    """The JSON of an analysis; None for any other JSON file. Raises BadRun for a damaged one."""
+    content = read_json(path)
     known = isinstance(content, dict) and ("analysis" in content or "varied" in content)
     return content if known else None
 
 
-def _figure(folder: Path, figure: Mapping[str, str]) -> PageFigure:
-    text = _file(folder, f"{figure['name']}.svg").encode()
+def _figure(folder: Path, figure: StoredFigure) -> PageFigure:
+    text = _file(folder, f"{figure.name}.svg").encode()
     data = "data:image/svg+xml;base64," + base64.b64encode(text).decode()
-    return PageFigure(figure["title"], figure["caption"], data)
+    return PageFigure(figure.title, figure.caption, data)
 
 
 def _table(folder: Path, name: str) -> PageTable:
-    rows = list(csv.reader(_file(folder, f"{name}.csv").splitlines()))
+    try:
+        rows = list(csv.reader(_file(folder, f"{name}.csv").splitlines()))
+    except csv.Error:
+        rows = []
+    if not rows:
+        raise BadRun(
+            f"{folder / name}.csv is no table. Repeat the `errata analyze` that wrote {folder}."
+        )
     columns, body = tuple(rows[0]), [tuple(r) for r in rows[1:]]
     shown = tuple(body) if len(body) <= MOST else ()
     return PageTable(f"{name}.csv", columns, shown, len(body))
@@ -137,6 +165,6 @@ def _table(folder: Path, name: str) -> PageTable:
 
 def _file(folder: Path, name: str) -> str:
     path = folder / name
-    if Path(name).name != name or not path.is_file():
+    if Path(name).name != name or not is_file(path):
         raise BadRun(f"{path} is missing. Repeat the `errata analyze` that wrote {folder}.")
-    return path.read_text(encoding="utf-8")
+    return read_text(path)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 
 from errata.core import registry
 from errata.core.errors import BadImage
@@ -18,6 +20,7 @@ from errata.core.measure.metric import Metric
 from errata.core.text import mentions, normalise
 from errata.core.types import Answer, Case, Image, Probe, Prompt, Verdict
 from errata.evaluation.run_folder import RunFolder, read_run
+from errata.io.images import split_uri
 from errata.report.results import Result, Setting
 
 MOST_WITH_IMAGES = 24
@@ -25,6 +28,8 @@ MOST_WITH_IMAGES = 24
 
 SIDE = 160
 """Larger images are scaled down to this many pixels and 256 colours."""
+
+OUTSIDE = "it lies outside the run and the benchmark's root: report --root DIR shows it"
 
 #: Headings of the controls of the unedited model, in the order of the columns.
 BEFORE, ORACLE, CEILING = "before", "fact in the prompt", "fact in a rationale"
@@ -140,35 +145,64 @@ class AlbumRun:
 
 
 class Thumbnails:
-    """Thumbnails by image, each made once."""
+    """Thumbnails by image, each made once.
 
-    def __init__(self) -> None:
+    A plan comes from a file, and may name any picture of this machine. Shown are pictures below
+    `trusted` (the runs, and the root that the user names), and below `recorded` (where the runs say
+    that their pictures were) if they have the sha256 that the plan recorded.
+    """
+
+    def __init__(self, trusted: Iterable[Path] = (), recorded: Iterable[Path] = ()) -> None:
+        self.trusted = [folder.resolve() for folder in trusted]
+        self.recorded = [folder.resolve() for folder in recorded]
         self._made: dict[Image, Thumbnail] = {}
+
+    def _may_show(self, image: Image) -> bool:
+        if split_uri(image.uri)[0] is not None:
+            return True
+        try:
+            path = Path(image.uri).resolve()
+        except (OSError, RuntimeError, ValueError):
+            return False
+        folders = [*self.trusted, *(self.recorded if image.sha256 is not None else ())]
+        return any(path.is_relative_to(folder) for folder in folders)
 
     def of(self, prompt: Prompt) -> tuple[Thumbnail, ...]:
         return tuple(self.one(image) for image in prompt.images)
 
     def one(self, image: Image) -> Thumbnail:
         if image not in self._made:
-            self._made[image] = thumbnail(image)
+            self._made[image] = (
+                thumbnail(image) if self._may_show(image) else Thumbnail(image.uri, None, OUTSIDE)
+            )
         return self._made[image]
 
 
-@dataclass(slots=True)
+@dataclass
 class _Album:
     """The runs on one backbone and benchmark: their answers before any edit are the same."""
 
     where: str
     runs: list[AlbumRun] = field(default_factory=list)
-    pictures: Thumbnails = field(default_factory=Thumbnails)
+    root: Path | None = None
+
+    @cached_property
+    def pictures(self) -> Thumbnails:
+        roots = {str(one.run.manifest.get("root") or "") for one in self.runs} - {""}
+        trusted = [*(one.run.path for one in self.runs), *([self.root] if self.root else ())]
+        return Thumbnails(trusted, map(Path, roots))
 
     @property
     def draws(self) -> bool:
         return any(a.images for x in self.runs for a in x.run.answers.values())
 
 
-def cards(settings: Sequence[Setting], limit: int) -> tuple[list[CaseCard], int]:
+def cards(
+    settings: Sequence[Setting], limit: int, root: Path | None = None
+) -> tuple[list[CaseCard], int]:
     """At most `limit` cards, and the number of cases that they were chosen from.
+
+    root: folder of the benchmark's pictures, which may be shown.
 
     Cases that most runs asked come first; among those, evenly spaced by id, so that the choice does
     not depend on any answer.
@@ -176,7 +210,7 @@ def cards(settings: Sequence[Setting], limit: int) -> tuple[list[CaseCard], int]
     albums: dict[tuple[str, str], _Album] = {}
     for setting in settings:
         key = setting.fingerprint, setting.benchmark
-        album = albums.setdefault(key, _Album(setting.benchmark))
+        album = albums.setdefault(key, _Album(setting.benchmark, root=root))
         album.runs += [_album_run(setting, result) for result in setting.results]
     exact: Metric = registry.load("metrics", "exact")()
     share = -(-limit // max(len(albums), 1))
@@ -190,7 +224,9 @@ def cards(settings: Sequence[Setting], limit: int) -> tuple[list[CaseCard], int]
 
 
 def _album_run(setting: Setting, result: Result) -> AlbumRun:
-    return AlbumRun(result.label, setting.protocol, read_run(result.path))
+    run = read_run(result.path)
+    run.asked()  # raises BadRun where an answer is missing
+    return AlbumRun(result.label, setting.protocol, run)
 
 
 def _choose(album: _Album, limit: int) -> tuple[list[Case], int]:

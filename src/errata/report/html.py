@@ -44,13 +44,14 @@ def write_report(
     analyses: Sequence[Path] = (),
     title: str | None = None,
     gallery: int = GALLERY,
+    root: Path | None = None,
 ) -> Path:
     """Writes the report of scored runs and of analyses and returns its path. Raises BadRun.
 
     Raises BadOutput or DiskFull if the file cannot be written.
     """
     check_out(html)
-    text = render_report(runs, analyses=analyses, title=title, gallery=gallery)
+    text = render_report(runs, analyses=analyses, title=title, gallery=gallery, root=root)
     write_bytes(html, text.encode())
     return html
 
@@ -61,15 +62,17 @@ def render_report(
     analyses: Sequence[Path] = (),
     title: str | None = None,
     gallery: int = GALLERY,
+    root: Path | None = None,
 ) -> str:
     """The report as text, with at most `gallery` cases shown in full.
 
     runs, analyses: folders that `errata bench` and `errata analyze` wrote; either may be empty, not
-    both. Raises BadRun.
+    both. root: folder of the benchmark's pictures: those outside it and the runs are not embedded
+    unless the run recorded them. Raises BadRun.
     """
     pages = read_analyses(analyses)
     settings = read_settings(runs) if runs or not pages else []
-    shown, total = cards(settings, gallery)
+    shown, total = cards(settings, gallery, root)
     env = _environment()
     script = env.get_template("script.js.jinja").render()
     return env.get_template("report.html.jinja").render(

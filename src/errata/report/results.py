@@ -172,12 +172,13 @@ def scorers_of(settings: Sequence[Setting]) -> list[Scorer]:
     results = [result for setting in settings for result in setting.results]
     names = {name for result in results for name in result.scorers}
     metrics = {name for result in results for name in result.scores["scorers"]}
-    installed = metrics & set(registry.names("metrics"))
+    usable = registry.usable("metrics")
+    installed = metrics & set(usable)
     order = (*(m for m in DEFAULT_METRICS if m in installed), *sorted(installed))
     known = {
         scorer.name: scorer
         for metric in dict.fromkeys(order)
-        for scorer in registry.load("metrics", metric).scorers()
+        for scorer in usable[metric].scorers()
         if scorer.name in names
     }
     return [*known.values(), *(Scorer(name) for name in sorted(names - set(known)))]

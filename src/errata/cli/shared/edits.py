@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.cli.shared.options import referenced
 from errata.core.errors import BadEdit, BadImage
+from errata.core.files import parse_json, read_text
 
 if TYPE_CHECKING:
     from errata.core.types import Edit
@@ -19,12 +20,7 @@ OPTIONAL = ("image", "subject", "old", "id")
 
 def read_edits(path: Path) -> list[Edit]:
     """One edit per line. Raises BadEdit with file and line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BadEdit(f"{path} does not exist. Give a JSON Lines file of edits.") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise BadEdit(f"{path} cannot be read ({e}). Give a UTF-8 JSON Lines file.") from None
+    text = read_text(path, BadEdit)
     edits: list[Edit] = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
@@ -36,7 +32,7 @@ def read_edits(path: Path) -> list[Edit]:
 
 def _edit(line: str, where: str, number: str) -> Edit:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as e:
         raise BadEdit(f"{where}: not valid JSON ({e}). Write one JSON object per line.") from None
     if not isinstance(row, dict):

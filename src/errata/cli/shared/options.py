@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from errata.cli.shared.printing import say
 from errata.core.errors import BadSpec, MissingState
 
 if TYPE_CHECKING:
@@ -65,11 +65,20 @@ def parse_settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[s
             raise BadSpec(f"cannot read {option} '{pair}'. Write {option} name=value.")
         if key.strip() in settings:
             raise BadSpec(f"{option} {key.strip()} is given twice. Give it once.")
-        try:
-            settings[key.strip()] = json.loads(value)
-        except ValueError:
-            settings[key.strip()] = value
+        settings[key.strip()] = _value(value, f"{option} {key.strip()}")
     return settings
+
+
+def _value(text: str, where: str) -> Any:
+    """JSON, or the text itself where it is none. Raises BadSpec for JSON that cannot be used."""
+    from errata.core.files import parse_json
+
+    try:
+        return parse_json(text)
+    except ValueError as e:
+        if "not finite" in str(e) or "nested" in str(e) or "digits" in str(e):
+            raise BadSpec(f"{where}: {e}. Give another value.") from None
+        return text
 
 
 def make_editor(name: str, preset: str | None, pairs: Sequence[str] | None) -> Editor:
@@ -83,11 +92,12 @@ def load_state(text: str | None, editor: Editor) -> State | None:
     """The state in a folder, or the one in ERRATA_HOME by (the beginning of) its hash."""
     if text is None:
         return None
+    from errata.core.files import is_dir
     from errata.core.state import State
     from errata.io.states import home, link
 
     folder = Path(text)
-    if not folder.is_dir() and re.fullmatch(r"[0-9a-f]{8,64}", text):
+    if not is_dir(folder) and re.fullmatch(r"[0-9a-f]{8,64}", text):
         folders = [p for p in sorted((home() / "states").glob("*")) if _same_hash(p.name, text)]
         if len(folders) != 1:
             what = "no state" if not folders else f"{len(folders)} states"
@@ -96,7 +106,7 @@ def load_state(text: str | None, editor: Editor) -> State | None:
                 f"`errata prepare BACKBONE --editor {editor.name} --benchmark B --out DIR`."
             )
         folder = folders[0]
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise MissingState(
             f"there is no state in {folder}. Run `errata prepare BACKBONE --editor {editor.name} "
             f"--benchmark B --out {folder}`."
@@ -126,23 +136,19 @@ def referenced(image: str | None) -> Image | None:
     return Image(image, hash_image(plain))
 
 
-def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=1, default=str))
-
-
 def print_facts(facts: Mapping[str, Any], indent: int = 0) -> None:
     """Prints nested facts as indented lines."""
     for key, value in facts.items():
         margin = "  " * indent
         if isinstance(value, Mapping) and value:
-            print(f"{margin}{key}:")
+            say(f"{margin}{key}:")
             print_facts(value, indent + 1)
         elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-            print(f"{margin}{key}:")
+            say(f"{margin}{key}:")
             for item in value:
                 print_facts(item, indent + 1)
         else:
-            print(f"{margin}{key}: {_as_text(value)}")
+            say(f"{margin}{key}: {_as_text(value)}")
 
 
 def _as_text(value: Any) -> str:
@@ -153,14 +159,3 @@ def _as_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return "none"
     return "none" if value is None else str(value)
-
-
-def terminal_width() -> int | None:
-    """None on a terminal (rich finds the width); 160 in a pipe, so that lines do not break."""
-    return None if sys.stdout.isatty() else 160
-
-
-def console() -> Any:
-    from rich.console import Console
-
-    return Console(width=terminal_width(), highlight=False)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from errata.cli.shared.printing import say
+
 Progress = Callable[[str, int, int], None]
 EVERY = 10.0  # seconds between plain lines
 
@@ -51,4 +53,4 @@ class ProgressLines:
         if what == self.what and done < total and now - self.last < EVERY:
             return
         self.what, self.last = what, now
-        print(f"{self.prefix}{what} {done}/{total}", file=sys.stderr, flush=True)
+        say(f"{self.prefix}{what} {done}/{total}", err=True)
