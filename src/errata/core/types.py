@@ -317,10 +317,16 @@ def in_words(error: ValidationError, what: str = "'{where}' is {there}, not {wan
     if kind in ("value_error", "assertion_error"):  # one of our own checks
         said = str((first.get("ctx") or {}).get("error") or first["msg"])
         return f"'{where}': {said}" if where else said
-    wanted = next((w for names, w in _WANTED if kind.startswith(names)), first["msg"].lower())
-    there = repr(first["input"])
-    there = there if len(there) <= 40 else f"{there[:40]}..."
-    return what.format(where=where or "it", there=there, wanted=wanted)
+    if kind == "literal_error":
+        wanted = str((first.get("ctx") or {}).get("expected"))
+    else:
+        wanted = next((w for names, w in _WANTED if kind.startswith(names)), first["msg"].lower())
+    return what.format(where=where or "it", there=_there(first), wanted=wanted)
+
+
+def _there(error: Mapping[str, Any]) -> str:
+    text = repr(error["input"])
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def json_schema(cls: type) -> dict[str, Any]:

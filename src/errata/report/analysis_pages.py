@@ -57,6 +57,10 @@ class AnalysisPage:
         return str(self.about.get("backbone", ""))
 
     @property
+    def benchmark(self) -> str:
+        return str(self.about.get("benchmark") or "")
+
+    @property
     def command(self) -> str:
         """The command that repeats the analysis."""
         a = self.about
@@ -70,7 +74,7 @@ class AnalysisPage:
         for option in ("state", "benchmark", "limit", "seed"):
             if a.get(option) not in (None, ""):
                 words += [f"--{option}", str(a[option])]
-        for key, value in a.get("arguments", {}).items():
+        for key, value in (a.get("arguments") or {}).items():
             text = value if isinstance(value, str) else json.dumps(value)
             words += ["--with", f"{key}={text}"]
         return shlex.join([*words, "--out", self.folder])
