@@ -10,12 +10,14 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 PYTEST_ARGS ?= -n 2 --dist worksteal
 DEMO_ARGS ?=
+FUZZ_ARGS ?=
+KILLS_ARGS ?=
 
 # Two threads on a shared machine can be ten times slower than one, and one makes results repeatable.
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup check test numbers demo docs clean
+.PHONY: setup check test numbers fuzz kills demo docs clean
 
 setup: $(STAMP)
 
@@ -37,6 +39,12 @@ test: $(STAMP)
 
 numbers: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m by_hand
+
+fuzz: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz.run --inputs 2000 $(FUZZ_ARGS)
+
+kills: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz.kills $(KILLS_ARGS)
 
 demo: $(STAMP)
 	$(BIN)/errata demo $(DEMO_ARGS)

@@ -128,7 +128,7 @@ def _json_file(rng: random.Random, path: Path) -> bytes:
         else:
             lines[number] = json.dumps(value(rng, json.loads(lines[number])), ensure_ascii=False)
         return ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass")
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, RecursionError):
         return rng.randbytes(100)
 
 

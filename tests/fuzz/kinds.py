@@ -7,7 +7,7 @@ import json
 import random
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +124,16 @@ def states(rng: random.Random, at: Path, made: Originals) -> Input:
     folder = damage.copied(source, at / "state")
     damage.folder(rng, folder)
     editor = source.name.removesuffix("_bench")
-    head = json.loads((source / "state.json").read_text())
-    cls = registry.load("editors", editor)
-    made_with = current_names(cls.Config, head["settings"])
-    sets = [w for k, v in made_with.items() for w in ("--set", f"{k}={json.dumps(v)}")]
+    settings = _made_with(source, editor)
+    sets = [w for k, v in settings.items() for w in ("--set", f"{k}={json.dumps(v)}")]
     words = ("edit", MODEL, "--editor", editor, *sets, *ASKED, "--state", str(folder))
     return Input((*words, "--out", str(at / "out")), (at / "out",))
+
+
+def _made_with(state: Path, editor: str) -> dict[str, Any]:
+    """The settings that a state was made with."""
+    head = json.loads((state / "state.json").read_text())
+    return current_names(registry.load("editors", editor).Config, head["settings"])
 
 
 def runs(rng: random.Random, at: Path, made: Originals) -> Input:
@@ -169,27 +173,46 @@ def models(rng: random.Random, at: Path, made: Originals) -> Input:
     return Input(command, loads=True)
 
 
-def settings(rng: random.Random, at: Path, made: Originals) -> Input:
-    editor = rng.choice(sorted(n for n in registry.names("editors") if n in SMALL_SETTINGS))
-    small = {k: json.dumps(v) for k, v in SMALL_SETTINGS[editor].items()}
-    from dataclasses import fields
+ODD_SETTINGS = (
+    *("", "NaN", "Infinity", "-inf", "nan", "1e999", "1" * 5000, "[" * 5000, "null", "[]", "{}"),
+    *('["x"]', "x" * 3000, "\x1b[2J", "\udcff", "é", " "),
+)
 
-    names = [f.name for f in fields(registry.load("editors", editor).Config)]
-    numbers = ("-1", "0", "1", "2", "-0.5", "0.5", "1e-30", "1e30", "[0]", "[-1]", "[-99]", "true")
-    odd = (
-        *numbers,
-        *numbers,
-        *("", "NaN", "Infinity", "-inf", "nan", "1e999", "1" * 5000, "[" * 5000, "null"),
-        *("[]", "{}", '["x"]', "x" * 3000, "\x1b[2J", "\udcff", "é", " "),
-    )
-    for _ in range(rng.choice((1, 1, 2))):
-        small[rng.choice((*names, "stepz"))] = rng.choice(odd)
-    sets = [w for k, v in small.items() for w in ("--set", f"{k}={v}")]
-    words = ["edit", MODEL, "--editor", editor, *sets, *ASKED, "--out", str(at / "out")]
+
+def settings(rng: random.Random, at: Path, made: Originals) -> Input:
+    editor = rng.choice(sorted({*registry.names("editors")} & {*SMALL_SETTINGS} - {"bridge"}))
+    config = registry.load("editors", editor).Config
+    sets: dict[str, Any] = dict(SMALL_SETTINGS[editor])
     state = next((s for s in made.states if s.name == editor), None)
     if state is not None:
+        sets |= _made_with(state, editor)
+    texts = {k: json.dumps(v) for k, v in sets.items()}
+    defaults = {f.name: f.default for f in fields(config)}
+    for _ in range(rng.choice((1, 1, 2))):
+        name = rng.choice((*defaults, "stepz"))
+        texts[name] = _other(rng, defaults.get(name))
+    picture = at / "ring.png"
+    Pillow.new("RGB", (28, 28), "red").save(picture)
+    words = ["edit", MODEL, "--editor", editor, *ASKED, "--image", str(picture)]
+    words += [w for k, v in texts.items() for w in ("--set", f"{k}={v}")]
+    if state is not None:
         words += ["--state", str(state)]
-    return Input(tuple(words), (at / "out",))
+    return Input((*words, "--out", str(at / "out")), (at / "out",))
+
+
+def _other(rng: random.Random, default: Any) -> str:
+    """A value of the type of the default, at or beyond the end of its range; sometimes any."""
+    if rng.random() < 0.3:
+        return rng.choice(ODD_SETTINGS)
+    if isinstance(default, bool):
+        return rng.choice(("true", "false"))
+    if isinstance(default, int):
+        return rng.choice(("-1", "0", "1", "2", "-99", str(10**20)))
+    if isinstance(default, float):
+        return rng.choice(("-1", "0", "1", "-0.5", "0.5", "1e-30", "1e30", "1e300"))
+    if isinstance(default, tuple):
+        return rng.choice(("[]", "[0]", "[-1]", "[-99]", "[0, 0]", "[99]", '["mlp.up"]', '["x"]'))
+    return rng.choice(("auto", "none", "x", "", *ODD_SETTINGS))
 
 
 def data_files(rng: random.Random, at: Path, made: Originals) -> Input:
