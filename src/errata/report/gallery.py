@@ -16,6 +16,7 @@ from pathlib import Path
 
 from errata.core import registry
 from errata.core.errors import BadImage
+from errata.core.files import exists
 from errata.core.measure.metric import Metric
 from errata.core.text import mentions, normalise
 from errata.core.types import Answer, Case, Image, Probe, Prompt, Verdict
@@ -164,6 +165,8 @@ class Thumbnails:
             path = Path(image.uri).resolve()
         except (OSError, RuntimeError, ValueError):
             return False
+        if not exists(path):
+            return True  # the reader is told that it is gone
         folders = [*self.trusted, *(self.recorded if image.sha256 is not None else ())]
         return any(path.is_relative_to(folder) for folder in folders)
 

@@ -23,7 +23,7 @@ def holder(folder: Path, seconds: float = 30.0, name: str = "") -> int:
                 time.sleep(seconds)
         finally:
             os._exit(0)
-    while not list(folder.glob(".*lock")) or not list(folder.glob(".*lock"))[0].stat().st_size:
+    while not list(folder.glob(".*lock")) or not next(folder.glob(".*lock")).stat().st_size:
         time.sleep(0.002)
     return child
 

@@ -102,3 +102,26 @@ def test_json_is_read_strictly():
     for bad in ("", "{", 'Sure! {"a": 1}', '{"a": 1} {"a": 2}', "[1]", "true", "```", "``````"):
         with pytest.raises(ValueError, match="reply is"):
             json_object(bad)
+
+
+def test_a_reply_without_end_is_not_read_whole():
+    with serving(lambda body: (200, " " * (17 * 2**20), {})) as stub:
+        with pytest.raises(NoReply, match="more than"):
+            Endpoint(stub.url, "m").chat([], max_tokens=1)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http://[", "http://host:99999", "http://a b", "ftp://x", "http://ü.example"]
+)
+def test_what_is_no_url(url):
+    with pytest.raises(BadEndpoint, match="is no endpoint"):
+        Endpoint(url, "m")
+
+
+def test_half_a_surrogate_pair_is_no_text():
+    with serving(
+        lambda body: (200, '{"choices": [{"message": {"content": "a\\ud800"}}]}', {})
+    ) as s:
+        assert Endpoint(s.url, "m").chat([], max_tokens=1) == "a?"
+    with pytest.raises(ValueError, match="surrogate"):
+        json_object('{"a": "\\ud800"}')

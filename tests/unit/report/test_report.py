@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html(runs: list[Path]) -> str:
-    return render_report(runs, gallery=6)
+    return render_report(runs, gallery=6, root=runs[0].parent)
 
 
 @pytest.fixture(scope="module")
@@ -209,12 +209,12 @@ def test_only_our_script_may_run(html: str) -> None:
     )
 
 
-def test_a_missing_image_is_a_placeholder(make_run: MakeRun) -> None:
+def test_a_missing_image_is_a_placeholder(make_run: MakeRun, tmp_path: Path) -> None:
     def change(case: Case) -> Case:
         gone = Prompt.of("what is it?", Image("/nowhere/gone.png"))
         return replace(case, edit=replace(case.edit, prompt=gone))
 
-    page = Page(render_report([make_run("a", "ft_l", change=change)], gallery=2))
+    page = Page(render_report([make_run("a", "ft_l", change=change)], gallery=2, root=tmp_path))
     missing = [a for a in page.all("span") if "missing" in (a.get("class") or "")]
     assert len(missing) == 2
     assert all("no such file" in (a["aria-label"] or "") for a in missing)
@@ -229,7 +229,7 @@ def test_pictures_are_small(make_run: MakeRun, tmp_path: Path) -> None:
         big = Prompt.of("what is it?", Image(str(tmp_path / "big.png")))
         return replace(case, edit=replace(case.edit, prompt=big))
 
-    page = Page(render_report([make_run("a", "ft_l", change=change)], gallery=1))
+    page = Page(render_report([make_run("a", "ft_l", change=change)], gallery=1, root=tmp_path))
     assert all(len(a["src"] or "") < 40_000 for a in page.all("img"))
 
 
