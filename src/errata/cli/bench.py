@@ -51,10 +51,10 @@ def bench(
 
     Repeat the same command to resume a killed run.
     """
-    check_names(benchmark, protocol, metric)
+    spec, order = check_names(benchmark, protocol, metric)
     from errata.evaluation.run_folder import check_out
 
-    check_out(out)
+    check_out(out, editor=editor, benchmark=spec, protocol=order, seed=seed)
     ed = options.make_editor(editor, preset, settings)
     prepared = options.load_state(state, ed)
     bb = model.load()
@@ -89,13 +89,14 @@ def bench(
     say(f"run written to {run}; `errata report {run} --html FILE` shows it")
 
 
-def check_names(benchmark: str, protocol: str, metrics: list[str] | None) -> None:
-    """Raises BadSpec or UnknownName before a model is loaded."""
+def check_names(benchmark: str, protocol: str, metrics: list[str] | None) -> tuple[str, str]:
+    """Benchmark and protocol in full. Raises BadSpec or UnknownName before a model is loaded."""
     from errata.core import registry
     from errata.core.measure.benchmark import BenchmarkSpec
 
-    BenchmarkSpec.parse(benchmark)
+    spec = BenchmarkSpec.parse(benchmark)
     name, _, argument = protocol.partition(":")
-    registry.load("protocols", name)(argument)
+    order = registry.load("protocols", name)(argument)
     for metric in metrics or ():
         registry.load("metrics", metric)
+    return str(spec), str(order.spec)

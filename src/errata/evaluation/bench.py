@@ -87,6 +87,13 @@ def _bench(
     progress: Progress | None,
 ) -> Path:
     """The run itself; only one process at a time is in here with the same folder."""
+    options = {
+        "seed": seed, "limit": limit, "rows": rows, "legacy": legacy,
+        **({"image_seeds": image_seeds} if order.draws else {}),
+    }  # fmt: skip
+    settings = {**_settings(backbone, editor, spec, order, state), **options}
+    writer = RunWriter(out)
+    writer.check(settings, editor.Config)
     started = time.perf_counter()
     selection = select(
         backbone, spec, seed=seed, limit=limit, root=root, draws=order.draws, legacy=legacy,
@@ -95,13 +102,8 @@ def _bench(
     plan = make_plan(selection, spec, order, rows=rows, seed=seed)
     before_seconds = time.perf_counter() - started
 
-    options = {
-        "seed": seed, "limit": limit, "rows": rows, "legacy": legacy, "data_sha256": plan.data,
-        **({"image_seeds": image_seeds} if order.draws else {}),
-    }  # fmt: skip
-    writer = RunWriter(out)
     writer.start(
-        {**_settings(backbone, editor, spec, order, state), **options},
+        {**settings, "data_sha256": plan.data},
         plan_json(plan),
         selection.before,
         command,

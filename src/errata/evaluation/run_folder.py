@@ -96,16 +96,31 @@ class FinishedUnit(UnitTiming):
     length: int
 
 
-def check_out(path: Path) -> None:
+def check_out(path: Path, **settings: Any) -> None:
     """Raises BadRun or BadOutput if no run can be written to the folder, before any work.
 
-    A run in it, which may be resumed, and what a killed start of one left are accepted.
+    A run with these settings in it, which may be resumed, and what a killed start of one left are
+    accepted.
     """
     check_folder(path)
     if exists(path / "manifest.json"):
-        read_manifest(path)
+        check_settings(path, read_manifest(path), settings)
     elif any(name not in ("plan.json", "before.jsonl") for name in visible(path)):
         raise BadRun(f"{path} is not empty and holds no run. Choose another --out.")
+
+
+def check_settings(path: Path, manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises BadRun if the run with this manifest has other settings."""
+    different = [k for k, v in settings.items() if manifest.get(k) != from_plain(v)]
+    if different:
+        details = ", ".join(
+            f"{k} ({shortened(manifest.get(k), 200)} there, {shortened(settings[k], 200)} now)"
+            for k in different[:3]
+        )
+        raise BadRun(
+            f"{path} holds another run: {details} differ. "
+            "Choose another --out, or delete that folder."
+        )
 
 
 class RunWriter:
@@ -151,23 +166,20 @@ class RunWriter:
         }
         write_json(self.path / "manifest.json", manifest)
 
-    def _check_same(
-        self, settings: Mapping[str, Any], planned: Mapping[str, bytes], config: type | None
-    ) -> None:
+    def check(self, settings: Mapping[str, Any], config: type | None = None) -> None:
+        """Raises BadRun if the folder holds a run with other settings; before any work."""
+        if not exists(self.path / "manifest.json"):
+            return
         manifest = read_manifest(self.path)
         for name in ("arguments", "config"):
             if config is not None and isinstance(manifest.get(name), dict):
                 manifest[name] = current_names(config, manifest[name])
-        different = [k for k, v in settings.items() if manifest.get(k) != from_plain(v)]
-        if different:
-            details = ", ".join(
-                f"{k} ({shortened(manifest.get(k), 200)} there, {shortened(settings[k], 200)} now)"
-                for k in different[:3]
-            )
-            raise BadRun(
-                f"{self.path} holds another run: {details} differ. "
-                "Choose another --out, or delete that folder."
-            )
+        check_settings(self.path, manifest, settings)
+
+    def _check_same(
+        self, settings: Mapping[str, Any], planned: Mapping[str, bytes], config: type | None
+    ) -> None:
+        self.check(settings, config)
         for name, data in planned.items():
             file = self.path / name
             if not file.exists() or read_bytes(file) != data:

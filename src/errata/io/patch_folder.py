@@ -164,8 +164,8 @@ def load(folder: Path, backbone: Backbone | None = None) -> Patch:
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, AssertionError,
             RuntimeError) as e:  # fmt: skip
         raise BadPatch(
-            f"{folder}: the settings in patch.json do not fit its tensors "
-            f"({type(e).__name__}: {e}). Restore it from a copy."
+            f"{folder}: the settings in patch.json do not fit its tensors ({type(e).__name__}). "
+            "Restore it from a copy."
         ) from None
     patch.with_header(header, edits).requires_grad_(False)
     if sorted(patch.sites) != head["sites"]:

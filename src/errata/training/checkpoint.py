@@ -7,7 +7,6 @@ the training depends on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,14 +57,18 @@ def load(path: Path | None) -> Checkpoint | None:
     if path is None or not path.exists():
         return None
     try:
-        with safe_open(str(path), "pt") as f:
-            head = json.loads(f.metadata()["head"])
-            tensors = {k: f.get_tensor(k).clone() for k in f.keys()}
-    except (SafetensorError, KeyError, TypeError, ValueError) as e:
+        return _read(path)
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError):
         raise BadRun(
-            f"{path} cannot be read ({e}). Delete it and run the same command again: the training "
-            "starts anew."
+            f"{path} cannot be read: it is damaged or cut off. Delete it and run the same command "
+            "again: the training starts anew."
         ) from None
+
+
+def _read(path: Path) -> Checkpoint:
+    with safe_open(str(path), "pt") as f:
+        head = files.parse_json(f.metadata()["head"])
+        tensors = {k: f.get_tensor(k).clone() for k in f.keys()}
     state: dict[int, dict[str, Any]] = {
         int(k): dict(v) for k, v in head["optimiser"]["state"].items()
     }
@@ -78,7 +81,9 @@ def load(path: Path | None) -> Checkpoint | None:
         else:
             parts[where][name] = tensor
     optimiser = {"state": state, "param_groups": head["optimiser"]["param_groups"]}
-    return Checkpoint(head["plan"], head["progress"], parts["module"], parts["best"], optimiser)
+    return Checkpoint(
+        str(head["plan"]), dict(head["progress"]), parts["module"], parts["best"], optimiser
+    )
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:

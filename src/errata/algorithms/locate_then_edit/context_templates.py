@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from errata.core.errors import BadSpec
+from errata.core.files import read_text
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch
 from errata.core.types import Edit, Prompt
@@ -35,11 +36,11 @@ def context_templates(
         lines = sample_templates(backbone, lengths, rng)
     else:
         try:
-            lines = Path(source).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as e:
+            lines = read_text(Path(source), BadSpec).split("\n")
+        except BadSpec as e:
             raise BadSpec(
-                f"cannot read context_templates={source}: {e}. Write `sampled`, `none`, or a text "
-                "file with one template a line."
+                f"cannot read context_templates={source[:100]}: {e} Write `sampled`, `none`, or a "
+                "text file with one template a line."
             ) from None
     return ("", *(f"{x.strip().rstrip('.')}. " for x in lines if x.strip()))
 

@@ -206,20 +206,25 @@ def _resume(path: Path | None, plan: str, moments: Mapping[str, covariance.Momen
     """Fills the moments from the checkpoint; returns its number of documents. Raises BadRun."""
     if path is None or not path.exists():
         return 0
+    broken = (
+        f"{path} cannot be read: it is damaged or cut off. Delete it and run the same command "
+        "again: the statistics start anew."
+    )
     try:
         with safe_open(str(path), "pt") as f:
-            head = json.loads(f.metadata()["head"])
+            head = files.parse_json(f.metadata()["head"])
             sums = {name: f.get_tensor(name).clone() for name in f.keys()}
-    except (SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise BadRun(
-            f"{path} cannot be read ({e}). Delete it and run the same command again: the "
-            "statistics start anew."
-        ) from None
-    if head.get("plan") != plan:
+        plan_there, done = str(head["plan"]), int(head["documents"])
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError):
+        raise BadRun(broken) from None
+    if plan_there != plan:
         raise BadRun(
             f"{path} belongs to unfinished statistics of another model, corpus or settings. "
             "Choose another --out, or delete it."
         )
-    for site, m in moments.items():
-        m.sum_dd, m.count = sums[site], int(head["counts"][site])
-    return int(head["documents"])
+    try:
+        for site, m in moments.items():
+            m.sum_dd, m.count = sums[site], int(head["counts"][site])
+    except (LookupError, TypeError, ValueError):
+        raise BadRun(broken) from None
+    return done
