@@ -1,7 +1,7 @@
 """The command line: parses, calls the library, prints. Slow imports are inside the commands.
 
 Exit codes: 0 done; 2 an error that the user can fix (one line on stderr); 1 a bug of errata;
-130 interrupted.
+130 interrupted; 141 the reader of a pipe has ended.
 """
 
 from __future__ import annotations

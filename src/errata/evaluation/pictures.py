@@ -58,7 +58,10 @@ class PictureStore:
         stored = cache.load(key)
         if stored is None:
             return None
-        answers = [from_json(Answer, data) for data in stored]
+        try:
+            answers = from_json(tuple[Answer, ...], stored)
+        except ValueError:  # a damaged cache is not used
+            return None
         if [(a.case, a.probe, a.tag) for a in answers] != [
             (a.case, a.probe.id, a.tag) for a in asks
         ]:

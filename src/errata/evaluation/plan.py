@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ def select(
     )
     stored = cache.load(key)
     if stored is not None:
-        return _from_json(stored)
+        with suppress(LookupError, TypeError, ValueError):  # a damaged cache is not used
+            return _from_json(stored)
     undrawn: tuple[Skip, ...] = ()
     if not draws:
         candidates, undrawn = _without_drawn(candidates)

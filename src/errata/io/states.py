@@ -102,9 +102,13 @@ def warn_home() -> None:
 
 
 def store(state: State) -> Path:
-    """Saves the state in ERRATA_HOME, unless it is there; returns its folder."""
+    """Saves the state in ERRATA_HOME, unless it is there undamaged; returns its folder."""
     folder = folder_of(state.digest())
-    if not (folder / "state.json").is_file():
+    try:
+        there = State.load(folder).digest() == state.digest()
+    except MissingState:
+        there = False
+    if not there:
         state.save(folder)
     return folder
 

@@ -140,3 +140,14 @@ def test_a_block_without_a_projection_is_named() -> None:
     assert bb.heads(0).queries == 4
     with pytest.raises(BadBackbone, match="block 1 has no separate attention 'k'"):
         bb.heads(1)
+
+
+def test_a_damaged_state_of_the_home_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    one = state()
+    folder = states.store(one)
+    (folder / "state.safetensors").write_bytes(b"")
+    assert states.store(one) == folder
+    assert State.load(folder).digest() == one.digest()
