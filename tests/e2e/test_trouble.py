@@ -56,15 +56,13 @@ def test_a_full_disk_keeps_finished_work(
     assert (again / "scores.json").read_bytes() == (whole / "scores.json").read_bytes()
 
 
-@pytest.mark.parametrize("stored", [5, [], {"cases": [5]}, {"cases": [], "panel": None}])
 def test_a_damaged_cache_is_not_used(
-    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: object
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan.cache, "load", lambda key: stored)
+    monkeypatch.setattr(plan.cache, "load", lambda key: {"cases": [5]})
     monkeypatch.setattr(plan.cache, "store", lambda key, value: None)
-    assert (
-        bench(stub, NotesEditor(), SPEC, "one_step", tmp_path, limit=1) / "scores.json"
-    ).exists()
+    out = bench(stub, NotesEditor(), SPEC, "one_step", tmp_path, limit=1)
+    assert (out / "scores.json").exists()
 
 
 def case(target: str, image: str, probe_image: str) -> Case:
