@@ -191,6 +191,16 @@ class TextBackbone(DecoderBackbone):
     ) -> Batch:
         """As `Backbone.encode`; also raises BadEdit or BadImage, naming the prompt or image."""
         assert prompts, "encode was given no prompts"
+        with self.hooks.forward():
+            return self._encode(prompts, targets, eos, rows)
+
+    def _encode(
+        self,
+        prompts: Sequence[Prompt],
+        targets: Sequence[str] | None,
+        eos: bool,
+        rows: Sequence[int] | None,
+    ) -> Batch:
         rows = rows if rows is not None else range(len(prompts))
         rewritten = tuple(self.rewritten(p, r) for p, r in zip(prompts, rows, strict=True))
         for p in rewritten:

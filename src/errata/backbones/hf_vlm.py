@@ -42,7 +42,7 @@ class HfVlm(TextBackbone):
         source: Path | None = None,
     ) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.name = name or type(model).__name__
@@ -107,6 +107,7 @@ class HfVlm(TextBackbone):
                 path, dtype=dtype, device_map=device_map, **options
             )
             processor = make_processor(path, **options)
+        model.requires_grad_(False)
         if device is not None:
             model = model.to(device)
         commit = getattr(model.config, "_commit_hash", None)

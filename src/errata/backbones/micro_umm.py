@@ -52,7 +52,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         source: Path | None = None,
     ) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
+        self.model = model
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self.revision = revision
@@ -102,6 +102,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
                 path, dtype=dtype, device_map=device_map, revision=revision or "main"
             )
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path, revision=revision or "main")
+        model.requires_grad_(False)
         if device is not None:
             model.to(device)  # type: ignore[arg-type]
         source = _weights.folder(path, revision, getattr(model.config, "_commit_hash", None))
@@ -150,7 +151,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
         ctx = self._context(batch, rows)
         tap, _ = self._start(what, ctx, None)
-        with self.hooks.question(ctx):
+        with self.hooks.forward(), self.hooks.question(ctx):
             projected: Tensor = self.projector(tap)
         return projected
 
@@ -162,7 +163,8 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
     def denoise(
         self, x_RNP: Tensor, moment_R: Tensor, conditioning_RTc: Tensor, mask_RT: Tensor
     ) -> Tensor:
-        picture: Tensor = self.generator.picture(x_RNP, moment_R, conditioning_RTc, mask_RT)
+        with self.hooks.forward():
+            picture: Tensor = self.generator.picture(x_RNP, moment_R, conditioning_RTc, mask_RT)
         return picture
 
     @torch.no_grad()
@@ -189,7 +191,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         ctx = self._context(batch, rows)
         tap, _ = self._start(batch, ctx, None)
         of_prompt = torch.arange(batch.size).repeat_interleave(len(seeds))
-        with self.hooks.question(ctx):
+        with self.hooks.forward(), self.hooks.question(ctx):
             cond = self.projector(tap)[of_prompt.to(tap.device)]
             mask = batch.mask[of_prompt.to(batch.mask.device)].to(cond.device)
             null, first = torch.zeros_like(cond), torch.zeros_like(mask)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from errata.core.config import current_names, parse_config
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
 from errata.core.files import versions
+from errata.core.hooks.modes import searching
 from errata.core.model.backbone import Backbone
 from errata.core.patch import Header, Patch, parts_of
 from errata.core.state import State
@@ -185,6 +186,7 @@ class Editor(ABC):
         """Whether the editor, with its settings, works from a prepared state."""
         return self.needs_state
 
+    @searching
     def prepare(
         self,
         backbone: Backbone,
@@ -268,6 +270,7 @@ class Editor(ABC):
         """One independent patch per group of joint edits."""
         return self._headed(backbone, EditRequest.of(groups, states, seed))
 
+    @searching
     def _headed(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         self.check_model(backbone)
         if self.uses_state and any(s is None for s in request.states):

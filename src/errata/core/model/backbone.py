@@ -244,9 +244,11 @@ class Backbone(ABC):
 
     @contextmanager
     def applied(self, *hooks: Hook | None) -> Iterator[None]:
-        """Inside, these hooks are live on top of the others; on leaving, exactly those before.
+        """Inside, these hooks are live on top of the others, for this thread or task alone.
 
-        Raises FingerprintMismatch for a patch that was made for another model.
+        Such blocks may nest and cross. A thread that is started inside sees the hooks too, until
+        the block ends. Raises FingerprintMismatch for a patch that was made for another model, and
+        BadBackbone for a model whose modules were replaced.
         """
         added = [h for h in hooks if h is not None]
         for hook in added:
@@ -254,21 +256,16 @@ class Backbone(ABC):
                 self.check_patch(hook)
             for name in hook.sites:
                 self.site(name)
-        with self.only(*self.hooks.stack, *added):
+        self.hooks.tree.check()
+        with self.hooks.block(added, live_hooks):
             yield
 
-    @contextmanager
-    def only(self, *hooks: Hook) -> Iterator[None]:
-        """Inside, exactly these hooks are live; on leaving, exactly those before."""
-        outer, running = self.hooks.stack, self.hooks.running
-        self.hooks.switch(hooks, live_hooks(hooks))
-        try:
-            yield
-        finally:
-            self.hooks.switch(outer, running)
+    def only(self, *hooks: Hook) -> AbstractContextManager[None]:
+        """Inside, exactly these hooks are live; on leaving, those before."""
+        return self.hooks.block(hooks, live_hooks, alone=True)
 
     def unedited(self) -> AbstractContextManager[None]:
-        """Inside, no hook is live; on leaving, exactly those before."""
+        """Inside, no hook is live; on leaving, those before."""
         return self.only()
 
     def check_patch(self, patch: Patch, what: object = None) -> None:

@@ -1,0 +1,444 @@
+"""Calls of the model by other code than errata: its forward, and its own `generate`.
+
+Hooks then need to know which prompt is being answered, however the forwards are cut: with a KV
+cache from before, with the prompt in pieces, with drafted tokens after the prompt, with beams, or
+without a cache. In `generate` the prompt is what `generate` is given. In a loop that calls forward
+itself it is what the first forward is given, and later forwards are told by their KV cache, which
+is marked. Where the prompt cannot be known, the call is refused.
+
+Shapes: B rows, P columns of the prompt, T columns of one forward, K columns in the KV cache.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from errata.core.errors import BadPatch
+from errata.core.hooks.context import HookContext, Site
+from errata.core.hooks.hook import Hook, flat, walk
+from errata.core.hooks.live import Caller, Live
+
+if TYPE_CHECKING:
+    from errata.core.hooks.manager import HookManager
+
+#: sites above all attention: a hook there leaves the KV cache as it is
+_ABOVE_CACHE = frozenset({"final_norm", "head"})
+_MARK = "_errata_question"
+_IDS = ("input_ids", "inputs_embeds")
+
+
+@dataclass(eq=False)
+class Question:
+    """What a KV cache was filled for: the hooks that were live, and the context of the answer."""
+
+    stack: tuple[Hook, ...] = ()
+    running: tuple[Hook, ...] = ()
+    ctx: HookContext | None = None
+    generation: Generation | None = None
+
+    def __deepcopy__(self, memo: Any) -> Question:
+        return self
+
+    def __reduce__(self) -> Any:
+        return (Question, ())  # a cache that is saved loses it
+
+
+@dataclass(eq=False)
+class Generation:
+    """One call of `generate`: its module and keyword arguments, and the prompt.
+
+    rows, width: B and P. lengths [B], mask [B, P]: None where padding is unknown. ctx: of forwards
+    without a cache.
+    """
+
+    module: nn.Module
+    arguments: dict[str, Any]
+    rows: int
+    width: int
+    mask: Tensor | None
+    in_pieces: bool
+    ctx: HookContext | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module, args: Any, kwargs: Any) -> Generation | None:
+        """None if `generate` is given no prompt."""
+        signature = inspect.signature(_class(module).generate)
+        given = dict(signature.bind_partial(module, *args, **kwargs).arguments)
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                given.update(given.pop(name, {}))
+        given = {k: v for k, v in given.items() if v is not None and v is not module}
+        prompt = given.pop("inputs", None)
+        for name in reversed(_IDS):
+            prompt = given.get(name, prompt)
+        if not isinstance(prompt, Tensor):
+            return None
+        given.setdefault("input_ids" if prompt.dim() == 2 else "inputs_embeds", prompt)
+        config = given.get("generation_config") or getattr(module, "generation_config", None)
+        size = given.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+        rows, width = prompt.shape[:2]
+        mask = given.get("attention_mask")
+        if mask is None and rows == 1 and prompt.dim() == 2:
+            pad = given.get("pad_token_id", getattr(config, "pad_token_id", None))
+            if pad is None or not bool((prompt == pad).any()):
+                mask = torch.ones_like(prompt)
+        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        return cls(module, given, int(rows), int(width), mask, size is not None)
+
+    def forward_inputs(self) -> dict[str, Any]:
+        """The arguments of one forward over the whole prompt."""
+        parameters = inspect.signature(type(self.module).forward).parameters
+        drop = ("past_key_values", "use_cache", "labels", "cache_position", "return_dict")
+        return {k: v for k, v in self.arguments.items() if k in parameters and k not in drop}
+
+
+class DirectCalls:
+    """Sets the caller's context before each forward that errata does not make itself."""
+
+    def __init__(self, manager: HookManager) -> None:
+        self.manager = manager
+        self.handles: list[Any] = []
+        #: thread -> the outermost module of the direct call that it is in
+        self.running: dict[int, nn.Module] = {}
+
+    def others(self) -> bool:
+        """Whether another thread is inside a direct call."""
+        alive = {t.ident for t in threading.enumerate()} - {threading.get_ident()}
+        return bool(self.running) and not alive.isdisjoint(self.running)
+
+    def bind(self, model: nn.Module, sites: Mapping[str, Site]) -> None:
+        """Watches every module that holds the text model, from `model` down."""
+        for handle in self.handles:
+            handle.remove()
+        first = sites["text.0.in"].first if "text.0.in" in sites else None
+        self.handles = []
+        for module in _holders(model, first):
+            self.handles += [
+                module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
+                module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+            ]
+            if hasattr(type(module), "generate"):
+                object.__setattr__(module, "generate", _Generate(self, module))
+
+    # -- generate -----------------------------------------------------------------------------
+
+    def generate(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """The module's own `generate`, which answers one question."""
+        plain = _class(module).generate
+        caller = self.manager.caller()
+        running = caller.generation
+        if not caller.live.stack or (running is not None and running.module is module):
+            return plain(module, *args, **kwargs)
+        generation = Generation.of(module, args, kwargs)
+        if generation is None:
+            return plain(module, *args, **kwargs)
+        token = self.manager.become(caller.but(generation=generation, pinned=True))
+        try:
+            return plain(module, *args, **kwargs)
+        finally:
+            self.manager.restore(token)
+
+    # -- forward ------------------------------------------------------------------------------
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling() and not self._asks(args, kwargs):
+            return
+        self._begin(module, args, kwargs)
+
+    def _asks(self, args: Any, kwargs: Any) -> bool:
+        """In a compiled model: whether a live hook needs more of the question than its shape."""
+        if not self.manager.opened:
+            return False
+        caller = self.manager.callers.traced()
+        if caller is None or caller.live.asks:
+            return True
+        ids = _ids(args, kwargs)
+        if caller.direct and isinstance(ids, Tensor):
+            caller.ctx.shape = (ids.shape[0], ids.shape[1])
+        return False
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        manager = self.manager
+        caller = manager.caller()
+        if not caller.direct or caller.entered not in (None, module):
+            return
+        with manager.lock:  # a forward of errata may have replaced parts of the model
+            self.running.setdefault(threading.get_ident(), module)
+        cache = kwargs.get("past_key_values")
+        live = caller.live
+        if not live.stack:
+            if _length(cache):
+                _check_cache(_question_of(cache), live)
+            return
+        self._check_stack(live)
+        ids = _ids(args, kwargs)
+        if not isinstance(ids, Tensor):
+            return
+        manager.tree.check()
+        mask = kwargs.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        ctx = self._context(caller, ids, mask, cache)
+        manager.become(caller.but(ctx=ctx, entered=module))
+        if cache is not None:
+            _mark(cache, Question(live.stack, live.running, ctx, caller.generation))
+
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() and not self._asks(args, kwargs):
+            return
+        self._end(module, kwargs, output)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _end(self, module: nn.Module, kwargs: Any, output: Any) -> None:
+        thread = threading.get_ident()
+        if self.running.get(thread) is module:
+            del self.running[thread]
+        caller = self.manager.caller()
+        if caller.entered is not module:
+            return
+        self.manager.become(caller.but(entered=None))
+        if kwargs.get("past_key_values") is None:
+            cache = getattr(output, "past_key_values", None)
+            if cache is not None:
+                live = caller.live
+                _mark(cache, Question(live.stack, live.running, caller.ctx, caller.generation))
+
+    def _check_stack(self, live: Live) -> None:
+        rewriting = next((h for h in live.stack if h.rewrites), None)
+        if rewriting is not None:
+            raise BadPatch(
+                f"this patch ({type(rewriting).__name__}) rewrites the prompt, but a direct "
+                "call of the model does not pass the prompt to it. Ask through backbone.ask or "
+                "errata.ask."
+            )
+        if any(h.ahead for running in live.running for h in walk(running)):
+            raise BadPatch(
+                "this patch decides from a block above those that it changes. It needs a dry run "
+                "first, which a direct call of the model does not make. Ask through backbone.ask "
+                "or errata.ask."
+            )
+
+    def _context(self, caller: Caller, ids: Tensor, mask: Tensor | None, cache: Any) -> HookContext:
+        """The context of the forward over `ids` [B, T] or [B, T, d], with K columns in the cache.
+
+        Raises BadPatch where it is not known which prompt is being answered.
+        """
+        generation, live = caller.generation, caller.live
+        rows, columns, cached = int(ids.shape[0]), int(ids.shape[1]), _length(cache)
+        question = _question_of(cache) if cached else None
+        ctx = question.ctx if question is not None else None
+        if (
+            cached
+            and question is not None
+            and ctx is not None
+            and (question.generation is generation and _same(question.running, live.running))
+        ):
+            self._check_continued(ctx, generation, live, rows, columns)
+        elif (
+            not cached
+            and generation is not None
+            and generation.ctx is not None
+            and (cache is None and generation.ctx.shape[0] == rows)
+        ):
+            ctx = generation.ctx
+        else:
+            if cached:
+                _check_cache(question, live)
+            ctx = self._started(caller, ids, mask, cached)
+            if generation is not None and cache is None:
+                generation.ctx = ctx
+        assert ctx is not None
+        ctx.offset = cached
+        ctx.prefilled = bool(cached and ctx.lengths is not None and (ctx.lengths <= cached).all())
+        ctx.prefilled = ctx.prefilled or bool(cached and ctx.lengths is None)
+        ctx.shape = (rows, columns)
+        if ctx.mask is not None:  # the answer so far, and drafted tokens, are real columns
+            more = max(0, cached + columns - ctx.mask.shape[1])
+            ctx.mask = nn.functional.pad(ctx.mask, (0, more), value=1)[:, : cached + columns]
+        return ctx
+
+    def _check_continued(
+        self, ctx: HookContext, generation: Generation | None, live: Live, rows: int, columns: int
+    ) -> None:
+        """A loop that calls forward itself feeds one token at a time, to the same rows."""
+        if not _deciding(live.running):
+            return
+        if rows != ctx.shape[0]:
+            raise BadPatch(
+                f"the KV cache was filled for {ctx.shape[0]} rows and this call has {rows}. A "
+                "patch that decides from the prompt needs the same rows for a whole answer. Call "
+                "model.generate, or ask through errata.ask."
+            )
+        if generation is None and columns > 1:
+            raise BadPatch(
+                f"this call adds {columns} tokens to a KV cache. They may belong to the prompt or "
+                "to the answer, and this patch decides from the prompt. Pass the whole prompt to "
+                "one call of the model or to model.generate, or ask through errata.ask."
+            )
+
+    def _started(
+        self, caller: Caller, ids: Tensor, mask: Tensor | None, cached: int
+    ) -> HookContext:
+        """The context of a new question, whose first forward holds columns K to K + T."""
+        generation, live = caller.generation, caller.live
+        rows, columns = int(ids.shape[0]), int(ids.shape[1])
+        ours = (
+            generation is not None
+            and rows % generation.rows == 0
+            and (generation.in_pieces or cached + columns >= generation.width)
+        )
+        if generation is None or not ours:
+            if cached and _deciding(live.running):
+                raise BadPatch(
+                    "this call continues a KV cache that was filled without this patch, and this "
+                    "patch decides from the prompt. Fill the cache again with the patch live, pass "
+                    "the whole prompt to model.generate, or ask through errata.ask."
+                )
+            return self.manager.context(lengths=_lengths(mask), mask=mask)
+        if generation.mask is None and mask is not None and mask.shape[0] == rows:
+            mask = mask[:, : generation.width]  # as `generate` inferred it
+            return self.manager.context(lengths=_lengths(mask), mask=mask)
+        cut = cached > 0 or cached + columns < generation.width
+        if cut and _deciding(live.running):
+            ctx = self._decided(generation)
+        else:
+            ctx = self.manager.context(lengths=_lengths(generation.mask), mask=generation.mask)
+            ctx.shape = (generation.rows, generation.width)
+        return _repeated(ctx, rows // generation.rows)
+
+    def _decided(self, generation: Generation) -> HookContext:
+        """The decisions for the whole prompt, made in a forward of its own.
+
+        Needed where `generate` runs the prompt in pieces, or from a KV cache that holds its front.
+        """
+        inputs = generation.forward_inputs()
+        config: Any = getattr(self.manager.model, "config", None)
+        ids = inputs.get("input_ids")
+        pictures = any(isinstance(v, Tensor) and v.is_floating_point() for v in inputs.values())
+        if ids is not None and not pictures and _has_images(ids, config):
+            raise BadPatch(
+                "the pictures of this prompt are in its KV cache, but not in this call. The patch "
+                "decides from the whole prompt: pass the pictures to model.generate as well, or "
+                "ask through errata.ask."
+            )
+        ctx = self.manager.context(lengths=_lengths(generation.mask), mask=generation.mask)
+        ctx.shape = (generation.rows, generation.width)
+        with torch.no_grad(), self.manager.question(ctx):
+            generation.module(**inputs, use_cache=False)
+        return ctx
+
+
+class _Generate:
+    """Stands in for a module's `generate`."""
+
+    def __init__(self, calls: DirectCalls, module: nn.Module) -> None:
+        self.calls, self.module = calls, module
+        self.__doc__ = _class(module).generate.__doc__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.calls.generate(self.module, args, kwargs)
+
+
+def _holders(model: nn.Module, inner: nn.Module | None) -> list[nn.Module]:
+    """`model` and the modules inside it that hold `inner`, outermost first; not bare lists."""
+    if inner is None:
+        return [model]
+    path = next((n for n, m in model.named_modules() if m is inner), "")
+    holders, module = [model], model
+    for name in path.split(".")[:-1]:
+        module = getattr(module, name)
+        if not isinstance(module, (nn.ModuleList, nn.Sequential, nn.ModuleDict)):
+            holders.append(module)
+    return holders
+
+
+def _ids(args: Any, kwargs: Any) -> Any:
+    """What a forward runs over: ids [B, T] or embeddings [B, T, d]; None if it is not given."""
+    if args:
+        return args[0]
+    ids = kwargs.get("input_ids")
+    return kwargs.get("inputs_embeds") if ids is None else ids
+
+
+def _class(module: nn.Module) -> Any:
+    return type(module)
+
+
+def _deciding(hooks: Iterable[Hook]) -> bool:
+    return any(h.decides for h in hooks)
+
+
+def _same(a: Sequence[Hook], b: Sequence[Hook]) -> bool:
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _in_cache(stack: Iterable[Hook]) -> list[Hook]:
+    """The hooks that change what a KV cache holds."""
+    return [h for h in flat(stack) if h.sites - h.observes - _ABOVE_CACHE]
+
+
+def _check_cache(question: Question | None, live: Live) -> None:
+    """Raises BadPatch if a cache that answers another question does not fit what is live now."""
+    before = _in_cache(question.stack) if question is not None else []
+    now = _in_cache(live.stack)
+    if _same(before, now) and not _deciding(now):
+        return
+    if _same(before, now):
+        raise BadPatch(
+            "this KV cache was filled for another prompt, and this patch decides for each prompt "
+            "what the cache holds. Begin with an empty cache."
+        )
+    state = "with other patches live" if before else "without this patch"
+    raise BadPatch(
+        f"this KV cache was filled {state}, so that its part of the prompt does not show what is "
+        "live now. Begin with an empty cache, inside the same `with backbone.applied(...)`."
+    )
+
+
+def _length(cache: Any) -> int:
+    """Columns in a KV cache; 0 for none, and for caches that do not say."""
+    length = getattr(cache, "get_seq_length", None)
+    return int(length()) if length is not None else 0
+
+
+def _question_of(cache: Any) -> Question | None:
+    found = getattr(cache, "__dict__", {}).get(_MARK)
+    return found if isinstance(found, Question) else None
+
+
+def _mark(cache: Any, question: Question) -> None:
+    attributes = getattr(cache, "__dict__", None)
+    if attributes is not None:
+        attributes[_MARK] = question
+
+
+def _lengths(mask: Tensor | None) -> Tensor | None:
+    """[B] the last real column of each row, plus one."""
+    if mask is None:
+        return None
+    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (mask * columns).max(dim=1).values
+
+
+def _repeated(ctx: HookContext, times: int) -> HookContext:
+    """The same question with each row `times` times, as for beams."""
+    if times == 1:
+        return ctx
+    index = torch.arange(ctx.shape[0]).repeat_interleave(times)
+    if ctx.lengths is not None:
+        index = index.to(ctx.lengths.device)
+    return replace(ctx.select(index), shape=(len(index), ctx.shape[1]))
+
+
+def _has_images(ids: Tensor, config: Any) -> bool:
+    """Whether some ids stand for image or video tokens."""
+    names = (f"{kind}_token_{end}" for kind in ("image", "video") for end in ("id", "index"))
+    tokens = [getattr(config, n, None) for n in names]
+    return any(t is not None and bool((ids == t).any()) for t in tokens)
