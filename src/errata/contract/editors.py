@@ -21,7 +21,7 @@ from errata.algorithms.gradient import GradientEditor
 from errata.contract._names import named
 from errata.core import registry
 from errata.core.editor import Editor, EditResult
-from errata.core.errors import BadEdit, BadSpec, FingerprintMismatch
+from errata.core.errors import BadEdit, BadPatch, BadSpec, FingerprintMismatch
 from errata.core.model.backbone import Backbone
 from errata.core.patch import check_fingerprint
 from errata.core.state import State
@@ -268,6 +268,36 @@ def holds_decisions(editor: Editor, world: World) -> None:
             assert math.isclose(value, fed, abs_tol=1e-4), (
                 f"{prompts[b].text!r}: {value} against {fed}"
             )
+
+
+#: how the model's own `generate` may cut its forwards
+_CUTS: dict[str, dict[str, Any]] = {
+    "no cache": {"use_cache": False},
+    "prompt in pieces": {"prefill_chunk_size": 3},
+    "drafted tokens": {"prompt_lookup_num_tokens": 3},
+}
+
+
+def holds_generate(editor: Editor, world: World) -> None:
+    """The model's own `generate` answers as errata does, however its forwards are cut.
+
+    A patch that cannot act there is refused, in all of them.
+    """
+    bb, length = world.backbone, 5
+    patch = _edit(editor, world, world.edits[:1]).patch
+    model: Any = bb.model
+    for prompt in (world.edits[0].prompt, world.prompts[-1]):
+        with bb.applied(patch):
+            batch = bb.encode([prompt], rows=[0])
+            own = bb.generate(batch, [length])[0].ids
+            options = {"max_new_tokens": length, "do_sample": False, "pad_token_id": 0}
+            for name, cut in {"plain": {}, **_CUTS}.items():
+                try:
+                    ids = model.generate(**batch.inputs, **options, **cut)[0].tolist()
+                except BadPatch:
+                    continue
+                answer = tuple(ids[batch.ids.shape[1] :])[: len(own)]
+                assert answer == own, f"{prompt.text!r}, {name}: {answer}, not {own}"
 
 
 def holds_empty_target(editor: Editor, world: World) -> None:

@@ -169,7 +169,7 @@ class LocateThenEdit(Editor):
         """The update B A of a layer, scaled down to `max_upd_ratio`; `notes` gets its size."""
         weight = backbone.site(site_of(layer)).first.weight
         assert isinstance(weight, Tensor)
-        size = float(weight.float().norm())
+        size = float(weight.detach().float().norm())
         a, b = a.float().cpu().contiguous(), b.float().cpu().contiguous()
         factor = 1.0
         if self.config.max_upd_ratio:

@@ -54,8 +54,9 @@ class Question:
 class Generation:
     """One call of `generate`: its module and keyword arguments, and the prompt.
 
-    rows, width: B and P. lengths [B], mask [B, P]: None where padding is unknown. ctx: of forwards
-    without a cache.
+    rows, width: B and P. mask [B, P]: None where padding is unknown. whole: False if only the new
+    part of the prompt is given, the rest being in the KV cache. in_pieces: the prompt is cut by
+    `prefill_chunk_size`. ctx: of forwards without a cache.
     """
 
     module: nn.Module
@@ -63,6 +64,7 @@ class Generation:
     rows: int
     width: int
     mask: Tensor | None
+    whole: bool
     in_pieces: bool
     ctx: HookContext | None = None
 
@@ -90,7 +92,9 @@ class Generation:
             if pad is None or not bool((prompt == pad).any()):
                 mask = torch.ones_like(prompt)
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        return cls(module, given, int(rows), int(width), mask, size is not None)
+        whole = mask is None or mask.shape[1] == width
+        width = width if mask is None else mask.shape[1]
+        return cls(module, given, int(rows), int(width), mask, whole, size is not None)
 
     def forward_inputs(self) -> dict[str, Any]:
         """The arguments of one forward over the whole prompt."""
@@ -259,9 +263,9 @@ class DirectCalls:
         ctx.prefilled = bool(cached and ctx.lengths is not None and (ctx.lengths <= cached).all())
         ctx.prefilled = ctx.prefilled or bool(cached and ctx.lengths is None)
         ctx.shape = (rows, columns)
-        if ctx.mask is not None:  # the answer so far, and drafted tokens, are real columns
-            more = max(0, cached + columns - ctx.mask.shape[1])
-            ctx.mask = nn.functional.pad(ctx.mask, (0, more), value=1)[:, : cached + columns]
+        # the answer so far, and drafted tokens, are real columns and no images
+        ctx.mask = _filled(ctx.mask, cached + columns, 1)
+        ctx.vision = _filled(ctx.vision, cached + columns, False)
         return ctx
 
     def _check_continued(
@@ -301,17 +305,23 @@ class DirectCalls:
                     "patch decides from the prompt. Fill the cache again with the patch live, pass "
                     "the whole prompt to model.generate, or ask through errata.ask."
                 )
-            return self.manager.context(lengths=_lengths(mask), mask=mask)
+            return self._new(ids, mask)
         if generation.mask is None and mask is not None and mask.shape[0] == rows:
-            mask = mask[:, : generation.width]  # as `generate` inferred it
-            return self.manager.context(lengths=_lengths(mask), mask=mask)
+            return self._new(ids, mask[:, : generation.width])  # as `generate` inferred it
         cut = cached > 0 or cached + columns < generation.width
         if cut and _deciding(live.running):
             ctx = self._decided(generation)
         else:
-            ctx = self.manager.context(lengths=_lengths(generation.mask), mask=generation.mask)
+            ids = generation.arguments.get("input_ids") if generation.whole else None
+            ctx = self._new(ids, generation.mask)
             ctx.shape = (generation.rows, generation.width)
         return _repeated(ctx, rows // generation.rows)
+
+    def _new(self, ids: Tensor | None, mask: Tensor | None) -> HookContext:
+        """A new question, whose prompt is where `mask` is 1."""
+        config: Any = getattr(self.manager.model, "config", None)
+        vision = _image_columns(ids, config) if ids is not None and ids.dim() == 2 else None
+        return self.manager.context(lengths=_lengths(mask), mask=mask, vision=vision)
 
     def _decided(self, generation: Generation) -> HookContext:
         """The decisions for the whole prompt, made in a forward of its own.
@@ -319,16 +329,17 @@ class DirectCalls:
         Needed where `generate` runs the prompt in pieces, or from a KV cache that holds its front.
         """
         inputs = generation.forward_inputs()
-        config: Any = getattr(self.manager.model, "config", None)
         ids = inputs.get("input_ids")
+        ctx = self._new(ids, generation.mask)
         pictures = any(isinstance(v, Tensor) and v.is_floating_point() for v in inputs.values())
-        if ids is not None and not pictures and _has_images(ids, config):
+        lack = not pictures and ctx.vision is not None and bool(ctx.vision.any())
+        if lack or not generation.whole:
+            part = "the pictures" if generation.whole else "the first part"
             raise BadPatch(
-                "the pictures of this prompt are in its KV cache, but not in this call. The patch "
-                "decides from the whole prompt: pass the pictures to model.generate as well, or "
-                "ask through errata.ask."
+                f"{part} of this prompt can be found in its KV cache, but not in this call. The "
+                "patch decides from the whole prompt: pass all of it to model.generate, pictures "
+                "too, or ask through errata.ask."
             )
-        ctx = self.manager.context(lengths=_lengths(generation.mask), mask=generation.mask)
         ctx.shape = (generation.rows, generation.width)
         with torch.no_grad(), self.manager.question(ctx):
             generation.module(**inputs, use_cache=False)
@@ -437,8 +448,19 @@ def _repeated(ctx: HookContext, times: int) -> HookContext:
     return replace(ctx.select(index), shape=(len(index), ctx.shape[1]))
 
 
-def _has_images(ids: Tensor, config: Any) -> bool:
-    """Whether some ids stand for image or video tokens."""
+def _image_columns(ids: Tensor, config: Any) -> Tensor:
+    """[B, P] True for image and video tokens."""
     names = (f"{kind}_token_{end}" for kind in ("image", "video") for end in ("id", "index"))
-    tokens = [getattr(config, n, None) for n in names]
-    return any(t is not None and bool((ids == t).any()) for t in tokens)
+    columns = torch.zeros_like(ids, dtype=torch.bool)
+    for name in names:
+        token = getattr(config, name, None)
+        if token is not None:
+            columns |= ids == token
+    return columns
+
+
+def _filled(columns: Tensor | None, width: int, fill: float) -> Tensor | None:
+    """[B, K] with at least `width` columns."""
+    if columns is None or columns.shape[1] >= width:
+        return columns
+    return nn.functional.pad(columns, (0, width - columns.shape[1]), value=fill)

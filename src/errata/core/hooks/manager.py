@@ -88,7 +88,7 @@ class HookManager:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies of the model: nothing is live in a copy."""
-        return {k: v for k, v in vars(self).items() if k not in ("callers", "lock", "tree")}
+        return {k: v for k, v in vars(self).items() if k not in ("callers", "lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -96,8 +96,6 @@ class HookManager:
         self.lock, self.callers = threading.RLock(), Callers()
         for point in self.points.values():
             point.used = 0
-        modules = {m for s in self.sites.values() for m in (s.first, s.last) if m}
-        self.tree = ModuleTree(self.model, modules)
         MANAGERS.add(self)
 
     # -- what is live -------------------------------------------------------------------------
