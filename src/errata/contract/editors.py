@@ -270,6 +270,24 @@ def holds_decisions(editor: Editor, world: World) -> None:
             )
 
 
+def holds_modes(editor: Editor, world: World) -> None:
+    """An edit made under `inference_mode` and `autocast` is the same, and can be used outside."""
+    bb, edits = world.backbone, world.edits[:1]
+    state, plain = _state(editor, world), _edit(editor, world, edits).patch
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        prepared = editor.prepare(bb, world.cases)
+        patch = editor.edit(bb, edits, state).patch
+        with bb.applied(patch):
+            inside = _answers(bb, world.prompts)
+    made = [*patch.state_dict().values(), *(prepared.tensors.values() if prepared else ())]
+    assert not any(t.is_inference() for t in made), "tensors that work in inference mode only"
+    pairs = zip(patch.state_dict().values(), plain.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs), "another patch"
+    with bb.applied(patch):
+        outside = _answers(bb, world.prompts)
+    assert torch.equal(inside, outside), "other answers"
+
+
 #: how the model's own `generate` may cut its forwards
 _CUTS: dict[str, dict[str, Any]] = {
     "no cache": {"use_cache": False},

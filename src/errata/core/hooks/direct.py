@@ -312,8 +312,8 @@ class DirectCalls:
         if cut and _deciding(live.running):
             ctx = self._decided(generation)
         else:
-            ids = generation.arguments.get("input_ids") if generation.whole else None
-            ctx = self._new(ids, generation.mask)
+            prompt = generation.arguments.get("input_ids") if generation.whole else None
+            ctx = self._new(prompt, generation.mask)
             ctx.shape = (generation.rows, generation.width)
         return _repeated(ctx, rows // generation.rows)
 
