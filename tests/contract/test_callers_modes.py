@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+import errata
 from errata.core import registry
+from errata.core.errors import BadBackbone
 from errata.core.model.backbone import Backbone
 from errata.core.types import Edit, Prompt
 from errata.evaluation.answers import ask_prompts
@@ -107,3 +109,27 @@ def test_a_patch_under_autocast_keeps_its_own_arithmetic(pictures: list[str]) ->
         with torch.autocast("cpu", dtype=torch.bfloat16):
             cast = bb.model(**batch.inputs).logits
     torch.testing.assert_close(cast.float(), plain, atol=0.5, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", registry.names("analyses"))
+def test_every_analysis_runs_in_ordinary_modes(name: str) -> None:
+    """What each shows in them is tested with the analysis."""
+    look = registry.load("analyses", name).look
+    assert look.__wrapped__.__name__ == "look"
+
+
+def test_a_model_that_is_loaded_in_inference_mode_can_be_edited() -> None:
+    prompt = Prompt.of("What is the ring?")
+    with torch.inference_mode():
+        bb = errata.load("micro-vlm")
+        patch = errata.editor("ft_l", steps=1).edit(bb, [Edit(prompt, "green")]).patch
+    with bb.applied(patch):
+        assert bb.logits(bb.encode([prompt])).isfinite().all()
+
+
+def test_a_model_that_was_made_in_inference_mode_is_named() -> None:
+    with torch.inference_mode():
+        bb = tiny.llava(layers=2)
+        with pytest.raises(BadBackbone, match="inference_mode"):
+            errata.editor("ft_l", steps=1).edit(bb, [Edit(Prompt.of("Which?"), "green")])
+        assert ask_prompts(bb, [Prompt.of("Which?")])

@@ -29,6 +29,7 @@ from errata.analyses._summary import cells, text, with_ends
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadData, BadSpec, MissingExtra, MissingState
 from errata.core.figure import Dots, Figure, Findings, Panel, Scatter, Table
+from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.text import normalise
 from errata.core.types import Case, Prompt
 from errata.editors.unike.encoders import encode, unit
@@ -92,6 +93,7 @@ class SpacesAnalysis(Analysis):
         known: int = 400
         points: int = 150
 
+    @in_ordinary_modes
     def look(self, subject: Subject) -> Findings:
         """Raises MissingState, BadSpec, BadData, or MissingExtra for t-SNE without it."""
         state, bb = _spaces_of(subject), subject.backbone

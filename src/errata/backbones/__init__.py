@@ -28,6 +28,8 @@ def load(
     Raises BadSpec for a dtype or device that this machine does not have, BadBackbone for a model
     that does not exist, that no family accepts, or that cannot be loaded.
     """
+    from errata.core.hooks.modes import ordinary
+
     _check_device(dtype, device)
     classes = _families()
     family = next((c for c in classes.values() if name in c.bundled), None)
@@ -40,15 +42,16 @@ def load(
                 f"handles. Known families: {', '.join(classes)}; docs/add-a-backbone.md says how "
                 "to add one."
             )
-    backbone: Backbone = family.load(
-        name,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        revision=revision,
-        style=style,
-        trust_remote_code=trust_remote_code,
-    )
+    with ordinary():  # weights that are made in inference mode can never be searched through
+        backbone: Backbone = family.load(
+            name,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            style=style,
+            trust_remote_code=trust_remote_code,
+        )
     return backbone
 
 

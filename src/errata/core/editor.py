@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from errata.core.config import current_names, parse_config
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
 from errata.core.files import versions
-from errata.core.hooks.modes import searching
+from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.model.backbone import Backbone
 from errata.core.patch import Header, Patch, parts_of
 from errata.core.state import State
@@ -186,7 +186,7 @@ class Editor(ABC):
         """Whether the editor, with its settings, works from a prepared state."""
         return self.needs_state
 
-    @searching
+    @in_ordinary_modes
     def prepare(
         self,
         backbone: Backbone,
@@ -270,7 +270,7 @@ class Editor(ABC):
         """One independent patch per group of joint edits."""
         return self._headed(backbone, EditRequest.of(groups, states, seed))
 
-    @searching
+    @in_ordinary_modes
     def _headed(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         self.check_model(backbone)
         if self.uses_state and any(s is None for s in request.states):
@@ -295,6 +295,11 @@ class Editor(ABC):
                 f"editor '{self.name}' needs a model that can {' and '.join(lacking)}; "
                 f"{backbone.name} can {', '.join(sorted(backbone.capabilities))}. Choose another "
                 "model or another --editor."
+            )
+        if any(p.is_inference() for p in backbone.model.parameters()):
+            raise BadBackbone(
+                f"the weights of {backbone.name} were made under torch.inference_mode(), where no "
+                "gradients can be taken. Make the model outside of it."
             )
 
     def _check_state(self, backbone: Backbone, state: State | None) -> None:

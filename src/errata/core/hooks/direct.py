@@ -11,31 +11,29 @@ Shapes: B rows, P columns of the prompt, T columns of one forward, K columns in 
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from errata.core.errors import BadPatch
 from errata.core.hooks.context import HookContext, Site
+from errata.core.hooks.generation import Generation, class_of
 from errata.core.hooks.hook import Hook, flat, walk
-from errata.core.hooks.live import Caller, Live
-
-if TYPE_CHECKING:
-    from errata.core.hooks.manager import HookManager
+from errata.core.hooks.live import Caller, Callers, Live
+from errata.core.hooks.modules import ModuleTree
 
 #: sites above all attention: a hook there leaves the KV cache as it is
 _ABOVE_CACHE = frozenset({"final_norm", "head"})
 _MARK = "_errata_question"
-_IDS = ("input_ids", "inputs_embeds")
 
 
 @dataclass(eq=False)
-class Question:
+class CacheMark:
     """What a KV cache was filled for: the hooks that were live, and the context of the answer."""
 
     stack: tuple[Hook, ...] = ()
@@ -43,70 +41,33 @@ class Question:
     ctx: HookContext | None = None
     generation: Generation | None = None
 
-    def __deepcopy__(self, memo: Any) -> Question:
+    def __deepcopy__(self, memo: Any) -> CacheMark:
         return self
 
     def __reduce__(self) -> Any:
-        return (Question, ())  # a cache that is saved loses it
+        return (CacheMark, ())  # a cache that is saved loses it
 
 
-@dataclass(eq=False)
-class Generation:
-    """One call of `generate`: its module and keyword arguments, and the prompt.
+class Watched(Protocol):
+    """What is needed of a `HookManager`."""
 
-    rows, width: B and P. mask [B, P]: None where padding is unknown. whole: False if only the new
-    part of the prompt is given, the rest being in the KV cache. in_pieces: the prompt is cut by
-    `prefill_chunk_size`. ctx: of forwards without a cache.
-    """
+    model: nn.Module
+    tree: ModuleTree
+    callers: Callers
+    lock: Any
+    opened: int
 
-    module: nn.Module
-    arguments: dict[str, Any]
-    rows: int
-    width: int
-    mask: Tensor | None
-    whole: bool
-    in_pieces: bool
-    ctx: HookContext | None = None
-
-    @classmethod
-    def of(cls, module: nn.Module, args: Any, kwargs: Any) -> Generation | None:
-        """None if `generate` is given no prompt."""
-        signature = inspect.signature(_class(module).generate)
-        given = dict(signature.bind_partial(module, *args, **kwargs).arguments)
-        for name, parameter in signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                given.update(given.pop(name, {}))
-        given = {k: v for k, v in given.items() if v is not None and v is not module}
-        prompt = given.pop("inputs", None)
-        for name in reversed(_IDS):
-            prompt = given.get(name, prompt)
-        if not isinstance(prompt, Tensor):
-            return None
-        given.setdefault("input_ids" if prompt.dim() == 2 else "inputs_embeds", prompt)
-        config = given.get("generation_config") or getattr(module, "generation_config", None)
-        size = given.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        rows, width = prompt.shape[:2]
-        mask = given.get("attention_mask")
-        if mask is None and rows == 1 and prompt.dim() == 2:
-            pad = given.get("pad_token_id", getattr(config, "pad_token_id", None))
-            if pad is None or not bool((prompt == pad).any()):
-                mask = torch.ones_like(prompt)
-        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        whole = mask is None or mask.shape[1] == width
-        width = width if mask is None else mask.shape[1]
-        return cls(module, given, int(rows), int(width), mask, whole, size is not None)
-
-    def forward_inputs(self) -> dict[str, Any]:
-        """The arguments of one forward over the whole prompt."""
-        parameters = inspect.signature(type(self.module).forward).parameters
-        drop = ("past_key_values", "use_cache", "labels", "cache_position", "return_dict")
-        return {k: v for k, v in self.arguments.items() if k in parameters and k not in drop}
+    def caller(self) -> Caller: ...
+    def become(self, caller: Caller) -> Any: ...
+    def restore(self, token: Any) -> None: ...
+    def context(self, **fields: Any) -> HookContext: ...
+    def question(self, ctx: HookContext) -> AbstractContextManager[HookContext]: ...
 
 
 class DirectCalls:
     """Sets the caller's context before each forward that errata does not make itself."""
 
-    def __init__(self, manager: HookManager) -> None:
+    def __init__(self, manager: Watched) -> None:
         self.manager = manager
         self.handles: list[Any] = []
         #: thread -> the outermost module of the direct call that it is in
@@ -135,7 +96,7 @@ class DirectCalls:
 
     def generate(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """The module's own `generate`, which answers one question."""
-        plain = _class(module).generate
+        plain = class_of(module).generate
         caller = self.manager.caller()
         running = caller.generation
         if not caller.live.stack or (running is not None and running.module is module):
@@ -192,7 +153,7 @@ class DirectCalls:
         ctx = self._context(caller, ids, mask, cache)
         manager.become(caller.but(ctx=ctx, entered=module))
         if cache is not None:
-            _mark(cache, Question(live.stack, live.running, ctx, caller.generation))
+            _mark(cache, CacheMark(live.stack, live.running, ctx, caller.generation))
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if torch.compiler.is_compiling() and not self._asks(args, kwargs):
@@ -212,7 +173,7 @@ class DirectCalls:
             cache = getattr(output, "past_key_values", None)
             if cache is not None:
                 live = caller.live
-                _mark(cache, Question(live.stack, live.running, caller.ctx, caller.generation))
+                _mark(cache, CacheMark(live.stack, live.running, caller.ctx, caller.generation))
 
     def _check_stack(self, live: Live) -> None:
         rewriting = next((h for h in live.stack if h.rewrites), None)
@@ -351,7 +312,7 @@ class _Generate:
 
     def __init__(self, calls: DirectCalls, module: nn.Module) -> None:
         self.calls, self.module = calls, module
-        self.__doc__ = _class(module).generate.__doc__
+        self.__doc__ = class_of(module).generate.__doc__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.calls.generate(self.module, args, kwargs)
@@ -378,10 +339,6 @@ def _ids(args: Any, kwargs: Any) -> Any:
     return kwargs.get("inputs_embeds") if ids is None else ids
 
 
-def _class(module: nn.Module) -> Any:
-    return type(module)
-
-
 def _deciding(hooks: Iterable[Hook]) -> bool:
     return any(h.decides for h in hooks)
 
@@ -395,7 +352,7 @@ def _in_cache(stack: Iterable[Hook]) -> list[Hook]:
     return [h for h in flat(stack) if h.sites - h.observes - _ABOVE_CACHE]
 
 
-def _check_cache(question: Question | None, live: Live) -> None:
+def _check_cache(question: CacheMark | None, live: Live) -> None:
     """Raises BadPatch if a cache that answers another question does not fit what is live now."""
     before = _in_cache(question.stack) if question is not None else []
     now = _in_cache(live.stack)
@@ -419,12 +376,12 @@ def _length(cache: Any) -> int:
     return int(length()) if length is not None else 0
 
 
-def _question_of(cache: Any) -> Question | None:
+def _question_of(cache: Any) -> CacheMark | None:
     found = getattr(cache, "__dict__", {}).get(_MARK)
-    return found if isinstance(found, Question) else None
+    return found if isinstance(found, CacheMark) else None
 
 
-def _mark(cache: Any, question: Question) -> None:
+def _mark(cache: Any, question: CacheMark) -> None:
     attributes = getattr(cache, "__dict__", None)
     if attributes is not None:
         attributes[_MARK] = question

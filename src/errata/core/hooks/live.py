@@ -15,15 +15,13 @@ import weakref
 from asyncio.events import _get_running_loop
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from errata.core.hooks.context import HookContext
+from errata.core.hooks.generation import Generation
 from errata.core.hooks.hook import Hook, walk
-
-if TYPE_CHECKING:
-    from errata.core.hooks.direct import Generation
 
 #: makes the hooks that run from the hooks that were applied
 Merge = Callable[[Sequence[Hook]], Sequence[Hook]]
@@ -148,7 +146,7 @@ def follow_threads() -> None:
             _STARTED_WITH[self] = blocks
         plain(self)
 
-    threading.Thread.start = start  # type: ignore[method-assign]
+    type.__setattr__(threading.Thread, "start", start)
 
 
 class Callers:

@@ -39,8 +39,8 @@ def ordinary(*, gradients: bool | None = None) -> Iterator[None]:
         yield
 
 
-def searching(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates what may need gradients, so that it works wherever it is called from."""
+def in_ordinary_modes(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorates what may need gradients, so that it works in whatever modes it is called."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -66,7 +66,7 @@ class Frozen:
         learnt = []
         if torch.is_grad_enabled():
             each = (p for named in self.parameters for p in named.values())
-            learnt = [p for p in each if p is not None and p.requires_grad]
+            learnt = [p for p in each if p is not None and p.requires_grad and not p.is_inference()]
         for module in training:
             module.training = False
         for parameter in learnt:
