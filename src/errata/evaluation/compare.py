@@ -131,7 +131,7 @@ def _pair(
 def _entry(
     pairs: Sequence[PairedScores], mix: Sequence[float], boot: Bootstrap
 ) -> dict[str, Any] | None:
-    difference = boot.mean([p.difference() for p in pairs], mix)
+    difference = boot.mean([p.difference() for p in pairs], mix, within=(-1.0, 1.0))
     a, b = (boot.mean([p.side(i) for p in pairs], mix) for i in (0, 1))
     if difference is None or a is None or b is None:
         return None
@@ -217,42 +217,48 @@ def _facts(run: RunFolder) -> dict[str, Any]:
     return {"run": run.path.name, **{k: run.manifest.get(k) for k in keys}}
 
 
+HIGHER, LOWER = "▲", "▼"
+
+
+def mark(entry: Mapping[str, Any]) -> str:
+    """Whether b is higher or lower than a beyond its interval; "" where the interval has 0 in it."""
+    low, high = entry["ci95"] or (0.0, 0.0)
+    return HIGHER if low > 0 else LOWER if high < 0 else ""
+
+
 def compare_table(result: Mapping[str, Any], keys: Iterable[str] | None = None) -> Table:
-    """A terminal table of `compare_runs`; differences whose interval excludes 0 are bold."""
+    """A terminal table of `compare_runs`, in per cent; differences beyond their interval marked."""
     from rich.markup import escape
     from rich.table import Table
 
     a, b = result["a"], result["b"]
     by = "editor" if a["editor"] != b["editor"] else "run"
     name_a, name_b = escape(str(a[by])), escape(str(b[by]))
+    shown = list(keys if keys is not None else result["metrics"])
+    entries = [result["metrics"][key] for key in shown]
+    marked = sum(bool(mark(e)) for e in entries)
     table = Table(
-        title=f"{name_b} minus {name_a}, paired over {result['cases']} cases "
-        f"in {result['units']} units"
+        title=f"{name_b} minus {name_a}, per cent, paired over {result['cases']} cases "
+        f"in {result['units']} units",
+        caption=f"{HIGHER} {name_b} is higher, {LOWER} lower: the 95 % interval of the difference "
+        f"has no 0 in it ({marked} of {len(shown)}). By chance alone, about one in 20 would be "
+        "marked. n: cases that both runs scored; unpaired: cases that only one could score.",
     )
-    table.add_column("metric")
-    for heading in (
-        name_a,
-        name_b,
-        "difference",
-        "95 % interval",
-        "n",
-        "units",
-        "unpaired",
-    ):
+    table.add_column("score")
+    for heading in (name_a, name_b, "difference", "", "95 % interval", "n", "units", "unpaired"):
         table.add_column(heading, justify="right")
-    for key in keys if keys is not None else result["metrics"]:
-        entry = result["metrics"][key]
+    for key, entry in zip(shown, entries, strict=True):
         ci = entry["ci95"]
-        clear = ci is not None and not ci[0] <= 0 <= ci[1]
         table.add_row(
             key,
-            f"{entry['a']:.3f}",
-            f"{entry['b']:.3f}",
-            f"{entry['difference']:+.3f}",
-            f"{ci[0]:+.3f} to {ci[1]:+.3f}" if ci else "one unit",
+            f"{100 * entry['a']:.1f}",
+            f"{100 * entry['b']:.1f}",
+            f"{100 * entry['difference']:+.1f}",
+            mark(entry),
+            f"{100 * ci[0]:+.1f} to {100 * ci[1]:+.1f}" if ci else "one unit",
             str(entry["n"]),
             str(entry["units"]),
             str(entry["unpaired"]),
-            style="bold" if clear else None,
+            style="bold" if mark(entry) else None,
         )
     return table

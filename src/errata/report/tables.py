@@ -88,11 +88,17 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def cell_of(metrics: Mapping[str, Any], key: str) -> ScoreCell:
-    """The score under a key of `scores.json`; an empty cell where it is not there."""
+    """The score under a key of `scores.json`; an empty cell where it is not there.
+
+    An interval without width, which errata before 0.2 wrote where all units agree, is read as none:
+    `errata score` computes it anew.
+    """
     entry = metrics.get(key)
     if entry is None:
         return ScoreCell(None)
     low, high = entry["ci95"] or (None, None)
+    if low == high:
+        low = high = None
     return ScoreCell(
         entry["value"], low, high, entry["n"], entry["units"], entry["unscored"], entry.get("base")
     )
@@ -193,7 +199,8 @@ def terminal_table(setting: Setting, scorer: str = "exact") -> Table:
         pad_edge=False,
         collapse_padding=True,
         title=escape(f"{setting.benchmark}, {setting.protocol}: {scorer}, %"),
-        caption=escape(f"{setting.backbone}; {setting.cases} cases, {setting.units} units"),
+        caption=escape(_legend(setting, view)),
+        caption_justify="left",
     )
     table.add_column("method", no_wrap=True)
     for heading in view.headings:
@@ -202,4 +209,26 @@ def terminal_table(setting: Setting, scorer: str = "exact") -> Table:
     for line in view.lines:
         texts = (f"{c.text}\n[dim]{c.interval_to(0)}[/dim]" for c in line.cells)
         table.add_row(escape(line.label), *texts)
+    table.add_section()
+    table.add_row("n (cases)", *view.counts, style="dim")
     return table
+
+
+INTERVALS = (
+    "95 % intervals: a bootstrap over independent units (edits made one after another are one "
+    "unit); where all units agree, the bound of Clopper and Pearson."
+)
+
+
+def _legend(setting: Setting, view: TableView) -> str:
+    """What stands under a table in the terminal: the run, its columns, its intervals."""
+    columns = "".join(
+        f"\n{h.short}: {h.label if h.label != h.short else ''}".rstrip()
+        + (f" - {h.meaning}" if h.meaning and h.label != h.short else f" {h.meaning}".rstrip())
+        for h in view.headings
+    )
+    return (
+        f"{setting.backbone}; {setting.cases} cases in {setting.units} independent units"
+        f"{columns}\nunedited: how often the model already gave the reference before any edit. "
+        f"{INTERVALS}"
+    )
