@@ -221,7 +221,7 @@ HIGHER, LOWER = "▲", "▼"
 
 
 def mark(entry: Mapping[str, Any]) -> str:
-    """Whether b is higher or lower than a beyond its interval; "" where the interval has 0 in it."""
+    """Whether b is higher or lower than a; "" where the interval has 0 in it."""
     low, high = entry["ci95"] or (0.0, 0.0)
     return HIGHER if low > 0 else LOWER if high < 0 else ""
 

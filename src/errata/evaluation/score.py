@@ -62,9 +62,12 @@ def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]
         "units": len(folder.lanes),
         "scorers": {m.name: m.version for m in scorers},
         "bootstrap": {
-            "resamples": RESAMPLES, "seed": SEED, "over": "lanes", "level": 0.95,
+            "resamples": RESAMPLES,
+            "seed": SEED,
+            "over": "lanes",
+            "level": 0.95,
             "where_all_agree": WHERE_ALL_AGREE,
-        },  # fmt: skip
+        },
         "metrics": summarise(table, boot, with_means),
         "by_origin": {
             origin: summarise(select(table, _from(origin)), boot, with_means) for origin in origins

@@ -87,7 +87,10 @@ def _curves(label: str, values: Mapping[str, Any], tone: Tone) -> Chart:
 
 @dataclass(frozen=True, slots=True)
 class EditTimes:
-    """Seconds per edit of one method: median, 10 % and 90 % quantile; `phases`: (name, seconds)."""
+    """Seconds per edit of one method: median, 10 % and 90 % quantile; `phases`: (name, seconds).
+
+    peak_mb: while edits were computed; None where the run recorded only the peak of its process.
+    """
 
     label: str
     edits: int
@@ -108,7 +111,7 @@ def times(setting: Setting) -> list[tuple[EditTimes, float]]:
 def _times(result: Result) -> EditTimes:
     seconds = sorted(float(s) for s in result.timing.get("edit_seconds") or ())
     phases: Mapping[str, Mapping[str, Any]] = result.timing.get("phases") or {}
-    peaks = [float(p["peak_mb"]) for p in phases.values() if p.get("peak_mb") is not None]
+    own = result.timing.get("peak_of") == "phase"
     median, low, high = (_quantile(seconds, q) for q in (0.5, 0.1, 0.9))
     return EditTimes(
         result.label,
@@ -117,7 +120,7 @@ def _times(result: Result) -> EditTimes:
         low,
         high,
         tuple((name, float(p.get("seconds") or 0)) for name, p in phases.items()),
-        max(peaks, default=None),
+        phases.get("edit", {}).get("peak_mb") if own else None,
     )
 
 

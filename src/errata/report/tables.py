@@ -199,8 +199,7 @@ def terminal_table(setting: Setting, scorer: str = "exact") -> Table:
         pad_edge=False,
         collapse_padding=True,
         title=escape(f"{setting.benchmark}, {setting.protocol}: {scorer}, %"),
-        caption=escape(_legend(setting, view)),
-        caption_justify="left",
+        caption=escape(f"{setting.backbone}; {setting.cases} cases, {setting.units} units"),
     )
     table.add_column("method", no_wrap=True)
     for heading in view.headings:
@@ -210,25 +209,27 @@ def terminal_table(setting: Setting, scorer: str = "exact") -> Table:
         texts = (f"{c.text}\n[dim]{c.interval_to(0)}[/dim]" for c in line.cells)
         table.add_row(escape(line.label), *texts)
     table.add_section()
-    table.add_row("n (cases)", *view.counts, style="dim")
+    table.add_row("n", *view.counts, style="dim")
     return table
 
 
 INTERVALS = (
     "95 % intervals: a bootstrap over independent units (edits made one after another are one "
-    "unit); where all units agree, the bound of Clopper and Pearson."
+    "unit). Where all units agree it is the bound of Clopper and Pearson."
 )
+UNEDITED = "how often the model already gave the reference answer before any edit"
 
 
-def _legend(setting: Setting, view: TableView) -> str:
-    """What stands under a table in the terminal: the run, its columns, its intervals."""
-    columns = "".join(
-        f"\n{h.short}: {h.label if h.label != h.short else ''}".rstrip()
-        + (f" - {h.meaning}" if h.meaning and h.label != h.short else f" {h.meaning}".rstrip())
-        for h in view.headings
-    )
-    return (
-        f"{setting.backbone}; {setting.cases} cases in {setting.units} independent units"
-        f"{columns}\nunedited: how often the model already gave the reference before any edit. "
-        f"{INTERVALS}"
-    )
+def legend(settings: Sequence[Setting], scorer: str = "exact") -> list[tuple[str, str]]:
+    """(word, meaning) of what stands in the terminal's tables: columns, first and last row."""
+    words: dict[str, str] = {}
+    for setting in settings:
+        for h in main_view(setting, scorer).headings:
+            same = h.label.casefold() == h.short.casefold()
+            words[h.short] = h.meaning if same else f"{h.label}. {h.meaning}"
+    return [
+        *((word, meaning.strip()) for word, meaning in words.items()),
+        ("unedited", f"{UNEDITED}."),
+        ("n", "cases that have a score in the column; the others are unscored."),
+        ("a–b", INTERVALS),
+    ]
