@@ -22,7 +22,7 @@ from torch import Tensor
 
 from errata.core import registry
 from errata.core.editor import EditRequest, EditResult
-from errata.core.errors import BadSpec
+from errata.core.errors import BadSpec, Notice
 from errata.core.gate import Gate, TokenColumns, gate_class
 from errata.core.hooks.hook import Hook, flat
 from errata.core.kinds import family
@@ -186,7 +186,7 @@ class AdapterEditor(TrainedEditor):
 
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         if self.gate_class.warning:
-            warnings.warn(self.gate_class.warning, stacklevel=2)
+            warnings.warn(self.gate_class.warning, Notice, stacklevel=2)
         for _, edit in request.edits:
             self.check(edit)
         results = []

@@ -21,6 +21,10 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class Notice(UserWarning):
+    """A warning of errata itself; the command line prints it as one line, and no other's."""
+
+
 class UnknownName(UserError):
     """A name that is not in a registry."""
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.core.errors import BadPatch
+from errata.core.hooks.cache_names import cache_in
 from errata.core.hooks.context import HookContext, Site
 from errata.core.hooks.dedup import DedupBatch
 from errata.core.hooks.hook import Hook, walk
@@ -128,7 +129,7 @@ class HookManager:
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
         if ids is None:
             return
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         cached = int(cache.get_seq_length()) if cache is not None else 0
         if not cached:
             mask = kwargs.get("attention_mask")
