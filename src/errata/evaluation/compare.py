@@ -8,13 +8,14 @@ as one unit, and the panel (`retention`), which belongs to a lane, is not compar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.core.errors import BadRun
 from errata.core.kinds import MEANS
+from errata.core.measure.metric import Metric
 from errata.evaluation.bootstrap import DIGITS, Bootstrap
 from errata.evaluation.run_folder import PANEL, RunFolder, read_run
 from errata.evaluation.score_table import (
@@ -22,6 +23,7 @@ from errata.evaluation.score_table import (
     CaseScore,
     Column,
     Groups,
+    ScoreTable,
     load_metrics,
     mean_scorers,
     read_score_table,
@@ -48,6 +50,23 @@ class PairedScores:
         return {unit: [b - a for a, b in pairs] for unit, pairs in self.scores.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredRun:
+    """A run with the score of every case."""
+
+    run: RunFolder
+    table: ScoreTable
+
+
+def paired_differences(
+    a: ScoredRun, b: ScoredRun, scorers: Sequence[Metric], keys: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Differences b - a under some keys of `scores.json`, as in `compare_runs`. Raises BadRun."""
+    _check_cases(a.run, b.run)
+    _check_before(a.run, b.run)
+    return _compare(a, b, scorers, keys)
+
+
 def compare_runs(a: Path, b: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]:
     """Paired differences b - a of every metric that both runs have.
 
@@ -59,49 +78,58 @@ def compare_runs(a: Path, b: Path, metrics: Sequence[str] | None = None) -> dict
     _check_cases(run_a, run_b)
     _check_before(run_a, run_b)
     scorers = load_metrics(metrics, run_a, run_b)
-    tables = read_score_table(run_a, scorers), read_score_table(run_b, scorers)
-    shared = set(tables[0]) & set(tables[1])
-    if run_a.lanes != run_b.lanes:
-        panel = {probe.kind for run in (run_a, run_b) for probe in run.panel}
-        shared = {column for column in shared if column.kind not in panel}
-    unit_of = _units(run_a, run_b)
-    boot = Bootstrap(sorted(set(unit_of.values())))
+    one, two = (ScoredRun(run, read_score_table(run, scorers)) for run in (run_a, run_b))
     return {
         "schema": SCHEMA,
         "a": _facts(run_a),
         "b": _facts(run_b),
         "cases": sum(map(len, run_a.lanes.values())),
-        "units": len(set(unit_of.values())),
-        "metrics": _differences(
-            {
-                column: _pair_groups(groups, tables[1][column], unit_of)
-                for column, groups in tables[0].items()
-                if column in shared
-            },
-            boot,
-            mean_scorers(scorers),
-        ),
+        "units": len(set(_units(run_a, run_b).values())),
+        "metrics": _compare(one, two, scorers),
     }
+
+
+def _compare(
+    a: ScoredRun, b: ScoredRun, scorers: Sequence[Metric], keys: Collection[str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """keys: the scores that are compared; None: all that both runs have."""
+    shared = set(a.table) & set(b.table)
+    if a.run.lanes != b.run.lanes:
+        panel = {probe.kind for one in (a, b) for probe in one.run.panel}
+        shared = {column for column in shared if column.kind not in panel}
+    unit_of = _units(a.run, b.run)
+    paired = {
+        column: _pair_groups(groups, b.table[column], unit_of)
+        for column, groups in a.table.items()
+        if column in shared
+    }
+    boot = Bootstrap(sorted(set(unit_of.values())))
+    return _differences(paired, boot, mean_scorers(scorers), keys)
 
 
 def _differences(
     paired: Mapping[Column, Mapping[str, PairedScores]],
     boot: Bootstrap,
     with_means: Sequence[str],
+    keys: Collection[str] | None,
 ) -> dict[str, dict[str, Any]]:
+    def wanted(key: str) -> bool:
+        return keys is None or key in keys
+
     out: dict[str, dict[str, Any] | None] = {}
     for column, pairs in paired.items():
         for group, one in pairs.items():
-            if group:
+            if group and wanted(column.key(group)):
                 out[column.key(group)] = _entry([one], [1.0], boot)
-        out[column.key()] = _entry(list(pairs.values()), [1.0] * len(pairs), boot)
+        if wanted(column.key()):
+            out[column.key()] = _entry(list(pairs.values()), [1.0] * len(pairs), boot)
     for scorer in with_means:
         for tag in TAGS:
             for mean in MEANS.values():
+                key = Column(mean.name, scorer, tag).key()
                 kinds = [paired.get(Column(kind, scorer, tag)) for kind in mean.kinds]
-                if all(kinds):
+                if all(kinds) and wanted(key):
                     flat = [(p, 1 / len(k)) for k in kinds if k for p in k.values()]
-                    key = Column(mean.name, scorer, tag).key()
                     out[key] = _entry([p for p, _ in flat], [w for _, w in flat], boot)
     return {key: entry for key, entry in out.items() if entry is not None}
 

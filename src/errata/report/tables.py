@@ -50,6 +50,11 @@ class ColumnHeading:
     over: str = ""
     short: str = ""
 
+    @property
+    def named(self) -> str:
+        """The label, with the heading above it."""
+        return f"{self.over}: {self.label}" if self.over else self.label
+
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
