@@ -71,7 +71,6 @@ def bench(
             rows=rows,
             root=root,
             state=prepared,
-            legacy="legacy" in (metric or ()),
             metrics=metric,
             keep_patches=keep_patches,
             image_seeds=image_seeds,

@@ -52,8 +52,10 @@ def bench(
     """Runs `editor` on `benchmark` under `protocol` into the folder `out`, and scores the run.
 
     An unfinished run in `out` is resumed; one with a lower limit is continued with the further
-    cases. image_seeds: images per prompt (protocols that draw).
+    cases. image_seeds: images per prompt (protocols that draw). legacy: the likeliest tokens are
+    recorded, also where none of `metrics` reads them.
     """
+    legacy = legacy or any(registry.load("metrics", name).reads_top for name in metrics or ())
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
     editor = editor.for_backbone(backbone)
 
