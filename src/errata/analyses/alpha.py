@@ -174,7 +174,7 @@ class AlphaSummary(Summary):
         by_case: dict[str, list[float]] = {}
         for r in rows:
             by_case.setdefault(r.case, []).append(of(r))
-        return self.value(by_case)
+        return self.value(by_case, within=(0.0, 1.0))
 
     def highest(self, of: Callable[[AlphaRecord], float]) -> float:
         """A round upper end for an axis of means, above every interval, at most 1."""
@@ -199,7 +199,7 @@ class AlphaSummary(Summary):
             if same and others:
                 higher = np.sign(np.subtract.outer(same, others)) / 2 + 0.5
                 shares[case] = [float(higher.mean())]
-        return (self.value(shares), len(shares)) if shares else None
+        return (self.value(shares, within=(0.0, 1.0)), len(shares)) if shares else None
 
     def ranks(self) -> dict[str, Any]:
         """JSON-ready: block -> near, far -> value, ci95, n."""

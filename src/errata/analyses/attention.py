@@ -145,7 +145,7 @@ class AttentionSummary(Summary):
         return f"visual, top {self.top}" if group == "top visual" else group
 
     def mean_at(self, key: Key, block: int) -> Value:
-        return self.at(self.scores[key], block)
+        return self.at(self.scores[key], block, within=(0.0, 1.0))
 
     def peaks(self) -> dict[str, Any]:
         """Query token -> measure -> group -> the block with the highest mean."""

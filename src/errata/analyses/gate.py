@@ -263,7 +263,9 @@ class GateSummary(Summary):
             for rows in parts
         ]
         mix = [0.5 / len(kinds.inside)] * len(kinds.inside) + [0.5 / len(names)] * len(names)
-        return (self.train_bootstrap if on_train else self.bootstrap).mean(groups, mix)
+        return (self.train_bootstrap if on_train else self.bootstrap).mean(
+            groups, mix, within=(0.0, 1.0)
+        )
 
     def best_blocks(self) -> dict[str, int]:
         """Reading -> the block where one threshold is best, on training cases."""

@@ -386,7 +386,7 @@ def _weighted(
         top, bottom = parts.get(subject, (0.0, 0.0))
         top += w_pos * right_pos + w_neg * right_neg
         parts[subject] = (top, bottom + w_pos + w_neg)
-    return Bootstrap(sorted(parts)).ratio(parts)
+    return Bootstrap(sorted(parts)).ratio(parts, within=(0.0, 1.0))
 
 
 # -- figures and tables ----------------------------------------------------------------------------

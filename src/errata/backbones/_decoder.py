@@ -26,6 +26,7 @@ from errata.backbones._overrides import StopForward, attention_as, forward_as, s
 from errata.backbones._pruning import deduplicated
 from errata.backbones._scoring import DecoderQuestion
 from errata.core.errors import BadBackbone
+from errata.core.hooks import cache_names
 from errata.core.hooks.context import HookContext
 from errata.core.model.batch import Batch, PrefixRow, PrefixState, Question
 
@@ -126,7 +127,7 @@ class DecoderBackbone(DecoderForward):
                 args, kwargs = stop.value
                 assert not args, "the text model is expected to be called with keywords"
                 drop = (
-                    "past_key_values",
+                    *cache_names.NAMES,
                     "use_cache",
                     "cache_position",
                     "labels",

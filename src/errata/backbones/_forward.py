@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from errata.backbones._overrides import forward_as, in_this_thread
 from errata.backbones._pruning import dedup_attention, dedup_keywords, last_block_at
+from errata.core.hooks.cache_names import cache_keywords
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.dedup import DedupBatch
 from errata.core.model.backbone import Backbone
@@ -100,7 +101,7 @@ class DecoderForward(Backbone, ABC):
                     in_this_thread(substitute), with_kwargs=True, prepend=True
                 )
                 stack.callback(handle.remove)
-            out = self.text(**trunk, past_key_values=cache, use_cache=cache is not None)
+            out = self.text(**trunk, **cache_keywords(self.text, cache))
         last: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         return last if dedup is None else dedup.unpack(last)
 

@@ -154,9 +154,10 @@ def holds_saving(editor: Editor, world: World) -> None:
 
 
 def holds_fingerprint(editor: Editor, world: World) -> None:
-    """A patch names its model and is refused on another."""
+    """A patch names its model and its settings, and is refused on another model."""
     patch = _edit(editor, world, world.edits[:1]).patch
     assert patch.header.fingerprint == world.backbone.fingerprint()
+    assert patch.header.config == editor.summary["config"]
     try:
         check_fingerprint(patch.header, "other", lambda: "0" * 64, "patch")
     except FingerprintMismatch:

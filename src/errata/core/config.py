@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from errata.core.errors import BadSpec
@@ -27,6 +28,29 @@ def current_names(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
             old = next(k for k, v in renamed.items() if v == new and k in settings)
             raise BadSpec(f"setting '{new}' is given twice: '{old}' is its old name. Give one.")
         out[new] = value
+    return out
+
+
+def meanings(cls: type) -> dict[str, str]:
+    """What each setting of `cls` means, as the docstrings of the class and of its bases say.
+
+    A docstring has sentences such as `lr: step size of Adam.` or `low, high: ends of the scale.` A
+    subclass that describes a setting of its base replaces the description. Settings that no
+    docstring describes are left out.
+    """
+    names = sorted((f.name for f in fields(cls)), key=len, reverse=True)
+    if not names:
+        return {}
+    one = "|".join(map(re.escape, names))
+    heads = re.compile(rf"(?:^|(?<=[.;]) )((?:{one})(?:, (?:{one}))*): ")
+    out: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        doc = " ".join((vars(base).get("__doc__") or "").split())
+        found = list(heads.finditer(doc)) if is_dataclass(base) else []
+        ends = [*(m.start() for m in found[1:]), len(doc)]
+        for head, end in zip(found, ends, strict=False):
+            text = doc[head.end() : end].strip().removesuffix(";")
+            out.update(dict.fromkeys(head[1].split(", "), text))
     return out
 
 

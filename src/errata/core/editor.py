@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -339,6 +340,7 @@ class Editor(ABC):
             versions=versions(),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             notes={"style": backbone.style},
+            config=_plain(self.config),
         )
 
 
@@ -356,7 +358,14 @@ def check_edit(edit: Edit) -> None:
 
 
 def _plain(config: Any) -> Any:
+    assert is_dataclass(config)
+    kind: Any = type(config)
+    return _adapter(kind).dump_python(config, mode="json")
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    """Cached: every patch is written with its settings, and an adapter takes a millisecond."""
     from pydantic import TypeAdapter
 
-    assert is_dataclass(config)
-    return TypeAdapter(type(config)).dump_python(config, mode="json")
+    return TypeAdapter(kind)

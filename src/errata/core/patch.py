@@ -27,7 +27,9 @@ P = TypeVar("P", bound="Patch")
 class Header:
     """Where a patch comes from: editor and arguments, and the model that it was made for.
 
-    state: hash of the prepared state that the editor worked from. dtype: of the model.
+    arguments: the preset and what was passed. config: every setting that the edit was made with,
+    defaults and presets included; empty in patches of errata before 0.2. state: hash of the
+    prepared state that the editor worked from. dtype: of the model.
     """
 
     editor: str = ""
@@ -41,6 +43,7 @@ class Header:
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PromptEncoder(Protocol):

@@ -10,7 +10,14 @@ from typing import Any
 from errata.core.files import read_json, write_json
 from errata.core.kinds import KINDS, MEANS
 from errata.core.types import to_json
-from errata.evaluation.bootstrap import DIGITS, RESAMPLES, SEED, Bootstrap, Estimate
+from errata.evaluation.bootstrap import (
+    DIGITS,
+    RESAMPLES,
+    SEED,
+    WHERE_ALL_AGREE,
+    Bootstrap,
+    Estimate,
+)
 from errata.evaluation.run_folder import CaseAnswers, RunFolder, judge_of, read_run
 from errata.evaluation.score_table import (
     TAGS,
@@ -54,7 +61,13 @@ def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]
         "cases": sum(map(len, folder.lanes.values())),
         "units": len(folder.lanes),
         "scorers": {m.name: m.version for m in scorers},
-        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "over": "lanes", "level": 0.95},
+        "bootstrap": {
+            "resamples": RESAMPLES,
+            "seed": SEED,
+            "over": "lanes",
+            "level": 0.95,
+            "where_all_agree": WHERE_ALL_AGREE,
+        },
         "metrics": summarise(table, boot, with_means),
         "by_origin": {
             origin: summarise(select(table, _from(origin)), boot, with_means) for origin in origins
@@ -146,7 +159,7 @@ def _mean_of_kinds(kinds: Sequence[Groups], boot: Bootstrap) -> dict[str, Any]:
 def _entry(
     groups: Sequence[Mapping[str, CaseScore]], weights: Sequence[float], boot: Bootstrap
 ) -> dict[str, Any]:
-    estimate = boot.mean([by_lane(cases) for cases in groups], weights)
+    estimate = boot.mean([by_lane(cases) for cases in groups], weights, within=(0.0, 1.0))
     every = {case for cases in groups for case in cases}
     scored = {name for cases in groups for name, c in cases.items() if c.score is not None}
     return {

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 
-from errata.core.errors import BadPatch, UnknownName
+from errata.core.errors import BadPatch, Notice, UnknownName
 from errata.core.files import dumps, write_bytes, write_json
 from errata.core.model.backbone import Backbone
 from errata.core.patch import Header, Patch, check_fingerprint, pack, shape_of, unpack
@@ -177,6 +177,7 @@ def _check_header(header: Header, backbone: Backbone, folder: Path) -> None:
         warnings.warn(
             f"{folder} was made on {header.backbone} in {header.dtype}, here it is in {dtype}: "
             "answers may differ a little.",
+            Notice,
             stacklevel=3,
         )
 

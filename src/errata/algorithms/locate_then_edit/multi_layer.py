@@ -125,7 +125,7 @@ class CovarianceUpdate(MultiLayerUpdate):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiLayerUpdate.Config):
-        """mom2_weight: lambda, the weight of the second moment against the keys of edits."""
+        """mom2_weight: weight (lambda) of the second moment against the keys of edits."""
 
         mom2_weight: float = 15000.0
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.core.errors import BadPatch
+from errata.core.hooks.cache_names import NAMES, cache_in
 from errata.core.hooks.context import HookContext, Site
 from errata.core.hooks.generation import Generation, class_of
 from errata.core.hooks.hook import Hook, flat, walk
@@ -137,7 +138,7 @@ class DirectCalls:
             return
         with manager.lock:  # a forward of errata may have replaced parts of the model
             self.running.setdefault(threading.get_ident(), module)
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         live = caller.live
         if not live.stack:
             if _length(cache):
@@ -169,8 +170,10 @@ class DirectCalls:
         if caller.entered is not module:
             return
         self.manager.become(caller.but(entered=None))
-        if kwargs.get("past_key_values") is None:
-            cache = getattr(output, "past_key_values", None)
+        if cache_in(kwargs) is None:
+            cache = next(
+                (c for c in (getattr(output, n, None) for n in NAMES) if c is not None), None
+            )
             if cache is not None:
                 live = caller.live
                 _mark(cache, CacheMark(live.stack, live.running, caller.ctx, caller.generation))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from errata.core.hooks.cache_names import NAMES
 from errata.core.hooks.context import HookContext
 
 _IDS = ("input_ids", "inputs_embeds")
@@ -63,7 +64,7 @@ class Generation:
     def forward_inputs(self) -> dict[str, Any]:
         """The arguments of one forward over the whole prompt."""
         parameters = inspect.signature(type(self.module).forward).parameters
-        drop = ("past_key_values", "use_cache", "labels", "cache_position", "return_dict")
+        drop = (*NAMES, "use_cache", "labels", "cache_position", "return_dict")
         return {k: v for k, v in self.arguments.items() if k in parameters and k not in drop}
 
 
