@@ -49,7 +49,6 @@ class NeuronEditor(GradientEditor):
         value_scale: step size of values relative to keys.
         """
 
-        lr: float = 1e-2
         steps: int = 100
         max_grad_norm: float = 5.0
         layers: tuple[int, ...] = (-1,)
@@ -76,6 +75,10 @@ class NeuronEditor(GradientEditor):
 
     def settings(self) -> SearchSettings:
         return replace(super().settings(), lr_scale={"value": self.config.value_scale})
+
+    def weight_size(self, backbone: Backbone, site: str, name: str) -> float:
+        """Values stand beside the FFN's down projection, all else beside its up projection."""
+        return backbone.weight_rms(f"{site}.down" if name == "value" else f"{site}.up")
 
     def sites(self, backbone: Backbone) -> list[str]:
         return [f"text.{backbone.layer(i)}.mlp" for i in self.config.layers]

@@ -37,7 +37,6 @@ class Lora(GradientEditor):
     class Config(GradientEditor.Config):
         """rank, alpha: LoRA's. layers: text blocks, () = all. parts: linear sites of a block."""
 
-        lr: float = 1e-3
         steps: int = 50
         rank: int = 8
         alpha: float = 16.0
@@ -46,6 +45,13 @@ class Lora(GradientEditor):
 
     def settings(self) -> SearchSettings:
         return replace(super().settings(), lr_scale={"B": self.config.alpha / self.config.rank})
+
+    def weight_size(self, backbone: Backbone, site: str, name: str) -> float:
+        """B A changes a weight by the root mean square of the weights when B moves by this."""
+        into, _ = backbone.weight(site)
+        if name == "A":
+            return float(into**-0.5)
+        return backbone.weight_rms(site) * float((into / self.config.rank) ** 0.5)
 
     def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
         rank, rows = self.config.rank, len(request)

@@ -118,7 +118,6 @@ class UniKE(NeuronEditor):
         demonstrations.
         """
 
-        lr: float = 1e-2
         steps: int = 50
         max_grad_norm: float = 5.0
         stop_loss: float = 0.05
