@@ -29,7 +29,7 @@ from errata.training.optimise import SearchLog, SearchSettings, search
 #: bytes for the patches of one search, with gradients and Adam's moments
 BUDGET = 4 << 30
 #: `lr=auto`: steps that are tried, as multiples of the weights' root mean square
-RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 #: `lr=auto`: the search is over when all target tokens are the argmax and the loss is below this
 ANSWERED = 0.5
 
@@ -58,8 +58,9 @@ class GradientEditor(Editor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """lr, steps: Adam; `auto` fits the step to the model's weights and raises it until the target
-        is answered greedily. stop_loss: a row stops below it, if all target tokens are the argmax.
+        """lr, steps: Adam; lr `auto` fits the step to the model's weights and raises it until the
+        target is answered greedily. stop_loss: a row stops below it, if all target tokens are the
+        argmax.
 
         max_grad_norm: per row (0 = no clipping). eos: the end token is part of the target.
         """

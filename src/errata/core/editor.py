@@ -155,6 +155,8 @@ class Editor(ABC):
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
     #: capabilities that the model needs, such as `draw`; see `Backbone.capabilities`
     requires: ClassVar[frozenset[str]] = frozenset()
+    #: place among the editors that are tried when the user names none, from 1; 0 = never chosen
+    choice: ClassVar[int] = 0
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -293,6 +295,23 @@ class Editor(ABC):
                 f"{backbone.name} can {', '.join(sorted(backbone.capabilities))}. Choose another "
                 "model or another --editor."
             )
+
+    def edited_sites(self, backbone: Backbone) -> Sequence[str]:
+        """The sites that an edit changes, as far as they follow from the settings alone."""
+        return ()
+
+    def unfit(self, backbone: Backbone, edits: Sequence[Edit]) -> str | None:
+        """Why the editor cannot make these edits of this model as they are, or None if it can."""
+        lacking = sorted(self.requires - backbone.capabilities)
+        if lacking:
+            return f"needs a model that can {' and '.join(lacking)}"
+        if self.uses_state:
+            return "needs a prepared state"
+        other = sorted({e.modality for e in edits} - self.modalities)
+        if other:
+            return f"edits no {other[0]} facts"
+        missing = [s for s in self.edited_sites(backbone) if s not in backbone.hooks.sites]
+        return f"changes {missing[0]}, which this model does not have" if missing else None
 
     def _check_state(self, backbone: Backbone, state: State | None) -> None:
         """Raises MissingState, FingerprintMismatch or BadSpec."""

@@ -28,6 +28,7 @@ class Lora(GradientEditor):
     """Low-rank change at linear sites of some or all text blocks."""
 
     name = "lora"
+    choice = 1
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"lr": 1e-3, "steps": 25, "rank": 2},
         "paper": {"eos": False, "lr": 5e-3, "steps": 70, "rank": 8, "alpha": 32.0},
@@ -53,11 +54,15 @@ class Lora(GradientEditor):
             return float(into**-0.5)
         return backbone.weight_rms(site) * float((into / self.config.rank) ** 0.5)
 
+    def edited_sites(self, backbone: Backbone) -> list[str]:
+        c = self.config
+        layers = [backbone.layer(i) for i in c.layers] or range(backbone.depth)
+        return [f"text.{i}.{part}" for i in layers for part in c.parts]
+
     def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
         rank, rows = self.config.rank, len(request)
-        layers = [backbone.layer(i) for i in self.config.layers] or range(backbone.depth)
         parts = {}
-        for site in (f"text.{i}.{part}" for i in layers for part in self.config.parts):
+        for site in self.edited_sites(backbone):
             into, out = backbone.weight(site)
             drawn = [
                 torch.randn(
