@@ -81,6 +81,12 @@ class GradientEditor(Editor):
                 "lr above 0 (or auto) and at least 0 steps."
             )
 
+    def idle(self) -> Mapping[str, str]:
+        idle = dict(super().idle())
+        if not self.config.steps:
+            idle |= dict.fromkeys(("lr", "stop_loss", "max_grad_norm"), "steps=0")
+        return idle
+
     def settings(self) -> SearchSettings:
         """The settings of a search; with `lr=auto`, of its first attempt, before `weight_size`."""
         c = self.config

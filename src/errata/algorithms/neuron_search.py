@@ -73,6 +73,15 @@ class NeuronEditor(GradientEditor):
                 "to add. Give at least one text block and one neuron."
             )
 
+    def idle(self) -> Mapping[str, str]:
+        idle = dict(super().idle())
+        if not self.config.memory_weight:
+            of_memory = ("memory_gamma", "memory_beta", "memory_top")
+            idle |= dict.fromkeys(of_memory, "memory_weight=0")
+            if not self.uses_state:
+                idle |= dict.fromkeys(("memory", "prompts"), "memory_weight=0")
+        return idle
+
     def settings(self) -> SearchSettings:
         return replace(super().settings(), lr_scale={"value": self.config.value_scale})
 

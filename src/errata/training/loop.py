@@ -44,9 +44,9 @@ class TrainingSettings:
     `linear` (to zero). max_grad_norm: 0 = no clipping. generality_examples, locality_examples:
     drawn per case and step from a pool of generality_pool and locality_pool probes, which are taken
     in turn from the kinds generality_kinds and locality_kinds. held_out: cases that are not trained
-    on; their loss is taken every `eval_steps` steps, and training stops after `patience` times
-    without a new best. save_steps: between checkpoints. cache_gb: for activations below the lowest
-    trained block. eos: the end token is part of the targets.
+    on, at most a fifth of all; their loss is taken every `eval_steps` steps, and training stops
+    after `patience` times without a new best. save_steps: between checkpoints. cache_gb: for
+    activations below the lowest trained block. eos: the end token is part of the targets.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {
