@@ -24,7 +24,7 @@ from errata.algorithms.locate_then_edit.value_search import ColumnRecorder, sear
 from errata.core.errors import BadSpec, MissingState
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
-from errata.core.types import Edit, Prompt
+from errata.core.types import Case, Edit, Probe, Prompt
 from errata.io import patch_folder as patches
 from errata.linalg import covariance, lowrank
 from errata.patches.stack import stacked
@@ -43,6 +43,9 @@ EDITS = [
         ("thing", "red thing", "green"),
     )
 ]
+
+
+PLAIN = [f"The {a} of the {b} is what?" for a in "abcdef" for b in "uvwxyz"]
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +158,32 @@ def test_one_layer_without_a_price_reaches_the_value(state):
         _, got = _at(bb, EDITS[:3], "text.1.block")
     assert torch.allclose(got, z, atol=1e-3 * float(z.abs().max()))
     assert all(e["left"] < 1e-3 for e in patch.header.notes["edits"])
+
+
+def test_pmet_writes_the_attention_beside_the_ffn(state):
+    """One layer without a price: both outputs become the values that were searched together."""
+    bb = tiny.shared("llava")
+    settings = {"layers": (1,), "mom2_weight": 1e-6, "context_templates": "none", "write": "both"}
+    pmet = _made("pmet", **settings)
+    with pytest.raises(BadSpec, match="was made with write=ffn, now it is both"):
+        pmet.edit(bb, EDITS[:2], state)
+    cases = [
+        Case(e.id, e, tuple(Probe(q, Prompt.of(q), "t_locality", "", "it") for q in PLAIN))
+        for e in EDITS
+    ]
+    both = pmet.prepare(bb, cases)
+    assert pmet.shipped_state(bb) is None and pmet.settings_of_state()["write"] == "both"
+    patch = pmet.edit(bb, EDITS[:2], both).patch
+    assert patch.sites == {"text.1.attn.o", "text.1.mlp.down"}
+    wanted = search(bb, list(enumerate(EDITS[:2])), ("",), pmet.value_settings(bb, 1)).value
+    with bb.applied(patch):
+        for site, z in wanted.items():
+            _, got = _at(bb, EDITS[:2], site)
+            assert torch.allclose(got, z, atol=1e-2 * float(z.abs().max())), site
+    noted = patch.header.notes["edits"]
+    assert all(e["left"] < 1e-2 and e["left.attn.o"] < 1e-2 for e in noted)
+    alone = _made("pmet", layers=(1,)).edit(bb, EDITS[:2], both).patch  # serves the FFN alone too
+    assert alone.sites == {"text.1.mlp.down"}
 
 
 def test_alphaedit_stays_in_the_null_space(state):

@@ -142,11 +142,6 @@ def _parts(settings: StatsSettings) -> tuple[str, ...]:
 def moment(state: State, layer: int, part: str = FFN) -> Tensor:
     """[d, d] the second moment of a layer's keys. Raises BadData if it was not collected."""
     tensor = state.tensors.get(tensor_of("moment", layer, part))
-    if tensor is None and part != FFN and tensor_of("moment", layer) in state.tensors:
-        raise BadData(
-            "the statistics are of the FFN's keys only. Collect those of the attention too: errata "
-            "prepare BACKBONE --editor pmet --set write=both --benchmark NAME@train --out DIR."
-        )
     if tensor is None:
         raise BadData(
             f"the statistics hold layers {', '.join(map(str, state.meta['layers']))}, not {layer}. "
