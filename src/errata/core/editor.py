@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from errata.core.config import current_names, parse_config
+from errata.core.config import current_names, parse_config, saved_settings
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
 from errata.core.files import versions
 from errata.core.hooks.modes import in_ordinary_modes
@@ -157,6 +157,8 @@ class Editor(ABC):
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
     #: capabilities that the model needs, such as `draw`; see `Backbone.capabilities`
     requires: ClassVar[frozenset[str]] = frozenset()
+    #: place among the editors that are tried when the user names none, from 1; 0 = never chosen
+    choice: ClassVar[int] = 0
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -170,6 +172,26 @@ class Editor(ABC):
         self.passed = current_names(self.Config, passed)
         chosen = current_names(self.Config, self.presets.get(preset or "", {}))
         self.config: Any = parse_config("editor", self.name, self.Config, {**chosen, **self.passed})
+        self._refuse_idle(chosen)
+
+    def idle(self) -> Mapping[str, str]:
+        """Settings that change nothing, as the others are: name -> why, as in "memory_weight=0".
+
+        Passing one of them another value than it has anyway is refused. A subclass adds its own
+        to those of its base.
+        """
+        return {}
+
+    def _refuse_idle(self, chosen: Mapping[str, Any]) -> None:
+        """Raises BadSpec for a passed setting that would change nothing."""
+        idle = self.idle() if self.passed else {}
+        before = parse_config("editor", self.name, self.Config, chosen) if idle else None
+        for name in self.passed:
+            if name in idle and vars(self.config)[name] != vars(before)[name]:
+                raise BadSpec(
+                    f"editor '{self.name}': {name}={self.passed[name]} changes nothing with "
+                    f"{idle[name]}. Leave it out, or change the other setting."
+                )
 
     def for_backbone(self, backbone: Backbone) -> Editor:
         """The same editor with the preset named after the backbone, unless a preset was chosen."""
@@ -205,7 +227,7 @@ class Editor(ABC):
         state = self.train(backbone, cases, seed=seed, work=work) if self.uses_state else None
         if state is None:
             return None
-        return replace(state, fingerprint=backbone.fingerprint(), settings=self._state_settings())
+        return replace(state, fingerprint=backbone.fingerprint(), settings=self.settings_of_state())
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         """Makes the state; `prepare` adds the model and the settings that it is valid for."""
@@ -219,15 +241,16 @@ class Editor(ABC):
 
     def shipped_state(self, backbone: Backbone) -> State | None:
         """The state that ships with the model and was made with the editor's settings."""
-        settings = self._state_settings()
+        settings = self.settings_of_state()
         shipped = backbone.shipped_states(self.state_name or self.name)
         return next((s for s in shipped if self._made_with(s) == settings), None)
 
     def _made_with(self, state: State) -> dict[str, Any]:
         """The settings that a state was made with, under their present names."""
-        return current_names(self.Config, state.settings)
+        return saved_settings(self.Config, state.settings)
 
-    def _state_settings(self) -> dict[str, Any]:
+    def settings_of_state(self) -> dict[str, Any]:
+        """The settings that the editor's state depends on."""
         config = _plain(self.config)
         return {name: config[name] for name in self.state_settings}
 
@@ -303,6 +326,23 @@ class Editor(ABC):
                 "gradients can be taken. Make the model outside of it."
             )
 
+    def edited_sites(self, backbone: Backbone) -> Sequence[str]:
+        """The sites that an edit changes, as far as they follow from the settings alone."""
+        return ()
+
+    def unfit(self, backbone: Backbone, edits: Sequence[Edit]) -> str | None:
+        """Why the editor cannot make these edits of this model as they are, or None if it can."""
+        lacking = sorted(self.requires - backbone.capabilities)
+        if lacking:
+            return f"needs a model that can {' and '.join(lacking)}"
+        if self.uses_state:
+            return "needs a prepared state"
+        other = sorted({e.modality for e in edits} - self.modalities)
+        if other:
+            return f"edits no {other[0]} facts"
+        missing = [s for s in self.edited_sites(backbone) if s not in backbone.hooks.sites]
+        return f"changes {missing[0]}, which this model does not have" if missing else None
+
     def _check_state(self, backbone: Backbone, state: State | None) -> None:
         """Raises MissingState, FingerprintMismatch or BadSpec."""
         if state is None:
@@ -319,7 +359,7 @@ class Editor(ABC):
                 f"({state.fingerprint[:12]}), not for {backbone.name} "
                 f"({backbone.fingerprint()[:12]}). Prepare it again on this model."
             )
-        now, then = self._state_settings(), self._made_with(state)
+        now, then = self.settings_of_state(), self._made_with(state)
         other = [k for k in now if k in then and then[k] != now[k]]
         if other:
             raise BadSpec(

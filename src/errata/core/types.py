@@ -75,6 +75,11 @@ class Edit:
     old: str | None = None
     id: str = ""
 
+    @property
+    def modality(self) -> str:
+        """`image` or `text`: whether the prompt has a picture."""
+        return "image" if self.prompt.images else "text"
+
 
 @dataclass(frozen=True, slots=True)
 class HopQuestion:

@@ -153,6 +153,14 @@ class Lte(TrainedEditor):
         encoder: Literal["auto", "minilm", "backbone"] = "auto"
         by_image: bool = True
 
+    def idle(self) -> Mapping[str, str]:
+        c, idle = self.config, dict(super().idle())
+        if not c.rank:
+            idle["alpha"] = "rank=0"
+        if c.scope == "always":
+            idle["threshold"] = "scope=always"
+        return idle
+
     def _layers(self, backbone: Backbone) -> list[int]:
         layers = [backbone.layer(i) for i in self.config.layers]
         return layers or list(range(backbone.depth))

@@ -216,6 +216,18 @@ class Backbone(ABC):
         out, into = weight.shape[-2:]
         return int(into), int(out)
 
+    def weight_rms(self, site: str) -> float:
+        """Root mean square of a linear site's weights, measured on random inputs.
+
+        The module is run, so that it is right for quantised and offloaded weights too.
+        """
+        into, _ = self.weight(site)
+        rng = torch.Generator().manual_seed(0)
+        x_Nn = torch.randn(32, into, generator=rng).to(self.device_of(site), self.dtype)
+        with torch.no_grad():
+            y_No = self.hooks.call(site, x_Nn) - self.hooks.call(site, torch.zeros_like(x_Nn))
+        return float((y_No.float().square().mean() / into).sqrt())
+
     def gated(self, site: str) -> bool:
         """Whether the FFN at `text.{i}.mlp` multiplies a gate with an up projection."""
         return f"{site}.gate" in self.hooks.sites
