@@ -22,7 +22,7 @@ from errata.core.errors import BadBackbone, BadEdit, BadImage, BadSpec
 from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.measure.protocol import Ask, Protocol, Unit
 from errata.core.model.backbone import Backbone
-from errata.core.text import normalise
+from errata.core.text import same_answer
 from errata.core.types import Answer, Case, Image, Probe, Prompt, Skip, digest, from_json, to_json
 from errata.evaluation import cache
 from errata.evaluation.answers import PromptRequest, ask_all, too_long, unedited
@@ -286,10 +286,10 @@ def filter_cases(
 
 def _case_reason(case: Case, answer: Answer) -> str:
     """Why the case is dropped, by the unedited model's answer to the edit's prompt; "" if not."""
-    if answer.stopped and _equal(answer.text, case.edit.target):
+    if answer.stopped and same_answer(answer.text, case.edit.target):
         return "the unedited model already says the target"
     old = case.edit.old if case.origin == "counterfactual" else None
-    if old and not (answer.stopped and _equal(answer.text, old)):
+    if old and not (answer.stopped and same_answer(answer.text, old)):
         return f"the unedited model says '{answer.text[:40]}', not the old answer"
     return ""
 
@@ -299,23 +299,19 @@ def _probe_reason(case: Case, probe: Probe, answers: Mapping[tuple[str, str], An
     if probe.kind_info.drawn:
         return ""
     text = answers[case.id, probe.id].text
-    if probe.kind_info.keeps_answer and _equal(text, case.edit.target):
+    if probe.kind_info.keeps_answer and same_answer(text, case.edit.target):
         return "its before-answer is the target"
     if probe.kind == "portability":
         hop = answers.get((case.id, f"{probe.id}/hop"))
         if (
             hop is not None
             and probe.hop is not None
-            and not (hop.stopped and _equal(hop.text, probe.hop.reference))
+            and not (hop.stopped and same_answer(hop.text, probe.hop.reference))
         ):
             return "the unedited model does not know the hop"
-        if _equal(text, probe.reference):
+        if same_answer(text, probe.reference):
             return "the unedited model already gives the new consequence"
     return ""
-
-
-def _equal(text: str, other: str) -> bool:
-    return normalise(text) == normalise(other)
 
 
 def make_plan(
@@ -355,7 +351,7 @@ def _base(cases: Sequence[Case], selection: Selection) -> dict[str, Any]:
                 continue
             a = answers[case, p.id]
             hits[p.kind + (f"/{p.group}" if p.group else "")].append(
-                a.stopped and _equal(a.text, p.reference)
+                a.stopped and same_answer(a.text, p.reference)
             )
     return {k: {"value": sum(v) / len(v), "n": len(v)} for k, v in sorted(hits.items())}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from errata.core.errors import BadRun
-from errata.core.text import normalise
+from errata.core.text import normalise, same_answer
 from errata.core.types import Answer, Probe, Scored
 
 
@@ -11,11 +11,16 @@ def exact_match(after: Answer, probe: Probe) -> float | None:
     """1 where the generated answer is the reference; an answer that hit the cap is wrong."""
     if not normalise(probe.reference):
         return None
-    return float(after.stopped and normalise(after.text) == normalise(probe.reference))
+    return float(after.stopped and same_answer(after.text, probe.reference))
 
 
-def unchanged(before: Answer, after: Answer) -> float:
-    """1 where the same ids were generated and generation ended the same way."""
+def unchanged(before: Answer, after: Answer) -> float | None:
+    """1 where the same ids were generated and generation ended the same way.
+
+    None where the unedited model said nothing: there is no answer to keep.
+    """
+    if not before.text.strip():
+        return None
     return float(before.ids == after.ids and before.stopped == after.stopped)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from errata.core.kinds import ProbeKind
 from errata.core.measure.metric import Metric, ScoredProbe, Scorer, kind_key
-from errata.core.text import normalise
+from errata.core.text import same_answer
 from errata.core.types import Answer, Probe, Verdict
 
 
@@ -63,14 +63,14 @@ def _same(before: Verdict, after: Verdict) -> bool | None:
     if before.meets is None or after.meets is None:
         return None
     if before.answer and after.answer:
-        return normalise(before.answer) == normalise(after.answer)
+        return same_answer(before.answer, after.answer)
     return before.meets == after.meets
 
 
 def _reads(verdict: Verdict, answer: str) -> bool | None:
     if verdict.meets is None or not verdict.answer:
         return None
-    return normalise(verdict.answer) == normalise(answer)
+    return same_answer(verdict.answer, answer)
 
 
 def _unjudged(after: Answer) -> float:

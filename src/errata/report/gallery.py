@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from errata.core import registry
 from errata.core.errors import BadImage
 from errata.core.measure.metric import Metric
-from errata.core.text import mentions, normalise
+from errata.core.text import mentions, same_answer
 from errata.core.types import Answer, Case, Image, Probe, Prompt, Verdict
 from errata.evaluation.run_folder import RunFolder, read_run
 from errata.report.results import Result, Setting
@@ -352,7 +352,7 @@ def _same(a: Verdict, b: Verdict) -> bool | None:
     if a.meets is None or b.meets is None:
         return None
     if a.answer and b.answer:
-        return normalise(a.answer) == normalise(b.answer)
+        return same_answer(a.answer, b.answer)
     return a.meets == b.meets
 
 
