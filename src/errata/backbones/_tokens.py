@@ -169,8 +169,16 @@ def end_ids(tokenizer: Any, model: Any) -> frozenset[int]:
     )
 
 
-def line_break_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of the tokens that contain a line break."""
-    breaks = ("\n", "Ċ", "<0x0A>")
-    vocab = tokenizer.get_vocab().items()
-    return frozenset(i for token, i in vocab if any(b in token for b in breaks))
+def line_breaks(tokenizer: Any) -> dict[int, str]:
+    """The tokens that contain a line break: id -> the text in front of it, without white space.
+
+    A byte-level tokenizer writes a line break as the letter that is Ċ in others.
+    """
+    marks = ("\n", "Ċ", "<0x0A>")
+    breaks = {}
+    for token, i in tokenizer.get_vocab().items():
+        if any(mark in token for mark in marks):
+            text = str(tokenizer.convert_tokens_to_string([token]))
+            if "\n" in text:
+                breaks[i] = text.partition("\n")[0].strip()
+    return breaks

@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 from errata.core.config import current_names, parse_config
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
 from errata.core.files import versions
+from errata.core.measure.metric import spelled
 from errata.core.model.backbone import Backbone
 from errata.core.patch import Header, Patch, parts_of
 from errata.core.state import State
+from errata.core.text import normalise
 from errata.core.types import Case, Edit
 
 
@@ -276,6 +278,8 @@ class Editor(ABC):
             request = replace(request, states=states)
         for state in request.states:
             self._check_state(backbone, state)
+        for _, edit in request.edits:
+            check_target(backbone, edit)
         results = self.find(backbone, request)
         for (group, state), result in zip(request, results, strict=True):
             header = self._header(backbone, state, request.seed)
@@ -336,14 +340,26 @@ class Editor(ABC):
 
 def check_edit(edit: Edit) -> None:
     """Raises BadEdit for an edit that no editor can make."""
-    if not edit.target.strip():
+    if not normalise(edit.target):
+        what = f"the target {edit.target!r}, which says nothing" if edit.target else "no target"
         raise BadEdit(
-            f"edit '{edit.id or edit.prompt.text}' has an empty target. "
-            "Give the answer it should have."
+            f"edit '{edit.id or edit.prompt.text}' has {what}. Give the answer it should have."
         )
     if not edit.prompt.text.strip():
         raise BadEdit(
             f"edit '{edit.id}' has an empty prompt. Give the question to be answered anew."
+        )
+
+
+def check_target(backbone: Backbone, edit: Edit) -> None:
+    """Raises BadEdit for a target that the model cannot write, so that no answer can be it."""
+    ids = backbone.answer_ids(edit.target, edit.prompt)
+    text = backbone.decode(ids)
+    if not spelled(text, edit.target):
+        raise BadEdit(
+            f"edit '{edit.id or edit.prompt.text}' has the target {edit.target[:80]!r}, which "
+            f"{backbone.name} can only write as {text[:80]!r}. Give a target that its tokenizer "
+            "knows."
         )
 
 

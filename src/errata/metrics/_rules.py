@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from errata.core.errors import BadRun
-from errata.core.text import normalise, same_answer
+from errata.core.measure.metric import answered
+from errata.core.text import normalise
 from errata.core.types import Answer, Probe, Scored
 
 
 def exact_match(after: Answer, probe: Probe) -> float | None:
-    """1 where the generated answer is the reference; an answer that hit the cap is wrong."""
+    """1 where the generated answer is the reference, see `answered`."""
     if not normalise(probe.reference):
         return None
-    return float(after.stopped and same_answer(after.text, probe.reference))
+    return float(answered(after, probe.reference))
 
 
 def unchanged(before: Answer, after: Answer) -> float | None:
