@@ -92,7 +92,7 @@ def test_line_breaks_are_content_where_a_chat_template_is_used(
 
 @pytest.mark.parametrize("target", [".", "\u3002", "\u200b", " \n", ""])
 def test_a_target_that_says_nothing_is_refused(target: str) -> None:
-    with pytest.raises(UserError, match="which says nothing|no target"):
+    with pytest.raises(UserError, match=r"which says nothing|no target"):
         errata.editor("ft_l").edit(tiny.shared("llava"), [Edit(Prompt.of("What?"), target)])
 
 
