@@ -19,6 +19,7 @@ from safetensors.torch import save as to_safetensors
 
 from errata.core.errors import BadPatch, UnknownName
 from errata.core.files import dumps, write_bytes, write_json
+from errata.core.json_lines import json_lines
 from errata.core.model.backbone import Backbone
 from errata.core.patch import Header, Patch, check_fingerprint, pack, shape_of, unpack
 from errata.core.types import Edit, from_json, to_json
@@ -116,7 +117,7 @@ def read_edits(folder: Path, head: Mapping[str, Any]) -> list[Edit]:
     """The facts of a patch, checked against its head. Raises BadPatch."""
     lines = _read(folder, "edits.jsonl", head["edits_sha256"])
     try:
-        return [from_json(Edit, json.loads(line)) for line in lines.splitlines()]
+        return [from_json(Edit, row) for _, row in json_lines(lines)]
     except ValueError as e:
         raise BadPatch(f"{folder}/edits.jsonl cannot be read ({e}).") from None
 

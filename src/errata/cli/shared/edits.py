@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.cli.shared.options import referenced
 from errata.core.errors import BadEdit, BadImage
+from errata.core.json_lines import BadLine, json_lines
 
 if TYPE_CHECKING:
     from errata.core.types import Edit
@@ -20,25 +21,23 @@ OPTIONAL = ("image", "subject", "old", "id")
 def read_edits(path: Path) -> list[Edit]:
     """One edit per line. Raises BadEdit with file and line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise BadEdit(f"{path} does not exist. Give a JSON Lines file of edits.") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise BadEdit(f"{path} cannot be read ({e}). Give a UTF-8 JSON Lines file.") from None
+    except OSError as e:
+        raise BadEdit(f"{path} cannot be read ({e}). Give a JSON Lines file of edits.") from None
     edits: list[Edit] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            edits.append(_edit(line, f"{path}, line {number}", f"{len(edits) + 1:04d}"))
+    try:
+        for number, row in json_lines(data):
+            edits.append(_edit(row, f"{path}, line {number}", f"{len(edits) + 1:04d}"))
+    except BadLine as e:
+        raise BadEdit(f"{path}, line {e.number}: {e}. Write one JSON object per line.") from None
     if not edits:
         raise BadEdit(f"{path} holds no edits. Write one JSON object per line.")
     return edits
 
 
-def _edit(line: str, where: str, number: str) -> Edit:
-    try:
-        row = json.loads(line)
-    except ValueError as e:
-        raise BadEdit(f"{where}: not valid JSON ({e}). Write one JSON object per line.") from None
+def _edit(row: Any, where: str, number: str) -> Edit:
     if not isinstance(row, dict):
         raise BadEdit(f'{where}: not an object. Write {{"prompt": ..., "target": ...}}.')
     _check_keys(row, where)
