@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,10 +12,11 @@ from errata.core.errors import BadBackbone, BadSpec
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
+from errata.core.types import brief
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     dtype: str = "auto",
     device: str | None = None,
@@ -28,6 +30,9 @@ def load(
     Raises BadSpec for a dtype or device that this machine does not have, BadBackbone for a model
     that does not exist, that no family accepts, or that cannot be loaded.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise BadBackbone(f"a model is named by a text or a path, not by {brief(name)}.")
+    name = os.fspath(name)
     _check_device(dtype, device)
     classes = _families()
     family = next((c for c in classes.values() if name in c.bundled), None)

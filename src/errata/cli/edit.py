@@ -159,18 +159,20 @@ def _print_answers(bb: Backbone, edits: list[Edit], patches: list[Patch]) -> Non
     from rich.table import Table
     from rich.text import Text
 
-    from errata.core.measure.metric import answered
-    from errata.evaluation.answers import ask_edits
+    from errata.evaluation.answers import ask_prompts
 
-    before = ask_edits(bb, edits)
+    before = ask_prompts(bb, [e.prompt for e in edits])
     after = []
     for edit, patch in zip(edits, patches, strict=True):
         with bb.applied(patch):
-            after += ask_edits(bb, [edit])
+            after += ask_prompts(bb, [edit.prompt])
     table = Table("prompt", "before", "after", "target")
     for edit, a, b in zip(edits, before, after, strict=True):
         table.add_row(*map(Text, (edit.prompt.text, a.text, b.text, edit.target)))
     options.console().print(table)
-    missed = sum(not answered(b, edit.target) for edit, b in zip(edits, after, strict=True))
+    missed = sum(
+        b.text.strip().casefold() != edit.target.strip().casefold()
+        for edit, b in zip(edits, after, strict=True)
+    )
     if missed:
         print(f"{missed} of {len(edits)} are not answered with their target; other settings: --set")

@@ -17,11 +17,11 @@ from errata.core.config import current_names, parse_config
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
 from errata.core.files import versions
 from errata.core.measure.metric import spelled
-from errata.core.model.backbone import Backbone
+from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import Header, Patch, parts_of
 from errata.core.state import State
 from errata.core.text import normalise
-from errata.core.types import Case, Edit
+from errata.core.types import Case, Edit, brief, several, whole_number
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class EditRequest:
         assert len(self.groups) == len(self.states), (len(self.groups), len(self.states))
         for _, edit in self.edits:
             check_edit(edit)
+        whole_number("seed", self.seed)
 
     @classmethod
     def of(
@@ -246,6 +247,9 @@ class Editor(ABC):
         seed: int = 0,
     ) -> EditResult:
         """One patch for all the edits, on top of what is applied."""
+        edits = several(edits, "edits")
+        if not edits:
+            raise BadEdit("no edits are given. Give one or more.")
         return self._headed(backbone, EditRequest.of([edits], [state], seed))[0]
 
     def edit_rows(
@@ -257,6 +261,7 @@ class Editor(ABC):
         seed: int = 0,
     ) -> list[EditResult]:
         """One independent patch per edit; edit i is made on top of row i of what is applied."""
+        edits = several(edits, "edits")
         return self.edit_groups(backbone, [[e] for e in edits], states, seed=seed)
 
     def edit_groups(
@@ -271,6 +276,7 @@ class Editor(ABC):
         return self._headed(backbone, EditRequest.of(groups, states, seed))
 
     def _headed(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        check_backbone(backbone)
         self.check_model(backbone)
         if self.uses_state and any(s is None for s in request.states):
             shipped = self.shipped_state(backbone)
@@ -300,6 +306,10 @@ class Editor(ABC):
 
     def _check_state(self, backbone: Backbone, state: State | None) -> None:
         """Raises MissingState, FingerprintMismatch or BadSpec."""
+        if state is not None and not isinstance(state, State):
+            raise BadSpec(
+                f"a state is given as {brief(state)}. Load one with errata.core.state.State.load."
+            )
         if state is None:
             if self.uses_state:
                 raise MissingState(
@@ -340,10 +350,12 @@ class Editor(ABC):
 
 def check_edit(edit: Edit) -> None:
     """Raises BadEdit for an edit that no editor can make."""
+    if not isinstance(edit, Edit):
+        raise BadEdit(f"an edit is given as {brief(edit)}. Give Edit(prompt, target).")
     if not normalise(edit.target):
-        what = f"the target {edit.target!r}, which says nothing" if edit.target else "no target"
         raise BadEdit(
-            f"edit '{edit.id or edit.prompt.text}' has {what}. Give the answer it should have."
+            f"edit '{edit.id or edit.prompt.text}' has an empty target ({edit.target!r}). "
+            "Give the answer it should have."
         )
     if not edit.prompt.text.strip():
         raise BadEdit(

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from errata._version import __version__
 from errata.core.errors import BadRun, DiskFull
-from errata.core.json_lines import BadLine, json_lines
+from errata.core.formats.json_lines import BadLine, json_lines
 from errata.core.types import from_json, to_json
 
 T = TypeVar("T")

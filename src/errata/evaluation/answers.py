@@ -17,11 +17,11 @@ import torch
 from errata.core.errors import BadEdit, BadImage, TooLong
 from errata.core.files import versions
 from errata.core.measure.protocol import Ask
-from errata.core.model.backbone import Backbone
+from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.model.generation import image_generator
 from errata.core.patch import Patch, flat_on_row
 from errata.core.text import lines_of
-from errata.core.types import Answer, Edit, Probe, Prompt, Scored
+from errata.core.types import Answer, Probe, Prompt, Scored, several, whole_number
 from errata.evaluation.pictures import PictureStore
 
 BATCH = 64
@@ -198,26 +198,27 @@ def _before_ids(request: PromptRequest, before: Before | None) -> tuple[int, ...
     return before[case, ask.probe.id].ids
 
 
-def ask_edits(backbone: Backbone, edits: Sequence[Edit]) -> list[Answer]:
-    """The answers to edited prompts, as a benchmark asks them; see `metric.answered`."""
-    probes = [
-        Probe(str(i), e.prompt, "reliability", reference=e.target) for i, e in enumerate(edits)
-    ]
-    return ask_all(backbone, [PromptRequest(Ask("", p)) for p in probes], step=0)
-
-
 def ask_prompts(
-    backbone: Backbone, prompts: Sequence[Prompt], *, cap: int = 32, lines: int | None = None
+    backbone: Backbone,
+    prompts: Prompt | str | Sequence[Prompt | str],
+    *,
+    cap: int = 32,
+    lines: int | None = None,
 ) -> list[Answer]:
     """Greedy answers of at most `cap` tokens, with the patches that are live.
 
+    prompts: also one prompt, and a text for a prompt without an image. Raises BadEdit for others.
     lines: after how many lines an answer ends, blank ones not counted; 0: at an end token only. By
     default 0 with the chat template, otherwise 1, or as many as the target has in a live patch
     that edits this prompt.
     """
+    check_backbone(backbone)
+    asked = [Prompt.from_any(p) for p in several(prompts, "prompts")]
+    cap = whole_number("cap", cap, least=1)
+    lines = None if lines is None else whole_number("lines", lines, least=0)
     out: list[Answer] = []
-    for start in range(0, len(prompts), BATCH):
-        part = prompts[start : start + BATCH]
+    for start in range(0, len(asked), BATCH):
+        part = asked[start : start + BATCH]
         batch = backbone.encode(part, rows=[0] * len(part))
         rows = torch.zeros(len(part), dtype=torch.long)
         wanted = [_lines(backbone, p) if lines is None else lines for p in part]

@@ -371,12 +371,12 @@ def thumbnail(image: Image) -> Thumbnail:
     try:
         picture = load_image(image)
     except BadImage as e:
-        return Thumbnail(image.uri, None, str(e))
+        return Thumbnail(image.shown, None, str(e))
     if max(picture.size) > SIDE:
         picture.thumbnail((SIDE, SIDE))
         picture = picture.quantize(256)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return Thumbnail(
-        image.uri, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        image.shown, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     )

@@ -12,7 +12,9 @@ from errata import Edit, Prompt, UserError
 from errata.backbones import _tokens
 from errata.backbones._scoring import _Answer
 from errata.core.measure.metric import answered
-from errata.evaluation.answers import ask_edits
+from errata.core.measure.protocol import Ask
+from errata.core.types import Probe
+from errata.evaluation.answers import PromptRequest, ask_all
 from tests import tiny
 
 TEXTS = {0: "", 1: "\n", 2: "\n\n", 3: ")\n", 10: "red", 11: "f(x", 12: "blue", 13: " "}
@@ -71,8 +73,10 @@ def test_a_target_of_several_lines_is_answered_whole() -> None:
     bb = tiny.llava()
     edit = Edit(Prompt.of("What colour is the ring?"), "red ring\nblue thing")
     patch = errata.editor("ft_l", steps=60, lr=3e-2).edit(bb, [edit]).patch
+    probe = Probe("r", edit.prompt, "reliability", reference=edit.target)
+    asked = [PromptRequest(Ask("c", probe))]
     with bb.applied(patch):
-        assert answered(ask_edits(bb, [edit])[0], edit.target)
+        assert answered(ask_all(bb, asked, step=0)[0], edit.target)
         assert errata.ask(bb, [edit.prompt])[0].text == edit.target
         assert errata.ask(bb, [edit.prompt], lines=1)[0].text == "red ring"
 
@@ -92,7 +96,7 @@ def test_line_breaks_are_content_where_a_chat_template_is_used(
 
 @pytest.mark.parametrize("target", [".", "\u3002", "\u200b", " \n", ""])
 def test_a_target_that_says_nothing_is_refused(target: str) -> None:
-    with pytest.raises(UserError, match=r"which says nothing|no target"):
+    with pytest.raises(UserError, match="empty target"):
         errata.editor("ft_l").edit(tiny.shared("llava"), [Edit(Prompt.of("What?"), target)])
 
 

@@ -12,7 +12,7 @@ import pytest
 from errata.cli.shared.edits import read_edits
 from errata.core.errors import UserError
 from errata.core.files import read_lines
-from errata.core.json_lines import BadLine, json_lines
+from errata.core.formats.json_lines import BadLine, json_lines
 from errata.core.types import Edit, Prompt, to_json
 
 ROWS = [

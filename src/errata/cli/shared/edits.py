@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.cli.shared.options import referenced
 from errata.core.errors import BadEdit, BadImage
-from errata.core.json_lines import BadLine, json_lines
+from errata.core.formats.json_lines import BadLine, json_lines
 
 if TYPE_CHECKING:
     from errata.core.types import Edit
