@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from errata.core import files, registry
 from errata.core.editor import Editor
-from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.core.measure.protocol import Protocol, Unit
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
+from errata.core.types import Case
 from errata.evaluation import judging, score
 from errata.evaluation.pictures import SEEDS, PictureStore
 from errata.evaluation.plan import make_plan, plan_json, protocol_of, select
@@ -61,9 +63,11 @@ def bench(
     plan = make_plan(selection, spec, order, rows=rows, seed=seed)
     before_seconds = time.perf_counter() - started
 
+    read = dict(registry.load("benchmarks", spec.name)().files(spec, root=root))
     options = {
         "seed": seed, "limit": limit, "rows": rows, "legacy": legacy, "data_sha256": plan.data,
         **({"image_seeds": image_seeds} if order.draws else {}),
+        **({"files": read} if read else {}),
     }  # fmt: skip
     writer = RunWriter(out)
     writer.start(
@@ -112,15 +116,22 @@ def prepared(
 ) -> State | None:
     """The editor's state: None if it uses none, the shipped one if it must be trained.
 
-    A state that is cheap to collect is collected from the train split of the same benchmark.
+    A state that is cheap to collect is collected from the train split of the same benchmark, or,
+    where that has no cases, of the benchmark that the bundled model was made for.
     """
     if not editor.uses_state:
         return None
     if editor.needs_state:
         return editor.shipped_state(backbone)
-    train = BenchmarkSpec(spec.name, spec.tasks, "train", spec.variant)
-    loaded = registry.load("benchmarks", spec.name)().load(train, root=root, seed=seed)
-    return states.prepare_cached(editor, backbone, loaded.cases, seed=seed)
+    cases = _load(replace(spec, split="train"), root, seed)
+    if not cases and (own := backbone.bundled.get(backbone.name)):
+        cases = _load(BenchmarkSpec.parse(own, split="train"), None, seed)
+    return states.prepare_cached(editor, backbone, cases, seed=seed) if cases else None
+
+
+def _load(spec: BenchmarkSpec, root: Path | None, seed: int) -> tuple[Case, ...]:
+    loaded: Loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
+    return loaded.cases
 
 
 def _settings(

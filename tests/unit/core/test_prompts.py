@@ -50,14 +50,15 @@ GIVEN: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("how", GIVEN)
 def test_an_image_is_the_same_however_it_is_given(how: str, file: Path) -> None:
-    prompt = Prompt.of("What?", GIVEN[how](file))
+    given = GIVEN[how](file)
+    prompt = Prompt.of("What?", given)
     assert prompt == from_json(Prompt, to_json(prompt)) and hash(prompt)
     (image,) = prompt.images
     assert np.array_equal(np.asarray(load_image(image)), PIXELS[..., :3])
     assert image.sha256 in (None, hash_image(image))
     assert len(image.shown) < 200
-    if not isinstance(GIVEN[how](file), str):  # a text would be one in front of "What?"
-        assert Prompt([GIVEN[how](file), "What?"]) == prompt  # type: ignore[arg-type]
+    if not isinstance(given, str):  # a text would be one in front of "What?"
+        assert Prompt([given, "What?"]) == prompt  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ class BadLine(ValueError):
         self.number = number
 
 
-def json_lines(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(line number, value) of every value in a file. Raises BadLine.
+def json_lines(data: bytes, bad: list[BadLine] | None = None) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of every value in a file. Raises BadLine, or adds it to `bad`.
 
     Of an array, the number is that of the item. A key that stands twice in an object, NaN and
     infinite numbers, and halves of surrogate pairs are errors.
@@ -46,7 +46,12 @@ def json_lines(data: bytes) -> Iterator[tuple[int, Any]]:
                 yield from enumerate(first, 1)
                 return
     for number, line in lines:
-        yield number, _parsed(line, number)
+        try:
+            yield number, _parsed(line, number)
+        except BadLine as e:
+            if bad is None:
+                raise
+            bad.append(e)
 
 
 def decoded(data: bytes) -> str:
