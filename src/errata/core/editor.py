@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import Header, Patch, parts_of
 from errata.core.state import State
 from errata.core.text import normalise
-from errata.core.types import Case, Edit, brief, several, whole_number
+from errata.core.types import Case, Edit, brief, whole_number
 
 
 @dataclass(frozen=True)
@@ -241,28 +241,24 @@ class Editor(ABC):
     def edit(
         self,
         backbone: Backbone,
-        edits: Sequence[Edit],
+        edits: Edit | Sequence[Edit],
         state: State | None = None,
         *,
         seed: int = 0,
     ) -> EditResult:
-        """One patch for all the edits, on top of what is applied."""
-        edits = several(edits, "edits")
-        if not edits:
-            raise BadEdit("no edits are given. Give one or more.")
-        return self._headed(backbone, EditRequest.of([edits], [state], seed))[0]
+        """One patch for all the edits, or for one, on top of what is applied."""
+        return self._headed(backbone, EditRequest.of([edits_of(edits)], [state], seed))[0]
 
     def edit_rows(
         self,
         backbone: Backbone,
-        edits: Sequence[Edit],
+        edits: Edit | Sequence[Edit],
         states: Sequence[State | None] | None = None,
         *,
         seed: int = 0,
     ) -> list[EditResult]:
         """One independent patch per edit; edit i is made on top of row i of what is applied."""
-        edits = several(edits, "edits")
-        return self.edit_groups(backbone, [[e] for e in edits], states, seed=seed)
+        return self.edit_groups(backbone, [[e] for e in edits_of(edits)], states, seed=seed)
 
     def edit_groups(
         self,
@@ -273,7 +269,8 @@ class Editor(ABC):
         seed: int = 0,
     ) -> list[EditResult]:
         """One independent patch per group of joint edits."""
-        return self._headed(backbone, EditRequest.of(groups, states, seed))
+        request = EditRequest.of([edits_of(group) for group in groups], states, seed)
+        return self._headed(backbone, request)
 
     def _headed(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         check_backbone(backbone)
@@ -348,10 +345,20 @@ class Editor(ABC):
         )
 
 
+def edits_of(edits: Any) -> list[Edit]:
+    """The edits of a sequence, or one edit. Raises BadEdit for anything else."""
+    one = isinstance(edits, (Edit, str, bytes, Mapping)) or not isinstance(edits, Iterable)
+    listed = [edits] if one else list(edits)
+    for edit in listed:
+        if not isinstance(edit, Edit):
+            raise BadEdit(f"an edit is given as {brief(edit)}. Give errata.Edit(prompt, target).")
+    if not listed:
+        raise BadEdit("there is nothing to edit. Give an errata.Edit, or a list of them.")
+    return listed
+
+
 def check_edit(edit: Edit) -> None:
     """Raises BadEdit for an edit that no editor can make."""
-    if not isinstance(edit, Edit):
-        raise BadEdit(f"an edit is given as {brief(edit)}. Give Edit(prompt, target).")
     if not normalise(edit.target):
         raise BadEdit(
             f"edit '{edit.id or edit.prompt.text}' has an empty target ({edit.target!r}). "

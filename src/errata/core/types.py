@@ -361,15 +361,6 @@ def check_text(what: str, value: Any) -> None:
             ) from None
 
 
-def several(values: Any, what: str) -> list[Any]:
-    """The values of a list or tuple; a single text, prompt or edit alone. Raises BadEdit."""
-    if isinstance(values, (str, Prompt, Edit)):
-        return [values]
-    if not isinstance(values, Iterable) or isinstance(values, (bytes, Mapping)):
-        raise BadEdit(f"{what} are given as {brief(values)}. Give a list.")
-    return list(values)
-
-
 def path_of(value: Any, what: str) -> Path:
     """A path from a text or a path. Raises BadSpec."""
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):

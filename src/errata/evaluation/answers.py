@@ -8,7 +8,7 @@ order, so that a repeated run gives equal bytes. Probes of drawn kinds are drawn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.model.generation import image_generator
 from errata.core.patch import Patch, flat_on_row
 from errata.core.text import lines_of
-from errata.core.types import Answer, Probe, Prompt, Scored, several, whole_number
+from errata.core.types import Answer, Probe, Prompt, Scored, whole_number
 from errata.evaluation.pictures import PictureStore
 
 BATCH = 64
@@ -213,7 +213,7 @@ def ask_prompts(
     that edits this prompt.
     """
     check_backbone(backbone)
-    asked = [Prompt.from_any(p) for p in several(prompts, "prompts")]
+    asked = prompts_of(prompts)
     cap = whole_number("cap", cap, least=1)
     lines = None if lines is None else whole_number("lines", lines, least=0)
     out: list[Answer] = []
@@ -235,6 +235,12 @@ def ask_prompts(
             for i, g in enumerate(generated)
         ]
     return out
+
+
+def prompts_of(prompts: Any) -> list[Prompt]:
+    """Prompts from prompts and texts, or from one of them. Raises BadEdit."""
+    one = isinstance(prompts, (Prompt, str, bytes, Mapping)) or not isinstance(prompts, Iterable)
+    return [Prompt.from_any(p) for p in ([prompts] if one else prompts)]
 
 
 def _lines(backbone: Backbone, prompt: Prompt) -> int:

@@ -13,11 +13,12 @@ from typing import Any
 
 from errata.core import files, registry
 from errata.core.editor import Editor
+from errata.core.errors import BadSpec
 from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.core.measure.protocol import Protocol, Unit
-from errata.core.model.backbone import Backbone
+from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.state import State
-from errata.core.types import Case
+from errata.core.types import Case, brief
 from errata.evaluation import judging, score
 from errata.evaluation.pictures import SEEDS, PictureStore
 from errata.evaluation.plan import make_plan, plan_json, protocol_of, select
@@ -52,6 +53,7 @@ def bench(
 
     An unfinished run in `out` is resumed. image_seeds: images per prompt (protocols that draw).
     """
+    _check_types(backbone, editor)
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
     editor = editor.for_backbone(backbone)
 
@@ -63,11 +65,10 @@ def bench(
     plan = make_plan(selection, spec, order, rows=rows, seed=seed)
     before_seconds = time.perf_counter() - started
 
-    read = dict(registry.load("benchmarks", spec.name)().files(spec, root=root))
     options = {
         "seed": seed, "limit": limit, "rows": rows, "legacy": legacy, "data_sha256": plan.data,
         **({"image_seeds": image_seeds} if order.draws else {}),
-        **({"files": read} if read else {}),
+        **_files_read(spec, root),
     }  # fmt: skip
     writer = RunWriter(out)
     writer.start(
@@ -109,6 +110,18 @@ def bench(
         judging.judge_run(out, registry.load("judges", judge)(), progress=progress)
     score.score_run(out, list(metrics) if metrics else None)
     return out
+
+
+def _check_types(backbone: Any, editor: Any) -> None:
+    check_backbone(backbone)
+    if not isinstance(editor, Editor):
+        raise BadSpec(f"an editor is given as {brief(editor)}. Make one: errata.editor(NAME).")
+
+
+def _files_read(spec: BenchmarkSpec, root: Path | None) -> dict[str, Any]:
+    """The user's files that the benchmark reads, for the manifest; {} for other benchmarks."""
+    read = dict(registry.load("benchmarks", spec.name)().files(spec, root=root))
+    return {"files": read} if read else {}
 
 
 def prepared(

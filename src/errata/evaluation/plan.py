@@ -25,7 +25,18 @@ from errata.core.measure.metric import answered
 from errata.core.measure.protocol import Ask, Protocol, Unit
 from errata.core.model.backbone import Backbone
 from errata.core.text import normalise, same_answer
-from errata.core.types import Answer, Case, Image, Probe, Prompt, Skip, digest, from_json, to_json
+from errata.core.types import (
+    Answer,
+    Case,
+    Image,
+    Probe,
+    Prompt,
+    Skip,
+    brief,
+    digest,
+    from_json,
+    to_json,
+)
 from errata.evaluation import cache
 from errata.evaluation.answers import PromptRequest, ask_all, too_long, unedited
 from errata.io.images import hash_image, split_uri
@@ -63,6 +74,8 @@ class Plan:
 
 def protocol_of(text: str) -> Protocol:
     """`name[:argument]` as a protocol. Raises BadSpec or UnknownName."""
+    if not isinstance(text, str):
+        raise BadSpec(f"a protocol is named by a text, not by {brief(text)}.")
     name, _, argument = text.partition(":")
     return registry.load("protocols", name)(argument)  # type: ignore[no-any-return]
 

@@ -139,6 +139,10 @@ WRONG: dict[str, Callable[[Any], Any]] = {
     "edit(seed)": lambda bb: errata.editor("ft_l").edit(bb, [Edit("a", "b")], seed="x"),  # type: ignore[arg-type]
     "editor(5)": lambda bb: errata.editor(5),  # type: ignore[arg-type]
     "editor setting": lambda bb: errata.editor("ft_l", steps="many"),
+    "bench(model)": lambda bb: errata.bench(bb.model, errata.editor("ft_l"), "x", "y", "z"),
+    "bench(name)": lambda bb: errata.bench(bb, "ft_l", "microworld", "one_step", "z"),
+    "bench(5)": lambda bb: errata.bench(bb, errata.editor("ft_l"), 5, "one_step", "z"),
+    "bench(protocol)": lambda bb: errata.bench(bb, errata.editor("ft_l"), "microworld", 5, "z"),
     "load(5)": lambda bb: errata.load(5),  # type: ignore[arg-type]
     "load_patch(5)": lambda bb: errata.load_patch(5),  # type: ignore[arg-type]
     "load_patch('')": lambda bb: errata.load_patch(""),

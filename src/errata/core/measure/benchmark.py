@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from errata.core import registry
 from errata.core.errors import BadSpec
-from errata.core.types import Case, Probe, Skip
+from errata.core.types import Case, Probe, Skip, brief
 
 _SPEC = re.compile(r"(?P<name>[\w-]+)(:(?P<tasks>[\w+-]+))?(@(?P<split>\w+))?(/(?P<variant>\w+))?")
 
@@ -32,6 +32,8 @@ class BenchmarkSpec:
     @classmethod
     def parse(cls, text: str, *, split: str = "eval") -> BenchmarkSpec:
         """split: where the text names none. Raises BadSpec, UnknownName."""
+        if not isinstance(text, str):
+            raise BadSpec(f"a benchmark is named by a text, not by {brief(text)}.")
         name, colon, source = text.partition(":")
         if colon and name in registry.names("benchmarks"):
             benchmark = registry.load("benchmarks", name)
