@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,10 +12,11 @@ from errata.core.errors import BadBackbone, BadSpec
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
+from errata.core.types import brief
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     dtype: str = "auto",
     device: str | None = None,
@@ -30,6 +32,9 @@ def load(
     """
     from errata.core.hooks.modes import ordinary
 
+    if not isinstance(name, (str, os.PathLike)):
+        raise BadBackbone(f"a model is named by a text or a path, not by {brief(name)}.")
+    name = os.fspath(name)
     _check_device(dtype, device)
     classes = _families()
     family = next((c for c in classes.values() if name in c.bundled), None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ from errata.core.model.batch import Batch
 class DecoderForward(Backbone, ABC):
     """A backbone over `text`, its `blocks` and `head`; `tower` is the vision tower.
 
-    end_ids: end a free text. stop_ids: end an answer. softcap: cap of the logits after the head.
+    end_ids: end a free text. stop_ids: end an answer of one line. line_breaks: of these, the tokens
+    with a line break, and the text that each has in front of it. softcap: cap of the logits after
+    the head.
     """
 
     text: nn.Module
@@ -37,6 +40,7 @@ class DecoderForward(Backbone, ABC):
     tower: nn.Module | None
     end_ids: frozenset[int]
     stop_ids: frozenset[int]
+    line_breaks: Mapping[int, str] = MappingProxyType({})
     softcap: float | None = None
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
     bridge_in_tower: bool = False

@@ -110,7 +110,7 @@ class TextBackbone(DecoderBackbone):
 
     def _image(self, image: Image) -> tuple[str, _tokens.EncodedImage]:
         """(the image's key, its encoding). Raises BadImage."""
-        raise BadImage(f"{self.name} takes no images, but {image.uri[:200]!r} was given.")
+        raise BadImage(f"{self.name} takes no images, but {image.shown[:200]!r} was given.")
 
     def _prompt_ids(self, text: str, images: Sequence[_tokens.EncodedImage]) -> tuple[int, ...]:
         """Ids of a formatted prompt, with the ids of its images in place of their placeholders."""

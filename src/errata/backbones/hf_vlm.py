@@ -71,7 +71,8 @@ class HfVlm(TextBackbone):
         self.markup = self._markup()
         self.image_markers = _tokens.image_markers(self.tokenizer, model.config, self.image_token)
         self.end_ids = _tokens.end_ids(self.tokenizer, model)
-        self.stop_ids = self.end_ids | _tokens.line_break_ids(self.tokenizer)
+        self.line_breaks = _tokens.line_breaks(self.tokenizer)
+        self.stop_ids = self.end_ids | self.line_breaks.keys()
         self._encoded: OrderedDict[str, _tokens.EncodedImage] = OrderedDict()
 
     @classmethod

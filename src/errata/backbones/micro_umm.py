@@ -71,7 +71,8 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.text_config
         self.end_ids = _tokens.end_ids(tokenizer, model)
-        self.stop_ids = self.end_ids | _tokens.line_break_ids(tokenizer)
+        self.line_breaks = _tokens.line_breaks(tokenizer)
+        self.stop_ids = self.end_ids | self.line_breaks.keys()
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:

@@ -34,7 +34,7 @@ def show(folder: Folder, as_json: options.AsJson = False) -> None:
     options.print_facts({**head["header"], "shape": shape, "sites": head["sites"]})
     print(f"edits: {len(edits)}")
     for e in edits[:50]:
-        images = "".join(f" [{i.uri}]" for i in e.prompt.images)
+        images = "".join(f" [{i.shown}]" for i in e.prompt.images)
         print(f"  {e.prompt.text}{images} -> {e.target}")
 
 
@@ -88,7 +88,7 @@ def _image_problems(edit: Any) -> list[str]:
     for image in edit.prompt.images:
         try:
             if image.sha256 is not None and hash_image(image) != image.sha256:
-                problems.append(f"{image.uri} has changed since the edit was made")
+                problems.append(f"{image.shown} has changed since the edit was made")
         except BadImage as e:
             problems.append(str(e))
     return problems

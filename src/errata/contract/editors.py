@@ -23,9 +23,10 @@ from errata.core import registry
 from errata.core.editor import Editor, EditResult
 from errata.core.errors import BadEdit, BadPatch, BadSpec, FingerprintMismatch
 from errata.core.model.backbone import Backbone
-from errata.core.patch import check_fingerprint
+from errata.core.patch import check_fingerprint, pack, pictures_of, unpack
 from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt, digest
+from errata.io.images import embedded
 from errata.io.patch_folder import load, save
 from errata.io.states import store
 from errata.patches.rows import Rows
@@ -151,6 +152,17 @@ def holds_saving(editor: Editor, world: World) -> None:
         one = _answers(bb, world.prompts)
     with bb.applied(loaded):
         assert torch.equal(_answers(bb, world.prompts), one)
+
+
+def holds_pictures(editor: Editor, world: World) -> None:
+    """A patch brings the images that it shows: their files may be gone when it is used."""
+    bb, patch = world.backbone, unpack(*pack(_edit(editor, world, world.edits[:2]).patch))
+    shown = set(pictures_of(patch))
+    with bb.applied(patch):
+        for prompt in world.prompts:
+            shown |= set(bb.rewritten(prompt).images) - set(prompt.images)
+    for image in shown:
+        assert embedded(image) == image, f"{image.shown} is not part of the patch"
 
 
 def holds_fingerprint(editor: Editor, world: World) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from json import dumps
+from typing import Any, get_args, get_origin, get_type_hints
 
 from errata.core.errors import BadSpec
 
@@ -101,4 +102,23 @@ def parse_config(what: str, owner: str, cls: type, given: Mapping[str, Any]) -> 
         where = ".".join(str(x) for x in first["loc"])
         raise BadSpec(
             f"{what} '{owner}': setting {where}={first['input']!r}: {first['msg']}."
+            f"{_example(what, cls, str(first['loc'][0]))}"
         ) from None
+
+
+def _example(what: str, cls: type, name: str) -> str:
+    """How a setting that is a list is written; "" for other settings."""
+    wanted: Any = get_type_hints(cls).get(name)
+    kinds = (wanted, *get_args(wanted))
+    listed = next((k for k in kinds if get_origin(k) in (tuple, list)), None)
+    if listed is None:
+        return ""
+    default = next(f.default for f in fields(cls) if f.name == name)
+    kinds = get_args(listed)
+    size = 2 if ... in kinds or len(kinds) == 1 else len(kinds)
+    if not isinstance(default, (tuple, list)) or not default:
+        one = {int: -1, float: 0.5, bool: True}.get(kinds[0], "NAME")
+        default = [one] * (1 if ... in kinds else size)
+    value = dumps(list(default)[:size])
+    option = "--with" if what == "analysis" else "--set"
+    return f" It is a list: {name}={value}, in a shell {option} '{name}={value}'."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,10 +18,12 @@ from errata.core.config import current_names, parse_config, saved_settings
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
 from errata.core.files import versions
 from errata.core.hooks.modes import in_ordinary_modes
-from errata.core.model.backbone import Backbone
+from errata.core.measure.metric import spelled
+from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import Header, Patch, parts_of
 from errata.core.state import State
-from errata.core.types import Case, Edit
+from errata.core.text import normalise
+from errata.core.types import Case, Edit, brief, whole_number
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class EditRequest:
         assert len(self.groups) == len(self.states), (len(self.groups), len(self.states))
         for _, edit in self.edits:
             check_edit(edit)
+        whole_number("seed", self.seed)
 
     @classmethod
     def of(
@@ -264,24 +267,24 @@ class Editor(ABC):
     def edit(
         self,
         backbone: Backbone,
-        edits: Sequence[Edit],
+        edits: Edit | Sequence[Edit],
         state: State | None = None,
         *,
         seed: int = 0,
     ) -> EditResult:
-        """One patch for all the edits, on top of what is applied."""
-        return self._headed(backbone, EditRequest.of([edits], [state], seed))[0]
+        """One patch for all the edits, or for one, on top of what is applied."""
+        return self._headed(backbone, EditRequest.of([edits_of(edits)], [state], seed))[0]
 
     def edit_rows(
         self,
         backbone: Backbone,
-        edits: Sequence[Edit],
+        edits: Edit | Sequence[Edit],
         states: Sequence[State | None] | None = None,
         *,
         seed: int = 0,
     ) -> list[EditResult]:
         """One independent patch per edit; edit i is made on top of row i of what is applied."""
-        return self.edit_groups(backbone, [[e] for e in edits], states, seed=seed)
+        return self.edit_groups(backbone, [[e] for e in edits_of(edits)], states, seed=seed)
 
     def edit_groups(
         self,
@@ -292,10 +295,12 @@ class Editor(ABC):
         seed: int = 0,
     ) -> list[EditResult]:
         """One independent patch per group of joint edits."""
-        return self._headed(backbone, EditRequest.of(groups, states, seed))
+        request = EditRequest.of([edits_of(group) for group in groups], states, seed)
+        return self._headed(backbone, request)
 
     @in_ordinary_modes
     def _headed(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        check_backbone(backbone)
         self.check_model(backbone)
         if self.uses_state and any(s is None for s in request.states):
             shipped = self.shipped_state(backbone)
@@ -303,6 +308,8 @@ class Editor(ABC):
             request = replace(request, states=states)
         for state in request.states:
             self._check_state(backbone, state)
+        for _, edit in request.edits:
+            check_target(backbone, edit)
         results = self.find(backbone, request)
         for (group, state), result in zip(request, results, strict=True):
             header = self._header(backbone, state, request.seed)
@@ -345,6 +352,10 @@ class Editor(ABC):
 
     def _check_state(self, backbone: Backbone, state: State | None) -> None:
         """Raises MissingState, FingerprintMismatch or BadSpec."""
+        if state is not None and not isinstance(state, State):
+            raise BadSpec(
+                f"a state is given as {brief(state)}. Load one with errata.core.state.State.load."
+            )
         if state is None:
             if self.uses_state:
                 raise MissingState(
@@ -384,16 +395,40 @@ class Editor(ABC):
         )
 
 
+def edits_of(edits: Any) -> list[Edit]:
+    """The edits of a sequence, or one edit. Raises BadEdit for anything else."""
+    one = isinstance(edits, (Edit, str, bytes, Mapping)) or not isinstance(edits, Iterable)
+    listed = [edits] if one else list(edits)
+    for edit in listed:
+        if not isinstance(edit, Edit):
+            raise BadEdit(f"an edit is given as {brief(edit)}. Give errata.Edit(prompt, target).")
+    if not listed:
+        raise BadEdit("there is nothing to edit. Give an errata.Edit, or a list of them.")
+    return listed
+
+
 def check_edit(edit: Edit) -> None:
     """Raises BadEdit for an edit that no editor can make."""
-    if not edit.target.strip():
+    if not normalise(edit.target):
         raise BadEdit(
-            f"edit '{edit.id or edit.prompt.text}' has an empty target. "
+            f"edit '{edit.id or edit.prompt.text}' has an empty target ({edit.target!r}). "
             "Give the answer it should have."
         )
     if not edit.prompt.text.strip():
         raise BadEdit(
             f"edit '{edit.id}' has an empty prompt. Give the question to be answered anew."
+        )
+
+
+def check_target(backbone: Backbone, edit: Edit) -> None:
+    """Raises BadEdit for a target that the model cannot write, so that no answer can be it."""
+    ids = backbone.answer_ids(edit.target, edit.prompt)
+    text = backbone.decode(ids)
+    if not spelled(text, edit.target):
+        raise BadEdit(
+            f"edit '{edit.id or edit.prompt.text}' has the target {edit.target[:80]!r}, which "
+            f"{backbone.name} can only write as {text[:80]!r}. Give a target that its tokenizer "
+            "knows."
         )
 
 

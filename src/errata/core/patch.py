@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from errata.core import registry
 from errata.core.errors import FingerprintMismatch
 from errata.core.hooks.hook import Hook, flat
-from errata.core.types import Edit, Prompt
+from errata.core.types import Edit, Image, Prompt
 
 P = TypeVar("P", bound="Patch")
 
@@ -88,6 +88,11 @@ class Patch(Hook, nn.Module, ABC):
     def rewrite(self, prompt: Prompt, model: PromptEncoder, row: int = 0) -> Prompt:
         """The prompt that the model gets instead. Depends on the prompt alone."""
         return prompt
+
+    @property
+    def pictures(self) -> tuple[Image, ...]:
+        """Images that it shows to the model: without them it cannot act."""
+        return ()
 
     @property
     def rewrites(self) -> bool:
@@ -226,6 +231,14 @@ def headers_of(patch: Patch) -> Iterator[Header]:
     for member in patch.members() or ():
         if isinstance(member, Patch):
             yield from headers_of(member)
+
+
+def pictures_of(patch: Patch) -> Iterator[Image]:
+    """The images that the patch or a part of it shows to the model."""
+    yield from patch.pictures
+    for member in patch.members() or ():
+        if isinstance(member, Patch):
+            yield from pictures_of(member)
 
 
 def check_fingerprint(

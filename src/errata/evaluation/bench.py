@@ -8,15 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from errata.core import files, registry
 from errata.core.editor import Editor
-from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.errors import BadSpec
+from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.core.measure.protocol import Protocol, Unit
-from errata.core.model.backbone import Backbone
+from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.state import State
+from errata.core.types import Case, brief
 from errata.evaluation import judging, score
 from errata.evaluation.limits import earlier_limits
 from errata.evaluation.memory import measured_peak
@@ -55,6 +58,7 @@ def bench(
     cases. image_seeds: images per prompt (protocols that draw). legacy: the likeliest tokens are
     recorded, also where none of `metrics` reads them.
     """
+    _check_types(backbone, editor)
     legacy = legacy or any(registry.load("metrics", name).reads_top for name in metrics or ())
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
     editor = editor.for_backbone(backbone)
@@ -70,6 +74,7 @@ def bench(
     options = {
         "seed": seed, "limit": limit, "rows": rows, "legacy": legacy, "data_sha256": plan.data,
         **({"image_seeds": image_seeds} if order.draws else {}),
+        **_files_read(spec, root),
     }  # fmt: skip
     writer = RunWriter(out)
     writer.start(
@@ -112,20 +117,39 @@ def bench(
     return out
 
 
+def _check_types(backbone: Any, editor: Any) -> None:
+    check_backbone(backbone)
+    if not isinstance(editor, Editor):
+        raise BadSpec(f"an editor is given as {brief(editor)}. Make one: errata.editor(NAME).")
+
+
+def _files_read(spec: BenchmarkSpec, root: Path | None) -> dict[str, Any]:
+    """The user's files that the benchmark reads, for the manifest; {} for other benchmarks."""
+    read = dict(registry.load("benchmarks", spec.name)().files(spec, root=root))
+    return {"files": read} if read else {}
+
+
 def prepared(
     backbone: Backbone, editor: Editor, spec: BenchmarkSpec, *, seed: int, root: Path | None
 ) -> State | None:
     """The editor's state: None if it uses none, the shipped one if it must be trained.
 
-    A state that is cheap to collect is collected from the train split of the same benchmark.
+    A state that is cheap to collect is collected from the train split of the same benchmark, or,
+    where that has no cases, of the benchmark that the bundled model was made for.
     """
     if not editor.uses_state:
         return None
     if editor.needs_state:
         return editor.shipped_state(backbone)
-    train = BenchmarkSpec(spec.name, spec.tasks, "train", spec.variant)
-    loaded = registry.load("benchmarks", spec.name)().load(train, root=root, seed=seed)
-    return states.prepare_cached(editor, backbone, loaded.cases, seed=seed)
+    cases = _load(replace(spec, split="train"), root, seed)
+    if not cases and (own := backbone.bundled.get(backbone.name)):
+        cases = _load(BenchmarkSpec.parse(own, split="train"), None, seed)
+    return states.prepare_cached(editor, backbone, cases, seed=seed) if cases else None
+
+
+def _load(spec: BenchmarkSpec, root: Path | None, seed: int) -> tuple[Case, ...]:
+    loaded: Loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
+    return loaded.cases
 
 
 def _settings(

@@ -238,10 +238,16 @@ def _capped(after: Sequence[CaseAnswers]) -> dict[str, int]:
 
 
 def _reasons(after: Sequence[CaseAnswers]) -> dict[str, int]:
-    """Reason -> number of unscored cases, or of single images that are missing."""
+    """Reason -> number of unscored cases, or of single images or answers that are missing."""
     reasons = Counter(filter(None, map(unscored_reason, after)))
     for answers in after:
         if unscored_reason(answers) is None:
+            silent = sum(
+                row.probe.kind_info.keeps_answer and not row.before.text.strip()
+                for row in answers.rows
+            )
+            if silent:
+                reasons["the unedited model gives no answer that could be kept"] += silent
             reasons.update(
                 str(row.after.notes["unscored"])
                 for row in answers.rows

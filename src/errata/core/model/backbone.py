@@ -30,6 +30,15 @@ from errata.core.types import Prompt
 P = TypeVar("P", bound=Patch)
 
 
+def check_backbone(value: Any) -> None:
+    """Raises BadBackbone for anything but a backbone."""
+    if not isinstance(value, Backbone):
+        raise BadBackbone(
+            f"a {type(value).__name__} is given where a model is needed. Load one: "
+            "errata.load(NAME_OR_FOLDER)."
+        )
+
+
 class Backbone(ABC):
     """A frozen model with a hook point at every site.
 
