@@ -16,6 +16,7 @@ from torch import Tensor
 
 from errata.backbones import _tokens, _weights
 from errata.backbones._decoder import DecoderBackbone
+from errata.backbones._identity import ModelIdentity
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.model.batch import Batch, Heads
 from errata.core.state import State
@@ -35,24 +36,35 @@ class TextBackbone(DecoderBackbone):
     tokenizer: Any
     text_config: Any
     source: Path | None = None
+    identity: ModelIdentity
+    _former: str = ""
     special: bool = True
     image_markers: tuple[str, ...] = ()
     image_id: int = -1
 
     def __init__(self) -> None:
         self._tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
-        self._fingerprint = ""
+
+    def identify(self, processor: Any, source: Path | None, *, trusted: bool = True) -> None:
+        """Remembers what the model is now; subclasses call it at the end of `__init__`.
+
+        source: the folder of its weight files. trusted: it was loaded from there.
+        """
+        self.source = source
+        stored = _weights.Stored(self.model, source, trusted=trusted)
+        self.identity = ModelIdentity(self.model, processor, self.tokenizer, stored)
 
     def forget(self) -> None:
-        """Clears the cache of tokenised texts."""
+        """Clears the caches: of tokenised texts, and of the fingerprint."""
         self._tokens.clear()
+        self.identity.forget()
 
     @property
     def width(self) -> int:
         return int(self.text_config.hidden_size)
 
     def shipped_states(self, editor: str) -> Iterator[State]:
-        return states.shipped(editor, self.fingerprint())
+        return states.shipped(editor, self.identified_by)
 
     @property
     def context(self) -> int:
@@ -93,11 +105,19 @@ class TextBackbone(DecoderBackbone):
         return Heads(queries, keys, size, float(getattr(attention, "scaling", size**-0.5)))
 
     def fingerprint(self) -> str:
-        """Over the weight files if there are any, so that the load dtype does not change it."""
-        if not self._fingerprint:
+        """Over weights, configuration, processing and tokenizer, as they are now (`_identity`)."""
+        return self.identity.fingerprint()
+
+    def former_fingerprint(self) -> str:
+        if not self.identity.as_loaded():
+            return ""
+        if not self._former:
             config: Any = self.model.config
-            self._fingerprint = _weights.fingerprint(config.to_dict(), self.model, self.source)
-        return self._fingerprint
+            self._former = _weights.former_fingerprint(config.to_dict(), self.model, self.source)
+        return self._former
+
+    def as_loaded(self) -> bool:
+        return self.identity.as_loaded()
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()

@@ -156,6 +156,17 @@ def check_text(text: str, markers: Sequence[str], where: str) -> None:
         raise BadEdit(f"{where} holds half of a surrogate pair. Correct its Unicode.") from None
 
 
+def chat_template(processor: Any) -> str | None:
+    """The chat template of a processor or of its tokenizer; of several, the default one."""
+    for owner in (processor, getattr(processor, "tokenizer", None)):
+        template = getattr(owner, "chat_template", None)
+        if isinstance(template, Mapping):
+            template = template.get("default")
+        if isinstance(template, str) and template:
+            return template
+    return None
+
+
 def end_ids(tokenizer: Any, model: Any) -> frozenset[int]:
     """Ids of the end-of-sequence tokens."""
     ends = [tokenizer.eos_token_id, getattr(model.config, "eos_token_id", None)]

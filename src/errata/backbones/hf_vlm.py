@@ -49,7 +49,6 @@ class HfVlm(TextBackbone):
         self.revision = revision
         self.style: Style = style
         self.special = style != "chat"
-        self.source = source
         self.layout = _sites.resolve(model)
         self.site_paths, self.missing_sites = self.layout.paths, self.layout.missing
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
@@ -73,6 +72,7 @@ class HfVlm(TextBackbone):
         self.end_ids = _tokens.end_ids(self.tokenizer, model)
         self.stop_ids = self.end_ids | _tokens.line_break_ids(self.tokenizer)
         self._encoded: OrderedDict[str, _tokens.EncodedImage] = OrderedDict()
+        self.identify(processor, source)
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:

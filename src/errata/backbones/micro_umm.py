@@ -56,7 +56,6 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self.revision = revision
-        self.source = source
         self.projector, self.generator = model.projector, model.generator
         assert isinstance(model.config, MicroUmmConfig)
         self.config = model.config
@@ -72,6 +71,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         self.text_config = model.config.text_config
         self.end_ids = _tokens.end_ids(tokenizer, model)
         self.stop_ids = self.end_ids | _tokens.line_break_ids(tokenizer)
+        self.identify(tokenizer, source)
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:

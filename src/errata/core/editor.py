@@ -274,11 +274,12 @@ class Editor(ABC):
             shipped = self.shipped_state(backbone)
             states = tuple(shipped if s is None else s for s in request.states)
             request = replace(request, states=states)
-        for state in request.states:
+        for state in {id(s): s for s in request.states}.values():
             self._check_state(backbone, state)
         results = self.find(backbone, request)
+        fingerprint = backbone.fingerprint()
         for (group, state), result in zip(request, results, strict=True):
-            header = self._header(backbone, state, request.seed)
+            header = self._header(backbone, fingerprint, state, request.seed)
             header = replace(header, notes={**header.notes, **result.log.notes})
             for part in (*parts_of(result.patch), result.patch):
                 part.with_header(header, group).requires_grad_(False)
@@ -304,7 +305,7 @@ class Editor(ABC):
                     f"pass --state DIR. {self.without_state}"
                 )
             return
-        if state.fingerprint and state.fingerprint != backbone.fingerprint():
+        if state.fingerprint and not backbone.identified_by(state.fingerprint):
             raise FingerprintMismatch(
                 f"the state of '{self.name}' was made for another model "
                 f"({state.fingerprint[:12]}), not for {backbone.name} "
@@ -318,13 +319,15 @@ class Editor(ABC):
                 f"now it is {now[other[0]]}. Prepare it again, or set it as it was."
             )
 
-    def _header(self, backbone: Backbone, state: State | None, seed: int) -> Header:
+    def _header(
+        self, backbone: Backbone, fingerprint: str, state: State | None, seed: int
+    ) -> Header:
         return Header(
             editor=self.name,
             arguments={"preset": self.preset, **self.passed},
             backbone=backbone.name,
             revision=backbone.revision,
-            fingerprint=backbone.fingerprint(),
+            fingerprint=fingerprint,
             dtype=str(backbone.dtype).removeprefix("torch."),
             state=(state.origin or state.digest()) if state is not None else "",
             seed=seed,

@@ -217,22 +217,36 @@ def common_header(patches: Sequence[Patch]) -> Header:
     return next((p.header for p in patches if p.header.fingerprint), first)
 
 
-def headers_of(patch: Patch) -> Iterator[Header]:
-    """The patch's own header, and those of its parts."""
-    yield patch.header
+def parts_below(patch: Patch) -> Iterator[Patch]:
+    """The patch itself, and all patches that it is made of."""
+    yield patch
     for member in patch.members() or ():
         if isinstance(member, Patch):
-            yield from headers_of(member)
+            yield from parts_below(member)
 
 
-def check_fingerprint(
-    header: Header, name: str, fingerprint: Callable[[], str], what: object
-) -> None:
-    """Raises FingerprintMismatch if `header` names another model than (name, fingerprint)."""
-    if header.fingerprint and header.fingerprint != fingerprint():
+class Identified(Protocol):
+    """What `check_fingerprint` asks of a backbone."""
+
+    name: str
+
+    def fingerprint(self) -> str:
+        """The model's fingerprint."""
+
+    def as_loaded(self) -> bool:
+        """Whether the model is as it was when it was loaded."""
+
+    def identified_by(self, fingerprint: str) -> bool:
+        """Whether a fingerprint, of this errata or of an older one, is that of this model."""
+
+
+def check_fingerprint(header: Header, model: Identified, what: object) -> None:
+    """Raises FingerprintMismatch if `header` names another model than `model`."""
+    if header.fingerprint and not model.identified_by(header.fingerprint):
+        changed = "" if model.as_loaded() else ", which was changed after it was loaded"
         raise FingerprintMismatch(
             f"{what} was made for {header.backbone} ({header.fingerprint[:12]}), "
-            f"not for {name} ({fingerprint()[:12]}). "
+            f"not for {model.name} ({model.fingerprint()[:12]}){changed}. "
             "Make the edit again on this model with `errata edit`."
         )
 

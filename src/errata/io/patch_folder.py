@@ -171,7 +171,7 @@ def load(folder: Path, backbone: Backbone | None = None) -> Patch:
 
 def _check_header(header: Header, backbone: Backbone, folder: Path) -> None:
     """Raises FingerprintMismatch, naming both models; warns if only the dtype differs."""
-    check_fingerprint(header, backbone.name, backbone.fingerprint, folder)
+    check_fingerprint(header, backbone, folder)
     dtype = str(backbone.dtype).removeprefix("torch.")
     if header.dtype and header.dtype != dtype:
         warnings.warn(

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -23,7 +24,7 @@ from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
 from errata.core.model.batch import Batch, Generated, Heads, PrefixRow, PrefixState, Question
-from errata.core.patch import Patch, check_fingerprint, flat_on_row, headers_of, live_hooks, united
+from errata.core.patch import Patch, check_fingerprint, flat_on_row, live_hooks, parts_below, united
 from errata.core.state import State
 from errata.core.types import Prompt
 
@@ -77,7 +78,21 @@ class Backbone(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """sha256 over the stored tensors and the config."""
+        """sha256 over what the outputs depend on: weights, config, tokenizer, image processing."""
+
+    def former_fingerprint(self) -> str:
+        """What an older errata called this model; "" if it is not known."""
+        return ""
+
+    def as_loaded(self) -> bool:
+        """Whether weights, config and tokenizer are as they were when the model was loaded."""
+        return True
+
+    def identified_by(self, fingerprint: str) -> bool:
+        """Whether a fingerprint, of this errata or of an older one, is that of this model."""
+        return fingerprint == self.fingerprint() or (
+            bool(fingerprint) and fingerprint == self.former_fingerprint()
+        )
 
     @abstractmethod
     def encode(
@@ -272,10 +287,20 @@ class Backbone(ABC):
         return self.only()
 
     def check_patch(self, patch: Patch, what: object = None) -> None:
-        """Raises FingerprintMismatch if the patch, or a part of it, was made for another model."""
-        for header in headers_of(patch):
-            name = what or f"a patch of '{header.editor}'"
-            check_fingerprint(header, self.name, self.fingerprint, name)
+        """Raises FingerprintMismatch if the patch, or a part of it, was made for another model.
+
+        A patch of an older errata gets this model's fingerprint of today, so that it is merged with
+        newer ones.
+        """
+        parts = list(parts_below(patch))
+        names = {p.header.fingerprint: p.header for p in parts if p.header.fingerprint}
+        for header in names.values():
+            check_fingerprint(header, self, what or f"a patch of '{header.editor}'")
+        if names:
+            now = self.fingerprint()
+            for part in parts:
+                if part.header.fingerprint not in ("", now):
+                    part.header = replace(part.header, fingerprint=now)
 
     def place(self, patch: P) -> P:
         """The same patch with its tensors on the devices of their sites."""
