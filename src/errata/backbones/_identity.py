@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from errata.backbones._tokens import chat_template
@@ -45,7 +46,7 @@ _SILENT_PROCESSING = (
 )
 #: letters, case, digits, spaces, signs, other scripts and line breaks: what tokenizers treat apart
 _SAMPLE = (
-    "The quick brown fox isn't at 10:45 a.m.; it  costs 1,234.50 EUR (50%)!\n\tdef f(x): return x**2"
+    "The quick brown fox isn't at 10:45 a.m.; it  costs 1,234.50 EUR (50%)!\n\tdef f(x): return 2"
     "\n\nUnbelievably, Übergrößen naïve café ﬁne Ångström. Вопрос: какого цвета? 这是什么颜色？ "
     "これは何ですか 무엇입니까 ما هذا؟ यह क्या है? 🙂👍🏽 Answer:"
 )
@@ -288,7 +289,7 @@ def _plain(value: Any, without: tuple[str, ...]) -> Any:
         return int(value)  # an enumeration is read back as its number
     if hasattr(value, "to_dict"):
         return _plain(value.to_dict(), without)
-    return getattr(value, "content", None)  # the text of an AddedToken
+    return str(value) if isinstance(value, AddedToken) else None
 
 
 # -- whether something was changed ----------------------------------------------------------------

@@ -177,7 +177,7 @@ def _stored_dtype(source: Path, paths: Iterable[Path]) -> torch.dtype | None:
     for path in paths:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as f:
-                kinds = {str(f.get_slice(key).get_dtype()) for key in f.keys()}  # noqa: SIM118
+                kinds = {str(f.get_slice(key).get_dtype()) for key in f.keys()}
             named = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
             return next((named[k] for k in sorted(kinds) if k in named), None)
     return None

@@ -67,7 +67,11 @@ def bench(
     }  # fmt: skip
     writer = RunWriter(out)
     writer.start(
-        {**_settings(backbone, editor, spec, order, state), **options},
+        {
+            **_settings(backbone, editor, spec, order, state),
+            "fingerprint": _fingerprint(backbone, out),
+            **options,
+        },
         plan_json(plan),
         selection.before,
         command,
@@ -136,7 +140,6 @@ def _settings(
         "schema": 1,
         "backbone": backbone.name,
         "revision": backbone.revision,
-        "fingerprint": backbone.fingerprint(),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "style": backbone.style,
         "editor": editor.name,
@@ -148,6 +151,16 @@ def _settings(
         "protocol": protocol.spec,
         "versions": files.versions(),
     }
+
+
+def _fingerprint(backbone: Backbone, out: Path) -> str:
+    """The model's fingerprint; of a run that an older errata began, the one that it has."""
+    manifest = out / "manifest.json"
+    begun = files.read_json(manifest) if manifest.exists() else None
+    given = begun.get("fingerprint") if isinstance(begun, dict) else None
+    if isinstance(given, str) and backbone.identified_by(given):
+        return given
+    return backbone.fingerprint()
 
 
 def _report(progress: Progress | None, done: int, total: int) -> None:

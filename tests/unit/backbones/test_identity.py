@@ -237,9 +237,7 @@ def test_a_model_that_was_adapted_after_wrapping_is_another() -> None:
     assert bb.fingerprint() != before
 
 
-def test_the_digest_of_large_files_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_digest_of_large_files_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second start reads no weight; other files, or other values in memory, are read."""
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(_weights, "LARGE", 0)
