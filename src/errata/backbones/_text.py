@@ -29,16 +29,15 @@ _LONG = 4000  # the tokens of a text of more characters are not cached
 class TextBackbone(DecoderBackbone):
     """Implements prompts over `tokenizer` and `text_config`, which subclasses set.
 
-    special: the tokenizer adds special tokens to a prompt. image_markers: tokens that a text must
+    image_markers: tokens that a text must
     not contain. image_id: the id of image tokens, -1 for none.
     """
 
     tokenizer: Any
     text_config: Any
     source: Path | None = None
-    identity: ModelIdentity
+    _identity: ModelIdentity | None = None
     _former: str = ""
-    special: bool = True
     image_markers: tuple[str, ...] = ()
     image_id: int = -1
 
@@ -48,16 +47,30 @@ class TextBackbone(DecoderBackbone):
     def identify(self, processor: Any, source: Path | None, *, trusted: bool = True) -> None:
         """Remembers what the model is now; subclasses call it at the end of `__init__`.
 
-        source: the folder of its weight files. trusted: it was loaded from there.
+        Else the first fingerprint does, and earlier changes are not seen. source: the folder of its
+        weight files. trusted: it was loaded from there.
         """
         self.source = source
         stored = _weights.Stored(self.model, source, trusted=trusted)
-        self.identity = ModelIdentity(self.model, processor, self.tokenizer, stored)
+        self._identity = ModelIdentity(self.model, processor, self.tokenizer, stored)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The fingerprint, and whether the model is still the same."""
+        if self._identity is None:
+            self.identify(self.tokenizer, self.source)
+        assert self._identity is not None
+        return self._identity
 
     def forget(self) -> None:
         """Clears the caches: of tokenised texts, and of the fingerprint."""
         self._tokens.clear()
         self.identity.forget()
+
+    @property
+    def special(self) -> bool:
+        """Whether the tokenizer adds special tokens to a prompt."""
+        return True
 
     @property
     def width(self) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,6 +166,19 @@ def chat_template(processor: Any) -> str | None:
         if isinstance(template, str) and template:
             return template
     return None
+
+
+@contextmanager
+def template_errors(name: str) -> Iterator[None]:
+    """Whatever a model's own chat template raises becomes BadBackbone."""
+    try:
+        yield
+    except Exception as e:  # a template is a program of a third party
+        reason = " ".join(str(e).split())[:160].rstrip(".") or type(e).__name__
+        raise BadBackbone(
+            f"{name}: its chat template cannot be used ({reason}). Load the model with --style raw "
+            "or easyedit."
+        ) from e
 
 
 def end_ids(tokenizer: Any, model: Any) -> frozenset[int]:

@@ -43,6 +43,14 @@ def bundled(name: str) -> str:
     return os.fspath(Path(str(folder)))
 
 
+def short_name(path: str, offered: Iterable[str]) -> str:
+    """What a model that was loaded from `path` is called: a bundled one by its name."""
+    for name in offered:
+        if path and Path(path).is_dir() and Path(path).samefile(bundled(name)):
+            return name
+    return path
+
+
 @contextmanager
 def load_errors(name: str, kind: str, offered: Iterable[str]) -> Iterator[None]:
     """An error of transformers inside becomes BadBackbone: `name` cannot be loaded as a `kind`."""
@@ -62,6 +70,8 @@ def folder(name: str, revision: str | None, commit: str | None) -> Path | None:
 
     `commit`: the one that transformers resolved `revision` to. None: not found on this machine.
     """
+    if not name:
+        return None
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import try_to_load_from_cache

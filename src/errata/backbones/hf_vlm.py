@@ -11,7 +11,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor
 
@@ -23,6 +23,17 @@ from errata.core.types import Image, Prompt
 from errata.io.images import load_image
 
 Style = Literal["raw", "easyedit", "chat"]
+
+
+def style_of(processor: Any, style: str | None, name: str) -> Style:
+    """A given style, or the model's own: its chat template if it has one, else raw.
+
+    Raises BadSpec for `chat` where there is no template.
+    """
+    has_template = _tokens.chat_template(processor) is not None
+    if style == "chat" and not has_template:
+        raise BadSpec(f"{name} has no chat template. Use --style raw or easyedit.")
+    return cast("Style", style or ("chat" if has_template else "raw"))
 
 
 class HfVlm(TextBackbone):
@@ -40,15 +51,16 @@ class HfVlm(TextBackbone):
         revision: str = "",
         style: Style = "raw",
         source: Path | None = None,
+        trusted: bool = True,
     ) -> None:
+        """source: folder of the weight files; trusted: the model was loaded from there."""
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.name = name or type(model).__name__
         self.revision = revision
-        self.style: Style = style
-        self.special = style != "chat"
+        self.style = style
         self.layout = _sites.resolve(model)
         self.site_paths, self.missing_sites = self.layout.paths, self.layout.missing
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
@@ -72,7 +84,7 @@ class HfVlm(TextBackbone):
         self.end_ids = _tokens.end_ids(self.tokenizer, model)
         self.stop_ids = self.end_ids | _tokens.line_break_ids(self.tokenizer)
         self._encoded: OrderedDict[str, _tokens.EncodedImage] = OrderedDict()
-        self.identify(processor, source)
+        self.identify(processor, source, trusted=trusted)
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
@@ -91,7 +103,7 @@ class HfVlm(TextBackbone):
         dtype: str = "auto",
         device: str | None = None,
         device_map: Any = None,
-        style: Style = "raw",
+        style: str | None = None,
         trust_remote_code: bool = False,
     ) -> HfVlm:
         """A bundled name, a folder or a hub id. Raises BadBackbone with the library's reason."""
@@ -111,7 +123,29 @@ class HfVlm(TextBackbone):
             model = model.to(device)
         commit = getattr(model.config, "_commit_hash", None)
         source = _weights.folder(path, revision, commit)
-        return cls(model, processor, name=name, revision=revision or "", style=style, source=source)
+        chosen = style_of(processor, style, name)
+        return cls(
+            model, processor, name=name, revision=revision or "", style=chosen, source=source
+        )
+
+    @classmethod
+    def wrap(cls, model: Any, processor: Any, *, name: str = "", style: str | None = None) -> HfVlm:
+        """Around a model in memory; see `errata.wrap`."""
+        path = str(getattr(model.config, "_name_or_path", "") or "")
+        name = name or _weights.short_name(path, cls.bundled) or type(model).__name__
+        if not hasattr(processor, "image_processor"):
+            raise BadBackbone(
+                f"{name} takes images, but a {type(processor).__name__} does not. Give the model's "
+                "processor: AutoProcessor.from_pretrained(...)."
+            )
+        source = _weights.folder(path, None, getattr(model.config, "_commit_hash", None))
+        chosen = style_of(processor, style, name)
+        return cls(model, processor, name=name, style=chosen, source=source, trusted=False)
+
+    @property
+    def special(self) -> bool:
+        """A chat template writes the special tokens itself."""
+        return self.style != "chat"
 
     def forget(self) -> None:
         """Clears the caches of encoded images and tokenised texts."""
@@ -128,13 +162,14 @@ class HfVlm(TextBackbone):
                 for s in prompt.segments
             ]
             message = [{"role": "user", "content": content}]
-            if getattr(self.processor, "chat_template", None) is None:
-                raise BadSpec(f"{self.name} has no chat template. Use --style raw or easyedit.")
-            return str(
-                self.processor.apply_chat_template(
-                    message, add_generation_prompt=True, tokenize=False
+            style_of(self.processor, self.style, self.name)
+            template = _tokens.chat_template(self.processor)
+            with _tokens.template_errors(self.name):
+                return str(
+                    self.processor.apply_chat_template(
+                        message, chat_template=template, add_generation_prompt=True, tokenize=False
+                    )
                 )
-            )
         parts = []
         for segment in prompt.segments:
             if isinstance(segment, Image):

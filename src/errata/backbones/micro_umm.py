@@ -35,6 +35,11 @@ from errata.synthetic.shapes import language
 from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS
 
 
+def _check_raw(name: str, style: str | None) -> None:
+    if style not in (None, "raw"):
+        raise BadSpec(f"{name} has no prompt style '{style}'. Use raw.")
+
+
 class MicroUmmBackbone(TextBackbone, ImageGenerator):
     """A text model, a projector and a diffusion transformer."""
 
@@ -50,6 +55,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         name: str = "",
         revision: str = "",
         source: Path | None = None,
+        trusted: bool = True,
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
@@ -71,7 +77,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         self.text_config = model.config.text_config
         self.end_ids = _tokens.end_ids(tokenizer, model)
         self.stop_ids = self.end_ids | _tokens.line_break_ids(tokenizer)
-        self.identify(tokenizer, source)
+        self.identify(tokenizer, source, trusted=trusted)
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
@@ -86,14 +92,13 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         dtype: str = "auto",
         device: str | None = None,
         device_map: Any = None,
-        style: str = "raw",
+        style: str | None = None,
         trust_remote_code: bool = False,
     ) -> MicroUmmBackbone:
         """A bundled name, a folder or a hub id. Raises BadBackbone with the library's reason."""
         from transformers import PreTrainedTokenizerFast
 
-        if style != "raw":
-            raise BadSpec(f"{name} has no prompt style '{style}'. Use raw.")
+        _check_raw(name, style)
         path = _weights.bundled(name) if name in cls.bundled else name
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
@@ -106,6 +111,17 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
             model.to(device)  # type: ignore[arg-type]
         source = _weights.folder(path, revision, getattr(model.config, "_commit_hash", None))
         return cls(model, tokenizer, name=name, revision=revision or "", source=source)
+
+    @classmethod
+    def wrap(
+        cls, model: Any, processor: Any, *, name: str = "", style: str | None = None
+    ) -> MicroUmmBackbone:
+        """Around a model in memory; see `errata.wrap`."""
+        path = str(getattr(model.config, "_name_or_path", "") or "")
+        name = name or _weights.short_name(path, cls.bundled) or type(model).__name__
+        _check_raw(name, style)
+        source = _weights.folder(path, None, getattr(model.config, "_commit_hash", None))
+        return cls(model, processor, name=name, source=source, trusted=False)
 
     def _drawing_sites(self) -> list[Site]:
         sites = [Site("bridge", self.projector, self.projector)]

@@ -42,9 +42,9 @@ def verify(
     ] = None,
 ) -> None:
     """Check that a patch and its images are unchanged."""
-    from errata.io.patch_folder import load
+    from errata.io.patch_folder import load, read_head
 
-    bb = ModelOptions(backbone).load() if backbone is not None else None
+    bb = ModelOptions(backbone).load([read_head(folder)]) if backbone is not None else None
     patch = load(folder, bb)
     not_finite = [k for k, v in patch.state_dict().items() if not bool(v.isfinite().all())]
     if not_finite:

@@ -154,9 +154,19 @@ def holds_saving(editor: Editor, world: World) -> None:
 
 
 def holds_fingerprint(editor: Editor, world: World) -> None:
-    """A patch names its model and is refused on another."""
+    """A patch names its model and the style of its prompts, and is refused with others."""
     patch = _edit(editor, world, world.edits[:1]).patch
-    assert patch.header.fingerprint == world.backbone.fingerprint()
+    bb = world.backbone
+    assert patch.header.fingerprint == bb.fingerprint()
+    assert patch.header.style == bb.style
+    with bb.in_style("easyedit" if bb.style == "raw" else "raw"):
+        try:
+            bb.check_patch(patch)
+        except BadSpec:
+            refused = True
+        else:
+            refused = False
+    assert refused == bool(bb.style), "a patch for prompts of another style was accepted"
     other = replace(patch.header, fingerprint="0" * 64)
     try:
         check_fingerprint(other, world.backbone, "patch")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -131,6 +131,10 @@ class EditResult:
     state: State | None = None
     log: EditLog = EditLog()
 
+    def __repr__(self) -> str:
+        found = ", ".join(f"{k} {v}" for k, v in self.log.search.items() if v is not None)
+        return f"EditResult({self.patch!r}{f', {found}' if found else ''})"
+
 
 class Editor(ABC):
     """Base of all editors. Subclasses implement `find`, and `learn` or `train` if they use a state.
@@ -197,12 +201,20 @@ class Editor(ABC):
 
         With a folder in `work`, a killed training resumes from its checkpoint.
         """
-        self.check_model(backbone)
+        editor = self.for_backbone(backbone)
+        editor.check_model(backbone)
         work = work or PrepareContext()
-        state = self.train(backbone, cases, seed=seed, work=work) if self.uses_state else None
+        if not editor.uses_state:
+            return None
+        state = editor.train(backbone, cases, seed=seed, work=work)
         if state is None:
             return None
-        return replace(state, fingerprint=backbone.fingerprint(), settings=self._state_settings())
+        return replace(
+            state,
+            fingerprint=backbone.fingerprint(),
+            settings=editor._state_settings(),
+            style=backbone.style,
+        )
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         """Makes the state; `prepare` adds the model and the settings that it is valid for."""
@@ -216,7 +228,7 @@ class Editor(ABC):
 
     def shipped_state(self, backbone: Backbone) -> State | None:
         """The state that ships with the model and was made with the editor's settings."""
-        settings = self._state_settings()
+        settings = self.for_backbone(backbone)._state_settings()
         shipped = backbone.shipped_states(self.state_name or self.name)
         return next((s for s in shipped if self._made_with(s) == settings), None)
 
@@ -238,24 +250,24 @@ class Editor(ABC):
     def edit(
         self,
         backbone: Backbone,
-        edits: Sequence[Edit],
+        edits: Edit | Sequence[Edit],
         state: State | None = None,
         *,
         seed: int = 0,
     ) -> EditResult:
-        """One patch for all the edits, on top of what is applied."""
-        return self._headed(backbone, EditRequest.of([edits], [state], seed))[0]
+        """One patch for all the edits, or for one, on top of what is applied."""
+        return self._headed(backbone, EditRequest.of([edits_of(edits)], [state], seed))[0]
 
     def edit_rows(
         self,
         backbone: Backbone,
-        edits: Sequence[Edit],
+        edits: Edit | Sequence[Edit],
         states: Sequence[State | None] | None = None,
         *,
         seed: int = 0,
     ) -> list[EditResult]:
         """One independent patch per edit; edit i is made on top of row i of what is applied."""
-        return self.edit_groups(backbone, [[e] for e in edits], states, seed=seed)
+        return self.edit_groups(backbone, [[e] for e in edits_of(edits)], states, seed=seed)
 
     def edit_groups(
         self,
@@ -266,9 +278,14 @@ class Editor(ABC):
         seed: int = 0,
     ) -> list[EditResult]:
         """One independent patch per group of joint edits."""
-        return self._headed(backbone, EditRequest.of(groups, states, seed))
+        request = EditRequest.of([edits_of(group) for group in groups], states, seed)
+        return self._headed(backbone, request)
 
     def _headed(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        """As `find`, with the model's preset, the shipped state, and headers on the patches."""
+        editor = self.for_backbone(backbone)
+        if editor is not self:
+            return editor._headed(backbone, request)
         self.check_model(backbone)
         if self.uses_state and any(s is None for s in request.states):
             shipped = self.shipped_state(backbone)
@@ -311,6 +328,7 @@ class Editor(ABC):
                 f"({state.fingerprint[:12]}), not for {backbone.name} "
                 f"({backbone.fingerprint()[:12]}). Prepare it again on this model."
             )
+        backbone.check_style(state.style, f"the state of '{self.name}'")
         now, then = self._state_settings(), self._made_with(state)
         other = [k for k in now if k in then and then[k] != now[k]]
         if other:
@@ -335,6 +353,21 @@ class Editor(ABC):
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             notes={"style": backbone.style},
         )
+
+
+def edits_of(edits: Any) -> list[Edit]:
+    """The edits of a sequence, or one edit. Raises BadEdit for anything else."""
+    given = [edits] if isinstance(edits, Edit) else edits
+    listed = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    for edit in listed:
+        if not isinstance(edit, Edit):
+            raise BadEdit(
+                f"an edit is errata.Edit(prompt, target), not a {type(edit).__name__} "
+                f"({str(edit)[:60]!r})."
+            )
+    if not listed:
+        raise BadEdit("there is nothing to edit. Give an errata.Edit, or a list of them.")
+    return listed
 
 
 def check_edit(edit: Edit) -> None:

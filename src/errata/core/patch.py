@@ -42,6 +42,11 @@ class Header:
     created: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def style(self) -> str:
+        """How the prompts were written that it was made with; "" if that is not known."""
+        return str(self.notes.get("style") or "")
+
 
 class PromptEncoder(Protocol):
     """What `Patch.rewrite` may use of a backbone; no patch is live in these methods."""
@@ -81,6 +86,17 @@ class Patch(Hook, nn.Module, ABC):
         Hook.__init__(self, sites)
         self.header = Header()
         self.edits: tuple[Edit, ...] = ()
+
+    def __repr__(self) -> str:
+        numbers = sum(t.numel() for t in (*self.parameters(), *self.buffers()))
+        facts = [
+            f"editor {self.header.editor!r}" if self.header.editor else "no editor",
+            f"for {self.header.backbone!r}" if self.header.backbone else "for no model yet",
+            f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}",
+            f"{numbers:,} numbers at {', '.join(sorted(self.sites)[:3]) or 'no site'}"
+            + (f" and {len(self.sites) - 3} more sites" if len(self.sites) > 3 else ""),
+        ]
+        return f"{type(self).__name__}({', '.join(facts)})"
 
     def rewrite(self, prompt: Prompt, model: PromptEncoder, row: int = 0) -> Prompt:
         """The prompt that the model gets instead. Depends on the prompt alone."""

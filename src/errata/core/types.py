@@ -30,6 +30,9 @@ class Image:
     uri: str
     sha256: str | None = None
 
+    def __repr__(self) -> str:
+        return f"Image({self.uri!r})"
+
 
 Segment = str | Image
 
@@ -39,6 +42,9 @@ class Prompt:
     """The input of a model: a tuple of text and image segments, in order."""
 
     segments: tuple[Segment, ...]
+
+    def __repr__(self) -> str:
+        return f"Prompt({', '.join(map(repr, self.segments))})"
 
     @classmethod
     def of(cls, text: str, image: Image | str | None = None) -> Prompt:
@@ -74,6 +80,11 @@ class Edit:
     subject: str | None = None
     old: str | None = None
     id: str = ""
+
+    def __repr__(self) -> str:
+        rest = {"subject": self.subject, "old": self.old, "id": self.id}
+        named = "".join(f", {k}={v!r}" for k, v in rest.items() if v)
+        return f"Edit({self.prompt!r} -> {self.target!r}{named})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ order, so that a repeated run gives equal bytes. Probes of drawn kinds are drawn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,8 +192,15 @@ def _before_ids(request: PromptRequest, before: Before | None) -> tuple[int, ...
     return before[case, ask.probe.id].ids
 
 
-def ask_prompts(backbone: Backbone, prompts: Sequence[Prompt], *, cap: int = 32) -> list[Answer]:
-    """Greedy answers of at most `cap` tokens, with the patches that are live."""
+def ask_prompts(
+    backbone: Backbone, prompts: Prompt | str | Sequence[Prompt | str], *, cap: int = 32
+) -> list[Answer]:
+    """Greedy answers of at most `cap` tokens, with the patches that are live.
+
+    A text is a prompt without an image; one prompt is a list of one. Raises BadEdit for anything
+    that is no prompt.
+    """
+    prompts = prompts_of(prompts)
     out: list[Answer] = []
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
@@ -210,6 +217,22 @@ def ask_prompts(backbone: Backbone, prompts: Sequence[Prompt], *, cap: int = 32)
             )
             for i, g in enumerate(generated)
         ]
+    return out
+
+
+def prompts_of(prompts: Any) -> list[Prompt]:
+    """Prompts from prompts and texts, or from one of them. Raises BadEdit."""
+    one = isinstance(prompts, (Prompt, str, Mapping))
+    if one or not isinstance(prompts, Iterable):
+        prompts = [prompts]
+    out: list[Prompt] = []
+    for prompt in prompts:
+        if not isinstance(prompt, (Prompt, str)):
+            raise BadEdit(
+                f"a prompt is a text or errata.Prompt.of(text, image), not a "
+                f"{type(prompt).__name__} ({str(prompt)[:60]!r})."
+            )
+        out.append(Prompt.of(prompt) if isinstance(prompt, str) else prompt)
     return out
 
 

@@ -32,12 +32,12 @@ def bench(
     editor: Editor,
     benchmark: str,
     protocol: str,
-    out: Path,
+    out: files.FilePath,
     *,
     seed: int = 0,
     limit: int | None = None,
     rows: int = ROWS,
-    root: Path | None = None,
+    root: files.FilePath | None = None,
     state: State | None = None,
     legacy: bool = False,
     metrics: Sequence[str] | None = None,
@@ -50,6 +50,7 @@ def bench(
 
     An unfinished run in `out` is resumed. image_seeds: images per prompt (protocols that draw).
     """
+    out, root = Path(out), None if root is None else Path(root)
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
     editor = editor.for_backbone(backbone)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 
 from errata.core.errors import BadPatch, UnknownName
-from errata.core.files import dumps, write_bytes, write_json
+from errata.core.files import FilePath, dumps, write_bytes, write_json
 from errata.core.model.backbone import Backbone
 from errata.core.patch import Header, Patch, check_fingerprint, pack, shape_of, unpack
 from errata.core.types import Edit, from_json, to_json
@@ -38,11 +38,12 @@ class Head:
     edits_sha256: str
 
 
-def save(patch: Patch, folder: Path) -> None:
+def save(patch: Patch, folder: FilePath) -> None:
     """Writes `patch.json`, `patch.safetensors`, `edits.jsonl` and `README.md`.
 
     Each file is written whole or not at all. Raises BadPatch for a patch that names no model.
     """
+    folder = Path(folder)
     _check_named(patch, folder)
     settings, tensors = pack(patch)
     stored = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
@@ -82,8 +83,9 @@ def _check_named(patch: Patch, folder: Path) -> None:
             _check_named(member, folder)
 
 
-def read_head(folder: Path) -> dict[str, Any]:
+def read_head(folder: FilePath) -> dict[str, Any]:
     """The content of `patch.json`, checked. Raises BadPatch."""
+    folder = Path(folder)
     try:
         head = json.loads((folder / "patch.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -136,11 +138,12 @@ def _read(folder: Path, name: str, sha256: str) -> bytes:
     return data
 
 
-def load(folder: Path, backbone: Backbone | None = None) -> Patch:
+def load(folder: FilePath, backbone: Backbone | None = None) -> Patch:
     """Reads a patch, bit for bit as saved. With a backbone, refuses one made for another model.
 
     Whatever is wrong with the folder raises BadPatch.
     """
+    folder = Path(folder)
     head = read_head(folder)
     header = from_json(Header, head["header"])
     if backbone is not None:

@@ -52,10 +52,29 @@ class Backbone(ABC):
     model: nn.Module
     hooks: HookManager
 
+    def __repr__(self) -> str:
+        numbers = sum(p.numel() for p in self.model.parameters())
+        dtype = str(self.dtype).removeprefix("torch.")
+        style = f", style {self.style}" if self.style else ""
+        live = f", {len(self.hooks.stack)} live" if self.hooks.stack else ""
+        return (
+            f"{type(self).__name__}({self.name!r}, {type(self.model).__name__}, {self.depth} text "
+            f"blocks, {numbers:,} numbers, {dtype} on {self.device_of('')}{style}{live})"
+        )
+
     @classmethod
     @abstractmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
         """Whether this file handles a model with this `config.json`."""
+
+    @classmethod
+    def wrap(
+        cls, model: Any, processor: Any, *, name: str = "", style: str | None = None
+    ) -> Backbone:
+        """A backbone around a model in memory; see `errata.wrap`."""
+        raise BadBackbone(
+            f"{cls.__name__} wraps no model that is in memory. Load it from a folder: errata.load."
+        )
 
     @property
     @abstractmethod
@@ -296,11 +315,32 @@ class Backbone(ABC):
         names = {p.header.fingerprint: p.header for p in parts if p.header.fingerprint}
         for header in names.values():
             check_fingerprint(header, self, what or f"a patch of '{header.editor}'")
+        for header in (p.header for p in parts):
+            self.check_style(header.style, what or f"a patch of '{header.editor}'")
         if names:
             now = self.fingerprint()
             for part in parts:
                 if part.header.fingerprint not in ("", now):
                     part.header = replace(part.header, fingerprint=now)
+
+    def check_style(self, style: str, what: object) -> None:
+        """Raises BadSpec for what was made for prompts that are written in another style."""
+        if style and self.style and style != self.style:
+            raise BadSpec(
+                f"{what} was made for prompts in the style '{style}', but {self.name} is asked "
+                f"in the style '{self.style}'. Load the model with style='{style}' "
+                f"(--style {style}), or make the edit again."
+            )
+
+    @contextmanager
+    def in_style(self, style: str) -> Iterator[None]:
+        """Inside, prompts are written in another style, if the model knows more than one."""
+        before = self.style
+        self.style = style if before else before
+        try:
+            yield
+        finally:
+            self.style = before
 
     def place(self, patch: P) -> P:
         """The same patch with its tensors on the devices of their sites."""
