@@ -270,9 +270,9 @@ class TextBackbone(DecoderBackbone):
         vision = (padded == self.image_id) & (mask == 1)
         inputs: dict[str, Tensor] = {"input_ids": padded, "attention_mask": mask}
         encoded = [e for _, _, e in images]
-        for key in encoded[0].tensors if encoded else ():
-            joined = torch.cat([e.tensors[key] for e in encoded]).to(device)
-            inputs[key] = joined.to(self.dtype) if joined.is_floating_point() else joined
+        for key, values in _tokens.joined(encoded, self.name).items():
+            values = values.to(device)
+            inputs[key] = values.to(self.dtype) if values.is_floating_point() else values
         for key in encoded[0].types if encoded else ():
             inputs[key] = vision.to(torch.int if key == "mm_token_type_ids" else torch.long)
         return Batch(
@@ -281,7 +281,7 @@ class TextBackbone(DecoderBackbone):
             lengths=torch.tensor(lengths, device=device),
             vision=vision,
             image_rows=torch.tensor([b for b, _, _ in images], dtype=torch.long),
-            image_sizes=torch.tensor([e.count for e in encoded], dtype=torch.long),
+            image_sizes=torch.tensor([e.size for e in encoded], dtype=torch.long),
             image_keys=tuple(key for _, key, _ in images),
             targets=target_ids,
         )

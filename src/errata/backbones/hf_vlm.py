@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, cast
 from torch import Tensor
 
 from errata.backbones import _sites, _tokens, _weights
+from errata.backbones._identity import core
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone, BadSpec
 from errata.core.hooks.manager import HookManager
@@ -222,7 +223,6 @@ class HfVlm(TextBackbone):
         if key not in self._encoded:
             before = self._image_before_bos
             text = "" if before else self.markup
-            parameters = inspect.signature(self.model.forward).parameters
             self._encoded[key] = _tokens.encode_image(
                 image,
                 lambda picture: self.processor(text=[text], images=[picture], return_tensors="pt"),
@@ -231,12 +231,28 @@ class HfVlm(TextBackbone):
                 markup_ids=() if before else self._ids(text, True),
                 placeholder=self.placeholder_id,
                 image_id=self.image_id,
-                accepts=parameters.__contains__,
+                needs=self._needs,
             )
             if len(self._encoded) > 512:
                 self._encoded.popitem(last=False)
         self._encoded.move_to_end(key)
         return key, self._encoded[key]
+
+    def _needs(self, keyword: str) -> bool | None:
+        """Whether the model reads a keyword of the processor; None: only a part of it does.
+
+        Read from the classes of the model and its parts: the forward of a wrapper (PEFT, compiled,
+        offloaded) names no keywords.
+        """
+        root = core(self.model)
+        own = inspect.signature(type(root).forward).parameters
+        if keyword in own:
+            return True
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            return False
+        parts = {type(m) for m in root.modules()}
+        inside = any(keyword in inspect.signature(part.forward).parameters for part in parts)
+        return None if inside else False
 
     def _prompt_ids(self, text: str, images: Sequence[_tokens.EncodedImage]) -> tuple[int, ...]:
         if self._image_before_bos and images:
