@@ -41,6 +41,11 @@ def load(
     classes = _families()
     family = next((c for c in classes.values() if name in c.bundled), None)
     if family is None:
+        path = Path(name)
+        if path.exists():
+            from errata.backbones import _folders
+
+            _folders.check(path)
         family = _family(name, _config(name, revision, trust_remote_code))
     backbone: Backbone = family.load(
         name,
@@ -136,13 +141,12 @@ def _config(name: str, revision: str | None, trust_remote_code: bool) -> dict[st
         config, _ = PretrainedConfig.get_config_dict(
             name, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0].rstrip(".")
+    except Exception as e:  # no such folder, hub id or network, or a name that none can have
         raise BadBackbone(
-            f"there is no model '{name}': {reason}. Give a bundled name ({', '.join(bundled)}), a "
+            f"there is no model '{name[:200]}'. Give a bundled name ({', '.join(bundled)}), a "
             "folder with config.json, or a hub id (without a network: one downloaded before)."
-        ) from None
-    if not config:
+        ) from e
+    if not isinstance(config, dict) or not config:
         raise BadBackbone(f"'{name}' has no config.json. Give the folder or hub id of a model.")
     return dict(config)
 

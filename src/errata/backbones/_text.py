@@ -151,13 +151,32 @@ class TextBackbone(DecoderBackbone):
 
     def _ids(self, text: str, special: bool) -> tuple[int, ...]:
         key = (text, special)
-        if len(text) > _LONG:  # documents of a corpus, each used once
-            return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-        if key not in self._tokens:
+        if key in self._tokens:
+            return self._tokens[key]
+        ids = tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        self._check_ids(ids)
+        if len(text) <= _LONG:  # a document of a corpus is used once
             if len(self._tokens) > 100_000:
                 self._tokens.clear()
-            self._tokens[key] = tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-        return self._tokens[key]
+            self._tokens[key] = ids
+        return ids
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        """Raises BadBackbone for a token that the model has no embedding for."""
+        weight = getattr(self.hooks.sites["embed"].first, "weight", None)
+        rows = int(weight.shape[0]) if isinstance(weight, Tensor) and weight.dim() == 2 else None
+        if rows is None or max(ids, default=0) < rows:
+            return
+        markers = self.tokenizer.convert_tokens_to_ids(list(self.image_markers))
+        unknown = [i for i in ids if i >= rows and i != self.image_id and i not in markers]
+        if unknown:
+            token = self.tokenizer.convert_ids_to_tokens(unknown[0])
+            raise BadBackbone(
+                f"the tokenizer of {self.name} has the token {token!r} (number {unknown[0]}), but "
+                f"the model has {rows} embeddings. Call model.resize_token_embeddings("
+                f"{len(self.tokenizer)}) and wrap the model again, or use the tokenizer that "
+                "belongs to it."
+            )
 
     def last_column(self, prompt: Prompt, span: str) -> int:
         text, end = self.formatted(prompt), self._end(prompt, span.strip())
@@ -180,9 +199,11 @@ class TextBackbone(DecoderBackbone):
         before = str(parts[segment])
         parts[segment] = before[:end] + marker + before[end:]
         marked = self.formatted(Prompt(tuple(parts)))
-        assert marked.replace(marker, "", 1) == self.formatted(prompt), (
-            "the marker changed the prompt"
-        )
+        if marked.count(marker) != 1 or marked.replace(marker, "") != self.formatted(prompt):
+            raise BadBackbone(
+                f"the chat template of {self.name} changes the text of a prompt, so a word in it "
+                "cannot be located. Edit at the prompt's last token: --set token=last_prompt."
+            )
         return marked.index(marker)
 
     def _column(self, text: str, end: int, images: Sequence[_tokens.EncodedImage]) -> int:
@@ -236,7 +257,7 @@ class TextBackbone(DecoderBackbone):
         if not all(ids):
             raise BadEdit(f"prompt {ids.index([])} of {len(ids)} is empty. Give it a text.")
         lengths = [len(i) for i in ids]
-        end = [int(self.tokenizer.eos_token_id)] if eos else []
+        end = [self._end_token()] if eos else []
         target_ids = tuple(
             (*self.answer_ids(t, p), *end) if t.strip() else ()
             for t, p in zip(targets or [""] * len(ids), rewritten, strict=True)
@@ -251,6 +272,17 @@ class TextBackbone(DecoderBackbone):
             i.extend(target)
         return self._batch(rewritten, ids, lengths, target_ids, images)
 
+    def _end_token(self) -> int:
+        """The id of the token that ends an answer. Raises BadBackbone if none is named."""
+        ends = sorted(self.end_ids)
+        named = self.tokenizer.eos_token_id
+        if named is None and not ends:
+            raise BadBackbone(
+                f"neither the tokenizer nor the configuration of {self.name} names an end token "
+                "(eos_token). Set it: backbone.tokenizer.eos_token = ..., and load the model again."
+            )
+        return int(named) if named is not None else ends[0]
+
     def _batch(
         self,
         rewritten: tuple[Prompt, ...],
@@ -263,7 +295,7 @@ class TextBackbone(DecoderBackbone):
         device = self.device_of("embed")
         longest = max(map(len, ids))
         pad = self.tokenizer.pad_token_id
-        pad = int(pad if pad is not None else self.tokenizer.eos_token_id)
+        pad = int(pad if pad is not None else (self.tokenizer.eos_token_id or 0))
         padded = torch.tensor([i + [pad] * (longest - len(i)) for i in ids], device=device)
         columns = torch.arange(longest, device=device)
         mask = (columns < torch.tensor([len(i) for i in ids], device=device)[:, None]).long()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -49,20 +49,6 @@ def short_name(path: str, offered: Iterable[str]) -> str:
         if path and Path(path).is_dir() and Path(path).samefile(bundled(name)):
             return name
     return path
-
-
-@contextmanager
-def load_errors(name: str, kind: str, offered: Iterable[str]) -> Iterator[None]:
-    """An error of transformers inside becomes BadBackbone: `name` cannot be loaded as a `kind`."""
-    try:
-        yield
-    except (OSError, ValueError, ImportError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise BadBackbone(
-            f"cannot load '{name}' as a {kind}: {reason} Give a bundled name "
-            f"({', '.join(offered)}), a folder with config.json, or a hub id (offline: download "
-            "it first)."
-        ) from None
 
 
 def folder(name: str, revision: str | None, commit: str | None) -> Path | None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor
 
-from errata.backbones import _sites, _tokens, _weights
+from errata.backbones import _folders, _sites, _tokens, _weights
 from errata.backbones._identity import core
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone, BadSpec
@@ -24,6 +24,8 @@ from errata.core.types import Image, Prompt
 from errata.io.images import load_image
 
 Style = Literal["raw", "easyedit", "chat"]
+#: settings of processors without which they cannot count image tokens
+_COUNTS = ("patch_size", "num_query_tokens", "num_image_tokens", "image_seq_length")
 
 
 def style_of(processor: Any, style: str | None, name: str) -> Style:
@@ -115,19 +117,26 @@ class HfVlm(TextBackbone):
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        with _weights.load_errors(name, "vision-language model", cls.bundled):
-            model: Any = AutoModelForImageTextToText.from_pretrained(
-                path, dtype=dtype, device_map=device_map, **options
+        kind = "vision-language model"
+        with _folders.load_errors(name, kind, "its configuration or weights"):
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                path, dtype=dtype, device_map=device_map, output_loading_info=True, **options
             )
+            model, info = loaded
+            _folders.missing_weights(name, info["missing_keys"])
+        with _folders.load_errors(name, kind, "its processor or tokenizer"):
             processor = make_processor(path, **options)
         if device is not None:
             model = model.to(device)
         commit = getattr(model.config, "_commit_hash", None)
         source = _weights.folder(path, revision, commit)
         chosen = style_of(processor, style, name)
-        return cls(
-            model, processor, name=name, revision=revision or "", style=chosen, source=source
-        )
+        with _folders.load_errors(name, kind, "its parts do not fit together and"):
+            backbone = cls(
+                model, processor, name=name, revision=revision or "", style=chosen, source=source
+            )
+            backbone.check_prompts()
+        return backbone
 
     @classmethod
     def wrap(cls, model: Any, processor: Any, *, name: str = "", style: str | None = None) -> HfVlm:
@@ -141,7 +150,29 @@ class HfVlm(TextBackbone):
             )
         source = _weights.folder(path, None, getattr(model.config, "_commit_hash", None))
         chosen = style_of(processor, style, name)
-        return cls(model, processor, name=name, style=chosen, source=source, trusted=False)
+        backbone = cls(model, processor, name=name, style=chosen, source=source, trusted=False)
+        backbone.check_prompts()
+        return backbone
+
+    def check_prompts(self) -> None:
+        """Raises BadBackbone if the processor or the chat template writes no usable prompts."""
+        unset = [k for k in _COUNTS if k in vars(self.processor) and not vars(self.processor)[k]]
+        if unset:
+            raise BadBackbone(
+                f"the processor of {self.name} has no {unset[0]}, so it cannot tell how many "
+                "tokens an image has: the folder has no processor_config.json, or an old one. Copy "
+                "it from the model's hub page, or set the value and save the processor "
+                "(processor.save_pretrained)."
+            )
+        if self.style == "chat":
+            text, image = "Which colour has it", Image("picture")
+            written = self.formatted(Prompt((image, text)))
+            images = 1 if self._image_before_bos else written.count(self.image_token)
+            if text not in written or images != 1:
+                raise BadBackbone(
+                    f"the chat template of {self.name} writes no image, or changes the text of a "
+                    "question. Load the model with --style raw or easyedit."
+                )
 
     @property
     def special(self) -> bool:
@@ -262,7 +293,11 @@ class HfVlm(TextBackbone):
         left = list(images)
         for token in self._ids(text, self.special):
             ids.extend(left.pop(0).ids if token == self.placeholder_id else (token,))
-        assert not left, f"{self.name}: the prompt has more images than its text has placeholders"
+        if left:
+            raise BadBackbone(
+                f"{self.name}: its chat template leaves images of the prompt out. Load the model "
+                "with --style raw or easyedit."
+            )
         return tuple(ids)
 
     def _column(self, text: str, end: int, images: Sequence[_tokens.EncodedImage]) -> int:

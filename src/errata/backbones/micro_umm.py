@@ -21,7 +21,7 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from errata.backbones import _sites, _tokens, _weights
+from errata.backbones import _folders, _sites, _tokens, _weights
 from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import MicroUmmConfig, from_patches
 from errata.backbones._text import TextBackbone
@@ -102,15 +102,23 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         path = _weights.bundled(name) if name in cls.bundled else name
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
-        with _weights.load_errors(name, "micro-umm", cls.bundled):
-            model = Model.from_pretrained(
-                path, dtype=dtype, device_map=device_map, revision=revision or "main"
+        with _folders.load_errors(name, "micro-umm", "its configuration or weights"):
+            loaded: Any = Model.from_pretrained(
+                path,
+                dtype=dtype,
+                device_map=device_map,
+                revision=revision or "main",
+                output_loading_info=True,
             )
+            model, info = loaded
+            _folders.missing_weights(name, info["missing_keys"])
+        with _folders.load_errors(name, "micro-umm", "its tokenizer"):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path, revision=revision or "main")
         if device is not None:
-            model.to(device)  # type: ignore[arg-type]
+            model.to(device)
         source = _weights.folder(path, revision, getattr(model.config, "_commit_hash", None))
-        return cls(model, tokenizer, name=name, revision=revision or "", source=source)
+        with _folders.load_errors(name, "micro-umm", "its parts do not fit together and"):
+            return cls(model, tokenizer, name=name, revision=revision or "", source=source)
 
     @classmethod
     def wrap(
