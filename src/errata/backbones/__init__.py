@@ -71,7 +71,7 @@ def wrap(model: Any, processor: Any, *, name: str = "", style: str | None = None
     from torch import nn
 
     check_style(style)
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or not hasattr(config, "to_dict"):
         raise BadBackbone(
             f"errata.wrap takes a model of transformers, not {_kind(model)}. Load one with "

@@ -163,9 +163,8 @@ class TextBackbone(DecoderBackbone):
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         """Raises BadBackbone for a token that the model has no embedding for."""
-        weight = getattr(self.hooks.sites["embed"].first, "weight", None)
-        rows = int(weight.shape[0]) if isinstance(weight, Tensor) and weight.dim() == 2 else None
-        if rows is None or max(ids, default=0) < rows:
+        rows = self.weight("embed")[1]
+        if max(ids, default=0) < rows:
             return
         markers = self.tokenizer.convert_tokens_to_ids(list(self.image_markers))
         unknown = [i for i in ids if i >= rows and i != self.image_id and i not in markers]

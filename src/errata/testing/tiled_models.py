@@ -118,7 +118,6 @@ def pixtral() -> HfVlm:
             num_attention_heads=2,
             image_size=56,
             patch_size=14,
-            head_dim=12,
         ),
         text_config=_text(len(tok)),
         image_token_index=3,
