@@ -88,12 +88,12 @@ def wrap(model: Any, processor: Any, *, name: str = "", style: str | None = None
     return backbone
 
 
-def check_style(style: str | None) -> None:
+def check_style(style: str | None, what: str = "style") -> None:
     """Raises BadSpec for a style that does not exist; None is the model's own."""
     if style is not None and style not in STYLES:
         close = difflib.get_close_matches(str(style), STYLES, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise BadSpec(f"unknown style '{style}'.{hint} Known: {', '.join(STYLES)}.")
+        raise BadSpec(f"unknown {what} '{style}'.{hint} Known: {', '.join(STYLES)}.")
 
 
 def _kind(value: Any) -> str:

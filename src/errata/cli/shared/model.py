@@ -60,7 +60,7 @@ class ModelOptions:
         """
         from errata.backbones import check_style, load
 
-        check_style(self.style)
+        check_style(self.style, "--style")
         if self.dtype not in DTYPES:
             raise BadSpec(f"unknown --dtype '{self.dtype}'. Known: {', '.join(DTYPES)}.")
         style = self.style or _style_of(heads)
