@@ -70,7 +70,6 @@ def check(path: Path) -> None:
         if file.exists():
             read_object(file)
     _check_config(path)
-    _check_weights(path)
 
 
 def _check_kind(path: Path) -> None:
@@ -127,18 +126,20 @@ def _damaged(file: Path, why: str) -> BadBackbone:
 
 def _check_config(path: Path) -> None:
     config = read_object(path / "config.json")
-    if not isinstance(config.get("model_type"), str):
-        raise BadBackbone(
-            f"{path / 'config.json'} names no model_type, so it is not the configuration of a "
-            "model of transformers. Restore it from a copy, or download it again."
-        )
+    if not isinstance(config.get("model_type", ""), str):
+        raise _damaged(path / "config.json", "its model_type is not a text")
     for key in ("text_config", "vision_config"):
         if key in config and not isinstance(config[key], dict):
             raise _damaged(path / "config.json", f"its {key} is not an object")
 
 
-def _check_weights(path: Path) -> None:
-    """The weight files are whole: headers and sizes are looked at, not the values."""
+def check_weights(path: Path) -> None:
+    """Raises BadBackbone for weight files that are not whole.
+
+    Headers and sizes are looked at, not the values; a path that is no folder is a hub id.
+    """
+    if not path.is_dir():
+        return None
     for single in _WEIGHTS:
         index = path / f"{single}.index.json"
         if (path / single).exists():

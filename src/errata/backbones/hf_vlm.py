@@ -118,6 +118,7 @@ class HfVlm(TextBackbone):
             dtype = "float32"
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         kind = "vision-language model"
+        _folders.check_weights(Path(path))
         with _folders.load_errors(name, kind, "its configuration or weights"):
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 path, dtype=dtype, device_map=device_map, output_loading_info=True, **options

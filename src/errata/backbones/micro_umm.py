@@ -102,6 +102,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         path = _weights.bundled(name) if name in cls.bundled else name
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
+        _folders.check_weights(Path(path))
         with _folders.load_errors(name, "micro-umm", "its configuration or weights"):
             loaded: Any = Model.from_pretrained(
                 path,
