@@ -93,8 +93,12 @@ class DecoderBackbone(DecoderForward):
                 return _copied(saved[0])
             name = "" if args else next(iter(kwargs))
             pixels = args[0] if args else kwargs[name]
+            # sizes or masks of the pictures: a tower that joins pictures cannot leave one out
+            sizes = any(
+                isinstance(v, Tensor) and v is not pixels for v in (*args, *kwargs.values())
+            )
             with torch.no_grad():
-                if len(unique) == len(inverse) or pixels.shape[0] != len(inverse):
+                if sizes or len(unique) == len(inverse) or pixels.shape[0] != len(inverse):
                     out = original(*args, **kwargs)
                 else:
                     distinct = pixels[unique.to(pixels.device)]

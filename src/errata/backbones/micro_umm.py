@@ -21,7 +21,7 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from errata.backbones import _sites, _tokens, _weights
+from errata.backbones import _folders, _sites, _tokens, _weights
 from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import MicroUmmConfig, from_patches
 from errata.backbones._text import TextBackbone
@@ -33,6 +33,11 @@ from errata.core.model.generation import ImageGenerator, Stage
 from errata.core.types import Prompt
 from errata.synthetic.shapes import language
 from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS
+
+
+def _check_raw(name: str, style: str | None) -> None:
+    if style not in (None, "raw"):
+        raise BadSpec(f"{name} has no prompt style '{style}'. Use raw.")
 
 
 class MicroUmmBackbone(TextBackbone, ImageGenerator):
@@ -50,13 +55,13 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         name: str = "",
         revision: str = "",
         source: Path | None = None,
+        trusted: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self.revision = revision
-        self.source = source
         self.projector, self.generator = model.projector, model.generator
         assert isinstance(model.config, MicroUmmConfig)
         self.config = model.config
@@ -73,6 +78,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         self.end_ids = _tokens.end_ids(tokenizer, model)
         self.line_breaks = _tokens.line_breaks(tokenizer)
         self.stop_ids = self.end_ids | self.line_breaks.keys()
+        self.identify(tokenizer, source, trusted=trusted)
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
@@ -87,27 +93,46 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         dtype: str = "auto",
         device: str | None = None,
         device_map: Any = None,
-        style: str = "raw",
+        style: str | None = None,
         trust_remote_code: bool = False,
     ) -> MicroUmmBackbone:
         """A bundled name, a folder or a hub id. Raises BadBackbone with the library's reason."""
         from transformers import PreTrainedTokenizerFast
 
-        if style != "raw":
-            raise BadSpec(f"{name} has no prompt style '{style}'. Use raw.")
+        _check_raw(name, style)
         path = _weights.bundled(name) if name in cls.bundled else name
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
-        with _weights.load_errors(name, "micro-umm", cls.bundled):
-            model = Model.from_pretrained(
-                path, dtype=dtype, device_map=device_map, revision=revision or "main"
+        _folders.check_weights(Path(path))
+        with _folders.load_errors(name, "micro-umm", "its configuration or weights"):
+            loaded: Any = Model.from_pretrained(
+                path,
+                dtype=dtype,
+                device_map=device_map,
+                revision=revision or "main",
+                output_loading_info=True,
             )
+            model, info = loaded
+            _folders.missing_weights(name, info["missing_keys"])
+        with _folders.load_errors(name, "micro-umm", "its tokenizer"):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path, revision=revision or "main")
         model.requires_grad_(False)
         if device is not None:
-            model.to(device)  # type: ignore[arg-type]
+            model.to(device)
         source = _weights.folder(path, revision, getattr(model.config, "_commit_hash", None))
-        return cls(model, tokenizer, name=name, revision=revision or "", source=source)
+        with _folders.load_errors(name, "micro-umm", "its parts do not fit together and"):
+            return cls(model, tokenizer, name=name, revision=revision or "", source=source)
+
+    @classmethod
+    def wrap(
+        cls, model: Any, processor: Any, *, name: str = "", style: str | None = None
+    ) -> MicroUmmBackbone:
+        """Around a model in memory; see `errata.wrap`."""
+        path = str(getattr(model.config, "_name_or_path", "") or "")
+        name = name or _weights.short_name(path, cls.bundled) or type(model).__name__
+        _check_raw(name, style)
+        source = _weights.folder(path, None, getattr(model.config, "_commit_hash", None))
+        return cls(model, processor, name=name, source=source, trusted=False)
 
     def _drawing_sites(self) -> list[Site]:
         sites = [Site("bridge", self.projector, self.projector)]

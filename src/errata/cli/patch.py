@@ -50,9 +50,9 @@ def verify(
 
     Ends with exit code 3 if an edit is not answered with its target, or cannot be asked.
     """
-    from errata.io.patch_folder import load
+    from errata.io.patch_folder import load, read_head
 
-    bb = ModelOptions(backbone).load() if backbone is not None else None
+    bb = ModelOptions(backbone).load([read_head(folder)]) if backbone is not None else None
     patch = load(folder, bb)
     not_finite = [k for k, v in patch.state_dict().items() if not bool(v.isfinite().all())]
     if not_finite:

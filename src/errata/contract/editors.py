@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -166,12 +166,25 @@ def holds_pictures(editor: Editor, world: World) -> None:
 
 
 def holds_fingerprint(editor: Editor, world: World) -> None:
-    """A patch names its model and its settings, and is refused on another model."""
+    """A patch names its model, its settings and the style of its prompts, and is refused with
+    others.
+    """
     patch = _edit(editor, world, world.edits[:1]).patch
-    assert patch.header.fingerprint == world.backbone.fingerprint()
+    bb = world.backbone
+    assert patch.header.fingerprint == bb.fingerprint()
     assert patch.header.config == editor.summary["config"]
+    assert patch.header.style == bb.style
+    with bb.in_style("easyedit" if bb.style == "raw" else "raw"):
+        try:
+            bb.check_patch(patch)
+        except BadSpec:
+            refused = True
+        else:
+            refused = False
+    assert refused == bool(bb.style), "a patch for prompts of another style was accepted"
+    other = replace(patch.header, fingerprint="0" * 64)
     try:
-        check_fingerprint(patch.header, "other", lambda: "0" * 64, "patch")
+        check_fingerprint(other, world.backbone, "patch")
     except FingerprintMismatch:
         return
     raise AssertionError("a patch for another model was accepted")

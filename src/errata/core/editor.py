@@ -136,6 +136,10 @@ class EditResult:
     state: State | None = None
     log: EditLog = EditLog()
 
+    def __repr__(self) -> str:
+        found = ", ".join(f"{k} {v}" for k, v in self.log.search.items() if v is not None)
+        return f"EditResult({self.patch!r}{f', {found}' if found else ''})"
+
 
 class Editor(ABC):
     """Base of all editors. Subclasses implement `find`, and `learn` or `train` if they use a state.
@@ -225,12 +229,20 @@ class Editor(ABC):
 
         With a folder in `work`, a killed training resumes from its checkpoint.
         """
-        self.check_model(backbone)
+        editor = self.for_backbone(backbone)
+        editor.check_model(backbone)
         work = work or PrepareContext()
-        state = self.train(backbone, cases, seed=seed, work=work) if self.uses_state else None
+        if not editor.uses_state:
+            return None
+        state = editor.train(backbone, cases, seed=seed, work=work)
         if state is None:
             return None
-        return replace(state, fingerprint=backbone.fingerprint(), settings=self.settings_of_state())
+        return replace(
+            state,
+            fingerprint=backbone.fingerprint(),
+            settings=editor.settings_of_state(),
+            style=backbone.style,
+        )
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         """Makes the state; `prepare` adds the model and the settings that it is valid for."""
@@ -244,7 +256,7 @@ class Editor(ABC):
 
     def shipped_state(self, backbone: Backbone) -> State | None:
         """The state that ships with the model and was made with the editor's settings."""
-        settings = self.settings_of_state()
+        settings = self.for_backbone(backbone).settings_of_state()
         shipped = backbone.shipped_states(self.state_name or self.name)
         return next((s for s in shipped if self._made_with(s) == settings), None)
 
@@ -300,19 +312,24 @@ class Editor(ABC):
 
     @in_ordinary_modes
     def _headed(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        """As `find`, with the model's preset, the shipped state, and headers on the patches."""
         check_backbone(backbone)
+        editor = self.for_backbone(backbone)
+        if editor is not self:
+            return editor._headed(backbone, request)
         self.check_model(backbone)
         if self.uses_state and any(s is None for s in request.states):
             shipped = self.shipped_state(backbone)
             states = tuple(shipped if s is None else s for s in request.states)
             request = replace(request, states=states)
-        for state in request.states:
+        for state in {id(s): s for s in request.states}.values():
             self._check_state(backbone, state)
         for _, edit in request.edits:
             check_target(backbone, edit)
         results = self.find(backbone, request)
+        fingerprint = backbone.fingerprint()
         for (group, state), result in zip(request, results, strict=True):
-            header = self._header(backbone, state, request.seed)
+            header = self._header(backbone, fingerprint, state, request.seed)
             header = replace(header, notes={**header.notes, **result.log.notes})
             for part in (*parts_of(result.patch), result.patch):
                 part.with_header(header, group).requires_grad_(False)
@@ -364,12 +381,13 @@ class Editor(ABC):
                     f"pass --state DIR. {self.without_state}"
                 )
             return
-        if state.fingerprint and state.fingerprint != backbone.fingerprint():
+        if state.fingerprint and not backbone.identified_by(state.fingerprint):
             raise FingerprintMismatch(
                 f"the state of '{self.name}' was made for another model "
                 f"({state.fingerprint[:12]}), not for {backbone.name} "
                 f"({backbone.fingerprint()[:12]}). Prepare it again on this model."
             )
+        backbone.check_style(state.style, f"the state of '{self.name}'")
         now, then = self.settings_of_state(), self._made_with(state)
         other = [k for k in now if k in then and then[k] != now[k]]
         if other:
@@ -378,13 +396,15 @@ class Editor(ABC):
                 f"now it is {now[other[0]]}. Prepare it again, or set it as it was."
             )
 
-    def _header(self, backbone: Backbone, state: State | None, seed: int) -> Header:
+    def _header(
+        self, backbone: Backbone, fingerprint: str, state: State | None, seed: int
+    ) -> Header:
         return Header(
             editor=self.name,
             arguments={"preset": self.preset, **self.passed},
             backbone=backbone.name,
             revision=backbone.revision,
-            fingerprint=backbone.fingerprint(),
+            fingerprint=fingerprint,
             dtype=str(backbone.dtype).removeprefix("torch."),
             state=(state.origin or state.digest()) if state is not None else "",
             seed=seed,

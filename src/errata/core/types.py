@@ -66,6 +66,9 @@ class Image:
 
         return shown(self.uri)
 
+    def __repr__(self) -> str:
+        return f"Image({self.shown!r})"
+
 
 Segment = str | Image
 
@@ -91,6 +94,9 @@ class Prompt:
             a is not b for a, b in zip(parts, given, strict=True)
         ):
             object.__setattr__(self, "segments", parts)
+
+    def __repr__(self) -> str:
+        return f"Prompt({', '.join(map(repr, self.segments))})"
 
     @classmethod
     def of(cls, text: str, image: Any = None) -> Prompt:
@@ -155,6 +161,11 @@ class Edit:
         for name, value in (("subject", self.subject), ("old answer", self.old)):
             if value is not None:
                 check_text(f"the {name} of an edit", value)
+
+    def __repr__(self) -> str:
+        rest = {"subject": self.subject, "old": self.old, "id": self.id}
+        named = "".join(f", {k}={v!r}" for k, v in rest.items() if v)
+        return f"Edit({self.prompt!r} -> {self.target!r}{named})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -229,7 +229,7 @@ class Lte(TrainedEditor):
             layout = self._layout(encoder, threshold)
             vectors = vectors_of([e.prompt for e in group], layout, backbone)
             facts = Context([_fact(e) for e in group], layout, vectors)
-            header = self._header(backbone, state, request.seed)
+            header = self._header(backbone, backbone.fingerprint(), state, request.seed)
             delta = deltas[digest].with_header(header, ())
             results.append(EditResult(Stack([delta, facts.with_header(header, group)]), state))
         return results

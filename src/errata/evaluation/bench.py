@@ -18,11 +18,11 @@ from errata.core.errors import BadSpec
 from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.core.measure.protocol import Protocol, Unit
 from errata.core.model.backbone import Backbone, check_backbone
+from errata.core.model.memory import measured_peak
 from errata.core.state import State
 from errata.core.types import Case, brief
 from errata.evaluation import judging, score
 from errata.evaluation.limits import earlier_limits
-from errata.evaluation.memory import measured_peak
 from errata.evaluation.pictures import SEEDS, PictureStore
 from errata.evaluation.plan import make_plan, plan_json, protocol_of, select
 from errata.evaluation.run_folder import Phase, RunWriter
@@ -38,12 +38,12 @@ def bench(
     editor: Editor,
     benchmark: str,
     protocol: str,
-    out: Path,
+    out: files.FilePath,
     *,
     seed: int = 0,
     limit: int | None = None,
     rows: int = ROWS,
-    root: Path | None = None,
+    root: files.FilePath | None = None,
     state: State | None = None,
     legacy: bool = False,
     metrics: Sequence[str] | None = None,
@@ -59,6 +59,7 @@ def bench(
     recorded, also where none of `metrics` reads them.
     """
     _check_types(backbone, editor)
+    out, root = Path(out), None if root is None else Path(root)
     legacy = legacy or any(registry.load("metrics", name).reads_top for name in metrics or ())
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
     editor = editor.for_backbone(backbone)
@@ -78,7 +79,11 @@ def bench(
     }  # fmt: skip
     writer = RunWriter(out)
     writer.start(
-        {**_settings(backbone, editor, spec, order, state), **options},
+        {
+            **_settings(backbone, editor, spec, order, state),
+            "fingerprint": _fingerprint(backbone, out),
+            **options,
+        },
         plan_json(plan),
         selection.before,
         command,
@@ -165,7 +170,6 @@ def _settings(
         "schema": 1,
         "backbone": backbone.name,
         "revision": backbone.revision,
-        "fingerprint": backbone.fingerprint(),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "style": backbone.style,
         "editor": editor.name,
@@ -211,6 +215,16 @@ class CaseProgress:
         if self._progress is not None:
             done = sum(self._sizes[: self._finished]) + cases
             self._progress("cases edited and asked", done, sum(self._sizes))
+
+
+def _fingerprint(backbone: Backbone, out: Path) -> str:
+    """The model's fingerprint; of a run that an older errata began, the one that it has."""
+    manifest = out / "manifest.json"
+    begun = files.read_json(manifest) if manifest.exists() else None
+    given = begun.get("fingerprint") if isinstance(begun, dict) else None
+    if isinstance(given, str) and backbone.identified_by(given):
+        return given
+    return backbone.fingerprint()
 
 
 def _save_patches(out: Path, unit: Unit, lanes: Sequence[LaneState]) -> None:

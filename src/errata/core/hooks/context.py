@@ -130,7 +130,12 @@ class HookContext:
         of_image = self.image_rows if self.rows is None else self.rows[self.image_rows]
         if of_image.shape[0] != x.shape[0]:
             assert self.image_sizes is not None
-            each = x.shape[0] // int(self.image_sizes.sum())
+            each, rest = divmod(x.shape[0], int(self.image_sizes.sum()))
+            if rest or not each:
+                raise BadPatch(
+                    f"at {site} this model mixes the pictures of a batch, so that they cannot have "
+                    "a patch each. Ask about one picture at a time."
+                )
             of_image = of_image.repeat_interleave(self.image_sizes * each)
         return of_image.to(x.device)
 
