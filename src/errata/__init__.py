@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from errata._version import __version__
 
 if TYPE_CHECKING:
-    from errata.backbones import load
+    from errata.backbones import load, wrap
     from errata.core.editor import Editor
     from errata.core.errors import UserError
     from errata.core.measure.benchmark import Benchmark
@@ -54,6 +54,7 @@ _HOME = MappingProxyType(
         "load_patch": "errata.io.patch_folder:load",
         "save_patch": "errata.io.patch_folder:save",
         "score_run": "errata.evaluation.score:score_run",
+        "wrap": "errata.backbones:wrap",
     }
 )
 
@@ -109,4 +110,5 @@ __all__ = [
     "load_patch",
     "save_patch",
     "score_run",
+    "wrap",
 ]

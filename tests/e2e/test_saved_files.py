@@ -76,8 +76,9 @@ def bench(run: str, out: Path) -> None:
     )  # fmt: skip
 
 
-def test_the_model_has_the_same_fingerprint(model: Backbone) -> None:
-    assert model.fingerprint() == INDEX["fingerprint"]["micro-vlm"]
+def test_the_model_is_known_by_its_former_fingerprint(model: Backbone) -> None:
+    assert model.former_fingerprint() == INDEX["fingerprint"]["micro-vlm"]
+    assert model.identified_by(INDEX["fingerprint"]["micro-vlm"])
 
 
 @pytest.mark.parametrize("name", sorted(n for n, p in PATCHES.items() if "top" in p))

@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -76,6 +76,7 @@ class AdapterTrainee(Trainee):
         lowest = min((p.site for p in places), key=backbone.block_of)
         self.gate, self.floor = gate_class("none")(lowest), backbone.block_of(lowest)
         self.weights = editor.loss_weights()
+        self.loss_mean: Literal["rows", "tokens"] = c.loss_mean
 
     def patch(self, batch: TrainBatch) -> Adapter:
         """The edits of a training batch, each applied to the rows of its own case."""
@@ -88,7 +89,7 @@ class AdapterTrainee(Trainee):
 
     def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
         with self.backbone.applied(self.patch(batch)):
-            return batch.losses(batch.logits())
+            return batch.losses(batch.logits(), self.loss_mean)
 
 
 class AdapterEditor(TrainedEditor):
@@ -99,7 +100,9 @@ class AdapterEditor(TrainedEditor):
         """mid: width of the cross-attention. heads: its attention heads. marks: learnt embeddings
         on the first target tokens of an edit (0 as published; target tokens then differ by content
         alone). reliability_weight, generality_weight, locality_weight: weight of that loss, each a
-        mean over its rows. gate: what decides when the adapter acts, see `errata list gates`.
+        mean over its rows. loss_mean: each loss is the mean over its rows of their means over
+        tokens (`rows`), or the mean over all tokens (`tokens`), as in the code of VisEdit and
+        DualEdit. gate: what decides when the adapter acts, see `errata list gates`.
         gate_layer: the block behind which the gate's keys are read; null = the site of the lowest
         adapter. Behind a higher block the prompt's last token has attended to the image; each
         prompt then first runs up to there without the edit. threshold: least similarity at which
@@ -118,6 +121,7 @@ class AdapterEditor(TrainedEditor):
         reliability_weight: float = 1.0
         generality_weight: float = 2.0
         locality_weight: float = 2.0
+        loss_mean: Literal["rows", "tokens"] = "rows"
         gate: str = "prompt"
         gate_layer: int | None = None
         threshold: float | None = None
@@ -126,6 +130,12 @@ class AdapterEditor(TrainedEditor):
     def __init__(self, preset: str | None = None, **passed: Any) -> None:
         super().__init__(preset, **passed)
         self.gate_class = gate_class(self.config.gate)
+
+    def idle(self) -> Mapping[str, str]:
+        idle = dict(super().idle())
+        if gate_class(self.config.gate).always_open:
+            idle["threshold"] = f"gate={self.config.gate}"
+        return idle
 
     @abstractmethod
     def places(self, backbone: Backbone) -> list[AdapterSite]:

@@ -50,7 +50,6 @@ class NeuronEditor(GradientEditor):
         that these inputs come from. value_scale: step size of values relative to that of keys.
         """
 
-        lr: float = 1e-2
         steps: int = 100
         max_grad_norm: float = 5.0
         layers: tuple[int, ...] = (-1,)
@@ -75,8 +74,21 @@ class NeuronEditor(GradientEditor):
                 "to add. Give at least one text block and one neuron."
             )
 
+    def idle(self) -> Mapping[str, str]:
+        idle = dict(super().idle())
+        if not self.config.memory_weight:
+            of_memory = ("memory_gamma", "memory_beta", "memory_top")
+            idle |= dict.fromkeys(of_memory, "memory_weight=0")
+            if not self.uses_state:
+                idle |= dict.fromkeys(("memory", "prompts"), "memory_weight=0")
+        return idle
+
     def settings(self) -> SearchSettings:
         return replace(super().settings(), lr_scale={"value": self.config.value_scale})
+
+    def weight_size(self, backbone: Backbone, site: str, name: str) -> float:
+        """Values stand beside the FFN's down projection, all else beside its up projection."""
+        return backbone.weight_rms(f"{site}.down" if name == "value" else f"{site}.up")
 
     def sites(self, backbone: Backbone) -> list[str]:
         return [f"text.{backbone.layer(i)}.mlp" for i in self.config.layers]

@@ -24,6 +24,7 @@ from errata.analyses._summary import Summary, cells, text, with_ends
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Bar, Bars, Figure, Findings, Spread, Spreads, Table, Tone, Value
+from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.kinds import KINDS, TARGET_KINDS, family, label
 from errata.core.model.backbone import Backbone
 from errata.core.types import Case, Probe
@@ -69,6 +70,7 @@ class AlphaAnalysis(Analysis):
 
         layers: tuple[int, ...] = ()
 
+    @in_ordinary_modes
     def look(self, subject: Subject) -> Findings:
         """Raises BadSpec for an editor whose patches have no memory."""
         if subject.editor is None:

@@ -36,6 +36,7 @@ from errata.core.figure import (
     Value,
     ceiling,
 )
+from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.model.batch import Batch
 from errata.core.types import Case
 
@@ -68,6 +69,7 @@ class AttentionAnalysis(Analysis):
 
         top: int = 3
 
+    @in_ordinary_modes
     def look(self, subject: Subject) -> Findings:
         """Raises BadSpec without questions about images; BadBackbone, see `Backbone.attention`."""
         if self.config.top < 1:

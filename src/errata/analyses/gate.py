@@ -31,6 +31,7 @@ from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Spread, Spreads, Table
 from errata.core.gate import Gate, TokenColumns, gate_class
 from errata.core.hooks.context import HookContext
+from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.kinds import family, label
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch
@@ -133,6 +134,7 @@ class GateAnalysis(Analysis):
         shown: int = 3
         train: int = 200
 
+    @in_ordinary_modes
     def look(self, subject: Subject) -> Findings:
         """Raises BadSpec without in-scope or without other questions."""
         bb, c = subject.backbone, self.config

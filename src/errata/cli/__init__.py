@@ -1,7 +1,7 @@
 """The command line: parses, calls the library, prints. Slow imports are inside the commands.
 
-Exit codes: 0 done; 2 an error that the user can fix (one line on stderr); 1 a bug of errata;
-130 interrupted.
+Exit codes: 0 done; 2 an error that the user can fix (one line on stderr); 3 done, but an edit does
+not hold (one line on stderr); 1 a bug of errata; 130 interrupted.
 """
 
 from __future__ import annotations

@@ -34,9 +34,8 @@ def ask(
     picture = options.referenced(image)
     from errata.io.patch_folder import load, read_head
 
-    for folder in patch or ():
-        read_head(folder)  # a wrong folder is reported before a model is loaded
-    bb = model.load()
+    # a wrong folder is reported before a model is loaded
+    bb = model.load([read_head(folder) for folder in patch or ()])
     from errata.core.types import Prompt
     from errata.evaluation.answers import ask_prompts
 

@@ -30,7 +30,7 @@ class UnknownName(UserError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], advice: str = "") -> None:
         """advice: what else to do, one sentence; it stands instead of a long list of names."""
-        known = sorted(known)
+        known, name = sorted(known), str(name)
         close = difflib.get_close_matches(name, known, n=1)
         words = [f"unknown {kind} '{name}'."]
         if close:

@@ -3,7 +3,7 @@
 Source: Fang et al., ICLR 2025, code at jianghoucheng/AlphaEdit f5248d3. P projects on the
 eigenvectors of the keys' second moment C whose eigenvalue is below a threshold. Per layer the
 change solves [P (K K^T + K_p K_p^T) + L2 I] X = P K R^T, dW = X^T, with R as in MEMIT and K_p the
-keys of earlier edits, measured again after each (`memory=recomputed`). C is used for P only.
+keys of earlier edits (`memory=keys`). C is used for P only.
 
 Differences, beside those of `memit`:
 - P is never formed, and never read from a file that may belong to another model. Its smaller basis
@@ -79,7 +79,8 @@ class AlphaEdit(MultiLayerUpdate):
         taken (UniKE), 0 = nothing.
         """
 
-        memory: Literal["none", "keys", "recomputed"] = "recomputed"
+        retired: ClassVar[tuple[str, ...]] = ("ridge",)  # C is used for P only
+        memory: Literal["none", "keys"] = "keys"
         nullspace_threshold: float = 0.02
         threshold: Literal["absolute", "relative"] = "absolute"
         L2: float = 10.0
@@ -95,25 +96,25 @@ class AlphaEdit(MultiLayerUpdate):
                 "null_proj_alpha above 0 and up to 1, and L2 above 0."
             )
 
-    def space(self, state: State, layer: int) -> NullSpace:
+    def space(self, state: State, layer: int, part: str = layer_stats.FFN) -> NullSpace:
         """The null space of a layer, computed once per state."""
         c = self.config
-        moment = layer_stats.moment(state, layer)
+        moment = layer_stats.moment(state, layer, part)
         bound = c.nullspace_threshold
         if c.threshold == "relative":
             bound *= covariance.scale(moment)
         bound -= c.nullspace_cov_reg
-        name = f"null/{layer}/{bound}"
+        name = f"null/{part}/{layer}/{bound}"
         if name not in state.views:
             state.views[name] = null_space(moment, bound)
         space: NullSpace = state.views[name]
         return space
 
     def key_factor(
-        self, state: State, layer: int, keys_nd: Tensor
+        self, state: State, layer: int, keys_nd: Tensor, part: str = layer_stats.FFN
     ) -> tuple[Tensor, list[dict[str, Any]]]:
-        c, space = self.config, self.space(state, layer)
-        keys = torch.cat([*self.past_keys(state, layer), keys_nd])
+        c, space = self.config, self.space(state, layer, part)
+        keys = torch.cat([*self.past_keys(state, layer, part), keys_nd])
         alpha, new = c.null_proj_alpha, len(keys_nd)
         if space.inside and alpha == 1 and len(keys) > space.rank > 0:
             factor = solve.update_within(space.basis_dm, keys, c.L2, new)

@@ -139,6 +139,13 @@ class Ke(TrainedEditor):
         descent: bool = True
         lr_multiplier: float = 1e-1
 
+    def idle(self) -> Mapping[str, str]:
+        idle = dict(super().idle())
+        if not self.config.locality_examples:
+            of_constraint = ("margin", "margin_end", "shrink", "multiplier", "lr_multiplier")
+            idle |= dict.fromkeys(of_constraint, "locality_examples=0")
+        return idle
+
     def sites(self, backbone: Backbone) -> list[str]:
         layers = sorted(backbone.layer(i) for i in self.config.layers)
         return [f"text.{i}.{part}" for i in layers for part in self.config.parts]

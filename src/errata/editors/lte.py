@@ -153,6 +153,14 @@ class Lte(TrainedEditor):
         encoder: Literal["auto", "minilm", "backbone"] = "auto"
         by_image: bool = True
 
+    def idle(self) -> Mapping[str, str]:
+        c, idle = self.config, dict(super().idle())
+        if not c.rank:
+            idle["alpha"] = "rank=0"
+        if c.scope == "always":
+            idle["threshold"] = "scope=always"
+        return idle
+
     def _layers(self, backbone: Backbone) -> list[int]:
         layers = [backbone.layer(i) for i in self.config.layers]
         return layers or list(range(backbone.depth))
@@ -221,7 +229,7 @@ class Lte(TrainedEditor):
             layout = self._layout(encoder, threshold)
             vectors = vectors_of([e.prompt for e in group], layout, backbone)
             facts = Context([_fact(e) for e in group], layout, vectors)
-            header = self._header(backbone, state, request.seed)
+            header = self._header(backbone, backbone.fingerprint(), state, request.seed)
             delta = deltas[digest].with_header(header, ())
             results.append(EditResult(Stack([delta, facts.with_header(header, group)]), state))
         return results

@@ -217,6 +217,12 @@ class Serac(TrainedEditor):
         switch: Switch = "hard"
         threshold: float = 0.5
 
+    def idle(self) -> Mapping[str, str]:
+        idle = dict(super().idle())
+        if self.config.switch == "soft":
+            idle["threshold"] = "switch=soft"
+        return idle
+
     def _layer(self, backbone: Backbone) -> int:
         layer = self.config.layer
         return backbone.layer(backbone.depth // 2 if layer is None else layer)

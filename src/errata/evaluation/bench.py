@@ -8,18 +8,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from errata.core import files, registry
 from errata.core.editor import Editor
-from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.errors import BadSpec
+from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.core.measure.protocol import Protocol, Unit
-from errata.core.model.backbone import Backbone
+from errata.core.model.backbone import Backbone, check_backbone
+from errata.core.model.memory import measured_peak
 from errata.core.state import State
+from errata.core.types import Case, brief
 from errata.evaluation import judging, score
 from errata.evaluation.limits import earlier_limits
-from errata.evaluation.memory import measured_peak
 from errata.evaluation.pictures import SEEDS, PictureStore
 from errata.evaluation.plan import make_plan, plan_json, protocol_of, select
 from errata.evaluation.run_folder import Phase, RunWriter
@@ -35,12 +38,12 @@ def bench(
     editor: Editor,
     benchmark: str,
     protocol: str,
-    out: Path,
+    out: files.FilePath,
     *,
     seed: int = 0,
     limit: int | None = None,
     rows: int = ROWS,
-    root: Path | None = None,
+    root: files.FilePath | None = None,
     state: State | None = None,
     legacy: bool = False,
     metrics: Sequence[str] | None = None,
@@ -55,6 +58,8 @@ def bench(
     cases. image_seeds: images per prompt (protocols that draw). legacy: the likeliest tokens are
     recorded, also where none of `metrics` reads them.
     """
+    _check_types(backbone, editor)
+    out, root = Path(out), None if root is None else Path(root)
     legacy = legacy or any(registry.load("metrics", name).reads_top for name in metrics or ())
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
     editor = editor.for_backbone(backbone)
@@ -70,10 +75,15 @@ def bench(
     options = {
         "seed": seed, "limit": limit, "rows": rows, "legacy": legacy, "data_sha256": plan.data,
         **({"image_seeds": image_seeds} if order.draws else {}),
+        **_files_read(spec, root),
     }  # fmt: skip
     writer = RunWriter(out)
     writer.start(
-        {**_settings(backbone, editor, spec, order, state), **options},
+        {
+            **_settings(backbone, editor, spec, order, state),
+            "fingerprint": _fingerprint(backbone, out),
+            **options,
+        },
         plan_json(plan),
         selection.before,
         command,
@@ -112,20 +122,39 @@ def bench(
     return out
 
 
+def _check_types(backbone: Any, editor: Any) -> None:
+    check_backbone(backbone)
+    if not isinstance(editor, Editor):
+        raise BadSpec(f"an editor is given as {brief(editor)}. Make one: errata.editor(NAME).")
+
+
+def _files_read(spec: BenchmarkSpec, root: Path | None) -> dict[str, Any]:
+    """The user's files that the benchmark reads, for the manifest; {} for other benchmarks."""
+    read = dict(registry.load("benchmarks", spec.name)().files(spec, root=root))
+    return {"files": read} if read else {}
+
+
 def prepared(
     backbone: Backbone, editor: Editor, spec: BenchmarkSpec, *, seed: int, root: Path | None
 ) -> State | None:
     """The editor's state: None if it uses none, the shipped one if it must be trained.
 
-    A state that is cheap to collect is collected from the train split of the same benchmark.
+    A state that is cheap to collect is collected from the train split of the same benchmark, or,
+    where that has no cases, of the benchmark that the bundled model was made for.
     """
     if not editor.uses_state:
         return None
     if editor.needs_state:
         return editor.shipped_state(backbone)
-    train = BenchmarkSpec(spec.name, spec.tasks, "train", spec.variant)
-    loaded = registry.load("benchmarks", spec.name)().load(train, root=root, seed=seed)
-    return states.prepare_cached(editor, backbone, loaded.cases, seed=seed)
+    cases = _load(replace(spec, split="train"), root, seed)
+    if not cases and (own := backbone.bundled.get(backbone.name)):
+        cases = _load(BenchmarkSpec.parse(own, split="train"), None, seed)
+    return states.prepare_cached(editor, backbone, cases, seed=seed) if cases else None
+
+
+def _load(spec: BenchmarkSpec, root: Path | None, seed: int) -> tuple[Case, ...]:
+    loaded: Loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
+    return loaded.cases
 
 
 def _settings(
@@ -141,7 +170,6 @@ def _settings(
         "schema": 1,
         "backbone": backbone.name,
         "revision": backbone.revision,
-        "fingerprint": backbone.fingerprint(),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "style": backbone.style,
         "editor": editor.name,
@@ -187,6 +215,16 @@ class CaseProgress:
         if self._progress is not None:
             done = sum(self._sizes[: self._finished]) + cases
             self._progress("cases edited and asked", done, sum(self._sizes))
+
+
+def _fingerprint(backbone: Backbone, out: Path) -> str:
+    """The model's fingerprint; of a run that an older errata began, the one that it has."""
+    manifest = out / "manifest.json"
+    begun = files.read_json(manifest) if manifest.exists() else None
+    given = begun.get("fingerprint") if isinstance(begun, dict) else None
+    if isinstance(given, str) and backbone.identified_by(given):
+        return given
+    return backbone.fingerprint()
 
 
 def _save_patches(out: Path, unit: Unit, lanes: Sequence[LaneState]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.core.errors import BadRun
+from errata.core.files import FilePath
 from errata.core.kinds import MEANS
 from errata.core.measure.metric import Metric
 from errata.evaluation.bootstrap import DIGITS, Bootstrap
@@ -67,14 +68,14 @@ def paired_differences(
     return _compare(a, b, scorers, keys)
 
 
-def compare_runs(a: Path, b: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]:
+def compare_runs(a: FilePath, b: FilePath, metrics: Sequence[str] | None = None) -> dict[str, Any]:
     """Paired differences b - a of every metric that both runs have.
 
     `metrics` in the result maps a key of `scores.json` to {a, b, difference, ci95, n, units,
     unpaired}: a and b are means over the paired cases, `unpaired` counts cases that only one run
     could score. Raises BadRun naming what differs.
     """
-    run_a, run_b = read_run(a), read_run(b)
+    run_a, run_b = read_run(Path(a)), read_run(Path(b))
     _check_cases(run_a, run_b)
     _check_before(run_a, run_b)
     scorers = load_metrics(metrics, run_a, run_b)

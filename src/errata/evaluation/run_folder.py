@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from errata.core.config import current_names
+from errata.core.config import saved_settings
 from errata.core.errors import BadRun
 from errata.core.files import (
     append_lines,
@@ -152,7 +152,7 @@ class RunWriter:
         manifest = read_json(self.path / "manifest.json")
         for name in ("arguments", "config"):
             if config is not None and isinstance(manifest.get(name), dict):
-                manifest[name] = current_names(config, manifest[name])
+                manifest[name] = saved_settings(config, manifest[name])
         limit = settings.get("limit")
         raised = is_raised(manifest.get("limit"), limit)
         different = [

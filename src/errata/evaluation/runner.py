@@ -14,11 +14,11 @@ from errata.core.editor import Editor, EditResult
 from errata.core.errors import BadEdit, BadImage, NotFinite, TooLong
 from errata.core.measure.protocol import Ask, Lane, Protocol, Step, Unit
 from errata.core.model.backbone import Backbone
+from errata.core.model.memory import measured_peak
 from errata.core.patch import Patch, parts_of
 from errata.core.state import State
 from errata.core.types import Answer, Edit, Probe, digest, to_json
 from errata.evaluation.answers import PromptRequest, ask_all, unedited, unscored
-from errata.evaluation.memory import measured_peak
 from errata.evaluation.pictures import PictureStore
 from errata.evaluation.run_folder import UnitTiming
 from errata.patches.rows import Rows

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.core.files import read_json, write_json
+from errata.core.files import FilePath, read_json, write_json
 from errata.core.kinds import KINDS, MEANS
 from errata.core.types import to_json
 from errata.evaluation.bootstrap import (
@@ -37,7 +37,7 @@ from errata.evaluation.score_table import (
 SCHEMA = 1
 
 
-def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]:
+def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, Any]:
     """Scores a complete run, writes `scores.json`, and returns its content.
 
     `metrics` are computed besides the default ones. `metrics` in the result maps
@@ -48,6 +48,7 @@ def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]
     has equal weight. `kinds` describes the kinds of probes that errata does not have, if any.
     Raises BadRun, UnknownName.
     """
+    run = Path(run)
     folder = read_run(run)
     scorers = load_metrics(metrics, folder)
     table = read_score_table(folder, scorers)
@@ -238,10 +239,16 @@ def _capped(after: Sequence[CaseAnswers]) -> dict[str, int]:
 
 
 def _reasons(after: Sequence[CaseAnswers]) -> dict[str, int]:
-    """Reason -> number of unscored cases, or of single images that are missing."""
+    """Reason -> number of unscored cases, or of single images or answers that are missing."""
     reasons = Counter(filter(None, map(unscored_reason, after)))
     for answers in after:
         if unscored_reason(answers) is None:
+            silent = sum(
+                row.probe.kind_info.keeps_answer and not row.before.text.strip()
+                for row in answers.rows
+            )
+            if silent:
+                reasons["the unedited model gives no answer that could be kept"] += silent
             reasons.update(
                 str(row.after.notes["unscored"])
                 for row in answers.rows

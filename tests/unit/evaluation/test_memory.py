@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
+from errata.core.model.memory import measured_peak, resident_mb
 from errata.evaluation import memory
-from errata.evaluation.memory import measured_peak, resident_mb
 
 pytestmark = pytest.mark.skipif(not memory.STATM.exists(), reason="the system has no /proc")
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -133,6 +133,13 @@ def referenced(image: str | None) -> Image | None:
 
     plain = Image(image)
     return Image(image, hash_image(plain))
+
+
+def fall_short(line: str) -> NoReturn:
+    """Ends the command with exit code 3: it is done, but an edit does not hold."""
+    color = False if "NO_COLOR" in os.environ else None
+    typer.secho(f"errata: {' '.join(line.split())}", fg=typer.colors.RED, err=True, color=color)
+    raise typer.Exit(3)
 
 
 def print_json(value: Any) -> None:

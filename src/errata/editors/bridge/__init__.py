@@ -69,6 +69,12 @@ class Bridge(CovarianceUpdate):
         super().__init__(preset, **passed)
         search.check_templates(self.name, self.bridge)
 
+    def idle(self) -> Mapping[str, str]:
+        idle = dict(super().idle())
+        if not self.config.text_weight:
+            idle |= dict.fromkeys(("weight_decay", "decay", "kl_factor"), "text_weight=0")
+        return idle
+
     @property
     def bridge(self) -> search.BridgeSettings:
         c = self.config

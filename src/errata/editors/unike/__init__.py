@@ -72,6 +72,12 @@ from errata.training.optimise import encode_edits, generator
 
 #: least number of triplets that an encoder is trained on
 LEAST = 4
+#: settings of the memory in attention, and of the neurons, that nothing else uses
+OF_LATENT = ("top", "alpha", "attention", "temperature", "cutoff", "own_rows", "own_stream")
+OF_NEURONS = (
+    "lr", "steps", "stop_loss", "max_grad_norm", "eos", "neurons", "act_weight", "memory_weight",
+    "memory_gamma", "memory_beta", "memory_top", "value_scale", "zeta", "beta",
+)  # fmt: skip
 
 
 class UniKE(NeuronEditor):
@@ -123,7 +129,6 @@ class UniKE(NeuronEditor):
         that demonstrations are made from.
         """
 
-        lr: float = 1e-2
         steps: int = 50
         max_grad_norm: float = 5.0
         stop_loss: float = 0.05
@@ -171,6 +176,27 @@ class UniKE(NeuronEditor):
                 raise BadSpec(
                     f"editor 'unike': {name}={value} is out of range. Give at least {low:g}{upper}."
                 )
+
+    def idle(self) -> Mapping[str, str]:
+        c, idle = self.config, dict(super().idle())
+        if c.zeta == "off":
+            idle["beta"] = "zeta=off"
+        if not c.beta:
+            idle["zeta"] = "beta=0"
+        if c.attention == "projected":
+            idle["temperature"] = "attention=projected"
+        if c.own_rows == "none":
+            idle["own_stream"] = "own_rows=none"
+        if c.extrinsic != "prompt":
+            idle["demonstrations"] = f"extrinsic={c.extrinsic}"
+        if c.extrinsic != "latent":
+            idle |= dict.fromkeys(OF_LATENT, f"extrinsic={c.extrinsic}")
+        if not c.intrinsic:
+            idle |= dict.fromkeys(OF_NEURONS, "intrinsic=false")
+        if not self.uses_state:
+            unused = (*self.state_settings, "latent_layers", "corpus")
+            idle |= dict.fromkeys(unused, "extrinsic=none, zeta=off and memory_weight=0")
+        return idle
 
     @property
     def uses_state(self) -> bool:
