@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 #: In this order: a page may use what an earlier one made.
 PAGES = (
     "README.md",
-    *(f"docs/{n}.md" for n in ("add-an-editor", "add-a-metric", "add-a-benchmark")),
+    *(f"docs/{n}.md" for n in ("add-an-editor", "add-a-metric", "add-a-benchmark", "facts")),
     *(f"docs/{n}.md" for n in ("add-a-backbone", "analyses", "pictures", "errors")),
 )
 BLOCK = re.compile(

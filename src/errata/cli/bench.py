@@ -48,7 +48,7 @@ def bench(
 
     Asks the probes of every case before and after the edit and scores the answers.
 
-    Repeat the same command to resume a killed run.
+    Repeat the same command to resume a killed run; raise --limit to add cases to a run.
     """
     check_names(benchmark, protocol, metric)
     ed = options.make_editor(editor, preset, settings)

@@ -38,19 +38,17 @@ def test_a_warning_of_a_library_is_not_shown(
     monkeypatch.setattr(sys, "warnoptions", [])
     told()
     assert capsys.readouterr().err == "errata: the gate reads the answer\n"
-    with pytest.warns(FutureWarning, match="past_key_values"):
+    with pytest.warns(FutureWarning, match="past"), pytest.warns(UserWarning):
         told("--debug")
 
 
 @pytest.mark.trained
 def test_an_edit_in_a_process_of_its_own_says_nothing_on_stderr(tmp_path: Path) -> None:
     """With the filters that a user has, not those of the tests."""
-    patch = tmp_path / "patch"
-    for words in (
-        ["edit", "micro-vlm", "--editor", "ft_l", "--prompt", "p", "--target", "t", "--out", patch],
-        ["ask", "micro-vlm", "--patch", patch, "a question"],
-    ):
-        ran = subprocess.run(
-            [sys.executable, "-m", "errata", *map(str, words)], capture_output=True, text=True
-        )
-        assert "Warning" not in ran.stderr and ran.returncode in (0, 3), ran.stderr
+    words = ["edit", "micro-vlm", "--editor", "ft_l", "--prompt", "p", "--target", "t"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "errata", *words, "--out", str(tmp_path / "patch")],
+        capture_output=True,
+        text=True,
+    )
+    assert "Warning" not in ran.stderr and ran.returncode in (0, 3), ran.stderr
