@@ -1,7 +1,8 @@
 """The command line: parses, calls the library, prints. Slow imports are inside the commands.
 
-Exit codes: 0 done; 2 an error that the user can fix (one line on stderr); 1 a bug of errata;
-130 interrupted; 141 the reader of a pipe has ended.
+Exit codes: 0 done; 2 an error that the user can fix (one line on stderr); 3 done, but an edit does
+not hold (one line on stderr); 1 a bug of errata; 130 interrupted; 141 the reader of a pipe has
+ended.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         check_words(rest)
         try:
-            with readable_warnings():
+            with nullcontext() if debug or sys.warnoptions else readable_warnings():
                 app(args=rest, prog_name="errata")
         finally:
             finish_printing()

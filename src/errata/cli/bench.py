@@ -9,7 +9,7 @@ import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
-from errata.cli.shared.printing import say, show_table
+from errata.cli.shared.printing import say
 
 
 @takes_model()
@@ -49,7 +49,7 @@ def bench(
 
     Asks the probes of every case before and after the edit and scores the answers.
 
-    Repeat the same command to resume a killed run.
+    Repeat the same command to resume a killed run; raise --limit to add cases to a run.
     """
     spec, order = check_names(benchmark, protocol, metric)
     from errata.evaluation.run_folder import check_out
@@ -59,11 +59,9 @@ def bench(
     prepared = options.load_state(state, ed)
     bb = model.load()
     from errata.cli.shared.progress import reporting
+    from errata.cli.shared.tables import print_tables
     from errata.evaluation.bench import bench as execute
-    from errata.report.image_tables import studies
-    from errata.report.image_tables import terminal_table as drawn_table
     from errata.report.results import read_settings
-    from errata.report.tables import terminal_table
 
     with reporting() as progress:
         run = execute(
@@ -77,15 +75,12 @@ def bench(
             rows=rows,
             root=root,
             state=prepared,
-            legacy="legacy" in (metric or ()),
             metrics=metric,
             keep_patches=keep_patches,
             image_seeds=image_seeds,
             progress=progress,
         )
-    results = read_settings([run])
-    for table in (*map(terminal_table, results), *map(drawn_table, studies(results))):
-        show_table(table)
+    print_tables(read_settings([run]))
     say(f"run written to {run}; `errata report {run} --html FILE` shows it")
 
 

@@ -12,7 +12,7 @@ import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions
-from errata.cli.shared.printing import say, show_table
+from errata.cli.shared.printing import say
 from errata.core.errors import BadRun
 from errata.core.files import check_folder, visible, write_bytes
 from errata.core.locks import locked
@@ -54,11 +54,11 @@ def demo(
 
 def _demo(out: Path, limit: int, seed: int) -> None:
     from errata.cli.shared.progress import reporting
+    from errata.cli.shared.tables import print_tables
     from errata.contract.editors import weights
     from errata.evaluation.bench import bench
     from errata.report.html import write_report
     from errata.report.results import read_settings
-    from errata.report.tables import terminal_table
 
     _fresh(out)
     started = time.perf_counter()
@@ -74,8 +74,7 @@ def _demo(out: Path, limit: int, seed: int) -> None:
                 seed=seed, limit=limit, progress=progress,
             )  # fmt: skip
         runs.append(run)
-    for setting in read_settings(runs):
-        show_table(terminal_table(setting))
+    print_tables(read_settings(runs))
     undo = show_undo(bb, runs[0], out / "patch", unedited_hash, seed)
     _print_undo(undo, out / "patch")
     report = write_report(runs, out / "report.html", title="errata demo")

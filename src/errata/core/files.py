@@ -26,10 +26,13 @@ from typing import Any, TypeVar
 
 from errata._version import __version__
 from errata.core.errors import BadOutput, BadRun, DiskFull, UserError
+from errata.core.formats.json_lines import BadLine, json_lines
 from errata.core.types import from_json, to_json, why
 
 T = TypeVar("T")
 
+#: a path as the public functions take it
+FilePath = str | os.PathLike[str]
 #: Most bytes of a regular file, and of a pipe or device, that are read as text.
 MOST, MOST_OF_A_PIPE = 2**30, 2**26
 #: Deepest nesting of a JSON value. errata's own files have at most 12 levels.
@@ -366,19 +369,22 @@ def read_lines(path: Path, cls: type[T]) -> list[T]:
     """
     if not path.exists():
         return []
+    data = read_bytes(path)
+    whole = data[: data.rfind(b"\n") + 1]
     values: list[T] = []
-    lines = read_bytes(path).split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
+    number = 0
+    try:
+        for number, row in json_lines(whole):  # noqa: B007
+            values.append(from_json(cls, row))
         try:
-            values.append(from_json(cls, parse_json(line.decode())))
-        except ValueError as e:
-            if number == len(lines):
-                break
-            raise BadRun(
-                f"{path}, line {number}, cannot be read ({why(e)}). Delete the run and repeat it."
-            ) from None
+            values += [from_json(cls, row) for _, row in json_lines(data[len(whole) :])]
+        except ValueError:
+            pass  # unfinished
+    except ValueError as e:
+        number = e.number if isinstance(e, BadLine) else number
+        raise BadRun(
+            f"{path}, line {number}, cannot be read ({why(e)}). Delete the run and repeat it."
+        ) from None
     return values
 
 

@@ -30,7 +30,8 @@ class State:
     """What an editor keeps between edits: a trained network, statistics, a memory. Immutable.
 
     `meta` is JSON-ready; `tensors` are saved as safetensors. `digest` identifies the content.
-    `fingerprint` and `settings` say which model and which settings it was made for. A state that
+    `fingerprint`, `style` and `settings` say which model, which style of prompts and which settings
+    it was made for. A state that
     an editor extended while it edited has the digest of the prepared state as its `origin`.
     """
 
@@ -40,6 +41,7 @@ class State:
     fingerprint: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
+    style: str = ""
 
     def digest(self) -> str:
         return self._digest
@@ -70,8 +72,9 @@ class State:
             h.update(flat.view(torch.uint8).numpy().tobytes())
         return h.hexdigest()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: files.FilePath) -> None:
         """Writes the state's files, all or none; other files of the folder are kept."""
+        folder = Path(folder)
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
         head = {
             "editor": self.editor,
@@ -80,6 +83,7 @@ class State:
             "settings": dict(self.settings),
             "origin": self.origin,
             "digest": self.digest(),
+            "style": self.style,
         }
         contents = {
             "state.safetensors": to_safetensors(tensors),
@@ -90,8 +94,9 @@ class State:
             files.write_folder(folder, contents)
 
     @classmethod
-    def load(cls, folder: Path) -> State:
+    def load(cls, folder: files.FilePath) -> State:
         """Reads a state and checks that it is the one that was saved. Raises MissingState."""
+        folder = Path(folder)
         with suppress(OSError, ValueError):
             files.finish_folder(folder)
         if not files.exists(folder / "state.json"):
@@ -102,7 +107,10 @@ class State:
             tensors = load_file(path)  # memory-mapped
         except (OSError, SafetensorError, ValueError) as e:
             raise MissingState(f"{path} {_problem(e)}. {_RESTORE}") from None
-        state = cls(head.editor, head.meta, tensors, head.fingerprint, head.settings, head.origin)
+        state = cls(
+            head.editor, head.meta, tensors, head.fingerprint, head.settings, head.origin,
+            head.style,
+        )  # fmt: skip
         try:
             same = head.digest in ("", state.digest())
         except ValueError:  # meta that no errata can have written
@@ -128,6 +136,7 @@ class StateHead:
     settings: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
     digest: str = ""
+    style: str = ""
 
 
 def _problem(error: Exception) -> str:

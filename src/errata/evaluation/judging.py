@@ -16,12 +16,12 @@ from pathlib import Path
 from errata.core import registry
 from errata.core.errors import BadImage
 from errata.core.files import append_lines, read_bytes, whole_lines, write_json
+from errata.core.formats.run_files import read_manifest
 from errata.core.locks import locked
 from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.measure.judge import RETRY, Judge, may_retry
 from errata.core.types import JudgeQuestion, Verdict, digest
 from errata.evaluation.run_folder import JudgedImage, RunFolder, read_run, read_verdicts
-from errata.evaluation.stored import read_manifest
 from errata.io.images import within_root
 
 CHUNK = 64

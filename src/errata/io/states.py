@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib import resources
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.core import files
-from errata.core.errors import BadOutput, DiskFull, InUse, MissingState, UserError
+from errata.core.errors import BadOutput, DiskFull, InUse, MissingState, Notice, UserError
 from errata.core.files import versions
 from errata.core.state import State
 from errata.core.types import Case, digest, to_json
@@ -97,6 +97,7 @@ def warn_home() -> None:
     warnings.warn(
         f"ERRATA_HOME ({home()}) cannot be written: what is collected is kept in memory only, and "
         "is collected again next time.",
+        Notice,
         stacklevel=3,
     )
 
@@ -124,14 +125,13 @@ def prepare_cached(
         return editor.prepare(backbone, cases, seed=seed)
     key = {
         "state": editor.state_name or editor.name,
-        "settings": editor.summary["config"],
+        "settings": editor.settings_of_state(),
         "model": backbone.fingerprint(),
         "style": backbone.style,
         "cases": digest([to_json(c) for c in cases]),
         "seed": seed,
         "versions": versions(),
     }
-    key["settings"] = {k: key["settings"][k] for k in editor.state_settings}
     record = home() / "learnt" / f"{digest(key)[:16]}.json"
     earlier = _head_of(record)
     if earlier is not None:
@@ -175,11 +175,12 @@ def find(digest: str) -> State:
     )
 
 
-def shipped(editor: str, fingerprint: str) -> Iterator[State]:
-    """The states of an editor that ship with errata, for the model with this fingerprint."""
+def shipped(editor: str, is_model: Callable[[str], bool]) -> Iterator[State]:
+    """The states of an editor that ship with errata, for the model with one of the fingerprints."""
     for folder in _shipped():
         head = _head(folder)
-        if head and head.get("editor") == editor and head.get("fingerprint") == fingerprint:
+        ours = head is not None and head.get("editor") == editor
+        if ours and head and is_model(str(head.get("fingerprint"))):
             yield _read(folder.resolve())
 
 

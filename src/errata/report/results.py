@@ -11,12 +11,12 @@ from typing import Any
 
 from errata.core import registry
 from errata.core.errors import BadRun
+from errata.core.formats.run_files import read_manifest, read_scores, read_timing
 from errata.core.kinds import COLUMNS, ProbeKind
 from errata.core.measure.metric import Scorer
 from errata.core.types import digest, from_json
 from errata.evaluation.run_folder import read_plan
 from errata.evaluation.score_table import DEFAULT_METRICS
-from errata.evaluation.stored import read_manifest, read_scores, read_timing
 
 _QUOTED = re.compile(r"'[^']*'")
 

@@ -14,9 +14,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
-from errata.core.errors import BadOutput
+import typer
+
+from errata.core.errors import BadOutput, Notice
 
 #: Controls but tab and line feed; line separators; direction overrides; halves of surrogate pairs.
 _CONTROLS = re.compile(
@@ -103,22 +105,26 @@ def _drop(file: TextIO) -> None:
 
 @contextmanager
 def readable_warnings() -> Iterator[None]:
-    """Within it, a warning of errata is one line on stderr."""
-    with warnings.catch_warnings():
-        usual = warnings.showwarning
+    """Prints errata's own warnings as one line each, and none of the libraries below it.
 
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if category is UserWarning:
-                say(f"errata: note: {' '.join(str(message).split())}", err=True)
-            else:
-                usual(message, category, filename, lineno, file, line)
+    What a library tells its programmers is no news to a user. `--debug` and `python -W` show it.
+    """
+    shown = warnings.showwarning
 
-        warnings.showwarning = show
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if issubclass(category, Notice):
+            say(f"errata: {' '.join(str(message).split())}", err=True)
+
+    warnings.showwarning = show
+    try:
         yield
+    finally:
+        warnings.showwarning = shown
+
+
+def fall_short(line: str) -> NoReturn:
+    """Ends the command with exit code 3: it is done, but an edit does not hold."""
+    color = False if "NO_COLOR" in os.environ else None
+    text = printable(f"errata: {' '.join(line.split())}")
+    typer.secho(text, fg=typer.colors.RED, err=True, color=color)
+    raise typer.Exit(3)

@@ -38,6 +38,7 @@ class StoredManifest:
     arguments: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     command: str | list[str] = ""
+    earlier_limits: list[int] = field(default_factory=list)
     root: str = ""
 
 
