@@ -70,7 +70,7 @@ class Killer:
     def _share_model(self) -> None:
         real = ModelOptions.load
         model = real(ModelOptions(MODEL))
-        ModelOptions.load = lambda options: model  # type: ignore[method-assign]
+        ModelOptions.load = lambda options, *heads: model  # type: ignore[method-assign]
 
     def start(self, words: list[str], said: Path) -> int:
         """The process id of a command whose output goes to the file `said`."""

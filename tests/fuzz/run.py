@@ -112,9 +112,9 @@ class Fuzzer:
         """Within it, the bundled model is loaded once for all commands."""
         real = ModelOptions.load
 
-        def load(options: ModelOptions) -> Any:
-            if options.backbone != MODEL:
-                return real(options)
+        def load(options: ModelOptions, *heads: Any) -> Any:
+            if options.backbone != MODEL or any(heads):
+                return real(options, *heads)
             if MODEL not in self._models:
                 self._models[MODEL] = real(options)
             return self._models[MODEL]
@@ -131,7 +131,7 @@ def _time_limit(seconds: int) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise TimeoutError(f"it took more than {seconds} seconds")
 
-    before = signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)  # of the processor: machines may be busy
     try:
         yield
