@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.backbones._overrides import forward_as
+from errata.backbones._overrides import forward_as, in_this_thread
 from errata.backbones._pruning import dedup_attention, dedup_keywords, last_block_at
+from errata.core.hooks.cache_names import cache_keywords
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.dedup import DedupBatch
 from errata.core.model.backbone import Backbone
@@ -76,7 +77,10 @@ class DecoderForward(Backbone, ABC):
         others are not valid. dedup: identical columns run once.
         """
         with ExitStack() as stack:
+            stack.enter_context(self.hooks.forward())
             stack.enter_context(self.hooks.question(ctx))
+            if self.hooks.direct.others():
+                dedup = None  # it replaces the attention of all threads
             if dedup is not None:
                 assert enter is not None and cache is None
                 trunk, enter = dedup_keywords(dedup, trunk), (enter[0], dedup.pack(enter[1]))
@@ -98,15 +102,15 @@ class DecoderForward(Backbone, ABC):
                     return args, {**kwargs, "hidden_states": stream}
 
                 handle = self.blocks[layer].register_forward_pre_hook(
-                    substitute, with_kwargs=True, prepend=True
+                    in_this_thread(substitute), with_kwargs=True, prepend=True
                 )
                 stack.callback(handle.remove)
-            out = self.text(**trunk, past_key_values=cache, use_cache=cache is not None)
+            out = self.text(**trunk, **cache_keywords(self.text, cache))
         last: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         return last if dedup is None else dedup.unpack(last)
 
     def logits_of(self, stream: Tensor, ctx: HookContext) -> Tensor:
-        with self.hooks.question(ctx):
+        with self.hooks.forward(), self.hooks.question(ctx):
             logits: Tensor = self.head(stream)
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap

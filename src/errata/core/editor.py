@@ -10,12 +10,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from errata.core.config import current_names, parse_config
+from errata.core.config import current_names, parse_config, saved_settings
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
 from errata.core.files import versions
+from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.measure.metric import spelled
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import Header, Patch, parts_of
@@ -134,6 +136,10 @@ class EditResult:
     state: State | None = None
     log: EditLog = EditLog()
 
+    def __repr__(self) -> str:
+        found = ", ".join(f"{k} {v}" for k, v in self.log.search.items() if v is not None)
+        return f"EditResult({self.patch!r}{f', {found}' if found else ''})"
+
 
 class Editor(ABC):
     """Base of all editors. Subclasses implement `find`, and `learn` or `train` if they use a state.
@@ -158,6 +164,8 @@ class Editor(ABC):
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
     #: capabilities that the model needs, such as `draw`; see `Backbone.capabilities`
     requires: ClassVar[frozenset[str]] = frozenset()
+    #: place among the editors that are tried when the user names none, from 1; 0 = never chosen
+    choice: ClassVar[int] = 0
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -171,6 +179,26 @@ class Editor(ABC):
         self.passed = current_names(self.Config, passed)
         chosen = current_names(self.Config, self.presets.get(preset or "", {}))
         self.config: Any = parse_config("editor", self.name, self.Config, {**chosen, **self.passed})
+        self._refuse_idle(chosen)
+
+    def idle(self) -> Mapping[str, str]:
+        """Settings that change nothing, as the others are: name -> why, as in "memory_weight=0".
+
+        Passing one of them another value than it has anyway is refused. A subclass adds its own
+        to those of its base.
+        """
+        return {}
+
+    def _refuse_idle(self, chosen: Mapping[str, Any]) -> None:
+        """Raises BadSpec for a passed setting that would change nothing."""
+        idle = self.idle() if self.passed else {}
+        before = parse_config("editor", self.name, self.Config, chosen) if idle else None
+        for name in self.passed:
+            if name in idle and vars(self.config)[name] != vars(before)[name]:
+                raise BadSpec(
+                    f"editor '{self.name}': {name}={self.passed[name]} changes nothing with "
+                    f"{idle[name]}. Leave it out, or change the other setting."
+                )
 
     def for_backbone(self, backbone: Backbone) -> Editor:
         """The same editor with the preset named after the backbone, unless a preset was chosen."""
@@ -188,6 +216,7 @@ class Editor(ABC):
         """Whether the editor, with its settings, works from a prepared state."""
         return self.needs_state
 
+    @in_ordinary_modes
     def prepare(
         self,
         backbone: Backbone,
@@ -200,12 +229,20 @@ class Editor(ABC):
 
         With a folder in `work`, a killed training resumes from its checkpoint.
         """
-        self.check_model(backbone)
+        editor = self.for_backbone(backbone)
+        editor.check_model(backbone)
         work = work or PrepareContext()
-        state = self.train(backbone, cases, seed=seed, work=work) if self.uses_state else None
+        if not editor.uses_state:
+            return None
+        state = editor.train(backbone, cases, seed=seed, work=work)
         if state is None:
             return None
-        return replace(state, fingerprint=backbone.fingerprint(), settings=self._state_settings())
+        return replace(
+            state,
+            fingerprint=backbone.fingerprint(),
+            settings=editor.settings_of_state(),
+            style=backbone.style,
+        )
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         """Makes the state; `prepare` adds the model and the settings that it is valid for."""
@@ -219,15 +256,16 @@ class Editor(ABC):
 
     def shipped_state(self, backbone: Backbone) -> State | None:
         """The state that ships with the model and was made with the editor's settings."""
-        settings = self._state_settings()
+        settings = self.for_backbone(backbone).settings_of_state()
         shipped = backbone.shipped_states(self.state_name or self.name)
         return next((s for s in shipped if self._made_with(s) == settings), None)
 
     def _made_with(self, state: State) -> dict[str, Any]:
         """The settings that a state was made with, under their present names."""
-        return current_names(self.Config, state.settings)
+        return saved_settings(self.Config, state.settings)
 
-    def _state_settings(self) -> dict[str, Any]:
+    def settings_of_state(self) -> dict[str, Any]:
+        """The settings that the editor's state depends on."""
         config = _plain(self.config)
         return {name: config[name] for name in self.state_settings}
 
@@ -272,20 +310,26 @@ class Editor(ABC):
         request = EditRequest.of([edits_of(group) for group in groups], states, seed)
         return self._headed(backbone, request)
 
+    @in_ordinary_modes
     def _headed(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        """As `find`, with the model's preset, the shipped state, and headers on the patches."""
         check_backbone(backbone)
+        editor = self.for_backbone(backbone)
+        if editor is not self:
+            return editor._headed(backbone, request)
         self.check_model(backbone)
         if self.uses_state and any(s is None for s in request.states):
             shipped = self.shipped_state(backbone)
             states = tuple(shipped if s is None else s for s in request.states)
             request = replace(request, states=states)
-        for state in request.states:
+        for state in {id(s): s for s in request.states}.values():
             self._check_state(backbone, state)
         for _, edit in request.edits:
             check_target(backbone, edit)
         results = self.find(backbone, request)
+        fingerprint = backbone.fingerprint()
         for (group, state), result in zip(request, results, strict=True):
-            header = self._header(backbone, state, request.seed)
+            header = self._header(backbone, fingerprint, state, request.seed)
             header = replace(header, notes={**header.notes, **result.log.notes})
             for part in (*parts_of(result.patch), result.patch):
                 part.with_header(header, group).requires_grad_(False)
@@ -300,6 +344,28 @@ class Editor(ABC):
                 f"{backbone.name} can {', '.join(sorted(backbone.capabilities))}. Choose another "
                 "model or another --editor."
             )
+        if any(p.is_inference() for p in backbone.model.parameters()):
+            raise BadBackbone(
+                f"the weights of {backbone.name} were made under torch.inference_mode(), where no "
+                "gradients can be taken. Make the model outside of it."
+            )
+
+    def edited_sites(self, backbone: Backbone) -> Sequence[str]:
+        """The sites that an edit changes, as far as they follow from the settings alone."""
+        return ()
+
+    def unfit(self, backbone: Backbone, edits: Sequence[Edit]) -> str | None:
+        """Why the editor cannot make these edits of this model as they are, or None if it can."""
+        lacking = sorted(self.requires - backbone.capabilities)
+        if lacking:
+            return f"needs a model that can {' and '.join(lacking)}"
+        if self.uses_state:
+            return "needs a prepared state"
+        other = sorted({e.modality for e in edits} - self.modalities)
+        if other:
+            return f"edits no {other[0]} facts"
+        missing = [s for s in self.edited_sites(backbone) if s not in backbone.hooks.sites]
+        return f"changes {missing[0]}, which this model does not have" if missing else None
 
     def _check_state(self, backbone: Backbone, state: State | None) -> None:
         """Raises MissingState, FingerprintMismatch or BadSpec."""
@@ -315,13 +381,14 @@ class Editor(ABC):
                     f"pass --state DIR. {self.without_state}"
                 )
             return
-        if state.fingerprint and state.fingerprint != backbone.fingerprint():
+        if state.fingerprint and not backbone.identified_by(state.fingerprint):
             raise FingerprintMismatch(
                 f"the state of '{self.name}' was made for another model "
                 f"({state.fingerprint[:12]}), not for {backbone.name} "
                 f"({backbone.fingerprint()[:12]}). Prepare it again on this model."
             )
-        now, then = self._state_settings(), self._made_with(state)
+        backbone.check_style(state.style, f"the state of '{self.name}'")
+        now, then = self.settings_of_state(), self._made_with(state)
         other = [k for k in now if k in then and then[k] != now[k]]
         if other:
             raise BadSpec(
@@ -329,19 +396,22 @@ class Editor(ABC):
                 f"now it is {now[other[0]]}. Prepare it again, or set it as it was."
             )
 
-    def _header(self, backbone: Backbone, state: State | None, seed: int) -> Header:
+    def _header(
+        self, backbone: Backbone, fingerprint: str, state: State | None, seed: int
+    ) -> Header:
         return Header(
             editor=self.name,
             arguments={"preset": self.preset, **self.passed},
             backbone=backbone.name,
             revision=backbone.revision,
-            fingerprint=backbone.fingerprint(),
+            fingerprint=fingerprint,
             dtype=str(backbone.dtype).removeprefix("torch."),
             state=(state.origin or state.digest()) if state is not None else "",
             seed=seed,
             versions=versions(),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             notes={"style": backbone.style},
+            config=_plain(self.config),
         )
 
 
@@ -383,7 +453,14 @@ def check_target(backbone: Backbone, edit: Edit) -> None:
 
 
 def _plain(config: Any) -> Any:
+    assert is_dataclass(config)
+    kind: Any = type(config)
+    return _adapter(kind).dump_python(config, mode="json")
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    """Cached: every patch is written with its settings, and an adapter takes a millisecond."""
     from pydantic import TypeAdapter
 
-    assert is_dataclass(config)
-    return TypeAdapter(type(config)).dump_python(config, mode="json")
+    return TypeAdapter(kind)

@@ -21,6 +21,9 @@ from errata.core.types import from_json, to_json
 
 T = TypeVar("T")
 
+#: a path as the public functions take it
+FilePath = str | os.PathLike[str]
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:

@@ -66,6 +66,9 @@ class Image:
 
         return shown(self.uri)
 
+    def __repr__(self) -> str:
+        return f"Image({self.shown!r})"
+
 
 Segment = str | Image
 
@@ -91,6 +94,9 @@ class Prompt:
             a is not b for a, b in zip(parts, given, strict=True)
         ):
             object.__setattr__(self, "segments", parts)
+
+    def __repr__(self) -> str:
+        return f"Prompt({', '.join(map(repr, self.segments))})"
 
     @classmethod
     def of(cls, text: str, image: Any = None) -> Prompt:
@@ -141,6 +147,11 @@ class Edit:
     old: str | None = None
     id: str = ""
 
+    @property
+    def modality(self) -> str:
+        """`image` or `text`: whether the prompt has a picture."""
+        return "image" if self.prompt.images else "text"
+
     def __post_init__(self) -> None:
         prompt: Any = self.prompt
         if not isinstance(prompt, Prompt):
@@ -150,6 +161,11 @@ class Edit:
         for name, value in (("subject", self.subject), ("old answer", self.old)):
             if value is not None:
                 check_text(f"the {name} of an edit", value)
+
+    def __repr__(self) -> str:
+        rest = {"subject": self.subject, "old": self.old, "id": self.id}
+        named = "".join(f", {k}={v!r}" for k, v in rest.items() if v)
+        return f"Edit({self.prompt!r} -> {self.target!r}{named})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,6 +197,8 @@ def _ask_candidates(
     cases: list[Case] = []
     before: list[Answer] = []
     dropped: list[Skip] = []
+    if progress is not None:
+        progress("asking the unedited model", 0, most)
     for start in range(0, len(candidates), BLOCK):
         if len(cases) >= most:
             break
@@ -328,10 +330,25 @@ def _probe_reason(case: Case, probe: Probe, answers: Mapping[tuple[str, str], An
 
 
 def make_plan(
-    selection: Selection, spec: BenchmarkSpec, protocol: Protocol, *, rows: int, seed: int
+    selection: Selection,
+    spec: BenchmarkSpec,
+    protocol: Protocol,
+    *,
+    rows: int,
+    seed: int,
+    earlier: Sequence[int] = (),
 ) -> Plan:
-    """Units for the selected cases. Cases that fill no complete window are recorded as dropped."""
-    units = protocol.plan(selection.cases, rows=rows, seed=seed)
+    """Units for the selected cases. Cases that fill no complete window are recorded as dropped.
+
+    earlier: the lower limits that the run had before: its units of then come first and unchanged,
+    the further cases have units of their own. Raises BadSpec if they fill none.
+    """
+    units: tuple[Unit, ...] = ()
+    for limit in (*earlier, len(selection.cases)):
+        used = {c.id for u in units for lane in u.lanes for c in lane.cases}
+        further = [c for c in selection.cases[:limit] if c.id not in used]
+        if further:
+            units = _joined(units, protocol.plan(further, rows=rows, seed=seed))
     used = {c.id for u in units for lane in u.lanes for c in lane.cases}
     left = tuple(
         Skip(c.id, f"left over: {protocol.spec} takes complete windows")
@@ -349,6 +366,21 @@ def make_plan(
         base_accuracy=_base(cases, selection),
         data=selection.data,
     )
+
+
+def _joined(units: tuple[Unit, ...], further: tuple[Unit, ...]) -> tuple[Unit, ...]:
+    """`further` behind `units`, with ids that are new."""
+    lanes = sum(len(unit.lanes) for unit in units)
+    if not units:
+        return further
+    out = list(units)
+    for unit in further:
+        named = tuple(
+            replace(lane, id=f"l{number:04d}") for number, lane in enumerate(unit.lanes, lanes)
+        )
+        out.append(Unit(f"u{len(out):03d}", named))
+        lanes += len(named)
+    return tuple(out)
 
 
 def _base(cases: Sequence[Case], selection: Selection) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 from PIL import Image as Pillow
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError, features
 
 from errata.core import registry
 from errata.core.errors import BadData, BadImage, BadSpec
@@ -27,6 +27,12 @@ MAX_BYTES = 256 * 1024 * 1024
 
 #: Formats that Pillow decodes itself: EPS, for example, would start another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+#: brands in the first box of a file -> the format, which phones write and which needs a decoder
+_PHONE = {
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+}
 
 #: One letter is a Windows drive, so a scheme has at least two.
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][\w-]+):(?P<spec>.*)", re.DOTALL)
@@ -192,7 +198,7 @@ def _decode(uri: str, data: bytes) -> Pillow.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata; only the pixels matter
             warnings.simplefilter("error", Pillow.DecompressionBombWarning)
-            with Pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
+            with _opened(uri, data) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise _bad(uri, f"it has {width} x {height} pixels", smaller)
@@ -203,7 +209,7 @@ def _decode(uri: str, data: bytes) -> Pillow.Image:
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
         raise _bad(uri, "it would unpack to far too many pixels", smaller) from e
     except UnidentifiedImageError as e:
-        readable = ", ".join(FORMATS)
+        readable = ", ".join((*FORMATS, "HEIC", "AVIF"))
         raise _bad(uri, "it is no image of a known format", f"Readable: {readable}") from e
     except MemoryError as e:
         raise _bad(uri, "there is not enough memory to unpack it", smaller) from e
@@ -211,6 +217,36 @@ def _decode(uri: str, data: bytes) -> Pillow.Image:
         # Only Pillow runs above, and its decoders raise whatever the damaged bytes lead them to.
         advice = "Get the file again or re-save it as PNG"
         raise _bad(uri, f"it is broken or cut off ({str(e)[:120]})", advice) from e
+
+
+def _opened(uri: str, data: bytes) -> Pillow.Image:
+    """The picture, not decoded yet. HEIC needs the extra `phone`, AVIF a Pillow that reads it."""
+    kind = _phone_format(data)
+    if kind is None:
+        return Pillow.open(io.BytesIO(data), formats=FORMATS)
+    install = "Run pip install 'errata[phone]', or save the picture as JPEG"
+    if kind == "AVIF":
+        if not features.check("avif"):
+            raise _bad(uri, "it is AVIF, which this Pillow does not read", install)
+        return Pillow.open(io.BytesIO(data), formats=("AVIF",))
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise _bad(uri, "it is HEIC (what phones make), which needs pillow-heif", install) from None
+    picture: Pillow.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
+    return picture
+
+
+def _phone_format(data: bytes) -> str | None:
+    """HEIC or AVIF by the brands of the file's first box; None for any other file."""
+    if data[4:8] != b"ftyp":
+        return None
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    brands = (data[8:12], *(data[i : i + 4] for i in range(16, end, 4)))
+    found = {_PHONE[b] for b in brands if b in _PHONE}
+    if _PHONE.get(data[8:12]) == "AVIF" or found == {"HEIC", "AVIF"}:
+        return "AVIF"
+    return found.pop() if found else None
 
 
 def _upright(picture: Pillow.Image) -> Pillow.Image:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 
-from errata.core.errors import BadImage, BadPatch, UnknownName
-from errata.core.files import dumps, write_bytes, write_json
+from errata.core.errors import BadImage, BadPatch, Notice, UnknownName
+from errata.core.files import FilePath, dumps, write_bytes, write_json
 from errata.core.formats.json_lines import json_lines
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import (
@@ -49,7 +48,7 @@ class Head:
     edits_sha256: str
 
 
-def save(patch: Patch, folder: str | os.PathLike[str]) -> None:
+def save(patch: Patch, folder: FilePath) -> None:
     """Writes `patch.json`, `patch.safetensors`, `edits.jsonl` and `README.md`.
 
     Each file is written whole or not at all. Raises BadPatch for a patch that names no model.
@@ -96,8 +95,9 @@ def _check_named(patch: Patch, folder: Path) -> None:
             _check_named(member, folder)
 
 
-def read_head(folder: Path) -> dict[str, Any]:
+def read_head(folder: FilePath) -> dict[str, Any]:
     """The content of `patch.json`, checked. Raises BadPatch."""
+    folder = Path(folder)
     try:
         head = json.loads((folder / "patch.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -150,7 +150,7 @@ def _read(folder: Path, name: str, sha256: str) -> bytes:
     return data
 
 
-def load(folder: str | os.PathLike[str], backbone: Backbone | None = None) -> Patch:
+def load(folder: FilePath, backbone: Backbone | None = None) -> Patch:
     """Reads a patch, bit for bit as saved. With a backbone, refuses one made for another model.
 
     Whatever is wrong with the folder raises BadPatch.
@@ -201,12 +201,13 @@ def _check_pictures(patch: Patch, folder: Path) -> None:
 
 def _check_header(header: Header, backbone: Backbone, folder: Path) -> None:
     """Raises FingerprintMismatch, naming both models; warns if only the dtype differs."""
-    check_fingerprint(header, backbone.name, backbone.fingerprint, folder)
+    check_fingerprint(header, backbone, folder)
     dtype = str(backbone.dtype).removeprefix("torch.")
     if header.dtype and header.dtype != dtype:
         warnings.warn(
             f"{folder} was made on {header.backbone} in {header.dtype}, here it is in {dtype}: "
             "answers may differ a little.",
+            Notice,
             stacklevel=3,
         )
 

@@ -123,6 +123,15 @@ class CaseCard:
     questions: tuple[GalleryQuestion, ...]
     strips: tuple[ImageStrip, ...] = ()
 
+    @property
+    def tally(self) -> list[tuple[str, int, int]]:
+        """(method, right answers, scored answers) in text, in the order of the runs."""
+        marks: dict[str, list[bool]] = {}
+        for answer in (a for q in self.questions for a in q.answers):
+            scored = marks.setdefault(answer.method, [])
+            scored += [] if answer.right is None else [answer.right]
+        return [(method, sum(scored), len(scored)) for method, scored in marks.items()]
+
 
 @dataclass(frozen=True, slots=True)
 class AlbumRun:

@@ -11,7 +11,7 @@ import pytest
 
 from errata.cli.shared.options import parse_settings
 from errata.core import registry
-from errata.core.config import current_names, parse_config
+from errata.core.config import current_names, meanings, parse_config
 from errata.core.editor import Editor, EditRequest, EditResult
 from errata.core.errors import BadSpec
 from errata.core.state import State
@@ -116,3 +116,29 @@ def test_states_and_presets_may_hold_old_names() -> None:
         Counting().edit(bb, [edit], state)
     with pytest.raises(BadSpec, match="was made with rank=2, now it is 5"):
         Counting(rank=5).edit(bb, [edit], state)
+
+
+def test_meanings_are_read_from_docstrings_of_the_class_and_its_bases() -> None:
+    @dataclass(frozen=True)
+    class Base:
+        """rate: how fast: in steps. low, high: ends of
+        the scale; () = none. left: replaced below.
+        """
+
+        rate: float = 1.0
+        low: int = 0
+        high: int = 1
+        left: int = 2
+
+    @dataclass(frozen=True)
+    class Mine(Base):
+        """Mine. left: kept, unlike `high`: it is not low."""
+
+        bare: int = 0
+
+    assert meanings(Mine) == {
+        "rate": "how fast: in steps.",
+        "low": "ends of the scale; () = none.",
+        "high": "ends of the scale; () = none.",
+        "left": "kept, unlike `high`: it is not low.",
+    }

@@ -71,6 +71,8 @@ class Metric(ABC):
     meaning: ClassVar[str] = ""
     means: ClassVar[bool] = False
     more_scorers: ClassVar[tuple[Scorer, ...]] = ()
+    reads_top: ClassVar[bool] = False
+    """Reads `Answer.top`, the likeliest tokens at every position: a run records them for it."""
     kinds: ClassVar[frozenset[str]] = frozenset()
     """The kinds that it scores; empty: all. Override `applies` for a rule instead of names."""
 

@@ -23,7 +23,8 @@ class Batch:
     """Prompts (and targets) as tensors, right padded; a target follows its prompt at once.
 
     lengths: [B] prompt tokens, image tokens included; a row's target starts there.
-    vision:  [B, T] True for image tokens. image_rows: [N] the row of each image. image_sizes: [N].
+    vision:  [B, T] True for image tokens. image_rows: [N] the row of each image. image_sizes: [N]
+    relative number of entries (tiles, positions) that the vision tower sees of each.
     image_keys: one key per image, equal for equal images. targets: ids per row, () for none.
     """
 
