@@ -20,7 +20,7 @@ from errata.core.measure.protocol import Protocol, Unit
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.model.memory import measured_peak
 from errata.core.state import State
-from errata.core.types import Case, brief
+from errata.core.types import Case, brief, path_of
 from errata.evaluation import judging, score
 from errata.evaluation.limits import earlier_limits
 from errata.evaluation.pictures import SEEDS, PictureStore
@@ -58,8 +58,7 @@ def bench(
     cases. image_seeds: images per prompt (protocols that draw). legacy: the likeliest tokens are
     recorded, also where none of `metrics` reads them.
     """
-    _check_types(backbone, editor)
-    out, root = Path(out), None if root is None else Path(root)
+    out, root = _checked(backbone, editor, out, root)
     legacy = legacy or any(registry.load("metrics", name).reads_top for name in metrics or ())
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
     editor = editor.for_backbone(backbone)
@@ -78,17 +77,9 @@ def bench(
         **_files_read(spec, root),
     }  # fmt: skip
     writer = RunWriter(out)
-    writer.start(
-        {
-            **_settings(backbone, editor, spec, order, state),
-            "fingerprint": _fingerprint(backbone, out),
-            **options,
-        },
-        plan_json(plan),
-        selection.before,
-        command,
-        editor.Config,
-    )
+    settings = _settings(backbone, editor, spec, order, state)
+    settings |= {"fingerprint": _fingerprint(backbone, out), **options}
+    writer.start(settings, plan_json(plan), selection.before, command, editor.Config)
     finished = writer.resume([unit.id for unit in plan.units])
 
     with timed() as preparation:
@@ -122,10 +113,13 @@ def bench(
     return out
 
 
-def _check_types(backbone: Any, editor: Any) -> None:
+def _checked(backbone: Any, editor: Any, out: Any, root: Any) -> tuple[Path, Path | None]:
+    """The folders of a run and of the benchmark's files. Raises BadBackbone or BadSpec."""
     check_backbone(backbone)
     if not isinstance(editor, Editor):
         raise BadSpec(f"an editor is given as {brief(editor)}. Make one: errata.editor(NAME).")
+    folder = path_of(out, "the folder of a run")
+    return folder, None if root is None else path_of(root, "the root of a benchmark")
 
 
 def _files_read(spec: BenchmarkSpec, root: Path | None) -> dict[str, Any]:

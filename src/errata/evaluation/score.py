@@ -9,7 +9,7 @@ from typing import Any
 
 from errata.core.files import FilePath, read_json, write_json
 from errata.core.kinds import KINDS, MEANS
-from errata.core.types import to_json
+from errata.core.types import path_of, to_json
 from errata.evaluation.bootstrap import (
     DIGITS,
     RESAMPLES,
@@ -48,7 +48,7 @@ def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, 
     has equal weight. `kinds` describes the kinds of probes that errata does not have, if any.
     Raises BadRun, UnknownName.
     """
-    run = Path(run)
+    run = path_of(run, "a run")
     folder = read_run(run)
     scorers = load_metrics(metrics, folder)
     table = read_score_table(folder, scorers)

@@ -97,7 +97,7 @@ def _check_named(patch: Patch, folder: Path) -> None:
 
 def read_head(folder: FilePath) -> dict[str, Any]:
     """The content of `patch.json`, checked. Raises BadPatch."""
-    folder = Path(folder)
+    folder = path_of(folder, "the folder of a patch")
     try:
         head = json.loads((folder / "patch.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
