@@ -21,6 +21,8 @@ import torch
 
 import errata
 from errata.core import registry
+from errata.core.config import parse_config
+from errata.core.editor import Editor
 from errata.core.kinds import MEANS
 from errata.core.state import State
 from errata.evaluation.bench import bench
@@ -87,6 +89,13 @@ def trials(editor: str, count: int, seed: int) -> list[dict[str, Any]]:
     return points
 
 
+def made(cls: type[Editor], point: dict[str, Any]) -> Editor:
+    """The editor at a point, without the settings that change nothing there."""
+    probe = cls()
+    probe.config = parse_config("editor", cls.name, cls.Config, point)
+    return cls(**{k: v for k, v in point.items() if k not in probe.idle()})
+
+
 def objective(scores: dict[str, Any]) -> float:
     values = [scores["metrics"][f"{k}.exact"]["value"] for k in OBJECTIVE]
     return float(sum(values) / len(values))
@@ -113,7 +122,7 @@ def main() -> None:
             out = Path(tempfile.mkdtemp(prefix="errata-tune-"))
             started = time.perf_counter()
             # a preset that does not exist for the backbone: settings are exactly the point
-            instance = registry.load("editors", editor)(**point)
+            instance = made(registry.load("editors", editor), point)
             instance.for_backbone = lambda _, instance=instance: instance
             editor_state = state if state is not None and state.editor == editor else None
             run = out / "run"

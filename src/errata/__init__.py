@@ -62,7 +62,14 @@ _HOME = MappingProxyType(
 def editor(name: str, *, preset: str | None = None, **settings: Any) -> Editor:
     """An editor by name. Raises UnknownName, or BadSpec for a wrong preset or setting."""
     from errata.core import registry
+    from errata.core.errors import BadSpec
 
+    first, colon, rest = name.partition(":")
+    if colon and name not in registry.names("editors") and first in registry.names("editors"):
+        raise BadSpec(
+            f"unknown editor '{name}'. A preset is given apart: --editor {first} --preset {rest}, "
+            f"in Python editor('{first}', preset='{rest}')."
+        )
     instance: Editor = registry.load("editors", name)(preset=preset, **settings)
     return instance
 

@@ -85,6 +85,33 @@ def test_training_starts_at_the_unedited_model(backbone: tiny.HfVlm, cases: list
         assert grad is not None and float(grad.abs().max()) > 0
 
 
+def test_losses_over_rows_and_over_all_tokens(backbone: tiny.HfVlm, cases: list[Case]) -> None:
+    """By hand: each token counts once (`tokens`, as the code), or each example (`rows`)."""
+    found, parts = {}, {}
+    for mean in ("rows", "tokens"):
+        trainee = awake(dual(loss_mean=mean).trainee(backbone, cases, 0))  # type: ignore[arg-type]
+        turn = turn_of(backbone, trainee, cases)
+        found[mean] = {k: float(v.detach()) for k, v in trainee.losses(turn).items()}
+        with torch.no_grad(), backbone.applied(trainee.patch(turn)):
+            logits = turn.logits()
+        for role in ("reliability", "locality"):
+            parts[role] = []
+            for i in turn.index(role):  # type: ignore[arg-type]
+                example = turn.examples[i]
+                now = logits[i, : len(example.target)].log_softmax(-1)
+                if example.unedited is None:
+                    parts[role].append(-now[range(len(now)), list(example.target)])
+                else:
+                    p = example.unedited.log_softmax(-1)
+                    parts[role].append((p.exp() * (p - now)).sum(-1))
+    assert len({len(v) for v in parts["reliability"]}) > 1, "targets of unlike length"
+    for role, values in parts.items():
+        assert len({len(v) for v in values}) > 1, "targets of unlike length"
+        by_row = sum(float(v.mean()) for v in values) / len(values)
+        assert found["rows"][role] == pytest.approx(by_row, rel=1e-5)
+        assert found["tokens"][role] == pytest.approx(float(torch.cat(values).mean()), rel=1e-5)
+
+
 def test_text_locality_is_trained(backbone: tiny.HfVlm, cases: list[Case]) -> None:
     """The KL of questions without an image reaches the textual adapter (the code skips it)."""
     trainee = awake(dual(locality_kinds=("t_locality",)).trainee(backbone, cases, 0))  # type: ignore[arg-type]

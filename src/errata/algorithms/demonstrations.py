@@ -28,16 +28,20 @@ def similar(
     backbone: Backbone, edit: Edit, lines: Sequence[str], vectors: Tensor, encoder: str, count: int
 ) -> tuple[str, ...]:
     """The `count` lines most similar to the copy line of the edit, the most similar first."""
-    fact = f"{edit.prompt.text} {edit.target.strip()}"
-    query = f"New Fact: {fact}\nPrompt: {fact}\n\n"
-    vector = embed([query], encoder, backbone)[0]
+    vector = embed([copy_line(edit)], encoder, backbone)[0]
     return tuple(lines[i] for i in nearest(vectors.float(), vector, count))
+
+
+def copy_line(edit: Edit) -> str:
+    """The demonstration that asks for the new fact in its own words."""
+    fact = f"{edit.prompt.text} {edit.target.strip()}"
+    return f"New Fact: {fact}\nPrompt: {fact}\n\n"
 
 
 def demonstrations(case: Case) -> list[str]:
     """Copy, update and retain: the three lines that a training case gives."""
     x, y = case.edit.prompt.text, case.edit.target.strip()
-    lines = [f"New Fact: {x} {y}\nPrompt: {x} {y}\n\n"]
+    lines = [copy_line(case.edit)]
     for kind in ("t_generality", "t_locality"):
         probe = next((p for p in case.probes if p.kind == kind), None)
         if probe is not None:

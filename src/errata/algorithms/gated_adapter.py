@@ -15,14 +15,14 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from errata.core import registry
 from errata.core.editor import EditRequest, EditResult
-from errata.core.errors import BadSpec
+from errata.core.errors import BadSpec, Notice
 from errata.core.gate import Gate, TokenColumns, gate_class
 from errata.core.hooks.hook import Hook, flat
 from errata.core.kinds import family
@@ -76,6 +76,7 @@ class AdapterTrainee(Trainee):
         lowest = min((p.site for p in places), key=backbone.block_of)
         self.gate, self.floor = gate_class("none")(lowest), backbone.block_of(lowest)
         self.weights = editor.loss_weights()
+        self.loss_mean: Literal["rows", "tokens"] = c.loss_mean
 
     def patch(self, batch: TrainBatch) -> Adapter:
         """The edits of a training batch, each applied to the rows of its own case."""
@@ -88,7 +89,7 @@ class AdapterTrainee(Trainee):
 
     def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
         with self.backbone.applied(self.patch(batch)):
-            return batch.losses(batch.logits())
+            return batch.losses(batch.logits(), self.loss_mean)
 
 
 class AdapterEditor(TrainedEditor):
@@ -96,15 +97,17 @@ class AdapterEditor(TrainedEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TrainedEditor.Config):
-        """mid, heads: width and heads of the cross-attention. marks: learnt embeddings on the first
-        target tokens of an edit (0 as published; target tokens then differ by content alone).
-
-        reliability_weight, generality_weight, locality_weight: of the losses, each a mean over its
-        rows. gate: the name of a gate, see `errata list gates`. gate_layer: the block behind which
-        its keys are read; null = the site of the lowest adapter. Behind a higher block the prompt's
-        last token has attended to the image; each prompt then first runs up to there without the
-        edit. Both can be changed without training again. threshold: of the gate; null = tuned on
-        training cases. gate_cases: number of these cases.
+        """mid: width of the cross-attention. heads: its attention heads. marks: learnt embeddings
+        on the first target tokens of an edit (0 as published; target tokens then differ by content
+        alone). reliability_weight, generality_weight, locality_weight: weight of that loss, each a
+        mean over its rows. loss_mean: each loss is the mean over its rows of their means over
+        tokens (`rows`), or the mean over all tokens (`tokens`), as in the code of VisEdit and
+        DualEdit. gate: what decides when the adapter acts, see `errata list gates`.
+        gate_layer: the block behind which the gate's keys are read; null = the site of the lowest
+        adapter. Behind a higher block the prompt's last token has attended to the image; each
+        prompt then first runs up to there without the edit. threshold: least similarity at which
+        the gate opens; null = tuned on training cases. gate_cases: number of these cases. Gate,
+        gate_layer and threshold can be changed without training again.
         """
 
         renamed: ClassVar[Mapping[str, str]] = {
@@ -118,6 +121,7 @@ class AdapterEditor(TrainedEditor):
         reliability_weight: float = 1.0
         generality_weight: float = 2.0
         locality_weight: float = 2.0
+        loss_mean: Literal["rows", "tokens"] = "rows"
         gate: str = "prompt"
         gate_layer: int | None = None
         threshold: float | None = None
@@ -126,6 +130,12 @@ class AdapterEditor(TrainedEditor):
     def __init__(self, preset: str | None = None, **passed: Any) -> None:
         super().__init__(preset, **passed)
         self.gate_class = gate_class(self.config.gate)
+
+    def idle(self) -> Mapping[str, str]:
+        idle = dict(super().idle())
+        if gate_class(self.config.gate).always_open:
+            idle["threshold"] = f"gate={self.config.gate}"
+        return idle
 
     @abstractmethod
     def places(self, backbone: Backbone) -> list[AdapterSite]:
@@ -186,7 +196,7 @@ class AdapterEditor(TrainedEditor):
 
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         if self.gate_class.warning:
-            warnings.warn(self.gate_class.warning, stacklevel=2)
+            warnings.warn(self.gate_class.warning, Notice, stacklevel=2)
         for _, edit in request.edits:
             self.check(edit)
         results = []

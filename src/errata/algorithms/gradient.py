@@ -1,16 +1,22 @@
-"""Base of editors that search a patch by gradient descent on the edits' loss."""
+"""Base of editors that search a patch by gradient descent on the edits' loss.
+
+With `lr=auto` the step fits the model: a tensor moves by `RATES[0]` times the root mean square of
+the weights that it changes, per update. A group whose targets are not all answered greedily after
+`steps` updates is searched again from the start with the next rate. So an edit is made with the
+smallest of these steps that answers its target; `step_size` in the log says which one.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from errata.core.editor import EditLog, Editor, EditRequest, EditResult
-from errata.core.errors import BadSpec
+from errata.core.errors import BadSpec, NotFinite
 from errata.core.hooks.hook import Hook
 from errata.core.model.backbone import Backbone
 from errata.core.patch import Patch
@@ -18,10 +24,33 @@ from errata.core.state import State
 from errata.patches._parts import PartsPatch
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
-from errata.training.optimise import SearchSettings, search
+from errata.training.optimise import SearchLog, SearchSettings, search
 
 #: bytes for the patches of one search, with gradients and Adam's moments
 BUDGET = 4 << 30
+#: `lr=auto`: steps that are tried, as multiples of the weights' root mean square
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+#: `lr=auto`: the search is over when all target tokens are the argmax and the loss is below this
+ANSWERED = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """A search of one group. rank: the better, the larger. answered: no larger step is needed."""
+
+    result: EditResult
+    rank: tuple[bool, float]
+    answered: bool
+
+    @classmethod
+    def of(
+        cls, patch: Patch, state: State | None, log: SearchLog, row: int, rate: float | None
+    ) -> Attempt:
+        steps, loss, right = log.steps[row], log.loss[row], log.right[row]
+        logged = EditLog(steps, loss, log.reached[row])
+        if rate is not None:
+            logged = EditLog(steps, loss, right, {"step_size": rate})
+        return cls(EditResult(patch, state, logged), (right, -loss), right and loss < ANSWERED)
 
 
 class GradientEditor(Editor):
@@ -29,13 +58,15 @@ class GradientEditor(Editor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """lr, steps: Adam. stop_loss: a row stops below it, if all target tokens are the argmax.
-
-        max_grad_norm: per row (0 = no clipping). eos: the end token is part of the target.
+        """lr: step size of Adam, or `auto`, which fits it to the model's weights and raises it
+        until the target is answered greedily. steps: updates at most. stop_loss: an edit is done
+        when its loss is below it and every target token is the most likely one. max_grad_norm:
+        larger gradients of an edit are scaled down to this norm, 0 = no clipping. eos: the end
+        token is part of the target.
         """
 
         renamed: ClassVar[Mapping[str, str]] = {"clip": "max_grad_norm"}
-        lr: float = 1e-3
+        lr: float | Literal["auto"] = "auto"
         steps: int = 25
         stop_loss: float = 1e-2
         max_grad_norm: float = 0.0
@@ -44,17 +75,35 @@ class GradientEditor(Editor):
     def __init__(self, preset: str | None = None, **passed: Any) -> None:
         super().__init__(preset, **passed)
         c = self.config
-        if not c.lr > 0 or c.steps < 0:
+        if (c.lr != "auto" and not c.lr > 0) or c.steps < 0:
             raise BadSpec(
                 f"editor '{self.name}': lr={c.lr}, steps={c.steps} cannot be searched with. Give "
-                "lr above 0 and at least 0 steps."
+                "lr above 0 (or auto) and at least 0 steps."
             )
 
+    def idle(self) -> Mapping[str, str]:
+        idle = dict(super().idle())
+        if not self.config.steps:
+            idle |= dict.fromkeys(("lr", "stop_loss", "max_grad_norm"), "steps=0")
+        return idle
+
     def settings(self) -> SearchSettings:
+        """The settings of a search; with `lr=auto`, of its first attempt, before `weight_size`."""
         c = self.config
         return SearchSettings(
-            lr=c.lr, steps=c.steps, stop_loss=c.stop_loss, max_grad_norm=c.max_grad_norm, eos=c.eos
+            lr=RATES[0] if c.lr == "auto" else c.lr,
+            steps=c.steps,
+            stop_loss=c.stop_loss,
+            max_grad_norm=c.max_grad_norm,
+            eos=c.eos,
         )
+
+    def weight_size(self, backbone: Backbone, site: str, name: str) -> float:
+        """With `lr=auto`: the step of a searched tensor of a site, for a rate of 1.
+
+        The root mean square of the site's weights, or of what the tensor stands for.
+        """
+        return backbone.weight_rms(site)
 
     @abstractmethod
     def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
@@ -96,15 +145,52 @@ class GradientEditor(Editor):
         return [results[i] for i in range(len(request))]
 
     def _search(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        if self.config.lr != "auto":
+            return [a.result for a in self._attempt(backbone, request, None)]
+        best: dict[int, Attempt] = {}
+        left = list(range(len(request)))
+        for number, rate in enumerate(RATES):
+            # where row patches are live, group i is on row i, so that all are searched again
+            index = list(range(len(request))) if _has_rows(backbone.hooks.stack) else left
+            try:
+                tried = self._attempt(backbone, request.take(index), rate)
+            except NotFinite:
+                if not number:
+                    raise
+                break
+            for i, one in zip(index, tried, strict=True):
+                if i in left and (i not in best or one.rank > best[i].rank):
+                    best[i] = one
+            left = [i for i in left if not best[i].answered]
+            if not left:
+                break
+        return [best[i].result for i in range(len(request))]
+
+    def _attempt(
+        self, backbone: Backbone, request: EditRequest, rate: float | None
+    ) -> list[Attempt]:
+        """One search of every group. rate: with `lr=auto`."""
         patch = backbone.place(self.start(backbone, request))
         penalty, watch = self.losses(backbone, request, patch)
-        log = search(backbone, request.groups, patch, self.settings(), penalty=penalty, watch=watch)
+        settings = self.settings()
+        if rate is not None:
+            settings = replace(settings, lr=rate, lr_scale=self._sizes(backbone, patch, settings))
+        log = search(backbone, request.groups, patch, settings, penalty=penalty, watch=watch)
         states = self.next_states(backbone, request, patch)
-        results = []
-        for r, state in enumerate(states):
-            of_row = EditLog(log.steps[r], log.loss[r], log.reached[r])
-            results.append(EditResult(patch.row(r), state, of_row))
-        return results
+        return [Attempt.of(patch.row(r), state, log, r, rate) for r, state in enumerate(states)]
+
+    def _sizes(
+        self, backbone: Backbone, patch: PartsPatch, settings: SearchSettings
+    ) -> dict[str, float]:
+        """Parameter -> its step for a rate of 1."""
+        factors = settings.lr_scale or {}
+        return {
+            f"parts_.{patch.names[site]}.{name}": factors.get(name, 1.0)
+            * self.weight_size(backbone, site, name)
+            for site in patch.names
+            for name, tensor in patch.part(site).items()
+            if tensor.requires_grad
+        }
 
     def _chunks(self, backbone: Backbone, request: EditRequest) -> list[list[int]]:
         """Indices of groups that are searched together: of equal size, within the memory budget.

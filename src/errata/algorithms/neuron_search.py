@@ -42,14 +42,14 @@ class NeuronEditor(GradientEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GradientEditor.Config):
-        """layers: text blocks. neurons: per layer and edit.
-
-        act_weight, memory_weight: of l_a and l_m. memory_gamma, memory_beta, memory_top: gamma,
-        beta and k of l_m. memory: stored FFN inputs per layer, from `prompts` training prompts.
-        value_scale: step size of values relative to keys.
+        """layers: text blocks that get neurons, negative from the end. neurons: new neurons per
+        block and edit. act_weight: weight of the loss that makes neurons fire on their edit (l_a).
+        memory_weight: weight of the loss that keeps them silent elsewhere (l_m). memory_gamma,
+        memory_beta: that constant of l_m. memory_top: k of l_m, the strongest activations that
+        count. memory: stored inputs of each block that l_m is taken on. prompts: training prompts
+        that these inputs come from. value_scale: step size of values relative to that of keys.
         """
 
-        lr: float = 1e-2
         steps: int = 100
         max_grad_norm: float = 5.0
         layers: tuple[int, ...] = (-1,)
@@ -74,8 +74,21 @@ class NeuronEditor(GradientEditor):
                 "to add. Give at least one text block and one neuron."
             )
 
+    def idle(self) -> Mapping[str, str]:
+        idle = dict(super().idle())
+        if not self.config.memory_weight:
+            of_memory = ("memory_gamma", "memory_beta", "memory_top")
+            idle |= dict.fromkeys(of_memory, "memory_weight=0")
+            if not self.uses_state:
+                idle |= dict.fromkeys(("memory", "prompts"), "memory_weight=0")
+        return idle
+
     def settings(self) -> SearchSettings:
         return replace(super().settings(), lr_scale={"value": self.config.value_scale})
+
+    def weight_size(self, backbone: Backbone, site: str, name: str) -> float:
+        """Values stand beside the FFN's down projection, all else beside its up projection."""
+        return backbone.weight_rms(f"{site}.down" if name == "value" else f"{site}.up")
 
     def sites(self, backbone: Backbone) -> list[str]:
         return [f"text.{backbone.layer(i)}.mlp" for i in self.config.layers]

@@ -13,7 +13,6 @@ from errata.core.errors import BadBackbone, BadSpec
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
 
-
 #: how a prompt is written
 STYLES = ("raw", "easyedit", "chat")
 
@@ -35,6 +34,8 @@ def load(
     device that this machine does not have, BadBackbone for a model that does not exist, that no
     family accepts, or that cannot be loaded.
     """
+    from errata.core.hooks.modes import ordinary
+
     name = _checked_name(name)
     check_style(style)
     _check_device(dtype, device)
@@ -47,15 +48,16 @@ def load(
 
             _folders.check(path)
         family = _family(name, _config(name, revision, trust_remote_code))
-    backbone: Backbone = family.load(
-        name,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        **({} if style is None else {"style": style}),
-    )
+    with ordinary():  # weights that are made in inference mode can never be searched through
+        backbone: Backbone = family.load(
+            name,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            **({} if style is None else {"style": style}),
+        )
     return backbone
 
 

@@ -143,7 +143,7 @@ class TextBackbone(DecoderBackbone):
 
     def _image(self, image: Image) -> tuple[str, _tokens.EncodedImage]:
         """(the image's key, its encoding). Raises BadImage."""
-        raise BadImage(f"{self.name} takes no images, but {image.uri[:200]!r} was given.")
+        raise BadImage(f"{self.name} takes no images, but {image.shown[:200]!r} was given.")
 
     def _prompt_ids(self, text: str, images: Sequence[_tokens.EncodedImage]) -> tuple[int, ...]:
         """Ids of a formatted prompt, with the ids of its images in place of their placeholders."""
@@ -244,6 +244,16 @@ class TextBackbone(DecoderBackbone):
     ) -> Batch:
         """As `Backbone.encode`; also raises BadEdit or BadImage, naming the prompt or image."""
         assert prompts, "encode was given no prompts"
+        with self.hooks.forward():
+            return self._encode(prompts, targets, eos, rows)
+
+    def _encode(
+        self,
+        prompts: Sequence[Prompt],
+        targets: Sequence[str] | None,
+        eos: bool,
+        rows: Sequence[int] | None,
+    ) -> Batch:
         rows = rows if rows is not None else range(len(prompts))
         rewritten = tuple(self.rewritten(p, r) for p, r in zip(prompts, rows, strict=True))
         for p in rewritten:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from errata.core.errors import BadBackbone, BadEdit, BadImage
 from errata.core.types import Image
-from errata.io.images import load_image, split_uri
+from errata.io.images import hash_image, load_image, split_uri
 
 #: words in the names of inputs that tell a model which part of its pixels is padding
 _TELLS = ("size", "mask", "grid", "num_", "ratio")
@@ -47,6 +47,8 @@ class EncodedImage:
 
 def image_key(image: Image) -> str:
     """Equal for equal images; a file that was written again gets another key."""
+    if image.uri.startswith("data:"):
+        return f"data|{image.sha256 or hash_image(image)}"
     key = f"{image.uri}|{image.sha256 or ''}"
     if split_uri(image.uri)[0] is None:
         try:
@@ -123,8 +125,8 @@ def _processed(
                 "not know how this family marks images; see docs/add-a-backbone.md."
             ) from e
         raise BadImage(
-            f"cannot use image {image.uri[:200]!r}: the processor of {name} refuses it ({reason}). "
-            "Give a picture of another size or shape."
+            f"cannot use image {image.shown[:200]!r}: the processor of {name} refuses it "
+            f"({reason}). Give a picture of another size or shape."
         ) from e
 
 
@@ -243,8 +245,16 @@ def end_ids(tokenizer: Any, model: Any) -> frozenset[int]:
     )
 
 
-def line_break_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of the tokens that contain a line break."""
-    breaks = ("\n", "Ċ", "<0x0A>")
-    vocab = tokenizer.get_vocab().items()
-    return frozenset(i for token, i in vocab if any(b in token for b in breaks))
+def line_breaks(tokenizer: Any) -> dict[int, str]:
+    """The tokens that contain a line break: id -> the text in front of it, without white space.
+
+    A byte-level tokenizer writes a line break as the letter that is Ċ in others.
+    """
+    marks = ("\n", "Ċ", "<0x0A>")
+    breaks = {}
+    for token, i in tokenizer.get_vocab().items():
+        if any(mark in token for mark in marks):
+            text = str(tokenizer.convert_tokens_to_string([token]))
+            if "\n" in text:
+                breaks[i] = text.partition("\n")[0].strip()
+    return breaks

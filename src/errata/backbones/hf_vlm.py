@@ -58,7 +58,7 @@ class HfVlm(TextBackbone):
     ) -> None:
         """source: folder of the weight files; trusted: the model was loaded from there."""
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.name = name or type(model).__name__
@@ -85,7 +85,8 @@ class HfVlm(TextBackbone):
         self.markup = self._markup()
         self.image_markers = _tokens.image_markers(self.tokenizer, model.config, self.image_token)
         self.end_ids = _tokens.end_ids(self.tokenizer, model)
-        self.stop_ids = self.end_ids | _tokens.line_break_ids(self.tokenizer)
+        self.line_breaks = _tokens.line_breaks(self.tokenizer)
+        self.stop_ids = self.end_ids | self.line_breaks.keys()
         self._encoded: OrderedDict[str, _tokens.EncodedImage] = OrderedDict()
         self.identify(processor, source, trusted=trusted)
 
@@ -127,6 +128,7 @@ class HfVlm(TextBackbone):
             _folders.missing_weights(name, info["missing_keys"])
         with _folders.load_errors(name, kind, "its processor or tokenizer"):
             processor = make_processor(path, **options)
+        model.requires_grad_(False)
         if device is not None:
             model = model.to(device)
         commit = getattr(model.config, "_commit_hash", None)

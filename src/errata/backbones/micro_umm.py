@@ -58,7 +58,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         trusted: bool = True,
     ) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
+        self.model = model
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self.revision = revision
@@ -76,7 +76,8 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.text_config
         self.end_ids = _tokens.end_ids(tokenizer, model)
-        self.stop_ids = self.end_ids | _tokens.line_break_ids(tokenizer)
+        self.line_breaks = _tokens.line_breaks(tokenizer)
+        self.stop_ids = self.end_ids | self.line_breaks.keys()
         self.identify(tokenizer, source, trusted=trusted)
 
     @classmethod
@@ -115,6 +116,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
             _folders.missing_weights(name, info["missing_keys"])
         with _folders.load_errors(name, "micro-umm", "its tokenizer"):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path, revision=revision or "main")
+        model.requires_grad_(False)
         if device is not None:
             model.to(device)
         source = _weights.folder(path, revision, getattr(model.config, "_commit_hash", None))
@@ -175,7 +177,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
         ctx = self._context(batch, rows)
         tap, _ = self._start(what, ctx, None)
-        with self.hooks.question(ctx):
+        with self.hooks.forward(), self.hooks.question(ctx):
             projected: Tensor = self.projector(tap)
         return projected
 
@@ -187,7 +189,8 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
     def denoise(
         self, x_RNP: Tensor, moment_R: Tensor, conditioning_RTc: Tensor, mask_RT: Tensor
     ) -> Tensor:
-        picture: Tensor = self.generator.picture(x_RNP, moment_R, conditioning_RTc, mask_RT)
+        with self.hooks.forward():
+            picture: Tensor = self.generator.picture(x_RNP, moment_R, conditioning_RTc, mask_RT)
         return picture
 
     @torch.no_grad()
@@ -214,7 +217,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         ctx = self._context(batch, rows)
         tap, _ = self._start(batch, ctx, None)
         of_prompt = torch.arange(batch.size).repeat_interleave(len(seeds))
-        with self.hooks.question(ctx):
+        with self.hooks.forward(), self.hooks.question(ctx):
             cond = self.projector(tap)[of_prompt.to(tap.device)]
             mask = batch.mask[of_prompt.to(batch.mask.device)].to(cond.device)
             null, first = torch.zeros_like(cond), torch.zeros_like(mask)

@@ -1,7 +1,7 @@
 """The command line: parses, calls the library, prints. Slow imports are inside the commands.
 
-Exit codes: 0 done; 2 an error that the user can fix (one line on stderr); 1 a bug of errata;
-130 interrupted.
+Exit codes: 0 done; 2 an error that the user can fix (one line on stderr); 3 done, but an edit does
+not hold (one line on stderr); 1 a bug of errata; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Annotated
 
 import typer
@@ -30,7 +32,7 @@ from errata.cli import (
     results,
     stats,
 )
-from errata.core.errors import UserError
+from errata.core.errors import Notice, UserError
 
 app = typer.Typer(
     name="errata",
@@ -91,7 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words[:end]
     rest = [a for a in words[:end] if a != "--debug"] + words[end:]
     try:
-        app(args=rest, prog_name="errata")
+        with nullcontext() if debug or sys.warnoptions else only_notices():
+            app(args=rest, prog_name="errata")
     except UserError as e:
         if debug:
             traceback.print_exc()
@@ -108,6 +111,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "Please report it with the output of the same command and --debug."
         )
         sys.exit(1)
+
+
+@contextmanager
+def only_notices() -> Iterator[None]:
+    """Prints errata's own warnings as one line each, and none of the libraries below it.
+
+    What a library tells its programmers is no news to a user. `--debug` and `python -W` show it.
+    """
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if issubclass(category, Notice):
+            typer.secho(f"errata: {' '.join(str(message).split())}", err=True)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
 
 
 def _fail(line: str) -> None:

@@ -20,7 +20,10 @@ def ask(
         typer.Option(metavar="DIR", help="A patch to apply; repeatable, in order."),
     ] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="F", help="An image in front of the question.")
+        str | None,
+        typer.Option(
+            metavar="F", help="An image in front of the question: a file or a microworld: string."
+        ),
     ] = None,
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum length of the answer, in tokens.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from errata.cli.shared import options
 from errata.cli.shared.edits import make_edit, read_edits
 from errata.cli.shared.model import ModelOptions, takes_model
-from errata.core.errors import BadEdit, BadPatch
+from errata.core.errors import BadEdit, BadPatch, BadSpec
 
 if TYPE_CHECKING:
     from errata.core.editor import Editor
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from errata.core.patch import Patch
     from errata.core.state import State
     from errata.core.types import Edit
+    from errata.evaluation.verify import EditCheck
 
 SHOWN = 20
 
@@ -25,12 +27,20 @@ SHOWN = 20
 @takes_model()
 def edit(
     model: ModelOptions,
-    editor: options.EditorName,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the patch is written.")],
+    editor: Annotated[
+        str | None,
+        typer.Option(help="See `errata list editors`. Without it one that fits is chosen."),
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="The question whose answer changes.")] = None,
     target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="F", help="The image that the question is about.")
+        str | None,
+        typer.Option(
+            metavar="F",
+            help="The image that the question is about: a file, or a generated one (README): "
+            "microworld:shape=ring,colour=blue,...",
+        ),
     ] = None,
     subject: Annotated[
         str | None,
@@ -56,13 +66,18 @@ def edit(
 ) -> None:
     """Make an edit and save it as a patch.
 
-    Prints the answers before and after the edit.
+    Prints the answers before and after the edit. An edit that is not answered with its target is
+    saved all the same; the command then ends with exit code 3.
     """
     requested = _requested(prompt, target, image, subject, edits)
     check_out(out, each=each)
-    ed = options.make_editor(editor, preset, settings)
-    prepared = options.load_state(state, ed)
+    ed = None if editor is None else options.make_editor(editor, preset, settings)
+    if ed is None and (preset is not None or settings or state is not None):
+        raise BadSpec("--preset, --set and --state belong to an editor. Name it with --editor.")
+    prepared = None if ed is None else options.load_state(state, ed)
     bb = model.load()
+    if ed is None:
+        ed = _chosen(bb, requested)
     ed = ed.for_backbone(bb)
     if prepared is None and ed.uses_state and not ed.needs_state:
         prepared = _collect(bb, ed, benchmark, root, seed)
@@ -72,16 +87,24 @@ def edit(
         patches = _find_each(bb, ed, requested, prepared, rows, seed)
         for number, single in enumerate(patches, 1):
             save(single, out / f"{number:04d}")
-        _print_answers(bb, requested[:SHOWN], patches[:SHOWN])
-        print(f"{len(patches)} patches written to {out}")
+        print_made = f"{len(patches)} patches written to {out}"
     else:
         joint = ed.edit(bb, requested, prepared, seed=seed).patch
+        patches = [joint] * len(requested)
         save(joint, out)
-        _print_answers(bb, requested[:SHOWN], [joint] * len(requested[:SHOWN]))
         options.print_facts(notes_of(joint))
-        print(f"patch written to {out}")
-    if len(requested) > SHOWN:
-        print(f"(answers of the first {SHOWN} of {len(requested)} edits are shown)")
+        print_made = f"patch written to {out}"
+    checks = _print_answers(bb, requested, patches)
+    print(print_made)
+    _say_missed(checks, f"{out} is written all the same. Other settings: --set or --editor.")
+
+
+def _chosen(bb: Backbone, edits: Sequence[Edit]) -> Editor:
+    from errata.editors import choose
+
+    editor, why = choose(bb, edits)
+    print(f"editor {editor.name}: {why} (another one: --editor NAME)")
+    return editor
 
 
 def _collect(
@@ -154,25 +177,31 @@ def _find_each(
     return patches
 
 
-def _print_answers(bb: Backbone, edits: list[Edit], patches: list[Patch]) -> None:
-    """Prints the answers to the edited prompts. Side effects are measured by `bench`."""
+def _print_answers(
+    bb: Backbone, edits: Sequence[Edit], patches: Sequence[Patch]
+) -> list[EditCheck]:
+    """Asks all edited questions; prints the first. Side effects are measured by `bench`."""
     from rich.table import Table
     from rich.text import Text
 
     from errata.evaluation.answers import ask_prompts
+    from errata.evaluation.verify import verify_edits
 
-    before = ask_prompts(bb, [e.prompt for e in edits])
-    after = []
-    for edit, patch in zip(edits, patches, strict=True):
-        with bb.applied(patch):
-            after += ask_prompts(bb, [edit.prompt])
+    before = ask_prompts(bb, [e.prompt for e in edits[:SHOWN]])
+    checks = verify_edits(bb, edits, patches)
     table = Table("prompt", "before", "after", "target")
-    for edit, a, b in zip(edits, before, after, strict=True):
-        table.add_row(*map(Text, (edit.prompt.text, a.text, b.text, edit.target)))
+    for edit, a, b in zip(edits, before, checks, strict=False):
+        table.add_row(*map(Text, (edit.prompt.text, a.text, b.answer.text, edit.target)))
     options.console().print(table)
-    missed = sum(
-        b.text.strip().casefold() != edit.target.strip().casefold()
-        for edit, b in zip(edits, after, strict=True)
-    )
+    if len(edits) > SHOWN:
+        print(f"(answers of the first {SHOWN} of {len(edits)} edits are shown)")
+    return checks
+
+
+def _say_missed(checks: Sequence[EditCheck], advice: str) -> None:
+    """Ends with exit code 3 if an edit is not answered with its target."""
+    missed = [c for c in checks if not c.kept]
     if missed:
-        print(f"{missed} of {len(edits)} are not answered with their target; other settings: --set")
+        options.fall_short(
+            f"{len(missed)} of {len(checks)} edits missed the target: {missed[0]}. {advice}"
+        )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions
 from errata.core.errors import BadImage, BadPatch
+
+if TYPE_CHECKING:
+    from errata.core.model.backbone import Backbone
+    from errata.core.patch import Patch
 
 app = typer.Typer(help="Print or check a patch.", no_args_is_help=True, rich_markup_mode=None)
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder with patch.json.")]
@@ -30,7 +34,7 @@ def show(folder: Folder, as_json: options.AsJson = False) -> None:
     options.print_facts({**head["header"], "shape": shape, "sites": head["sites"]})
     print(f"edits: {len(edits)}")
     for e in edits[:50]:
-        images = "".join(f" [{i.uri}]" for i in e.prompt.images)
+        images = "".join(f" [{i.shown}]" for i in e.prompt.images)
         print(f"  {e.prompt.text}{images} -> {e.target}")
 
 
@@ -38,10 +42,14 @@ def show(folder: Folder, as_json: options.AsJson = False) -> None:
 def verify(
     folder: Folder,
     backbone: Annotated[
-        str | None, typer.Option(help="Also check that the patch was made for this model.")
+        str | None,
+        typer.Option(help="Also check that the patch was made for this model, and ask its edits."),
     ] = None,
 ) -> None:
-    """Check that a patch and its images are unchanged."""
+    """Check that a patch and its images are unchanged and, with --backbone, that its edits hold.
+
+    Ends with exit code 3 if an edit is not answered with its target, or cannot be asked.
+    """
     from errata.io.patch_folder import load, read_head
 
     bb = ModelOptions(backbone).load([read_head(folder)]) if backbone is not None else None
@@ -49,13 +57,28 @@ def verify(
     not_finite = [k for k, v in patch.state_dict().items() if not bool(v.isfinite().all())]
     if not_finite:
         raise BadPatch(f"{folder} holds NaN or infinite numbers in {', '.join(not_finite[:3])}.")
-    changed = [reason for e in patch.edits for reason in _image_problems(e)]
     sites = ", ".join(sorted(patch.sites)) or "none"
     print(f"{folder}: undamaged, {len(patch.edits)} edits, sites {sites}")
-    if bb is not None:
-        print(f"made for {bb.name} ({bb.fingerprint()[:12]})")
-    for reason in changed:
+    problems = [reason for e in patch.edits for reason in _image_problems(e)]
+    for reason in problems:
         print(f"image: {reason}")
+    lost = [*problems, *(_lost(bb, patch) if bb is not None else [])]
+    if lost:
+        options.fall_short(f"{folder} does not hold: {lost[0]}.")
+
+
+def _lost(bb: Backbone, patch: Patch) -> list[str]:
+    """What is wrong with the edits of a patch, asked on its model; printed."""
+    from errata.evaluation.verify import verify_patch
+
+    print(f"made for {bb.name} ({bb.fingerprint()[:12]})")
+    checks = verify_patch(bb, patch)
+    kept = sum(c.kept for c in checks)
+    print(f"{kept} of {len(checks)} edited questions are answered with their target")
+    wrong = [str(c) for c in checks if not c.kept]
+    for line in wrong:
+        print(f"edit: {line}")
+    return wrong
 
 
 def _image_problems(edit: Any) -> list[str]:
@@ -65,7 +88,7 @@ def _image_problems(edit: Any) -> list[str]:
     for image in edit.prompt.images:
         try:
             if image.sha256 is not None and hash_image(image) != image.sha256:
-                problems.append(f"{image.uri} has changed since the edit was made")
+                problems.append(f"{image.shown} has changed since the edit was made")
         except BadImage as e:
             problems.append(str(e))
     return problems

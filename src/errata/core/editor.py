@@ -10,16 +10,20 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from errata.core.config import current_names, parse_config
+from errata.core.config import current_names, parse_config, saved_settings
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
 from errata.core.files import versions
-from errata.core.model.backbone import Backbone
+from errata.core.hooks.modes import in_ordinary_modes
+from errata.core.measure.metric import spelled
+from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import Header, Patch, parts_of
 from errata.core.state import State
-from errata.core.types import Case, Edit
+from errata.core.text import normalise
+from errata.core.types import Case, Edit, brief, whole_number
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class EditRequest:
         assert len(self.groups) == len(self.states), (len(self.groups), len(self.states))
         for _, edit in self.edits:
             check_edit(edit)
+        whole_number("seed", self.seed)
 
     @classmethod
     def of(
@@ -159,6 +164,8 @@ class Editor(ABC):
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
     #: capabilities that the model needs, such as `draw`; see `Backbone.capabilities`
     requires: ClassVar[frozenset[str]] = frozenset()
+    #: place among the editors that are tried when the user names none, from 1; 0 = never chosen
+    choice: ClassVar[int] = 0
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -172,6 +179,26 @@ class Editor(ABC):
         self.passed = current_names(self.Config, passed)
         chosen = current_names(self.Config, self.presets.get(preset or "", {}))
         self.config: Any = parse_config("editor", self.name, self.Config, {**chosen, **self.passed})
+        self._refuse_idle(chosen)
+
+    def idle(self) -> Mapping[str, str]:
+        """Settings that change nothing, as the others are: name -> why, as in "memory_weight=0".
+
+        Passing one of them another value than it has anyway is refused. A subclass adds its own
+        to those of its base.
+        """
+        return {}
+
+    def _refuse_idle(self, chosen: Mapping[str, Any]) -> None:
+        """Raises BadSpec for a passed setting that would change nothing."""
+        idle = self.idle() if self.passed else {}
+        before = parse_config("editor", self.name, self.Config, chosen) if idle else None
+        for name in self.passed:
+            if name in idle and vars(self.config)[name] != vars(before)[name]:
+                raise BadSpec(
+                    f"editor '{self.name}': {name}={self.passed[name]} changes nothing with "
+                    f"{idle[name]}. Leave it out, or change the other setting."
+                )
 
     def for_backbone(self, backbone: Backbone) -> Editor:
         """The same editor with the preset named after the backbone, unless a preset was chosen."""
@@ -189,6 +216,7 @@ class Editor(ABC):
         """Whether the editor, with its settings, works from a prepared state."""
         return self.needs_state
 
+    @in_ordinary_modes
     def prepare(
         self,
         backbone: Backbone,
@@ -212,7 +240,7 @@ class Editor(ABC):
         return replace(
             state,
             fingerprint=backbone.fingerprint(),
-            settings=editor._state_settings(),
+            settings=editor.settings_of_state(),
             style=backbone.style,
         )
 
@@ -228,15 +256,16 @@ class Editor(ABC):
 
     def shipped_state(self, backbone: Backbone) -> State | None:
         """The state that ships with the model and was made with the editor's settings."""
-        settings = self.for_backbone(backbone)._state_settings()
+        settings = self.for_backbone(backbone).settings_of_state()
         shipped = backbone.shipped_states(self.state_name or self.name)
         return next((s for s in shipped if self._made_with(s) == settings), None)
 
     def _made_with(self, state: State) -> dict[str, Any]:
         """The settings that a state was made with, under their present names."""
-        return current_names(self.Config, state.settings)
+        return saved_settings(self.Config, state.settings)
 
-    def _state_settings(self) -> dict[str, Any]:
+    def settings_of_state(self) -> dict[str, Any]:
+        """The settings that the editor's state depends on."""
         config = _plain(self.config)
         return {name: config[name] for name in self.state_settings}
 
@@ -281,8 +310,10 @@ class Editor(ABC):
         request = EditRequest.of([edits_of(group) for group in groups], states, seed)
         return self._headed(backbone, request)
 
+    @in_ordinary_modes
     def _headed(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         """As `find`, with the model's preset, the shipped state, and headers on the patches."""
+        check_backbone(backbone)
         editor = self.for_backbone(backbone)
         if editor is not self:
             return editor._headed(backbone, request)
@@ -293,6 +324,8 @@ class Editor(ABC):
             request = replace(request, states=states)
         for state in {id(s): s for s in request.states}.values():
             self._check_state(backbone, state)
+        for _, edit in request.edits:
+            check_target(backbone, edit)
         results = self.find(backbone, request)
         fingerprint = backbone.fingerprint()
         for (group, state), result in zip(request, results, strict=True):
@@ -311,9 +344,35 @@ class Editor(ABC):
                 f"{backbone.name} can {', '.join(sorted(backbone.capabilities))}. Choose another "
                 "model or another --editor."
             )
+        if any(p.is_inference() for p in backbone.model.parameters()):
+            raise BadBackbone(
+                f"the weights of {backbone.name} were made under torch.inference_mode(), where no "
+                "gradients can be taken. Make the model outside of it."
+            )
+
+    def edited_sites(self, backbone: Backbone) -> Sequence[str]:
+        """The sites that an edit changes, as far as they follow from the settings alone."""
+        return ()
+
+    def unfit(self, backbone: Backbone, edits: Sequence[Edit]) -> str | None:
+        """Why the editor cannot make these edits of this model as they are, or None if it can."""
+        lacking = sorted(self.requires - backbone.capabilities)
+        if lacking:
+            return f"needs a model that can {' and '.join(lacking)}"
+        if self.uses_state:
+            return "needs a prepared state"
+        other = sorted({e.modality for e in edits} - self.modalities)
+        if other:
+            return f"edits no {other[0]} facts"
+        missing = [s for s in self.edited_sites(backbone) if s not in backbone.hooks.sites]
+        return f"changes {missing[0]}, which this model does not have" if missing else None
 
     def _check_state(self, backbone: Backbone, state: State | None) -> None:
         """Raises MissingState, FingerprintMismatch or BadSpec."""
+        if state is not None and not isinstance(state, State):
+            raise BadSpec(
+                f"a state is given as {brief(state)}. Load one with errata.core.state.State.load."
+            )
         if state is None:
             if self.uses_state:
                 raise MissingState(
@@ -329,7 +388,7 @@ class Editor(ABC):
                 f"({backbone.fingerprint()[:12]}). Prepare it again on this model."
             )
         backbone.check_style(state.style, f"the state of '{self.name}'")
-        now, then = self._state_settings(), self._made_with(state)
+        now, then = self.settings_of_state(), self._made_with(state)
         other = [k for k in now if k in then and then[k] != now[k]]
         if other:
             raise BadSpec(
@@ -352,19 +411,17 @@ class Editor(ABC):
             versions=versions(),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             notes={"style": backbone.style},
+            config=_plain(self.config),
         )
 
 
 def edits_of(edits: Any) -> list[Edit]:
     """The edits of a sequence, or one edit. Raises BadEdit for anything else."""
-    given = [edits] if isinstance(edits, Edit) else edits
-    listed = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    one = isinstance(edits, (Edit, str, bytes, Mapping)) or not isinstance(edits, Iterable)
+    listed = [edits] if one else list(edits)
     for edit in listed:
         if not isinstance(edit, Edit):
-            raise BadEdit(
-                f"an edit is errata.Edit(prompt, target), not a {type(edit).__name__} "
-                f"({str(edit)[:60]!r})."
-            )
+            raise BadEdit(f"an edit is given as {brief(edit)}. Give errata.Edit(prompt, target).")
     if not listed:
         raise BadEdit("there is nothing to edit. Give an errata.Edit, or a list of them.")
     return listed
@@ -372,9 +429,9 @@ def edits_of(edits: Any) -> list[Edit]:
 
 def check_edit(edit: Edit) -> None:
     """Raises BadEdit for an edit that no editor can make."""
-    if not edit.target.strip():
+    if not normalise(edit.target):
         raise BadEdit(
-            f"edit '{edit.id or edit.prompt.text}' has an empty target. "
+            f"edit '{edit.id or edit.prompt.text}' has an empty target ({edit.target!r}). "
             "Give the answer it should have."
         )
     if not edit.prompt.text.strip():
@@ -383,8 +440,27 @@ def check_edit(edit: Edit) -> None:
         )
 
 
+def check_target(backbone: Backbone, edit: Edit) -> None:
+    """Raises BadEdit for a target that the model cannot write, so that no answer can be it."""
+    ids = backbone.answer_ids(edit.target, edit.prompt)
+    text = backbone.decode(ids)
+    if not spelled(text, edit.target):
+        raise BadEdit(
+            f"edit '{edit.id or edit.prompt.text}' has the target {edit.target[:80]!r}, which "
+            f"{backbone.name} can only write as {text[:80]!r}. Give a target that its tokenizer "
+            "knows."
+        )
+
+
 def _plain(config: Any) -> Any:
+    assert is_dataclass(config)
+    kind: Any = type(config)
+    return _adapter(kind).dump_python(config, mode="json")
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    """Cached: every patch is written with its settings, and an adapter takes a millisecond."""
     from pydantic import TypeAdapter
 
-    assert is_dataclass(config)
-    return TypeAdapter(type(config)).dump_python(config, mode="json")
+    return TypeAdapter(kind)

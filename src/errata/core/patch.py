@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from errata.core import registry
 from errata.core.errors import FingerprintMismatch
 from errata.core.hooks.hook import Hook, flat
-from errata.core.types import Edit, Prompt
+from errata.core.types import Edit, Image, Prompt
 
 P = TypeVar("P", bound="Patch")
 
@@ -27,7 +27,9 @@ P = TypeVar("P", bound="Patch")
 class Header:
     """Where a patch comes from: editor and arguments, and the model that it was made for.
 
-    state: hash of the prepared state that the editor worked from. dtype: of the model.
+    arguments: the preset and what was passed. config: every setting that the edit was made with,
+    defaults and presets included; empty in patches of errata before 0.2. state: hash of the
+    prepared state that the editor worked from. dtype: of the model.
     """
 
     editor: str = ""
@@ -41,6 +43,7 @@ class Header:
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def style(self) -> str:
@@ -101,6 +104,11 @@ class Patch(Hook, nn.Module, ABC):
     def rewrite(self, prompt: Prompt, model: PromptEncoder, row: int = 0) -> Prompt:
         """The prompt that the model gets instead. Depends on the prompt alone."""
         return prompt
+
+    @property
+    def pictures(self) -> tuple[Image, ...]:
+        """Images that it shows to the model: without them it cannot act."""
+        return ()
 
     @property
     def rewrites(self) -> bool:
@@ -239,6 +247,12 @@ def parts_below(patch: Patch) -> Iterator[Patch]:
     for member in patch.members() or ():
         if isinstance(member, Patch):
             yield from parts_below(member)
+
+
+def pictures_of(patch: Patch) -> Iterator[Image]:
+    """The images that the patch or a part of it shows to the model."""
+    for part in parts_below(patch):
+        yield from part.pictures
 
 
 class Identified(Protocol):

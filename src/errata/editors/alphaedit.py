@@ -3,7 +3,7 @@
 Source: Fang et al., ICLR 2025, code at jianghoucheng/AlphaEdit f5248d3. P projects on the
 eigenvectors of the keys' second moment C whose eigenvalue is below a threshold. Per layer the
 change solves [P (K K^T + K_p K_p^T) + L2 I] X = P K R^T, dW = X^T, with R as in MEMIT and K_p the
-keys of earlier edits, measured again after each (`memory=recomputed`). C is used for P only.
+keys of earlier edits (`memory=keys`). C is used for P only.
 
 Differences, beside those of `memit`:
 - P is never formed, and never read from a file that may belong to another model. Its smaller basis
@@ -72,12 +72,15 @@ class AlphaEdit(MultiLayerUpdate):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiLayerUpdate.Config):
-        """nullspace_threshold: eigenvalues below it span the null space; `threshold` says whether
-        it is absolute or a multiple of tr(C)/d. L2: the ridge. null_proj_alpha, nullspace_cov_reg:
-        UniKE's, 1 and 0 = off.
+        """nullspace_threshold: eigenvalues of the second moment below it span the null space.
+        threshold: what nullspace_threshold is, `absolute` or `relative` to tr(C)/d. L2: ridge of
+        the solve. null_proj_alpha: share of the update that is projected into the null space
+        (UniKE), 1 = all. nullspace_cov_reg: added to the second moment before its null space is
+        taken (UniKE), 0 = nothing.
         """
 
-        memory: Literal["none", "keys", "recomputed"] = "recomputed"
+        retired: ClassVar[tuple[str, ...]] = ("ridge",)  # C is used for P only
+        memory: Literal["none", "keys"] = "keys"
         nullspace_threshold: float = 0.02
         threshold: Literal["absolute", "relative"] = "absolute"
         L2: float = 10.0
@@ -93,25 +96,25 @@ class AlphaEdit(MultiLayerUpdate):
                 "null_proj_alpha above 0 and up to 1, and L2 above 0."
             )
 
-    def space(self, state: State, layer: int) -> NullSpace:
+    def space(self, state: State, layer: int, part: str = layer_stats.FFN) -> NullSpace:
         """The null space of a layer, computed once per state."""
         c = self.config
-        moment = layer_stats.moment(state, layer)
+        moment = layer_stats.moment(state, layer, part)
         bound = c.nullspace_threshold
         if c.threshold == "relative":
             bound *= covariance.scale(moment)
         bound -= c.nullspace_cov_reg
-        name = f"null/{layer}/{bound}"
+        name = f"null/{part}/{layer}/{bound}"
         if name not in state.views:
             state.views[name] = null_space(moment, bound)
         space: NullSpace = state.views[name]
         return space
 
     def key_factor(
-        self, state: State, layer: int, keys_nd: Tensor
+        self, state: State, layer: int, keys_nd: Tensor, part: str = layer_stats.FFN
     ) -> tuple[Tensor, list[dict[str, Any]]]:
-        c, space = self.config, self.space(state, layer)
-        keys = torch.cat([*self.past_keys(state, layer), keys_nd])
+        c, space = self.config, self.space(state, layer, part)
+        keys = torch.cat([*self.past_keys(state, layer, part), keys_nd])
         alpha, new = c.null_proj_alpha, len(keys_nd)
         if space.inside and alpha == 1 and len(keys) > space.rank > 0:
             factor = solve.update_within(space.basis_dm, keys, c.L2, new)

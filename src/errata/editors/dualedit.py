@@ -21,6 +21,8 @@ Differences:
   formula (no residual, full rank); its last linear map starts at zero.
 - `marks`: learnt embeddings on the target tokens of the edit, so that the network need not find out
   by content which tokens are the answer, and in which order (8 in `micro-vlm`, 0 in `paper`).
+- losses are means over examples of means over tokens; the code's are means over all tokens of a
+  role: `loss_mean=tokens`.
 - a patch can hold several edits; the gate chooses one. The code holds one.
 - a layer set to null leaves that modality unchanged (the paper's single-modality rows).
 """
@@ -82,9 +84,9 @@ class DualEdit(AdapterEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AdapterEditor.Config):
-        """text_layer, visual_layer: blocks behind which text and image tokens are changed.
-
-        Negative from the end, null for none. The last block's output is too late for either.
+        """text_layer: block behind which text tokens are changed, negative from the end, null for
+        none. visual_layer: block behind which image tokens are changed, negative from the end, null
+        for none. The last block's output is too late for either.
         """
 
         text_layer: int | None = 16

@@ -30,6 +30,7 @@ class FtL(GradientEditor):
     """Dense change of FFN matrices, last down projection by default."""
 
     name = "ft_l"
+    choice = 2
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"lr": 3e-2, "steps": 25, "stop_loss": 5e-2, "layers": (-4,)},
         "paper": {"eos": False, "lr": 1e-3, "steps": 25, "layers": (-1,), "parts": ("mlp.down",)},
@@ -44,16 +45,20 @@ class FtL(GradientEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GradientEditor.Config):
-        """layers: text blocks (negative from the end). parts: linear sites of a block."""
+        """layers: text blocks that are trained, negative from the end. parts: linear sites of a
+        block that are trained.
+        """
 
         layers: tuple[int, ...] = (-1,)
         parts: tuple[str, ...] = ("mlp.down",)
 
+    def edited_sites(self, backbone: Backbone) -> list[str]:
+        c = self.config
+        return [f"text.{backbone.layer(i)}.{part}" for i in c.layers for part in c.parts]
+
     def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
         parts = {}
-        for layer in self.config.layers:
-            for part in self.config.parts:
-                site = f"text.{backbone.layer(layer)}.{part}"
-                into, out = backbone.weight(site)
-                parts[site] = {"dense": torch.zeros(len(request), out, into)}
+        for site in self.edited_sites(backbone):
+            into, out = backbone.weight(site)
+            parts[site] = {"dense": torch.zeros(len(request), out, into)}
         return Delta(parts, rows=len(request))

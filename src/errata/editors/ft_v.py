@@ -32,12 +32,13 @@ class FtV(GradientEditor):
     name = "ft_v"
     modalities = frozenset({"image"})
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"eos": False, "lr": 1e-3, "steps": 25}
+        "micro-vlm": {"lr": 1e-3, "steps": 25},
+        "paper": {"eos": False, "lr": 1e-3, "steps": 25},
     }
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GradientEditor.Config):
-        """bias: also the biases."""
+        """bias: whether the biases are trained too."""
 
         bias: bool = True
 

@@ -3,7 +3,8 @@
 Source: Zheng et al., EMNLP 2023; EasyEdit's multimodal port (14cea82): per training case three
 demonstrations (copy, update, retain), embedded with all-MiniLM-L6-v2, the k = 32 most similar to
 the edit in front of `New Fact: x y / Prompt: query`, one image first. Preset `paper`: k = 32, scope
-always, MiniLM.
+always, MiniLM. EasyEdit shows the fact twice, as a copy demonstration and as the new fact: preset
+`easyedit`, or `copy=true`; elsewhere it is shown once.
 
 Differences:
 - the demonstrations come from the benchmark's train split only;
@@ -21,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from errata.algorithms.demonstrations import corpus, similar
+from errata.algorithms.demonstrations import copy_line, corpus, similar
 from errata.core.editor import Editor, EditRequest, EditResult
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
@@ -45,16 +46,24 @@ class Ike(Editor):
             "threshold": 0.5,
         },
         "paper": {"demonstrations": 32, "scope": "always", "encoder": "minilm", "facts": 1},
+        "easyedit": {
+            "demonstrations": 32,
+            "scope": "always",
+            "encoder": "minilm",
+            "facts": 1,
+            "copy": True,
+        },
         "zero_shot": {"demonstrations": 0},
     }
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """demonstrations: k. scope: show facts always, or only to questions near one.
-
-        threshold: cosine for `retrieved`. facts: most facts shown at once. encoder: minilm,
-        backbone, or auto (minilm if installed). corpus: training cases that demonstrations are
-        made from.
+        """demonstrations: examples shown in front of a question. scope: show facts `always`, or
+        only to questions near one (`retrieved`). threshold: least cosine of a question near a fact.
+        facts: most facts shown at once. encoder: what compares questions, minilm, backbone, or auto
+        (minilm if installed). corpus: training cases that demonstrations are made from.
+        copy: the fact is shown twice, also as the demonstration next to the question ("New Fact:
+        x y / Prompt: x y"), as EasyEdit does.
         """
 
         demonstrations: int = 4
@@ -63,6 +72,15 @@ class Ike(Editor):
         facts: int = 4
         encoder: Literal["auto", "minilm", "backbone"] = "auto"
         corpus: int = 1000
+        copy: bool = False
+
+    def idle(self) -> Mapping[str, str]:
+        c, idle = self.config, dict(super().idle())
+        if c.scope == "always":
+            idle["threshold"] = "scope=always"
+        if not c.demonstrations:
+            idle["corpus"] = "demonstrations=0"
+        return idle
 
     @property
     def uses_state(self) -> bool:
@@ -86,15 +104,24 @@ class Ike(Editor):
         results = []
         for group, state in request:
             facts = [
-                Fact(e.prompt.text, e.target.strip(), self._similar(backbone, e, state))
+                Fact(e.prompt.text, e.target.strip(), self._demonstrations(backbone, e, state))
                 for e in group
             ]
             vectors = embed([f.question for f in facts], encoder, backbone)
             results.append(EditResult(Context(facts, layout, vectors), state))
         return results
 
+    def _demonstrations(
+        self, backbone: Backbone, edit: Edit, state: State | None
+    ) -> tuple[str, ...]:
+        """The k demonstrations most similar to the edit's copy line, the most similar first.
+
+        With `copy` that line itself comes before them.
+        """
+        own = (copy_line(edit),) if self.config.copy else ()
+        return own + self._similar(backbone, edit, state)
+
     def _similar(self, backbone: Backbone, edit: Edit, state: State | None) -> tuple[str, ...]:
-        """The k demonstrations most similar to the edit's copy line, the most similar first."""
         if state is None or not self.config.demonstrations:
             return ()
         meta, vectors = state.meta, state.tensors["vectors"]

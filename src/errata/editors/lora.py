@@ -28,6 +28,7 @@ class Lora(GradientEditor):
     """Low-rank change at linear sites of some or all text blocks."""
 
     name = "lora"
+    choice = 1
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"lr": 1e-3, "steps": 25, "rank": 2},
         "paper": {"eos": False, "lr": 5e-3, "steps": 70, "rank": 8, "alpha": 32.0},
@@ -35,9 +36,11 @@ class Lora(GradientEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GradientEditor.Config):
-        """rank, alpha: LoRA's. layers: text blocks, () = all. parts: linear sites of a block."""
+        """rank: rank of the update. alpha: the update is scaled by alpha / rank. layers: text
+        blocks that are trained, negative from the end, () = all. parts: linear sites of a block
+        that are trained.
+        """
 
-        lr: float = 1e-3
         steps: int = 50
         rank: int = 8
         alpha: float = 16.0
@@ -47,11 +50,22 @@ class Lora(GradientEditor):
     def settings(self) -> SearchSettings:
         return replace(super().settings(), lr_scale={"B": self.config.alpha / self.config.rank})
 
+    def weight_size(self, backbone: Backbone, site: str, name: str) -> float:
+        """B A changes a weight by the root mean square of the weights when B moves by this."""
+        into, _ = backbone.weight(site)
+        if name == "A":
+            return float(into**-0.5)
+        return backbone.weight_rms(site) * float((into / self.config.rank) ** 0.5)
+
+    def edited_sites(self, backbone: Backbone) -> list[str]:
+        c = self.config
+        layers = [backbone.layer(i) for i in c.layers] or range(backbone.depth)
+        return [f"text.{i}.{part}" for i in layers for part in c.parts]
+
     def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
         rank, rows = self.config.rank, len(request)
-        layers = [backbone.layer(i) for i in self.config.layers] or range(backbone.depth)
         parts = {}
-        for site in (f"text.{i}.{part}" for i in layers for part in self.config.parts):
+        for site in self.edited_sites(backbone):
             into, out = backbone.weight(site)
             drawn = [
                 torch.randn(

@@ -115,12 +115,15 @@ class Lte(TrainedEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TrainedEditor.Config):
-        """rank: of the delta, 0 = dense; alpha: LoRA's. layers: text blocks, () = all; parts:
-        linear sites of a block. locality_weight: of the KL out of scope.
+        """rank: rank of the trained delta, 0 = dense. alpha: the delta is scaled by alpha / rank.
+        layers: text blocks that are trained, () = all. parts: linear sites of a block that are
+        trained. locality_weight: weight of the KL on questions out of scope.
 
-        scope: show the nearest edits always, or only above `threshold` (None: chosen on training
-        cases so that `recall` of in-scope questions get their edit). facts: most edits shown.
-        encoder, by_image: of retrieval.
+        scope: show the nearest edits `always`, or only above the threshold. threshold: least cosine
+        of a shown edit; null = chosen on training cases by `recall`. recall: share of in-scope
+        questions that must get their edit. facts: most edits shown at once. encoder: what compares
+        questions, minilm, backbone, or auto (minilm if installed). by_image: images are compared
+        too.
         """
 
         renamed: ClassVar[Mapping[str, str]] = {"loc_weight": "locality_weight"}
@@ -149,6 +152,14 @@ class Lte(TrainedEditor):
         facts: int = 1
         encoder: Literal["auto", "minilm", "backbone"] = "auto"
         by_image: bool = True
+
+    def idle(self) -> Mapping[str, str]:
+        c, idle = self.config, dict(super().idle())
+        if not c.rank:
+            idle["alpha"] = "rank=0"
+        if c.scope == "always":
+            idle["threshold"] = "scope=always"
+        return idle
 
     def _layers(self, backbone: Backbone) -> list[int]:
         layers = [backbone.layer(i) for i in self.config.layers]

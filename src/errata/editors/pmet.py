@@ -2,10 +2,12 @@
 
 Source: Li et al., AAAI 2024, code at xpq-tech/PMET 80643f2 (`edit/pmet`). At the last edited layer
 two vectors are searched jointly, on the outputs of the down projection and of the attention's
-output projection. Only the first is written; the second absorbs a part of the gradient and is
-dropped. Once all target tokens are the argmax, the target's loss counts a tenth, and the search
-ends if the KL term is at most 0.01. The residual is taken at the down projection's output and
-divided by sqrt(layers left); the change is R K^T (K K^T + lambda C)^-1.
+output projection. By default only the first is written, as published; the second absorbs a part of
+the gradient and is dropped. With `write=both` it is written too, into the output projections of the
+attention of the same layers, with residual, keys and second moment taken there. Once all target
+tokens are the argmax, the target's loss counts a tenth, and the search ends if the KL term is at
+most 0.01. The residual is taken at the down projection's output and divided by sqrt(layers left);
+the change is R K^T (K K^T + lambda C)^-1.
 
 The output of the top down projection hardly depends on earlier layers, so the residual does not
 shrink from layer to layer as in MEMIT: 1 + 1/sqrt(2) + ... of it is written in total, 3.23 times
@@ -15,19 +17,28 @@ Differences: as in `memit` (low-rank float32 deltas, Cholesky instead of an expl
 context templates, EOS, `ridge`, `memory`); "all tokens are the argmax" is tested as such, there by
 the equality of two floats.
 
-`unike_umm`: gxx27/UniKE f8331cb, which keeps the weights and recomputes the keys of earlier edits
-after each batch (`memory=recomputed`), with a KL factor of 0.0625 for the published 1 and lambda
+`unike_umm`: gxx27/UniKE f8331cb, which keeps the weights and protects the keys of earlier edits
+(`memory=keys`), with a KL factor of 0.0625 for the published 1 and lambda
 15000.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
+from errata.algorithms.locate_then_edit.layer_stats import (
+    ATTENTION,
+    FFN,
+    StatsSettings,
+    site_of,
+    tensor_of,
+)
 from errata.algorithms.locate_then_edit.multi_layer import CovarianceUpdate
 from errata.algorithms.locate_then_edit.value_search import ValueSettings
 from errata.core.model.backbone import Backbone
+from errata.core.state import State
 
 _PUBLISHED: Mapping[str, Any] = {
     "eos": False, "ridge": 0.0, "weight_decay": 0.5, "steps": 30, "clamp": 0.75,
@@ -38,13 +49,14 @@ class Pmet(CovarianceUpdate):
     """Values at FFN and attention; residuals at the FFN's output, divided by square roots."""
 
     name = "pmet"
+    state_settings = (*CovarianceUpdate.state_settings, "write")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"layers": (4, 5, 6), "token": "last_prompt", "mom2_weight": 500.0},
         "micro-umm": {"layers": (1, 2, 3), "mom2_weight": 5.0},
         "unike_umm": {
             "layers": (4, 5, 6, 7, 8), "lr": 0.1, "eos": False, "decay": "squared",
             "scaled": True, "ridge": 0.05, "mom2_weight": 15000.0, "max_upd_ratio": 1.0,
-            "memory": "recomputed",
+            "memory": "keys",
         },
         "gpt-j": {**_PUBLISHED, "layers": (3, 4, 5, 6, 7, 8), "lr": 0.2, "kl_factor": 1.0,
                   "mom2_weight": 6000.0},
@@ -53,12 +65,41 @@ class Pmet(CovarianceUpdate):
                      "eos": False, "ridge": 0.0},
     }  # fmt: skip
 
+    @dataclass(frozen=True, kw_only=True)
+    class Config(CovarianceUpdate.Config):
+        """write: the values that are written, of the `ffn` alone, or of FFN and attention (`both`).
+
+        `both` needs key statistics of the attention, which `prepare` then collects.
+        """
+
+        write: Literal["ffn", "both"] = "ffn"
+
+    def settings_of_state(self) -> dict[str, Any]:
+        """Statistics with those of the attention serve `write=ffn` too."""
+        settings = super().settings_of_state()
+        return {k: v for k, v in settings.items() if k != "write" or v == "both"}
+
+    def _made_with(self, state: State) -> dict[str, Any]:
+        made = super()._made_with(state)
+        if self.config.write == "both":
+            layers = state.meta.get("layers", ())
+            has = all(tensor_of("moment", i, ATTENTION) in state.tensors for i in layers)
+            return {**made, "write": "both" if has else "ffn"}
+        return {k: v for k, v in made.items() if k != "write"}
+
+    def stats_settings(self, layers: tuple[int, ...]) -> StatsSettings:
+        return StatsSettings(layers=layers, attention=self.config.write == "both")
+
     def value_settings(self, backbone: Backbone, layer: int) -> ValueSettings:
-        sites = [f"text.{layer}.mlp.down", f"text.{layer}.attn.o"]
+        sites = [site_of(layer), site_of(layer, ATTENTION)]
         return self.search_settings(sites, downweight_when_right=True)
 
     def value_site(self, layer: int) -> str:
-        return f"text.{layer}.mlp.down"
+        return site_of(layer)
+
+    def written(self, top: int) -> dict[str, str]:
+        both = {ATTENTION: site_of(top, ATTENTION), FFN: site_of(top)}
+        return both if self.config.write == "both" else super().written(top)
 
     def residual_divisor(self, i: int, layers: int) -> float:
         return float((layers - i) ** 0.5)

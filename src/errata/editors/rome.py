@@ -18,7 +18,6 @@ Differences:
   known;
 - targets end with EOS unless a published preset is chosen; `ridge` is as in `memit`;
 - `memory` is ours: the keys of earlier edits are added to C, weighed by `mom2_weight` as in MEMIT.
-  (`keys` and `recomputed` are the same: the keys of a layer do not depend on its own weights.)
 """
 
 from __future__ import annotations
@@ -72,11 +71,14 @@ class Rome(LocateThenEdit):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LocateThenEdit.Config):
-        """layers: one block, () = at a sixth of the depth (5 of 32). same_key: r-ROME. mom2: u uses
-        the second moment. mom2_weight: its weight against the keys of earlier edits.
+        """layers: one block, () = at a sixth of the depth (5 of 32). same_key: the update is
+        divided by the same averaged key that it is made of (r-ROME), not by the bare prompt's.
+        mom2: the direction uses the second moment of keys. mom2_weight: weight of that moment
+        against the keys of earlier edits. ridge: added to the second moment, relative to tr(C)/d.
         """
 
         mom2: bool = True
+        ridge: float = 0.05
         same_key: bool = False
         mom2_weight: float = 15000.0
 
@@ -87,6 +89,15 @@ class Rome(LocateThenEdit):
                 f"editor 'rome' writes one layer, not {list(self.config.layers)}. Give one, or use "
                 "memit."
             )
+
+    def idle(self) -> Mapping[str, str]:
+        c, idle = self.config, dict(super().idle())
+        if c.memory == "none":  # u has norm 1
+            idle["mom2_weight"] = "memory=none"
+        if not c.mom2:
+            unused = ("ridge", "mom2_weight", "texts", "edited", "without")
+            idle |= dict.fromkeys(unused, "mom2=false")
+        return idle
 
     def layers(self, backbone: Backbone) -> list[int]:
         return [backbone.layer(i) for i in self.config.layers or (backbone.depth // 6,)]
@@ -114,7 +125,7 @@ class Rome(LocateThenEdit):
                 line = {**values.log[e], "token": lookup_token(edit, self)}
                 part = {"A": u[None], "B": change_Eh[e].double()[:, None] / (used.double() @ u)}
                 size: dict[str, Any] = {"cosine": round(float(used.double() @ u / used.norm()), 4)}
-                update = self.clipped(backbone, layer, part["A"], part["B"], size)
+                update = self.clipped(backbone, site, part["A"], part["B"], size)
                 add_ranks(parts[r], site, update)
                 logs[r].append({**line, "layers": {str(layer): size}})
                 if self.config.memory != "none":

@@ -21,6 +21,8 @@ Differences:
   tokens from its prompt (0 in `paper`), see `errata.algorithms.gated_adapter`.
 - a patch can hold several edits; the gate chooses one. The code holds one. Gate `none` (as
   published) lets every question with an image pass, `prompt` is DualEdit's gate without its leak.
+- losses are means over examples of means over tokens; the code's are means over all tokens of a
+  role: `loss_mean=tokens`.
 - text-only questions have no image tokens: their locality is 100 by construction, and an edit
   without an image is refused.
 """
@@ -97,11 +99,11 @@ class VisEdit(AdapterEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AdapterEditor.Config):
-        """layer: the block behind which image tokens are changed, negative from the end.
-
-        influence_weight: of the mapper's three losses. noise_layers: attention modules whose noisy
-        output is measured, () = all above `layer`. sigma, draws: of the noise. tokens: sampled
-        image tokens per case. mapped: cases of a step that the mapper learns from, 0 = all.
+        """layer: block behind which image tokens are changed, negative from the end.
+        influence_weight: weight of the three losses of the mapper of influential tokens.
+        noise_layers: attention modules whose noisy output is measured, () = all above `layer`.
+        sigma: size of that noise. draws: noisy passes per case. tokens: image tokens sampled per
+        case. mapped: cases of a step that the mapper learns from, 0 = all.
         """
 
         layer: int = 18
@@ -112,6 +114,13 @@ class VisEdit(AdapterEditor):
         draws: int = 1
         tokens: int = 24
         mapped: int = 0
+
+    def idle(self) -> Mapping[str, str]:
+        idle = dict(super().idle())
+        if not self.config.influence_weight:
+            of_mapper = ("noise_layers", "sigma", "draws", "tokens", "mapped")
+            idle |= dict.fromkeys(of_mapper, "influence_weight=0")
+        return idle
 
     def places(self, backbone: Backbone) -> list[AdapterSite]:
         return [AdapterSite(site_behind(backbone, self.config.layer), "visual", influence=True)]
@@ -154,7 +163,7 @@ class VisEditTrainee(AdapterTrainee):
     def losses(self, batch: TrainBatch) -> Mapping[str, Tensor]:
         patch = self.patch(batch)
         with self.backbone.applied(patch):
-            named = dict(batch.losses(batch.logits()))
+            named = dict(batch.losses(batch.logits(), self.loss_mean))
         if self.weights["rank"]:
             rows = torch.arange(len(batch.cases), device=patch.ends.device)
             prompts_Rd = patch.bank.states[0][rows, patch.ends]

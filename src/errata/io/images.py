@@ -18,6 +18,7 @@ from PIL import ImageOps, UnidentifiedImageError, features
 
 from errata.core import registry
 from errata.core.errors import BadData, BadImage, BadSpec
+from errata.core.formats.pictures import data_of, data_uri, shown
 from errata.core.measure.benchmark import Benchmark
 from errata.core.types import Image
 
@@ -47,9 +48,28 @@ def load_image(image: Image) -> Pillow.Image:
     if scheme is not None:
         _check_hash(image, _hash_text(rest))
         return _render(image.uri, scheme, rest)
-    data = _read(image.uri)
+    data = image_bytes(image)
     _check_hash(image, hashlib.sha256(data).hexdigest())
     return _decode(image.uri, data)
+
+
+def image_bytes(image: Image) -> bytes:
+    """The bytes of an image file, or of an image in memory. Raises BadImage."""
+    data = data_of(image.uri)
+    return _read(image.uri) if data is None else data
+
+
+def embedded(image: Image) -> Image:
+    """The image in memory, so that its file is needed no more; a rendered image is returned as is.
+
+    Raises BadImage when the file cannot be read, or is not the one that `sha256` names.
+    """
+    if split_uri(image.uri)[0] is not None or data_of(image.uri) is not None:
+        return image
+    data = _read(image.uri)
+    uri, sha256 = data_uri(data)
+    _check_hash(image, sha256)
+    return Image(uri, sha256)
 
 
 def hash_image(image: Image) -> str:
@@ -58,7 +78,14 @@ def hash_image(image: Image) -> str:
     Raises BadImage when the file cannot be read. The file is not decoded.
     """
     scheme, rest = split_uri(image.uri)
-    return _hash_text(rest) if scheme is not None else hashlib.sha256(_read(image.uri)).hexdigest()
+    if scheme is not None:
+        return _hash_text(rest)
+    return hashlib.sha256(image_bytes(image)).hexdigest()
+
+
+def check_image(image: Image) -> None:
+    """Raises BadImage when it is missing or not the one that `sha256` names; it is not decoded."""
+    _check_hash(image, hash_image(image))
 
 
 def split_uri(uri: str) -> tuple[str | None, str]:
@@ -97,6 +124,7 @@ def within_root(root: Path, relative: str | os.PathLike[str]) -> Path:
 
 
 def _bad(uri: str, wrong: str, advice: str) -> BadImage:
+    uri = shown(uri)
     name = repr(uri if len(uri) <= 200 else f"{uri[:200]}...")
     return BadImage(f"cannot use image {name}: {wrong}. {advice}.")
 

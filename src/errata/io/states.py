@@ -55,14 +55,13 @@ def prepare_cached(
         return editor.prepare(backbone, cases, seed=seed)
     key = {
         "state": editor.state_name or editor.name,
-        "settings": editor.summary["config"],
+        "settings": editor.settings_of_state(),
         "model": backbone.fingerprint(),
         "style": backbone.style,
         "cases": digest([to_json(c) for c in cases]),
         "seed": seed,
         "versions": versions(),
     }
-    key["settings"] = {k: key["settings"][k] for k in editor.state_settings}
     record = home() / "learnt" / f"{digest(key)[:16]}.json"
     earlier = _head_of(record)
     if earlier is not None:

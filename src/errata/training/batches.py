@@ -183,13 +183,14 @@ class TrainBatch:
         everyone = torch.arange(len(self.cases), device=self.of_case.device)
         return self.backbone.logits(state, rows=self.of_case if what is None else everyone)
 
-    def losses(self, logits: Tensor) -> dict[str, Tensor]:
+    def losses(self, logits: Tensor, mean: Literal["rows", "tokens"] = "rows") -> dict[str, Tensor]:
         """The losses from logits [B, >= M, V] of all examples; a role without any is left out.
 
         `reliability` and `generality`: mean negative log-likelihood of the targets; `locality`: KL
         from the unedited model's distribution at the answer's positions. `reliability_right`,
         `generality_right`, `locality_kept`: share of examples with every token right, or unchanged;
-        not trained on.
+        not trained on. mean: over examples, each a mean over its tokens (`rows`), or over all
+        tokens of a role (`tokens`), where long targets count more.
         """
         batch = self.state if isinstance(self.state, Batch) else self.state.batch
         nll_B, right_B = target_loss(logits, batch)
@@ -197,15 +198,19 @@ class TrainBatch:
         for role in ROLES[:2]:
             index = self.index(role)
             if index:
-                out[role] = nll_B[index].mean()
+                out[role] = _mean(nll_B[index], [self.examples[i] for i in index], mean)
                 out[f"{role}_right"] = right_B[index].float().mean()
         index = self.index("locality")
         if index:
-            out["locality"], out["locality_kept"] = self._kept(logits, index)
+            kl_B, kept = self._kept(logits, index)
+            out["locality"] = _mean(kl_B, [self.examples[i] for i in index], mean)
+            out["locality_kept"] = kept
         return out
 
     def _kept(self, logits: Tensor, index: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Of locality examples: mean KL(unedited || edited), and the share whose argmax stays."""
+        """Of locality examples: KL(unedited || edited) of each, a mean over its tokens, and the
+        share whose argmax stays.
+        """
         kl, kept = [], []
         for i in index:
             unedited = self.examples[i].unedited
@@ -215,7 +220,17 @@ class TrainBatch:
             p = unedited.log_softmax(-1)
             kl.append((p.exp() * (p - edited.log_softmax(-1))).sum(-1).mean())
             kept.append((edited.argmax(-1) == unedited.argmax(-1)).all().float())
-        return torch.stack(kl).mean(), torch.stack(kept).mean()
+        return torch.stack(kl), torch.stack(kept).mean()
+
+
+def _mean(
+    values_B: Tensor, examples: Sequence[CachedExample], mean: Literal["rows", "tokens"]
+) -> Tensor:
+    """The mean over examples of means over their tokens, or the mean over all their tokens."""
+    if mean == "rows":
+        return values_B.mean()
+    tokens_B = values_B.new_tensor([float(len(e.target)) for e in examples])
+    return (values_B * tokens_B).sum() / tokens_B.sum()
 
 
 def _encoded(backbone: Backbone, examples: Sequence[TrainExample], eos: bool) -> Batch:

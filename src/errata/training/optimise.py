@@ -29,7 +29,7 @@ class SearchSettings:
     """lr: Adam's step. max_grad_norm: largest gradient norm of one row (0 = no clipping).
 
     stop_loss: a row stops when its edit loss is below it and every target token is the argmax.
-    lr_scale: per tensor name.
+    lr_scale: factor of the step per tensor, by its full name or by the last part of it.
     """
 
     lr: float
@@ -42,11 +42,14 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class SearchLog:
-    """Per row: number of updates, last loss of its edits, whether it reached the goal."""
+    """Per row: number of updates, last loss of its edits, whether it reached the goal (both the
+    loss and the argmax), and whether every target token is the argmax.
+    """
 
     steps: tuple[int, ...]
     loss: tuple[float, ...]
     reached: tuple[bool, ...]
+    right: tuple[bool, ...]
 
 
 def search(
@@ -83,7 +86,12 @@ def search(
             extra = 0.0 if penalty is None else penalty().to(loss_R.device).sum()
             optimiser.step(loss_R.sum() + extra, active)
             steps += active.long()
-    return SearchLog(tuple(steps.tolist()), tuple(loss_R.tolist()), tuple((~active).tolist()))
+    return SearchLog(
+        tuple(steps.tolist()),
+        tuple(loss_R.tolist()),
+        tuple((~active).tolist()),
+        tuple(right_R.tolist()),
+    )
 
 
 def encode_edits(
@@ -148,10 +156,14 @@ class RowAdam:
 
     def __init__(self, patch: nn.Module, settings: SearchSettings) -> None:
         scale = settings.lr_scale or {}
-        named = [(n.rsplit(".", 1)[-1], p) for n, p in patch.named_parameters() if p.requires_grad]
+        named = [(n, p) for n, p in patch.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
         self.settings = settings
-        groups = [{"params": [p], "lr": settings.lr * scale.get(n, 1.0)} for n, p in named]
+        factors = [scale.get(n, scale.get(n.rsplit(".", 1)[-1], 1.0)) for n, _ in named]
+        groups = [
+            {"params": [p], "lr": settings.lr * f}
+            for p, f in zip(self.parameters, factors, strict=True)
+        ]
         self.adam = torch.optim.Adam(groups, lr=settings.lr, fused=True)
 
     def step(self, loss: Tensor, active: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,16 @@ class TrainedEditor(Editor):
     @dataclass(frozen=True, kw_only=True)
     class Config(TrainingSettings):
         """Settings."""
+
+    def idle(self) -> Mapping[str, str]:
+        c, idle = self.config, dict(super().idle())
+        for role in ("generality", "locality"):
+            if not vars(c)[f"{role}_examples"]:
+                unused = (f"{role}_weight", f"{role}_pool")
+                idle |= dict.fromkeys(unused, f"{role}_examples=0")
+        if not c.held_out:
+            idle["patience"] = "held_out=0"
+        return idle
 
     @abstractmethod
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:

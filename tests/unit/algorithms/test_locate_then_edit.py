@@ -24,7 +24,7 @@ from errata.algorithms.locate_then_edit.value_search import ColumnRecorder, sear
 from errata.core.errors import BadSpec, MissingState
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
-from errata.core.types import Edit, Prompt
+from errata.core.types import Case, Edit, Probe, Prompt
 from errata.io import patch_folder as patches
 from errata.linalg import covariance, lowrank
 from errata.patches.stack import stacked
@@ -43,6 +43,9 @@ EDITS = [
         ("thing", "red thing", "green"),
     )
 ]
+
+
+PLAIN = [f"The {a} of the {b} is what?" for a in "abcdef" for b in "uvwxyz"]
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +160,32 @@ def test_one_layer_without_a_price_reaches_the_value(state):
     assert all(e["left"] < 1e-3 for e in patch.header.notes["edits"])
 
 
+def test_pmet_writes_the_attention_beside_the_ffn(state):
+    """One layer without a price: both outputs become the values that were searched together."""
+    bb = tiny.shared("llava")
+    settings = {"layers": (1,), "mom2_weight": 1e-6, "context_templates": "none", "write": "both"}
+    pmet = _made("pmet", **settings)
+    with pytest.raises(BadSpec, match="was made with write=ffn, now it is both"):
+        pmet.edit(bb, EDITS[:2], state)
+    cases = [
+        Case(e.id, e, tuple(Probe(q, Prompt.of(q), "t_locality", "", "it") for q in PLAIN))
+        for e in EDITS
+    ]
+    both = pmet.prepare(bb, cases)
+    assert pmet.shipped_state(bb) is None and pmet.settings_of_state()["write"] == "both"
+    patch = pmet.edit(bb, EDITS[:2], both).patch
+    assert patch.sites == {"text.1.attn.o", "text.1.mlp.down"}
+    wanted = search(bb, list(enumerate(EDITS[:2])), ("",), pmet.value_settings(bb, 1)).value
+    with bb.applied(patch):
+        for site, z in wanted.items():
+            _, got = _at(bb, EDITS[:2], site)
+            assert torch.allclose(got, z, atol=1e-2 * float(z.abs().max())), site
+    noted = patch.header.notes["edits"]
+    assert all(e["left"] < 1e-2 and e["left.attn.o"] < 1e-2 for e in noted)
+    alone = _made("pmet", layers=(1,)).edit(bb, EDITS[:2], both).patch  # serves the FFN alone too
+    assert alone.sites == {"text.1.mlp.down"}
+
+
 def test_alphaedit_stays_in_the_null_space(state):
     bb = tiny.shared("llava")
     patch = _made("alphaedit").edit(bb, EDITS[:3], state).patch
@@ -191,7 +220,7 @@ def _sequence(name: str, memory: str, state: State, folder: Path | None) -> tupl
     return live, now
 
 
-@pytest.mark.parametrize("memory", ["keys", "recomputed"])
+@pytest.mark.parametrize("memory", ["keys", "recomputed"])  # one thing, under its old name too
 @pytest.mark.parametrize("name", FOUR)
 def test_a_sequence_that_was_saved_goes_on_bit_for_bit(name, memory, state, tmp_path):
     one, after = _sequence(name, memory, state, None)
@@ -230,11 +259,10 @@ def test_memory_protects_earlier_edits(name, state):
     bb = tiny.shared("llava")
     moved = {}
     for memory in ("none", "keys"):
-        made = (
-            _made(name, memory=memory, context_templates="none", mom2_weight=1.0)
-            if name != ("alphaedit")
-            else _made(name, memory=memory, context_templates="none")
-        )
+        weight = {"mom2_weight": 1.0} if name != "alphaedit" else {}
+        if (name, memory) == ("rome", "none"):
+            weight = {}  # which has no effect on one key
+        made = _made(name, memory=memory, context_templates="none", **weight)
         first = made.edit(bb, EDITS[:1], state)
         k, _ = _at(bb, EDITS[:1], site_of(1))
         with bb.applied(first.patch):
@@ -304,7 +332,7 @@ def test_published_settings():
     assert editor("pmet", preset="gpt-j").config.kl_factor == 1.0
     alpha = editor("alphaedit", preset="unike_umm_blip3o").config
     assert (alpha.null_proj_alpha, alpha.nullspace_cov_reg, alpha.max_upd_ratio) == (0.7, 0.01, 0.5)
-    assert alpha.memory == "recomputed" and alpha.L2 == 10.0 and alpha.layers[0] == 6
+    assert alpha.memory == "keys" and alpha.L2 == 10.0 and alpha.layers[0] == 6
 
 
 def test_settings_that_cannot_be():
@@ -319,5 +347,6 @@ def test_settings_that_cannot_be():
             editor(name, **wrong)
     with pytest.raises(MissingState, match="errata stats BACKBONE"):
         _made("memit").edit(tiny.shared("llava"), EDITS[:1])
-    assert isinstance(_made("rome", mom2=False), LocateThenEdit)
-    _made("rome", mom2=False).edit(tiny.shared("llava"), EDITS[:1])
+    plain = editor("rome", mom2=False, layers=(1,), steps=4)
+    assert isinstance(plain, LocateThenEdit)
+    plain.edit(tiny.shared("llava"), EDITS[:1])

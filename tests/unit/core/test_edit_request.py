@@ -36,7 +36,7 @@ def test_a_request_is_checked_when_it_is_made():
 
 
 def test_the_log_of_a_search_is_typed_and_not_part_of_the_patch():
-    editor = registry.load("editors", "ft_l")(steps=2, stop_loss=0.0)
+    editor = registry.load("editors", "ft_l")(lr=1e-3, steps=2, stop_loss=0.0)
     result = editor.edit(tiny.shared("llava"), EDITS[:1])
     assert result.log.search == {"steps": 2, "loss": result.log.loss, "reached": False}
     assert set(result.patch.header.notes) == {"style"}

@@ -1,9 +1,10 @@
 """What locate-then-edit editors share: settings, key statistics, keys, and memory of earlier edits.
 
 A value is searched for every edit and then written, as a low-rank delta, into the down projections
-of a few blocks, at the token where the fact is looked up: W k is the value stored under key k. The
-searches of all groups are one batch; the linear solves are done per group. In a sequence of edits
-the state carries the raw keys of earlier edits (`memory`).
+of a few blocks (`pmet` also into the output projections of the attention), at the token where the
+fact is looked up: W k is the value stored under key k. The searches of all groups are one batch;
+the linear solves are done per group. In a sequence of edits the state carries the raw keys of
+earlier edits (`memory`).
 
 Shapes: E edits of all groups, n of one group, N with earlier ones, P context templates, d inputs
 and h outputs of a down projection.
@@ -27,7 +28,7 @@ from errata.algorithms.locate_then_edit.context_templates import (
     with_template,
 )
 from errata.algorithms.locate_then_edit.corpus import from_cases
-from errata.algorithms.locate_then_edit.layer_stats import MOMENTS, site_of
+from errata.algorithms.locate_then_edit.layer_stats import FFN, MOMENTS, site_of, tensor_of
 from errata.algorithms.locate_then_edit.value_search import ROWS, ColumnRecorder, ValueSettings
 from errata.core.editor import EditLog, Editor, EditResult, PrepareContext
 from errata.core.errors import BadData, BadSpec
@@ -50,7 +51,7 @@ class LocateThenEdit(Editor):
 
     state_name = MOMENTS
     keeps_state = True
-    state_settings = ("texts", "edited", "without")
+    state_settings: ClassVar[tuple[str, ...]] = ("texts", "edited", "without")
     without_state = "Or take statistics of any text: errata stats BACKBONE --corpus F --out DIR."
     #: tokens of the sampled templates, each length once per starter
     template_lengths: ClassVar[tuple[int, ...]] = (10,)
@@ -60,21 +61,31 @@ class LocateThenEdit(Editor):
         """layers: blocks whose down projection is written, ascending; the value is searched at the
         last one. () = from an eighth to a quarter of the depth (4 to 8 of 32).
 
-        token: where a fact is looked up: the last token of the `subject` (for an edit without one,
-        of the prompt) or `last_prompt`. lr, steps, clamp, weight_decay, decay, kl_factor,
-        stop_loss, scaled: see `ValueSettings`. kl_prompt: the prompt whose next-token distribution
-        is preserved (KL term), `{}` stands for the subject. eos: the end token is part of the
-        target. context_templates: `sampled`, `none`, or a file with one a line. memory: the keys of
-        earlier edits that the solve protects: `none`, `keys` as they were when written, or
-        `recomputed` on the model after that edit. ridge: added to the second moment, relative to
-        tr(C)/d. max_upd_ratio: |dW| at most this times |W|, 0 = no limit. texts: number of
-        questions that `prepare` takes key statistics of; edited: whether questions about the facts
-        that cases edit are among them; without: names that none of them may mention.
+        token: where a fact is looked up, the last token of the `subject` (for an edit without one,
+        of the prompt) or `last_prompt`. lr: step size of Adam in the search for the value. steps:
+        updates of that search at most. clamp: largest change of the value, as a multiple of its
+        norm. weight_decay: weight of the penalty on that change. decay: the penalty, `linear`
+        |delta| / |h|^2 or `squared` (|delta| / |h|)^2. kl_factor: weight of the KL term that keeps
+        what follows `kl_prompt`. kl_prompt: the prompt whose next-token distribution is kept; `{}`
+        stands for the subject; the KL term is taken at the subject's last token, so that only words
+        in front of it count. stop_loss: the search ends when the loss is below it. scaled: steps
+        grow with hidden states of a norm above 100, as in UniKE. eos: the end token is part of the
+        target. context_templates: texts in front of the prompt, `sampled` from the model, `none`,
+        or a file with one a line. memory: whether the solve protects the `keys` of earlier
+        edits, or `none`; they are those on the model after that edit, which are also those that it
+        was written with, since the keys of a layer depend on the layers below it alone.
+        max_upd_ratio: |dW| at most this
+        times |W|, 0 = no limit. texts: questions that `prepare` takes key statistics of. edited:
+        whether questions about edited facts are among them. without: names that none of them may
+        mention.
         """
 
         renamed: ClassVar[Mapping[str, str]] = {
             "essence": "kl_prompt",
             "prefixes": "context_templates",
+        }
+        renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {
+            "memory": {"recomputed": "keys"}
         }
         layers: tuple[int, ...] = ()
         token: Literal["subject", "last_prompt"] = "subject"
@@ -89,8 +100,7 @@ class LocateThenEdit(Editor):
         scaled: bool = False
         eos: bool = True
         context_templates: str = "sampled"
-        memory: Literal["none", "keys", "recomputed"] = "none"
-        ridge: float = 0.05
+        memory: Literal["none", "keys"] = "none"
         max_upd_ratio: float = 0.0
         texts: int = 2000
         edited: bool = False
@@ -109,6 +119,20 @@ class LocateThenEdit(Editor):
     def uses_state(self) -> bool:
         return True
 
+    def idle(self) -> Mapping[str, str]:
+        c, idle = self.config, dict(super().idle())
+        if c.token == "last_prompt":  # the KL term is taken at the subject
+            idle |= dict.fromkeys(("kl_factor", "kl_prompt"), "token=last_prompt")
+        if not c.kl_factor:
+            idle["kl_prompt"] = "kl_factor=0"
+        if not c.weight_decay:
+            idle["decay"] = "weight_decay=0"
+        return idle
+
+    def stats_settings(self, layers: tuple[int, ...]) -> layer_stats.StatsSettings:
+        """Which key statistics are collected."""
+        return layer_stats.StatsSettings(layers=layers)
+
     def train(
         self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: PrepareContext
     ) -> State | None:
@@ -118,9 +142,7 @@ class LocateThenEdit(Editor):
         )
         size = 8 * backbone.weight(site_of(0))[0] ** 2
         layers = () if size * backbone.depth <= ALL_LAYERS else self.layers(backbone)
-        return layer_stats.collect(
-            backbone, corpus, layer_stats.StatsSettings(layers=tuple(layers)), work
-        )
+        return layer_stats.collect(backbone, corpus, self.stats_settings(tuple(layers)), work)
 
     def layers(self, backbone: Backbone) -> list[int]:
         chosen = self.config.layers or range(backbone.depth // 8, backbone.depth // 4 + 1)
@@ -140,11 +162,11 @@ class LocateThenEdit(Editor):
             backbone, self.config.context_templates, self.template_lengths, rng
         )
 
-    def factor(self, state: State, layer: int, weight: float) -> Tensor:
+    def factor(self, state: State, layer: int, weight: float, part: str = FFN) -> Tensor:
         """[d, d] Cholesky factor of weight * (C + ridge), made once for a state. Raises BadData."""
-        name = f"factor/{layer}/{weight}/{self.config.ridge}"
+        name = f"factor/{part}/{layer}/{weight}/{self.config.ridge}"
         if name not in state.views:
-            c = layer_stats.moment(state, layer)
+            c = layer_stats.moment(state, layer, part)
             lower = covariance.factor(c, weight, self.config.ridge)
             if lower is None:
                 raise BadData(
@@ -156,20 +178,20 @@ class LocateThenEdit(Editor):
         factor: Tensor = state.views[name]
         return factor
 
-    def past_keys(self, state: State | None, layer: int) -> list[Tensor]:
+    def past_keys(self, state: State | None, layer: int, part: str = FFN) -> list[Tensor]:
         """The keys of earlier edits: one tensor [N, d], or an empty list."""
         if self.config.memory == "none" or state is None:
             return []
-        past = state.tensors.get(f"keys/{layer}")
+        past = state.tensors.get(tensor_of("keys", layer, part))
         return [] if past is None else [past]
 
     def clipped(
-        self, backbone: Backbone, layer: int, a: Tensor, b: Tensor, notes: dict[str, Any]
+        self, backbone: Backbone, site: str, a: Tensor, b: Tensor, notes: dict[str, Any]
     ) -> dict[str, Tensor]:
-        """The update B A of a layer, scaled down to `max_upd_ratio`; `notes` gets its size."""
-        weight = backbone.site(site_of(layer)).first.weight
+        """The update B A of a site, scaled down to `max_upd_ratio`; `notes` gets its size."""
+        weight = backbone.site(site).first.weight
         assert isinstance(weight, Tensor)
-        size = float(weight.float().norm())
+        size = float(weight.detach().float().norm())
         a, b = a.float().cpu().contiguous(), b.float().cpu().contiguous()
         factor = 1.0
         if self.config.max_upd_ratio:
@@ -203,20 +225,21 @@ class KeyReader:
             self.chunks.append((backbone.enter(batch, floor, rows=rows), rows, where))
 
     def read(
-        self, keys: Sequence[int], value: str | None = None, *, top: int
+        self, keys: Sequence[int], value: str | None = None, *, top: int, part: str = FFN
     ) -> tuple[dict[int, Tensor], Tensor]:
         """Reads the model with what is applied now, up to block `top`.
 
-        Returns per layer in `keys` the keys [E, P, d], of the bare prompt first, and the output
-        [E, h] of the site `value` in the bare prompt.
+        Returns per layer in `keys` the keys [E, P, d] of a part, of the bare prompt first, and the
+        output [E, h] of the site `value` in the bare prompt.
         """
+        sites = {i: site_of(i, part) for i in keys}
         records: list[ColumnRecorder] = []
         for state, rows, where in self.chunks:
-            record = ColumnRecorder([site_of(i) for i in keys] + ([value] if value else []), where)
+            record = ColumnRecorder([*sites.values(), *([value] if value else [])], where)
             with self.backbone.applied(record):
                 run_to_block(self.backbone, state, top, rows=rows)
             records.append(record)
-        read = {i: torch.cat([r.x[site_of(i)] for r in records]) for i in keys}
+        read = {i: torch.cat([r.x[site] for r in records]) for i, site in sites.items()}
         keys_EPd = {i: x.view(-1, self.count, x.shape[1]) for i, x in read.items()}
         if value is None:
             return keys_EPd, torch.empty(0)
@@ -266,10 +289,10 @@ def add_ranks(parts: Parts, site: str, more: Mapping[str, Tensor]) -> None:
     parts[site] = dict(more)
 
 
-def with_keys(state: State | None, keys: Mapping[int, Tensor]) -> State:
+def with_keys(state: State | None, keys: Mapping[int, Tensor], part: str = FFN) -> State:
     """The state with the keys of one more edit per layer."""
     past = state.tensors if state is not None else {}
-    tensors = {f"keys/{layer}": new.float().cpu() for layer, new in keys.items()}
+    tensors = {tensor_of("keys", layer, part): new.float().cpu() for layer, new in keys.items()}
     tensors = {k: torch.cat([past[k], v]) if k in past else v for k, v in tensors.items()}
     return state.grown(tensors) if state is not None else State(MOMENTS, tensors=tensors)
 

@@ -1,5 +1,7 @@
 """Uncentred second moments of the inputs of all down projections, in one pass over a corpus.
 
+On request also of the output projections of the attention.
+
 Source: ROME's layer statistics (kmeng01/rome 0874014, `layer_stats.py`): E[k k^T] over all
 attended tokens. There the corpus is read once per layer, one document at a time, and a killed layer
 is lost. Here all layers are collected in one pass, in batches of similar length within a budget of
@@ -44,16 +46,27 @@ WINDOW = 256  # documents that are sorted by length and batched together
 class StatsSettings:
     """layers: text blocks, () = all. tokens: most columns (padding too) of a batch.
 
-    longest: tokens of a document, the rest is cut off (0 = the model's context).
+    longest: tokens of a document, the rest is cut off (0 = the model's context). attention: also
+    of the inputs of the attention's output projections.
     """
 
     layers: tuple[int, ...] = ()
     tokens: int = 4096
     longest: int = 0
+    attention: bool = False
 
 
-def site_of(layer: int) -> str:
-    return f"text.{layer}.mlp.down"
+#: the parts of a block that can be written: down projection, and output projection of the attention
+FFN, ATTENTION = "mlp.down", "attn.o"
+
+
+def site_of(layer: int, part: str = FFN) -> str:
+    return f"text.{layer}.{part}"
+
+
+def tensor_of(what: str, layer: int, part: str = FFN) -> str:
+    """The name, in a state, of the `moment` or the `keys` of a part of a layer."""
+    return f"{what}/{layer}" if part == FFN else f"{what}/{part}/{layer}"
 
 
 class MomentRecorder(Hook):
@@ -83,12 +96,16 @@ def collect(
     """
     work = work or PrepareContext()
     layers = sorted({backbone.layer(i) for i in settings.layers or range(backbone.depth)})
-    moments = {site_of(i): covariance.Moment(backbone.weight(site_of(i))[0]) for i in layers}
+    places = [(i, part) for part in _parts(settings) for i in layers]
+    moments = {
+        site_of(*place): covariance.Moment(backbone.weight(site_of(*place))[0]) for place in places
+    }
+    shown = {k: v for k, v in asdict(settings).items() if k != "attention" or v}
     plan = digest(
         {
             "model": backbone.fingerprint(),
             "corpus": corpus.sha256,
-            "settings": json.dumps({**asdict(settings), "layers": layers}),
+            "settings": json.dumps({**shown, "layers": layers}),
         }
     )
     done = _resume(work.checkpoint, plan, moments)
@@ -115,13 +132,17 @@ def collect(
         "layers": layers, "longest": settings.longest, "model": backbone.fingerprint(),
         "editors": "EDITOR",
     }  # fmt: skip
-    tensors = {f"moment/{i}": moments[site_of(i)].mean().float() for i in layers}
+    tensors = {tensor_of("moment", *p): moments[site_of(*p)].mean().float() for p in places}
     return State(MOMENTS, meta, tensors, fingerprint=backbone.fingerprint())
 
 
-def moment(state: State, layer: int) -> Tensor:
+def _parts(settings: StatsSettings) -> tuple[str, ...]:
+    return (FFN, ATTENTION) if settings.attention else (FFN,)
+
+
+def moment(state: State, layer: int, part: str = FFN) -> Tensor:
     """[d, d] the second moment of a layer's keys. Raises BadData if it was not collected."""
-    tensor = state.tensors.get(f"moment/{layer}")
+    tensor = state.tensors.get(tensor_of("moment", layer, part))
     if tensor is None:
         raise BadData(
             f"the statistics hold layers {', '.join(map(str, state.meta['layers']))}, not {layer}. "

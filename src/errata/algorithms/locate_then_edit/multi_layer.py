@@ -24,7 +24,7 @@ from errata.algorithms.locate_then_edit.base import (
     result_of,
     with_keys,
 )
-from errata.algorithms.locate_then_edit.layer_stats import site_of
+from errata.algorithms.locate_then_edit.layer_stats import FFN, site_of
 from errata.algorithms.locate_then_edit.value_search import ValueResult, ValueSettings, search
 from errata.core.editor import EditRequest, EditResult
 from errata.core.model.backbone import Backbone
@@ -42,48 +42,57 @@ class MultiLayerUpdate(LocateThenEdit):
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         edits, groups = request.edits, request.groups
         owner = torch.tensor([r for r, _ in edits])
+        own = [(owner == r).nonzero()[:, 0] for r in range(len(groups))]
         layers, templates = self.layers(backbone), self.templates(backbone, request.seed)
         values = self.search_values(backbone, edits, templates, seed=request.seed)
-        name = next(iter(values.value))
-        site = self.value_site(layers[-1])
-        goal_Eh = values.value[name].cpu()
+        written = self.written(layers[-1])
+        goals = {p: values.value[_searched(values, site)].cpu() for p, site in written.items()}
         reader = KeyReader(backbone, edits, templates, self.config.token, layers[0])
         parts: list[Parts] = [{} for _ in groups]
         logs = [
             {**line, "token": lookup_token(e, self)}
             for line, (_, e) in zip(values.log, edits, strict=True)
         ]
-        kept: dict[int, Tensor] = {}
         for i, layer in enumerate(layers):
-            with live_updates(backbone, parts):
-                keys, now_Eh = reader.read([layer], site, top=layers[-1])
-            kept[layer] = bare_and_mean(keys[layer]).cpu()
-            residual_Eh = (goal_Eh - now_Eh.cpu()) / self.residual_divisor(i, len(layers))
-            for r, state in enumerate(request.prepared):
-                own = (owner == r).nonzero()[:, 0]
-                factor, notes = self.key_factor(state, layer, kept[layer][own])
-                size: dict[str, Any] = {}
-                parts[r][site_of(layer)] = self.clipped(
-                    backbone, layer, factor, residual_Eh[own].T, size
-                )
-                for e, line in zip(own.tolist(), notes, strict=True):
-                    logs[e].setdefault("layers", {})[str(layer)] = {**line, **size}
+            for part, value in written.items():
+                with live_updates(backbone, parts):
+                    keys, now_Eh = reader.read([layer], value, top=layers[-1], part=part)
+                keys_Ed = bare_and_mean(keys[layer]).cpu()
+                residual_Eh = (goals[part] - now_Eh.cpu()) / self.residual_divisor(i, len(layers))
+                for r, state in enumerate(request.prepared):
+                    factor, notes = self.key_factor(state, layer, keys_Ed[own[r]], part)
+                    size: dict[str, Any] = {}
+                    site = site_of(layer, part)
+                    parts[r][site] = self.clipped(
+                        backbone, site, factor, residual_Eh[own[r]].T, size
+                    )
+                    name = str(layer) if part == FFN else f"{layer}.{part}"
+                    for e, line in zip(own[r].tolist(), notes, strict=True):
+                        logs[e].setdefault("layers", {})[name] = {**line, **size}
+        kept: dict[str, dict[int, Tensor]] = {}
         with live_updates(backbone, parts):
-            keys, now_Eh = reader.read(layers, site, top=layers[-1])
-        left = (goal_Eh - now_Eh.cpu()).norm(dim=1)
-        for e, (line, start) in enumerate(zip(logs, values.start[name], strict=True)):
-            whole = float((goal_Eh[e] - start.cpu()).norm())
-            line["left"] = round(float(left[e]) / max(whole, 1e-12), 4)
-        if self.config.memory == "recomputed":
-            kept = {i: bare_and_mean(keys[i]).cpu() for i in layers}
+            for part, value in written.items():
+                keys, now_Eh = reader.read(layers, value, top=layers[-1], part=part)
+                kept[part] = {i: bare_and_mean(keys[i]).cpu() for i in layers}
+                left = (goals[part] - now_Eh.cpu()).norm(dim=1)
+                start = values.start[_searched(values, value)].cpu()
+                whole = (goals[part] - start).norm(dim=1).clamp(min=1e-12)
+                for line, share in zip(logs, (left / whole).tolist(), strict=True):
+                    line["left" if part == FFN else f"left.{part}"] = round(share, 4)
         results = []
         for r, (group, before) in enumerate(request):
-            own = (owner == r).nonzero()[:, 0]
             after = before
             if self.config.memory != "none":
-                after = with_keys(before, {i: kept[i][own] for i in layers})
-            results.append(result_of(parts[r], after, group, [logs[e] for e in own.tolist()]))
+                for part, of_layer in kept.items():
+                    after = with_keys(after, {i: of_layer[i][own[r]] for i in layers}, part)
+            results.append(result_of(parts[r], after, group, [logs[e] for e in own[r].tolist()]))
         return results
+
+    def written(self, top: int) -> dict[str, str]:
+        """Part of a block that is written -> the site, in the top layer, whose output it brings to
+        the value; in the order in which a block runs them.
+        """
+        return {FFN: self.value_site(top)}
 
     def search_values(
         self,
@@ -112,11 +121,12 @@ class MultiLayerUpdate(LocateThenEdit):
 
     @abstractmethod
     def key_factor(
-        self, state: State, layer: int, keys_nd: Tensor
+        self, state: State, layer: int, keys_nd: Tensor, part: str = FFN
     ) -> tuple[Tensor, list[dict[str, Any]]]:
         """The update of a layer is dW = residuals^T A, with residuals [n, h].
 
-        Returns (A [n, d], notes of each edit). keys [n, d]: of the group's edits.
+        Returns (A [n, d], notes of each edit). keys [n, d]: of the group's edits. part: of the
+        block, see `written`.
         """
 
 
@@ -125,22 +135,30 @@ class CovarianceUpdate(MultiLayerUpdate):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiLayerUpdate.Config):
-        """mom2_weight: lambda, the weight of the second moment against the keys of edits."""
+        """mom2_weight: weight (lambda) of the second moment against the keys of edits. ridge: added
+        to the second moment, relative to tr(C)/d.
+        """
 
         mom2_weight: float = 15000.0
+        ridge: float = 0.05
 
     def key_factor(
-        self, state: State, layer: int, keys_nd: Tensor
+        self, state: State, layer: int, keys_nd: Tensor, part: str = FFN
     ) -> tuple[Tensor, list[dict[str, Any]]]:
         """A^T = (lambda C + K_p K_p^T + K K^T)^-1 K; K_p are the keys of earlier edits."""
         weight = self.config.mom2_weight
-        cost = weight * covariance.scale(layer_stats.moment(state, layer))
+        cost = weight * covariance.scale(layer_stats.moment(state, layer, part))
         notes = [{"lambda_over_key": cost / float(k.double().square().sum())} for k in keys_nd]
-        keys = torch.cat([*self.past_keys(state, layer), keys_nd])
-        smoothed = solve.smoothed(self.factor(state, layer, weight), keys)
+        keys = torch.cat([*self.past_keys(state, layer, part), keys_nd])
+        smoothed = solve.smoothed(self.factor(state, layer, weight, part), keys)
         return solve.update(keys, smoothed, len(keys_nd)), notes
 
 
 def stream_site(backbone: Backbone, layer: int) -> str:
     """The site at which the output of a block is changed with the fewest blocks to run again."""
     return f"text.{layer + 1}.in" if layer + 1 < backbone.depth else f"text.{layer}.block"
+
+
+def _searched(values: ValueResult, site: str) -> str:
+    """The site at which the value of `site` was searched: itself, or else the first one."""
+    return site if site in values.value else next(iter(values.value))

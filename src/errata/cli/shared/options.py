@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -49,11 +50,19 @@ def bundled_models() -> list[str]:
 
 
 def quiet() -> None:
-    """Turns off progress bars of transformers if stderr is no terminal."""
-    from transformers.utils import logging
+    """Turns off what libraries log for programmers, and their progress bars without a terminal.
+
+    TRANSFORMERS_VERBOSITY, if it is set, decides about the logs.
+    """
+    import logging
+
+    from transformers.utils import logging as of_transformers
 
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        of_transformers.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        for library in ("transformers", "diffusers", "huggingface_hub", "accelerate"):
+            logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def parse_settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:
@@ -124,6 +133,13 @@ def referenced(image: str | None) -> Image | None:
 
     plain = Image(image)
     return Image(image, hash_image(plain))
+
+
+def fall_short(line: str) -> NoReturn:
+    """Ends the command with exit code 3: it is done, but an edit does not hold."""
+    color = False if "NO_COLOR" in os.environ else None
+    typer.secho(f"errata: {' '.join(line.split())}", fg=typer.colors.RED, err=True, color=color)
+    raise typer.Exit(3)
 
 
 def print_json(value: Any) -> None:

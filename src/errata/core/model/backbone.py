@@ -31,6 +31,15 @@ from errata.core.types import Prompt
 P = TypeVar("P", bound=Patch)
 
 
+def check_backbone(value: Any) -> None:
+    """Raises BadBackbone for anything but a backbone."""
+    if not isinstance(value, Backbone):
+        raise BadBackbone(
+            f"a {type(value).__name__} is given where a model is needed. Load one: "
+            "errata.load(NAME_OR_FOLDER)."
+        )
+
+
 class Backbone(ABC):
     """A frozen model with a hook point at every site.
 
@@ -250,6 +259,18 @@ class Backbone(ABC):
         out, into = weight.shape[-2:]
         return int(into), int(out)
 
+    def weight_rms(self, site: str) -> float:
+        """Root mean square of a linear site's weights, measured on random inputs.
+
+        The module is run, so that it is right for quantised and offloaded weights too.
+        """
+        into, _ = self.weight(site)
+        rng = torch.Generator().manual_seed(0)
+        x_Nn = torch.randn(32, into, generator=rng).to(self.device_of(site), self.dtype)
+        with torch.no_grad():
+            y_No = self.hooks.call(site, x_Nn) - self.hooks.call(site, torch.zeros_like(x_Nn))
+        return float((y_No.float().square().mean() / into).sqrt())
+
     def gated(self, site: str) -> bool:
         """Whether the FFN at `text.{i}.mlp` multiplies a gate with an up projection."""
         return f"{site}.gate" in self.hooks.sites
@@ -278,9 +299,11 @@ class Backbone(ABC):
 
     @contextmanager
     def applied(self, *hooks: Hook | None) -> Iterator[None]:
-        """Inside, these hooks are live on top of the others; on leaving, exactly those before.
+        """Inside, these hooks are live on top of the others, for this thread or task alone.
 
-        Raises FingerprintMismatch for a patch that was made for another model.
+        Such blocks may nest and cross. A thread that is started inside sees the hooks too, until
+        the block ends. Raises FingerprintMismatch for a patch that was made for another model, and
+        BadBackbone for a model whose modules were replaced.
         """
         added = [h for h in hooks if h is not None]
         for hook in added:
@@ -288,21 +311,16 @@ class Backbone(ABC):
                 self.check_patch(hook)
             for name in hook.sites:
                 self.site(name)
-        with self.only(*self.hooks.stack, *added):
+        self.hooks.tree.check()
+        with self.hooks.block(added, live_hooks):
             yield
 
-    @contextmanager
-    def only(self, *hooks: Hook) -> Iterator[None]:
-        """Inside, exactly these hooks are live; on leaving, exactly those before."""
-        outer, running = self.hooks.stack, self.hooks.running
-        self.hooks.switch(hooks, live_hooks(hooks))
-        try:
-            yield
-        finally:
-            self.hooks.switch(outer, running)
+    def only(self, *hooks: Hook) -> AbstractContextManager[None]:
+        """Inside, exactly these hooks are live; on leaving, those before."""
+        return self.hooks.block(hooks, live_hooks, alone=True)
 
     def unedited(self) -> AbstractContextManager[None]:
-        """Inside, no hook is live; on leaving, exactly those before."""
+        """Inside, no hook is live; on leaving, those before."""
         return self.only()
 
     def check_patch(self, patch: Patch, what: object = None) -> None:

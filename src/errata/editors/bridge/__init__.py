@@ -49,12 +49,13 @@ class Bridge(CovarianceUpdate):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(CovarianceUpdate.Config):
-        """prompts, oracles: templates of {subject}, {target}, {statement} (the edit's prompt and
-        target) and, in oracles, {prompt} (the one without the fact); an oracle without {prompt}
-        stands in place of the subject. match: what is compared, the `tokens` that both prompts
-        share from the subject on, the `mean` over all, or the predicted `picture`. text_weight:
-        weight of the target-token loss beside the remaining distance (1 at the start). random: the
-        control.
+        """prompts: image prompts without the fact, templates of {subject}, {target} and
+        {statement}, the edit's prompt and target. oracles: the same prompts with the fact, which
+        may contain {prompt}; one without it stands in place of the subject. match: what is
+        compared, the `tokens` that both prompts share from the subject on, the `mean` over all, or
+        the predicted `picture`. text_weight: weight of the target-token loss beside the remaining
+        distance (1 at the start). random: a control, the value goes in a random direction of the
+        same length.
         """
 
         token: Literal["subject"] = "subject"
@@ -67,6 +68,12 @@ class Bridge(CovarianceUpdate):
     def __init__(self, preset: str | None = None, **passed: Any) -> None:
         super().__init__(preset, **passed)
         search.check_templates(self.name, self.bridge)
+
+    def idle(self) -> Mapping[str, str]:
+        idle = dict(super().idle())
+        if not self.config.text_weight:
+            idle |= dict.fromkeys(("weight_decay", "decay", "kl_factor"), "text_weight=0")
+        return idle
 
     @property
     def bridge(self) -> search.BridgeSettings:

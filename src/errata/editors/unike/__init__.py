@@ -72,6 +72,12 @@ from errata.training.optimise import encode_edits, generator
 
 #: least number of triplets that an encoder is trained on
 LEAST = 4
+#: settings of the memory in attention, and of the neurons, that nothing else uses
+OF_LATENT = ("top", "alpha", "attention", "temperature", "cutoff", "own_rows", "own_stream")
+OF_NEURONS = (
+    "lr", "steps", "stop_loss", "max_grad_norm", "eos", "neurons", "act_weight", "memory_weight",
+    "memory_gamma", "memory_beta", "memory_top", "value_scale", "zeta", "beta",
+)  # fmt: skip
 
 
 class UniKE(NeuronEditor):
@@ -106,19 +112,23 @@ class UniKE(NeuronEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(NeuronEditor.Config):
-        """layers, neurons, lr, steps, max_grad_norm, value_scale, act_weight, memory_weight: of the
-        neurons.
-
-        intrinsic: neurons at all. extrinsic: `latent` memory, `prompt` (vanilla IKE: the fact and
-        `demonstrations` in front of the question), or none. latent_layers, top (K), alpha (`query`,
-        `token` or a number), attention, temperature, cutoff: see `errata.patches.latent`. own_rows:
-        entries that an edit adds: none, one at its answer's `final` token, or one at `every` token.
-        zeta: direction added to new values, times beta. triplets, width (None: min(1024, 2 d)),
-        epochs, encoder_lr, encoder_temperature, centre: what `prepare` makes. encoder, corpus: of
-        demonstrations.
+        """intrinsic: whether neurons are added. extrinsic: the memory, `latent`, `prompt` (as IKE:
+        the fact and demonstrations in front of the question), or `none`. latent_layers: blocks that
+        read the latent memory, negative from the end. top: entries that a question retrieves (K).
+        alpha: strength of the memory, by `query` or by `token`, or a fixed number up to 1.
+        attention: weights of the entries, `projected` by the block's own q and k, or `cosine`.
+        temperature: of the softmax over cosines. cutoff: entries with a smaller cosine are not
+        used. own_rows: entries that an edit adds, `none`, one at its answer's `final` token, or one
+        at `every` token. own_stream: those entries are taken while the edit's neurons act. zeta:
+        direction added to new values. beta: how far they are moved in that direction.
+        demonstrations: examples in front of the question with extrinsic=prompt. triplets: training
+        texts that `prepare` encodes. width: width of the two spaces, null = min(1024, 2 d). epochs:
+        passes over the triplets. encoder_lr: step size of that training. encoder_temperature: of
+        its contrastive loss. centre: cosines are of states minus the memory's mean. encoder: what
+        compares questions, minilm, backbone, or auto (minilm if installed). corpus: training cases
+        that demonstrations are made from.
         """
 
-        lr: float = 1e-2
         steps: int = 50
         max_grad_norm: float = 5.0
         stop_loss: float = 0.05
@@ -166,6 +176,27 @@ class UniKE(NeuronEditor):
                 raise BadSpec(
                     f"editor 'unike': {name}={value} is out of range. Give at least {low:g}{upper}."
                 )
+
+    def idle(self) -> Mapping[str, str]:
+        c, idle = self.config, dict(super().idle())
+        if c.zeta == "off":
+            idle["beta"] = "zeta=off"
+        if not c.beta:
+            idle["zeta"] = "beta=0"
+        if c.attention == "projected":
+            idle["temperature"] = "attention=projected"
+        if c.own_rows == "none":
+            idle["own_stream"] = "own_rows=none"
+        if c.extrinsic != "prompt":
+            idle["demonstrations"] = f"extrinsic={c.extrinsic}"
+        if c.extrinsic != "latent":
+            idle |= dict.fromkeys(OF_LATENT, f"extrinsic={c.extrinsic}")
+        if not c.intrinsic:
+            idle |= dict.fromkeys(OF_NEURONS, "intrinsic=false")
+        if not self.uses_state:
+            unused = (*self.state_settings, "latent_layers", "corpus")
+            idle |= dict.fromkeys(unused, "extrinsic=none, zeta=off and memory_weight=0")
+        return idle
 
     @property
     def uses_state(self) -> bool:
