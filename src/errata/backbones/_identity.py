@@ -146,7 +146,7 @@ def _value(module: nn.Module, key: str) -> Tensor:
     if tensor.device.type != "meta":
         return tensor
     for hook in _hooks(module):
-        values = getattr(hook, "weights_map", None)
+        values: Any = getattr(hook, "weights_map", None)
         if values is not None and key in values:
             value: Tensor = values[key]
             return value
@@ -159,7 +159,7 @@ def _value(module: nn.Module, key: str) -> Tensor:
 def _kept_in_memory(module: nn.Module, key: str) -> Tensor | None:
     """The tensor that an offloaded parameter is copied from; None if it lies on the disk."""
     for hook in _hooks(module):
-        values = getattr(hook, "weights_map", None)
+        values: Any = getattr(hook, "weights_map", None)
         if isinstance(getattr(values, "dataset", values), dict) and key in values:
             value: Tensor = values[key]
             return value
