@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -91,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words[:end]
     rest = [a for a in words[:end] if a != "--debug"] + words[end:]
     try:
-        app(args=rest, prog_name="errata")
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            app(args=rest, prog_name="errata")
     except UserError as e:
         if debug:
             traceback.print_exc()
@@ -108,6 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "Please report it with the output of the same command and --debug."
         )
         sys.exit(1)
+
+
+def _note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Prints a warning of errata as one line, without the place in the code."""
+    line = " ".join(str(message).split())
+    if category is not UserWarning:
+        line = warnings.formatwarning(line, category, *where[:2]).rstrip()
+    typer.echo(f"errata: note: {line}" if category is UserWarning else line, err=True)
 
 
 def _fail(line: str) -> None:

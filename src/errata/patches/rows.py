@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from errata.core.hooks.context import HookContext, map_decision
-from errata.core.patch import Patch, PromptEncoder, common_header, merged, trainable
+from errata.core.patch import (
+    Patch,
+    PromptEncoder,
+    common_header,
+    merged,
+    parts_of,
+    settled,
+    trainable,
+)
 from errata.core.types import Prompt
 from errata.patches.stack import pack_parts, stacked, unpack_parts
 
@@ -27,6 +35,7 @@ class Rows(Patch):
     rows: int
 
     def __init__(self, patches: Sequence[Patch]) -> None:
+        patches = [_settled(p) for p in patches]
         super().__init__({s for p in patches for s in p.sites})
         self.rows = len(patches)
         self.patches = nn.ModuleList(patches)
@@ -126,6 +135,14 @@ def _spread(value: Tensor, index: Tensor, rows: int) -> Tensor:
     full = value.new_zeros((rows, *value.shape[1:]))
     full[index] = value
     return full
+
+
+def _settled(patch: Patch) -> Patch:
+    """The patch of a row without edits that a later part of it makes again."""
+    parts = settled([patch]) if patch.members() else [patch]
+    if parts == parts_of(patch):
+        return patch
+    return stacked(*(p for p in parts if isinstance(p, Patch)))
 
 
 def _layers(patches: Sequence[Patch]) -> list[Patch] | None:

@@ -9,6 +9,7 @@ Shapes: B rows, T columns of prompt and target (right padded), V vocabulary, n p
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -23,7 +24,16 @@ from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
 from errata.core.model.batch import Batch, Generated, Heads, PrefixRow, PrefixState, Question
-from errata.core.patch import Patch, check_fingerprint, flat_on_row, headers_of, live_hooks, united
+from errata.core.patch import (
+    Patch,
+    check_fingerprint,
+    flat_on_row,
+    headers_of,
+    live_hooks,
+    remarks,
+    settled,
+    united,
+)
 from errata.core.state import State
 from errata.core.types import Prompt
 
@@ -258,7 +268,8 @@ class Backbone(ABC):
     def applied(self, *hooks: Hook | None) -> Iterator[None]:
         """Inside, these hooks are live on top of the others; on leaving, exactly those before.
 
-        Raises FingerprintMismatch for a patch that was made for another model.
+        Raises FingerprintMismatch for a patch that was made for another model. Warns of a patch
+        that was found on top of one that is not there, and of edits that contradict each other.
         """
         added = [h for h in hooks if h is not None]
         for hook in added:
@@ -266,6 +277,8 @@ class Backbone(ABC):
                 self.check_patch(hook)
             for name in hook.sites:
                 self.site(name)
+        for line in remarks((*self.hooks.stack, *added), added):
+            warnings.warn(line, stacklevel=3)
         with self.only(*self.hooks.stack, *added):
             yield
 
@@ -298,7 +311,7 @@ class Backbone(ABC):
 
     def rewritten(self, prompt: Prompt, row: int = 0) -> Prompt:
         """The prompt after all live patches of its row have rewritten it, in order."""
-        for patch in united(flat_on_row(self.hooks.stack, row)):
+        for patch in united(settled(flat_on_row(self.hooks.stack, row))):
             if isinstance(patch, Patch):
                 prompt = patch.rewrite(prompt, self, row)
         return prompt
