@@ -93,8 +93,7 @@ class Patch(Hook, nn.Module, ABC):
         A patch that was merged from several has the hashes of all of them.
         """
         if self._origins is None:
-            merged = self.header.notes.get("origins")
-            self._origins = frozenset(merged or [_origin(self.header, self.edits)])
+            self._origins = origins_of(asdict(self.header), self.edits)
         return self._origins
 
     @property
@@ -293,11 +292,8 @@ def remarks(stack: Iterable[Hook], added: Iterable[Hook]) -> list[str]:
         rest = [k for k in range(len(earlier.edits)) if k not in lost]
         for n, later in lost.items():
             edit = earlier.edits[n]
-            if (
-                rest
-                and normalise(edit.target) != normalise(later.target)
-                and not earlier.keep(rest)
-            ):
+            same = normalise(edit.target) == normalise(later.target)
+            if rest and not same and earlier.keep(rest) is None:
                 lines.append(
                     f"two patches answer '{edit.prompt.text[:60]}' with '{edit.target[:60]}' and "
                     f"'{later.target[:60]}', and the first holds other edits too, so that both "
@@ -366,10 +362,14 @@ def _below(origins: frozenset[str], below: Mapping[str, frozenset[str]]) -> froz
     return frozenset(seen)
 
 
-def _origin(header: Header, edits: Sequence[Edit]) -> str:
-    same = {k: v for k, v in asdict(header).items() if k not in ("created", "versions", "notes")}
-    below = sorted(header.notes.get("on_top_of", ()))
-    return digest([same, below, [to_json(e) for e in edits]])[:16]
+def origins_of(header: Mapping[str, Any], edits: Sequence[Edit]) -> frozenset[str]:
+    """`Patch.origins`, from the header as plain data and the edits."""
+    notes = header.get("notes", {})
+    if notes.get("origins"):
+        return frozenset(notes["origins"])
+    same = {k: v for k, v in header.items() if k not in ("created", "versions", "notes")}
+    below = sorted(notes.get("on_top_of", ()))
+    return frozenset([digest([same, below, [to_json(e) for e in edits]])[:16]])
 
 
 # -- which model a patch was made for -------------------------------------------------------------

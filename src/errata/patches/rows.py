@@ -29,20 +29,23 @@ from errata.patches.stack import pack_parts, stacked, unpack_parts
 
 
 class Rows(Patch):
-    """A patch per row: row b of a batch uses patch ctx.rows[b], or b where no rows are given."""
+    """A patch per row: row b of a batch uses patch ctx.rows[b], or b where no rows are given.
+
+    settled: the patches as they act, without edits that a later part of a row makes again.
+    """
 
     one_when_live = True
     rows: int
 
     def __init__(self, patches: Sequence[Patch]) -> None:
-        patches = [_settled(p) for p in patches]
         super().__init__({s for p in patches for s in p.sites})
         self.rows = len(patches)
         self.patches = nn.ModuleList(patches)
+        self.settled = tuple(_settled(p) for p in patches)
         self.decides = any(p.decides for p in patches)
         self.edits = tuple(e for p in patches for e in p.edits)
         self.header = common_header(patches)
-        self.layers = _layers(patches)
+        self.layers = _layers(self.settled)
         if self.layers is not None:
             self.sites = frozenset(s for q in self.layers for s in q.sites)
 
@@ -54,7 +57,7 @@ class Rows(Patch):
         return any(p.rewrites for p in self.members())
 
     def rewrite(self, prompt: Prompt, model: PromptEncoder, row: int = 0) -> Prompt:
-        return self.members()[row].rewrite(prompt, model, 0)
+        return self.settled[row].rewrite(prompt, model, 0)
 
     def acting(self) -> list[Patch]:
         return [self] if self.layers is None else self.layers
@@ -69,7 +72,7 @@ class Rows(Patch):
         """Runs each patch on its rows; decisions are stored in the memo for the whole batch."""
         pictures = ctx.sites[site].stream != "text"
         of_x, of_y = ctx.rows_of(site, x), ctx.rows_of(site, y)
-        patches = self.members()
+        patches = self.settled
         # rows that share one patch run together, under the first of them
         first = torch.tensor(
             [next(i for i, q in enumerate(patches) if q is p) for p in patches], device=of_y.device
@@ -99,7 +102,7 @@ class Rows(Patch):
         return cls([stacked(*row) for row in zip(*(p.members() for p in patches), strict=True)])
 
     def to_devices(self, device_of: Callable[[str], torch.device]) -> None:
-        for p in (*self.members(), *(self.layers or ())):
+        for p in (*self.members(), *self.settled, *(self.layers or ())):
             p.to_devices(device_of)
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -88,7 +88,7 @@ def test_a_patch_with_other_edits_is_cut_or_the_conflict_is_said(name, made, edi
     kept = [p.keep([1]) for p in parts_of(both) if p.edits]
     if all(k is not None for k in kept):
         assert not lines
-        assert [e.id for p in settled([both, b]) for e in p.edits][0] == third.id
+        assert next(e.id for p in settled([both, b]) for e in p.edits) == third.id
         alone = logits(bb, [one.prompt], b)
         assert torch.equal(together[:1].argmax(-1), alone.argmax(-1))
     else:
