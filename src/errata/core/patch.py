@@ -250,11 +250,11 @@ def flat_on_row(hooks: Iterable[Hook], row: int) -> list[Hook]:
 
 
 def settled(hooks: Iterable[Hook]) -> list[Hook]:
-    """The same hooks, stacks flattened, without edits that a later patch makes again.
+    """The same hooks, stacks flattened, without edits that a later patch contradicts.
 
-    A patch whose questions are all edited by later patches is left out. Of others the edit alone is
-    left out, where the patch can be cut (`Patch.keep`). A later patch that was found on top of an
-    earlier one needs it, so that both stay.
+    A patch whose questions all get another answer by later patches is left out. Of others the edit
+    alone is left out, where the patch can be cut (`Patch.keep`). A later patch that was found on
+    top of an earlier one needs it, so that both stay.
     """
     all_hooks = flat(hooks)
     again = _edited_again(all_hooks)
@@ -292,8 +292,7 @@ def remarks(stack: Iterable[Hook], added: Iterable[Hook]) -> list[str]:
         rest = [k for k in range(len(earlier.edits)) if k not in lost]
         for n, later in lost.items():
             edit = earlier.edits[n]
-            same = normalise(edit.target) == normalise(later.target)
-            if rest and not same and earlier.keep(rest) is None:
+            if rest and earlier.keep(rest) is None:
                 lines.append(
                     f"two patches answer '{edit.prompt.text[:60]}' with '{edit.target[:60]}' and "
                     f"'{later.target[:60]}', and the first holds other edits too, so that both "
@@ -326,9 +325,8 @@ def _same_segment(a: str | Image, b: str | Image) -> bool:
 
 
 def _edited_again(hooks: Sequence[Hook]) -> dict[int, dict[int, Edit]]:
-    """Index of a patch -> index of an edit -> the later edit of its question.
-
-    By patches that were found apart from it.
+    """Index of a patch -> index of an edit -> the later edit that gives its question another
+    answer, in a patch that was found apart from it.
     """
     by_text: dict[str, list[tuple[int, int, Edit]]] = {}
     for i, hook in enumerate(hooks):
@@ -341,7 +339,8 @@ def _edited_again(hooks: Sequence[Hook]) -> dict[int, dict[int, Edit]]:
         for at, (i, n, edit) in enumerate(places):
             for j, _, later in places[at + 1 :]:
                 a, b = hooks[i], hooks[j]
-                if i == j or not same_prompt(edit.prompt, later.prompt):
+                same = normalise(edit.target) == normalise(later.target)
+                if i == j or same or not same_prompt(edit.prompt, later.prompt):
                     continue
                 assert isinstance(a, Patch) and isinstance(b, Patch)
                 if below is None:

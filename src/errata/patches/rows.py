@@ -31,7 +31,7 @@ from errata.patches.stack import pack_parts, stacked, unpack_parts
 class Rows(Patch):
     """A patch per row: row b of a batch uses patch ctx.rows[b], or b where no rows are given.
 
-    settled: the patches as they act, without edits that a later part of a row makes again.
+    settled: the patches as they act, without edits that a later part of a row contradicts.
     """
 
     one_when_live = True
@@ -141,7 +141,7 @@ def _spread(value: Tensor, index: Tensor, rows: int) -> Tensor:
 
 
 def _settled(patch: Patch) -> Patch:
-    """The patch of a row without edits that a later part of it makes again."""
+    """The patch of a row without edits that a later part of it contradicts."""
     parts = settled([patch]) if patch.members() else [patch]
     if parts == parts_of(patch):
         return patch

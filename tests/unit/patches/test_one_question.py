@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import errata
+from errata.core import patch as core
 from errata.core import registry
-from errata.core.patch import parts_of, same_prompt, settled
+from errata.core.patch import Patch, parts_of, same_prompt, settled
 from errata.core.types import Case, Edit, Image, Probe, Prompt
 from errata.io.patch_folder import load, save
 from errata.io.states import store
@@ -132,6 +133,8 @@ def test_edits_of_other_questions_are_left_alone(edits):
     patches = [editor.edit(bb, [e]).patch for e in edits[:3]]
     assert settled(patches) == patches
     assert settled([patches[0], patches[0]]) == [patches[0]] * 2, "the same edit twice"
+    again = errata.editor("ft_l", lr=1e-3, steps=1).edit(bb, edits[:1]).patch
+    assert settled([patches[0], again]) == [patches[0], again], "the same answer is no conflict"
 
 
 def test_when_two_prompts_are_the_same():
@@ -158,3 +161,20 @@ def test_the_later_fact_replaces_the_earlier_in_one_prompt(edits):
         shown = bb.rewritten(edits[0].prompt).text
     assert shown.count("New Fact") == 2
     assert f"{edits[0].prompt.text} ring" in shown and edits[1].prompt.text in shown
+
+
+@pytest.mark.parametrize("name", registry.names("editors"))
+def test_merged_patches_act_as_they_do_one_by_one(name, made, edits, cases, monkeypatch):
+    """Patches of three edits of two questions, live together: merged to save work, and not."""
+    bb, editor, state, (one, _, third), (a, _), _ = of(name, made, edits, cases)
+    prompts = [one.prompt, third.prompt]
+    with bb.applied(a):
+        b = editor.edit(bb, [replace(third, target="red")], state).patch
+    with bb.applied(a, b):
+        c = editor.edit(bb, [replace(third, target="green")], state).patch
+    merged = logits(bb, prompts, a, b, c)
+    monkeypatch.setattr(core, "merged", list)
+    with bb.applied(a, b, c):
+        live = [p for p in bb.hooks.running if isinstance(p, Patch) and not p.one_when_live]
+        assert len(live) in (0, 3), "nothing is merged but what must act as one"
+    torch.testing.assert_close(logits(bb, prompts, a, b, c), merged, atol=2e-4, rtol=1e-4)
