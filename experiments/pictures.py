@@ -95,7 +95,7 @@ def control_table(pair: list[str], part: str) -> Table:
 
 def mean_cells(column: str, bootstrap: Bootstrap, scores: dict[str, list[float]]) -> dict[str, str]:
     """The cells of the mean over sequences (lanes)."""
-    mean = bootstrap.mean([scores], [1.0])
+    mean = bootstrap.mean([scores], [1.0], within=(0.0, 1.0))
     return percent(column, mean.value, mean.ci95) if mean else percent(column, None, None)
 
 

@@ -118,7 +118,7 @@ def opened(trainee: ScopeOnly, cases: Sequence[Case], *, answer: bool) -> dict[s
         right = (
             units if kind in TARGET_KINDS else {k: [1 - v for v in vs] for k, vs in units.items()}
         )
-        mean = boot.mean([right], [1.0])
+        mean = boot.mean([right], [1.0], within=(0.0, 1.0))
         assert mean is not None
         out[kind] = {"right": mean.value, "ci95": mean.ci95, "n": len(units)}
     return out

@@ -159,7 +159,7 @@ def _cell(row: dict[str, str], column: str) -> str:
     if f"{column}_low" not in row:
         return text
     low, high = row[f"{column}_low"], row[f"{column}_high"]
-    if not text or not low:
+    if not text or not low or float(low) == float(high):
         return text or "–"
     text = f"{text} [{low}, {high}]"
     excludes_zero = float(low) > 0 or float(high) < 0

@@ -125,7 +125,7 @@ class Stub(Backbone):
             scores=lambda: score(what.targets),
             score=score,
             top=lambda k: [() for _ in said],
-            greedy=lambda caps, free=None: [
+            greedy=lambda caps, free=None, lines=None: [
                 Generated(s[:c], len(s) <= c) for s, c in zip(said, caps, strict=True)
             ],
         )

@@ -71,11 +71,21 @@ def table() -> str:
     torch.set_num_threads(1)
     backbones = {title: getattr(tiny_models, name)() for title, name in COLUMNS.items()}
     lines = [_row(["editor", "edits", *backbones]), _row(["---"] * (len(backbones) + 2))]
+    lines.append(_row(["*processor*", "", *map(processor_of, backbones.values())]))
     for name in registry.names("editors"):
         edits = " + ".join(sorted(registry.load("editors", name).modalities, reverse=True))
         cells = [attempt(name, bb) for bb in backbones.values()]
         lines.append(_row([f"`{name}`", edits, *cells]))
     return "\n".join(lines)
+
+
+def processor_of(bb: Backbone) -> str:
+    """Which processor the column was run with: one of transformers, or a stand-in of ours."""
+    kind = type(getattr(bb, "processor", None))
+    if kind is type(None):
+        return "tokenizer only"
+    real = kind.__module__.startswith("transformers.")
+    return f"`{kind.__name__}`" if real else "stand-in; the real one needs torchvision"
 
 
 def attempt(name: str, bb: Backbone) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from errata._version import __version__
 
 if TYPE_CHECKING:
-    from errata.backbones import load
+    from errata.backbones import load, wrap
     from errata.core.editor import Editor
     from errata.core.errors import UserError
     from errata.core.measure.benchmark import Benchmark
@@ -54,6 +54,7 @@ _HOME = MappingProxyType(
         "load_patch": "errata.io.patch_folder:load",
         "save_patch": "errata.io.patch_folder:save",
         "score_run": "errata.evaluation.score:score_run",
+        "wrap": "errata.backbones:wrap",
     }
 )
 
@@ -61,7 +62,14 @@ _HOME = MappingProxyType(
 def editor(name: str, *, preset: str | None = None, **settings: Any) -> Editor:
     """An editor by name. Raises UnknownName, or BadSpec for a wrong preset or setting."""
     from errata.core import registry
+    from errata.core.errors import BadSpec
 
+    first, colon, rest = name.partition(":")
+    if colon and name not in registry.names("editors") and first in registry.names("editors"):
+        raise BadSpec(
+            f"unknown editor '{name}'. A preset is given apart: --editor {first} --preset {rest}, "
+            f"in Python editor('{first}', preset='{rest}')."
+        )
     instance: Editor = registry.load("editors", name)(preset=preset, **settings)
     return instance
 
@@ -102,4 +110,5 @@ __all__ = [
     "load_patch",
     "save_patch",
     "score_run",
+    "wrap",
 ]

@@ -338,7 +338,6 @@ def test_fingerprint_is_the_weights(backbone: tiny.HfVlm) -> None:
     assert same.fingerprint() == backbone.fingerprint()
     with torch.no_grad():
         next(iter(same.model.parameters())).add_(1e-3)
-    same._fingerprint = ""
     assert same.fingerprint() != backbone.fingerprint()
 
 

@@ -147,7 +147,7 @@ def test_an_edit_on_top_of_a_patch(errata, model, tmp_path):
     assert (both.out, both.err) == ("green\n", "")
     alone = errata(*ask, "--patch", second)
     assert alone.code == 0
-    assert f"errata: note: the patch of '{QUESTION}' was found on top of patch {below}" in alone.err
+    assert f"errata: the patch of '{QUESTION}' was found on top of patch {below}" in alone.err
 
 
 def test_one_patch_for_contradictory_edits_is_refused(errata, model, tmp_path):

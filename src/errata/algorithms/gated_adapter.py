@@ -22,7 +22,7 @@ from torch import Tensor
 
 from errata.core import registry
 from errata.core.editor import EditRequest, EditResult
-from errata.core.errors import BadSpec
+from errata.core.errors import BadSpec, Notice
 from errata.core.gate import Gate, TokenColumns, gate_class
 from errata.core.hooks.hook import Hook, flat
 from errata.core.kinds import family
@@ -97,17 +97,17 @@ class AdapterEditor(TrainedEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TrainedEditor.Config):
-        """mid, heads: width and heads of the cross-attention. marks: learnt embeddings on the first
-        target tokens of an edit (0 as published; target tokens then differ by content alone).
-
-        reliability_weight, generality_weight, locality_weight: of the losses. loss_mean: each loss
-        is the mean over its examples of their means over tokens (`rows`), or the mean over all
-        tokens (`tokens`), as in the code of VisEdit and DualEdit. gate: the name of a gate, see
-        `errata list gates`. gate_layer: the block behind which its keys are read; null = the site
-        of the lowest adapter. Behind a higher block the prompt's last token has attended to the
-        image; each prompt then first runs up to there without the edit. Both can be changed without
-        training again. threshold: of the gate; null = tuned on training cases. gate_cases: number
-        of these cases.
+        """mid: width of the cross-attention. heads: its attention heads. marks: learnt embeddings
+        on the first target tokens of an edit (0 as published; target tokens then differ by content
+        alone). reliability_weight, generality_weight, locality_weight: weight of that loss, each a
+        mean over its rows. loss_mean: each loss is the mean over its rows of their means over
+        tokens (`rows`), or the mean over all tokens (`tokens`), as in the code of VisEdit and
+        DualEdit. gate: what decides when the adapter acts, see `errata list gates`.
+        gate_layer: the block behind which the gate's keys are read; null = the site of the lowest
+        adapter. Behind a higher block the prompt's last token has attended to the image; each
+        prompt then first runs up to there without the edit. threshold: least similarity at which
+        the gate opens; null = tuned on training cases. gate_cases: number of these cases. Gate,
+        gate_layer and threshold can be changed without training again.
         """
 
         renamed: ClassVar[Mapping[str, str]] = {
@@ -196,7 +196,7 @@ class AdapterEditor(TrainedEditor):
 
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
         if self.gate_class.warning:
-            warnings.warn(self.gate_class.warning, stacklevel=2)
+            warnings.warn(self.gate_class.warning, Notice, stacklevel=2)
         for _, edit in request.edits:
             self.check(edit)
         results = []

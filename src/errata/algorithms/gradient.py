@@ -58,11 +58,11 @@ class GradientEditor(Editor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """lr, steps: Adam; lr `auto` fits the step to the model's weights and raises it until the
-        target is answered greedily. stop_loss: a row stops below it, if all target tokens are the
-        argmax.
-
-        max_grad_norm: per row (0 = no clipping). eos: the end token is part of the target.
+        """lr: step size of Adam, or `auto`, which fits it to the model's weights and raises it
+        until the target is answered greedily. steps: updates at most. stop_loss: an edit is done
+        when its loss is below it and every target token is the most likely one. max_grad_norm:
+        larger gradients of an edit are scaled down to this norm, 0 = no clipping. eos: the end
+        token is part of the target.
         """
 
         renamed: ClassVar[Mapping[str, str]] = {"clip": "max_grad_norm"}

@@ -42,11 +42,12 @@ class NeuronEditor(GradientEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GradientEditor.Config):
-        """layers: text blocks. neurons: per layer and edit.
-
-        act_weight, memory_weight: of l_a and l_m. memory_gamma, memory_beta, memory_top: gamma,
-        beta and k of l_m. memory: stored FFN inputs per layer, from `prompts` training prompts.
-        value_scale: step size of values relative to keys.
+        """layers: text blocks that get neurons, negative from the end. neurons: new neurons per
+        block and edit. act_weight: weight of the loss that makes neurons fire on their edit (l_a).
+        memory_weight: weight of the loss that keeps them silent elsewhere (l_m). memory_gamma,
+        memory_beta: that constant of l_m. memory_top: k of l_m, the strongest activations that
+        count. memory: stored inputs of each block that l_m is taken on. prompts: training prompts
+        that these inputs come from. value_scale: step size of values relative to that of keys.
         """
 
         steps: int = 100

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from errata.core.figure import Value
-from errata.evaluation.bootstrap import Bootstrap, Estimate
+from errata.evaluation.bootstrap import Bootstrap, Estimate, Range
 
 Scores = Mapping[str, Sequence[float]]
 """case -> its scores, or its scores per block [L]."""
@@ -21,19 +21,22 @@ class Summary:
     def __init__(self, cases: Sequence[str]) -> None:
         self.bootstrap = Bootstrap(cases)
 
-    def mean(self, scores: Scores) -> Estimate | None:
-        """The mean over cases of a case's mean score; None without a score."""
-        return self.bootstrap.mean([scores], [1.0])
+    def mean(self, scores: Scores, within: Range | None = None) -> Estimate | None:
+        """The mean over cases of a case's mean score; None without a score.
 
-    def value(self, scores: Scores) -> Value:
+        within: the range of a score; without one, cases that all agree give no interval.
+        """
+        return self.bootstrap.mean([scores], [1.0], within)
+
+    def value(self, scores: Scores, within: Range | None = None) -> Value:
         """`mean`, of cases with at least one score."""
-        estimate = self.mean(scores)
+        estimate = self.mean(scores, within)
         assert estimate is not None
         return as_value(estimate)
 
-    def at(self, scores: Scores, index: int) -> Value:
+    def at(self, scores: Scores, index: int, within: Range | None = None) -> Value:
         """The mean of scores per block, at one of the blocks."""
-        return self.value({case: [row[index]] for case, row in scores.items()})
+        return self.value({case: [row[index]] for case, row in scores.items()}, within)
 
     def peak(self, scores: Scores, blocks: Sequence[int]) -> dict[str, Any]:
         """JSON-ready: the block with the highest mean, and the share of resamples that agree."""

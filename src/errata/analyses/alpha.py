@@ -24,6 +24,7 @@ from errata.analyses._summary import Summary, cells, text, with_ends
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Bar, Bars, Figure, Findings, Spread, Spreads, Table, Tone, Value
+from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.kinds import KINDS, TARGET_KINDS, family, label
 from errata.core.model.backbone import Backbone
 from errata.core.types import Case, Probe
@@ -69,6 +70,7 @@ class AlphaAnalysis(Analysis):
 
         layers: tuple[int, ...] = ()
 
+    @in_ordinary_modes
     def look(self, subject: Subject) -> Findings:
         """Raises BadSpec for an editor whose patches have no memory."""
         if subject.editor is None:
@@ -172,7 +174,7 @@ class AlphaSummary(Summary):
         by_case: dict[str, list[float]] = {}
         for r in rows:
             by_case.setdefault(r.case, []).append(of(r))
-        return self.value(by_case)
+        return self.value(by_case, within=(0.0, 1.0))
 
     def highest(self, of: Callable[[AlphaRecord], float]) -> float:
         """A round upper end for an axis of means, above every interval, at most 1."""
@@ -197,7 +199,7 @@ class AlphaSummary(Summary):
             if same and others:
                 higher = np.sign(np.subtract.outer(same, others)) / 2 + 0.5
                 shares[case] = [float(higher.mean())]
-        return (self.value(shares), len(shares)) if shares else None
+        return (self.value(shares, within=(0.0, 1.0)), len(shares)) if shares else None
 
     def ranks(self) -> dict[str, Any]:
         """JSON-ready: block -> near, far -> value, ci95, n."""

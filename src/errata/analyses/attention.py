@@ -36,6 +36,7 @@ from errata.core.figure import (
     Value,
     ceiling,
 )
+from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.model.batch import Batch
 from errata.core.types import Case
 
@@ -68,6 +69,7 @@ class AttentionAnalysis(Analysis):
 
         top: int = 3
 
+    @in_ordinary_modes
     def look(self, subject: Subject) -> Findings:
         """Raises BadSpec without questions about images; BadBackbone, see `Backbone.attention`."""
         if self.config.top < 1:
@@ -143,7 +145,7 @@ class AttentionSummary(Summary):
         return f"visual, top {self.top}" if group == "top visual" else group
 
     def mean_at(self, key: Key, block: int) -> Value:
-        return self.at(self.scores[key], block)
+        return self.at(self.scores[key], block, within=(0.0, 1.0))
 
     def peaks(self) -> dict[str, Any]:
         """Query token -> measure -> group -> the block with the highest mean."""

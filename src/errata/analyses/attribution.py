@@ -32,6 +32,7 @@ from errata.analyses._summary import Summary, cells, spaced
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Panel, Table, Value
+from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.model.backbone import Backbone
 from errata.core.model.recorder import Recorder
 from errata.core.types import Image, Prompt
@@ -85,6 +86,7 @@ class AttributionAnalysis(Analysis):
     def default(self) -> str:
         return "" if self.config.image else self.benchmark
 
+    @in_ordinary_modes
     def look(self, subject: Subject) -> Findings:
         """Raises BadSpec for an image without a prompt or tokens without a grid; BadImage."""
         questions, bb, c = self._questions(subject), subject.backbone, self.config

@@ -31,6 +31,7 @@ from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Spread, Spreads, Table
 from errata.core.gate import Gate, TokenColumns, gate_class
 from errata.core.hooks.context import HookContext
+from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.kinds import family, label
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch
@@ -133,6 +134,7 @@ class GateAnalysis(Analysis):
         shown: int = 3
         train: int = 200
 
+    @in_ordinary_modes
     def look(self, subject: Subject) -> Findings:
         """Raises BadSpec without in-scope or without other questions."""
         bb, c = subject.backbone, self.config
@@ -261,7 +263,9 @@ class GateSummary(Summary):
             for rows in parts
         ]
         mix = [0.5 / len(kinds.inside)] * len(kinds.inside) + [0.5 / len(names)] * len(names)
-        return (self.train_bootstrap if on_train else self.bootstrap).mean(groups, mix)
+        return (self.train_bootstrap if on_train else self.bootstrap).mean(
+            groups, mix, within=(0.0, 1.0)
+        )
 
     def best_blocks(self) -> dict[str, int]:
         """Reading -> the block where one threshold is best, on training cases."""

@@ -32,6 +32,7 @@ from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Line, Lines, Table, Tone, Value, ceiling
 from errata.core.hooks.context import HookContext
+from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.model.batch import Batch
 from errata.core.model.recorder import Recorder
 from errata.training.optimise import generator
@@ -109,6 +110,7 @@ class SensitivityAnalysis(Analysis):
         layers: tuple[int, ...] = ()
         draws: int = 1
 
+    @in_ordinary_modes
     def look(self, subject: Subject) -> Findings:
         """Raises BadSpec without questions about images, or with sizes that cannot be drawn."""
         c = self.config

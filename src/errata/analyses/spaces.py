@@ -29,7 +29,8 @@ from errata.analyses._summary import cells, text, with_ends
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadData, BadSpec, MissingExtra, MissingState
 from errata.core.figure import Dots, Figure, Findings, Panel, Scatter, Table
-from errata.core.text import normalise
+from errata.core.hooks.modes import in_ordinary_modes
+from errata.core.text import same_answer
 from errata.core.types import Case, Prompt
 from errata.editors.unike.encoders import encode, unit
 from errata.editors.unike.probes import by_answer, decisions, ridge_probe, shares
@@ -92,6 +93,7 @@ class SpacesAnalysis(Analysis):
         known: int = 400
         points: int = 150
 
+    @in_ordinary_modes
     def look(self, subject: Subject) -> Findings:
         """Raises MissingState, BadSpec, BadData, or MissingExtra for t-SNE without it."""
         state, bb = _spaces_of(subject), subject.backbone
@@ -203,7 +205,7 @@ def known_pairs(backbone: Backbone, cases: Sequence[Case], most: int) -> list[An
         batch = backbone.encode([c.edit.prompt for c in part], [c.edit.old or "" for c in part])
         answers = backbone.generate(batch, [len(t) + EXTRA_TOKENS for t in batch.targets])
         for case, answer in zip(part, answers, strict=True):
-            if normalise(backbone.decode(answer.ids)) == normalise(case.edit.old or ""):
+            if same_answer(backbone.decode(answer.ids), case.edit.old or ""):
                 right.append(_known(case))
     most = min(most, len(right))
     return [right[i * len(right) // most] for i in range(most)]
@@ -384,7 +386,7 @@ def _weighted(
         top, bottom = parts.get(subject, (0.0, 0.0))
         top += w_pos * right_pos + w_neg * right_neg
         parts[subject] = (top, bottom + w_pos + w_neg)
-    return Bootstrap(sorted(parts)).ratio(parts)
+    return Bootstrap(sorted(parts)).ratio(parts, within=(0.0, 1.0))
 
 
 # -- figures and tables ----------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from errata.core import registry
 from errata.core.errors import BadBackbone, BadSpec
@@ -12,44 +13,117 @@ from errata.core.errors import BadBackbone, BadSpec
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
 
+#: how a prompt is written
+STYLES = ("raw", "easyedit", "chat")
+
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     dtype: str = "auto",
     device: str | None = None,
     device_map: Any = None,
     revision: str | None = None,
-    style: Literal["raw", "easyedit", "chat"] = "raw",
+    style: str | None = None,
     trust_remote_code: bool = False,
 ) -> Backbone:
     """A bundled model, a folder or a hub id; the family is found from its config.
 
-    Raises BadSpec for a dtype or device that this machine does not have, BadBackbone for a model
-    that does not exist, that no family accepts, or that cannot be loaded.
+    style: how a prompt is written: `raw`, `easyedit` or `chat`; None: with the model's chat
+    template if it has one, else raw. Raises BadSpec for a style that does not exist, or a dtype or
+    device that this machine does not have, BadBackbone for a model that does not exist, that no
+    family accepts, or that cannot be loaded.
     """
+    from errata.core.hooks.modes import ordinary
+
+    name = _checked_name(name)
+    check_style(style)
     _check_device(dtype, device)
     classes = _families()
     family = next((c for c in classes.values() if name in c.bundled), None)
     if family is None:
-        config = _config(name, revision, trust_remote_code)
-        family = next((c for c in classes.values() if c.accepts(config)), None)
-        if family is None:
-            raise BadBackbone(
-                f"'{name}' is of type '{config.get('model_type', 'unknown')}', which no backbone "
-                f"handles. Known families: {', '.join(classes)}; docs/add-a-backbone.md says how "
-                "to add one."
-            )
-    backbone: Backbone = family.load(
-        name,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        revision=revision,
-        style=style,
-        trust_remote_code=trust_remote_code,
-    )
+        path = Path(name)
+        if path.exists():
+            from errata.backbones import _folders
+
+            _folders.check(path)
+        family = _family(name, _config(name, revision, trust_remote_code))
+    with ordinary():  # weights that are made in inference mode can never be searched through
+        backbone: Backbone = family.load(
+            name,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            **({} if style is None else {"style": style}),
+        )
     return backbone
+
+
+def wrap(model: Any, processor: Any, *, name: str = "", style: str | None = None) -> Backbone:
+    """A backbone around a model in memory, with the fingerprint that `load` would give.
+
+    model: of transformers, also inside a PeftModel, compiled, or offloaded by accelerate. It is not
+    copied. processor: the model's processor (`AutoProcessor.from_pretrained`); for a model without
+    images its tokenizer. name: for messages and presets; default: where the model came from.
+    style: as in `load`. Raises BadSpec for a style that does not exist, BadBackbone for a model
+    that no family accepts or a processor that does not fit it.
+    """
+    from torch import nn
+
+    check_style(style)
+    config: Any = getattr(model, "config", None)
+    if not isinstance(model, nn.Module) or not hasattr(config, "to_dict"):
+        raise BadBackbone(
+            f"errata.wrap takes a model of transformers, not {_kind(model)}. Load one with "
+            "from_pretrained, or give a folder or hub id to errata.load."
+        )
+    if processor is None or isinstance(processor, (str, bytes, os.PathLike)):
+        raise BadBackbone(
+            f"errata.wrap takes the model's processor, not {_kind(processor)}. Load it: "
+            "AutoProcessor.from_pretrained(...)."
+        )
+    source = str(getattr(config, "_name_or_path", "") or "")
+    family = _family(name or source or type(model).__name__, config.to_dict())
+    backbone: Backbone = family.wrap(model, processor, name=name, style=style)
+    return backbone
+
+
+def check_style(style: str | None, what: str = "style") -> None:
+    """Raises BadSpec for a style that does not exist; None is the model's own."""
+    if style is not None and style not in STYLES:
+        close = difflib.get_close_matches(str(style), STYLES, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise BadSpec(f"unknown {what} '{style}'.{hint} Known: {', '.join(STYLES)}.")
+
+
+def _kind(value: Any) -> str:
+    return f"'{value}'"[:100] if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, (str, os.PathLike)):
+        hint = " errata.wrap(model, processor) takes one that is in memory." * hasattr(
+            name, "config"
+        )
+        raise BadBackbone(
+            f"a model is named by a bundled name, a folder or a hub id, not {_kind(name)}.{hint}"
+        )
+    return os.fspath(name)
+
+
+def _family(name: str, config: dict[str, Any]) -> Any:
+    """The class that handles a model with this config. Raises BadBackbone."""
+    classes = _families()
+    family = next((c for c in classes.values() if c.accepts(config)), None)
+    if family is None:
+        raise BadBackbone(
+            f"'{name}' is of type '{config.get('model_type', 'unknown')}', which no backbone "
+            f"handles. Known families: {', '.join(classes)}; docs/add-a-backbone.md says how "
+            "to add one."
+        )
+    return family
 
 
 def _families() -> dict[str, Any]:
@@ -69,13 +143,12 @@ def _config(name: str, revision: str | None, trust_remote_code: bool) -> dict[st
         config, _ = PretrainedConfig.get_config_dict(
             name, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0].rstrip(".")
+    except Exception as e:  # no such folder, hub id or network, or a name that none can have
         raise BadBackbone(
-            f"there is no model '{name}': {reason}. Give a bundled name ({', '.join(bundled)}), a "
+            f"there is no model '{name[:200]}'. Give a bundled name ({', '.join(bundled)}), a "
             "folder with config.json, or a hub id (without a network: one downloaded before)."
-        ) from None
-    if not config:
+        ) from e
+    if not isinstance(config, dict) or not config:
         raise BadBackbone(f"'{name}' has no config.json. Give the folder or hub id of a model.")
     return dict(config)
 

@@ -10,6 +10,7 @@ Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -25,11 +26,15 @@ from errata.backbones._overrides import StopForward, attention_as, forward_as, s
 from errata.backbones._pruning import deduplicated
 from errata.backbones._scoring import DecoderQuestion
 from errata.core.errors import BadBackbone
+from errata.core.hooks import cache_names
 from errata.core.hooks.context import HookContext
 from errata.core.model.batch import Batch, PrefixRow, PrefixState, Question
 
 #: layer types whose cache holds keys and values per column; windows and chunks count columns
 _KNOWN_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "dummy", "moe", "mlp")
+
+#: seconds to wait for another thread's call of the model
+PATIENCE = 60
 
 
 def _map(value: Any, n: int, index: Tensor) -> Any:
@@ -88,8 +93,12 @@ class DecoderBackbone(DecoderForward):
                 return _copied(saved[0])
             name = "" if args else next(iter(kwargs))
             pixels = args[0] if args else kwargs[name]
+            # sizes or masks of the pictures: a tower that joins pictures cannot leave one out
+            sizes = any(
+                isinstance(v, Tensor) and v is not pixels for v in (*args, *kwargs.values())
+            )
             with torch.no_grad():
-                if len(unique) == len(inverse) or pixels.shape[0] != len(inverse):
+                if sizes or len(unique) == len(inverse) or pixels.shape[0] != len(inverse):
                     out = original(*args, **kwargs)
                 else:
                     distinct = pixels[unique.to(pixels.device)]
@@ -110,14 +119,19 @@ class DecoderBackbone(DecoderForward):
         ctx.shape = (batch.size, batch.ids.shape[1])
         if not batch.image_keys:
             return {"input_ids": batch.ids, "attention_mask": batch.mask}
-        with self.hooks.question(ctx), self._tower_once(batch, saved), stop_at(self.text):
+        with (
+            self.hooks.forward(),
+            self.hooks.question(ctx),
+            self._tower_once(batch, saved),
+            stop_at(self.text),
+        ):
             try:
                 self.model(**batch.inputs, use_cache=False)
             except StopForward as stop:
                 args, kwargs = stop.value
                 assert not args, "the text model is expected to be called with keywords"
                 drop = (
-                    "past_key_values",
+                    *cache_names.NAMES,
                     "use_cache",
                     "cache_position",
                     "labels",
@@ -330,6 +344,8 @@ class DecoderBackbone(DecoderForward):
             by_block[i] = picked.transpose(1, 2).float().cpu()
 
         with ExitStack() as stack:
+            stack.enter_context(self.hooks.forward())
+            self._wait_for_others()
             stack.enter_context(attention_as(self.text, "eager"))
             for i in range(self.depth):
                 module = self.site(f"text.{i}.attn").first
@@ -337,6 +353,17 @@ class DecoderBackbone(DecoderForward):
                 stack.callback(handle.remove)
             self._start(batch, self._context(batch, None), None)
         return torch.stack([by_block[i] for i in range(self.depth)])
+
+    def _wait_for_others(self) -> None:
+        """Until no other thread is inside a direct call of the model, whose attention is shared."""
+        deadline = time.monotonic() + PATIENCE
+        while self.hooks.direct.others():
+            if time.monotonic() > deadline:
+                raise BadBackbone(
+                    f"{self.name} is busy in another thread for more than {PATIENCE} s. Read its "
+                    "attention while no other thread uses the model."
+                )
+            time.sleep(0.001)
 
     @contextmanager
     def ask(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Iterator[Question]:

@@ -11,13 +11,15 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from errata.backbones._overrides import forward_as
+from errata.backbones._overrides import forward_as, in_this_thread
 from errata.backbones._pruning import dedup_attention, dedup_keywords, last_block_at
+from errata.core.hooks.cache_names import cache_keywords
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.dedup import DedupBatch
 from errata.core.model.backbone import Backbone
@@ -27,7 +29,9 @@ from errata.core.model.batch import Batch
 class DecoderForward(Backbone, ABC):
     """A backbone over `text`, its `blocks` and `head`; `tower` is the vision tower.
 
-    end_ids: end a free text. stop_ids: end an answer. softcap: cap of the logits after the head.
+    end_ids: end a free text. stop_ids: end an answer of one line. line_breaks: of these, the tokens
+    with a line break, and the text that each has in front of it. softcap: cap of the logits after
+    the head.
     """
 
     text: nn.Module
@@ -36,6 +40,7 @@ class DecoderForward(Backbone, ABC):
     tower: nn.Module | None
     end_ids: frozenset[int]
     stop_ids: frozenset[int]
+    line_breaks: Mapping[int, str] = MappingProxyType({})
     softcap: float | None = None
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
     bridge_in_tower: bool = False
@@ -72,7 +77,10 @@ class DecoderForward(Backbone, ABC):
         others are not valid. dedup: identical columns run once.
         """
         with ExitStack() as stack:
+            stack.enter_context(self.hooks.forward())
             stack.enter_context(self.hooks.question(ctx))
+            if self.hooks.direct.others():
+                dedup = None  # it replaces the attention of all threads
             if dedup is not None:
                 assert enter is not None and cache is None
                 trunk, enter = dedup_keywords(dedup, trunk), (enter[0], dedup.pack(enter[1]))
@@ -94,15 +102,15 @@ class DecoderForward(Backbone, ABC):
                     return args, {**kwargs, "hidden_states": stream}
 
                 handle = self.blocks[layer].register_forward_pre_hook(
-                    substitute, with_kwargs=True, prepend=True
+                    in_this_thread(substitute), with_kwargs=True, prepend=True
                 )
                 stack.callback(handle.remove)
-            out = self.text(**trunk, past_key_values=cache, use_cache=cache is not None)
+            out = self.text(**trunk, **cache_keywords(self.text, cache))
         last: Tensor = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         return last if dedup is None else dedup.unpack(last)
 
     def logits_of(self, stream: Tensor, ctx: HookContext) -> Tensor:
-        with self.hooks.question(ctx):
+        with self.hooks.forward(), self.hooks.question(ctx):
             logits: Tensor = self.head(stream)
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, without effect on forwards of other threads."""
+    here = threading.get_ident()
+
+    def run(*args: Any) -> Any:
+        return hook(*args) if threading.get_ident() == here else None
+
+    return run
 
 
 class StopForward(Exception):
@@ -19,10 +30,14 @@ class StopForward(Exception):
 
 @contextmanager
 def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """`module` runs `forward` instead of its own forward, which may be an instance attribute."""
+    """In this thread `module` runs `forward`; its own forward may be an instance attribute."""
     attributes = vars(module)
-    before = attributes.get("forward")
-    attributes["forward"] = forward
+    before, own, here = attributes.get("forward"), module.forward, threading.get_ident()
+
+    def dispatch(*args: Any, **kwargs: Any) -> Any:
+        return (forward if threading.get_ident() == here else own)(*args, **kwargs)
+
+    attributes["forward"] = dispatch
     try:
         yield
     finally:
@@ -69,7 +84,9 @@ def stop_at(module: nn.Module, *, after_hook_point: bool = False) -> Iterator[No
     def stop(_: nn.Module, args: Any, kwargs: Any) -> None:
         raise StopForward((args, kwargs))
 
-    handle = module.register_forward_pre_hook(stop, with_kwargs=True, prepend=not after_hook_point)
+    handle = module.register_forward_pre_hook(
+        in_this_thread(stop), with_kwargs=True, prepend=not after_hook_point
+    )
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ from errata.backbones._forward import DecoderForward
 from errata.core.errors import BadBackbone, TooLong
 from errata.core.hooks.context import HookContext
 from errata.core.model.batch import Batch, Generated, Question
+from errata.core.text import lines_of
 from errata.core.types import Scored
 
 DECIMALS = 5  # of recorded log-probabilities
@@ -141,51 +142,41 @@ class DecoderQuestion(Question):
         more[index.to(first.device)] = continuation.feed(fed, real)
         return _scored(torch.cat([first, more], dim=1), ids)
 
-    def greedy(self, caps: Sequence[int], free: Sequence[bool] | None = None) -> list[Generated]:
+    def greedy(
+        self,
+        caps: Sequence[int],
+        free: Sequence[bool] | None = None,
+        lines: Sequence[int] | None = None,
+    ) -> list[Generated]:
         """The targets serve as a guess: answer tokens that equal them need no further forward.
 
         An answer also ends where the model's context ends, with `stopped` False.
         """
         room = (self.bb.context - self.batch.lengths).tolist()
         caps = [min(cap, left) for cap, left in zip(caps, room, strict=True)]
-        stops = [self.bb.end_ids if f else self.bb.stop_ids for f in free or [False] * len(caps)]
+        free, lines = free or [False] * len(caps), lines or [1] * len(caps)
+        answers = [
+            _Answer(self.bb, cap, 0 if f else n)
+            for cap, f, n in zip(caps, free, lines, strict=True)
+        ]
         best = self.logits.argmax(-1).tolist()
-        answers: list[list[int]] = []
-        done: list[bool | None] = []
-        for b in range(self.batch.size):
-            ids, end = _follow(
-                best[b], self.batch.targets[b] if self.batch.targets else (), caps[b], stops[b]
-            )
-            answers.append(ids)
-            done.append(end)
-        rows = [b for b, end in enumerate(done) if end is None]
+        for b, answer in enumerate(answers):
+            answer.follow(best[b], self.batch.targets[b] if self.batch.targets else ())
+        rows = [b for b, answer in enumerate(answers) if answer.stopped is None]
         if rows:
-            self._continue(rows, answers, done, caps, stops)
-        return [Generated(tuple(i), bool(end)) for i, end in zip(answers, done, strict=True)]
+            self._continue(rows, answers)
+        return [Generated(tuple(a.ids), bool(a.stopped)) for a in answers]
 
-    def _continue(
-        self,
-        rows: list[int],
-        answers: list[list[int]],
-        done: list[bool | None],
-        caps: Sequence[int],
-        stops: Sequence[frozenset[int]],
-    ) -> None:
+    def _continue(self, rows: list[int], answers: Sequence[_Answer]) -> None:
         device = self.batch.ids.device
-        kept = torch.tensor([len(answers[b]) - 1 for b in rows], device=device)
+        kept = torch.tensor([len(answers[b].ids) - 1 for b in rows], device=device)
         continuation = _Continuation(self, torch.tensor(rows, device=device), kept)
-        while any(done[b] is None for b in rows):
-            fed = torch.tensor([[answers[b][-1]] for b in rows], device=device)
+        while any(answers[b].stopped is None for b in rows):
+            fed = torch.tensor([[answers[b].ids[-1]] for b in rows], device=device)
             best = continuation.feed(fed)[:, -1].argmax(-1).tolist()
             for b, token in zip(rows, best, strict=True):
-                if done[b] is not None:
-                    continue
-                if token in stops[b]:
-                    done[b] = True
-                elif len(answers[b]) >= caps[b]:
-                    done[b] = False
-                else:
-                    answers[b].append(token)
+                if answers[b].stopped is None:
+                    answers[b].add(token)
 
     def top(self, k: int) -> list[tuple[tuple[int, ...], ...]]:
         ids = self.bb.logits_of(self.stream, self.ctx).topk(k, dim=-1).indices
@@ -193,20 +184,41 @@ class DecoderQuestion(Question):
         return [tuple(tuple(p) for p in ids[b][mask[b]].tolist()) for b in range(self.batch.size)]
 
 
-def _follow(
-    best: list[int], guess: Sequence[int], cap: int, stops: frozenset[int]
-) -> tuple[list[int], bool | None]:
-    """(ids, stopped) as far as `best` follows `guess`; stopped is None if decoding continues."""
-    ids: list[int] = []
-    for j, token in enumerate(best[: len(guess) + 1]):
-        if token in stops:
-            return ids, True
-        if len(ids) >= cap:
-            return ids, False
-        ids.append(token)
-        if j >= len(guess) or token != guess[j]:
-            break
-    return ids, None
+class _Answer:
+    """The ids of one answer so far. `stopped` is None while it goes on, False at its cap."""
+
+    def __init__(self, bb: DecoderForward, cap: int, lines: int) -> None:
+        """lines: after how many lines it ends, blank ones not counted; 0: only at an end token."""
+        self.bb, self.cap, self.lines = bb, cap, lines
+        self.ids: list[int] = []
+        self.stopped: bool | None = None
+
+    def follow(self, best: Sequence[int], guess: Sequence[int]) -> None:
+        """Adds the tokens of `best` as long as they equal `guess`, and the next one."""
+        for j, token in enumerate(best[: len(guess) + 1]):
+            self.add(token)
+            if self.stopped is not None or j >= len(guess) or token != guess[j]:
+                return
+
+    def add(self, token: int) -> None:
+        """Adds the token, or ends the answer."""
+        end = "" if token in self.bb.end_ids else self._last_line(token)
+        if end == "":
+            self.stopped = True
+        elif len(self.ids) >= self.cap:
+            self.stopped = False
+        else:
+            self.ids.append(token)
+            self.stopped = None if end is None else True
+
+    def _last_line(self, token: int) -> str | None:
+        """What the token says in front of a line break that ends the answer, None if none does."""
+        if not self.lines or token not in self.bb.stop_ids:
+            return None
+        if token not in self.bb.line_breaks:  # a stop token of a backbone of its own
+            return ""
+        said = self.bb.decode([*self.ids, token])
+        return self.bb.line_breaks[token] if said and lines_of(said) >= self.lines else None
 
 
 def _scored(logits: Tensor, targets: Sequence[Sequence[int]]) -> list[Scored]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from errata.backbones import _tokens, _weights
 from errata.backbones._decoder import DecoderBackbone
+from errata.backbones._identity import ModelIdentity
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.model.batch import Batch, Heads
 from errata.core.state import State
@@ -28,31 +29,55 @@ _LONG = 4000  # the tokens of a text of more characters are not cached
 class TextBackbone(DecoderBackbone):
     """Implements prompts over `tokenizer` and `text_config`, which subclasses set.
 
-    special: the tokenizer adds special tokens to a prompt. image_markers: tokens that a text must
+    image_markers: tokens that a text must
     not contain. image_id: the id of image tokens, -1 for none.
     """
 
     tokenizer: Any
     text_config: Any
     source: Path | None = None
-    special: bool = True
+    _identity: ModelIdentity | None = None
+    _former: str = ""
     image_markers: tuple[str, ...] = ()
     image_id: int = -1
 
     def __init__(self) -> None:
         self._tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
-        self._fingerprint = ""
+
+    def identify(self, processor: Any, source: Path | None, *, trusted: bool = True) -> None:
+        """Remembers what the model is now; subclasses call it at the end of `__init__`.
+
+        Else the first fingerprint does, and earlier changes are not seen. source: the folder of its
+        weight files. trusted: it was loaded from there.
+        """
+        self.source = source
+        stored = _weights.Stored(self.model, source, trusted=trusted)
+        self._identity = ModelIdentity(self.model, processor, self.tokenizer, stored)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The fingerprint, and whether the model is still the same."""
+        if self._identity is None:
+            self.identify(self.tokenizer, self.source)
+        assert self._identity is not None
+        return self._identity
 
     def forget(self) -> None:
-        """Clears the cache of tokenised texts."""
+        """Clears the caches: of tokenised texts, and of the fingerprint."""
         self._tokens.clear()
+        self.identity.forget()
+
+    @property
+    def special(self) -> bool:
+        """Whether the tokenizer adds special tokens to a prompt."""
+        return True
 
     @property
     def width(self) -> int:
         return int(self.text_config.hidden_size)
 
     def shipped_states(self, editor: str) -> Iterator[State]:
-        return states.shipped(editor, self.fingerprint())
+        return states.shipped(editor, self.identified_by)
 
     @property
     def context(self) -> int:
@@ -93,11 +118,19 @@ class TextBackbone(DecoderBackbone):
         return Heads(queries, keys, size, float(getattr(attention, "scaling", size**-0.5)))
 
     def fingerprint(self) -> str:
-        """Over the weight files if there are any, so that the load dtype does not change it."""
-        if not self._fingerprint:
+        """Over weights, configuration, processing and tokenizer, as they are now (`_identity`)."""
+        return self.identity.fingerprint()
+
+    def former_fingerprint(self) -> str:
+        if not self.identity.as_loaded():
+            return ""
+        if not self._former:
             config: Any = self.model.config
-            self._fingerprint = _weights.fingerprint(config.to_dict(), self.model, self.source)
-        return self._fingerprint
+            self._former = _weights.former_fingerprint(config.to_dict(), self.model, self.source)
+        return self._former
+
+    def as_loaded(self) -> bool:
+        return self.identity.as_loaded()
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -110,7 +143,7 @@ class TextBackbone(DecoderBackbone):
 
     def _image(self, image: Image) -> tuple[str, _tokens.EncodedImage]:
         """(the image's key, its encoding). Raises BadImage."""
-        raise BadImage(f"{self.name} takes no images, but {image.uri[:200]!r} was given.")
+        raise BadImage(f"{self.name} takes no images, but {image.shown[:200]!r} was given.")
 
     def _prompt_ids(self, text: str, images: Sequence[_tokens.EncodedImage]) -> tuple[int, ...]:
         """Ids of a formatted prompt, with the ids of its images in place of their placeholders."""
@@ -118,13 +151,31 @@ class TextBackbone(DecoderBackbone):
 
     def _ids(self, text: str, special: bool) -> tuple[int, ...]:
         key = (text, special)
-        if len(text) > _LONG:  # documents of a corpus, each used once
-            return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-        if key not in self._tokens:
+        if key in self._tokens:
+            return self._tokens[key]
+        ids = tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        self._check_ids(ids)
+        if len(text) <= _LONG:  # a document of a corpus is used once
             if len(self._tokens) > 100_000:
                 self._tokens.clear()
-            self._tokens[key] = tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-        return self._tokens[key]
+            self._tokens[key] = ids
+        return ids
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        """Raises BadBackbone for a token that the model has no embedding for."""
+        rows = self.weight("embed")[1]
+        if max(ids, default=0) < rows:
+            return
+        markers = self.tokenizer.convert_tokens_to_ids(list(self.image_markers))
+        unknown = [i for i in ids if i >= rows and i != self.image_id and i not in markers]
+        if unknown:
+            token = self.tokenizer.convert_ids_to_tokens(unknown[0])
+            raise BadBackbone(
+                f"the tokenizer of {self.name} has the token {token!r} (number {unknown[0]}), but "
+                f"the model has {rows} embeddings. Call model.resize_token_embeddings("
+                f"{len(self.tokenizer)}) and wrap the model again, or use the tokenizer that "
+                "belongs to it."
+            )
 
     def last_column(self, prompt: Prompt, span: str) -> int:
         text, end = self.formatted(prompt), self._end(prompt, span.strip())
@@ -147,9 +198,11 @@ class TextBackbone(DecoderBackbone):
         before = str(parts[segment])
         parts[segment] = before[:end] + marker + before[end:]
         marked = self.formatted(Prompt(tuple(parts)))
-        assert marked.replace(marker, "", 1) == self.formatted(prompt), (
-            "the marker changed the prompt"
-        )
+        if marked.count(marker) != 1 or marked.replace(marker, "") != self.formatted(prompt):
+            raise BadBackbone(
+                f"the chat template of {self.name} changes the text of a prompt, so a word in it "
+                "cannot be located. Edit at the prompt's last token: --set token=last_prompt."
+            )
         return marked.index(marker)
 
     def _column(self, text: str, end: int, images: Sequence[_tokens.EncodedImage]) -> int:
@@ -191,6 +244,16 @@ class TextBackbone(DecoderBackbone):
     ) -> Batch:
         """As `Backbone.encode`; also raises BadEdit or BadImage, naming the prompt or image."""
         assert prompts, "encode was given no prompts"
+        with self.hooks.forward():
+            return self._encode(prompts, targets, eos, rows)
+
+    def _encode(
+        self,
+        prompts: Sequence[Prompt],
+        targets: Sequence[str] | None,
+        eos: bool,
+        rows: Sequence[int] | None,
+    ) -> Batch:
         rows = rows if rows is not None else range(len(prompts))
         rewritten = tuple(self.rewritten(p, r) for p, r in zip(prompts, rows, strict=True))
         for p in rewritten:
@@ -203,7 +266,7 @@ class TextBackbone(DecoderBackbone):
         if not all(ids):
             raise BadEdit(f"prompt {ids.index([])} of {len(ids)} is empty. Give it a text.")
         lengths = [len(i) for i in ids]
-        end = [int(self.tokenizer.eos_token_id)] if eos else []
+        end = [self._end_token()] if eos else []
         target_ids = tuple(
             (*self.answer_ids(t, p), *end) if t.strip() else ()
             for t, p in zip(targets or [""] * len(ids), rewritten, strict=True)
@@ -218,6 +281,17 @@ class TextBackbone(DecoderBackbone):
             i.extend(target)
         return self._batch(rewritten, ids, lengths, target_ids, images)
 
+    def _end_token(self) -> int:
+        """The id of the token that ends an answer. Raises BadBackbone if none is named."""
+        ends = sorted(self.end_ids)
+        named = self.tokenizer.eos_token_id
+        if named is None and not ends:
+            raise BadBackbone(
+                f"neither the tokenizer nor the configuration of {self.name} names an end token "
+                "(eos_token). Set it: backbone.tokenizer.eos_token = ..., and load the model again."
+            )
+        return int(named) if named is not None else ends[0]
+
     def _batch(
         self,
         rewritten: tuple[Prompt, ...],
@@ -230,16 +304,16 @@ class TextBackbone(DecoderBackbone):
         device = self.device_of("embed")
         longest = max(map(len, ids))
         pad = self.tokenizer.pad_token_id
-        pad = int(pad if pad is not None else self.tokenizer.eos_token_id)
+        pad = int(pad if pad is not None else (self.tokenizer.eos_token_id or 0))
         padded = torch.tensor([i + [pad] * (longest - len(i)) for i in ids], device=device)
         columns = torch.arange(longest, device=device)
         mask = (columns < torch.tensor([len(i) for i in ids], device=device)[:, None]).long()
         vision = (padded == self.image_id) & (mask == 1)
         inputs: dict[str, Tensor] = {"input_ids": padded, "attention_mask": mask}
         encoded = [e for _, _, e in images]
-        for key in encoded[0].tensors if encoded else ():
-            joined = torch.cat([e.tensors[key] for e in encoded]).to(device)
-            inputs[key] = joined.to(self.dtype) if joined.is_floating_point() else joined
+        for key, values in _tokens.joined(encoded, self.name).items():
+            values = values.to(device)
+            inputs[key] = values.to(self.dtype) if values.is_floating_point() else values
         for key in encoded[0].types if encoded else ():
             inputs[key] = vision.to(torch.int if key == "mm_token_type_ids" else torch.long)
         return Batch(
@@ -248,7 +322,7 @@ class TextBackbone(DecoderBackbone):
             lengths=torch.tensor(lengths, device=device),
             vision=vision,
             image_rows=torch.tensor([b for b, _, _ in images], dtype=torch.long),
-            image_sizes=torch.tensor([e.count for e in encoded], dtype=torch.long),
+            image_sizes=torch.tensor([e.size for e in encoded], dtype=torch.long),
             image_keys=tuple(key for _, key, _ in images),
             targets=target_ids,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from errata.core.errors import BadBackbone, BadEdit, BadImage
 from errata.core.types import Image
-from errata.io.images import load_image, split_uri
+from errata.io.images import hash_image, load_image, split_uri
 
+#: words in the names of inputs that tell a model which part of its pixels is padding
+_TELLS = ("size", "mask", "grid", "num_", "ratio")
 #: a processor's outputs for the text; all its other outputs belong to the image
 _OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
@@ -33,9 +36,19 @@ class EncodedImage:
     tensors: Mapping[str, Tensor]
     types: tuple[str, ...]
 
+    @property
+    def size(self) -> int:
+        """How many entries the vision tower sees: tiles, or positions of a flattened image."""
+        pixels = self.tensors.get("pixel_values")
+        if pixels is None or pixels.dim() < 4:
+            return self.count
+        return int(pixels.shape[0] * (pixels.shape[1] if pixels.dim() > 4 else 1))
+
 
 def image_key(image: Image) -> str:
     """Equal for equal images; a file that was written again gets another key."""
+    if image.uri.startswith("data:"):
+        return f"data|{image.sha256 or hash_image(image)}"
     key = f"{image.uri}|{image.sha256 or ''}"
     if split_uri(image.uri)[0] is None:
         try:
@@ -55,13 +68,14 @@ def encode_image(
     markup_ids: Sequence[int],
     placeholder: int,
     image_id: int,
-    accepts: Callable[[str], bool],
+    needs: Callable[[str], bool | None],
 ) -> EncodedImage:
     """`image` as inputs of the model, from the family's own processor.
 
     process: calls it with `markup` and a picture. markup_ids: the ids of the markup without an
-    image; empty if the image tokens come before the text. accepts: whether the model's forward has
-    a keyword. Raises BadImage, or BadBackbone if errata cannot use the processor at all.
+    image; empty if the image tokens come before the text. needs: whether the model reads a keyword;
+    None: only a part of it does. Raises BadImage, or BadBackbone if errata cannot use the processor
+    at all.
     """
     output = _processed(image, process, name, markup)
     ids = output["input_ids"][0].tolist()
@@ -89,7 +103,7 @@ def encode_image(
             f"{name}: its processor does not put image tokens where {markup!r} stands. errata does "
             "not know how this family marks images; see docs/add-a-backbone.md."
         )
-    types = _types(output, is_image, accepts, name)
+    types = _types(output, is_image, needs, name)
     return EncodedImage(
         tuple(ids), count, {k: v for k, v in output.items() if k not in _OF_TEXT}, types
     )
@@ -111,18 +125,56 @@ def _processed(
                 "not know how this family marks images; see docs/add-a-backbone.md."
             ) from e
         raise BadImage(
-            f"cannot use image {image.uri[:200]!r}: the processor of {name} refuses it ({reason}). "
-            "Give a picture of another size or shape."
+            f"cannot use image {image.shown[:200]!r}: the processor of {name} refuses it "
+            f"({reason}). Give a picture of another size or shape."
         ) from e
 
 
+def joined(encoded: Sequence[EncodedImage], name: str) -> dict[str, Tensor]:
+    """The tensors of several images as those of one batch, images one after the other.
+
+    Pictures that a processor cuts into other numbers of tiles, or scales to other sizes, are padded
+    with zeros, as the processors themselves do in a batch; `image_sizes` or a mask tells the model
+    which are padded. Raises BadImage for pictures that do not fit together.
+    """
+    out: dict[str, Tensor] = {}
+    for key in encoded[0].tensors if encoded else ():
+        parts = [e.tensors[key] for e in encoded if key in e.tensors]
+        if len(parts) != len(encoded) or len({p.dim() for p in parts}) > 1:
+            raise BadImage(
+                f"the processor of {name} gives these pictures different inputs ({key}), so they "
+                "cannot be asked together. Ask about them one at a time."
+            )
+        sizes_differ = len({tuple(p.shape[1:]) for p in parts}) > 1
+        if sizes_differ and not any(word in k for k in encoded[0].tensors for word in _TELLS):
+            raise BadImage(
+                f"the processor of {name} scales these pictures to other sizes and does not say "
+                "which, so they cannot be asked together. Ask about them one at a time."
+            )
+        largest = [max(sizes) for sizes in zip(*(p.shape[1:] for p in parts), strict=True)]
+        out[key] = torch.cat([_padded(p, largest) for p in parts])
+    return out
+
+
+def _padded(tensor: Tensor, largest: Sequence[int]) -> Tensor:
+    """The tensor with zeros after the end of every dimension but the first."""
+    if list(tensor.shape[1:]) == list(largest):
+        return tensor
+    out = tensor.new_zeros((tensor.shape[0], *largest))
+    out[tuple(slice(size) for size in tensor.shape)] = tensor
+    return out
+
+
 def _types(
-    output: Mapping[str, Tensor], is_image: Tensor, accepts: Callable[[str], bool], name: str
+    output: Mapping[str, Tensor], is_image: Tensor, needs: Callable[[str], bool | None], name: str
 ) -> tuple[str, ...]:
     """The keywords of `output` that are 1 at image tokens and 0 elsewhere."""
     types = []
     for key in ("token_type_ids", "mm_token_type_ids"):
-        if key in output and accepts(key):
+        needed = needs(key) if key in output else False
+        if needed is None and not bool(output[key].any()):
+            continue  # the tokenizer numbers the sentences of a text
+        if needed is not False:
             if not torch.equal(output[key][0].bool(), is_image):
                 raise BadBackbone(
                     f"{name}: its {key} do not mark image tokens, so it reads prompts in a way "
@@ -156,6 +208,30 @@ def check_text(text: str, markers: Sequence[str], where: str) -> None:
         raise BadEdit(f"{where} holds half of a surrogate pair. Correct its Unicode.") from None
 
 
+def chat_template(processor: Any) -> str | None:
+    """The chat template of a processor or of its tokenizer; of several, the default one."""
+    for owner in (processor, getattr(processor, "tokenizer", None)):
+        template = getattr(owner, "chat_template", None)
+        if isinstance(template, Mapping):
+            template = template.get("default")
+        if isinstance(template, str) and template:
+            return template
+    return None
+
+
+@contextmanager
+def template_errors(name: str) -> Iterator[None]:
+    """Whatever a model's own chat template raises becomes BadBackbone."""
+    try:
+        yield
+    except Exception as e:  # a template is a program of a third party
+        reason = " ".join(str(e).split())[:160].rstrip(".") or type(e).__name__
+        raise BadBackbone(
+            f"{name}: its chat template cannot be used ({reason}). Load the model with --style raw "
+            "or easyedit."
+        ) from e
+
+
 def end_ids(tokenizer: Any, model: Any) -> frozenset[int]:
     """Ids of the end-of-sequence tokens."""
     ends = [tokenizer.eos_token_id, getattr(model.config, "eos_token_id", None)]
@@ -169,8 +245,16 @@ def end_ids(tokenizer: Any, model: Any) -> frozenset[int]:
     )
 
 
-def line_break_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of the tokens that contain a line break."""
-    breaks = ("\n", "Ċ", "<0x0A>")
-    vocab = tokenizer.get_vocab().items()
-    return frozenset(i for token, i in vocab if any(b in token for b in breaks))
+def line_breaks(tokenizer: Any) -> dict[int, str]:
+    """The tokens that contain a line break: id -> the text in front of it, without white space.
+
+    A byte-level tokenizer writes a line break as the letter that is Ċ in others.
+    """
+    marks = ("\n", "Ċ", "<0x0A>")
+    breaks = {}
+    for token, i in tokenizer.get_vocab().items():
+        if any(mark in token for mark in marks):
+            text = str(tokenizer.convert_tokens_to_string([token]))
+            if "\n" in text:
+                breaks[i] = text.partition("\n")[0].strip()
+    return breaks

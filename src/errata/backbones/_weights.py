@@ -1,12 +1,12 @@
-"""The weight files of a model: their folder, load errors, and the fingerprint."""
+"""The weight files of a model: their folder, what they hold, and the fingerprint of errata 0.1."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from errata.core.errors import BadBackbone
+from errata.backbones._identity import core, weights_digest
+from errata.core.errors import BadBackbone, DiskFull
+from errata.core.files import write_json
+from errata.core.types import digest as digest_of
+from errata.io.states import home
+
+#: bytes of weight files from which their digest is kept in ERRATA_HOME
+LARGE = 1 << 28
 
 _VOLATILE = (
     "dtype",
@@ -36,18 +43,12 @@ def bundled(name: str) -> str:
     return os.fspath(Path(str(folder)))
 
 
-@contextmanager
-def load_errors(name: str, kind: str, offered: Iterable[str]) -> Iterator[None]:
-    """An error of transformers inside becomes BadBackbone: `name` cannot be loaded as a `kind`."""
-    try:
-        yield
-    except (OSError, ValueError, ImportError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise BadBackbone(
-            f"cannot load '{name}' as a {kind}: {reason} Give a bundled name "
-            f"({', '.join(offered)}), a folder with config.json, or a hub id (offline: download "
-            "it first)."
-        ) from None
+def short_name(path: str, offered: Iterable[str]) -> str:
+    """What a model that was loaded from `path` is called: a bundled one by its name."""
+    for name in offered:
+        if path and Path(path).is_dir() and Path(path).samefile(bundled(name)):
+            return name
+    return path
 
 
 def folder(name: str, revision: str | None, commit: str | None) -> Path | None:
@@ -55,6 +56,8 @@ def folder(name: str, revision: str | None, commit: str | None) -> Path | None:
 
     `commit`: the one that transformers resolved `revision` to. None: not found on this machine.
     """
+    if not name:
+        return None
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import try_to_load_from_cache
@@ -67,10 +70,125 @@ def folder(name: str, revision: str | None, commit: str | None) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def fingerprint(config: Mapping[str, Any], model: torch.nn.Module, source: Path | None) -> str:
+class Stored:
+    """The weights as a folder stores them, for a model whose weights in memory are narrower.
+
+    A model that was loaded in another dtype is the model of its files. Those are loaded once more,
+    and the digest is kept in ERRATA_HOME under the size and time of each file, also for large
+    models, which would take seconds to be hashed at each start. trusted: the model was loaded from
+    these files; otherwise that is checked.
+    """
+
+    def __init__(self, model: torch.nn.Module, source: Path | None, *, trusted: bool) -> None:
+        self.model, self.source, self.trusted = model, source, trusted
+        self.files = _files(source) if source is not None else []
+        self.state = _state_of(self.files)
+
+    def __call__(self, as_loaded: bool) -> str | None:
+        """The digest of the stored weights; None: that of the weights in memory counts."""
+        if not self.files or _state_of(self.files) != self.state or _quantised(self.model):
+            return None
+        known = self._known() if as_loaded and self.trusted else None
+        if known is not None:
+            return known
+        if not self._narrower():
+            digest = weights_digest(self.model)
+            if as_loaded and self.trusted:
+                self._keep(digest)
+            return digest
+        if not (as_loaded and self.trusted):
+            memory = weights_digest(self.model)
+            if self._loaded(_dtype(self.model)) != memory:
+                return memory
+        digest = self._known() or self._loaded("auto")
+        self._keep(digest)
+        return digest
+
+    def _loaded(self, dtype: Any) -> str:
+        """The digest of the files, loaded in a dtype on the CPU."""
+        kind: Any = type(core(self.model))
+        return weights_digest(kind.from_pretrained(self.source, dtype=dtype))
+
+    def _narrower(self) -> bool:
+        """Whether the dtype in memory cannot hold what is stored."""
+        assert self.source is not None
+        stored, now = _stored_dtype(self.source, self.files), _dtype(self.model)
+        return now in (torch.float16, torch.bfloat16) and stored not in (None, now)
+
+    @property
+    def _record(self) -> Path:
+        names = sorted(core(self.model).state_dict(keep_vars=True))
+        key = digest_of([self.state, type(core(self.model)).__name__, names])
+        return home() / "weights" / f"{key[:32]}.json"
+
+    def _known(self) -> str | None:
+        if not self._is_large():
+            return None
+        try:
+            value = json.loads(self._record.read_text("utf-8"))["weights"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        return value if isinstance(value, str) else None
+
+    def _keep(self, digest: str) -> None:
+        if self._is_large():
+            with suppress(OSError, DiskFull):  # the cache cannot be written: do without it
+                write_json(self._record, {"files": self.state, "weights": digest})
+
+    def _is_large(self) -> bool:
+        return sum(int(size) for _, size, *_ in self.state) > LARGE
+
+
+def _state_of(paths: Iterable[Path]) -> list[list[Any]]:
+    """Path, size, times and number of each file: other ones after it was written again."""
+    out: list[list[Any]] = []
+    for path in paths:
+        try:
+            info = path.stat()
+        except OSError:
+            return []
+        times = (info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
+        out.append([os.fspath(path.resolve()), info.st_size, *times])
+    return out
+
+
+def _quantised(model: Any) -> bool:
+    return bool(getattr(core(model), "is_quantized", False))
+
+
+def _dtype(model: torch.nn.Module) -> torch.dtype:
+    return next((p.dtype for p in core(model).parameters() if p.is_floating_point()), torch.float32)
+
+
+def _stored_dtype(source: Path, paths: Iterable[Path]) -> torch.dtype | None:
+    """The dtype that `dtype="auto"` loads: of the config, else of the first tensor."""
+    try:
+        config = json.loads((source / "config.json").read_text("utf-8"))
+        name = str(config.get("dtype") or config.get("torch_dtype") or "")
+    except (OSError, ValueError, AttributeError):
+        name = ""
+    dtype: Any = getattr(torch, name, None) if name else None
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    for path in paths:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as f:
+                kinds = {str(f.get_slice(key).get_dtype()) for key in f.keys()}
+            named = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+            return next((named[k] for k in sorted(kinds) if k in named), None)
+    return None
+
+
+# -- the fingerprint of errata 0.1 ----------------------------------------------------------------
+
+
+def former_fingerprint(
+    config: Mapping[str, Any], model: torch.nn.Module, source: Path | None
+) -> str:
     """sha256 over the config and the tensors, of the weight files if there are any.
 
-    Files have their own dtype, so the load dtype does not matter; without files it does.
+    What patches, states and runs of errata 0.1 hold: stored names and dtypes count, the tokenizer
+    does not. docs/adr/0007-model-identity.md
     """
     h = hashlib.sha256(json.dumps(_stable(config), sort_keys=True, default=str).encode())
     stored = _files(source) if source is not None else []

@@ -11,11 +11,12 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor
 
-from errata.backbones import _sites, _tokens, _weights
+from errata.backbones import _folders, _sites, _tokens, _weights
+from errata.backbones._identity import core
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone, BadSpec
 from errata.core.hooks.manager import HookManager
@@ -23,6 +24,19 @@ from errata.core.types import Image, Prompt
 from errata.io.images import load_image
 
 Style = Literal["raw", "easyedit", "chat"]
+#: settings of processors without which they cannot count image tokens
+_COUNTS = ("patch_size", "num_query_tokens", "num_image_tokens", "image_seq_length")
+
+
+def style_of(processor: Any, style: str | None, name: str) -> Style:
+    """A given style, or the model's own: its chat template if it has one, else raw.
+
+    Raises BadSpec for `chat` where there is no template.
+    """
+    has_template = _tokens.chat_template(processor) is not None
+    if style == "chat" and not has_template:
+        raise BadSpec(f"{name} has no chat template. Use --style raw or easyedit.")
+    return cast("Style", style or ("chat" if has_template else "raw"))
 
 
 class HfVlm(TextBackbone):
@@ -40,16 +54,16 @@ class HfVlm(TextBackbone):
         revision: str = "",
         style: Style = "raw",
         source: Path | None = None,
+        trusted: bool = True,
     ) -> None:
+        """source: folder of the weight files; trusted: the model was loaded from there."""
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.name = name or type(model).__name__
         self.revision = revision
-        self.style: Style = style
-        self.special = style != "chat"
-        self.source = source
+        self.style = style
         self.layout = _sites.resolve(model)
         self.site_paths, self.missing_sites = self.layout.paths, self.layout.missing
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
@@ -71,8 +85,10 @@ class HfVlm(TextBackbone):
         self.markup = self._markup()
         self.image_markers = _tokens.image_markers(self.tokenizer, model.config, self.image_token)
         self.end_ids = _tokens.end_ids(self.tokenizer, model)
-        self.stop_ids = self.end_ids | _tokens.line_break_ids(self.tokenizer)
+        self.line_breaks = _tokens.line_breaks(self.tokenizer)
+        self.stop_ids = self.end_ids | self.line_breaks.keys()
         self._encoded: OrderedDict[str, _tokens.EncodedImage] = OrderedDict()
+        self.identify(processor, source, trusted=trusted)
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
@@ -91,7 +107,7 @@ class HfVlm(TextBackbone):
         dtype: str = "auto",
         device: str | None = None,
         device_map: Any = None,
-        style: Style = "raw",
+        style: str | None = None,
         trust_remote_code: bool = False,
     ) -> HfVlm:
         """A bundled name, a folder or a hub id. Raises BadBackbone with the library's reason."""
@@ -102,16 +118,69 @@ class HfVlm(TextBackbone):
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        with _weights.load_errors(name, "vision-language model", cls.bundled):
-            model: Any = AutoModelForImageTextToText.from_pretrained(
-                path, dtype=dtype, device_map=device_map, **options
+        kind = "vision-language model"
+        _folders.check_weights(Path(path))
+        with _folders.load_errors(name, kind, "its configuration or weights"):
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                path, dtype=dtype, device_map=device_map, output_loading_info=True, **options
             )
+            model, info = loaded
+            _folders.missing_weights(name, info["missing_keys"])
+        with _folders.load_errors(name, kind, "its processor or tokenizer"):
             processor = make_processor(path, **options)
+        model.requires_grad_(False)
         if device is not None:
             model = model.to(device)
         commit = getattr(model.config, "_commit_hash", None)
         source = _weights.folder(path, revision, commit)
-        return cls(model, processor, name=name, revision=revision or "", style=style, source=source)
+        chosen = style_of(processor, style, name)
+        with _folders.load_errors(name, kind, "its parts do not fit together and"):
+            backbone = cls(
+                model, processor, name=name, revision=revision or "", style=chosen, source=source
+            )
+            backbone.check_prompts()
+        return backbone
+
+    @classmethod
+    def wrap(cls, model: Any, processor: Any, *, name: str = "", style: str | None = None) -> HfVlm:
+        """Around a model in memory; see `errata.wrap`."""
+        path = str(getattr(model.config, "_name_or_path", "") or "")
+        name = name or _weights.short_name(path, cls.bundled) or type(model).__name__
+        if not hasattr(processor, "image_processor"):
+            raise BadBackbone(
+                f"{name} takes images, but a {type(processor).__name__} does not. Give the model's "
+                "processor: AutoProcessor.from_pretrained(...)."
+            )
+        source = _weights.folder(path, None, getattr(model.config, "_commit_hash", None))
+        chosen = style_of(processor, style, name)
+        backbone = cls(model, processor, name=name, style=chosen, source=source, trusted=False)
+        backbone.check_prompts()
+        return backbone
+
+    def check_prompts(self) -> None:
+        """Raises BadBackbone if the processor or the chat template writes no usable prompts."""
+        unset = [k for k in _COUNTS if k in vars(self.processor) and not vars(self.processor)[k]]
+        if unset:
+            raise BadBackbone(
+                f"the processor of {self.name} has no {unset[0]}, so it cannot tell how many "
+                "tokens an image has: the folder has no processor_config.json, or an old one. Copy "
+                "it from the model's hub page, or set the value and save the processor "
+                "(processor.save_pretrained)."
+            )
+        if self.style == "chat":
+            text, image = "Which colour has it", Image("picture")
+            written = self.formatted(Prompt((image, text)))
+            images = 1 if self._image_before_bos else written.count(self.image_token)
+            if text not in written or images != 1:
+                raise BadBackbone(
+                    f"the chat template of {self.name} writes no image, or changes the text of a "
+                    "question. Load the model with --style raw or easyedit."
+                )
+
+    @property
+    def special(self) -> bool:
+        """A chat template writes the special tokens itself."""
+        return self.style != "chat"
 
     def forget(self) -> None:
         """Clears the caches of encoded images and tokenised texts."""
@@ -128,13 +197,14 @@ class HfVlm(TextBackbone):
                 for s in prompt.segments
             ]
             message = [{"role": "user", "content": content}]
-            if getattr(self.processor, "chat_template", None) is None:
-                raise BadSpec(f"{self.name} has no chat template. Use --style raw or easyedit.")
-            return str(
-                self.processor.apply_chat_template(
-                    message, add_generation_prompt=True, tokenize=False
+            style_of(self.processor, self.style, self.name)
+            template = _tokens.chat_template(self.processor)
+            with _tokens.template_errors(self.name):
+                return str(
+                    self.processor.apply_chat_template(
+                        message, chat_template=template, add_generation_prompt=True, tokenize=False
+                    )
                 )
-            )
         parts = []
         for segment in prompt.segments:
             if isinstance(segment, Image):
@@ -187,7 +257,6 @@ class HfVlm(TextBackbone):
         if key not in self._encoded:
             before = self._image_before_bos
             text = "" if before else self.markup
-            parameters = inspect.signature(self.model.forward).parameters
             self._encoded[key] = _tokens.encode_image(
                 image,
                 lambda picture: self.processor(text=[text], images=[picture], return_tensors="pt"),
@@ -196,12 +265,28 @@ class HfVlm(TextBackbone):
                 markup_ids=() if before else self._ids(text, True),
                 placeholder=self.placeholder_id,
                 image_id=self.image_id,
-                accepts=parameters.__contains__,
+                needs=self._needs,
             )
             if len(self._encoded) > 512:
                 self._encoded.popitem(last=False)
         self._encoded.move_to_end(key)
         return key, self._encoded[key]
+
+    def _needs(self, keyword: str) -> bool | None:
+        """Whether the model reads a keyword of the processor; None: only a part of it does.
+
+        Read from the classes of the model and its parts: the forward of a wrapper (PEFT, compiled,
+        offloaded) names no keywords.
+        """
+        root = core(self.model)
+        own = inspect.signature(type(root).forward).parameters
+        if keyword in own:
+            return True
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            return False
+        parts = {type(m) for m in root.modules()}
+        inside = any(keyword in inspect.signature(part.forward).parameters for part in parts)
+        return None if inside else False
 
     def _prompt_ids(self, text: str, images: Sequence[_tokens.EncodedImage]) -> tuple[int, ...]:
         if self._image_before_bos and images:
@@ -211,7 +296,11 @@ class HfVlm(TextBackbone):
         left = list(images)
         for token in self._ids(text, self.special):
             ids.extend(left.pop(0).ids if token == self.placeholder_id else (token,))
-        assert not left, f"{self.name}: the prompt has more images than its text has placeholders"
+        if left:
+            raise BadBackbone(
+                f"{self.name}: its chat template leaves images of the prompt out. Load the model "
+                "with --style raw or easyedit."
+            )
         return tuple(ids)
 
     def _column(self, text: str, end: int, images: Sequence[_tokens.EncodedImage]) -> int:

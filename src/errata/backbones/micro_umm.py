@@ -21,7 +21,7 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from errata.backbones import _sites, _tokens, _weights
+from errata.backbones import _folders, _sites, _tokens, _weights
 from errata.backbones._micro_umm import MicroUmm as Model
 from errata.backbones._micro_umm import MicroUmmConfig, from_patches
 from errata.backbones._text import TextBackbone
@@ -33,6 +33,11 @@ from errata.core.model.generation import ImageGenerator, Stage
 from errata.core.types import Prompt
 from errata.synthetic.shapes import language
 from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS
+
+
+def _check_raw(name: str, style: str | None) -> None:
+    if style not in (None, "raw"):
+        raise BadSpec(f"{name} has no prompt style '{style}'. Use raw.")
 
 
 class MicroUmmBackbone(TextBackbone, ImageGenerator):
@@ -50,13 +55,13 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         name: str = "",
         revision: str = "",
         source: Path | None = None,
+        trusted: bool = True,
     ) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
+        self.model = model
         self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self.revision = revision
-        self.source = source
         self.projector, self.generator = model.projector, model.generator
         assert isinstance(model.config, MicroUmmConfig)
         self.config = model.config
@@ -71,7 +76,9 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.text_config
         self.end_ids = _tokens.end_ids(tokenizer, model)
-        self.stop_ids = self.end_ids | _tokens.line_break_ids(tokenizer)
+        self.line_breaks = _tokens.line_breaks(tokenizer)
+        self.stop_ids = self.end_ids | self.line_breaks.keys()
+        self.identify(tokenizer, source, trusted=trusted)
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
@@ -86,26 +93,46 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         dtype: str = "auto",
         device: str | None = None,
         device_map: Any = None,
-        style: str = "raw",
+        style: str | None = None,
         trust_remote_code: bool = False,
     ) -> MicroUmmBackbone:
         """A bundled name, a folder or a hub id. Raises BadBackbone with the library's reason."""
         from transformers import PreTrainedTokenizerFast
 
-        if style != "raw":
-            raise BadSpec(f"{name} has no prompt style '{style}'. Use raw.")
+        _check_raw(name, style)
         path = _weights.bundled(name) if name in cls.bundled else name
         if name in cls.bundled and dtype == "auto":
             dtype = "float32"
-        with _weights.load_errors(name, "micro-umm", cls.bundled):
-            model = Model.from_pretrained(
-                path, dtype=dtype, device_map=device_map, revision=revision or "main"
+        _folders.check_weights(Path(path))
+        with _folders.load_errors(name, "micro-umm", "its configuration or weights"):
+            loaded: Any = Model.from_pretrained(
+                path,
+                dtype=dtype,
+                device_map=device_map,
+                revision=revision or "main",
+                output_loading_info=True,
             )
+            model, info = loaded
+            _folders.missing_weights(name, info["missing_keys"])
+        with _folders.load_errors(name, "micro-umm", "its tokenizer"):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path, revision=revision or "main")
+        model.requires_grad_(False)
         if device is not None:
-            model.to(device)  # type: ignore[arg-type]
+            model.to(device)
         source = _weights.folder(path, revision, getattr(model.config, "_commit_hash", None))
-        return cls(model, tokenizer, name=name, revision=revision or "", source=source)
+        with _folders.load_errors(name, "micro-umm", "its parts do not fit together and"):
+            return cls(model, tokenizer, name=name, revision=revision or "", source=source)
+
+    @classmethod
+    def wrap(
+        cls, model: Any, processor: Any, *, name: str = "", style: str | None = None
+    ) -> MicroUmmBackbone:
+        """Around a model in memory; see `errata.wrap`."""
+        path = str(getattr(model.config, "_name_or_path", "") or "")
+        name = name or _weights.short_name(path, cls.bundled) or type(model).__name__
+        _check_raw(name, style)
+        source = _weights.folder(path, None, getattr(model.config, "_commit_hash", None))
+        return cls(model, processor, name=name, source=source, trusted=False)
 
     def _drawing_sites(self) -> list[Site]:
         sites = [Site("bridge", self.projector, self.projector)]
@@ -150,7 +177,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
         ctx = self._context(batch, rows)
         tap, _ = self._start(what, ctx, None)
-        with self.hooks.question(ctx):
+        with self.hooks.forward(), self.hooks.question(ctx):
             projected: Tensor = self.projector(tap)
         return projected
 
@@ -162,7 +189,8 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
     def denoise(
         self, x_RNP: Tensor, moment_R: Tensor, conditioning_RTc: Tensor, mask_RT: Tensor
     ) -> Tensor:
-        picture: Tensor = self.generator.picture(x_RNP, moment_R, conditioning_RTc, mask_RT)
+        with self.hooks.forward():
+            picture: Tensor = self.generator.picture(x_RNP, moment_R, conditioning_RTc, mask_RT)
         return picture
 
     @torch.no_grad()
@@ -189,7 +217,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
         ctx = self._context(batch, rows)
         tap, _ = self._start(batch, ctx, None)
         of_prompt = torch.arange(batch.size).repeat_interleave(len(seeds))
-        with self.hooks.question(ctx):
+        with self.hooks.forward(), self.hooks.question(ctx):
             cond = self.projector(tap)[of_prompt.to(tap.device)]
             mask = batch.mask[of_prompt.to(batch.mask.device)].to(cond.device)
             null, first = torch.zeros_like(cond), torch.zeros_like(mask)

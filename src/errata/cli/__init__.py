@@ -10,8 +10,9 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Annotated
 
 import typer
 
@@ -31,7 +32,7 @@ from errata.cli import (
     results,
     stats,
 )
-from errata.core.errors import UserError
+from errata.core.errors import Notice, UserError
 
 app = typer.Typer(
     name="errata",
@@ -92,8 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words[:end]
     rest = [a for a in words[:end] if a != "--debug"] + words[end:]
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _note
+        with nullcontext() if debug or sys.warnoptions else only_notices():
             app(args=rest, prog_name="errata")
     except UserError as e:
         if debug:
@@ -113,12 +113,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-    """Prints a warning of errata as one line, without the place in the code."""
-    line = " ".join(str(message).split())
-    if category is not UserWarning:
-        line = warnings.formatwarning(line, category, *where[:2]).rstrip()
-    typer.echo(f"errata: note: {line}" if category is UserWarning else line, err=True)
+@contextmanager
+def only_notices() -> Iterator[None]:
+    """Prints errata's own warnings as one line each, and none of the libraries below it.
+
+    What a library tells its programmers is no news to a user. `--debug` and `python -W` show it.
+    """
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if issubclass(category, Notice):
+            typer.secho(f"errata: {' '.join(str(message).split())}", err=True)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
 
 
 def _fail(line: str) -> None:

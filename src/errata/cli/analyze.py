@@ -185,7 +185,7 @@ def _state_of(editor: Editor, backbone: Backbone, state: State | None) -> State 
     """The state to analyse. Raises FingerprintMismatch if it was made for another model."""
     if state is None:
         return editor.shipped_state(backbone) if editor.uses_state else None
-    if state.fingerprint and state.fingerprint != backbone.fingerprint():
+    if state.fingerprint and not backbone.identified_by(state.fingerprint):
         from errata.core.errors import FingerprintMismatch
 
         raise FingerprintMismatch(

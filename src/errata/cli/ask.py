@@ -20,7 +20,10 @@ def ask(
         typer.Option(metavar="DIR", help="A patch to apply; repeatable, in order."),
     ] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="F", help="An image in front of the question.")
+        str | None,
+        typer.Option(
+            metavar="F", help="An image in front of the question: a file or a microworld: string."
+        ),
     ] = None,
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum length of the answer, in tokens.")
@@ -31,9 +34,8 @@ def ask(
     picture = options.referenced(image)
     from errata.io.patch_folder import load, read_head
 
-    for folder in patch or ():
-        read_head(folder)  # a wrong folder is reported before a model is loaded
-    bb = model.load()
+    # a wrong folder is reported before a model is loaded
+    bb = model.load([read_head(folder) for folder in patch or ()])
     from errata.core.types import Prompt
     from errata.evaluation.answers import ask_prompts
 

@@ -55,11 +55,9 @@ def bench(
     prepared = options.load_state(state, ed)
     bb = model.load()
     from errata.cli.shared.progress import reporting
+    from errata.cli.shared.tables import print_tables
     from errata.evaluation.bench import bench as execute
-    from errata.report.image_tables import studies
-    from errata.report.image_tables import terminal_table as drawn_table
     from errata.report.results import read_settings
-    from errata.report.tables import terminal_table
 
     with reporting() as progress:
         run = execute(
@@ -73,15 +71,12 @@ def bench(
             rows=rows,
             root=root,
             state=prepared,
-            legacy="legacy" in (metric or ()),
             metrics=metric,
             keep_patches=keep_patches,
             image_seeds=image_seeds,
             progress=progress,
         )
-    results = read_settings([run])
-    for table in (*map(terminal_table, results), *map(drawn_table, studies(results))):
-        options.console().print(table)
+    print_tables(read_settings([run]))
     print(f"run written to {run}; `errata report {run} --html FILE` shows it")
 
 

@@ -17,26 +17,54 @@ app = typer.Typer(
 Name = Annotated[str, typer.Argument(metavar="BENCHMARK", help="See `errata list benchmarks`.")]
 
 
-def _benchmark(name: str) -> Any:
-    return registry.load("benchmarks", name.partition(":")[0])()
+def _benchmark(name: str, root: Path | None) -> tuple[Any, Path | None]:
+    """The benchmark, and where its files are. Raises UnknownName, BadSpec."""
+    from errata.core.measure.benchmark import BenchmarkSpec
+
+    benchmark = registry.load("benchmarks", name.partition(":")[0])()
+    if benchmark.source:
+        root = (root or Path()) / BenchmarkSpec.parse(name).source
+    return benchmark, root
 
 
 @app.command("audit")
 def audit(name: Name, root: options.Root = None, as_json: options.AsJson = False) -> None:
     """Print what train and eval share, and unclean rows."""
-    facts = _benchmark(name).audit(root=root)
+    benchmark, root = _benchmark(name, root)
+    facts = benchmark.audit(root=root)
     options.print_json(facts) if as_json else options.print_facts(facts)
 
 
 @app.command("verify")
 def verify(name: Name, root: options.Root = None, as_json: options.AsJson = False) -> None:
     """Check the files; exit with 2 if one is missing or damaged."""
-    facts = _benchmark(name).verify(root=root)
+    benchmark, root = _benchmark(name, root)
+    facts = benchmark.verify(root=root)
     options.print_json(facts) if as_json else options.print_facts(facts)
     if facts.get("ok") is False:
         raise BadData(
             f"{name}: some files are missing or damaged (above). Get them again, then repeat."
+            if not benchmark.source
+            else f"{name}: some rows are wrong (above). Correct them, then repeat."
         )
+
+
+@app.command("example")
+def example(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
+) -> None:
+    """Write an example of own facts: facts.jsonl, its images, and the JSON Schema of a row."""
+    from importlib.resources import as_file, files
+
+    from errata.core.files import write_bytes
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadData(f"{out} exists and is not an empty folder. Choose another --out.")
+    with as_file(files("errata.benchmarks.facts")) as package:
+        for file in (package / "schema.json", *sorted((package / "example").rglob("*.*"))):
+            name = file.relative_to(package / "example") if "example" in file.parts else file.name
+            write_bytes(out / name, file.read_bytes())
+    print(f"example written to {out}: errata data verify facts:{out / 'facts.jsonl'}")
 
 
 @app.command("build-umm")

@@ -45,11 +45,11 @@ def demo(
 ) -> None:
     """Edit the bundled model with five methods; measure, undo, report."""
     from errata.cli.shared.progress import reporting
+    from errata.cli.shared.tables import print_tables
     from errata.contract.editors import weights
     from errata.evaluation.bench import bench
     from errata.report.html import write_report
     from errata.report.results import read_settings
-    from errata.report.tables import terminal_table
 
     _fresh(out)
     started = time.perf_counter()
@@ -67,8 +67,7 @@ def demo(
                 seed=seed, limit=limit, progress=progress,
             )  # fmt: skip
         runs.append(run)
-    for setting in read_settings(runs):
-        options.console().print(terminal_table(setting))
+    print_tables(read_settings(runs))
     undo = show_undo(bb, runs[0], out / "patch", unedited_hash, seed)
     _print_undo(undo, out / "patch")
     report = write_report(runs, out / "report.html", title="errata demo")

@@ -52,6 +52,7 @@ def examine(bb: Backbone, image: str) -> dict[str, Any]:
         "class": type(bb.model).__name__,
         "capabilities": sorted(bb.capabilities),
         "fingerprint": bb.fingerprint(),
+        "style": bb.style or "none: the model takes a prompt in one way only",
         "dtype": str(bb.dtype).removeprefix("torch."),
         "device": str(bb.device_of("")),
         "text blocks": bb.depth,

@@ -35,7 +35,12 @@ def edit(
     prompt: Annotated[str | None, typer.Option(help="The question whose answer changes.")] = None,
     target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="F", help="The image that the question is about.")
+        str | None,
+        typer.Option(
+            metavar="F",
+            help="The image that the question is about: a file, or a generated one (README): "
+            "microworld:shape=ring,colour=blue,...",
+        ),
     ] = None,
     subject: Annotated[
         str | None,

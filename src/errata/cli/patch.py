@@ -36,7 +36,7 @@ def show(folder: Folder, as_json: options.AsJson = False) -> None:
     print(f"origin: {', '.join(sorted(origins_of(head['header'], edits)))}")
     print(f"edits: {len(edits)}")
     for e in edits[:50]:
-        images = "".join(f" [{i.uri}]" for i in e.prompt.images)
+        images = "".join(f" [{i.shown}]" for i in e.prompt.images)
         print(f"  {e.prompt.text}{images} -> {e.target}")
 
 
@@ -52,9 +52,9 @@ def verify(
 
     Ends with exit code 3 if an edit is not answered with its target, or cannot be asked.
     """
-    from errata.io.patch_folder import load
+    from errata.io.patch_folder import load, read_head
 
-    bb = ModelOptions(backbone).load() if backbone is not None else None
+    bb = ModelOptions(backbone).load([read_head(folder)]) if backbone is not None else None
     patch = load(folder, bb)
     not_finite = [k for k, v in patch.state_dict().items() if not bool(v.isfinite().all())]
     if not_finite:
@@ -90,7 +90,7 @@ def _image_problems(edit: Any) -> list[str]:
     for image in edit.prompt.images:
         try:
             if image.sha256 is not None and hash_image(image) != image.sha256:
-                problems.append(f"{image.uri} has changed since the edit was made")
+                problems.append(f"{image.shown} has changed since the edit was made")
         except BadImage as e:
             problems.append(str(e))
     return problems

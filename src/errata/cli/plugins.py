@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import MISSING, fields
+from importlib.resources import files
 from typing import Annotated, Any
 
 import typer
 
 from errata.cli.shared.options import AsJson, bundled_models, print_facts, print_json, quiet
 from errata.core import registry
-from errata.core.errors import UnknownName
+from errata.core.config import meanings
+from errata.core.errors import BadSpec, UnknownName
 
 Kind = Annotated[str, typer.Argument(metavar="KIND", help=", ".join(registry.KINDS))]
 
@@ -52,13 +55,24 @@ def show(
 ) -> None:
     """Show one plug-in: settings, presets, tasks, documentation."""
     which = _kind(kind)
-    cls = registry.load(which, name)
-    facts = {"name": name, "kind": which, **_facts(which, cls)}
-    text = _documentation(cls)
+    if which == "backbones" and name in bundled_models():
+        facts, text = _bundled(name)
+    else:
+        cls = registry.load(which, _without_preset(which, name))
+        facts = {"name": name, "kind": which, **_facts(which, cls)}
+        text = _documentation(cls)
     if as_json:
         print_json({**facts, "documentation": text})
         return
+    means = facts.pop("meanings", {})
+    settings = facts.pop("settings", {})
     print_facts(facts)
+    if settings:
+        print("settings:")
+    for setting, value in settings.items():
+        print(f"  {setting}: {value}")
+        for line in textwrap.wrap(means.get(setting, ""), 88):
+            print(f"      {line}")
     print(f"\n{text}")
 
 
@@ -68,12 +82,48 @@ def check(
     """Run the contract checks on a plug-in, built in or your own."""
     known = {n for kind in registry.KINDS for n in registry.names(kind)}
     if name not in known:
-        raise UnknownName("plug-in", name, known)
+        if name in bundled_models():
+            raise BadSpec(
+                f"'{name}' is a bundled model, not a plug-in. `errata doctor {name}` checks it."
+            )
+        raise UnknownName(
+            "plug-in",
+            name,
+            known,
+            "`errata list KIND` shows them. A plug-in of your own is found once its package is "
+            "installed; after a change of its entry points install it again (pip install -e .).",
+        )
     quiet()
     from errata import contract
 
     if not contract.run(name):
         raise typer.Exit(1)
+
+
+def _without_preset(kind: str, name: str) -> str:
+    """The name; that of an editor without the preset in `editor:preset`."""
+    first = name.partition(":")[0]
+    return first if kind == "editors" and first in registry.names(kind) else name
+
+
+def _bundled(name: str) -> tuple[dict[str, Any], str]:
+    """A bundled model: facts, and its card."""
+    (family,) = (
+        n for n in registry.names("backbones") if name in registry.load("backbones", n).bundled
+    )
+    cls = registry.load("backbones", family)
+    folder = files("errata") / "assets" / name
+    states = folder / "states"
+    facts = {
+        "name": name,
+        "kind": "bundled model",
+        "family": family,
+        "capabilities": sorted(cls.capabilities),
+        "benchmark": cls.bundled[name],
+        "states for": sorted(f.name for f in states.iterdir()) if states.is_dir() else [],
+    }
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    return facts, card.split("---", 2)[-1].strip() if card.startswith("---") else card
 
 
 def _documentation(cls: type) -> str:
@@ -91,6 +141,7 @@ def _facts(kind: str, cls: Any) -> dict[str, Any]:
             "edits": sorted(cls.modalities),
             "needs prepare": cls.needs_state,
             "settings": settings_of(cls.Config),
+            "meanings": meanings(cls.Config),
             "presets": {k: dict(v) for k, v in cls.presets.items()},
         }
     if kind == "backbones":
@@ -105,7 +156,11 @@ def _facts(kind: str, cls: Any) -> dict[str, Any]:
     if kind == "protocols":
         return {"version": cls.version, "default": cls("").spec}
     if kind == "analyses":
-        return {"benchmark": cls.benchmark or "to be named", "settings": settings_of(cls.Config)}
+        return {
+            "benchmark": cls.benchmark or "to be named",
+            "settings": settings_of(cls.Config),
+            "meanings": meanings(cls.Config),
+        }
     return {"version": cls.version} if hasattr(cls, "version") else {}
 
 

@@ -13,7 +13,7 @@ import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
-from errata.core.errors import BadSpec
+from errata.core.errors import BadData, BadSpec
 
 if TYPE_CHECKING:
     from errata.core.editor import Editor
@@ -46,6 +46,8 @@ def prepare(
     from errata.io.states import home, link, store
 
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
+    if not loaded.cases:
+        raise BadData(f"{spec} has no cases to prepare on. Give another --benchmark.")
     ed = options.make_editor(editor, preset, settings)
     bb = replace(model, device=model.device or _own_device()).load()
     ed = ed.for_backbone(bb)
@@ -107,9 +109,7 @@ def training_spec(text: str) -> BenchmarkSpec:
     """The benchmark's train split. Raises BadSpec for eval: no editor may be prepared on it."""
     from errata.core.measure.benchmark import BenchmarkSpec
 
-    spec = BenchmarkSpec.parse(text)
-    if "@" not in text:
-        return replace(spec, split="train")
+    spec = BenchmarkSpec.parse(text, split="train")
     if spec.split == "eval":
         raise BadSpec(f"'{text}' is the split that editors are measured on. Prepare on @train.")
     return spec

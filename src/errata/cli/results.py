@@ -148,18 +148,12 @@ def compare(
 
 
 def _print_tables(runs: list[Path], scorer: str) -> None:
-    from errata.report.image_tables import studies
-    from errata.report.image_tables import terminal_table as drawn_table
+    from errata.cli.shared.tables import print_tables
     from errata.report.results import read_settings
-    from errata.report.tables import terminal_table
 
     settings = read_settings(runs)
     _check_scorer(settings, scorer)
-    for setting in settings:
-        if any(scorer in result.scorers for result in setting.results):
-            options.console().print(terminal_table(setting, scorer))
-    for study in studies(settings):
-        options.console().print(drawn_table(study))
+    print_tables(settings, scorer)
 
 
 def _check_scorer(settings: list[Setting], scorer: str) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from errata.algorithms.gradient import GradientEditor
 from errata.contract._names import named
 from errata.core import registry
 from errata.core.editor import Editor, EditResult
-from errata.core.errors import BadEdit, BadSpec, FingerprintMismatch
+from errata.core.errors import BadEdit, BadPatch, BadSpec, FingerprintMismatch
 from errata.core.model.backbone import Backbone
-from errata.core.patch import check_fingerprint
+from errata.core.patch import check_fingerprint, pack, pictures_of, unpack
 from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt, digest
+from errata.io.images import embedded
 from errata.io.patch_folder import load, save
 from errata.io.states import store
 from errata.patches.rows import Rows
@@ -153,12 +154,37 @@ def holds_saving(editor: Editor, world: World) -> None:
         assert torch.equal(_answers(bb, world.prompts), one)
 
 
+def holds_pictures(editor: Editor, world: World) -> None:
+    """A patch brings the images that it shows: their files may be gone when it is used."""
+    bb, patch = world.backbone, unpack(*pack(_edit(editor, world, world.edits[:2]).patch))
+    shown = set(pictures_of(patch))
+    with bb.applied(patch):
+        for prompt in world.prompts:
+            shown |= set(bb.rewritten(prompt).images) - set(prompt.images)
+    for image in shown:
+        assert embedded(image) == image, f"{image.shown} is not part of the patch"
+
+
 def holds_fingerprint(editor: Editor, world: World) -> None:
-    """A patch names its model and is refused on another."""
+    """A patch names its model, its settings and the style of its prompts, and is refused with
+    others.
+    """
     patch = _edit(editor, world, world.edits[:1]).patch
-    assert patch.header.fingerprint == world.backbone.fingerprint()
+    bb = world.backbone
+    assert patch.header.fingerprint == bb.fingerprint()
+    assert patch.header.config == editor.summary["config"]
+    assert patch.header.style == bb.style
+    with bb.in_style("easyedit" if bb.style == "raw" else "raw"):
+        try:
+            bb.check_patch(patch)
+        except BadSpec:
+            refused = True
+        else:
+            refused = False
+    assert refused == bool(bb.style), "a patch for prompts of another style was accepted"
+    other = replace(patch.header, fingerprint="0" * 64)
     try:
-        check_fingerprint(patch.header, "other", lambda: "0" * 64, "patch")
+        check_fingerprint(other, world.backbone, "patch")
     except FingerprintMismatch:
         return
     raise AssertionError("a patch for another model was accepted")
@@ -268,6 +294,54 @@ def holds_decisions(editor: Editor, world: World) -> None:
             assert math.isclose(value, fed, abs_tol=1e-4), (
                 f"{prompts[b].text!r}: {value} against {fed}"
             )
+
+
+def holds_modes(editor: Editor, world: World) -> None:
+    """An edit made under `inference_mode` and `autocast` is the same, and can be used outside."""
+    bb, edits = world.backbone, world.edits[:1]
+    state, plain = _state(editor, world), _edit(editor, world, edits).patch
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        prepared = editor.prepare(bb, world.cases)
+        patch = editor.edit(bb, edits, state).patch
+        with bb.applied(patch):
+            inside = _answers(bb, world.prompts)
+    made = [*patch.state_dict().values(), *(prepared.tensors.values() if prepared else ())]
+    assert not any(t.is_inference() for t in made), "tensors that work in inference mode only"
+    pairs = zip(patch.state_dict().values(), plain.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs), "another patch"
+    with bb.applied(patch):
+        outside = _answers(bb, world.prompts)
+    assert torch.equal(inside, outside), "other answers"
+
+
+#: how the model's own `generate` may cut its forwards
+_CUTS: dict[str, dict[str, Any]] = {
+    "no cache": {"use_cache": False},
+    "prompt in pieces": {"prefill_chunk_size": 3},
+    "drafted tokens": {"prompt_lookup_num_tokens": 3},
+}
+
+
+def holds_generate(editor: Editor, world: World) -> None:
+    """The model's own `generate` answers as errata does, however its forwards are cut.
+
+    A patch that cannot act there is refused, in all of them.
+    """
+    bb, length = world.backbone, 5
+    patch = _edit(editor, world, world.edits[:1]).patch
+    model: Any = bb.model
+    for prompt in (world.edits[0].prompt, world.prompts[-1]):
+        with bb.applied(patch):
+            batch = bb.encode([prompt], rows=[0])
+            own = bb.generate(batch, [length])[0].ids
+            options = {"max_new_tokens": length, "do_sample": False, "pad_token_id": 0}
+            for name, cut in {"plain": {}, **_CUTS}.items():
+                try:
+                    ids = model.generate(**batch.inputs, **options, **cut)[0].tolist()
+                except BadPatch:
+                    continue
+                answer = tuple(ids[batch.ids.shape[1] :])[: len(own)]
+                assert answer == own, f"{prompt.text!r}, {name}: {answer}, not {own}"
 
 
 def holds_empty_target(editor: Editor, world: World) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, is_dataclass
+from json import dumps
+from typing import Any, get_args, get_origin, get_type_hints
 
 from errata.core.errors import BadSpec
 
@@ -29,6 +31,29 @@ def current_names(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
             raise BadSpec(f"setting '{new}' is given twice: '{old}' is its old name. Give one.")
         known = values.get(new, {})
         out[new] = known.get(value, value) if isinstance(value, str) else value
+    return out
+
+
+def meanings(cls: type) -> dict[str, str]:
+    """What each setting of `cls` means, as the docstrings of the class and of its bases say.
+
+    A docstring has sentences such as `lr: step size of Adam.` or `low, high: ends of the scale.` A
+    subclass that describes a setting of its base replaces the description. Settings that no
+    docstring describes are left out.
+    """
+    names = sorted((f.name for f in fields(cls)), key=len, reverse=True)
+    if not names:
+        return {}
+    one = "|".join(map(re.escape, names))
+    heads = re.compile(rf"(?:^|(?<=[.;]) )((?:{one})(?:, (?:{one}))*): ")
+    out: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        doc = " ".join((vars(base).get("__doc__") or "").split())
+        found = list(heads.finditer(doc)) if is_dataclass(base) else []
+        ends = [*(m.start() for m in found[1:]), len(doc)]
+        for head, end in zip(found, ends, strict=False):
+            text = doc[head.end() : end].strip().removesuffix(";")
+            out.update(dict.fromkeys(head[1].split(", "), text))
     return out
 
 
@@ -77,4 +102,23 @@ def parse_config(what: str, owner: str, cls: type, given: Mapping[str, Any]) -> 
         where = ".".join(str(x) for x in first["loc"])
         raise BadSpec(
             f"{what} '{owner}': setting {where}={first['input']!r}: {first['msg']}."
+            f"{_example(what, cls, str(first['loc'][0]))}"
         ) from None
+
+
+def _example(what: str, cls: type, name: str) -> str:
+    """How a setting that is a list is written; "" for other settings."""
+    wanted: Any = get_type_hints(cls).get(name)
+    kinds = (wanted, *get_args(wanted))
+    listed = next((k for k in kinds if get_origin(k) in (tuple, list)), None)
+    if listed is None:
+        return ""
+    default = next(f.default for f in fields(cls) if f.name == name)
+    kinds = get_args(listed)
+    size = 2 if ... in kinds or len(kinds) == 1 else len(kinds)
+    if not isinstance(default, (tuple, list)) or not default:
+        one = {int: -1, float: 0.5, bool: True}.get(kinds[0], "NAME")
+        default = [one] * (1 if ... in kinds else size)
+    value = dumps(list(default)[:size])
+    option = "--with" if what == "analysis" else "--set"
+    return f" It is a list: {name}={value}, in a shell {option} '{name}={value}'."

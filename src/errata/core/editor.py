@@ -9,19 +9,29 @@ from __future__ import annotations
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from errata.core.config import current_names, parse_config, saved_settings
-from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
+from errata.core.errors import (
+    BadBackbone,
+    BadEdit,
+    BadSpec,
+    FingerprintMismatch,
+    MissingState,
+    Notice,
+)
 from errata.core.files import versions
-from errata.core.model.backbone import Backbone
+from errata.core.hooks.modes import in_ordinary_modes
+from errata.core.measure.metric import spelled
+from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import Header, Patch, flat_on_row, parts_of, same_prompt, tops
 from errata.core.state import State
 from errata.core.text import normalise
-from errata.core.types import Case, Edit
+from errata.core.types import Case, Edit, brief, whole_number
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class EditRequest:
         assert len(self.groups) == len(self.states), (len(self.groups), len(self.states))
         for _, edit in self.edits:
             check_edit(edit)
+        whole_number("seed", self.seed)
 
     @classmethod
     def of(
@@ -132,6 +143,10 @@ class EditResult:
     patch: Patch
     state: State | None = None
     log: EditLog = EditLog()
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{k} {v}" for k, v in self.log.search.items() if v is not None)
+        return f"EditResult({self.patch!r}{f', {found}' if found else ''})"
 
 
 class Editor(ABC):
@@ -209,6 +224,7 @@ class Editor(ABC):
         """Whether the editor, with its settings, works from a prepared state."""
         return self.needs_state
 
+    @in_ordinary_modes
     def prepare(
         self,
         backbone: Backbone,
@@ -221,12 +237,20 @@ class Editor(ABC):
 
         With a folder in `work`, a killed training resumes from its checkpoint.
         """
-        self.check_model(backbone)
+        editor = self.for_backbone(backbone)
+        editor.check_model(backbone)
         work = work or PrepareContext()
-        state = self.train(backbone, cases, seed=seed, work=work) if self.uses_state else None
+        if not editor.uses_state:
+            return None
+        state = editor.train(backbone, cases, seed=seed, work=work)
         if state is None:
             return None
-        return replace(state, fingerprint=backbone.fingerprint(), settings=self.settings_of_state())
+        return replace(
+            state,
+            fingerprint=backbone.fingerprint(),
+            settings=editor.settings_of_state(),
+            style=backbone.style,
+        )
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         """Makes the state; `prepare` adds the model and the settings that it is valid for."""
@@ -240,7 +264,7 @@ class Editor(ABC):
 
     def shipped_state(self, backbone: Backbone) -> State | None:
         """The state that ships with the model and was made with the editor's settings."""
-        settings = self.settings_of_state()
+        settings = self.for_backbone(backbone).settings_of_state()
         shipped = backbone.shipped_states(self.state_name or self.name)
         return next((s for s in shipped if self._made_with(s) == settings), None)
 
@@ -263,24 +287,24 @@ class Editor(ABC):
     def edit(
         self,
         backbone: Backbone,
-        edits: Sequence[Edit],
+        edits: Edit | Sequence[Edit],
         state: State | None = None,
         *,
         seed: int = 0,
     ) -> EditResult:
-        """One patch for all the edits, on top of what is applied."""
-        return self._headed(backbone, EditRequest.of([edits], [state], seed))[0]
+        """One patch for all the edits, or for one, on top of what is applied."""
+        return self._headed(backbone, EditRequest.of([edits_of(edits)], [state], seed))[0]
 
     def edit_rows(
         self,
         backbone: Backbone,
-        edits: Sequence[Edit],
+        edits: Edit | Sequence[Edit],
         states: Sequence[State | None] | None = None,
         *,
         seed: int = 0,
     ) -> list[EditResult]:
         """One independent patch per edit; edit i is made on top of row i of what is applied."""
-        return self.edit_groups(backbone, [[e] for e in edits], states, seed=seed)
+        return self.edit_groups(backbone, [[e] for e in edits_of(edits)], states, seed=seed)
 
     def edit_groups(
         self,
@@ -291,21 +315,31 @@ class Editor(ABC):
         seed: int = 0,
     ) -> list[EditResult]:
         """One independent patch per group of joint edits."""
-        return self._headed(backbone, EditRequest.of(groups, states, seed))
+        request = EditRequest.of([edits_of(group) for group in groups], states, seed)
+        return self._headed(backbone, request)
 
+    @in_ordinary_modes
     def _headed(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
+        """As `find`, with the model's preset, the shipped state, and headers on the patches."""
+        check_backbone(backbone)
+        editor = self.for_backbone(backbone)
+        if editor is not self:
+            return editor._headed(backbone, request)
         self.check_model(backbone)
         if self.uses_state and any(s is None for s in request.states):
             shipped = self.shipped_state(backbone)
             states = tuple(shipped if s is None else s for s in request.states)
             request = replace(request, states=states)
-        for state in request.states:
+        for state in {id(s): s for s in request.states}.values():
             self._check_state(backbone, state)
+        for _, edit in request.edits:
+            check_target(backbone, edit)
         _warn_of_contradictions(request)
         stack = backbone.hooks.stack
         results = self.find(backbone, request)
+        fingerprint = backbone.fingerprint()
         for row, ((group, state), result) in enumerate(zip(request, results, strict=True)):
-            header = self._header(backbone, state, request.seed)
+            header = self._header(backbone, fingerprint, state, request.seed)
             below = sorted(tops(flat_on_row(stack, row)))
             on_top = {"on_top_of": below} if below else {}
             header = replace(header, notes={**header.notes, **on_top, **result.log.notes})
@@ -321,6 +355,11 @@ class Editor(ABC):
                 f"editor '{self.name}' needs a model that can {' and '.join(lacking)}; "
                 f"{backbone.name} can {', '.join(sorted(backbone.capabilities))}. Choose another "
                 "model or another --editor."
+            )
+        if any(p.is_inference() for p in backbone.model.parameters()):
+            raise BadBackbone(
+                f"the weights of {backbone.name} were made under torch.inference_mode(), where no "
+                "gradients can be taken. Make the model outside of it."
             )
 
     def edited_sites(self, backbone: Backbone) -> Sequence[str]:
@@ -342,6 +381,10 @@ class Editor(ABC):
 
     def _check_state(self, backbone: Backbone, state: State | None) -> None:
         """Raises MissingState, FingerprintMismatch or BadSpec."""
+        if state is not None and not isinstance(state, State):
+            raise BadSpec(
+                f"a state is given as {brief(state)}. Load one with errata.core.state.State.load."
+            )
         if state is None:
             if self.uses_state:
                 raise MissingState(
@@ -350,12 +393,13 @@ class Editor(ABC):
                     f"pass --state DIR. {self.without_state}"
                 )
             return
-        if state.fingerprint and state.fingerprint != backbone.fingerprint():
+        if state.fingerprint and not backbone.identified_by(state.fingerprint):
             raise FingerprintMismatch(
                 f"the state of '{self.name}' was made for another model "
                 f"({state.fingerprint[:12]}), not for {backbone.name} "
                 f"({backbone.fingerprint()[:12]}). Prepare it again on this model."
             )
+        backbone.check_style(state.style, f"the state of '{self.name}'")
         now, then = self.settings_of_state(), self._made_with(state)
         other = [k for k in now if k in then and then[k] != now[k]]
         if other:
@@ -364,32 +408,59 @@ class Editor(ABC):
                 f"now it is {now[other[0]]}. Prepare it again, or set it as it was."
             )
 
-    def _header(self, backbone: Backbone, state: State | None, seed: int) -> Header:
+    def _header(
+        self, backbone: Backbone, fingerprint: str, state: State | None, seed: int
+    ) -> Header:
         return Header(
             editor=self.name,
             arguments={"preset": self.preset, **self.passed},
             backbone=backbone.name,
             revision=backbone.revision,
-            fingerprint=backbone.fingerprint(),
+            fingerprint=fingerprint,
             dtype=str(backbone.dtype).removeprefix("torch."),
             state=(state.origin or state.digest()) if state is not None else "",
             seed=seed,
             versions=versions(),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             notes={"style": backbone.style},
+            config=_plain(self.config),
         )
+
+
+def edits_of(edits: Any) -> list[Edit]:
+    """The edits of a sequence, or one edit. Raises BadEdit for anything else."""
+    one = isinstance(edits, (Edit, str, bytes, Mapping)) or not isinstance(edits, Iterable)
+    listed = [edits] if one else list(edits)
+    for edit in listed:
+        if not isinstance(edit, Edit):
+            raise BadEdit(f"an edit is given as {brief(edit)}. Give errata.Edit(prompt, target).")
+    if not listed:
+        raise BadEdit("there is nothing to edit. Give an errata.Edit, or a list of them.")
+    return listed
 
 
 def check_edit(edit: Edit) -> None:
     """Raises BadEdit for an edit that no editor can make."""
-    if not edit.target.strip():
+    if not normalise(edit.target):
         raise BadEdit(
-            f"edit '{edit.id or edit.prompt.text}' has an empty target. "
+            f"edit '{edit.id or edit.prompt.text}' has an empty target ({edit.target!r}). "
             "Give the answer it should have."
         )
     if not edit.prompt.text.strip():
         raise BadEdit(
             f"edit '{edit.id}' has an empty prompt. Give the question to be answered anew."
+        )
+
+
+def check_target(backbone: Backbone, edit: Edit) -> None:
+    """Raises BadEdit for a target that the model cannot write, so that no answer can be it."""
+    ids = backbone.answer_ids(edit.target, edit.prompt)
+    text = backbone.decode(ids)
+    if not spelled(text, edit.target):
+        raise BadEdit(
+            f"edit '{edit.id or edit.prompt.text}' has the target {edit.target[:80]!r}, which "
+            f"{backbone.name} can only write as {text[:80]!r}. Give a target that its tokenizer "
+            "knows."
         )
 
 
@@ -412,12 +483,20 @@ def _warn_of_contradictions(request: EditRequest) -> None:
             warnings.warn(
                 f"'{found[0].prompt.text[:60]}' is to be answered '{found[0].target[:60]}' and "
                 f"'{found[1].target[:60]}' by one patch: not both can hold.",
+                Notice,
                 stacklevel=4,
             )
 
 
 def _plain(config: Any) -> Any:
+    assert is_dataclass(config)
+    kind: Any = type(config)
+    return _adapter(kind).dump_python(config, mode="json")
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    """Cached: every patch is written with its settings, and an adapter takes a millisecond."""
     from pydantic import TypeAdapter
 
-    assert is_dataclass(config)
-    return TypeAdapter(type(config)).dump_python(config, mode="json")
+    return TypeAdapter(kind)

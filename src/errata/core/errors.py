@@ -10,6 +10,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMES = 30
+"""A longer list of names is not printed."""
+
 
 class UserError(Exception):
     """Base of all errors that the user can fix."""
@@ -18,14 +21,25 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class Notice(UserWarning):
+    """A warning of errata itself; the command line prints it as one line, and no other's."""
+
+
 class UnknownName(UserError):
     """A name that is not in a registry."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        known = sorted(known)
+    def __init__(self, kind: str, name: str, known: Iterable[str], advice: str = "") -> None:
+        """advice: what else to do, one sentence; it stands instead of a long list of names."""
+        known, name = sorted(known), str(name)
         close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        super().__init__(f"unknown {kind} '{name}'.{hint} Known: {', '.join(known) or 'none'}.")
+        words = [f"unknown {kind} '{name}'."]
+        if close:
+            words.append(f"Did you mean '{close[0]}'?")
+        if len(known) <= MOST_NAMES:
+            words.append(f"Known: {', '.join(known) or 'none'}.")
+        elif not close:
+            words.append(f"{len(known)} are known.")
+        super().__init__(" ".join([*words, advice]))
 
 
 class BadSpec(UserError):

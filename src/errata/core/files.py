@@ -16,9 +16,13 @@ from typing import Any, TypeVar
 
 from errata._version import __version__
 from errata.core.errors import BadRun, DiskFull
+from errata.core.formats.json_lines import BadLine, json_lines
 from errata.core.types import from_json, to_json
 
 T = TypeVar("T")
+
+#: a path as the public functions take it
+FilePath = str | os.PathLike[str]
 
 
 @contextmanager
@@ -122,17 +126,20 @@ def read_lines(path: Path, cls: type[T]) -> list[T]:
     """
     if not path.exists():
         return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
     values: list[T] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
+    number = 0
+    try:
+        for number, row in json_lines(whole):  # noqa: B007
+            values.append(from_json(cls, row))
         try:
-            values.append(from_json(cls, json.loads(line)))
-        except ValueError as e:
-            if number == len(lines):
-                break
-            raise BadRun(
-                f"{path}, line {number}, cannot be read ({e}). Delete the run and repeat it."
-            ) from None
+            values += [from_json(cls, row) for _, row in json_lines(data[len(whole) :])]
+        except ValueError:
+            pass  # unfinished
+    except ValueError as e:
+        number = e.number if isinstance(e, BadLine) else number
+        raise BadRun(
+            f"{path}, line {number}, cannot be read ({e}). Delete the run and repeat it."
+        ) from None
     return values

@@ -171,9 +171,12 @@ _PAPER = family("edit", "generality", "far_locality")
 MEANS: Mapping[str, MeanColumn] = {
     mean.name: mean
     for mean in (
-        MeanColumn("mean5", "Mean of 5", "Mean of the papers' five columns.", "mean 5", _PAPER),
+        MeanColumn("mean5", "Mean of 5",
+            "Mean of reliability, both generalities and both localities: the papers' five columns.",
+            "mean 5", _PAPER),
         MeanColumn(
-            "mean6", "Mean of 6", "Mean of those five and near locality.", "mean 6",
+            "mean6", "Mean of 6",
+            "Mean of reliability, both generalities, both localities and near locality.", "mean 6",
             (*_PAPER, *family("near_locality")),
         ),
     )

@@ -28,9 +28,11 @@ P = TypeVar("P", bound="Patch")
 class Header:
     """Where a patch comes from: editor and arguments, and the model that it was made for.
 
-    state: hash of the prepared state that the editor worked from. dtype: of the model. notes: of
-    the editor; also `on_top_of`, the origins of the patches that were live when it was found, and
-    `origins`, those of the patches that it was merged from.
+    arguments: the preset and what was passed. config: every setting that the edit was made with,
+    defaults and presets included; empty in patches of errata before 0.2. state: hash of the
+    prepared state that the editor worked from. dtype: of the model. notes: of the editor; also
+    `on_top_of`, the origins of the patches that were live when it was found, and `origins`, those
+    of the patches that it was merged from.
     """
 
     editor: str = ""
@@ -44,6 +46,12 @@ class Header:
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def style(self) -> str:
+        """How the prompts were written that it was made with; "" if that is not known."""
+        return str(self.notes.get("style") or "")
 
 
 class PromptEncoder(Protocol):
@@ -105,9 +113,25 @@ class Patch(Hook, nn.Module, ABC):
         """The same patch with only these of its edits; None if they cannot be told apart."""
         return None
 
+    def __repr__(self) -> str:
+        numbers = sum(t.numel() for t in (*self.parameters(), *self.buffers()))
+        facts = [
+            f"editor {self.header.editor!r}" if self.header.editor else "no editor",
+            f"for {self.header.backbone!r}" if self.header.backbone else "for no model yet",
+            f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}",
+            f"{numbers:,} numbers at {', '.join(sorted(self.sites)[:3]) or 'no site'}"
+            + (f" and {len(self.sites) - 3} more sites" if len(self.sites) > 3 else ""),
+        ]
+        return f"{type(self).__name__}({', '.join(facts)})"
+
     def rewrite(self, prompt: Prompt, model: PromptEncoder, row: int = 0) -> Prompt:
         """The prompt that the model gets instead. Depends on the prompt alone."""
         return prompt
+
+    @property
+    def pictures(self) -> tuple[Image, ...]:
+        """Images that it shows to the model: without them it cannot act."""
+        return ()
 
     @property
     def rewrites(self) -> bool:
@@ -380,22 +404,42 @@ def common_header(patches: Sequence[Patch]) -> Header:
     return next((p.header for p in patches if p.header.fingerprint), first)
 
 
-def headers_of(patch: Patch) -> Iterator[Header]:
-    """The patch's own header, and those of its parts."""
-    yield patch.header
+def parts_below(patch: Patch) -> Iterator[Patch]:
+    """The patch itself, and all patches that it is made of."""
+    yield patch
     for member in patch.members() or ():
         if isinstance(member, Patch):
-            yield from headers_of(member)
+            yield from parts_below(member)
 
 
-def check_fingerprint(
-    header: Header, name: str, fingerprint: Callable[[], str], what: object
-) -> None:
-    """Raises FingerprintMismatch if `header` names another model than (name, fingerprint)."""
-    if header.fingerprint and header.fingerprint != fingerprint():
+def pictures_of(patch: Patch) -> Iterator[Image]:
+    """The images that the patch or a part of it shows to the model."""
+    for part in parts_below(patch):
+        yield from part.pictures
+
+
+class Identified(Protocol):
+    """What `check_fingerprint` asks of a backbone."""
+
+    name: str
+
+    def fingerprint(self) -> str:
+        """The model's fingerprint."""
+
+    def as_loaded(self) -> bool:
+        """Whether the model is as it was when it was loaded."""
+
+    def identified_by(self, fingerprint: str) -> bool:
+        """Whether a fingerprint, of this errata or of an older one, is that of this model."""
+
+
+def check_fingerprint(header: Header, model: Identified, what: object) -> None:
+    """Raises FingerprintMismatch if `header` names another model than `model`."""
+    if header.fingerprint and not model.identified_by(header.fingerprint):
+        changed = "" if model.as_loaded() else ", which was changed after it was loaded"
         raise FingerprintMismatch(
             f"{what} was made for {header.backbone} ({header.fingerprint[:12]}), "
-            f"not for {name} ({fingerprint()[:12]}). "
+            f"not for {model.name} ({model.fingerprint()[:12]}){changed}. "
             "Make the edit again on this model with `errata edit`."
         )
 

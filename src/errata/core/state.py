@@ -28,7 +28,8 @@ class State:
     """What an editor keeps between edits: a trained network, statistics, a memory. Immutable.
 
     `meta` is JSON-ready; `tensors` are saved as safetensors. `digest` identifies the content.
-    `fingerprint` and `settings` say which model and which settings it was made for. A state that
+    `fingerprint`, `style` and `settings` say which model, which style of prompts and which settings
+    it was made for. A state that
     an editor extended while it edited has the digest of the prepared state as its `origin`.
     """
 
@@ -38,6 +39,7 @@ class State:
     fingerprint: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
+    style: str = ""
 
     def digest(self) -> str:
         return self._digest
@@ -68,7 +70,8 @@ class State:
             h.update(flat.view(torch.uint8).numpy().tobytes())
         return h.hexdigest()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: files.FilePath) -> None:
+        folder = Path(folder)
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
         files.write_bytes(folder / "state.safetensors", to_safetensors(tensors))
         head = {
@@ -78,12 +81,14 @@ class State:
             "settings": dict(self.settings),
             "origin": self.origin,
             "digest": self.digest(),
+            "style": self.style,
         }
         files.write_bytes(folder / "README.md", _card(self).encode())
         files.write_json(folder / "state.json", head)
 
     @classmethod
-    def load(cls, folder: Path) -> State:
+    def load(cls, folder: files.FilePath) -> State:
+        folder = Path(folder)
         if not (folder / "state.json").is_file():
             raise MissingState(f"{folder} holds no editor state. `errata prepare` writes one.")
         head = files.read_json(folder / "state.json")
@@ -102,6 +107,7 @@ class State:
             head.get("fingerprint", ""),
             head.get("settings", {}),
             head.get("origin", ""),
+            head.get("style", ""),
         )
 
 

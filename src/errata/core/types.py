@@ -10,10 +10,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from errata.core.errors import BadEdit, BadImage, BadSpec
 from errata.core.kinds import KINDS, ProbeKind
 
 if TYPE_CHECKING:
@@ -24,11 +27,47 @@ if TYPE_CHECKING:
 class Image:
     """An image by reference: a file path, or `<scheme>:<spec>` for one that a benchmark renders.
 
-    `sha256` is the hash of the file's bytes, or of the spec for a rendered image; None until known.
+    An image in memory is a data URI. `sha256` is the hash of the file's bytes, or of the spec for a
+    rendered image; None until known.
     """
 
     uri: str
     sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.uri, str):
+            raise BadImage(
+                f"Image(uri) takes a path or a URI, not a {type(self.uri).__name__}. "
+                "Use Image.of, or Prompt.of(text, image)."
+            )
+        if self.sha256 is not None and not isinstance(self.sha256, str):
+            raise BadImage(f"the sha256 of an image is a text, not {self.sha256!r}.")
+
+    @classmethod
+    def of(cls, value: Any) -> Image:
+        """An image from a path, a URI, a PIL image, an array or the bytes of an image file.
+
+        An array holds uint8 values [rows, columns] or [rows, columns, 1, 3 or 4]. Raises BadImage.
+        """
+        if isinstance(value, Image):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        from errata.core.formats.pictures import uri_of
+
+        return cls(*uri_of(value))
+
+    @property
+    def shown(self) -> str:
+        """The URI for people; an image in memory is named by its hash."""
+        if not self.uri.startswith("data:"):
+            return self.uri
+        from errata.core.formats.pictures import shown
+
+        return shown(self.uri)
+
+    def __repr__(self) -> str:
+        return f"Image({self.shown!r})"
 
 
 Segment = str | Image
@@ -40,12 +79,44 @@ class Prompt:
 
     segments: tuple[Segment, ...]
 
+    def __post_init__(self) -> None:
+        given: Any = self.segments
+        if isinstance(given, (str, bytes, Image)) or not isinstance(given, Iterable):
+            raise BadEdit(
+                f"Prompt(segments) takes a tuple of texts and images, not {brief(given)}. "
+                "Use Prompt.of(text, image)."
+            )
+        parts = tuple(s if isinstance(s, str) else Image.of(s) for s in given)
+        for part in parts:
+            if isinstance(part, str):
+                check_text("a prompt", part)
+        if not isinstance(given, tuple) or any(
+            a is not b for a, b in zip(parts, given, strict=True)
+        ):
+            object.__setattr__(self, "segments", parts)
+
+    def __repr__(self) -> str:
+        return f"Prompt({', '.join(map(repr, self.segments))})"
+
     @classmethod
-    def of(cls, text: str, image: Image | str | None = None) -> Prompt:
-        """The common shape: at most one image, then text."""
-        if image is None:
-            return cls((text,))
-        return cls((Image(image) if isinstance(image, str) else image, text))
+    def of(cls, text: str, image: Any = None) -> Prompt:
+        """The common shape: at most one image, then text.
+
+        image: whatever `Image.of` takes. Raises BadEdit for a text that is none, BadImage.
+        """
+        check_text("a prompt", text)
+        return cls((text,) if image is None else (Image.of(image), text))
+
+    @classmethod
+    def from_any(cls, value: Any) -> Prompt:
+        """The prompt itself, or a text as a prompt. Raises BadEdit."""
+        if isinstance(value, Prompt):
+            return value
+        if isinstance(value, str):
+            return cls.of(value)
+        raise BadEdit(
+            f"a prompt is given as {brief(value)}. Give Prompt.of(text, image), or a text."
+        )
 
     @property
     def text(self) -> str:
@@ -66,7 +137,8 @@ class Edit:
     """The papers' edit descriptor (v_e, x_e, y_e): `prompt` should be answered by `target`.
 
     `subject` is the span of the prompt's text that names the edited thing, `old` the answer that
-    the edit replaces.
+    the edit replaces. A text is taken for a prompt without an image. Raises BadEdit for values of
+    other types.
     """
 
     prompt: Prompt
@@ -79,6 +151,21 @@ class Edit:
     def modality(self) -> str:
         """`image` or `text`: whether the prompt has a picture."""
         return "image" if self.prompt.images else "text"
+
+    def __post_init__(self) -> None:
+        prompt: Any = self.prompt
+        if not isinstance(prompt, Prompt):
+            object.__setattr__(self, "prompt", Prompt.from_any(prompt))
+        check_text("the target of an edit", self.target)
+        check_text("the id of an edit", self.id)
+        for name, value in (("subject", self.subject), ("old answer", self.old)):
+            if value is not None:
+                check_text(f"the {name} of an edit", value)
+
+    def __repr__(self) -> str:
+        rest = {"subject": self.subject, "old": self.old, "id": self.id}
+        named = "".join(f", {k}={v!r}" for k, v in rest.items() if v)
+        return f"Edit({self.prompt!r} -> {self.target!r}{named})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +356,41 @@ class Skip:
 
 
 T = TypeVar("T")
+
+
+def brief(value: Any) -> str:
+    """A value of a wrong type, for a message."""
+    text = " ".join(repr(value).split())
+    return f"a {type(value).__name__} ({text[:60]}{'...' if len(text) > 60 else ''})"
+
+
+def check_text(what: str, value: Any) -> None:
+    """Raises BadEdit for anything but a text that can be written to a file."""
+    if not isinstance(value, str):
+        raise BadEdit(f"{what} is a text, not {brief(value)}.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise BadEdit(
+                f"{what} holds half of a surrogate pair: {value[:60]!r}. Correct its Unicode."
+            ) from None
+
+
+def path_of(value: Any, what: str) -> Path:
+    """A path from a text or a path. Raises BadSpec."""
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise BadSpec(f"{what} is given as {brief(value)}. Give a path.")
+    return Path(os.fsdecode(value))
+
+
+def whole_number(name: str, value: Any, *, least: int | None = None) -> int:
+    """Raises BadSpec for anything but a whole number that is large enough."""
+    small = isinstance(value, int) and least is not None and value < least
+    if isinstance(value, bool) or not isinstance(value, int) or small:
+        bound = "" if least is None else f" of at least {least}"
+        raise BadSpec(f"{name}={value!r} is no whole number{bound}.")
+    return value
 
 
 @functools.cache

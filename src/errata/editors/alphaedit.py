@@ -72,9 +72,11 @@ class AlphaEdit(MultiLayerUpdate):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiLayerUpdate.Config):
-        """nullspace_threshold: eigenvalues below it span the null space; `threshold` says whether
-        it is absolute or a multiple of tr(C)/d. L2: the ridge. null_proj_alpha, nullspace_cov_reg:
-        UniKE's, 1 and 0 = off.
+        """nullspace_threshold: eigenvalues of the second moment below it span the null space.
+        threshold: what nullspace_threshold is, `absolute` or `relative` to tr(C)/d. L2: ridge of
+        the solve. null_proj_alpha: share of the update that is projected into the null space
+        (UniKE), 1 = all. nullspace_cov_reg: added to the second moment before its null space is
+        taken (UniKE), 0 = nothing.
         """
 
         retired: ClassVar[tuple[str, ...]] = ("ridge",)  # C is used for P only

@@ -84,9 +84,9 @@ class DualEdit(AdapterEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AdapterEditor.Config):
-        """text_layer, visual_layer: blocks behind which text and image tokens are changed.
-
-        Negative from the end, null for none. The last block's output is too late for either.
+        """text_layer: block behind which text tokens are changed, negative from the end, null for
+        none. visual_layer: block behind which image tokens are changed, negative from the end, null
+        for none. The last block's output is too late for either.
         """
 
         text_layer: int | None = 16

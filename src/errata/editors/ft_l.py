@@ -45,7 +45,9 @@ class FtL(GradientEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GradientEditor.Config):
-        """layers: text blocks (negative from the end). parts: linear sites of a block."""
+        """layers: text blocks that are trained, negative from the end. parts: linear sites of a
+        block that are trained.
+        """
 
         layers: tuple[int, ...] = (-1,)
         parts: tuple[str, ...] = ("mlp.down",)

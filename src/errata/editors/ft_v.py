@@ -38,7 +38,7 @@ class FtV(GradientEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GradientEditor.Config):
-        """bias: also the biases."""
+        """bias: whether the biases are trained too."""
 
         bias: bool = True
 

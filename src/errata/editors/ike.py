@@ -58,12 +58,12 @@ class Ike(Editor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """demonstrations: k. scope: show facts always, or only to questions near one.
-
-        threshold: cosine for `retrieved`. facts: most facts shown at once. encoder: minilm,
-        backbone, or auto (minilm if installed). corpus: training cases that demonstrations are
-        made from. copy: the fact is shown twice, also as the demonstration next to the question
-        ("New Fact: x y / Prompt: x y"), as EasyEdit does.
+        """demonstrations: examples shown in front of a question. scope: show facts `always`, or
+        only to questions near one (`retrieved`). threshold: least cosine of a question near a fact.
+        facts: most facts shown at once. encoder: what compares questions, minilm, backbone, or auto
+        (minilm if installed). corpus: training cases that demonstrations are made from.
+        copy: the fact is shown twice, also as the demonstration next to the question ("New Fact:
+        x y / Prompt: x y"), as EasyEdit does.
         """
 
         demonstrations: int = 4

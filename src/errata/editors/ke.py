@@ -106,13 +106,16 @@ class Ke(TrainedEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TrainedEditor.Config):
-        """layers, parts: text blocks and their linear sites.
-
-        hidden: of the LSTM. condition: width of c. width: of each matrix's network. scale: largest
-        strength of an update. tokens: of the text that is read. belief: the old answer is the
-        model's `own`, or as `given` with the edit. reliability_weight, generality_weight: of the
-        losses. margin, margin_end, shrink: of the KL. multiplier, lr_multiplier: where it starts,
-        its step. descent: the untrained network takes a plain step down the gradient.
+        """layers: text blocks that are edited, negative from the end. parts: linear sites of a
+        block that are edited. hidden: width of the LSTM that reads an edit. condition: width of its
+        output c. width: width of each matrix's network. scale: largest strength of an update.
+        tokens: most tokens of the text that is read. belief: the old answer, the model's `own`, or
+        as `given` with the edit. reliability_weight: weight of the loss on the edit.
+        generality_weight: weight of the loss on other wordings. margin: largest KL on locality
+        questions. margin_end: smallest value that the margin shrinks to. shrink: factor of the
+        margin whenever most held-out edits succeed. multiplier: first value of the constraint's
+        multiplier. lr_multiplier: step size of the multiplier. descent: the untrained network takes
+        a plain step down the gradient.
         """
 
         renamed: ClassVar[Mapping[str, str]] = {

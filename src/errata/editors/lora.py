@@ -36,7 +36,10 @@ class Lora(GradientEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GradientEditor.Config):
-        """rank, alpha: LoRA's. layers: text blocks, () = all. parts: linear sites of a block."""
+        """rank: rank of the update. alpha: the update is scaled by alpha / rank. layers: text
+        blocks that are trained, negative from the end, () = all. parts: linear sites of a block
+        that are trained.
+        """
 
         steps: int = 50
         rank: int = 8

@@ -115,12 +115,15 @@ class Lte(TrainedEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TrainedEditor.Config):
-        """rank: of the delta, 0 = dense; alpha: LoRA's. layers: text blocks, () = all; parts:
-        linear sites of a block. locality_weight: of the KL out of scope.
+        """rank: rank of the trained delta, 0 = dense. alpha: the delta is scaled by alpha / rank.
+        layers: text blocks that are trained, () = all. parts: linear sites of a block that are
+        trained. locality_weight: weight of the KL on questions out of scope.
 
-        scope: show the nearest edits always, or only above `threshold` (None: chosen on training
-        cases so that `recall` of in-scope questions get their edit). facts: most edits shown.
-        encoder, by_image: of retrieval.
+        scope: show the nearest edits `always`, or only above the threshold. threshold: least cosine
+        of a shown edit; null = chosen on training cases by `recall`. recall: share of in-scope
+        questions that must get their edit. facts: most edits shown at once. encoder: what compares
+        questions, minilm, backbone, or auto (minilm if installed). by_image: images are compared
+        too.
         """
 
         renamed: ClassVar[Mapping[str, str]] = {"loc_weight": "locality_weight"}
@@ -226,7 +229,7 @@ class Lte(TrainedEditor):
             layout = self._layout(encoder, threshold)
             vectors = vectors_of([e.prompt for e in group], layout, backbone)
             facts = Context([_fact(e) for e in group], layout, vectors)
-            header = self._header(backbone, state, request.seed)
+            header = self._header(backbone, backbone.fingerprint(), state, request.seed)
             delta = deltas[digest].with_header(header, ())
             results.append(EditResult(Stack([delta, facts.with_header(header, group)]), state))
         return results

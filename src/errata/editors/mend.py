@@ -92,11 +92,12 @@ class Mend(TrainedEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TrainedEditor.Config):
-        """layers, parts: text blocks and their linear sites. rank, depth: of the network.
-
-        start: how V is drawn, `unit` N(0, 1) or `fan_in` N(0, 1 / width). edit_lr: where the edit
-        learning rates start, lr_rate: Adam's step on them. reliability_weight, generality_weight,
-        locality_weight: of the terms of the outer loss.
+        """layers: text blocks that are edited, negative from the end. parts: linear sites of a
+        block that are edited. rank: rank of the networks that transform gradients. depth: hidden
+        layers of these networks. start: how V is drawn, `unit` N(0, 1) or `fan_in` N(0, 1 / width).
+        edit_lr: first value of the learnt step sizes of an edit. lr_rate: Adam's step size on these
+        step sizes. reliability_weight, generality_weight, locality_weight: weight of that term of
+        the outer loss.
         """
 
         renamed: ClassVar[Mapping[str, str]] = {

@@ -71,9 +71,10 @@ class Rome(LocateThenEdit):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(LocateThenEdit.Config):
-        """layers: one block, () = at a sixth of the depth (5 of 32). same_key: r-ROME. mom2: u uses
-        the second moment. mom2_weight: its weight against the keys of earlier edits. ridge: added
-        to the second moment, relative to tr(C)/d.
+        """layers: one block, () = at a sixth of the depth (5 of 32). same_key: the update is
+        divided by the same averaged key that it is made of (r-ROME), not by the bare prompt's.
+        mom2: the direction uses the second moment of keys. mom2_weight: weight of that moment
+        against the keys of earlier edits. ridge: added to the second moment, relative to tr(C)/d.
         """
 
         mom2: bool = True

@@ -187,11 +187,13 @@ class Serac(TrainedEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TrainedEditor.Config):
-        """layer: the block whose input scope and small model read (None = the middle one).
-
-        width, heads, slots: of both networks; scope_blocks, key: of the scope; blocks: of the small
-        model. edit_weight, scope_weight: of the losses. switch: hard takes the small model's answer
-        where similarity > threshold; soft mixes both models' next-token distributions.
+        """layer: block whose input scope and small model read (null = the middle one). width: width
+        of both networks. heads: attention heads of both networks. slots: tokens that a question is
+        compressed to. scope_blocks: transformer blocks of the scope network. blocks: transformer
+        blocks of the small model. key: width of the vectors that the scope compares. edit_weight:
+        weight of the small model's loss. scope_weight: weight of the scope's loss. switch: `hard`
+        takes the small model's answer where the similarity is above the threshold; `soft` mixes
+        both models' next-token distributions. threshold: least similarity of a question in scope.
         """
 
         steps: int = 1600

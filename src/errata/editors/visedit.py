@@ -99,11 +99,11 @@ class VisEdit(AdapterEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(AdapterEditor.Config):
-        """layer: the block behind which image tokens are changed, negative from the end.
-
-        influence_weight: of the mapper's three losses. noise_layers: attention modules whose noisy
-        output is measured, () = all above `layer`. sigma, draws: of the noise. tokens: sampled
-        image tokens per case. mapped: cases of a step that the mapper learns from, 0 = all.
+        """layer: block behind which image tokens are changed, negative from the end.
+        influence_weight: weight of the three losses of the mapper of influential tokens.
+        noise_layers: attention modules whose noisy output is measured, () = all above `layer`.
+        sigma: size of that noise. draws: noisy passes per case. tokens: image tokens sampled per
+        case. mapped: cases of a step that the mapper learns from, 0 = all.
         """
 
         layer: int = 18

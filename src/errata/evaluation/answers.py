@@ -8,7 +8,7 @@ order, so that a repeated run gives equal bytes. Probes of drawn kinds are drawn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,11 @@ import torch
 from errata.core.errors import BadEdit, BadImage, TooLong
 from errata.core.files import versions
 from errata.core.measure.protocol import Ask
-from errata.core.model.backbone import Backbone
+from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.model.generation import image_generator
-from errata.core.types import Answer, Probe, Prompt, Scored
+from errata.core.patch import Patch, flat_on_row
+from errata.core.text import lines_of
+from errata.core.types import Answer, Probe, Prompt, Scored, whole_number
 from errata.evaluation.pictures import PictureStore
 
 BATCH = 64
@@ -42,7 +44,7 @@ def unedited(backbone: Backbone) -> list[Any]:
     """What the answers of the unedited model depend on besides the questions: a cache key."""
     return [
         versions(),
-        [BATCH, EXTRA],
+        [BATCH, EXTRA, "lines"],
         backbone.fingerprint(),
         str(backbone.dtype),
         backbone.device_of("").type,
@@ -161,7 +163,11 @@ def _text_answers(
     nothing = [Scored((), (), ())] * len(requests)
     with backbone.ask(batch, rows=rows) as q:
         references_scored = q.scores()
-        generated = q.greedy(caps, free=[p.cap > 0 for p in probes])
+        generated = q.greedy(
+            caps,
+            free=[p.cap > 0 for p in probes],
+            lines=[lines_of(p.reference) if p.kind_info.expects_target else 1 for p in probes],
+        )
         earlier_scored = q.score(earlier) if before is not None and any(earlier) else nothing
         top = q.top(TOP) if legacy else [None] * len(requests)
     return [
@@ -192,14 +198,32 @@ def _before_ids(request: PromptRequest, before: Before | None) -> tuple[int, ...
     return before[case, ask.probe.id].ids
 
 
-def ask_prompts(backbone: Backbone, prompts: Sequence[Prompt], *, cap: int = 32) -> list[Answer]:
-    """Greedy answers of at most `cap` tokens, with the patches that are live."""
+def ask_prompts(
+    backbone: Backbone,
+    prompts: Prompt | str | Sequence[Prompt | str],
+    *,
+    cap: int = 32,
+    lines: int | None = None,
+) -> list[Answer]:
+    """Greedy answers of at most `cap` tokens, with the patches that are live.
+
+    prompts: also one prompt, and a text for a prompt without an image. Raises BadEdit for others.
+    lines: after how many lines an answer ends, blank ones not counted; 0: at an end token only. By
+    default 0 with the chat template, otherwise 1, or as many as the target has in a live patch
+    that edits this prompt.
+    """
+    check_backbone(backbone)
+    asked = prompts_of(prompts)
+    cap = whole_number("cap", cap, least=1)
+    lines = None if lines is None else whole_number("lines", lines, least=0)
     out: list[Answer] = []
-    for start in range(0, len(prompts), BATCH):
-        part = prompts[start : start + BATCH]
+    for start in range(0, len(asked), BATCH):
+        part = asked[start : start + BATCH]
         batch = backbone.encode(part, rows=[0] * len(part))
         rows = torch.zeros(len(part), dtype=torch.long)
-        generated = backbone.generate(batch, [cap] * len(part), rows=rows)
+        wanted = [_lines(backbone, p) if lines is None else lines for p in part]
+        with backbone.ask(batch, rows=rows) as q:
+            generated = q.greedy([cap] * len(part), free=[n == 0 for n in wanted], lines=wanted)
         out += [
             Answer(
                 case="",
@@ -211,6 +235,21 @@ def ask_prompts(backbone: Backbone, prompts: Sequence[Prompt], *, cap: int = 32)
             for i, g in enumerate(generated)
         ]
     return out
+
+
+def prompts_of(prompts: Any) -> list[Prompt]:
+    """Prompts from prompts and texts, or from one of them. Raises BadEdit."""
+    one = isinstance(prompts, (Prompt, str, bytes, Mapping)) or not isinstance(prompts, Iterable)
+    return [Prompt.from_any(p) for p in ([prompts] if one else prompts)]
+
+
+def _lines(backbone: Backbone, prompt: Prompt) -> int:
+    """After how many lines the answer to a prompt ends; 0: at an end token only."""
+    if backbone.style == "chat":
+        return 0
+    live = [h for h in flat_on_row(backbone.hooks.stack, 0) if isinstance(h, Patch)]
+    targets = [e.target for p in live for e in p.edits if e.prompt.text == prompt.text]
+    return max(map(lines_of, targets), default=1)
 
 
 def too_long(backbone: Backbone, probe: Probe) -> str | None:

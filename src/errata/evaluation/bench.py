@@ -6,20 +6,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from errata.core import files, registry
 from errata.core.editor import Editor
-from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.errors import BadSpec
+from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.core.measure.protocol import Protocol, Unit
-from errata.core.model.backbone import Backbone
+from errata.core.model.backbone import Backbone, check_backbone
+from errata.core.model.memory import measured_peak
 from errata.core.state import State
+from errata.core.types import Case, brief
 from errata.evaluation import judging, score
+from errata.evaluation.limits import earlier_limits
 from errata.evaluation.pictures import SEEDS, PictureStore
 from errata.evaluation.plan import make_plan, plan_json, protocol_of, select
-from errata.evaluation.run_folder import RunWriter
+from errata.evaluation.run_folder import Phase, RunWriter
 from errata.evaluation.runner import LaneState, Runner
 from errata.io import patch_folder, states
 
@@ -32,12 +38,12 @@ def bench(
     editor: Editor,
     benchmark: str,
     protocol: str,
-    out: Path,
+    out: files.FilePath,
     *,
     seed: int = 0,
     limit: int | None = None,
     rows: int = ROWS,
-    root: Path | None = None,
+    root: files.FilePath | None = None,
     state: State | None = None,
     legacy: bool = False,
     metrics: Sequence[str] | None = None,
@@ -48,26 +54,36 @@ def bench(
 ) -> Path:
     """Runs `editor` on `benchmark` under `protocol` into the folder `out`, and scores the run.
 
-    An unfinished run in `out` is resumed. image_seeds: images per prompt (protocols that draw).
+    An unfinished run in `out` is resumed; one with a lower limit is continued with the further
+    cases. image_seeds: images per prompt (protocols that draw). legacy: the likeliest tokens are
+    recorded, also where none of `metrics` reads them.
     """
+    _check_types(backbone, editor)
+    out, root = Path(out), None if root is None else Path(root)
+    legacy = legacy or any(registry.load("metrics", name).reads_top for name in metrics or ())
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
     editor = editor.for_backbone(backbone)
 
-    started = time.perf_counter()
-    selection = select(
-        backbone, spec, seed=seed, limit=limit, root=root, draws=order.draws, legacy=legacy,
-        progress=progress,
-    )  # fmt: skip
-    plan = make_plan(selection, spec, order, rows=rows, seed=seed)
-    before_seconds = time.perf_counter() - started
+    with timed() as before:
+        selection = select(
+            backbone, spec, seed=seed, limit=limit, root=root, draws=order.draws, legacy=legacy,
+            progress=progress,
+        )  # fmt: skip
+    earlier = earlier_limits(out, limit)
+    plan = make_plan(selection, spec, order, rows=rows, seed=seed, earlier=earlier)
 
     options = {
         "seed": seed, "limit": limit, "rows": rows, "legacy": legacy, "data_sha256": plan.data,
         **({"image_seeds": image_seeds} if order.draws else {}),
+        **_files_read(spec, root),
     }  # fmt: skip
     writer = RunWriter(out)
     writer.start(
-        {**_settings(backbone, editor, spec, order, state), **options},
+        {
+            **_settings(backbone, editor, spec, order, state),
+            "fingerprint": _fingerprint(backbone, out),
+            **options,
+        },
         plan_json(plan),
         selection.before,
         command,
@@ -75,10 +91,9 @@ def bench(
     )
     finished = writer.resume([unit.id for unit in plan.units])
 
-    started = time.perf_counter()
-    if state is None and finished < len(plan.units):
-        state = prepared(backbone, editor, spec, seed=seed, root=root)
-    prepare_seconds = time.perf_counter() - started
+    with timed() as preparation:
+        if state is None and finished < len(plan.units):
+            state = prepared(backbone, editor, spec, seed=seed, root=root)
 
     runner = Runner(
         backbone,
@@ -91,14 +106,14 @@ def bench(
         legacy=legacy,
         store=PictureStore(out, range(image_seeds)) if order.draws else None,
     )
-    for number, unit in enumerate(plan.units[finished:], finished):
-        _report(progress, number, len(plan.units))
-        answers, timing, lanes = runner.run(unit)
+    told = CaseProgress(progress, plan.units, finished)
+    for unit in plan.units[finished:]:
+        answers, timing, lanes = runner.run(unit, told.within)
         if keep_patches:
             _save_patches(out, unit, lanes)
         writer.add(unit.id, answers, timing)
-    _report(progress, len(plan.units), len(plan.units))
-    writer.write_timing(before_seconds, prepare_seconds)
+        told.finish()
+    writer.write_timing(before, preparation)
 
     judge = judging.own_judge(spec, {case.task for case in plan.cases}) if order.draws else ""
     if judge:
@@ -107,20 +122,39 @@ def bench(
     return out
 
 
+def _check_types(backbone: Any, editor: Any) -> None:
+    check_backbone(backbone)
+    if not isinstance(editor, Editor):
+        raise BadSpec(f"an editor is given as {brief(editor)}. Make one: errata.editor(NAME).")
+
+
+def _files_read(spec: BenchmarkSpec, root: Path | None) -> dict[str, Any]:
+    """The user's files that the benchmark reads, for the manifest; {} for other benchmarks."""
+    read = dict(registry.load("benchmarks", spec.name)().files(spec, root=root))
+    return {"files": read} if read else {}
+
+
 def prepared(
     backbone: Backbone, editor: Editor, spec: BenchmarkSpec, *, seed: int, root: Path | None
 ) -> State | None:
     """The editor's state: None if it uses none, the shipped one if it must be trained.
 
-    A state that is cheap to collect is collected from the train split of the same benchmark.
+    A state that is cheap to collect is collected from the train split of the same benchmark, or,
+    where that has no cases, of the benchmark that the bundled model was made for.
     """
     if not editor.uses_state:
         return None
     if editor.needs_state:
         return editor.shipped_state(backbone)
-    train = BenchmarkSpec(spec.name, spec.tasks, "train", spec.variant)
-    loaded = registry.load("benchmarks", spec.name)().load(train, root=root, seed=seed)
-    return states.prepare_cached(editor, backbone, loaded.cases, seed=seed)
+    cases = _load(replace(spec, split="train"), root, seed)
+    if not cases and (own := backbone.bundled.get(backbone.name)):
+        cases = _load(BenchmarkSpec.parse(own, split="train"), None, seed)
+    return states.prepare_cached(editor, backbone, cases, seed=seed) if cases else None
+
+
+def _load(spec: BenchmarkSpec, root: Path | None, seed: int) -> tuple[Case, ...]:
+    loaded: Loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
+    return loaded.cases
 
 
 def _settings(
@@ -136,7 +170,6 @@ def _settings(
         "schema": 1,
         "backbone": backbone.name,
         "revision": backbone.revision,
-        "fingerprint": backbone.fingerprint(),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "style": backbone.style,
         "editor": editor.name,
@@ -150,9 +183,48 @@ def _settings(
     }
 
 
-def _report(progress: Progress | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress("editing and asking", done, total)
+@contextmanager
+def timed() -> Iterator[Phase]:
+    """The seconds and the peak memory of what runs inside, when it ends."""
+    phase, started = Phase(), time.perf_counter()
+    with measured_peak() as peak:
+        yield phase
+    phase.seconds, phase.peak_mb = time.perf_counter() - started, peak.mb
+
+
+class CaseProgress:
+    """Tells how many cases are edited and asked; a unit of several cases counts case by case."""
+
+    def __init__(self, progress: Progress | None, units: Sequence[Unit], finished: int) -> None:
+        self._progress = progress
+        self._sizes = [sum(len(lane.cases) for lane in unit.lanes) for unit in units]
+        self._finished = finished
+        self.within(0.0)
+
+    def within(self, share: float) -> None:
+        """`share` of the present unit is done: as many of its cases, the last one when it ends."""
+        size = self._sizes[self._finished] if self._finished < len(self._sizes) else 0
+        self._tell(min(int(share * size), max(size - 1, 0)))
+
+    def finish(self) -> None:
+        """The present unit is done."""
+        self._finished += 1
+        self._tell(0)
+
+    def _tell(self, cases: int) -> None:
+        if self._progress is not None:
+            done = sum(self._sizes[: self._finished]) + cases
+            self._progress("cases edited and asked", done, sum(self._sizes))
+
+
+def _fingerprint(backbone: Backbone, out: Path) -> str:
+    """The model's fingerprint; of a run that an older errata began, the one that it has."""
+    manifest = out / "manifest.json"
+    begun = files.read_json(manifest) if manifest.exists() else None
+    given = begun.get("fingerprint") if isinstance(begun, dict) else None
+    if isinstance(given, str) and backbone.identified_by(given):
+        return given
+    return backbone.fingerprint()
 
 
 def _save_patches(out: Path, unit: Unit, lanes: Sequence[LaneState]) -> None:

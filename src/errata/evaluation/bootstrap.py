@@ -1,5 +1,11 @@
 """Percentile bootstrap over independent units, and means over groups of unequal size.
 
+A bootstrap knows no spread where all units agree: 10 of 10 right would be 100 to 100. There the
+interval is the exact one of Clopper and Pearson (1934): with 97.5 % confidence at most a share
+p = 1 - 0.025^(1/n) of all units differs from the n that were seen, and none by more than to an end
+of the range. So 10 of 10 right is 69.2 to 100, and no difference in 10 pairs is -30.8 to +30.8.
+Where units differ in weight, n is their effective number (sum w)^2 / sum w^2 (Kish, 1965).
+
 Shapes: L units (lanes of a run), G groups, R resamples.
 """
 
@@ -16,12 +22,22 @@ SEED = 0
 DIGITS = 6
 """Scores are rounded, so that the order of a sum cannot change the bytes of a file."""
 
+WHERE_ALL_AGREE = "Clopper-Pearson"
+TAIL = 0.025
+"""What lies outside a 95 % interval, on each side."""
+
 Floats = NDArray[np.float64]
+Range = tuple[float, float]
+"""The smallest and the largest value that a score can have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with its 95 % interval; `ci95` is None with fewer than two units that have a score."""
+    """A mean with its 95 % interval.
+
+    `ci95` is None with fewer than two units that have a score, and where all units agree in a value
+    that has no known range.
+    """
 
     value: float
     ci95: tuple[float, float] | None
@@ -40,12 +56,15 @@ class Bootstrap:
         )
 
     def mean(
-        self, groups: Sequence[Mapping[str, Sequence[float]]], mix: Sequence[float]
+        self,
+        groups: Sequence[Mapping[str, Sequence[float]]],
+        mix: Sequence[float],
+        within: Range | None = None,
     ) -> Estimate | None:
         """The mean over groups (weights `mix`) of each group's mean; a group maps unit -> scores.
 
-        None when there is nothing to average. A resample without any score of a group is averaged
-        over the other groups.
+        within: the range of a score. None when there is nothing to average. A resample without any
+        score of a group is averaged over the other groups.
         """
         sums_LG = np.zeros((max(len(self._row), 1), len(groups)))
         counts_LG = np.zeros_like(sums_LG)
@@ -61,8 +80,9 @@ class Bootstrap:
         if units < 2:
             return Estimate(_round(value), None, units)
         resampled_R = _mixed(self._weights_RL @ sums_LG, self._weights_RL @ counts_LG, mix_G)
-        low, high = np.nanpercentile(resampled_R, [2.5, 97.5])
-        return Estimate(_round(value), (_round(low), _round(high)), units)
+        total_G = counts_LG.sum(0)
+        shares_LG = np.divide(counts_LG, total_G, out=np.zeros_like(counts_LG), where=total_G > 0)
+        return _estimate(value, resampled_R, units, _effective(shares_LG @ mix_G), within)
 
     def peak(self, values: Mapping[str, Sequence[float]]) -> tuple[int, float]:
         """The index k at which the mean of unit -> [K] is highest, and the share of resamples in
@@ -108,13 +128,17 @@ class Bootstrap:
             return Estimate(_round(auc), None, count)
         pairs_R = (self._weights_RL @ size_L2).prod(1)
         right_R = ((self._weights_RL @ order_LL) * self._weights_RL).sum(1)
-        low, high = np.percentile((right_R / np.maximum(pairs_R, 1))[pairs_R > 0], [2.5, 97.5])
-        return Estimate(_round(auc), (_round(low), _round(high)), count)
+        aucs_R = (right_R / np.maximum(pairs_R, 1))[pairs_R > 0]
+        fewer = min(_effective(size_L) for size_L in size_L2.T)
+        return _estimate(auc, aucs_R, count, fewer, (0.0, 1.0))
 
-    def ratio(self, parts: Mapping[str, tuple[float, float]]) -> Estimate | None:
+    def ratio(
+        self, parts: Mapping[str, tuple[float, float]], within: Range | None = None
+    ) -> Estimate | None:
         """sum a / sum b over units, from unit -> (a, b); a weighted mean has a = sum w score.
 
-        None where the weights sum to 0; a resample in which they do is left out.
+        within: the range of a score. None where the weights sum to 0; a resample in which they do
+        is left out.
         """
         parts_L2 = np.zeros((max(len(self._row), 1), 2))
         for unit, part in parts.items():
@@ -127,8 +151,32 @@ class Bootstrap:
             return Estimate(_round(top / bottom), None, units)
         sums_R2 = self._weights_RL @ parts_L2
         kept_R2 = sums_R2[sums_R2[:, 1] > 0]
-        low, high = np.percentile(kept_R2[:, 0] / kept_R2[:, 1], [2.5, 97.5])
-        return Estimate(_round(top / bottom), (_round(low), _round(high)), units)
+        ratios_R = kept_R2[:, 0] / kept_R2[:, 1]
+        return _estimate(top / bottom, ratios_R, units, _effective(parts_L2[:, 1]), within)
+
+
+def _estimate(
+    value: float, resampled_R: Floats, units: int, effective: float, within: Range | None
+) -> Estimate:
+    """The percentile interval, or the exact one where no resample differs."""
+    low, high = map(_round, np.nanpercentile(resampled_R, [2.5, 97.5]))
+    if low < high:
+        return Estimate(_round(value), (low, high), units)
+    return Estimate(_round(value), agreed(value, effective, within), units)
+
+
+def agreed(value: float, units: float, within: Range | None) -> tuple[float, float] | None:
+    """The 95 % interval of a mean where all `units` have the same value; None without a range."""
+    if within is None or not within[0] <= _round(value) <= within[1]:
+        return None
+    share = 1 - TAIL ** (1 / units)
+    low, high = within
+    return _round(value - share * (value - low)), _round(value + share * (high - value))
+
+
+def _effective(weights_L: Floats) -> float:
+    """How many units of equal weight say as much as these."""
+    return float(weights_L.sum() ** 2 / (weights_L**2).sum())
 
 
 def _mixed(sums_RG: Floats, counts_RG: Floats, mix_G: Floats) -> Floats:

@@ -8,13 +8,15 @@ as one unit, and the panel (`retention`), which belongs to a lane, is not compar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.core.errors import BadRun
+from errata.core.files import FilePath
 from errata.core.kinds import MEANS
+from errata.core.measure.metric import Metric
 from errata.evaluation.bootstrap import DIGITS, Bootstrap
 from errata.evaluation.run_folder import PANEL, RunFolder, read_run
 from errata.evaluation.score_table import (
@@ -22,6 +24,7 @@ from errata.evaluation.score_table import (
     CaseScore,
     Column,
     Groups,
+    ScoreTable,
     load_metrics,
     mean_scorers,
     read_score_table,
@@ -48,60 +51,86 @@ class PairedScores:
         return {unit: [b - a for a, b in pairs] for unit, pairs in self.scores.items()}
 
 
-def compare_runs(a: Path, b: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ScoredRun:
+    """A run with the score of every case."""
+
+    run: RunFolder
+    table: ScoreTable
+
+
+def paired_differences(
+    a: ScoredRun, b: ScoredRun, scorers: Sequence[Metric], keys: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Differences b - a under some keys of `scores.json`, as in `compare_runs`. Raises BadRun."""
+    _check_cases(a.run, b.run)
+    _check_before(a.run, b.run)
+    return _compare(a, b, scorers, keys)
+
+
+def compare_runs(a: FilePath, b: FilePath, metrics: Sequence[str] | None = None) -> dict[str, Any]:
     """Paired differences b - a of every metric that both runs have.
 
     `metrics` in the result maps a key of `scores.json` to {a, b, difference, ci95, n, units,
     unpaired}: a and b are means over the paired cases, `unpaired` counts cases that only one run
     could score. Raises BadRun naming what differs.
     """
-    run_a, run_b = read_run(a), read_run(b)
+    run_a, run_b = read_run(Path(a)), read_run(Path(b))
     _check_cases(run_a, run_b)
     _check_before(run_a, run_b)
     scorers = load_metrics(metrics, run_a, run_b)
-    tables = read_score_table(run_a, scorers), read_score_table(run_b, scorers)
-    shared = set(tables[0]) & set(tables[1])
-    if run_a.lanes != run_b.lanes:
-        panel = {probe.kind for run in (run_a, run_b) for probe in run.panel}
-        shared = {column for column in shared if column.kind not in panel}
-    unit_of = _units(run_a, run_b)
-    boot = Bootstrap(sorted(set(unit_of.values())))
+    one, two = (ScoredRun(run, read_score_table(run, scorers)) for run in (run_a, run_b))
     return {
         "schema": SCHEMA,
         "a": _facts(run_a),
         "b": _facts(run_b),
         "cases": sum(map(len, run_a.lanes.values())),
-        "units": len(set(unit_of.values())),
-        "metrics": _differences(
-            {
-                column: _pair_groups(groups, tables[1][column], unit_of)
-                for column, groups in tables[0].items()
-                if column in shared
-            },
-            boot,
-            mean_scorers(scorers),
-        ),
+        "units": len(set(_units(run_a, run_b).values())),
+        "metrics": _compare(one, two, scorers),
     }
+
+
+def _compare(
+    a: ScoredRun, b: ScoredRun, scorers: Sequence[Metric], keys: Collection[str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """keys: the scores that are compared; None: all that both runs have."""
+    shared = set(a.table) & set(b.table)
+    if a.run.lanes != b.run.lanes:
+        panel = {probe.kind for one in (a, b) for probe in one.run.panel}
+        shared = {column for column in shared if column.kind not in panel}
+    unit_of = _units(a.run, b.run)
+    paired = {
+        column: _pair_groups(groups, b.table[column], unit_of)
+        for column, groups in a.table.items()
+        if column in shared
+    }
+    boot = Bootstrap(sorted(set(unit_of.values())))
+    return _differences(paired, boot, mean_scorers(scorers), keys)
 
 
 def _differences(
     paired: Mapping[Column, Mapping[str, PairedScores]],
     boot: Bootstrap,
     with_means: Sequence[str],
+    keys: Collection[str] | None,
 ) -> dict[str, dict[str, Any]]:
+    def wanted(key: str) -> bool:
+        return keys is None or key in keys
+
     out: dict[str, dict[str, Any] | None] = {}
     for column, pairs in paired.items():
         for group, one in pairs.items():
-            if group:
+            if group and wanted(column.key(group)):
                 out[column.key(group)] = _entry([one], [1.0], boot)
-        out[column.key()] = _entry(list(pairs.values()), [1.0] * len(pairs), boot)
+        if wanted(column.key()):
+            out[column.key()] = _entry(list(pairs.values()), [1.0] * len(pairs), boot)
     for scorer in with_means:
         for tag in TAGS:
             for mean in MEANS.values():
+                key = Column(mean.name, scorer, tag).key()
                 kinds = [paired.get(Column(kind, scorer, tag)) for kind in mean.kinds]
-                if all(kinds):
+                if all(kinds) and wanted(key):
                     flat = [(p, 1 / len(k)) for k in kinds if k for p in k.values()]
-                    key = Column(mean.name, scorer, tag).key()
                     out[key] = _entry([p for p, _ in flat], [w for _, w in flat], boot)
     return {key: entry for key, entry in out.items() if entry is not None}
 
@@ -131,7 +160,7 @@ def _pair(
 def _entry(
     pairs: Sequence[PairedScores], mix: Sequence[float], boot: Bootstrap
 ) -> dict[str, Any] | None:
-    difference = boot.mean([p.difference() for p in pairs], mix)
+    difference = boot.mean([p.difference() for p in pairs], mix, within=(-1.0, 1.0))
     a, b = (boot.mean([p.side(i) for p in pairs], mix) for i in (0, 1))
     if difference is None or a is None or b is None:
         return None
@@ -217,42 +246,48 @@ def _facts(run: RunFolder) -> dict[str, Any]:
     return {"run": run.path.name, **{k: run.manifest.get(k) for k in keys}}
 
 
+HIGHER, LOWER = "▲", "▼"
+
+
+def mark(entry: Mapping[str, Any]) -> str:
+    """Whether b is higher or lower than a; "" where the interval has 0 in it."""
+    low, high = entry["ci95"] or (0.0, 0.0)
+    return HIGHER if low > 0 else LOWER if high < 0 else ""
+
+
 def compare_table(result: Mapping[str, Any], keys: Iterable[str] | None = None) -> Table:
-    """A terminal table of `compare_runs`; differences whose interval excludes 0 are bold."""
+    """A terminal table of `compare_runs`, in per cent; differences beyond their interval marked."""
     from rich.markup import escape
     from rich.table import Table
 
     a, b = result["a"], result["b"]
     by = "editor" if a["editor"] != b["editor"] else "run"
     name_a, name_b = escape(str(a[by])), escape(str(b[by]))
+    shown = list(keys if keys is not None else result["metrics"])
+    entries = [result["metrics"][key] for key in shown]
+    marked = sum(bool(mark(e)) for e in entries)
     table = Table(
-        title=f"{name_b} minus {name_a}, paired over {result['cases']} cases "
-        f"in {result['units']} units"
+        title=f"{name_b} minus {name_a}, per cent, paired over {result['cases']} cases "
+        f"in {result['units']} units",
+        caption=f"{HIGHER} {name_b} is higher, {LOWER} lower: the 95 % interval of the difference "
+        f"has no 0 in it ({marked} of {len(shown)}). By chance alone, about one in 20 would be "
+        "marked. n: cases that both runs scored; unpaired: cases that only one could score.",
     )
-    table.add_column("metric")
-    for heading in (
-        name_a,
-        name_b,
-        "difference",
-        "95 % interval",
-        "n",
-        "units",
-        "unpaired",
-    ):
+    table.add_column("score")
+    for heading in (name_a, name_b, "difference", "", "95 % interval", "n", "units", "unpaired"):
         table.add_column(heading, justify="right")
-    for key in keys if keys is not None else result["metrics"]:
-        entry = result["metrics"][key]
+    for key, entry in zip(shown, entries, strict=True):
         ci = entry["ci95"]
-        clear = ci is not None and not ci[0] <= 0 <= ci[1]
         table.add_row(
             key,
-            f"{entry['a']:.3f}",
-            f"{entry['b']:.3f}",
-            f"{entry['difference']:+.3f}",
-            f"{ci[0]:+.3f} to {ci[1]:+.3f}" if ci else "one unit",
+            f"{100 * entry['a']:.1f}",
+            f"{100 * entry['b']:.1f}",
+            f"{100 * entry['difference']:+.1f}",
+            mark(entry),
+            f"{100 * ci[0]:+.1f} to {100 * ci[1]:+.1f}" if ci else "one unit",
             str(entry["n"]),
             str(entry["units"]),
             str(entry["unpaired"]),
-            style="bold" if clear else None,
+            style="bold" if mark(entry) else None,
         )
     return table

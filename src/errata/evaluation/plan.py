@@ -18,12 +18,25 @@ from pathlib import Path
 from typing import Any
 
 from errata.core import registry
+from errata.core.editor import check_target
 from errata.core.errors import BadBackbone, BadEdit, BadImage, BadSpec
 from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.measure.metric import answered
 from errata.core.measure.protocol import Ask, Protocol, Unit
 from errata.core.model.backbone import Backbone
-from errata.core.text import normalise
-from errata.core.types import Answer, Case, Image, Probe, Prompt, Skip, digest, from_json, to_json
+from errata.core.text import normalise, same_answer
+from errata.core.types import (
+    Answer,
+    Case,
+    Image,
+    Probe,
+    Prompt,
+    Skip,
+    brief,
+    digest,
+    from_json,
+    to_json,
+)
 from errata.evaluation import cache
 from errata.evaluation.answers import PromptRequest, ask_all, too_long, unedited
 from errata.io.images import hash_image, split_uri
@@ -61,6 +74,8 @@ class Plan:
 
 def protocol_of(text: str) -> Protocol:
     """`name[:argument]` as a protocol. Raises BadSpec or UnknownName."""
+    if not isinstance(text, str):
+        raise BadSpec(f"a protocol is named by a text, not by {brief(text)}.")
     name, _, argument = text.partition(":")
     return registry.load("protocols", name)(argument)  # type: ignore[no-any-return]
 
@@ -182,6 +197,8 @@ def _ask_candidates(
     cases: list[Case] = []
     before: list[Answer] = []
     dropped: list[Skip] = []
+    if progress is not None:
+        progress("asking the unedited model", 0, most)
     for start in range(0, len(candidates), BLOCK):
         if len(cases) >= most:
             break
@@ -206,16 +223,18 @@ def _ask_candidates(
 
 def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
     """The case with image hashes, without probes that cannot be asked; None: an unusable edit."""
-    if not case.edit.target.strip():
+    if not normalise(case.edit.target):
         return None, [Skip(case.id, "empty target")]
     if case.main is None:
         return None, [Skip(case.id, "no probe asks the edit's own prompt")]
+    reason = None
     edit_probe = Probe("edit", case.edit.prompt, "reliability", reference=case.edit.target)
     try:
         edit = replace(case.edit, prompt=_hashed(case.edit.prompt))
         reason = too_long(backbone, edit_probe)
+        check_target(backbone, edit)
     except (BadImage, BadEdit) as e:
-        reason = str(e)
+        reason = reason or str(e)
     if reason:
         return None, [Skip(case.id, reason)]
     probes, skips = [], []
@@ -286,10 +305,10 @@ def filter_cases(
 
 def _case_reason(case: Case, answer: Answer) -> str:
     """Why the case is dropped, by the unedited model's answer to the edit's prompt; "" if not."""
-    if answer.stopped and _equal(answer.text, case.edit.target):
+    if answered(answer, case.edit.target):
         return "the unedited model already says the target"
     old = case.edit.old if case.origin == "counterfactual" else None
-    if old and not (answer.stopped and _equal(answer.text, old)):
+    if old and not answered(answer, old):
         return f"the unedited model says '{answer.text[:40]}', not the old answer"
     return ""
 
@@ -299,30 +318,37 @@ def _probe_reason(case: Case, probe: Probe, answers: Mapping[tuple[str, str], An
     if probe.kind_info.drawn:
         return ""
     text = answers[case.id, probe.id].text
-    if probe.kind_info.keeps_answer and _equal(text, case.edit.target):
+    if probe.kind_info.keeps_answer and same_answer(text, case.edit.target):
         return "its before-answer is the target"
     if probe.kind == "portability":
         hop = answers.get((case.id, f"{probe.id}/hop"))
-        if (
-            hop is not None
-            and probe.hop is not None
-            and not (hop.stopped and _equal(hop.text, probe.hop.reference))
-        ):
+        if hop is not None and probe.hop is not None and not answered(hop, probe.hop.reference):
             return "the unedited model does not know the hop"
-        if _equal(text, probe.reference):
+        if same_answer(text, probe.reference):
             return "the unedited model already gives the new consequence"
     return ""
 
 
-def _equal(text: str, other: str) -> bool:
-    return normalise(text) == normalise(other)
-
-
 def make_plan(
-    selection: Selection, spec: BenchmarkSpec, protocol: Protocol, *, rows: int, seed: int
+    selection: Selection,
+    spec: BenchmarkSpec,
+    protocol: Protocol,
+    *,
+    rows: int,
+    seed: int,
+    earlier: Sequence[int] = (),
 ) -> Plan:
-    """Units for the selected cases. Cases that fill no complete window are recorded as dropped."""
-    units = protocol.plan(selection.cases, rows=rows, seed=seed)
+    """Units for the selected cases. Cases that fill no complete window are recorded as dropped.
+
+    earlier: the lower limits that the run had before: its units of then come first and unchanged,
+    the further cases have units of their own. Raises BadSpec if they fill none.
+    """
+    units: tuple[Unit, ...] = ()
+    for limit in (*earlier, len(selection.cases)):
+        used = {c.id for u in units for lane in u.lanes for c in lane.cases}
+        further = [c for c in selection.cases[:limit] if c.id not in used]
+        if further:
+            units = _joined(units, protocol.plan(further, rows=rows, seed=seed))
     used = {c.id for u in units for lane in u.lanes for c in lane.cases}
     left = tuple(
         Skip(c.id, f"left over: {protocol.spec} takes complete windows")
@@ -342,6 +368,21 @@ def make_plan(
     )
 
 
+def _joined(units: tuple[Unit, ...], further: tuple[Unit, ...]) -> tuple[Unit, ...]:
+    """`further` behind `units`, with ids that are new."""
+    lanes = sum(len(unit.lanes) for unit in units)
+    if not units:
+        return further
+    out = list(units)
+    for unit in further:
+        named = tuple(
+            replace(lane, id=f"l{number:04d}") for number, lane in enumerate(unit.lanes, lanes)
+        )
+        out.append(Unit(f"u{len(out):03d}", named))
+        lanes += len(named)
+    return tuple(out)
+
+
 def _base(cases: Sequence[Case], selection: Selection) -> dict[str, Any]:
     """Share of probes that the unedited model answers with the reference, per kind and group.
 
@@ -354,9 +395,7 @@ def _base(cases: Sequence[Case], selection: Selection) -> dict[str, Any]:
             if p.cap or p.kind_info.drawn:
                 continue
             a = answers[case, p.id]
-            hits[p.kind + (f"/{p.group}" if p.group else "")].append(
-                a.stopped and _equal(a.text, p.reference)
-            )
+            hits[p.kind + (f"/{p.group}" if p.group else "")].append(answered(a, p.reference))
     return {k: {"value": sum(v) / len(v), "n": len(v)} for k, v in sorted(hits.items())}
 
 

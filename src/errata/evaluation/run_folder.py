@@ -49,6 +49,7 @@ from errata.core.types import (
     from_json,
     to_json,
 )
+from errata.evaluation.limits import is_raised, raise_limit
 
 SCHEMA = 1
 PANEL = "panel"
@@ -70,16 +71,28 @@ WRITTEN_WHOLE = (
 
 @dataclass
 class UnitTiming:
-    """Seconds, counts and peak memory (MB) of one unit."""
+    """Seconds, counts and peak memory (MB) of one unit.
+
+    Peaks are those of the edits and of the questions alone (see `memory.measured_peak`).
+    """
 
     edit_seconds: float = 0.0
     edits: int = 0
     ask_seconds: float = 0.0
     asked: int = 0
-    peak_mb: float = 0.0
+    edit_peak_mb: float | None = None
+    ask_peak_mb: float | None = None
     searches: list[dict[str, Any]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     demonstrations_dropped: int = 0
+
+
+@dataclass
+class Phase:
+    """Seconds and peak memory (MB) of what runs once, before the units."""
+
+    seconds: float = 0.0
+    peak_mb: float | None = None
 
 
 @dataclass(kw_only=True)
@@ -106,6 +119,8 @@ class RunWriter:
         config: type | None = None,
     ) -> None:
         """Starts the folder, or checks that it holds the same run, unchanged. Raises BadRun.
+
+        A run with a lower `limit` is continued with the further cases of the plan.
 
         settings: what makes two runs the same run. plan: the content of plan.json. config: the
         editor's `Config`, which knows the old names of settings.
@@ -138,7 +153,12 @@ class RunWriter:
         for name in ("arguments", "config"):
             if config is not None and isinstance(manifest.get(name), dict):
                 manifest[name] = saved_settings(config, manifest[name])
-        different = [k for k, v in settings.items() if manifest.get(k) != from_plain(v)]
+        limit = settings.get("limit")
+        raised = is_raised(manifest.get("limit"), limit)
+        different = [
+            k for k, v in settings.items()
+            if manifest.get(k) != from_plain(v) and not (raised and k == "limit")
+        ]  # fmt: skip
         if different:
             details = ", ".join(
                 f"{k} ({manifest.get(k)} there, {settings[k]} now)" for k in different[:3]
@@ -147,6 +167,9 @@ class RunWriter:
                 f"{self.path} holds another run: {details} differ. "
                 "Choose another --out, or delete that folder."
             )
+        if raised:
+            raise_limit(self.path, manifest, planned, limit)
+            return
         for name, data in planned.items():
             file = self.path / name
             if not file.exists() or file.read_bytes() != data:
@@ -193,21 +216,31 @@ class RunWriter:
         append_lines(self.path / "done.jsonl", [finished])
         self.finished.append(finished)
 
-    def write_timing(self, before_seconds: float, prepare_seconds: float) -> None:
-        """Writes timing.json, summed over all finished units."""
+    def write_timing(self, before: Phase, prepare: Phase) -> None:
+        """Writes timing.json, summed over all finished units.
+
+        peak_mb is that of each phase; files without `peak_of` have the peak of the whole process
+        there.
+        """
         done = self.finished
-        peak = max((d.peak_mb for d in done), default=0.0)
         edits, asked = sum(d.edits for d in done), sum(d.asked for d in done)
+        edit_mb = max((d.edit_peak_mb for d in done if d.edit_peak_mb is not None), default=None)
+        ask_mb = max((d.ask_peak_mb for d in done if d.ask_peak_mb is not None), default=None)
         phases = {
-            "before": {"seconds": before_seconds, "count": 1, "peak_mb": peak},
-            "prepare": {"seconds": prepare_seconds, "count": 1, "peak_mb": peak},
-            "edit": {"seconds": sum(d.edit_seconds for d in done), "count": edits, "peak_mb": peak},
-            "ask": {"seconds": sum(d.ask_seconds for d in done), "count": asked, "peak_mb": peak},
-        }
+            "before": {"seconds": before.seconds, "count": 1, "peak_mb": before.peak_mb},
+            "prepare": {"seconds": prepare.seconds, "count": 1, "peak_mb": prepare.peak_mb},
+            "edit": {
+                "seconds": sum(d.edit_seconds for d in done), "count": edits, "peak_mb": edit_mb,
+            },
+            "ask": {
+                "seconds": sum(d.ask_seconds for d in done), "count": asked, "peak_mb": ask_mb,
+            },
+        }  # fmt: skip
         searches = [s for d in done for s in d.searches if s]
         n = len(searches)
         timing = {
             "phases": phases,
+            "peak_of": "phase",
             "failed": [case for d in done for case in d.failed],
             "demonstrations_dropped": sum(d.demonstrations_dropped for d in done),
             "edit_seconds": [d.edit_seconds / d.edits for d in done for _ in range(d.edits)],

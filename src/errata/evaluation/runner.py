@@ -6,17 +6,15 @@ answers are recorded as unscored, with the reason.
 
 from __future__ import annotations
 
-import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-import torch
 
 from errata.core.editor import Editor, EditResult
 from errata.core.errors import BadEdit, BadImage, NotFinite, TooLong
 from errata.core.measure.protocol import Ask, Lane, Protocol, Step, Unit
 from errata.core.model.backbone import Backbone
+from errata.core.model.memory import measured_peak
 from errata.core.patch import Patch, parts_of
 from errata.core.state import State
 from errata.core.types import Answer, Edit, Probe, digest, to_json
@@ -40,6 +38,35 @@ class LaneState:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+class UnitShare:
+    """How much of a unit is done: half by its edits, half by its questions.
+
+    A protocol may ask a probe more than once: then the share waits at its end.
+    """
+
+    def __init__(
+        self, unit: Unit, panel: Sequence[Probe], told: Callable[[float], None] | None
+    ) -> None:
+        cases = [case for lane in unit.lanes for case in lane.cases]
+        self._edits = max(len(cases), 1)
+        self._questions = max(sum(len(c.probes) for c in cases) + len(unit.lanes) * len(panel), 1)
+        self._edited = self._asked = 0
+        self._told = told
+
+    def edited(self, count: int) -> None:
+        self._edited += count
+        self._tell()
+
+    def asked(self, count: int) -> None:
+        self._asked += count
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._told is not None:
+            shares = self._edited / self._edits, self._asked / self._questions
+            self._told(sum(min(share, 1.0) for share in shares) / 2)
+
+
 class Runner:
     """Runs a protocol's steps: edits, asks, and sends the answers back to the protocol."""
 
@@ -59,11 +86,18 @@ class Runner:
         self.backbone, self.editor, self.state, self.protocol = backbone, editor, state, protocol
         self.panel, self.before, self.seed, self.legacy = panel, before, seed, legacy
         self.store = store
+        self._share = UnitShare(Unit("", ()), (), None)
 
-    def run(self, unit: Unit) -> tuple[list[Answer], UnitTiming, list[LaneState]]:
-        """The answers of all steps in order, the timing, and each lane's final state."""
+    def run(
+        self, unit: Unit, told: Callable[[float], None] | None = None
+    ) -> tuple[list[Answer], UnitTiming, list[LaneState]]:
+        """The answers of all steps in order, the timing, and each lane's final state.
+
+        told: called with the share of the unit that is done, by edits and by questions.
+        """
         lanes = [LaneState(lane, state=self.state) for lane in unit.lanes]
         timing = UnitTiming()
+        self._share = UnitShare(unit, self.panel, told)
         unit_answers: list[Answer] = []
         steps = self.protocol.steps(unit, self.panel)
         number = 0
@@ -77,7 +111,6 @@ class Runner:
                 step = steps.send(answers)
         except StopIteration:
             timing.demonstrations_dropped = sum(_dropped(lane.patch) for lane in lanes)
-            timing.peak_mb = peak_memory()
             return unit_answers, timing, lanes
 
     def _edit(self, step: Step, lanes: Sequence[LaneState], timing: UnitTiming) -> None:
@@ -88,7 +121,9 @@ class Runner:
         edited = [(lane, part) for lane, part in zip(lanes, step.lanes, strict=True) if part.edits]
         if not edited:
             return
-        results = self._find([part.edits for _, part in edited], [lane for lane, _ in edited])
+        with measured_peak() as peak:
+            results = self._find([part.edits for _, part in edited], [lane for lane, _ in edited])
+        timing.edit_peak_mb = _higher(timing.edit_peak_mb, peak.mb)
         for (lane, part), result in zip(edited, results, strict=True):
             if isinstance(result, str):
                 ids = [c.id for c in lane.lane.cases if c.edit in part.edits]
@@ -100,6 +135,7 @@ class Runner:
             timing.searches.append(result.log.search)
         timing.edit_seconds += time.perf_counter() - started
         timing.edits += sum(len(part.edits) for part in step.lanes)
+        self._share.edited(sum(len(part.edits) for part in step.lanes))
 
     def _find(
         self, groups: Sequence[Sequence[Edit]], lanes: Sequence[LaneState]
@@ -128,10 +164,12 @@ class Runner:
         started = time.perf_counter()
         asks = [(ask, row) for row, part in enumerate(step.lanes) for ask in part.asks]
         requests = [PromptRequest(a, row) for a, row in asks if a.case not in lanes[row].failed]
-        if self.store is not None and requests and all(lane.patch is None for lane in lanes):
-            answers = iter(self._control_answers(self.store, requests, number))
-        else:
-            answers = iter(self._answers(requests, lanes, number))
+        with measured_peak() as peak:
+            if self.store is not None and requests and all(lane.patch is None for lane in lanes):
+                answers = iter(self._control_answers(self.store, requests, number))
+            else:
+                answers = iter(self._answers(requests, lanes, number))
+        timing.ask_peak_mb = _higher(timing.ask_peak_mb, peak.mb)
         timing.ask_seconds += time.perf_counter() - started
         timing.asked += len(requests)
         return [_failed(a, number, lanes[row]) or next(answers) for a, row in asks]
@@ -147,6 +185,7 @@ class Runner:
                 before=self.before,
                 legacy=self.legacy,
                 store=self.store,
+                on_batch=self._share.asked,
             )
 
     def _control_answers(
@@ -164,11 +203,8 @@ class Runner:
         return answers
 
 
-def peak_memory() -> float:
-    """Peak memory in MB: of the GPU if there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _higher(a: float | None, b: float | None) -> float | None:
+    return max((x for x in (a, b) if x is not None), default=None)
 
 
 def _failed(ask: Ask, number: int, lane: LaneState) -> Answer | None:

@@ -7,10 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.core.files import read_json, write_json
+from errata.core.files import FilePath, read_json, write_json
 from errata.core.kinds import KINDS, MEANS
 from errata.core.types import to_json
-from errata.evaluation.bootstrap import DIGITS, RESAMPLES, SEED, Bootstrap, Estimate
+from errata.evaluation.bootstrap import (
+    DIGITS,
+    RESAMPLES,
+    SEED,
+    WHERE_ALL_AGREE,
+    Bootstrap,
+    Estimate,
+)
 from errata.evaluation.run_folder import CaseAnswers, RunFolder, judge_of, read_run
 from errata.evaluation.score_table import (
     TAGS,
@@ -30,7 +37,7 @@ from errata.evaluation.score_table import (
 SCHEMA = 1
 
 
-def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]:
+def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, Any]:
     """Scores a complete run, writes `scores.json`, and returns its content.
 
     `metrics` are computed besides the default ones. `metrics` in the result maps
@@ -41,6 +48,7 @@ def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]
     has equal weight. `kinds` describes the kinds of probes that errata does not have, if any.
     Raises BadRun, UnknownName.
     """
+    run = Path(run)
     folder = read_run(run)
     scorers = load_metrics(metrics, folder)
     table = read_score_table(folder, scorers)
@@ -54,7 +62,13 @@ def score_run(run: Path, metrics: Sequence[str] | None = None) -> dict[str, Any]
         "cases": sum(map(len, folder.lanes.values())),
         "units": len(folder.lanes),
         "scorers": {m.name: m.version for m in scorers},
-        "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "over": "lanes", "level": 0.95},
+        "bootstrap": {
+            "resamples": RESAMPLES,
+            "seed": SEED,
+            "over": "lanes",
+            "level": 0.95,
+            "where_all_agree": WHERE_ALL_AGREE,
+        },
         "metrics": summarise(table, boot, with_means),
         "by_origin": {
             origin: summarise(select(table, _from(origin)), boot, with_means) for origin in origins
@@ -146,7 +160,7 @@ def _mean_of_kinds(kinds: Sequence[Groups], boot: Bootstrap) -> dict[str, Any]:
 def _entry(
     groups: Sequence[Mapping[str, CaseScore]], weights: Sequence[float], boot: Bootstrap
 ) -> dict[str, Any]:
-    estimate = boot.mean([by_lane(cases) for cases in groups], weights)
+    estimate = boot.mean([by_lane(cases) for cases in groups], weights, within=(0.0, 1.0))
     every = {case for cases in groups for case in cases}
     scored = {name for cases in groups for name, c in cases.items() if c.score is not None}
     return {
@@ -225,10 +239,16 @@ def _capped(after: Sequence[CaseAnswers]) -> dict[str, int]:
 
 
 def _reasons(after: Sequence[CaseAnswers]) -> dict[str, int]:
-    """Reason -> number of unscored cases, or of single images that are missing."""
+    """Reason -> number of unscored cases, or of single images or answers that are missing."""
     reasons = Counter(filter(None, map(unscored_reason, after)))
     for answers in after:
         if unscored_reason(answers) is None:
+            silent = sum(
+                row.probe.kind_info.keeps_answer and not row.before.text.strip()
+                for row in answers.rows
+            )
+            if silent:
+                reasons["the unedited model gives no answer that could be kept"] += silent
             reasons.update(
                 str(row.after.notes["unscored"])
                 for row in answers.rows

@@ -13,10 +13,11 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 from PIL import Image as Pillow
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError, features
 
 from errata.core import registry
 from errata.core.errors import BadData, BadImage, BadSpec
+from errata.core.formats.pictures import data_of, data_uri, shown
 from errata.core.measure.benchmark import Benchmark
 from errata.core.types import Image
 
@@ -26,6 +27,12 @@ MAX_BYTES = 256 * 1024 * 1024
 
 #: Formats that Pillow decodes itself: EPS, for example, would start another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+#: brands in the first box of a file -> the format, which phones write and which needs a decoder
+_PHONE = {
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+}
 
 #: One letter is a Windows drive, so a scheme has at least two.
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][\w-]+):(?P<spec>.*)", re.DOTALL)
@@ -40,9 +47,28 @@ def load_image(image: Image) -> Pillow.Image:
     if scheme is not None:
         _check_hash(image, _hash_text(rest))
         return _render(image.uri, scheme, rest)
-    data = _read(image.uri)
+    data = image_bytes(image)
     _check_hash(image, hashlib.sha256(data).hexdigest())
     return _decode(image.uri, data)
+
+
+def image_bytes(image: Image) -> bytes:
+    """The bytes of an image file, or of an image in memory. Raises BadImage."""
+    data = data_of(image.uri)
+    return _read(image.uri) if data is None else data
+
+
+def embedded(image: Image) -> Image:
+    """The image in memory, so that its file is needed no more; a rendered image is returned as is.
+
+    Raises BadImage when the file cannot be read, or is not the one that `sha256` names.
+    """
+    if split_uri(image.uri)[0] is not None or data_of(image.uri) is not None:
+        return image
+    data = _read(image.uri)
+    uri, sha256 = data_uri(data)
+    _check_hash(image, sha256)
+    return Image(uri, sha256)
 
 
 def hash_image(image: Image) -> str:
@@ -51,7 +77,14 @@ def hash_image(image: Image) -> str:
     Raises BadImage when the file cannot be read. The file is not decoded.
     """
     scheme, rest = split_uri(image.uri)
-    return _hash_text(rest) if scheme is not None else hashlib.sha256(_read(image.uri)).hexdigest()
+    if scheme is not None:
+        return _hash_text(rest)
+    return hashlib.sha256(image_bytes(image)).hexdigest()
+
+
+def check_image(image: Image) -> None:
+    """Raises BadImage when it is missing or not the one that `sha256` names; it is not decoded."""
+    _check_hash(image, hash_image(image))
 
 
 def split_uri(uri: str) -> tuple[str | None, str]:
@@ -90,6 +123,7 @@ def within_root(root: Path, relative: str | os.PathLike[str]) -> Path:
 
 
 def _bad(uri: str, wrong: str, advice: str) -> BadImage:
+    uri = shown(uri)
     name = repr(uri if len(uri) <= 200 else f"{uri[:200]}...")
     return BadImage(f"cannot use image {name}: {wrong}. {advice}.")
 
@@ -164,7 +198,7 @@ def _decode(uri: str, data: bytes) -> Pillow.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata; only the pixels matter
             warnings.simplefilter("error", Pillow.DecompressionBombWarning)
-            with Pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
+            with _opened(uri, data) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise _bad(uri, f"it has {width} x {height} pixels", smaller)
@@ -175,7 +209,7 @@ def _decode(uri: str, data: bytes) -> Pillow.Image:
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
         raise _bad(uri, "it would unpack to far too many pixels", smaller) from e
     except UnidentifiedImageError as e:
-        readable = ", ".join(FORMATS)
+        readable = ", ".join((*FORMATS, "HEIC", "AVIF"))
         raise _bad(uri, "it is no image of a known format", f"Readable: {readable}") from e
     except MemoryError as e:
         raise _bad(uri, "there is not enough memory to unpack it", smaller) from e
@@ -183,6 +217,36 @@ def _decode(uri: str, data: bytes) -> Pillow.Image:
         # Only Pillow runs above, and its decoders raise whatever the damaged bytes lead them to.
         advice = "Get the file again or re-save it as PNG"
         raise _bad(uri, f"it is broken or cut off ({str(e)[:120]})", advice) from e
+
+
+def _opened(uri: str, data: bytes) -> Pillow.Image:
+    """The picture, not decoded yet. HEIC needs the extra `phone`, AVIF a Pillow that reads it."""
+    kind = _phone_format(data)
+    if kind is None:
+        return Pillow.open(io.BytesIO(data), formats=FORMATS)
+    install = "Run pip install 'errata[phone]', or save the picture as JPEG"
+    if kind == "AVIF":
+        if not features.check("avif"):
+            raise _bad(uri, "it is AVIF, which this Pillow does not read", install)
+        return Pillow.open(io.BytesIO(data), formats=("AVIF",))
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise _bad(uri, "it is HEIC (what phones make), which needs pillow-heif", install) from None
+    picture: Pillow.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
+    return picture
+
+
+def _phone_format(data: bytes) -> str | None:
+    """HEIC or AVIF by the brands of the file's first box; None for any other file."""
+    if data[4:8] != b"ftyp":
+        return None
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    brands = (data[8:12], *(data[i : i + 4] for i in range(16, end, 4)))
+    found = {_PHONE[b] for b in brands if b in _PHONE}
+    if _PHONE.get(data[8:12]) == "AVIF" or found == {"HEIC", "AVIF"}:
+        return "AVIF"
+    return found.pop() if found else None
 
 
 def _upright(picture: Pillow.Image) -> Pillow.Image:

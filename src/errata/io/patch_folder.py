@@ -17,11 +17,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 
-from errata.core.errors import BadPatch, UnknownName
-from errata.core.files import dumps, write_bytes, write_json
-from errata.core.model.backbone import Backbone
-from errata.core.patch import Header, Patch, check_fingerprint, pack, shape_of, unpack
-from errata.core.types import Edit, from_json, to_json
+from errata.core.errors import BadImage, BadPatch, Notice, UnknownName
+from errata.core.files import FilePath, dumps, write_bytes, write_json
+from errata.core.formats.json_lines import json_lines
+from errata.core.model.backbone import Backbone, check_backbone
+from errata.core.patch import (
+    Header,
+    Patch,
+    check_fingerprint,
+    pack,
+    pictures_of,
+    shape_of,
+    unpack,
+)
+from errata.core.types import Edit, brief, from_json, path_of, to_json
+from errata.io.images import check_image
 
 FORMAT = 1
 
@@ -38,11 +48,14 @@ class Head:
     edits_sha256: str
 
 
-def save(patch: Patch, folder: Path) -> None:
+def save(patch: Patch, folder: FilePath) -> None:
     """Writes `patch.json`, `patch.safetensors`, `edits.jsonl` and `README.md`.
 
     Each file is written whole or not at all. Raises BadPatch for a patch that names no model.
     """
+    if not isinstance(patch, Patch):
+        raise BadPatch(f"save_patch takes a patch, not {brief(patch)}. Use the result's `.patch`.")
+    folder = path_of(folder, "the folder of a patch")
     _check_named(patch, folder)
     settings, tensors = pack(patch)
     stored = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
@@ -82,8 +95,9 @@ def _check_named(patch: Patch, folder: Path) -> None:
             _check_named(member, folder)
 
 
-def read_head(folder: Path) -> dict[str, Any]:
+def read_head(folder: FilePath) -> dict[str, Any]:
     """The content of `patch.json`, checked. Raises BadPatch."""
+    folder = Path(folder)
     try:
         head = json.loads((folder / "patch.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -116,7 +130,7 @@ def read_edits(folder: Path, head: Mapping[str, Any]) -> list[Edit]:
     """The facts of a patch, checked against its head. Raises BadPatch."""
     lines = _read(folder, "edits.jsonl", head["edits_sha256"])
     try:
-        return [from_json(Edit, json.loads(line)) for line in lines.splitlines()]
+        return [from_json(Edit, row) for _, row in json_lines(lines)]
     except ValueError as e:
         raise BadPatch(f"{folder}/edits.jsonl cannot be read ({e}).") from None
 
@@ -136,11 +150,14 @@ def _read(folder: Path, name: str, sha256: str) -> bytes:
     return data
 
 
-def load(folder: Path, backbone: Backbone | None = None) -> Patch:
+def load(folder: FilePath, backbone: Backbone | None = None) -> Patch:
     """Reads a patch, bit for bit as saved. With a backbone, refuses one made for another model.
 
     Whatever is wrong with the folder raises BadPatch.
     """
+    folder = path_of(folder, "the folder of a patch")
+    if backbone is not None:
+        check_backbone(backbone)
     head = read_head(folder)
     header = from_json(Header, head["header"])
     if backbone is not None:
@@ -163,20 +180,34 @@ def load(folder: Path, backbone: Backbone | None = None) -> Patch:
     if sorted(patch.sites) != head["sites"]:
         raise BadPatch(f"{folder}/patch.json names other sites than its tensors.")
     _check_named(patch, folder)
+    _check_pictures(patch, folder)
     if backbone is None:
         return patch
     backbone.check_patch(patch, folder)
     return backbone.place(patch)
 
 
+def _check_pictures(patch: Patch, folder: Path) -> None:
+    """Raises BadPatch for a patch that shows images which are not there, or are others now."""
+    for image in pictures_of(patch):
+        try:
+            check_image(image)
+        except BadImage as e:
+            raise BadPatch(
+                f"{folder} shows the model an image that it does not hold: {e} Or make the edit "
+                "again, which saves its images in the patch."
+            ) from None
+
+
 def _check_header(header: Header, backbone: Backbone, folder: Path) -> None:
     """Raises FingerprintMismatch, naming both models; warns if only the dtype differs."""
-    check_fingerprint(header, backbone.name, backbone.fingerprint, folder)
+    check_fingerprint(header, backbone, folder)
     dtype = str(backbone.dtype).removeprefix("torch.")
     if header.dtype and header.dtype != dtype:
         warnings.warn(
             f"{folder} was made on {header.backbone} in {header.dtype}, here it is in {dtype}: "
             "answers may differ a little.",
+            Notice,
             stacklevel=3,
         )
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from errata.core.errors import BadImage
 from errata.core.measure.judge import Judge
+from errata.core.text import same_answer
 from errata.core.types import Image, JudgeQuestion, Verdict
 from errata.io.images import load_image
 from errata.synthetic.primitives import coverage, distance
@@ -63,7 +64,7 @@ class RenderedShapes(Judge):
         answer = read(picture)[view.category]
         if not answer:
             return Verdict(self.identity, note=f"no {view.category} can be read")
-        return Verdict(self.identity, answer=answer, meets=answer == view.target)
+        return Verdict(self.identity, answer=answer, meets=same_answer(answer, view.target))
 
 
 def read(picture: NDArray[np.uint8]) -> dict[str, str]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from errata.core.errors import BadRun
+from errata.core.measure.metric import answered
 from errata.core.text import normalise
 from errata.core.types import Answer, Probe, Scored
 
 
 def exact_match(after: Answer, probe: Probe) -> float | None:
-    """1 where the generated answer is the reference; an answer that hit the cap is wrong."""
+    """1 where the generated answer is the reference, see `answered`."""
     if not normalise(probe.reference):
         return None
-    return float(after.stopped and normalise(after.text) == normalise(probe.reference))
+    return float(answered(after, probe.reference))
 
 
-def unchanged(before: Answer, after: Answer) -> float:
-    """1 where the same ids were generated and generation ended the same way."""
+def unchanged(before: Answer, after: Answer) -> float | None:
+    """1 where the same ids were generated and generation ended the same way.
+
+    None where the unedited model said nothing: there is no answer to keep.
+    """
+    if not before.text.strip():
+        return None
     return float(before.ids == after.ids and before.stopped == after.stopped)
 
 

@@ -1,8 +1,9 @@
 """The papers' indicator: the whole generated answer is right, or unchanged (primary).
 
-Target kinds: the greedy answer equals the target after NFC, strip, casefold and one trailing full
-stop; an answer that did not stop by itself is wrong. Locality kinds: the generated ids, and whether
-generation stopped, are what they were before the edit. UniKE Eq. 11-15, DualEdit Eq. 1-3.
+Target kinds: a reader takes the greedy answer for the target (`core.text.same_answer`); an answer
+that did not stop by itself is wrong. Locality kinds: the generated ids, and whether generation
+stopped, are what they were before the edit; unscored where there was no answer before it. UniKE
+Eq. 11-15, DualEdit Eq. 1-3.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from errata.metrics._rules import exact_match, unchanged
 
 
 class Exact(Metric):
-    """`exact`. Unscored: an empty reference."""
+    """`exact`. Unscored: an empty reference, or no answer before the edit that could be kept."""
 
     name = "exact"
     heading = "Exact"

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from errata.core.kinds import ProbeKind
+from errata.core.measure.judge import same_verdict
 from errata.core.measure.metric import Metric, ScoredProbe, Scorer, kind_key
-from errata.core.text import normalise
+from errata.core.text import same_answer
 from errata.core.types import Answer, Probe, Verdict
 
 
@@ -37,7 +38,7 @@ class JudgeScore(Metric):
     def score(self, before: Answer, after: Answer, probe: Probe) -> float | None:
         if probe.kind_info.side == "locality":
             pairs = zip(before.verdicts, after.verdicts, strict=False)
-            return _mean([_same(a, b) for a, b in pairs])
+            return _mean([same_verdict(a, b) for a, b in pairs])
         return _mean([v.meets for v in after.verdicts])
 
     def score_case(self, rows: Sequence[ScoredProbe]) -> Iterator[tuple[str, float | None]]:
@@ -58,19 +59,10 @@ def _mean(values: Sequence[bool | None]) -> float | None:
     return sum(judged) / len(judged) if judged else None
 
 
-def _same(before: Verdict, after: Verdict) -> bool | None:
-    """Whether two images show the same answer, or, without answers, are equally right."""
-    if before.meets is None or after.meets is None:
-        return None
-    if before.answer and after.answer:
-        return normalise(before.answer) == normalise(after.answer)
-    return before.meets == after.meets
-
-
 def _reads(verdict: Verdict, answer: str) -> bool | None:
     if verdict.meets is None or not verdict.answer:
         return None
-    return normalise(verdict.answer) == normalise(answer)
+    return same_answer(verdict.answer, answer)
 
 
 def _unjudged(after: Answer) -> float:

@@ -22,6 +22,7 @@ class Legacy(Metric):
     """`legacy`. Unscored: locality answers without `top`, which is recorded on request only."""
 
     name = "legacy"
+    reads_top = True
     heading = "EasyEdit"
     meaning = (
         "EasyEdit's scores, for comparison with published tables only: teacher-forced token "

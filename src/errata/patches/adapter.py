@@ -78,7 +78,7 @@ class Adapter(Patch):
     def _adapted(self, i: int, y: Tensor, ctx: HookContext) -> Tensor:
         """y with the tokens of adapter i changed, where the gate is open."""
         chosen_B, open_B = ctx.memo[id(self), self.gate.site]
-        wanted_BT = _wanted(self.network.places[i].tokens, self._columns(y, ctx))
+        wanted_BT = _wanted(self.network.places[i].tokens, self._columns(y, ctx))[:, ctx.offset :]
         count = int(wanted_BT.sum(1).max())
         if not count:
             return y
@@ -105,7 +105,7 @@ class Adapter(Patch):
                 "model was called without saying which columns these are. Ask through "
                 "backbone.ask, backbone.generate or errata.ask."
             )
-        width, device = y.shape[1], y.device
+        width, device = ctx.offset + y.shape[1], y.device
         return TokenColumns(
             ctx.lengths.to(device),
             ctx.mask.to(device)[:, :width].bool(),

@@ -14,7 +14,7 @@ settings.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from errata.core.errors import TooLong
 from errata.core.patch import Patch, PromptEncoder, inherit, same_prompt
 from errata.core.types import Image, Prompt, Segment, from_json
+from errata.io.images import embedded
 from errata.networks.embedder import embed, embed_with_images
 
 
@@ -73,6 +74,12 @@ class Context(Patch):
     @property
     def rewrites(self) -> bool:
         return True
+
+    @property
+    def pictures(self) -> tuple[Image, ...]:
+        if self.layout.style != "update":
+            return ()
+        return tuple(dict.fromkeys(image for f in self.facts for image in f.images))
 
     def rewrite(self, prompt: Prompt, model: PromptEncoder, row: int = 0) -> Prompt:
         order = self._retrieved(prompt, model)
@@ -137,7 +144,11 @@ class Context(Patch):
         return inherit(one, patches)
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return {"facts": [asdict(f) for f in self.facts], "layout": asdict(self.layout)}, {
+        """The images that it shows are packed with it: it is used where their files are not."""
+        facts = self.facts
+        if self.pictures:
+            facts = tuple(replace(f, images=tuple(map(embedded, f.images))) for f in facts)
+        return {"facts": [asdict(f) for f in facts], "layout": asdict(self.layout)}, {
             "vectors": self.vectors
         }
 

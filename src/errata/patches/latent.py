@@ -148,8 +148,6 @@ class Latent(Patch):
             self.register_buffer(f"sem_{i}", sem.detach().float())
             self.register_buffer(f"pos_{i}", pos.detach().float())
         self.blocks: dict[int, BlockMemory] = {i: knowledge.blocks[i] for i in heads}
-        self._stream: dict[int, Tensor] = {}
-        self._query: dict[int, Tensor] = {}
 
     def own(self, layer: int) -> tuple[Tensor, Tensor]:
         return getattr(self, f"sem_{layer}"), getattr(self, f"pos_{layer}")
@@ -159,10 +157,10 @@ class Latent(Patch):
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         layer = int(site.split(".")[1])
         if site.endswith(".in"):
-            self._stream[layer] = x
+            ctx.scratch[id(self), site] = x
             ctx.decide(self, site, lambda: self._retrieved(layer, x, ctx))
         elif site.endswith(".attn.q"):
-            self._query[layer] = y
+            ctx.scratch[id(self), site] = y
         return y
 
     def before(self, site: str, x: Tensor, ctx: HookContext) -> Tensor:
@@ -170,7 +168,8 @@ class Latent(Patch):
             return x
         layer = int(site.split(".")[1])
         retrieved = ctx.memo[id(self), f"text.{layer}.in"]
-        h_BTd, q_BTn = self._stream.pop(layer), self._query.pop(layer)
+        h_BTd = ctx.scratch.pop((id(self), f"text.{layer}.in"))
+        q_BTn = ctx.scratch.pop((id(self), f"text.{layer}.attn.q"))
         keys, values = ctx.decide(
             self, f"text.{layer}.attn", lambda: self._projected(layer, retrieved, ctx)
         )
@@ -292,7 +291,8 @@ class Latent(Patch):
         if alpha != "token" or ctx.prefilled:
             return fixed_BT
         assert ctx.lengths is not None
-        of_prompt = torch.arange(h_BTd.shape[1], device=h_BTd.device) < ctx.lengths[:, None]
+        columns = torch.arange(h_BTd.shape[1], device=h_BTd.device) + ctx.offset
+        of_prompt = columns < ctx.lengths[:, None]
         return torch.where(of_prompt, similarity(w_BHTK.mean(1), h_BTd), fixed_BT)
 
     def decided(self, ctx: HookContext) -> dict[int, dict[str, Tensor]]:

@@ -14,11 +14,12 @@ from errata.report.tables import ScoreCell, cell_of, columns_of, percent
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One panel under the label of its method; `summary` has the same numbers as text."""
+    """One panel under its label, a score or a method; `summary` has the same numbers as text."""
 
     label: str
     panel: Panel
     summary: str
+    meaning: str = ""
 
 
 def tone_of(column: ScoreColumn) -> Tone:
@@ -33,16 +34,16 @@ def value_of(cell: ScoreCell) -> Value | None:
 
 
 def bars(setting: Setting, scorer: str) -> list[Chart]:
-    """One chart per method, one bar per kind of probe that any method has a score for."""
-    kinds = [c for c in columns_of(setting.results, scorer) if isinstance(c, ProbeKind)]
-    return [_bars(result, kinds, scorer) for result in setting.results] if kinds else []
+    """One chart per column of the table, one bar per method, in the same order in every chart."""
+    columns = columns_of(setting.results, scorer)
+    return [_bars(setting.results, column, scorer) for column in columns]
 
 
-def _bars(result: Result, kinds: Sequence[ProbeKind], scorer: str) -> Chart:
-    cells = [(kind, cell_of(result.metrics, f"{kind.name}.{scorer}")) for kind in kinds]
-    rows = tuple(Bar(kind.heading, value_of(cell), tone_of(kind)) for kind, cell in cells)
-    numbers = ", ".join(f"{kind.heading} {cell.text}" for kind, cell in cells)
-    return Chart(result.label, Bars("", rows), numbers)
+def _bars(results: Sequence[Result], column: ScoreColumn, scorer: str) -> Chart:
+    cells = [(r.label, cell_of(r.metrics, f"{column.name}.{scorer}")) for r in results]
+    rows = tuple(Bar(label, value_of(cell), tone_of(column)) for label, cell in cells)
+    numbers = ", ".join(f"{label} {cell.text}" for label, cell in cells)
+    return Chart(column.heading, Bars("", rows), numbers, column.meaning)
 
 
 def forgotten(setting: Setting, scorer: str) -> list[ScoreColumn]:
@@ -87,7 +88,10 @@ def _curves(label: str, values: Mapping[str, Any], tone: Tone) -> Chart:
 
 @dataclass(frozen=True, slots=True)
 class EditTimes:
-    """Seconds per edit of one method: median, 10 % and 90 % quantile; `phases`: (name, seconds)."""
+    """Seconds per edit of one method: median, 10 % and 90 % quantile; `phases`: (name, seconds).
+
+    peak_mb: while edits were computed; None where the run recorded only the peak of its process.
+    """
 
     label: str
     edits: int
@@ -108,7 +112,7 @@ def times(setting: Setting) -> list[tuple[EditTimes, float]]:
 def _times(result: Result) -> EditTimes:
     seconds = sorted(float(s) for s in result.timing.get("edit_seconds") or ())
     phases: Mapping[str, Mapping[str, Any]] = result.timing.get("phases") or {}
-    peaks = [float(p["peak_mb"]) for p in phases.values() if p.get("peak_mb") is not None]
+    own = result.timing.get("peak_of") == "phase"
     median, low, high = (_quantile(seconds, q) for q in (0.5, 0.1, 0.9))
     return EditTimes(
         result.label,
@@ -117,7 +121,7 @@ def _times(result: Result) -> EditTimes:
         low,
         high,
         tuple((name, float(p.get("seconds") or 0)) for name, p in phases.items()),
-        max(peaks, default=None),
+        phases.get("edit", {}).get("peak_mb") if own else None,
     )
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from errata.core import registry
 from errata.core.errors import BadImage
+from errata.core.measure.judge import same_verdict
 from errata.core.measure.metric import Metric
-from errata.core.text import mentions, normalise
+from errata.core.text import mentions
 from errata.core.types import Answer, Case, Image, Probe, Prompt, Verdict
 from errata.evaluation.run_folder import RunFolder, read_run
 from errata.report.results import Result, Setting
@@ -121,6 +122,15 @@ class CaseCard:
     origin: str
     questions: tuple[GalleryQuestion, ...]
     strips: tuple[ImageStrip, ...] = ()
+
+    @property
+    def tally(self) -> list[tuple[str, int, int]]:
+        """(method, right answers, scored answers) in text, in the order of the runs."""
+        marks: dict[str, list[bool]] = {}
+        for answer in (a for q in self.questions for a in q.answers):
+            scored = marks.setdefault(answer.method, [])
+            scored += [] if answer.right is None else [answer.right]
+        return [(method, sum(scored), len(scored)) for method, scored in marks.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,15 +355,7 @@ def _marks(probe: Probe, answer: Answer, before: Answer | None) -> list[bool | N
     if probe.kind_info.side == "target":
         return [v.meets for v in answer.verdicts]
     old = before.verdicts if before is not None else ()
-    return [_same(a, b) for a, b in zip(old, answer.verdicts, strict=False)]
-
-
-def _same(a: Verdict, b: Verdict) -> bool | None:
-    if a.meets is None or b.meets is None:
-        return None
-    if a.answer and b.answer:
-        return normalise(a.answer) == normalise(b.answer)
-    return a.meets == b.meets
+    return [same_verdict(a, b) for a, b in zip(old, answer.verdicts, strict=False)]
 
 
 def _rationales(
@@ -378,12 +380,12 @@ def thumbnail(image: Image) -> Thumbnail:
     try:
         picture = load_image(image)
     except BadImage as e:
-        return Thumbnail(image.uri, None, str(e))
+        return Thumbnail(image.shown, None, str(e))
     if max(picture.size) > SIDE:
         picture.thumbnail((SIDE, SIDE))
         picture = picture.quantize(256)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return Thumbnail(
-        image.uri, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        image.shown, "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     )

@@ -14,10 +14,11 @@ from errata.core.files import dumps, write_bytes
 from errata.figures.plots import panel_svg, style_sheet
 from errata.report import charts
 from errata.report.analysis_pages import AnalysisPage, read_analyses
+from errata.report.differences import differences
 from errata.report.gallery import cards
 from errata.report.image_tables import CONTROLS, studies
 from errata.report.results import Setting, read_settings, scorers_of
-from errata.report.tables import group_view, main_view, origins, percent
+from errata.report.tables import UNEDITED, group_view, main_view, origins, percent
 
 GALLERY = 48
 
@@ -51,6 +52,7 @@ def render_report(
     pages = read_analyses(analyses)
     settings = read_settings(runs) if runs or not pages else []
     shown, total = cards(settings, gallery)
+    scorers = scorers_of(settings)
     env = _environment()
     script = env.get_template("script.js.jinja").render()
     return env.get_template("report.html.jinja").render(
@@ -60,8 +62,10 @@ def render_report(
         controls=CONTROLS,
         analyses=pages,
         seeds=_distinct(str(r.manifest.get("seed", "–")) for s in settings for r in s.results),
-        scorers=scorers_of(settings),
+        scorers=scorers,
         figure_style=style_sheet(),
+        compared={s.slug: differences(s, [scorer.name for scorer in scorers]) for s in settings},
+        words=words(settings, [scorer.name for scorer in scorers]),
         cards=shown,
         cards_of=total,
         methods=_distinct(a.method for c in shown for q in c.questions for a in q.answers),
@@ -78,6 +82,22 @@ def _title(settings: Sequence[Setting]) -> str:
     editors = _distinct(r.editor for s in settings for r in s.results)
     what = editors[0] if len(editors) == 1 else f"{len(editors)} editors"
     return f"{what} on {' and '.join(backbones)}"
+
+
+def words(settings: Sequence[Setting], scorers: Sequence[str]) -> list[tuple[str, str]]:
+    """(word, meaning) of every column and row of the tables, each once."""
+    found: dict[str, str] = {}
+    for setting in settings:
+        for scorer in scorers:
+            for heading in main_view(setting, scorer).headings:
+                found.setdefault(heading.label, heading.meaning)
+    return [
+        *((word, meaning) for word, meaning in found.items() if meaning),
+        ("Unedited", f"{UNEDITED[0].upper()}{UNEDITED[1:]}."),
+        ("Case", "One edit with the questions about it."),
+        ("Unit", "Cases that do not influence each other; edits of one sequence are one unit."),
+        ("Base, before", "The answer of the unedited model."),
+    ]
 
 
 def _analyses_title(pages: Sequence[AnalysisPage]) -> str:

@@ -297,4 +297,14 @@ def terminal_table(study: ImageStudy) -> Table:
             for c in line.cells
         )
         table.add_row(escape(line.label), *texts, style="dim" if line.control else "")
+    table.add_section()
+    table.add_row("n", *first.counts, style="dim")
     return table
+
+
+def legend(drawn: Sequence[ImageStudy]) -> list[tuple[str, str]]:
+    """(word, meaning) of the columns and controls in the terminal's tables of pictures."""
+    tables = [study.tables[0] for study in drawn]
+    words = {h.label: h.meaning for table in tables for h in table.headings}
+    controls = {row.control for table in tables for row in table.lines}
+    return [*words.items(), *(CONTROLS[c] for c in ("oracle", "ceiling") if c in controls)]

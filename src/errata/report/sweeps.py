@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from errata.core import registry
+from errata.core.config import current_names
 from errata.core.errors import BadRun, BadSpec
 from errata.core.figure import (
     Bar,
@@ -76,7 +78,8 @@ def sweep(runs: Sequence[Path], names: Sequence[str], scorer: str = "exact") -> 
 
     Raises BadSpec for a setting that no run has, BadRun for two runs with the same values.
     """
-    settings = read_settings(runs)
+    settings, names = _under_present_names(read_settings(runs), names)
+    names = list(dict.fromkeys(names))
     figures: list[Figure] = []
     tables: list[Table] = []
     for setting in settings:
@@ -93,7 +96,7 @@ def grid(runs: Sequence[Path], down: str, across: str, scorer: str = "exact") ->
     Raises BadSpec for a run without one of them and for runs that differ in other settings too,
     BadRun for two runs in one cell.
     """
-    settings = read_settings(runs)
+    settings, (down, across) = _under_present_names(read_settings(runs), (down, across))
     figures: list[Figure] = []
     tables: list[Table] = []
     for setting in settings:
@@ -102,6 +105,39 @@ def grid(runs: Sequence[Path], down: str, across: str, scorer: str = "exact") ->
         figures.append(_grid_figure(stem, setting, cells, down, across, scorer))
         tables.append(_table(stem, list(cells.values()), scorer))
     return Findings(tuple(figures), tuple(tables))
+
+
+def _under_present_names(
+    settings: Sequence[Setting], names: Sequence[str]
+) -> tuple[list[Setting], list[str]]:
+    """The runs and the names with renamed settings under the names that they have today.
+
+    Editors, which load torch, are only asked where a run lacks one of the names.
+    """
+    results = [result for setting in settings for result in setting.results]
+    if all(name in _config(result) for result in results for name in names):
+        return list(settings), list(names)
+    editors = {r.editor for r in results} & set(registry.names("editors"))
+    configs = {name: registry.load("editors", name).Config for name in sorted(editors)}
+    today = dict(zip(names, names, strict=True))
+    for config in configs.values():
+        for name in names:
+            (present,) = current_names(config, {name: None})
+            today[name] = present if present != name else today[name]
+
+    def renamed(result: Result) -> Result:
+        config = configs.get(result.editor)
+        if config is None:
+            return result
+        fields = {
+            key: current_names(config, found)
+            for key in ("config", "arguments")
+            if isinstance(found := result.manifest.get(key), Mapping)
+        }
+        return replace(result, manifest={**result.manifest, **fields})
+
+    told = [replace(s, results=tuple(map(renamed, s.results))) for s in settings]
+    return told, [today[name] for name in names]
 
 
 def _suffix(setting: Setting, settings: Sequence[Setting]) -> str:

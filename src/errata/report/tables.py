@@ -50,6 +50,11 @@ class ColumnHeading:
     over: str = ""
     short: str = ""
 
+    @property
+    def named(self) -> str:
+        """The label, with the heading above it."""
+        return f"{self.over}: {self.label}" if self.over else self.label
+
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
@@ -88,11 +93,17 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def cell_of(metrics: Mapping[str, Any], key: str) -> ScoreCell:
-    """The score under a key of `scores.json`; an empty cell where it is not there."""
+    """The score under a key of `scores.json`; an empty cell where it is not there.
+
+    An interval without width, which errata before 0.2 wrote where all units agree, is read as none:
+    `errata score` computes it anew.
+    """
     entry = metrics.get(key)
     if entry is None:
         return ScoreCell(None)
     low, high = entry["ci95"] or (None, None)
+    if low == high:
+        low = high = None
     return ScoreCell(
         entry["value"], low, high, entry["n"], entry["units"], entry["unscored"], entry.get("base")
     )
@@ -202,4 +213,28 @@ def terminal_table(setting: Setting, scorer: str = "exact") -> Table:
     for line in view.lines:
         texts = (f"{c.text}\n[dim]{c.interval_to(0)}[/dim]" for c in line.cells)
         table.add_row(escape(line.label), *texts)
+    table.add_section()
+    table.add_row("n", *view.counts, style="dim")
     return table
+
+
+INTERVALS = (
+    "95 % intervals: a bootstrap over independent units (edits made one after another are one "
+    "unit). Where all units agree it is the bound of Clopper and Pearson."
+)
+UNEDITED = "how often the model already gave the reference answer before any edit"
+
+
+def legend(settings: Sequence[Setting], scorer: str = "exact") -> list[tuple[str, str]]:
+    """(word, meaning) of what stands in the terminal's tables: columns, first and last row."""
+    words: dict[str, str] = {}
+    for setting in settings:
+        for h in main_view(setting, scorer).headings:
+            same = h.label.casefold() == h.short.casefold()
+            words[h.short] = h.meaning if same else f"{h.label}. {h.meaning}"
+    return [
+        *((word, meaning.strip()) for word, meaning in words.items()),
+        ("unedited", f"{UNEDITED}."),
+        ("n", "cases that have a score in the column; the others are unscored."),
+        ("a–b", INTERVALS),
+    ]

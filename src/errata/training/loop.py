@@ -40,13 +40,15 @@ class TrainingSettings:
     Names are those of transformers' `TrainingArguments` where it has the setting.
 
     steps: updates at most. batch_size: cases per forward. gradient_accumulation_steps: forwards per
-    update. lr: the step size after `warmup` steps; schedule: `constant`, `cosine` (to a tenth) or
-    `linear` (to zero). max_grad_norm: 0 = no clipping. generality_examples, locality_examples:
-    drawn per case and step from a pool of generality_pool and locality_pool probes, which are taken
-    in turn from the kinds generality_kinds and locality_kinds. held_out: cases that are not trained
-    on, at most a fifth of all; their loss is taken every `eval_steps` steps, and training stops
-    after `patience` times without a new best. save_steps: between checkpoints. cache_gb: for
-    activations below the lowest trained block. eos: the end token is part of the targets.
+    update. lr: step size after the warm-up. warmup: updates in which the step size rises from 0.
+    schedule: how the step size falls, `constant`, `cosine` (to a tenth) or `linear` (to zero).
+    max_grad_norm: larger gradients are scaled down to this norm, 0 = no clipping.
+    generality_examples, locality_examples: probes of the kind drawn per case and step.
+    generality_pool, locality_pool: probes per case that they are drawn from. generality_kinds,
+    locality_kinds: kinds of probes that fill the pool, in turn. held_out: cases that are not
+    trained on. eval_steps: steps between two measurements of their loss. patience: measurements
+    without a new best after which training stops. save_steps: steps between checkpoints. cache_gb:
+    memory for activations below the lowest trained block. eos: the end token is part of the target.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {

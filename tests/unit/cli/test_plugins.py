@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 
+from errata.cli.shared.options import bundled_models
 from errata.core import registry
+from errata.core.config import meanings
 
 
 @pytest.mark.parametrize(
@@ -78,3 +81,43 @@ def test_check_fails_when_a_property_does_not_hold(errata, monkeypatch):
 
     monkeypatch.setattr(contract, "run", lambda name: False)
     assert errata("check", "one_step").code == 1
+
+
+@pytest.mark.parametrize("kind", ["editors", "analyses"])
+def test_every_setting_has_a_meaning(kind):
+    lacking = {}
+    for name in registry.names(kind):
+        config = registry.load(kind, name).Config
+        said = meanings(config)
+        lacking[name] = [f.name for f in fields(config) if len(said.get(f.name, "").split()) < 3]
+    assert not {name: settings for name, settings in lacking.items() if settings}
+
+
+def test_show_prints_the_meaning_of_a_setting_below_it(errata):
+    lines = errata("show", "editor", "memit").out.splitlines()
+    at = lines.index("  kl_factor: float = 0.0625")
+    assert "weight of the KL term" in lines[at + 1]
+    facts = json.loads(errata("show", "editor", "memit", "--json").out)
+    assert facts["meanings"].keys() == facts["settings"].keys()
+
+
+def test_a_bundled_model_is_shown_with_its_card(errata):
+    for name in bundled_models():
+        ran = errata("show", "backbone", name)
+        assert ran.code == 0 and "kind: bundled model" in ran.out
+        assert f"# {name}" in ran.out and "license:" not in ran.out
+        assert f"`errata doctor {name}`" in errata("check", name).err
+
+
+def test_an_unknown_plug_in_is_one_short_line_that_says_what_to_do(errata):
+    ran = errata("check", "no_such_thing")
+    assert ran.code == 2 and len(ran.err) < 350
+    assert "pip install -e ." in ran.err and "errata list" in ran.err
+    assert "Did you mean 'memit'?" in errata("check", "menit").err
+
+
+def test_an_editor_with_its_preset_is_told_apart(errata, tmp_path):
+    ran = errata("edit", "micro-vlm", "--editor", "ke:paper", "--prompt", "p", "--target", "t",
+                 "--out", tmp_path / "p")  # fmt: skip
+    assert ran.code == 2 and "--editor ke --preset paper" in ran.err
+    assert errata("show", "editor", "ke:paper").code == 0

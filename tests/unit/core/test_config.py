@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import pytest
 
+from errata.cli.shared.options import parse_settings
 from errata.core import registry
-from errata.core.config import current_names, parse_config
+from errata.core.config import current_names, meanings, parse_config
 from errata.core.editor import Editor, EditRequest, EditResult
 from errata.core.errors import BadSpec
 from errata.core.state import State
 from errata.core.types import Edit, Prompt
 from tests import tiny
+
+LISTS = [
+    (kind, name, field.name)
+    for kind in ("editors", "analyses")
+    for name in registry.names(kind)
+    for field in fields(registry.load(kind, name).Config)
+    if "tuple[" in str(field.type)
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "setting"), LISTS)
+def test_a_wrong_list_is_answered_with_an_example_that_works(kind, name, setting):
+    make = registry.load(kind, name)
+    with pytest.raises(BadSpec) as e:
+        make(**{setting: object()})
+    option = {"editors": "--set", "analyses": "--with"}[kind]
+    example = re.search(rf"in a shell {option} '(.*)'\.$", str(e.value))
+    assert example, str(e.value)
+    parsed = parse_settings([example[1]])
+    assert parsed.keys() == {setting} and isinstance(parsed[setting], list)
+    assert isinstance(getattr(parse_config("x", "x", make.Config, parsed), setting), tuple)
+
 
 OLD = {
     "mend": {"batch": 3, "accumulate": 2, "clip": 5.0, "every": 7, "keep": 9, "gen": 1, "loc": 4,
@@ -92,3 +116,29 @@ def test_states_and_presets_may_hold_old_names() -> None:
         Counting().edit(bb, [edit], state)
     with pytest.raises(BadSpec, match="was made with rank=2, now it is 5"):
         Counting(rank=5).edit(bb, [edit], state)
+
+
+def test_meanings_are_read_from_docstrings_of_the_class_and_its_bases() -> None:
+    @dataclass(frozen=True)
+    class Base:
+        """rate: how fast: in steps. low, high: ends of
+        the scale; () = none. left: replaced below.
+        """
+
+        rate: float = 1.0
+        low: int = 0
+        high: int = 1
+        left: int = 2
+
+    @dataclass(frozen=True)
+    class Mine(Base):
+        """Mine. left: kept, unlike `high`: it is not low."""
+
+        bare: int = 0
+
+    assert meanings(Mine) == {
+        "rate": "how fast: in steps.",
+        "low": "ends of the scale; () = none.",
+        "high": "ends of the scale; () = none.",
+        "left": "kept, unlike `high`: it is not low.",
+    }

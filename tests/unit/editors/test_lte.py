@@ -11,6 +11,7 @@ from errata.core.patch import parts_of, united
 from errata.core.state import State
 from errata.core.types import Case, Edit, Image, Probe, Prompt
 from errata.editors.lte import Lte
+from errata.io.images import embedded
 from errata.io.patch_folder import load, save
 from errata.patches.alignment import Alignment
 from errata.patches.context import Context, ContextSettings, Fact, compose, vectors_of
@@ -187,6 +188,7 @@ def test_the_edits_images_are_saved_with_their_facts(
     delta, context = parts_of(loaded)
     assert isinstance(delta, Alignment) and delta.identity == state.digest()
     assert isinstance(context, Context)
-    assert [f.images for f in context.facts] == [c.edit.prompt.images for c in cases[:2]]
+    images = [tuple(map(embedded, c.edit.prompt.images)) for c in cases[:2]]
+    assert [f.images for f in context.facts] == images
     assert all(isinstance(i, Image) for f in context.facts for i in f.images)
     assert len(united([loaded, patch])) == 2

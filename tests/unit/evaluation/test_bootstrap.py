@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from errata.evaluation.bootstrap import Bootstrap
+from errata.evaluation.bootstrap import Bootstrap, agreed
 
 
 def test_interval_of_a_proportion() -> None:
@@ -14,6 +14,37 @@ def test_interval_of_a_proportion() -> None:
     e = Bootstrap(units).mean([{u: [float(i < 70)] for i, u in enumerate(units)}], [1.0])
     assert e is not None and e.value == 0.7 and e.ci95 is not None and e.units == 100
     assert e.ci95 == pytest.approx((0.61, 0.79), abs=0.015)
+
+
+@pytest.mark.parametrize(("n", "low"), [(2, 0.158114), (10, 0.691503), (240, 0.984747)])
+def test_where_all_agree_the_interval_is_exact(n: int, low: float) -> None:
+    # Clopper-Pearson for n of n: its lower end x has x^n = 0.025
+    units = [f"u{i}" for i in range(n)]
+    boot = Bootstrap(units)
+    for value, expected in ((1.0, (low, 1.0)), (0.0, (0.0, 1 - low)), (0.5, None)):
+        e = boot.mean([{u: [value] for u in units}] * 2, [0.5, 0.5], within=(0.0, 1.0))
+        assert e is not None and e.value == value and e.units == n
+        wanted = expected or (0.5 - (1 - low) / 2, 0.5 + (1 - low) / 2)
+        assert e.ci95 == pytest.approx(wanted, abs=1e-6)
+
+
+def test_no_difference_in_ten_pairs_is_not_certain() -> None:
+    units = [f"u{i}" for i in range(10)]
+    e = Bootstrap(units).mean([{u: [0.0] for u in units}], [1.0], within=(-1.0, 1.0))
+    assert e is not None and e.ci95 == pytest.approx((-0.308497, 0.308497))
+
+
+def test_agreement_of_units_of_unequal_weight_counts_as_fewer_units() -> None:
+    # weights 9 and 1: (9 + 1)^2 / (81 + 1) = 1.22 units
+    e = Bootstrap(["a", "b"]).mean([{"a": [1.0] * 9, "b": [1.0]}], [1.0], within=(0.0, 1.0))
+    assert e is not None and e.ci95 == agreed(1.0, 100 / 82, (0.0, 1.0))
+    ratio = Bootstrap(["a", "b"]).ratio({"a": (9.0, 9.0), "b": (1.0, 1.0)}, within=(0.0, 1.0))
+    assert ratio == e
+
+
+def test_agreement_without_a_range_has_no_interval() -> None:
+    e = Bootstrap(["a", "b"]).mean([{"a": [3.0], "b": [3.0]}], [1.0])
+    assert e is not None and e.value == 3.0 and e.ci95 is None
 
 
 def test_cases_of_one_unit_are_not_independent() -> None:
@@ -72,7 +103,8 @@ def test_auc_by_counting_pairs():
 def test_auc_of_what_is_parted_and_of_nothing():
     boot = Bootstrap([str(i) for i in range(20)])
     apart = boot.auc({str(i): [1.0 + i] for i in range(20)}, {str(i): [0.5] for i in range(20)})
-    assert apart.value == 1.0 and apart.ci95 == (1.0, 1.0)
+    least = 0.025 ** (1 / 20)
+    assert apart.value == 1.0 and apart.ci95 == pytest.approx((least, 1.0), abs=1e-6), "20 of 20"
     assert boot.auc({}, {"0": [1.0]}) is None
     assert boot.auc({"0": [1.0]}, {"0": [0.0]}).ci95 is None, "one unit has no interval"
     rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from errata.core.errors import BadRun
 from errata.core.files import write_json
-from errata.evaluation.compare import compare_runs, compare_table
+from errata.evaluation.compare import compare_runs, compare_table, mark
 
 
 def change(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
@@ -40,12 +40,14 @@ def runs(tmp_path: Path, make_run: Callable[..., Path]) -> tuple[Path, Path]:
 def test_difference_by_hand(runs: tuple[Path, Path]) -> None:
     result = compare_runs(*runs)
     assert (result["cases"], result["units"]) == (4, 2)
-    # a 1 0 1 0, b 1 1 1 1: differences 0 1 0 1, 1/2 in either lane and so in every resample
+    # a 1 0 1 0, b 1 1 1 1: differences 0 1 0 1, 1/2 in either lane and so in every resample:
+    # at most a share p of lanes differs, 0.025 = (1 - p)^2, down to -1 or up to 1
+    share = 1 - 0.025**0.5
     assert result["metrics"]["reliability.exact"] == {
         "a": 0.5,
         "b": 1.0,
         "difference": 0.5,
-        "ci95": [0.5, 0.5],
+        "ci95": [round(0.5 - 1.5 * share, 6), round(0.5 + 0.5 * share, 6)],
         "n": 4,
         "units": 2,
         "unpaired": 0,
@@ -111,4 +113,21 @@ def test_table(runs: tuple[Path, Path]) -> None:
     console.print(compare_table(compare_runs(*runs)))
     text = console.export_text()
     assert "editor_b minus editor_a" in text
-    assert "+0.500 to +0.500" in text
+    row = next(line for line in text.splitlines() if "reliability.exact " in line)
+    assert "50.0" in row and "100.0" in row and "+50.0" in row, "as in `report`: per cent"
+    assert "-76.3 to +92.1" in row
+
+
+def test_what_differs_is_marked(runs: tuple[Path, Path]) -> None:
+    result = compare_runs(*runs)
+    entry = result["metrics"]["reliability.exact"]
+    for ci95, expected in (([0.1, 0.9], "▲"), ([-0.9, -0.1], "▼"), ([0.0, 0.9], ""), (None, "")):
+        entry["ci95"] = ci95
+        assert mark(entry) == expected
+    entry["ci95"] = [0.1, 0.9]
+    console = Console(width=160, file=io.StringIO(), record=True)
+    console.print(compare_table(result, ["reliability.exact", "near_locality.exact"]))
+    text = console.export_text()
+    marked = [line for line in text.splitlines() if "▲" in line and ".exact" in line]
+    assert len(marked) == 1 and "reliability.exact" in marked[0], "the mark survives in a pipe"
+    assert "(1 of 2)" in text

@@ -116,3 +116,18 @@ def test_a_run_that_began_under_old_names_of_settings_is_resumed(
     assert (run(clip=5.0) / "scores.json").read_bytes() == scores
     with pytest.raises(BadRun, match="holds another run: arguments"):
         run(clip=4.0)
+
+
+def test_a_metric_that_reads_the_likeliest_tokens_gets_them(stub: Stub, tmp_path: Path) -> None:
+    """By what the metric says of itself, not by its name."""
+
+    def recorded(name: str, metrics: list[str] | None) -> bool:
+        out = bench(
+            stub, NotesEditor(), SPEC, "one_step", tmp_path / name, limit=2, metrics=metrics
+        )
+        return bool(json.loads((out / "manifest.json").read_text())["legacy"])
+
+    reading = [n for n in registry.names("metrics") if registry.load("metrics", n).reads_top]
+    assert reading == ["legacy"]
+    assert recorded("a", None) is False and recorded("b", ["word"]) is False
+    assert recorded("c", reading) is True

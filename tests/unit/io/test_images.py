@@ -129,6 +129,55 @@ def test_text_is_no_image(tmp_path: Path) -> None:
     refused(saved(tmp_path / "a.png", b"not a picture"), "no image of a known format", "PNG")
 
 
+def phone_picture(kind: str, picture: Pillow.Image) -> bytes:
+    if kind == "AVIF":
+        return encoded(picture, "AVIF", quality=100)
+    heif = pytest.importorskip("pillow_heif")
+    out = io.BytesIO()
+    heif.from_pillow(picture).save(out, quality=-1)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["HEIC", "AVIF"])
+def test_pictures_of_phones_open(tmp_path: Path, kind: str) -> None:
+    picture = Pillow.new("RGB", (40, 24), (200, 30, 60))
+    image = saved(tmp_path / "IMG_0001.jpg", phone_picture(kind, picture))  # named by a chat app
+    opened = load_image(image)
+    assert (opened.mode, opened.size) == ("RGB", (40, 24))
+    assert np.abs(np.asarray(opened, float) - np.asarray(picture, float)).max() < 6
+
+
+@pytest.mark.parametrize("kind", ["HEIC", "AVIF"])
+def test_a_format_without_its_decoder_names_the_extra(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = saved(tmp_path / "a", phone_picture(kind, gradient(size=(40, 24))))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(images.features, "check", lambda name: False)
+    refused(image, f"it is {kind}", "pip install 'errata[phone]'")
+
+
+@pytest.mark.parametrize("kind", ["HEIC", "AVIF"])
+def test_damaged_pictures_of_phones_are_refused(tmp_path: Path, kind: str) -> None:
+    data = phone_picture(kind, gradient(size=(40, 24)))
+    for end in (12, 40, len(data) // 2, len(data) - 20):
+        refused(saved(tmp_path / "a", data[:end]))
+
+
+def test_a_turned_picture_of_a_phone_is_upright(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    picture = Pillow.new("RGB", (40, 24), (0, 0, 0))
+    picture.paste((255, 255, 255), (0, 0, 8, 8))
+    exif = Pillow.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees, clockwise
+    out = io.BytesIO()
+    heif.from_pillow(picture).save(out, quality=-1, exif=exif.tobytes())
+    opened = load_image(saved(tmp_path / "a.heic", out.getvalue()))
+    want = load_image(saved(tmp_path / "a.png", encoded(picture, "PNG", exif=exif)))
+    assert opened.size == want.size == (24, 40)
+    assert np.abs(np.asarray(opened, float) - np.asarray(want, float)).max() < 6
+
+
 def test_postscript_is_never_started(tmp_path: Path) -> None:
     refused(
         saved(tmp_path / "a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "known"

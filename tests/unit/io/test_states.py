@@ -76,8 +76,8 @@ def test_only_states_for_the_model_are_shipped(
     State("other", {}, state().tensors, fingerprint="f").save(tmp_path / "two")
     folders = [tmp_path / "one", tmp_path / "two"]
     monkeypatch.setattr(states, "_shipped", lambda: folders)
-    assert [s.editor for s in states.shipped("e", "f")] == ["e"]
-    assert list(states.shipped("e", "another model")) == []
+    assert [s.editor for s in states.shipped("e", "f".__eq__)] == ["e"]
+    assert list(states.shipped("e", "another model".__eq__)) == []
 
 
 def test_a_cut_state_is_the_user_s_to_mend(tmp_path: Path) -> None:

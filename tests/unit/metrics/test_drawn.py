@@ -186,3 +186,11 @@ def test_a_judge_that_only_says_whether_is_compared_by_that() -> None:
     found = scores("judge", after, "i_locality", before=before)
     assert found["i_locality/stage1.judge"] == 0.5
     assert scores("judge", after, "vqa")["vqa/stage1.judge_old"] is None
+
+
+def test_no_reading_is_not_the_same_as_a_wrong_one() -> None:
+    """Blue, then nothing: both are not the gold answer, and yet the picture has changed."""
+    before = Answer("c", "p", images=("a",), verdicts=(Verdict("j", "blue", False),))
+    after = Answer("c", "p", images=("a",), verdicts=(Verdict("j", "", False),))
+    found = scores("judge", after, "i_locality", before=before)
+    assert found["i_locality/stage1.judge"] == 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from errata.core import registry
@@ -79,6 +81,24 @@ def test_exact_locality_kinds(kind: str) -> None:
     assert exact.score(said("a", (1,)), said("a", (1,), stopped=False), p) == 0.0
     capped = said("a", (1,), stopped=False)
     assert exact.score(capped, capped, p) == 1.0
+
+
+def test_no_answer_is_not_an_answer_that_was_kept() -> None:
+    for name in ("exact", "joint"):
+        keep = probe("t_locality", "gold")
+        assert metric(name).score(said(""), said(""), keep) is None
+        assert metric(name).score(said(" ", (4,)), said(" ", (4,)), keep) is None
+        assert metric(name).score(said("a", (1,)), said(""), keep) == 0.0
+        assert metric(name).score(said(""), said(""), probe("reliability")) == 0.0
+
+
+def test_exact_by_the_tokens_of_the_reference() -> None:
+    """A tokenizer may write "a , b" as "a, b": its tokens are then the target all the same."""
+    after = Answer("c", "p", text="a, b", ids=(1, 2), reference=scored((1, 2), (1, 2)))
+    assert metric("exact").score(BEFORE, after, probe("reliability", "a , b")) == 1.0
+    assert metric("exact").score(BEFORE, after, probe("reliability", "a , c")) == 0.0
+    other = replace(after, ids=(1, 3))
+    assert metric("exact").score(BEFORE, other, probe("reliability", "a , b")) == 0.0
 
 
 def test_exact_unscored() -> None:

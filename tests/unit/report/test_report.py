@@ -16,9 +16,12 @@ from rich.console import Console
 from errata.core.errors import BadRun
 from errata.core.files import read_json, write_json
 from errata.core.types import Case, Image, Prompt
+from errata.evaluation.compare import compare_runs
+from errata.report.charts import bars
+from errata.report.differences import differences
 from errata.report.html import render_report, write_report
 from errata.report.results import read_settings
-from errata.report.tables import group_view, main_view, origins, terminal_table
+from errata.report.tables import group_view, legend, main_view, origins, terminal_table
 
 MakeRun = Callable[..., Path]
 VOID = frozenset({"meta", "input", "img", "br", "link", "hr"})
@@ -305,6 +308,10 @@ def test_terminal_table(runs: list[Path]) -> None:
     assert f"{100 * value['value']:.1f}" in text
     for words in ("sequential:10: exact, %", "unedited", "tpatcher", "retain"):
         assert words in text
+    assert re.search(r"^\s*n +20 +20 .* 2 +20\s*$", text, re.MULTILINE), "n of every column"
+    meanings = dict(legend([setting]))
+    assert {"rel", "mean 6", "retain", "unedited", "n", "a–b"} <= meanings.keys()
+    assert all(len(meaning.split()) > 3 for meaning in meanings.values())
 
 
 def test_every_scorer_has_a_tab_and_says_what_it_is(page: Page, html: str) -> None:
@@ -318,3 +325,90 @@ def test_every_scorer_has_a_tab_and_says_what_it_is(page: Page, html: str) -> No
 def test_groups_are_explained(page: Page) -> None:
     assert "What the groups are" in page.text
     assert "the edited question about a thing that differs in one attribute" in page.text
+
+
+def test_a_chart_compares_the_methods_on_one_score(runs: list[Path]) -> None:
+    setting = read_settings(runs)[0]
+    shown = bars(setting, "exact")
+    headings = main_view(setting, "exact").headings
+    assert [c.label for c in shown] == [h.label for h in headings]
+    for chart, heading in zip(shown, headings, strict=True):
+        assert [row.label for row in chart.panel.rows] == [r.label for r in setting.results]
+        for row, result in zip(chart.panel.rows, setting.results, strict=True):
+            assert row.value is not None
+            assert row.value.value == result.metrics[heading.key]["value"]
+        assert chart.meaning == heading.meaning
+
+
+def test_paired_differences_are_those_of_compare(runs: list[Path], page: Page) -> None:
+    setting = read_settings(runs)[0]
+    found = differences(setting, ["exact"])
+    assert found is not None and found.refused == ()
+    assert [(p.a, p.b) for p in found.pairs] == [("ft_l", r.label) for r in setting.results[1:]]
+    expected = compare_runs(runs[0], runs[2])["metrics"]
+    for heading, cell in zip(found.headings["exact"], found.pairs[1].cells["exact"], strict=True):
+        entry = expected[heading.key]
+        assert cell is not None and cell.n == entry["n"]
+        assert cell.text == f"{100 * entry['difference']:+.1f}"
+        low, high = entry["ci95"]
+        assert cell.interval == f"{100 * low:+.1f} to {100 * high:+.1f}"
+        assert bool(cell.clear) == (low > 0 or high < 0)
+    assert "tpatcher − ft_l" in page.text and "Paired differences" in page.text
+
+
+def test_few_methods_are_compared_in_all_pairs_and_one_in_none(runs: list[Path]) -> None:
+    (three,) = read_settings(runs[:3])
+    found = differences(three, ["exact"])
+    assert found is not None
+    pairs = [(p.a, p.b) for p in found.pairs]
+    assert pairs == [("ft_l", "ft_v"), ("ft_l", "tpatcher"), ("ft_v", "tpatcher")]
+    assert differences(read_settings(runs[:1])[0], ["exact"]) is None
+
+
+def test_runs_that_cannot_be_paired_say_why(make_run: MakeRun) -> None:
+    made = [make_run("a", "ft_l"), make_run("b", "ike")]
+    lines = (made[1] / "before.jsonl").read_text().splitlines()
+    lines[0] = re.sub(r'"text": ?"[^"]*"', '"text": "another"', lines[0])
+    (made[1] / "before.jsonl").write_text("\n".join(lines) + "\n")
+    text = Page(render_report(made)).text
+    assert "ike and ft_l are not compared: the unedited model answered 1 of" in text
+
+
+def test_every_column_and_group_has_its_meaning_on_the_page(runs: list[Path], page: Page) -> None:
+    for setting in read_settings(runs):
+        for scorer in ("exact", "token", "token_own"):
+            for view in (main_view(setting, scorer), group_view(setting, scorer)):
+                for heading in view.headings:
+                    assert len(heading.meaning.split()) > 2, heading
+                    assert heading.meaning in page.text, heading
+    titles = {a.get("title") for a in page.all("th")}
+    assert "Mean of reliability, both generalities, both localities and near locality." in titles
+
+
+def test_cases_are_closed_and_say_how_many_answers_are_right(page: Page) -> None:
+    cases = [a for a in page.all("details") if a.get("class") == "whole"]
+    assert len(cases) == 6 and not any("open" in a for a in cases)
+    assert re.search(r"tpatcher \d+/\d+", page.text)
+
+
+def test_every_number_of_a_table_has_its_label_for_narrow_screens(page: Page) -> None:
+    cells = [a for a in page.all("td") if a.get("data-label")]
+    labels = {a["data-label"] for a in cells}
+    assert {"Reliability", "Mean of 6", "Near locality: near1", "Median", "Peak memory"} <= labels
+
+
+def test_peak_memory_of_a_run_that_did_not_measure_it_is_left_out(make_run: MakeRun) -> None:
+    run = make_run("a", "ft_l")
+    timing = read_json(run / "timing.json")
+    assert "656 MB" not in Page(render_report([run])).text, "the peak of the process"
+    write_json(run / "timing.json", {**timing, "peak_of": "phase"})
+    assert "656 MB" in Page(render_report([run])).text
+
+
+def test_an_old_interval_without_width_is_no_interval(make_run: MakeRun) -> None:
+    run = make_run("a", "ft_l")
+    scores = read_json(run / "scores.json")
+    scores["metrics"]["reliability.exact"] |= {"value": 1.0, "ci95": [1.0, 1.0]}
+    write_json(run / "scores.json", scores)
+    cell = main_view(read_settings([run])[0], "exact").lines[0].cells[0]
+    assert (cell.value, cell.low, cell.high, cell.interval) == (1.0, None, None, "")

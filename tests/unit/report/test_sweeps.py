@@ -118,3 +118,20 @@ def test_bad_input_is_one_clear_line(run):
     many = [run(f"m{i}", passed={"top": 5}, other=i) for i in range(6)]
     with pytest.raises(BadSpec, match="6 series"):
         sweep(many, ["top"])
+
+
+@pytest.mark.parametrize("asked", ["clip", "max_grad_norm"])
+def test_a_renamed_setting_is_varied_under_either_name(run, asked):
+    runs = [
+        run("old", "ft_l", passed={"clip": 4}, steps=3),
+        run("new", "ft_l", passed={"max_grad_norm": 8}, steps=3),
+    ]
+    found = sweep(runs, [asked])
+    (line,) = found.figures[0].panels[0].lines
+    assert sorted(x for x, _ in line.points) == [4, 8], "one series: nothing else differs"
+    assert found.figures[0].panels[0].axis == "max_grad_norm"
+
+
+def test_a_setting_that_nothing_has_is_still_refused(run):
+    with pytest.raises(BadSpec, match="no editor of these runs has a setting 'maxgrad'"):
+        sweep([run("a", "ft_l", max_grad_norm=4)], ["maxgrad"])

@@ -61,17 +61,23 @@ class LocateThenEdit(Editor):
         """layers: blocks whose down projection is written, ascending; the value is searched at the
         last one. () = from an eighth to a quarter of the depth (4 to 8 of 32).
 
-        token: where a fact is looked up: the last token of the `subject` (for an edit without one,
-        of the prompt) or `last_prompt`. lr, steps, clamp, weight_decay, decay, kl_factor,
-        stop_loss, scaled: see `ValueSettings`. kl_prompt: the prompt whose next-token distribution
-        is preserved (KL term), `{}` stands for the subject; the term is taken at the subject's
-        last token, so that only words in front of it count. eos: the end token is part of the
-        target. context_templates: `sampled`, `none`, or a file with one a line. memory: whether the
-        solve protects the `keys` of earlier edits, as they are on the model after that edit (they
-        are those that it was written with, since the keys of a layer depend on the layers below it
-        alone). max_upd_ratio: |dW| at most this times |W|, 0 = no limit. texts: number of
-        questions that `prepare` takes key statistics of; edited: whether questions about the facts
-        that cases edit are among them; without: names that none of them may mention.
+        token: where a fact is looked up, the last token of the `subject` (for an edit without one,
+        of the prompt) or `last_prompt`. lr: step size of Adam in the search for the value. steps:
+        updates of that search at most. clamp: largest change of the value, as a multiple of its
+        norm. weight_decay: weight of the penalty on that change. decay: the penalty, `linear`
+        |delta| / |h|^2 or `squared` (|delta| / |h|)^2. kl_factor: weight of the KL term that keeps
+        what follows `kl_prompt`. kl_prompt: the prompt whose next-token distribution is kept; `{}`
+        stands for the subject; the KL term is taken at the subject's last token, so that only words
+        in front of it count. stop_loss: the search ends when the loss is below it. scaled: steps
+        grow with hidden states of a norm above 100, as in UniKE. eos: the end token is part of the
+        target. context_templates: texts in front of the prompt, `sampled` from the model, `none`,
+        or a file with one a line. memory: whether the solve protects the `keys` of earlier
+        edits, or `none`; they are those on the model after that edit, which are also those that it
+        was written with, since the keys of a layer depend on the layers below it alone.
+        max_upd_ratio: |dW| at most this
+        times |W|, 0 = no limit. texts: questions that `prepare` takes key statistics of. edited:
+        whether questions about edited facts are among them. without: names that none of them may
+        mention.
         """
 
         renamed: ClassVar[Mapping[str, str]] = {
@@ -185,7 +191,7 @@ class LocateThenEdit(Editor):
         """The update B A of a site, scaled down to `max_upd_ratio`; `notes` gets its size."""
         weight = backbone.site(site).first.weight
         assert isinstance(weight, Tensor)
-        size = float(weight.float().norm())
+        size = float(weight.detach().float().norm())
         a, b = a.float().cpu().contiguous(), b.float().cpu().contiguous()
         factor = 1.0
         if self.config.max_upd_ratio:

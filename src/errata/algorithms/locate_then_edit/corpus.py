@@ -6,6 +6,7 @@ A corpus can be read several times, and its hash identifies its content.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,18 +51,21 @@ def mentions(names: Sequence[str]) -> Callable[[str], bool]:
 
 def from_file(path: Path, *, most: int | None = None) -> Corpus:
     """One document a line; empty lines do not count. Raises BadData."""
-    h, count = hashlib.sha256(), 0
+    h, count, encoding = hashlib.sha256(), 0, "utf-8"
     try:
         with open(path, "rb") as f:
-            for line in f:
-                h.update(line)
-                count += bool(line.strip())
+            encoding = json.detect_encoding(f.read(4))
+            f.seek(0)
+            while block := f.read(1 << 20):
+                h.update(block)
+        with open(path, encoding=encoding, errors="replace") as text:
+            count = sum(bool(line.strip()) for line in text)
     except OSError as e:
         raise BadData(f"cannot read {path}: {e.strerror}. Give a text file.") from None
     count = min(count, most or count)
 
     def walk() -> Iterator[Document]:
-        with open(path, encoding="utf-8", errors="replace") as f:
+        with open(path, encoding=encoding, errors="replace") as f:
             lines = (text for line in f if (text := line.strip()))
             for text, _ in zip(lines, range(count), strict=False):
                 yield Document(Prompt.of(text))

@@ -110,7 +110,8 @@ def collect(
     )
     done = _resume(work.checkpoint, plan, moments)
     documents, saved = islice(corpus.walk(), done, None), time.monotonic()
-    with torch.no_grad(), backbone.unedited():
+    # documents are no questions: they are never put into a chat template
+    with torch.no_grad(), backbone.unedited(), backbone.in_style("raw"):
         while window := list(islice(documents, WINDOW)):
             for batch in _batches(backbone, window, settings):
                 with backbone.applied(MomentRecorder(moments)):

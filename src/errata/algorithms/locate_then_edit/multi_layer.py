@@ -135,8 +135,8 @@ class CovarianceUpdate(MultiLayerUpdate):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiLayerUpdate.Config):
-        """mom2_weight: lambda, the weight of the second moment against the keys of edits. ridge:
-        added to the second moment, relative to tr(C)/d.
+        """mom2_weight: weight (lambda) of the second moment against the keys of edits. ridge: added
+        to the second moment, relative to tr(C)/d.
         """
 
         mom2_weight: float = 15000.0

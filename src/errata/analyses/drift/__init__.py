@@ -28,6 +28,7 @@ from errata.analyses.drift.trace import drawing_steps
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Findings
+from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.model.generation import image_generator
 from errata.core.patch import Patch
 from errata.core.types import Case, Probe
@@ -52,6 +53,7 @@ class DriftAnalysis(Analysis):
         steps: int = 3
         variant: str = "prepend"
 
+    @in_ordinary_modes
     def look(self, subject: Subject) -> Findings:
         """Raises BadSpec without an edit or without image prompts, BadBackbone, NotFinite."""
         bb, c = image_generator(subject.backbone), self.config

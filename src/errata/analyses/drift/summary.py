@@ -81,7 +81,7 @@ class DriftSummary(Summary):
         return {case: [float(v.meets is True) for v in vs] for case, vs in verdicts.items()}
 
     def rate(self, drawing: str) -> Estimate | None:
-        return self.mean(self.successes(drawing))
+        return self.mean(self.successes(drawing), within=(0.0, 1.0))
 
     def link(self, place: Place, measure: str) -> tuple[Estimate | None, int, int]:
         """AUC with which a measure of the edit tells right from wrong cases; numbers of both.

@@ -8,7 +8,7 @@ from typing import Any
 
 from errata.benchmarks.unike_umm.cases import cases
 from errata.benchmarks.unike_umm.published import SOURCES, PublishedRecord, part
-from errata.core.text import mentions, normalise
+from errata.core.text import mentions, same_answer
 from errata.core.types import Skip
 
 SPLITS = ("train", "dev", "eval")
@@ -35,7 +35,7 @@ def audit(
         "prompts with a hole": sum(r.templated for r in usable),
         "old answer missing": sum(not r.first.old for r in usable),
         "old answer equal to the target": sum(
-            normalise(r.first.old) == normalise(r.first.target) for r in usable
+            same_answer(r.first.old, r.first.target) for r in usable
         ),
         "answers of several words": sum(len(r.first.target.split()) > 1 for r in usable),
         "image prompts that state the target": sum(

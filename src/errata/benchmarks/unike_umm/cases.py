@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from errata.benchmarks.unike_umm.published import PublishedRecord, PublishedStage, chosen
 from errata.benchmarks.unike_umm.templates import reasoning_prompt, stated_rationale
-from errata.core.text import normalise
+from errata.core.text import same_answer
 from errata.core.types import Case, Edit, JudgeQuestion, Probe, Prompt, Skip, StatedFact
 
 #: Maximum tokens of a rationale, as published.
@@ -117,7 +117,7 @@ def _drawn(record: PublishedRecord, stage: PublishedStage) -> Iterator[Probe]:
 
 def _kept(record: PublishedRecord, pool: _Pool, rng: random.Random) -> Iterator[Probe]:
     """Locality probes: questions and pictures that the edit should not change."""
-    target = normalise(record.first.target)
+    target = record.first.target
     others = [r for r in rng.sample(pool.others, len(pool.others)) if _other(r, record, target)]
     far = [r for r in others if r.category != record.category]
     like = [r for r in others if r.category == record.category]
@@ -148,7 +148,7 @@ def _picture(record: PublishedRecord, i: int) -> Probe:
 
 def _other(r: PublishedRecord, record: PublishedRecord, target: str) -> bool:
     """Whether `r` has another subject, and an answer other than the edit's target."""
-    return not _same_subject(r, record) and normalise(r.first.old) != target
+    return not _same_subject(r, record) and not same_answer(r.first.old, target)
 
 
 def _same_subject(a: PublishedRecord, b: PublishedRecord) -> bool:

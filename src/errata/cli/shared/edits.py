@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from errata.benchmarks.facts.rows import PROBE_FIELDS, RowReader
 from errata.cli.shared.options import referenced
 from errata.core.errors import BadEdit, BadImage
+from errata.core.formats.json_lines import BadLine, json_lines
 
 if TYPE_CHECKING:
     from errata.core.types import Edit
@@ -18,34 +21,41 @@ OPTIONAL = ("image", "subject", "old", "id")
 
 
 def read_edits(path: Path) -> list[Edit]:
-    """One edit per line. Raises BadEdit with file and line."""
+    """One edit per line. Raises BadEdit with file and line.
+
+    The rows may be those of the benchmark `facts`: what it asks beside the edits is checked, and
+    left to `errata bench`. Relative images start at the file, or at the current folder.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise BadEdit(f"{path} does not exist. Give a JSON Lines file of edits.") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise BadEdit(f"{path} cannot be read ({e}). Give a UTF-8 JSON Lines file.") from None
+    except OSError as e:
+        raise BadEdit(f"{path} cannot be read ({e}). Give a JSON Lines file of edits.") from None
     edits: list[Edit] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            edits.append(_edit(line, f"{path}, line {number}", f"{len(edits) + 1:04d}"))
+    try:
+        for number, row in json_lines(data):
+            where = f"{path}, line {number}"
+            edits.append(_edit(row, where, f"{len(edits) + 1:04d}", path.parent))
+    except BadLine as e:
+        raise BadEdit(f"{path}, line {e.number}: {e}. Write one JSON object per line.") from None
     if not edits:
         raise BadEdit(f"{path} holds no edits. Write one JSON object per line.")
     return edits
 
 
-def _edit(line: str, where: str, number: str) -> Edit:
-    try:
-        row = json.loads(line)
-    except ValueError as e:
-        raise BadEdit(f"{where}: not valid JSON ({e}). Write one JSON object per line.") from None
+def _edit(row: Any, where: str, number: str, folder: Path) -> Edit:
     if not isinstance(row, dict):
         raise BadEdit(f'{where}: not an object. Write {{"prompt": ..., "target": ...}}.')
     _check_keys(row, where)
+    reader = RowReader(row, 0, folder)
+    reader.probes(row.get("image"), row["target"])
+    if reader.problems:
+        raise BadEdit(f"{where}: {reader.problems[0]}.")
     return make_edit(
         row["prompt"],
         row["target"],
-        image=row.get("image"),
+        image=_beside(row.get("image"), folder),
         subject=row.get("subject"),
         old=row.get("old"),
         name=row.get("id") or number,
@@ -54,15 +64,27 @@ def _edit(line: str, where: str, number: str) -> Edit:
 
 
 def _check_keys(row: Mapping[str, Any], where: str) -> None:
-    known = (*REQUIRED, *OPTIONAL)
+    known = (*REQUIRED, *OPTIONAL, *PROBE_FIELDS)
     for key in REQUIRED:
         if key not in row:
             raise BadEdit(f"{where}: '{key}' is missing. Known keys: {', '.join(known)}.")
     for key, value in row.items():
         if key not in known:
             raise BadEdit(f"{where}: unknown key '{key}'. Known keys: {', '.join(known)}.")
+        if key in PROBE_FIELDS:
+            continue
         if not isinstance(value, str) and not (value is None and key in OPTIONAL):
             raise BadEdit(f"{where}: '{key}' must be a text, not {json.dumps(value)[:60]}.")
+
+
+def _beside(image: str | None, folder: Path) -> str | None:
+    """The path of an image that lies beside the file of the edits; any other image as it is."""
+    if image is None or "\0" in image or image.startswith("data:"):
+        return image
+    for written in (image, image.replace("\\", "/")):
+        if os.path.isfile(folder / written):
+            return str(folder / written)
+    return image
 
 
 def make_edit(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -21,7 +21,6 @@ from errata.core.errors import BadSpec
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
 
-STYLES = ("raw", "easyedit", "chat")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -36,8 +35,12 @@ class ModelOptions:
         ),
     ]
     style: Annotated[
-        str, typer.Option(help="How a prompt is written: raw, easyedit or chat.", show_default=True)
-    ] = "raw"
+        str | None,
+        typer.Option(
+            help="How a prompt is written: raw, easyedit or chat. Default: that of the --patch; "
+            "else chat if the model has a chat template; else raw."
+        ),
+    ] = None
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto"
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None
     device_map: Annotated[
@@ -50,16 +53,17 @@ class ModelOptions:
         bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")
     ] = False
 
-    def load(self) -> Backbone:
-        """Loads the model quietly. Raises BadSpec on a wrong option, BadBackbone on a model."""
-        for what, value, known in (
-            ("style", self.style, STYLES),
-            ("dtype", self.dtype, DTYPES),
-        ):
-            if value not in known:
-                raise BadSpec(f"unknown --{what} '{value}'. Known: {', '.join(known)}.")
-        from errata.backbones import load
+    def load(self, heads: Sequence[Mapping[str, Any]] = ()) -> Backbone:
+        """Loads the model quietly. Raises BadSpec on a wrong option, BadBackbone on a model.
 
+        heads: of the patches that it is asked with; their style is the default.
+        """
+        from errata.backbones import check_style, load
+
+        check_style(self.style, "--style")
+        if self.dtype not in DTYPES:
+            raise BadSpec(f"unknown --dtype '{self.dtype}'. Known: {', '.join(DTYPES)}.")
+        style = self.style or _style_of(heads)
         quiet()
         if self.backbone in bundled_models() and "OMP_NUM_THREADS" not in os.environ:
             # The bundled models are small: on a busy machine two threads are ten times slower.
@@ -68,13 +72,20 @@ class ModelOptions:
             torch.set_num_threads(1)
         return load(
             self.backbone,
-            style=cast("Literal['raw', 'easyedit', 'chat']", self.style),
+            style=style,
             dtype=self.dtype,
             device=self.device,
             device_map=self.device_map,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
         )
+
+
+def _style_of(heads: Sequence[Mapping[str, Any]]) -> str | None:
+    """The style that all patches were made with; None if they name none or several."""
+    notes = (head["header"].get("notes") or {} for head in heads)
+    styles = {str(note["style"]) for note in notes if note.get("style")}
+    return styles.pop() if len(styles) == 1 else None
 
 
 def takes_model(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Any]:

@@ -50,11 +50,19 @@ def bundled_models() -> list[str]:
 
 
 def quiet() -> None:
-    """Turns off progress bars of transformers if stderr is no terminal."""
-    from transformers.utils import logging
+    """Turns off what libraries log for programmers, and their progress bars without a terminal.
+
+    TRANSFORMERS_VERBOSITY, if it is set, decides about the logs.
+    """
+    import logging
+
+    from transformers.utils import logging as of_transformers
 
     if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        of_transformers.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        for library in ("transformers", "diffusers", "huggingface_hub", "accelerate"):
+            logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def parse_settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:

@@ -40,15 +40,34 @@ def reporting(label: str = "") -> Iterator[Progress]:
 
 
 class ProgressLines:
-    """One line when a phase begins or ends, and at most one every ten seconds in between."""
+    """One line when a phase begins or ends, and at most one every ten seconds in between.
+
+    A line in between says about how long the rest takes, at the pace of the phase so far.
+    """
 
     def __init__(self, prefix: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.prefix, self.clock = prefix, clock
         self.what, self.last = "", 0.0
+        self.begun, self.first = 0.0, 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = self.clock()
         if what == self.what and done < total and now - self.last < EVERY:
             return
+        if what != self.what:
+            self.begun, self.first = now, done
         self.what, self.last = what, now
-        print(f"{self.prefix}{what} {done}/{total}", file=sys.stderr, flush=True)
+        left = self._left(now, done, total)
+        print(f"{self.prefix}{what} {done}/{total}{left}", file=sys.stderr, flush=True)
+
+    def _left(self, now: float, done: int, total: int) -> str:
+        if not self.first < done < total:
+            return ""
+        return f", {duration((now - self.begun) / (done - self.first) * (total - done))} left"
+
+
+def duration(seconds: float) -> str:
+    """`about 40 s`, `about 3 min`, `about 2.5 h`."""
+    if seconds < 90:
+        return f"about {max(round(seconds), 1)} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.core.errors import MissingMask
+from errata.core.errors import BadPatch, MissingMask
 from errata.core.hooks.dedup import DedupBatch
 
 
@@ -47,6 +47,9 @@ class HookContext:
     dry_run: True in a dry run: hooks whose gate site lies above their edit site record their
     decision; nothing is changed.
     dedup:   set while identical columns of the batch are computed once.
+    offset:  columns of the prompt that an earlier forward has put into the KV cache, when other
+    code than errata calls the model with its prompt in pieces.
+    scratch: tensors that a hook keeps from one site for the next; keyed (id of hook, name).
     """
 
     sites: Mapping[str, Site]
@@ -62,7 +65,9 @@ class HookContext:
     dry_run: bool = False
     moment: float | None = None
     dedup: DedupBatch | None = None
+    offset: int = 0
     memo: dict[tuple[int, str], Any] = field(default_factory=dict)
+    scratch: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     def last_prompt(self, x: Tensor, hook: object) -> Tensor:
         """[B, T, d] -> [B, d], the state at each row's last prompt token.
@@ -75,7 +80,13 @@ class HookContext:
                 "an attention_mask. Pass attention_mask, or ask through backbone.ask / "
                 "backbone.generate."
             )
-        index = (self.lengths - 1).to(x.device)
+        index = (self.lengths - 1 - self.offset).to(x.device)
+        if self.offset and not bool(((index >= 0) & (index < x.shape[1])).all()):
+            raise BadPatch(
+                f"{type(hook).__name__} decides from the last token of the prompt, but this call "
+                "of the model holds another piece of it. Pass the whole prompt to "
+                "model.generate, or ask through errata.ask."
+            )
         return x[torch.arange(x.shape[0], device=x.device), index]
 
     def decide(self, hook: object, site: str, make: Callable[[], Any]) -> Any:
@@ -119,7 +130,12 @@ class HookContext:
         of_image = self.image_rows if self.rows is None else self.rows[self.image_rows]
         if of_image.shape[0] != x.shape[0]:
             assert self.image_sizes is not None
-            each = x.shape[0] // int(self.image_sizes.sum())
+            each, rest = divmod(x.shape[0], int(self.image_sizes.sum()))
+            if rest or not each:
+                raise BadPatch(
+                    f"at {site} this model mixes the pictures of a batch, so that they cannot have "
+                    "a patch each. Ask about one picture at a time."
+                )
             of_image = of_image.repeat_interleave(self.image_sizes * each)
         return of_image.to(x.device)
 

@@ -1,9 +1,9 @@
 """Runs hooks inside a frozen model.
 
-One permanent pair of torch hooks sits on every site: a `HookPoint`. It reads `live`, a tuple of
-hooks that `HookManager.switch` replaces; nothing is added to or removed from the model afterwards.
+One permanent pair of torch hooks sits on every site: a `HookPoint`. It runs the hooks that are live
+for the caller (`errata.core.hooks.live`); nothing is added to or removed from the model afterwards.
 That is why a hook that is applied late is seen by a compiled model, and why undoing an edit means
-dropping it from a tuple.
+closing a block.
 
 A hook point passes x as [B, T, n] and y as [B, T, o], whatever the module does: keyword inputs,
 tuple outputs, flattened batches, a site whose input and output belong to two modules.
@@ -11,6 +11,8 @@ tuple outputs, flattened batches, a site whose input and output belong to two mo
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,70 +20,204 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.core.errors import BadPatch
 from errata.core.hooks.context import HookContext, Site
 from errata.core.hooks.dedup import DedupBatch
+from errata.core.hooks.direct import DirectCalls
 from errata.core.hooks.hook import Hook, walk
+from errata.core.hooks.live import (
+    MANAGERS,
+    Block,
+    Caller,
+    Callers,
+    Live,
+    Merge,
+    follow_threads,
+    started_with,
+)
+from errata.core.hooks.modes import Frozen, ordinary, without_autocast
+from errata.core.hooks.modules import ModuleTree
 
 
 class HookManager:
-    """All hook points of one model, the hooks that are live, and the current question.
+    """All hook points of one model, and what is live there for each caller.
 
-    stack: the hooks as they were applied. running: the merged hooks, which are the ones that run.
-    ctx: the context of the current question. bypass: True while a hook calls a site's own module.
+    opened: number of open blocks, of all callers; closed: number of closed ones. lock: held by
+    errata while it runs a forward, since it then replaces parts of it.
     """
 
     def __init__(self, model: nn.Module, sites: Sequence[Site]) -> None:
         self.model = model
-        self.sites = {s.name: s for s in sites}
-        self.bypass = False
-        self.raw_mask: Tensor | None = None
-        self.ctx = self.context()
-        self.raw = True
-        self.stack: tuple[Hook, ...] = ()
-        self.running: tuple[Hook, ...] = ()
-        self.points = {s.name: HookPoint(s, self) for s in sites}
-        model.register_forward_pre_hook(self._raw_call, with_kwargs=True, prepend=True)
-        if hasattr(model, "generate"):
-            object.__setattr__(model, "generate", self._raw_generate)
+        self.opened = self.closed = self.depth = 0
+        self.lock = threading.RLock()
+        self.callers = Callers()
+        self.direct = DirectCalls(self)
+        self.tree = ModuleTree(model, ())
+        self.sites: dict[str, Site] = {}
+        self.points: dict[str, HookPoint] = {}
+        self.bind(sites)
+        MANAGERS.add(self)
+        follow_threads()
 
     @classmethod
     def of(cls, model: nn.Module, find: Callable[[nn.Module], Sequence[Site]]) -> HookManager:
-        """The manager of `model`, made on first use: wrapping it twice returns the same one."""
+        """The manager of `model`, made on first use.
+
+        Wrapping a model again returns the same one, with hook points on what was replaced.
+        """
         manager = hooks_of(model)
         if manager is None:
             manager = cls(model, find(model))
             object.__setattr__(model, "_errata_hooks", manager)
+        else:
+            manager.bind(find(model))
         return manager
 
-    def context(self, **fields: Any) -> HookContext:
-        """A new question; the fields are those of `HookContext`."""
-        return HookContext(self.sites, self.call, **fields)
+    def bind(self, sites: Sequence[Site]) -> None:
+        """Puts hook points on `sites`, and takes them off modules that are no longer there."""
+        if self.sites and list(self.sites.values()) == list(sites) and self.tree.intact():
+            return
+        for point in self.points.values():
+            point.remove()
+        self.sites = {s.name: s for s in sites}
+        self.points = {s.name: HookPoint(s, self) for s in sites}
+        self.tree = ModuleTree(self.model, {m for s in sites for m in (s.first, s.last) if m})
+        self.frozen = Frozen(self.model)
+        self.direct.bind(self.model, self.sites)
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()  # graphs from before have no hooks, and are not checked for them
 
-    def switch(self, stack: tuple[Hook, ...], running: Sequence[Hook]) -> None:
-        """Only `running`, the merged hooks of `stack`, act from now on, in this order."""
-        self.stack, self.running = stack, tuple(running)
-        for name, point in self.points.items():
-            point.live = tuple(h for h in running if name in h.sites)
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies of the model: nothing is live in a copy."""
+        return {k: v for k, v in vars(self).items() if k not in ("callers", "lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.opened = self.closed = self.depth = 0
+        self.lock, self.callers = threading.RLock(), Callers()
+        for point in self.points.values():
+            point.used = 0
+        MANAGERS.add(self)
+
+    # -- what is live -------------------------------------------------------------------------
+
+    def caller(self) -> Caller:
+        """The state of the current thread or task, without blocks that were closed elsewhere."""
+        if torch.compiler.is_compiling():
+            traced = self.callers.traced()
+            if traced is not None:
+                return traced
+        caller = self.callers.get()
+        if caller is None:
+            caller = Caller(Live.of(started_with(self), self.closed), self.context())
+            self.callers.set(caller)
+        if caller.live.checked != self.closed and not caller.pinned:
+            live = caller.live.still_open(self.closed)
+            if live is not caller.live:
+                caller = caller.but(live=live)
+                self.callers.set(caller)
+        return caller
+
+    @property
+    def stack(self) -> tuple[Hook, ...]:
+        """The caller's live hooks, as they were applied."""
+        return self.caller().live.stack
+
+    @property
+    def running(self) -> tuple[Hook, ...]:
+        """The caller's merged hooks, which are the ones that run."""
+        return self.caller().live.running
+
+    @property
+    def ctx(self) -> HookContext:
+        """The caller's current question."""
+        return self.caller().ctx
+
+    @contextmanager
+    def block(self, hooks: Sequence[Hook], merge: Merge, *, alone: bool = False) -> Iterator[None]:
+        """Inside, the hooks are live for this caller, on top of the others or `alone`."""
+        block = Block(tuple(hooks), merge, alone)
+        self._open(block)
+        try:
+            yield
+        finally:
+            self._close(block)
+
+    def _open(self, block: Block) -> None:
+        caller = self.caller()
+        block.below = caller.live
+        live = Live.of((*caller.live.blocks, block), self.closed)
+        own = {s for hook in block.hooks for s in hook.sites}
+        with self.lock:
+            block.sites = tuple(s for s in {*live.at, *own} if s in self.points)
+            self.opened += 1
+            for site in block.sites:
+                self.points[site].used += 1
+        self.callers.set(caller.but(live=live, pinned=False))
+
+    def _close(self, block: Block) -> None:
+        below, sites = block.below, block.sites
+        caller = self.callers.get()
+        with self.lock:
+            self.opened -= 1
+            self.closed += 1
+            for site in sites:
+                self.points[site].used -= 1
+        if caller is not None and block in caller.live.blocks:
+            live = caller.live.without(block, self.closed)
+            pinned = caller.pinned if below is None else caller.pinned and below is live
+            self.callers.set(caller.but(live=live.still_open(self.closed), pinned=pinned))
+        block.close()
 
     def deciding_ahead(self) -> list[Hook]:
         """The live hooks whose gate site lies above their edit site."""
         return [h for running in self.running for h in walk(running) if h.ahead]
 
+    # -- questions ----------------------------------------------------------------------------
+
+    def context(self, **fields: Any) -> HookContext:
+        """A new question; the fields are those of `HookContext`."""
+        return HookContext(self.sites, self.call, **fields)
+
+    def become(self, caller: Caller) -> Any:
+        """The caller's new state; returns what `restore` needs."""
+        return self.callers.set(caller)
+
+    def restore(self, token: Any) -> None:
+        self.callers.restore(token)
+
     @contextmanager
     def question(self, ctx: HookContext) -> Iterator[HookContext]:
         """Everything inside belongs to one question."""
-        outer, raw = self.ctx, self.raw
-        self.ctx, self.raw = ctx, False
+        token = self.become(self.caller().but(ctx=ctx, direct=False, pinned=True))
         try:
             yield ctx
         finally:
-            self.ctx, self.raw = outer, raw
+            self.restore(token)
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """A forward of errata: alone, on the modules that were wrapped, in evaluation mode.
+
+        Works under `inference_mode` and `autocast` as without them. Raises BadBackbone for a model
+        whose modules were replaced.
+        """
+        with self.lock:
+            if self.depth:
+                yield
+                return
+            self.tree.check()
+            self.depth += 1
+            try:
+                with ordinary(), self.frozen():
+                    yield
+            finally:
+                self.depth -= 1
 
     @contextmanager
     def deduplicated(self, dedup: DedupBatch) -> Iterator[None]:
         """Inside, the text stream of the current question holds every distinct column once."""
-        ctx, ctx.dedup = self.ctx, dedup
+        ctx = self.ctx
+        ctx.dedup = dedup
         try:
             yield
         finally:
@@ -91,100 +227,78 @@ class HookManager:
         """Runs the site's frozen module on x, hooks bypassed."""
         module = self.sites[site]
         assert module.last is module.first, f"site {site} spans two modules and cannot be called"
-        before, self.bypass = self.bypass, True
+        token = self.become(self.caller().but(bypass=True))
         try:
             out = module.first(x)
         finally:
-            self.bypass = before
+            self.restore(token)
         y: Tensor = out[0] if isinstance(out, tuple) else out
         return y
 
-    def _raw_generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Keeps the mask: the model's own `generate` does not pass a mask of ones to forward."""
-        self.raw_mask = kwargs.get("attention_mask")
-        model_class: Any = type(self.model)
-        try:
-            return model_class.generate(self.model, *args, **kwargs)
-        finally:
-            self.raw_mask = None
-
-    def _raw_call(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """A call of the model outside any question: the prompt is whatever the mask covers."""
-        if not self.raw or not self.stack:
-            return
-        rewriting = next((h for h in self.stack if h.rewrites), None)
-        if rewriting is not None:
-            raise BadPatch(
-                f"this patch ({type(rewriting).__name__}) rewrites the prompt, but a direct "
-                "call of the model does not pass the prompt to it. Ask through backbone.ask or "
-                "errata.ask."
-            )
-        if self.deciding_ahead():
-            raise BadPatch(
-                "this patch decides from a block above those that it changes. It needs a dry run "
-                "first, which a direct call of the model does not make. Ask through backbone.ask "
-                "or errata.ask."
-            )
-        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
-        if ids is None:
-            return
-        cache = kwargs.get("past_key_values")
-        cached = int(cache.get_seq_length()) if cache is not None else 0
-        if not cached:
-            mask = kwargs.get("attention_mask")
-            mask = self.raw_mask if mask is None else mask
-            lengths = None
-            if mask is not None and mask.dim() == 2:
-                columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-                lengths = (mask * columns).max(dim=1).values
-            self.ctx = self.context(lengths=lengths, mask=mask)
-        else:
-            self.ctx.prefilled = True
-        self.ctx.shape = (ids.shape[0], ids.shape[1])
-
 
 class HookPoint:
-    """The pair of torch hooks at one site, and the hooks that are live there."""
+    """The pair of torch hooks at one site. used: number of open blocks with hooks here."""
 
     def __init__(self, site: Site, manager: HookManager) -> None:
         self.site, self.manager = site, manager
-        self.live: tuple[Hook, ...] = ()
-        self.x: Tensor | None = None
-        site.first.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
+        self.used = 0
+        self.handles = [
+            site.first.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
+        ]
         if site.last is not None:
-            site.last.register_forward_hook(self._leave, with_kwargs=True, prepend=True)
+            self.handles.append(
+                site.last.register_forward_hook(self._leave, with_kwargs=True, prepend=True)
+            )
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    @property
+    def live(self) -> tuple[Hook, ...]:
+        """The hooks that are live here for the caller."""
+        return self.manager.caller().live.at.get(self.site.name, ())
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not self.live or self.manager.bypass:
+        if not self.used:
             return None
-        ctx = self.manager.ctx
+        caller = self.manager.caller()
+        hooks = caller.live.at.get(self.site.name)
+        if not hooks or caller.bypass:
+            return None
+        ctx = caller.ctx
         x = _first(args, kwargs)
         shaped = _shaped(x, self.site, ctx)
         new = shaped
-        for hook in self.live:
-            new = hook.before(self.site.name, new, ctx)
-            if self.site.last is None:
-                new = hook.at(self.site.name, new, new, ctx)
+        with without_autocast(x.device):
+            for hook in hooks:
+                new = hook.before(self.site.name, new, ctx)
+                if self.site.last is None:
+                    new = hook.at(self.site.name, new, new, ctx)
         if self.site.last is not None and self.site.last is not self.site.first:
-            self.x = new
+            caller.inputs[self.site.name] = new
         if new is shaped:
             return None
         return _with_first(args, kwargs, _back(new, x, self.site, ctx))
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if not self.live or self.manager.bypass:
+        if not self.used:
             return None
-        ctx = self.manager.ctx
+        caller = self.manager.caller()
+        hooks = caller.live.at.get(self.site.name)
+        if not hooks or caller.bypass:
+            return None
+        ctx = caller.ctx
         if self.site.last is self.site.first:
             x = _shaped(_first(args, kwargs), self.site, ctx)
         else:
-            assert self.x is not None
-            x, self.x = self.x, None
+            x = caller.inputs.pop(self.site.name)
         y = output[0] if isinstance(output, tuple) else output
         shaped = _shaped(y, self.site, ctx)
         new = shaped
-        for hook in self.live:
-            new = hook.at(self.site.name, x, new, ctx)
+        with without_autocast(y.device):
+            for hook in hooks:
+                new = hook.at(self.site.name, x, new, ctx)
         if new is shaped:
             return None
         new = _back(new, y, self.site, ctx)

@@ -11,22 +11,34 @@ from typing import Any, ClassVar
 
 from errata.core import registry
 from errata.core.errors import BadSpec
-from errata.core.types import Case, Probe, Skip
+from errata.core.types import Case, Probe, Skip, brief
 
 _SPEC = re.compile(r"(?P<name>[\w-]+)(:(?P<tasks>[\w+-]+))?(@(?P<split>\w+))?(/(?P<variant>\w+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkSpec:
-    """`name[:task[+task]][@train|dev|eval][/published|disjoint]`. Empty tasks = all tasks."""
+    """`name[:task[+task]][@train|dev|eval][/published|disjoint]`. Empty tasks = all tasks.
+
+    Of a benchmark that reads a file of the user: `name:FILE[@split]`; `source` is the file.
+    """
 
     name: str
     tasks: tuple[str, ...] = ()
     split: str = "eval"
     variant: str = "disjoint"
+    source: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> BenchmarkSpec:
+    def parse(cls, text: str, *, split: str = "eval") -> BenchmarkSpec:
+        """split: where the text names none. Raises BadSpec, UnknownName."""
+        if not isinstance(text, str):
+            raise BadSpec(f"a benchmark is named by a text, not by {brief(text)}.")
+        name, colon, source = text.partition(":")
+        if colon and name in registry.names("benchmarks"):
+            benchmark = registry.load("benchmarks", name)
+            if benchmark.source:
+                return cls._of_source(benchmark, source, split)
         m = _SPEC.fullmatch(text)
         if not m:
             raise BadSpec(
@@ -36,10 +48,14 @@ class BenchmarkSpec:
         spec = cls(
             m["name"],
             tuple((m["tasks"] or "").split("+")) if m["tasks"] else (),
-            m["split"] or "eval",
+            m["split"] or split,
             m["variant"] or "disjoint",
         )
         benchmark = registry.load("benchmarks", spec.name)
+        if benchmark.source:
+            raise BadSpec(
+                f"benchmark '{spec.name}' reads a file. Name it: {spec.name}:{benchmark.source}."
+            )
         for what, values, known in (
             ("task", spec.tasks, benchmark.tasks),
             ("split", (spec.split,), benchmark.splits),
@@ -53,7 +69,21 @@ class BenchmarkSpec:
                     )
         return cls(spec.name, spec.tasks or benchmark.tasks, spec.split, spec.variant)
 
+    @classmethod
+    def _of_source(cls, benchmark: type[Benchmark], source: str, split: str) -> BenchmarkSpec:
+        file, at, named = source.rpartition("@")
+        if at and named in benchmark.splits:
+            source, split = file, named
+        if not source.strip():
+            raise BadSpec(
+                f"benchmark '{benchmark.name}' reads a file. Name it: "
+                f"{benchmark.name}:{benchmark.source}."
+            )
+        return cls(benchmark.name, benchmark.tasks, split, benchmark.variants[0], source)
+
     def __str__(self) -> str:
+        if self.source:
+            return f"{self.name}:{self.source}@{self.split}"
         return f"{self.name}:{'+'.join(self.tasks)}@{self.split}/{self.variant}"
 
 
@@ -74,6 +104,8 @@ class Benchmark(ABC):
     tasks: ClassVar[tuple[str, ...]]
     splits: ClassVar[tuple[str, ...]] = ("train", "dev", "eval")
     variants: ClassVar[tuple[str, ...]] = ("published", "disjoint")
+    #: what stands behind the colon where it is a file of the user and no task: FILE.jsonl
+    source: ClassVar[str] = ""
 
     @abstractmethod
     def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
@@ -82,6 +114,10 @@ class Benchmark(ABC):
     def panel(self, spec: BenchmarkSpec, *, root: Path | None = None) -> tuple[Probe, ...]:
         """A fixed panel of questions unrelated to any edit (kind `retention`); may be empty."""
         return ()
+
+    def files(self, spec: BenchmarkSpec, *, root: Path | None = None) -> Mapping[str, str]:
+        """Files of the user that `load` reads: name -> sha256; a run records them."""
+        return {}
 
     def judge(self, task: str) -> str:
         """Name of the judge that `errata bench` runs on the pictures of `task`; "" for none."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from errata.core.text import same_answer
 from errata.core.types import JudgeQuestion, Verdict
 
 #: Prefix of the note of a verdict that may be retried.
@@ -19,6 +20,18 @@ RETRY = "again: "
 def may_retry(verdict: Verdict) -> bool:
     """Whether the picture should be judged again: the failure was temporary."""
     return verdict.note.startswith(RETRY)
+
+
+def same_verdict(before: Verdict, after: Verdict) -> bool | None:
+    """Whether two pictures show the same answer; None where one of them could not be judged.
+
+    Without any answers: whether they are equally right.
+    """
+    if before.meets is None or after.meets is None:
+        return None
+    if before.answer or after.answer:
+        return same_answer(before.answer, after.answer)
+    return before.meets == after.meets
 
 
 class Judge(ABC):

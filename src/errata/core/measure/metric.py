@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from errata.core.kinds import ProbeKind
+from errata.core.text import normalise, same_answer
 from errata.core.types import Answer, Probe
 
 
@@ -37,6 +38,25 @@ class Scorer:
         return self.heading or self.name.replace("_", " ")
 
 
+def answered(answer: Answer, reference: str) -> bool:
+    """Whether an answer is the reference; an answer that hit its cap is not.
+
+    The tokens of the reference are the reference too where a tokenizer spaces it in another way.
+    """
+    if not answer.stopped:
+        return False
+    if same_answer(answer.text, reference):
+        return True
+    forced = answer.reference
+    return bool(forced and forced.ids == answer.ids and spelled(answer.text, reference))
+
+
+def spelled(text: str, reference: str) -> bool:
+    """Whether two texts are the same but for their spaces."""
+    a, b = ("".join(normalise(t).split()) for t in (text, reference))
+    return a == b != ""
+
+
 class Metric(ABC):
     """Scores in [0, 1], or None where there is nothing to score (unscored, never zero).
 
@@ -51,6 +71,8 @@ class Metric(ABC):
     meaning: ClassVar[str] = ""
     means: ClassVar[bool] = False
     more_scorers: ClassVar[tuple[Scorer, ...]] = ()
+    reads_top: ClassVar[bool] = False
+    """Reads `Answer.top`, the likeliest tokens at every position: a run records them for it."""
     kinds: ClassVar[frozenset[str]] = frozenset()
     """The kinds that it scores; empty: all. Override `applies` for a rule instead of names."""
 

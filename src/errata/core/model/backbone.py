@@ -13,13 +13,14 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from errata.core.errors import BadBackbone, BadSpec
+from errata.core.errors import BadBackbone, BadSpec, Notice
 from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
@@ -28,8 +29,8 @@ from errata.core.patch import (
     Patch,
     check_fingerprint,
     flat_on_row,
-    headers_of,
     live_hooks,
+    parts_below,
     remarks,
     settled,
     united,
@@ -38,6 +39,15 @@ from errata.core.state import State
 from errata.core.types import Prompt
 
 P = TypeVar("P", bound=Patch)
+
+
+def check_backbone(value: Any) -> None:
+    """Raises BadBackbone for anything but a backbone."""
+    if not isinstance(value, Backbone):
+        raise BadBackbone(
+            f"a {type(value).__name__} is given where a model is needed. Load one: "
+            "errata.load(NAME_OR_FOLDER)."
+        )
 
 
 class Backbone(ABC):
@@ -61,10 +71,29 @@ class Backbone(ABC):
     model: nn.Module
     hooks: HookManager
 
+    def __repr__(self) -> str:
+        numbers = sum(p.numel() for p in self.model.parameters())
+        dtype = str(self.dtype).removeprefix("torch.")
+        style = f", style {self.style}" if self.style else ""
+        live = f", {len(self.hooks.stack)} live" if self.hooks.stack else ""
+        return (
+            f"{type(self).__name__}({self.name!r}, {type(self.model).__name__}, {self.depth} text "
+            f"blocks, {numbers:,} numbers, {dtype} on {self.device_of('')}{style}{live})"
+        )
+
     @classmethod
     @abstractmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
         """Whether this file handles a model with this `config.json`."""
+
+    @classmethod
+    def wrap(
+        cls, model: Any, processor: Any, *, name: str = "", style: str | None = None
+    ) -> Backbone:
+        """A backbone around a model in memory; see `errata.wrap`."""
+        raise BadBackbone(
+            f"{cls.__name__} wraps no model that is in memory. Load it from a folder: errata.load."
+        )
 
     @property
     @abstractmethod
@@ -87,7 +116,21 @@ class Backbone(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """sha256 over the stored tensors and the config."""
+        """sha256 over what the outputs depend on: weights, config, tokenizer, image processing."""
+
+    def former_fingerprint(self) -> str:
+        """What an older errata called this model; "" if it is not known."""
+        return ""
+
+    def as_loaded(self) -> bool:
+        """Whether weights, config and tokenizer are as they were when the model was loaded."""
+        return True
+
+    def identified_by(self, fingerprint: str) -> bool:
+        """Whether a fingerprint, of this errata or of an older one, is that of this model."""
+        return fingerprint == self.fingerprint() or (
+            bool(fingerprint) and fingerprint == self.former_fingerprint()
+        )
 
     @abstractmethod
     def encode(
@@ -266,10 +309,12 @@ class Backbone(ABC):
 
     @contextmanager
     def applied(self, *hooks: Hook | None) -> Iterator[None]:
-        """Inside, these hooks are live on top of the others; on leaving, exactly those before.
+        """Inside, these hooks are live on top of the others, for this thread or task alone.
 
-        Raises FingerprintMismatch for a patch that was made for another model. Warns of a patch
-        that was found on top of one that is not there, and of edits that contradict each other.
+        Such blocks may nest and cross. A thread that is started inside sees the hooks too, until
+        the block ends. Raises FingerprintMismatch for a patch that was made for another model, and
+        BadBackbone for a model whose modules were replaced. Warns of a patch that was found on top
+        of one that is not there, and of edits that contradict each other.
         """
         added = [h for h in hooks if h is not None]
         for hook in added:
@@ -277,30 +322,56 @@ class Backbone(ABC):
                 self.check_patch(hook)
             for name in hook.sites:
                 self.site(name)
+        self.hooks.tree.check()
         for line in remarks((*self.hooks.stack, *added), added):
-            warnings.warn(line, stacklevel=3)
-        with self.only(*self.hooks.stack, *added):
+            warnings.warn(line, Notice, stacklevel=3)
+        with self.hooks.block(added, live_hooks):
             yield
 
-    @contextmanager
-    def only(self, *hooks: Hook) -> Iterator[None]:
-        """Inside, exactly these hooks are live; on leaving, exactly those before."""
-        outer, running = self.hooks.stack, self.hooks.running
-        self.hooks.switch(hooks, live_hooks(hooks))
-        try:
-            yield
-        finally:
-            self.hooks.switch(outer, running)
+    def only(self, *hooks: Hook) -> AbstractContextManager[None]:
+        """Inside, exactly these hooks are live; on leaving, those before."""
+        return self.hooks.block(hooks, live_hooks, alone=True)
 
     def unedited(self) -> AbstractContextManager[None]:
-        """Inside, no hook is live; on leaving, exactly those before."""
+        """Inside, no hook is live; on leaving, those before."""
         return self.only()
 
     def check_patch(self, patch: Patch, what: object = None) -> None:
-        """Raises FingerprintMismatch if the patch, or a part of it, was made for another model."""
-        for header in headers_of(patch):
-            name = what or f"a patch of '{header.editor}'"
-            check_fingerprint(header, self.name, self.fingerprint, name)
+        """Raises FingerprintMismatch if the patch, or a part of it, was made for another model.
+
+        A patch of an older errata gets this model's fingerprint of today, so that it is merged with
+        newer ones.
+        """
+        parts = list(parts_below(patch))
+        names = {p.header.fingerprint: p.header for p in parts if p.header.fingerprint}
+        for header in names.values():
+            check_fingerprint(header, self, what or f"a patch of '{header.editor}'")
+        for header in (p.header for p in parts):
+            self.check_style(header.style, what or f"a patch of '{header.editor}'")
+        if names:
+            now = self.fingerprint()
+            for part in parts:
+                if part.header.fingerprint not in ("", now):
+                    part.header = replace(part.header, fingerprint=now)
+
+    def check_style(self, style: str, what: object) -> None:
+        """Raises BadSpec for what was made for prompts that are written in another style."""
+        if style and self.style and style != self.style:
+            raise BadSpec(
+                f"{what} was made for prompts in the style '{style}', but {self.name} is asked "
+                f"in the style '{self.style}'. Load the model with style='{style}' "
+                f"(--style {style}), or make the edit again."
+            )
+
+    @contextmanager
+    def in_style(self, style: str) -> Iterator[None]:
+        """Inside, prompts are written in another style, if the model knows more than one."""
+        before = self.style
+        self.style = style if before else before
+        try:
+            yield
+        finally:
+            self.style = before
 
     def place(self, patch: P) -> P:
         """The same patch with its tensors on the devices of their sites."""

@@ -23,7 +23,8 @@ class Batch:
     """Prompts (and targets) as tensors, right padded; a target follows its prompt at once.
 
     lengths: [B] prompt tokens, image tokens included; a row's target starts there.
-    vision:  [B, T] True for image tokens. image_rows: [N] the row of each image. image_sizes: [N].
+    vision:  [B, T] True for image tokens. image_rows: [N] the row of each image. image_sizes: [N]
+    relative number of entries (tiles, positions) that the vision tower sees of each.
     image_keys: one key per image, equal for equal images. targets: ids per row, () for none.
     """
 
@@ -140,10 +141,17 @@ class Question(ABC):
         """Scores of the batch's targets under teacher forcing, from the prefill itself."""
 
     @abstractmethod
-    def greedy(self, caps: Sequence[int], free: Sequence[bool] | None = None) -> list[Generated]:
-        """The greedy answer of each row, at most caps[b] tokens; ends at EOS or a line break.
+    def greedy(
+        self,
+        caps: Sequence[int],
+        free: Sequence[bool] | None = None,
+        lines: Sequence[int] | None = None,
+    ) -> list[Generated]:
+        """The greedy answer of each row, at most caps[b] tokens.
 
-        free: [B] rows of free text, which do not end at a line break.
+        An answer ends at EOS or after its last line. Blank lines do not count, so that an answer
+        may begin with a line break. free: [B] rows of free text, which no line break ends. lines:
+        [B] how many lines the answers have; by default 1.
         """
 
     @abstractmethod

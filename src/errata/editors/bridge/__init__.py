@@ -49,12 +49,13 @@ class Bridge(CovarianceUpdate):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(CovarianceUpdate.Config):
-        """prompts, oracles: templates of {subject}, {target}, {statement} (the edit's prompt and
-        target) and, in oracles, {prompt} (the one without the fact); an oracle without {prompt}
-        stands in place of the subject. match: what is compared, the `tokens` that both prompts
-        share from the subject on, the `mean` over all, or the predicted `picture`. text_weight:
-        weight of the target-token loss beside the remaining distance (1 at the start). random: the
-        control.
+        """prompts: image prompts without the fact, templates of {subject}, {target} and
+        {statement}, the edit's prompt and target. oracles: the same prompts with the fact, which
+        may contain {prompt}; one without it stands in place of the subject. match: what is
+        compared, the `tokens` that both prompts share from the subject on, the `mean` over all, or
+        the predicted `picture`. text_weight: weight of the target-token loss beside the remaining
+        distance (1 at the start). random: a control, the value goes in a random direction of the
+        same length.
         """
 
         token: Literal["subject"] = "subject"

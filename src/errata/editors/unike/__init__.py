@@ -112,16 +112,21 @@ class UniKE(NeuronEditor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(NeuronEditor.Config):
-        """layers, neurons, lr, steps, max_grad_norm, value_scale, act_weight, memory_weight: of the
-        neurons.
-
-        intrinsic: neurons at all. extrinsic: `latent` memory, `prompt` (vanilla IKE: the fact and
-        `demonstrations` in front of the question), or none. latent_layers, top (K), alpha (`query`,
-        `token` or a number), attention, temperature, cutoff: see `errata.patches.latent`. own_rows:
-        entries that an edit adds: none, one at its answer's `final` token, or one at `every` token.
-        zeta: direction added to new values, times beta. triplets, width (None: min(1024, 2 d)),
-        epochs, encoder_lr, encoder_temperature, centre: what `prepare` makes. encoder, corpus: of
-        demonstrations.
+        """intrinsic: whether neurons are added. extrinsic: the memory, `latent`, `prompt` (as IKE:
+        the fact and demonstrations in front of the question), or `none`. latent_layers: blocks that
+        read the latent memory, negative from the end. top: entries that a question retrieves (K).
+        alpha: strength of the memory, by `query` or by `token`, or a fixed number up to 1.
+        attention: weights of the entries, `projected` by the block's own q and k, or `cosine`.
+        temperature: of the softmax over cosines. cutoff: entries with a smaller cosine are not
+        used. own_rows: entries that an edit adds, `none`, one at its answer's `final` token, or one
+        at `every` token. own_stream: those entries are taken while the edit's neurons act. zeta:
+        direction added to new values. beta: how far they are moved in that direction.
+        demonstrations: examples in front of the question with extrinsic=prompt. triplets: training
+        texts that `prepare` encodes. width: width of the two spaces, null = min(1024, 2 d). epochs:
+        passes over the triplets. encoder_lr: step size of that training. encoder_temperature: of
+        its contrastive loss. centre: cosines are of states minus the memory's mean. encoder: what
+        compares questions, minilm, backbone, or auto (minilm if installed). corpus: training cases
+        that demonstrations are made from.
         """
 
         steps: int = 50

@@ -18,7 +18,7 @@ from torch import Tensor
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch, PrefixState
 from errata.core.model.recorder import Recorder
-from errata.core.text import normalise
+from errata.core.text import same_answer
 from errata.core.types import Case, Prompt
 
 CHUNK = 32
@@ -64,7 +64,7 @@ def collect(backbone: Backbone, cases: Sequence[Case]) -> tuple[list[Triplet], d
         prompts = backbone.encode([c.edit.prompt for c in part])
         for case, answer in zip(part, backbone.generate(prompts, caps), strict=True):
             wrong = backbone.decode(answer.ids)
-            if normalise(wrong) == normalise(case.edit.target):
+            if same_answer(wrong, case.edit.target):
                 right += 1
             elif wrong:
                 subject = repr(case.scope) if case.scope else repr(case.edit.prompt)

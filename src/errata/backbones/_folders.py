@@ -1,0 +1,233 @@
+"""A model's folder, checked before a library reads it: what it is, its JSON files, its weights.
+
+`load_errors` turns whatever a library raises while it loads a model into one line.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from errata.core import registry
+from errata.core.errors import BadBackbone, MissingExtra, UserError
+
+#: file -> (what a folder with it, and without config.json, is; what to do)
+_OTHER_FOLDERS: Mapping[str, tuple[str, str]] = {
+    "adapter_config.json": (
+        "an adapter (LoRA) alone, without its model{base}",
+        "Load that model, put the adapter on it (peft.PeftModel.from_pretrained), and give both "
+        "to errata.wrap",
+    ),
+    "model_index.json": (
+        "a pipeline of diffusers",
+        "errata edits models that answer or draw through a text model; see errata list backbones",
+    ),
+    "patch.json": ("a patch of errata", "Apply it to its model: errata ask MODEL --patch {path}"),
+    "state.json": ("the state of an editor", "Pass it with --state {path}, and name a model"),
+    "plan.json": ("a run of errata bench", "Show it with errata results {path}"),
+}
+#: the JSON files that transformers reads
+_JSON = (
+    *("config", "generation_config", "preprocessor_config", "processor_config", "tokenizer"),
+    *("tokenizer_config", "special_tokens_map", "added_tokens", "vocab", "chat_template"),
+    "video_preprocessor_config",
+)
+#: file ending -> as above
+_OTHER_FILES: Mapping[str, tuple[str, str]] = {
+    ".gguf": (
+        "weights in GGUF, the format of llama.cpp",
+        "errata reads models as transformers saves them: give the folder or hub id that the GGUF "
+        "file was made from",
+    ),
+    ".safetensors": ("weights without a config.json", "Give the whole folder of the model"),
+    ".bin": ("weights without a config.json", "Give the whole folder of the model"),
+    ".pth": ("weights without a config.json", "Convert it to the format of transformers"),
+    ".pt": ("weights without a config.json", "Convert it to the format of transformers"),
+    ".ckpt": ("a checkpoint of a training", "Convert it to the format of transformers"),
+    ".onnx": ("a model in ONNX", "Give the folder or hub id of the model in PyTorch"),
+}
+#: weight files by their usual names
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def check(path: Path) -> None:
+    """Raises BadBackbone for a file or folder that is no whole model."""
+    if not path.is_dir():
+        if path.is_file():
+            kind, advice = _OTHER_FILES.get(
+                path.suffix.lower(), ("a file, not a folder", "Give the folder of the model")
+            )
+            raise BadBackbone(f"'{path}' is {kind}. {advice}.")
+        return
+    _check_kind(path)
+    for file in (path / f"{name}.json" for name in _JSON):
+        if file.exists():
+            read_object(file)
+    _check_config(path)
+
+
+def _check_kind(path: Path) -> None:
+    if (path / "config.json").is_file():
+        return
+    names = sorted(f.name for f in path.iterdir())
+    for file, (kind, advice) in _OTHER_FOLDERS.items():
+        if file in names:
+            base = _base_of(path / file) if file == "adapter_config.json" else ""
+            raise BadBackbone(f"'{path}' is {kind.format(base=base)}. {advice.format(path=path)}.")
+    analysis = next((a for a in registry.names("analyses") if f"{a}.json" in names), None)
+    if analysis is not None:
+        raise BadBackbone(
+            f"'{path}' is an analysis of errata ({analysis}). Name the model that was analysed."
+        )
+    for name in names:
+        if (suffix := Path(name).suffix.lower()) in _OTHER_FILES:
+            kind, advice = _OTHER_FILES[suffix]
+            raise BadBackbone(f"'{path}' holds {kind} ({name}). {advice}.")
+    models = [f.name for f in sorted(path.iterdir()) if (f / "config.json").is_file()]
+    hint = f" It holds models: {', '.join(models[:4])}." if models else ""
+    raise BadBackbone(f"'{path}' has no config.json.{hint} Give the folder or hub id of a model.")
+
+
+def _base_of(file: Path) -> str:
+    try:
+        base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
+    return f" '{base}'" if isinstance(base, str) and base else ""
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON file of a model. Raises BadBackbone if it is damaged or no object."""
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except OSError as e:
+        raise BadBackbone(f"{file} cannot be read ({e.strerror}).") from None
+    except UnicodeDecodeError:
+        raise _damaged(file, "it is not UTF-8") from None
+    except RecursionError:
+        raise _damaged(file, "it is nested too deeply") from None
+    except ValueError as e:
+        raise _damaged(file, f"it is not valid JSON: {e}") from None
+    if not isinstance(value, dict):
+        what = "null" if value is None else f"a {type(value).__name__}"
+        raise _damaged(file, f"it holds {what}, not an object")
+    return value
+
+
+def _damaged(file: Path, why: str) -> BadBackbone:
+    return BadBackbone(f"{file} is damaged ({why}). Restore it from a copy, or download it again.")
+
+
+def _check_config(path: Path) -> None:
+    config = read_object(path / "config.json")
+    if not isinstance(config.get("model_type", ""), str):
+        raise _damaged(path / "config.json", "its model_type is not a text")
+    for key in ("text_config", "vision_config"):
+        if key in config and not isinstance(config[key], dict):
+            raise _damaged(path / "config.json", f"its {key} is not an object")
+
+
+def check_weights(path: Path) -> None:
+    """Raises BadBackbone for weight files that are not whole.
+
+    Headers and sizes are looked at, not the values; a path that is no folder is a hub id.
+    """
+    if not path.is_dir():
+        return None
+    for single in _WEIGHTS:
+        index = path / f"{single}.index.json"
+        if (path / single).exists():
+            return _check_file(path / single)
+        if index.is_file():
+            weights = read_object(index).get("weight_map")
+            if not isinstance(weights, dict) or not all(
+                isinstance(v, str) for v in weights.values()
+            ):
+                raise _damaged(index, "it has no weight_map")
+            for name in sorted(set(weights.values())):
+                if not (path / name).is_file():
+                    raise BadBackbone(
+                        f"'{path}' has no {name}, which {index.name} names. Download the model "
+                        "again."
+                    )
+                _check_file(path / name)
+            return None
+    others = sorted(path.glob("*.safetensors")) + sorted(path.glob("*.bin"))
+    if not others:
+        raise BadBackbone(
+            f"'{path}' has no weights ({', '.join(_WEIGHTS)}). Download the whole model, or save "
+            "it with save_pretrained."
+        )
+    for file in others:
+        _check_file(file)
+    return None
+
+
+def _check_file(file: Path) -> None:
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as f:
+                f.keys()
+            return
+        with file.open("rb") as stream:
+            # a zip archive, or the pickle of old versions of torch
+            whole = zipfile.is_zipfile(stream) or stream.seek(0) or stream.read(1) == b"\x80"
+    except OSError as e:
+        raise BadBackbone(f"{file} cannot be read ({e.strerror or type(e).__name__}).") from None
+    except SafetensorError:
+        whole = False
+    if not whole:
+        size = file.stat().st_size
+        raise BadBackbone(
+            f"{file} is damaged: it is no whole weight file ({size:,} bytes). Download it again."
+        )
+
+
+@contextmanager
+def load_errors(name: str, kind: str, part: str = "it") -> Iterator[None]:
+    """Whatever is raised inside becomes BadBackbone or MissingExtra; errors of ours pass.
+
+    name, kind: `name` is loaded as a `kind`. part: what is read inside, for the message.
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except MemoryError:
+        raise BadBackbone(
+            f"there is not enough memory to load '{name}'. Load it with --dtype bfloat16, or "
+            "spread it with --device-map auto."
+        ) from None
+    except Exception as e:  # libraries raise whatever a damaged file leads them to
+        if "torchvision" in str(e) and isinstance(e, (ImportError, ValueError)):
+            raise MissingExtra(
+                f"the processor of '{name}' needs torchvision: pip install 'errata[qwen]'."
+            ) from e
+        raise BadBackbone(
+            f"cannot load '{name}' as a {kind}: {part} cannot be used ({reason(e)}). Download it "
+            "again, or give another model; --debug shows what the library says."
+        ) from e
+
+
+def reason(e: BaseException) -> str:
+    """An error of a library in brackets: its first line, if it is short; else only its kind."""
+    first = next(iter(str(e).strip().splitlines()), "")
+    text = "".join(c if c.isprintable() else " " for c in first).strip().rstrip(".:")
+    return f"{type(e).__name__}: {text}" if 0 < len(text) <= 160 else type(e).__name__
+
+
+def missing_weights(name: str, keys: Iterable[str]) -> None:
+    """Raises BadBackbone if the files of a model lack some of its weights."""
+    missing = sorted(keys)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise BadBackbone(
+            f"the files of '{name}' lack weights of the model ({missing[0]}{more}), which would be "
+            "random numbers. Download the whole model again."
+        )

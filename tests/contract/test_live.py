@@ -1,0 +1,384 @@
+"""What is live belongs to the caller, and undoing works in any order: over every model family."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from errata.core.errors import BadBackbone
+from errata.core.hooks.hook import Hook
+from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch
+from errata.core.types import Prompt
+from errata.evaluation.answers import ask_prompts
+from errata.patches.delta import Delta
+from tests import tiny
+
+ALL = {**tiny.FAMILIES, **tiny.WINDOWED, **tiny.DRAWING}
+
+
+@pytest.fixture(params=sorted(ALL))
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    return tiny.shared(request.param)
+
+
+@pytest.fixture
+def batch(backbone: Backbone, pictures: list[str]) -> Batch:
+    return backbone.encode(
+        [Prompt.of("Which?", pictures[0] if "image" in backbone.capabilities else None)]
+    )
+
+
+def delta(backbone: Backbone, seed: int) -> Delta:
+    rng = torch.Generator().manual_seed(seed)
+    site = f"text.{backbone.depth - 1}.mlp.down"
+    into, out = backbone.weight(site)
+    change = torch.randn(out, into, generator=rng) * 0.5
+    return Delta({site: {"dense": change}}).requires_grad_(False)
+
+
+def logits(backbone: Backbone, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return backbone.logits(batch)
+
+
+def in_thread(run: Callable[[], Any]) -> Any:
+    """The result of `run` in a new thread, or its exception."""
+    results: list[Any] = []
+
+    def catch() -> None:
+        try:
+            results.append(run())
+        except BaseException as e:
+            results.append(e)
+
+    thread = threading.Thread(target=catch)
+    thread.start()
+    thread.join(60)
+    return results[0]
+
+
+def test_threads_that_serve_different_patches_answer_each_with_its_own(
+    backbone: Backbone, batch: Batch
+) -> None:
+    patches = [None, delta(backbone, 1), delta(backbone, 2)]
+    wanted = []
+    for patch in patches:
+        with backbone.applied(patch):
+            wanted.append(logits(backbone, batch))
+    assert not torch.allclose(wanted[1], wanted[2], atol=1e-2)
+    wrong: list[Any] = []
+    start = threading.Barrier(len(patches))
+
+    def serve(i: int) -> None:
+        try:
+            start.wait(60)
+            for _ in range(6):
+                with backbone.applied(patches[i]):
+                    if not torch.allclose(logits(backbone, batch), wanted[i], atol=1e-4):
+                        wrong.append(i)
+        except BaseException as e:
+            wrong.append(e)
+
+    threads = [threading.Thread(target=serve, args=(i,)) for i in range(len(patches))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(120)
+    assert not wrong
+    assert backbone.hooks.stack == () and backbone.hooks.opened == 0
+    assert torch.equal(logits(backbone, batch), wanted[0])
+
+
+def test_a_search_in_one_thread_does_not_disturb_the_models_own_forward_in_another(
+    pictures: list[str],
+) -> None:
+    """The search replaces parts of the forward (blocks below an entry, the last block)."""
+    bb = tiny.shared("llava")
+    from errata.core import registry
+    from errata.core.types import Edit
+
+    asked = bb.encode([Prompt.of("Which shape is it, please?", pictures[1])])
+    edits = [
+        Edit(Prompt.of("What is the colour of the thing?", pictures[0]), "green", id=str(i))
+        for i in range(3)
+    ]
+    editor = registry.load("editors", "ft_l")(steps=4, lr=1e-2)
+    patches = editor.edit_rows(bb, edits)
+    with torch.no_grad():
+        wanted = bb.model(**asked.inputs).logits
+    done = threading.Event()
+    wrong: list[Any] = []
+
+    def serve() -> None:
+        try:
+            while not done.is_set():
+                with torch.no_grad():
+                    if not torch.equal(bb.model(**asked.inputs).logits, wanted):
+                        wrong.append("another answer")
+        except BaseException as e:
+            wrong.append(e)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        again = [editor.edit_rows(bb, edits) for _ in range(3)]
+    finally:
+        done.set()
+        thread.join(60)
+    assert not wrong
+    for results in again:
+        for one, other in zip(patches, results, strict=True):
+            for a, b in zip(one.patch.parameters(), other.patch.parameters(), strict=True):
+                assert torch.equal(a, b)
+
+
+def test_tasks_of_one_thread_each_have_their_own() -> None:
+    bb = tiny.shared("llava")
+    batch = bb.encode([Prompt.of("Which shape?")])
+    patches = [None, delta(bb, 1), delta(bb, 2)]
+
+    async def ask(patch: Any) -> list[Tensor]:
+        answers = []
+        for _ in range(3):
+            with bb.applied(patch):
+                await asyncio.sleep(0)  # the other tasks apply theirs now
+                answers.append(logits(bb, batch))
+                answers.append(await asyncio.to_thread(logits, bb, batch))
+            await asyncio.sleep(0)
+        return answers
+
+    async def every() -> list[list[Tensor]]:
+        return list(await asyncio.gather(*map(ask, patches)))
+
+    answered = asyncio.run(every())
+    for patch, answers in zip(patches, answered, strict=True):
+        with bb.applied(patch):
+            wanted = logits(bb, batch)
+        assert all(torch.allclose(a, wanted, atol=1e-4) for a in answers)
+
+
+def test_a_thread_sees_what_is_live_where_it_is_started_until_that_ends() -> None:
+    bb = tiny.shared("llava")
+    batch = bb.encode([Prompt.of("Which shape?")])
+    patch, plain = delta(bb, 1), logits(bb, batch)
+    go, came = threading.Event(), threading.Event()
+    answers = []
+
+    def work() -> None:
+        answers.append(logits(bb, batch))
+        came.set()
+        go.wait(60)
+        answers.append(logits(bb, batch))
+
+    with bb.applied(patch):
+        wanted = logits(bb, batch)
+        thread = threading.Thread(target=work)
+        thread.start()
+        came.wait(60)
+    go.set()
+    thread.join(60)
+    assert torch.equal(answers[0], wanted)
+    assert torch.equal(answers[1], plain)
+
+
+def test_a_thread_that_ran_before_sees_nothing_of_it() -> None:
+    bb = tiny.shared("llava")
+    batch = bb.encode([Prompt.of("Which shape?")])
+    plain, go, answers = logits(bb, batch), threading.Event(), []
+
+    def work() -> None:
+        go.wait(60)
+        answers.append(logits(bb, batch))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with bb.applied(delta(bb, 1)):
+        go.set()
+        thread.join(60)
+    assert torch.equal(answers[0], plain)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_blocks_that_nest_and_cross_leave_exactly_the_open_ones(data: st.DataObject) -> None:
+    bb = tiny.shared("llava")
+    hooks = [delta(bb, i) for i in range(4)]
+    blocks: list[tuple[Any, Hook | None]] = []
+    try:
+        for _ in range(data.draw(st.integers(1, 10))):
+            action = data.draw(st.sampled_from(["apply", "alone", "close"]))
+            if action == "close" and blocks:
+                block, _ = blocks.pop(data.draw(st.integers(0, len(blocks) - 1)))
+                error = data.draw(st.sampled_from([None, ValueError("in the middle")]))
+                try:
+                    block.__exit__(type(error) if error else None, error, None)
+                except ValueError as e:
+                    assert e is error
+            elif action != "close":
+                hook = data.draw(st.sampled_from(hooks))
+                block = bb.applied(hook) if action == "apply" else bb.only(hook)
+                block.__enter__()
+                blocks.append((block, hook if action == "apply" else (hook,)))  # type: ignore[arg-type]
+            stack: list[Hook] = []
+            for _, what in blocks:
+                stack = [*what] if isinstance(what, tuple) else [*stack, what]  # type: ignore[list-item]
+            assert list(bb.hooks.stack) == stack
+            assert bb.hooks.opened == len(blocks)
+    finally:
+        for block, _ in blocks:
+            block.__exit__(None, None, None)
+    assert bb.hooks.stack == ()
+    assert all(p.used == 0 for p in bb.hooks.points.values())
+
+
+def test_a_block_can_be_closed_in_another_thread() -> None:
+    bb = tiny.shared("llava")
+    block = bb.applied(delta(bb, 1))
+    block.__enter__()
+    in_thread(lambda: block.__exit__(None, None, None))
+    assert bb.hooks.stack == () and bb.hooks.opened == 0
+
+
+def test_a_generator_that_is_dropped_leaves_nothing_live() -> None:
+    bb = tiny.shared("llava")
+
+    def answers() -> Iterator[int]:
+        with bb.applied(delta(bb, 1)):
+            yield 1
+
+    stream = answers()
+    next(stream)
+    del stream
+    assert bb.hooks.stack == ()
+
+
+def test_a_copy_of_a_wrapped_model_is_a_model_of_its_own(pictures: list[str]) -> None:
+    bb = tiny.llava(layers=2)
+    batch = bb.encode([Prompt.of("Which?", pictures[0])])
+    patch = delta(bb, 1)
+    with torch.no_grad(), bb.applied(patch):
+        twin = copy.deepcopy(bb.model)
+        edited, copied = bb.model(**batch.inputs).logits, twin(**batch.inputs).logits
+    with torch.no_grad():
+        plain = bb.model(**batch.inputs).logits
+        assert torch.equal(copied, plain) and not torch.equal(edited, plain)
+        other = tiny.HfVlm(twin, bb.processor, name=bb.name)
+        with other.applied(patch):
+            assert torch.equal(twin(**batch.inputs).logits, edited)
+            assert torch.equal(bb.model(**batch.inputs).logits, plain)
+
+
+# -- modules that are replaced --------------------------------------------------------------------
+
+
+@contextmanager
+def replaced(model: Any, path: str) -> Iterator[None]:
+    """Inside, the module at `path` is another one with the same weights."""
+    parent, _, name = path.rpartition(".")
+    owner, old = model.get_submodule(parent), model.get_submodule(path)
+    setattr(owner, name, copy.deepcopy(old))
+    try:
+        yield
+    finally:
+        setattr(owner, name, old)
+
+
+@pytest.mark.parametrize("site", ["head", "embed", "text.1.mlp.down", "text.0.block", "bridge"])
+def test_a_module_that_was_replaced_is_named(backbone: Backbone, batch: Batch, site: str) -> None:
+    path = backbone.site_paths.get(site) or next(
+        n for n, m in backbone.model.named_modules() if m is backbone.site(site).first
+    )
+    patch = delta(backbone, 1)
+    with replaced(backbone.model, path):
+        for ask in (
+            lambda: backbone.logits(batch),
+            lambda: backbone.applied(patch).__enter__(),
+            lambda: ask_prompts(backbone, [Prompt.of("Which?")]),
+        ):
+            with pytest.raises(BadBackbone, match=r"was replaced after the model was wrapped"):
+                ask()
+    assert backbone.hooks.stack == ()
+
+
+def test_a_module_replaced_under_a_live_patch_is_named_in_the_models_own_forward(
+    pictures: list[str],
+) -> None:
+    bb = tiny.shared("llava")
+    batch = bb.encode([Prompt.of("Which?", pictures[0])])
+    with bb.applied(delta(bb, 1)), replaced(bb.model, "lm_head"):
+        with pytest.raises(BadBackbone, match="'lm_head'"):
+            bb.model(**batch.inputs)
+        with pytest.raises(BadBackbone, match="'lm_head'"):
+            bb.model.generate(**batch.inputs, max_new_tokens=2)
+
+
+def test_a_model_that_is_wrapped_again_shows_patches_on_its_new_modules(
+    pictures: list[str],
+) -> None:
+    bb = tiny.llava(layers=2)
+    batch = bb.encode([Prompt.of("Which?", pictures[0])])
+    bb.model.resize_token_embeddings(bb.model.lm_head.weight.shape[0] + 4, mean_resizing=False)
+    again = tiny.HfVlm(bb.model, bb.processor, name=bb.name)
+    shape = bb.model.lm_head.weight.shape
+    patch = Delta({"head": {"dense": torch.randn(shape)}}).requires_grad_(False)
+    with torch.no_grad():
+        plain = bb.model(**batch.inputs).logits[:, -1]
+        with again.applied(patch):
+            edited, own = bb.model(**batch.inputs).logits[:, -1], again.logits(batch)[:, 0]
+    assert not torch.allclose(plain, edited, atol=1e-2)
+    torch.testing.assert_close(edited, own)
+
+
+def test_a_model_that_was_compiled_before_it_was_wrapped_shows_patches() -> None:
+    model, processor = tiny.llava_parts()
+    compiled = torch.compile(model.model.language_model, backend="eager")
+    ids = torch.randint(10, 200, (1, 9))
+    with torch.no_grad():
+        plain = compiled(input_ids=ids, use_cache=False).last_hidden_state
+        bb = tiny.HfVlm(model, processor, name="compiled")
+        with bb.applied(delta(bb, 1)):
+            edited = compiled(input_ids=ids, use_cache=False).last_hidden_state
+    assert not torch.allclose(plain, edited, atol=1e-2)
+
+
+def test_a_compiled_model_shows_each_thread_its_own() -> None:
+    bb = tiny.llava(layers=2)
+    compiled = torch.compile(bb.text, backend="eager")
+    ids = torch.randint(10, 200, (1, 9))
+
+    def run(patch: Delta | None) -> Tensor:
+        with torch.no_grad(), bb.applied(patch):
+            return compiled(input_ids=ids, use_cache=False).last_hidden_state
+
+    patches = [None, delta(bb, 1), delta(bb, 2)]
+    wanted = [run(p) for p in patches]
+    go = threading.Event()
+
+    def ask_later(patch: Delta | None) -> Any:
+        go.wait(60)
+        return run(patch)
+
+    results: dict[int, Any] = {}
+    threads = [
+        threading.Thread(target=lambda i=i, p=p: results.update({i: ask_later(p)}))  # type: ignore[misc]
+        for i, p in enumerate(patches)
+    ]
+    for t in threads:
+        t.start()
+    with bb.applied(delta(bb, 9)):  # of this thread alone
+        go.set()
+        for t in threads:
+            t.join(120)
+    for i, want in enumerate(wanted):
+        torch.testing.assert_close(results[i], want)

@@ -1,0 +1,167 @@
+"""The commands and Python sessions of README and docs run as printed, in order, in one folder.
+
+A comment in front of a block says when it is not, with a reason: `<!-- not run: ... -->`, or
+`<!-- by hand: ... -->` for what takes minutes (`pytest -m by_hand` with this file).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import string
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from errata.cli import main
+from errata.core import registry
+from tests.short import short_microworld
+
+ROOT = Path(__file__).parents[2]
+#: In this order: a page may use what an earlier one made.
+PAGES = (
+    "README.md",
+    *(f"docs/{n}.md" for n in ("add-an-editor", "add-a-metric", "add-a-benchmark")),
+    *(f"docs/{n}.md" for n in ("add-a-backbone", "analyses", "pictures", "errors")),
+)
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<mark>not run|by hand): (?P<why>[^>]*) -->\n+)?"
+    r"(?:^```(?P<language>\w*)\n(?P<fenced>.*?)^```$"
+    r"|(?P<indented>(?:^    (?:errata |[A-Z]+=)[^\n]*\n)+))",
+    re.MULTILINE | re.DOTALL,
+)
+
+pytestmark = pytest.mark.trained
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code. mark: "", `not run` or `by hand`, with the reason."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    mark: str
+    why: str
+
+    @property
+    def commands(self) -> list[str]:
+        """Its lines for a shell; none in a block of another language."""
+        if self.language not in ("", "console", "sh", "bash"):
+            return []
+        lines = re.sub(r"\\\n\s*", "", self.text).splitlines()
+        if self.language == "console":
+            lines = [line[2:] for line in lines if line.startswith("$ ")]
+        return [line.strip() for line in lines if line.strip()]
+
+
+def blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [
+        Block(
+            page,
+            text[: m.end()].count("\n"),
+            m["language"] or "",
+            m["fenced"] or m["indented"],
+            m["mark"] or "",
+            m["why"] or "",
+        )
+        for m in BLOCK.finditer(text)
+    ]
+
+
+class Session:
+    """A folder, shell variables and installed plug-ins, as somebody who follows the docs has."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.variables: dict[str, str] = {}
+        self.points: list[EntryPoint] = []
+        self.patch = patch
+        patch.setattr(
+            registry, "entry_points", lambda group: [e for e in self.points if e.group == group]
+        )
+
+    def run(self, block: Block) -> None:
+        if block.language == "python":
+            self.python(block)
+        for line in block.commands:
+            self.shell(line, f"{block.page}, block that ends in line {block.line}: {line}")
+
+    def python(self, block: Block) -> None:
+        """Runs the code as a module. Plug-ins in it are registered, as an installation does."""
+        name = f"{re.sub(r'[^a-z]', '_', block.page)}{block.line}"
+        module = ModuleType(name)
+        self.patch.setitem(sys.modules, name, module)
+        exec(compile(block.text, name, "exec"), module.__dict__)
+        for value in list(vars(module).values()):
+            if isinstance(value, type) and value.__module__ == name and "name" in vars(value):
+                kind = f"errata.{value.plugin_kind}"
+                self.points.append(EntryPoint(value.name, f"{name}:{value.__name__}", kind))
+
+    def shell(self, line: str, where: str) -> None:
+        """One line: `NAME=value`, or an errata command. Any other program fails."""
+        line = string.Template(line).safe_substitute(self.variables)
+        words = shlex.split(line, comments=True)
+        if len(words) == 1 and (assigned := re.fullmatch(r"([A-Z]+)=(.*)", words[0])):
+            self.variables[assigned[1]] = assigned[2]
+            return
+        assert words[0] == "errata", f"{where}: a program that this test does not run"
+        with pytest.raises(SystemExit) as ended:
+            main(words[1:])
+        assert not ended.value.code, where
+
+
+def runs(block: Block) -> bool:
+    """Whether it can be run by itself: a command, a session, or a plug-in; not a few lines."""
+    return bool(block.commands) or bool(re.search(r"^(class |import )", block.text, re.M))
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("reader"))
+        yield Session(patch)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs_as_printed(
+    page: str, session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The benchmark has fewer cases than the limits of the page."""
+    with short_microworld(train=40, dev=8, eval=16):
+        for block in blocks(page):
+            if not block.mark and runs(block) and block.language != "toml":
+                capsys.readouterr()
+                session.run(block)
+                if block.language == "python":
+                    claimed = re.findall(r"^ *print\(.*\)  # (\w+)$", block.text, re.M)
+                    assert capsys.readouterr().out.split() == claimed
+    if page == "README.md":
+        for made in ("ring-is-purple/patch.json", "runs/ft_l/scores.json", "dax.png"):
+            assert Path(made).is_file(), made
+
+
+@pytest.mark.by_hand
+@pytest.mark.parametrize("page", PAGES)
+def test_what_takes_minutes_runs_as_printed(page: str, session: Session) -> None:
+    for block in blocks(page):
+        if block.mark != "not run" and runs(block) and block.language != "toml":
+            session.run(block)
+
+
+def test_every_page_with_commands_is_run_and_every_exception_has_a_reason() -> None:
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        page = str(path.relative_to(ROOT))
+        shown = [b for b in blocks(page) if b.commands]
+        assert not shown or page in PAGES, page
+        for block in shown:
+            assert not block.mark or len(block.why.split()) > 2, (page, block.line)
+    run = [b for page in PAGES for b in blocks(page) if b.commands and not b.mark]
+    said = " ".join(line for b in run for line in b.commands)
+    assert all(f"errata {c} " in said for c in ("edit", "ask", "bench", "report", "draw", "check"))
