@@ -64,7 +64,7 @@ def editor(name: str, *, preset: str | None = None, **settings: Any) -> Editor:
     from errata.core import registry
     from errata.core.errors import BadSpec
 
-    first, colon, rest = name.partition(":")
+    first, colon, rest = str(name).partition(":")
     if colon and name not in registry.names("editors") and first in registry.names("editors"):
         raise BadSpec(
             f"unknown editor '{name}'. A preset is given apart: --editor {first} --preset {rest}, "

@@ -134,6 +134,39 @@ def test_an_edit_that_misses_its_target_is_written_and_said(errata, model, tmp_p
     assert each.code == 3
 
 
+@pytest.mark.filterwarnings("always")
+def test_an_edit_on_top_of_a_patch(errata, model, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    ask = ("ask", model, QUESTION)
+    other = ("--prompt", "Which thing is blue?", "--target", "blue")
+    assert errata("edit", model, *FIT, *other, "--out", first).code == 0
+    asked = (*FIT, "--prompt", QUESTION, "--target", "green")
+    made = errata("edit", model, *asked, "--patch", first, "--out", second)
+    assert made.code == 0, made.err
+    head = json.loads(errata("patch", "show", second, "--json").out)["header"]
+    (below,) = head["notes"]["on_top_of"]
+    assert f"origin: {below}" in errata("patch", "show", first).out
+    assert f"Found on top of the patch `{below}`" in (second / "README.md").read_text()
+    both = errata(*ask, "--patch", first, "--patch", second)
+    assert (both.out, both.err) == ("green\n", "")
+    alone = errata(*ask, "--patch", second)
+    assert alone.code == 0
+    assert f"errata: the patch of '{QUESTION}' was found on top of patch {below}" in alone.err
+
+
+def test_one_patch_for_contradictory_edits_is_refused(errata, model, tmp_path):
+    file = tmp_path / "edits.jsonl"
+    rows = [{"prompt": QUESTION, "target": t} for t in ("green", "blue")]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    refused = errata("edit", model, *FIT, "--edits", file, "--out", tmp_path / "out")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "edits '0001' and '0002' want 'green' and 'blue'" in refused.err
+    assert errata("edit", model, *FIT, "--edits", file, "--each", "--out", tmp_path / "e").code == 0
+    for order, last in ((("0001", "0002"), "blue"), (("0002", "0001"), "green")):
+        live = [word for name in order for word in ("--patch", tmp_path / "e" / name)]
+        assert errata("ask", model, *live, QUESTION).out == f"{last}\n"
+
+
 def test_an_editor_is_chosen_and_hits(errata, model, picture, tmp_path):
     for name, image in (("text", ()), ("image", ("--image", picture))):
         asked = (*image, "--prompt", QUESTION, "--target", "green")

@@ -146,7 +146,7 @@ def _value(module: nn.Module, key: str) -> Tensor:
     if tensor.device.type != "meta":
         return tensor
     for hook in _hooks(module):
-        values = getattr(hook, "weights_map", None)
+        values: Any = getattr(hook, "weights_map", None)
         if values is not None and key in values:
             value: Tensor = values[key]
             return value
@@ -154,6 +154,16 @@ def _value(module: nn.Module, key: str) -> Tensor:
         f"{type(module).__name__}.{key} is on the meta device and has no value. Load the model's "
         "weights before it is wrapped."
     )
+
+
+def _kept_in_memory(module: nn.Module, key: str) -> Tensor | None:
+    """The tensor that an offloaded parameter is copied from; None if it lies on the disk."""
+    for hook in _hooks(module):
+        values: Any = getattr(hook, "weights_map", None)
+        if isinstance(getattr(values, "dataset", values), dict) and key in values:
+            value: Tensor = values[key]
+            return value
+    return None
 
 
 def _hooks(module: nn.Module) -> tuple[Any, ...]:
@@ -334,10 +344,13 @@ class Watch:
             for key, t in (*module._parameters.items(), *module._buffers.items()):
                 if t is None or key in silent:
                     continue
-                seen += (id(t), -1 if t.is_inference() else t._version)
-                if not t.is_meta:
-                    seen.append(t.data_ptr())
-                    self.tensors.append(t)
+                if t.is_meta:  # offloaded: a new tensor after each forward
+                    t = _kept_in_memory(module, key)
+                    if t is None:
+                        seen.append(key)
+                        continue
+                seen += (id(t), -1 if t.is_inference() else t._version, t.data_ptr())
+                self.tensors.append(t)
             if "base_layer" in module._modules or "original_module" in module._modules:
                 seen += (_active(module), dict(getattr(module, "scaling", {})))
         return seen

@@ -60,6 +60,10 @@ def edit(
     force: Annotated[
         bool, typer.Option("--force", help="Replace patches that are in DIR already.")
     ] = False,
+    patch: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="A patch to edit on top of; repeatable, in order."),
+    ] = None,
     preset: options.Preset = None,
     settings: options.Settings = None,
     state: options.StateDir = None,
@@ -78,6 +82,8 @@ def edit(
     """
     requested = _requested(prompt, target, image, subject, edits)
     check_out(out, each=each, force=force)
+    if not each:
+        _refuse_contradictions(requested)
     ed = None if editor is None else options.make_editor(editor, preset, settings)
     if ed is None and (preset is not None or settings or state is not None):
         raise BadSpec("--preset, --set and --state belong to an editor. Name it with --editor.")
@@ -89,23 +95,53 @@ def edit(
     if prepared is None and ed.uses_state and not ed.needs_state:
         prepared = _collect(bb, ed, benchmark, root, seed)
     from errata.core.locks import locked
+    from errata.io.patch_folder import load
+
+    with locked(out), bb.applied(*(load(folder, bb) for folder in patch or ())):
+        checks = _make(
+            bb, ed, requested, prepared, out, each=each, rows=rows, seed=seed, force=force
+        )
+    missed = [c for c in checks if not c.kept]
+    if missed:
+        fall_short(
+            f"{len(missed)} of {len(checks)} edits missed the target: {missed[0]}. {out} is "
+            "written all the same. Other settings: --set or --editor."
+        )
+
+
+def _make(
+    bb: Backbone, ed: Editor, edits: list[Edit], state: State | None, out: Path, *,
+    each: bool, rows: int, seed: int, force: bool,
+) -> list[EditCheck]:  # fmt: skip
+    """Finds the patches, on top of what is applied, saves them and prints the answers."""
     from errata.io.patch_folder import load, save
 
-    with locked(out):
-        if each:
-            folders = _write_each(bb, ed, requested, prepared, out, rows, seed, force)
-            patches = [load(folder, bb) for folder in folders]
-        else:
-            joint = ed.edit(bb, requested, prepared, seed=seed).patch
-            save(joint, out)
-            patches = [joint] * len(requested)
-    checks = _print_answers(bb, requested, patches)
     if each:
-        say(f"{len(folders)} patches written to {out}")
+        folders = _write_each(bb, ed, edits, state, out, rows, seed, force)
+        patches = [load(folder, bb) for folder in folders]
     else:
+        joint = ed.edit(bb, edits, state, seed=seed).patch
+        patches = [joint] * len(edits)
+        save(joint, out)
+    checks = _print_answers(bb, edits, patches)
+    if not each:
         options.print_facts(notes_of(joint))
-        say(f"patch written to {out}")
-    _say_missed(checks, f"{out} is written all the same. Other settings: --set or --editor.")
+    say(f"{len(patches)} patches written to {out}" if each else f"patch written to {out}")
+    return checks
+
+
+def _refuse_contradictions(edits: Sequence[Edit]) -> None:
+    """Raises BadEdit for two edits of one patch that want different answers to one question."""
+    from errata.core.editor import contradiction
+
+    found = contradiction(edits)
+    if found is not None:
+        first, second = found
+        raise BadEdit(
+            f"edits '{first.id}' and '{second.id}' want '{first.target[:60]}' and "
+            f"'{second.target[:60]}' as the answer to '{first.prompt.text[:60]}'. Keep one of "
+            "them, or make a patch of each: --each."
+        )
 
 
 def _chosen(bb: Backbone, edits: Sequence[Edit]) -> Editor:
@@ -272,10 +308,3 @@ def _print_answers(
     if len(edits) > SHOWN:
         say(f"(answers of the first {SHOWN} of {len(edits)} edits are shown)")
     return checks
-
-
-def _say_missed(checks: Sequence[EditCheck], advice: str) -> None:
-    """Ends with exit code 3 if an edit is not answered with its target."""
-    missed = [c for c in checks if not c.kept]
-    if missed:
-        fall_short(f"{len(missed)} of {len(checks)} edits missed the target: {missed[0]}. {advice}")

@@ -23,6 +23,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder with patch
 @app.command("show")
 def show(folder: Folder, as_json: options.AsJson = False) -> None:
     """Print the header, the sites and the edits of a patch."""
+    from errata.core.patch import origins_of
     from errata.core.types import to_json
     from errata.io.patch_folder import read_edits, read_head
 
@@ -33,6 +34,7 @@ def show(folder: Folder, as_json: options.AsJson = False) -> None:
         return
     shape = head.get("settings", {}).get("shape")
     options.print_facts({**head["header"], "shape": shape, "sites": head["sites"]})
+    say(f"origin: {', '.join(sorted(origins_of(head['header'], edits)))}")
     say(f"edits: {len(edits)}")
     for e in edits[:50]:
         images = "".join(f" [{i.shown}]" for i in e.prompt.images)

@@ -7,6 +7,7 @@ holds only the increment over whatever is applied when it is called.
 from __future__ import annotations
 
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -15,12 +16,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from errata.core.config import current_names, parse_config, saved_settings
-from errata.core.errors import BadBackbone, BadEdit, BadSpec, FingerprintMismatch, MissingState
+from errata.core.errors import (
+    BadBackbone,
+    BadEdit,
+    BadSpec,
+    FingerprintMismatch,
+    MissingState,
+    Notice,
+)
 from errata.core.files import versions
 from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.measure.metric import spelled
 from errata.core.model.backbone import Backbone, check_backbone
-from errata.core.patch import Header, Patch, parts_of
+from errata.core.patch import Header, Patch, flat_on_row, parts_of, same_prompt, tops
 from errata.core.state import State
 from errata.core.text import normalise
 from errata.core.types import Case, Edit, brief, whole_number
@@ -326,11 +334,15 @@ class Editor(ABC):
             self._check_state(backbone, state)
         for _, edit in request.edits:
             check_target(backbone, edit)
+        _warn_of_contradictions(request)
+        stack = backbone.hooks.stack
         results = self.find(backbone, request)
         fingerprint = backbone.fingerprint()
-        for (group, state), result in zip(request, results, strict=True):
+        for row, ((group, state), result) in enumerate(zip(request, results, strict=True)):
             header = self._header(backbone, fingerprint, state, request.seed)
-            header = replace(header, notes={**header.notes, **result.log.notes})
+            below = sorted(tops(flat_on_row(stack, row)))
+            on_top = {"on_top_of": below} if below else {}
+            header = replace(header, notes={**header.notes, **on_top, **result.log.notes})
             for part in (*parts_of(result.patch), result.patch):
                 part.with_header(header, group).requires_grad_(False)
         return results
@@ -450,6 +462,30 @@ def check_target(backbone: Backbone, edit: Edit) -> None:
             f"{backbone.name} can only write as {text[:80]!r}. Give a target that its tokenizer "
             "knows."
         )
+
+
+def contradiction(edits: Sequence[Edit]) -> tuple[Edit, Edit] | None:
+    """Two of the edits that want different answers to the same question."""
+    by_text: dict[str, list[Edit]] = {}
+    for edit in edits:
+        for earlier in by_text.setdefault(edit.prompt.text, []):
+            other = normalise(earlier.target) != normalise(edit.target)
+            if other and same_prompt(earlier.prompt, edit.prompt):
+                return earlier, edit
+        by_text[edit.prompt.text].append(edit)
+    return None
+
+
+def _warn_of_contradictions(request: EditRequest) -> None:
+    for group in request.groups:
+        found = contradiction(group) if len(group) > 1 else None
+        if found is not None:
+            warnings.warn(
+                f"'{found[0].prompt.text[:60]}' is to be answered '{found[0].target[:60]}' and "
+                f"'{found[1].target[:60]}' by one patch: not both can hold.",
+                Notice,
+                stacklevel=4,
+            )
 
 
 def _plain(config: Any) -> Any:

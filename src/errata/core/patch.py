@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from errata.core import registry
 from errata.core.errors import FingerprintMismatch
 from errata.core.hooks.hook import Hook, flat
-from errata.core.types import Edit, Image, Prompt
+from errata.core.text import normalise
+from errata.core.types import Edit, Image, Prompt, digest, to_json
 
 P = TypeVar("P", bound="Patch")
 
@@ -29,7 +30,9 @@ class Header:
 
     arguments: the preset and what was passed. config: every setting that the edit was made with,
     defaults and presets included; empty in patches of errata before 0.2. state: hash of the
-    prepared state that the editor worked from. dtype: of the model.
+    prepared state that the editor worked from. dtype: of the model. notes: of the editor; also
+    `on_top_of`, the origins of the patches that were live when it was found, and `origins`, those
+    of the patches that it was merged from.
     """
 
     editor: str = ""
@@ -89,6 +92,26 @@ class Patch(Hook, nn.Module, ABC):
         Hook.__init__(self, sites)
         self.header = Header()
         self.edits: tuple[Edit, ...] = ()
+        self._origins: frozenset[str] | None = None
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """A short hash of header and edits: the same for all parts of one edit.
+
+        A patch that was merged from several has the hashes of all of them.
+        """
+        if self._origins is None:
+            self._origins = origins_of(asdict(self.header), self.edits)
+        return self._origins
+
+    @property
+    def on_top_of(self) -> frozenset[str]:
+        """The origins of the patches that were live when this one was found."""
+        return frozenset(self.header.notes.get("on_top_of", ()))
+
+    def keep(self, index: Sequence[int]) -> Self | None:
+        """The same patch with only these of its edits; None if they cannot be told apart."""
+        return None
 
     def __repr__(self) -> str:
         numbers = sum(t.numel() for t in (*self.parameters(), *self.buffers()))
@@ -139,6 +162,7 @@ class Patch(Hook, nn.Module, ABC):
     def with_header(self, header: Header, edits: Sequence[Edit]) -> Self:
         self.header = header
         self.edits = tuple(edits)
+        self._origins = None
         return self
 
     def to_devices(self, device_of: Callable[[str], torch.device]) -> None:
@@ -161,12 +185,16 @@ def parts_of(patch: Patch) -> list[Patch]:
 # -- patches that are live together ---------------------------------------------------------------
 
 
-def united(hooks: Iterable[Hook]) -> list[Hook]:
-    """The same hooks, stacks flattened; patches that must act as one are merged."""
+def united(hooks: Iterable[Hook], *, to_keep: bool = False) -> list[Hook]:
+    """The same hooks, stacks flattened; patches that must act as one are merged.
+
+    to_keep: for a stack that is kept. Patches for one question that were found apart then stay
+    apart, so that `settled` finds the later one when they are live.
+    """
     out: list[Hook] = []
     for hook in flat(hooks):
         for i, earlier in enumerate(out):
-            both = _united(earlier, hook)
+            both = _united(earlier, hook, to_keep)
             if both is not None:
                 out[i] = both
                 break
@@ -175,19 +203,29 @@ def united(hooks: Iterable[Hook]) -> list[Hook]:
     return out
 
 
-def _united(a: Hook, b: Hook) -> Patch | None:
+def _united(a: Hook, b: Hook, to_keep: bool) -> Patch | None:
     """Both merged; None unless they are frozen, for one model, and of one `one_when_live` shape."""
     if not (isinstance(a, Patch) and a.one_when_live and type(a) is type(b)):
         return None
     assert isinstance(b, Patch)
     if len({a.header.fingerprint, b.header.fingerprint} - {""}) > 1 or trainable(a) or trainable(b):
         return None
+    if to_keep and _edited_again([a, b]):
+        return None
     return type(a).merge([a, b])
 
 
 def inherit(merged: P, patches: Sequence[Patch]) -> P:
     """The merged patch with the header and all edits of the patches that it was made from."""
-    return merged.with_header(common_header(patches), [e for p in patches for e in p.edits])
+    header = common_header(patches)
+    origins = frozenset[str]().union(*(p.origins for p in patches))
+    if len(origins) > 1:
+        below = frozenset[str]().union(*(p.on_top_of for p in patches)) - origins
+        notes = {k: v for k, v in header.notes.items() if k != "on_top_of"}
+        if below:
+            notes["on_top_of"] = sorted(below)
+        header = replace(header, notes={**notes, "origins": sorted(origins)})
+    return merged.with_header(header, [e for p in patches for e in p.edits])
 
 
 def merged(hooks: Iterable[Hook]) -> list[Hook]:
@@ -209,7 +247,7 @@ def merged(hooks: Iterable[Hook]) -> list[Hook]:
 
 def live_hooks(stack: Iterable[Hook]) -> list[Hook]:
     """The merged hooks that run at the sites when `stack` is applied."""
-    parts = united(h for h in flat(stack) if h.sites)
+    parts = united(h for h in settled(stack) if h.sites)
     return merged(united(h for part in parts for h in part.acting()))
 
 
@@ -230,6 +268,131 @@ def flat_on_row(hooks: Iterable[Hook], row: int) -> list[Hook]:
         else:
             out += flat_on_row([members[row]], 0)
     return out
+
+
+# -- several patches for one question -----------------------------------------------------------
+
+
+def settled(hooks: Iterable[Hook]) -> list[Hook]:
+    """The same hooks, stacks flattened, without edits that a later patch contradicts.
+
+    A patch whose questions all get another answer by later patches is left out. Of others the edit
+    alone is left out, where the patch can be cut (`Patch.keep`). A later patch that was found on
+    top of an earlier one needs it, so that both stay.
+    """
+    all_hooks = flat(hooks)
+    again = _edited_again(all_hooks)
+    out: list[Hook] = []
+    for i, hook in enumerate(all_hooks):
+        lost = again.get(i)
+        if lost is None or not isinstance(hook, Patch):
+            out.append(hook)
+        elif len(lost) < len(hook.edits):
+            rest = [n for n in range(len(hook.edits)) if n not in lost]
+            out.append(hook.keep(rest) or hook)
+    return out
+
+
+def remarks(stack: Iterable[Hook], added: Iterable[Hook]) -> list[str]:
+    """What the user should know about `added` patches in a stack, a line each.
+
+    A patch that was found on top of one that is not there, and edits of one question that
+    contradict each other and cannot be told apart.
+    """
+    new = [p for p in flat(added) if isinstance(p, Patch) and p.edits and p.rows is None]
+    if not new:
+        return []
+    all_hooks = flat(stack)
+    there = {o for p in all_hooks if isinstance(p, Patch) and p.edits for o in p.origins}
+    missing = {o: p for p in new for o in p.on_top_of - there}
+    lines = [
+        f"the patch of '{p.edits[0].prompt.text[:60]}' was found on top of patch {origin}, which "
+        "is not applied: its answers may differ from those it was made for."
+        for origin, p in missing.items()
+    ]
+    for i, lost in _edited_again(all_hooks).items():
+        earlier = all_hooks[i]
+        assert isinstance(earlier, Patch)
+        rest = [k for k in range(len(earlier.edits)) if k not in lost]
+        for n, later in lost.items():
+            edit = earlier.edits[n]
+            if rest and earlier.keep(rest) is None:
+                lines.append(
+                    f"two patches answer '{edit.prompt.text[:60]}' with '{edit.target[:60]}' and "
+                    f"'{later.target[:60]}', and the first holds other edits too, so that both "
+                    "act. Make the later edit on top of the first: errata edit --patch."
+                )
+    return lines
+
+
+def tops(stack: Iterable[Hook]) -> frozenset[str]:
+    """The origins of the live patches that no other live patch was found on top of."""
+    patches = [p for p in flat(stack) if isinstance(p, Patch) and p.edits]
+    return frozenset(o for p in patches for o in p.origins) - frozenset(
+        o for p in patches for o in p.on_top_of
+    )
+
+
+def same_prompt(a: Prompt, b: Prompt) -> bool:
+    """Whether two prompts ask the same of the same pictures."""
+    if len(a.segments) != len(b.segments):
+        return False
+    return all(_same_segment(x, y) for x, y in zip(a.segments, b.segments, strict=True))
+
+
+def _same_segment(a: str | Image, b: str | Image) -> bool:
+    if isinstance(a, str) or isinstance(b, str):
+        return a == b
+    if a.sha256 is not None and b.sha256 is not None:
+        return a.sha256 == b.sha256
+    return a.uri == b.uri
+
+
+def _edited_again(hooks: Sequence[Hook]) -> dict[int, dict[int, Edit]]:
+    """Index of a patch -> index of an edit -> the later edit that gives its question another
+    answer, in a patch that was found apart from it.
+    """
+    by_text: dict[str, list[tuple[int, int, Edit]]] = {}
+    for i, hook in enumerate(hooks):
+        if isinstance(hook, Patch) and hook.rows is None:
+            for n, edit in enumerate(hook.edits):
+                by_text.setdefault(edit.prompt.text, []).append((i, n, edit))
+    again: dict[int, dict[int, Edit]] = {}
+    below: dict[str, frozenset[str]] | None = None
+    for places in by_text.values():
+        for at, (i, n, edit) in enumerate(places):
+            for j, _, later in places[at + 1 :]:
+                a, b = hooks[i], hooks[j]
+                same = normalise(edit.target) == normalise(later.target)
+                if i == j or same or not same_prompt(edit.prompt, later.prompt):
+                    continue
+                assert isinstance(a, Patch) and isinstance(b, Patch)
+                if below is None:
+                    below = {o: p.on_top_of for p in hooks if isinstance(p, Patch)
+                             for o in p.origins}  # fmt: skip
+                if not a.origins & (b.origins | _below(b.on_top_of, below)):
+                    again.setdefault(i, {})[n] = later
+    return again
+
+
+def _below(origins: frozenset[str], below: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    """These origins, and all that their patches were found on top of."""
+    seen: set[str] = set()
+    left = set(origins)
+    while left:
+        seen |= left
+        left = {o for one in left for o in below.get(one, ())} - seen
+    return frozenset(seen)
+
+
+def origins_of(header: Mapping[str, Any], edits: Sequence[Edit]) -> frozenset[str]:
+    """`Patch.origins`, from the header as plain data and the edits."""
+    notes = header.get("notes", {})
+    if notes.get("origins"):
+        return frozenset(notes["origins"])
+    same = {k: v for k, v in header.items() if k not in ("created", "versions", "notes")}
+    below = sorted(notes.get("on_top_of", ()))
+    return frozenset([digest([same, below, [to_json(e) for e in edits]])[:16]])
 
 
 # -- which model a patch was made for -------------------------------------------------------------

@@ -86,8 +86,11 @@ def same_answer(a: str, b: str) -> bool:
 
 
 def mentions(text: str, wanted: str) -> bool:
-    """Whether `wanted` stands in `text` as whole words, not negated directly ("not red")."""
-    return any(_within(y.strip(), x) for x, y in _readings(text, wanted))
+    """Whether `wanted` stands in `text` as whole words, not negated directly ("not red").
+
+    Without the full stop and the quotation marks that `wanted` may have.
+    """
+    return any(_within(_bare(y), x) for x, y in _readings(text, wanted))
 
 
 def lines_of(text: str) -> int:

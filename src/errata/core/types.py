@@ -248,6 +248,11 @@ class Probe:
     custom_kind: ProbeKind | None = None
 
     def __post_init__(self) -> None:
+        prompt: Any = self.prompt
+        if not isinstance(prompt, Prompt):
+            object.__setattr__(self, "prompt", Prompt.from_any(prompt))
+        check_text("the id of a probe", self.id)
+        check_text("the reference of a probe", self.reference)
         custom = self.custom_kind
         if custom is None and self.kind not in KINDS:
             raise ValueError(

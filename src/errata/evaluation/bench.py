@@ -22,7 +22,7 @@ from errata.core.measure.protocol import Protocol, Unit
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.model.memory import measured_peak
 from errata.core.state import State
-from errata.core.types import Case, brief
+from errata.core.types import Case, brief, path_of
 from errata.evaluation import judging, score
 from errata.evaluation.limits import earlier_limits
 from errata.evaluation.pictures import SEEDS, PictureStore
@@ -62,8 +62,7 @@ def bench(
     recorded, also where none of `metrics` reads them. Raises BadRun or BadOutput for a folder that
     cannot hold the run, InUse while another process works in it.
     """
-    _check_types(backbone, editor)
-    out, root = Path(out), None if root is None else Path(root)
+    out, root = _checked(backbone, editor, out, root)
     legacy = legacy or any(registry.load("metrics", name).reads_top for name in metrics or ())
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
     check_out(out)
@@ -152,10 +151,13 @@ def _bench(
     return out
 
 
-def _check_types(backbone: Any, editor: Any) -> None:
+def _checked(backbone: Any, editor: Any, out: Any, root: Any) -> tuple[Path, Path | None]:
+    """The folders of a run and of the benchmark's files. Raises BadBackbone or BadSpec."""
     check_backbone(backbone)
     if not isinstance(editor, Editor):
         raise BadSpec(f"an editor is given as {brief(editor)}. Make one: errata.editor(NAME).")
+    folder = path_of(out, "the folder of a run")
+    return folder, None if root is None else path_of(root, "the root of a benchmark")
 
 
 def _files_read(spec: BenchmarkSpec, root: Path | None) -> dict[str, Any]:

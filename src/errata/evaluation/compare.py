@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.core.errors import BadRun
 from errata.core.files import FilePath
 from errata.core.kinds import MEANS
 from errata.core.measure.metric import Metric
+from errata.core.types import path_of
 from errata.evaluation.bootstrap import DIGITS, Bootstrap
 from errata.evaluation.run_folder import PANEL, RunFolder, read_run
 from errata.evaluation.score_table import (
@@ -75,7 +75,7 @@ def compare_runs(a: FilePath, b: FilePath, metrics: Sequence[str] | None = None)
     unpaired}: a and b are means over the paired cases, `unpaired` counts cases that only one run
     could score. Raises BadRun naming what differs.
     """
-    run_a, run_b = read_run(Path(a)), read_run(Path(b))
+    run_a, run_b = read_run(path_of(a, "a run")), read_run(path_of(b, "a run"))
     _check_cases(run_a, run_b)
     _check_before(run_a, run_b)
     scorers = load_metrics(metrics, run_a, run_b)

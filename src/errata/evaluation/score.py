@@ -10,7 +10,7 @@ from typing import Any
 from errata.core.files import FilePath, read_as
 from errata.core.formats.run_files import SCHEMA, StoredScores, judge_of, write_scores
 from errata.core.kinds import KINDS, MEANS
-from errata.core.types import to_json
+from errata.core.types import path_of, to_json
 from errata.evaluation.bootstrap import (
     DIGITS,
     RESAMPLES,
@@ -47,7 +47,7 @@ def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, 
     has equal weight. `kinds` describes the kinds of probes that errata does not have, if any.
     Raises BadRun, UnknownName.
     """
-    run = Path(run)
+    run = path_of(run, "a run")
     folder = read_run(run)
     scorers = load_metrics(metrics, folder)
     table = read_score_table(folder, scorers)

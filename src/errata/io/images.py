@@ -10,6 +10,7 @@ import re
 import stat
 import warnings
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
@@ -233,7 +234,8 @@ def _opened(uri: str, data: bytes) -> Pillow.Image:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise _bad(uri, "it is HEIC (what phones make), which needs pillow-heif", install) from None
-    picture: Pillow.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
+    plugin: Any = HeifImageFile
+    picture: Pillow.Image = plugin(io.BytesIO(data))
     return picture
 
 

@@ -119,7 +119,7 @@ def _check_named(patch: Patch, folder: Path) -> None:
 
 def read_head(folder: FilePath) -> dict[str, Any]:
     """The content of `patch.json`, checked. Raises BadPatch."""
-    folder = Path(folder)
+    folder = path_of(folder, "the folder of a patch")
     with suppress(OSError, ValueError):
         finish_folder(folder)
     path = folder / "patch.json"
@@ -223,11 +223,13 @@ def _check_header(header: Header, backbone: Backbone, folder: Path) -> None:
 def _card(patch: Patch, numbers: int) -> str:
     h = patch.header
     facts = "\n".join(f"- {e.prompt.text!r} -> {e.target!r}" for e in patch.edits[:50])
+    below = ", ".join(f"`{o}`" for o in sorted(patch.on_top_of))
+    on_top = f"Found on top of the patch {below}: apply that one first.\n\n" if below else ""
     more = f"\n- and {len(patch.edits) - 50} more (edits.jsonl)" if len(patch.edits) > 50 else ""
     return (
         f"# errata patch\n\nEditor `{h.editor}` on `{h.backbone}` "
         f"(fingerprint `{h.fingerprint[:12]}`), {len(patch.edits)} edit(s), {numbers} numbers, "
-        f"made {h.created}.\n\n## Facts\n\n{facts}{more}\n\n"
+        f"made {h.created}.\n\n{on_top}## Facts\n\n{facts}{more}\n\n"
         f'## Use\n\n```\nerrata ask {h.backbone} --patch . "your question"\n```\n\n'
         "Leaving out `--patch` gives the unedited model back, bit for bit.\n"
     )

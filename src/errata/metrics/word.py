@@ -65,13 +65,13 @@ class Word(Metric):
 
 
 def _stated(text: str, wanted: str, probe: Probe) -> float | None:
-    wanted = normalise(wanted)
-    if not wanted:
+    plain = normalise(wanted)
+    if not plain:
         return None
     category = probe.view.category if probe.view is not None else ""
     words = [wanted]
     if category == "size":
-        words = next((sorted(c) for c in (SMALL, LARGE) if wanted in c), words)
+        words = next((sorted(c) for c in (SMALL, LARGE) if plain in c), words)
     return float(any(mentions(text, w) for w in words))
 
 

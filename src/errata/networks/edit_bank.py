@@ -91,6 +91,14 @@ class EditBank:
             torch.zeros_like(self.owner[one]),
         )
 
+    def take(self, index: Sequence[int]) -> EditBank:
+        """The edits at `index`."""
+        at = list(index)
+        return EditBank(
+            tuple(s[at] for s in self.states), self.keys[at], self.lengths[at], self.ends[at],
+            self.owner[at],
+        )  # fmt: skip
+
     def owned_by(self, rows_B: Tensor) -> Tensor:
         """[B, K] the edits that belong to each row."""
         return self.owner[None] == rows_B[:, None]

@@ -145,6 +145,12 @@ class Adapter(Patch):
         """Equal for patches whose edits can be in one bank."""
         return (self.network.state or id(self.network), self.gate)
 
+    def keep(self, index: Sequence[int]) -> Self | None:
+        if len(self.edits) != len(self.keys) or self.rows is not None:
+            return None
+        part = type(self)(self.network, self.bank.take(index), self.gate).requires_grad_(False)
+        return part.with_header(self.header, [self.edits[i] for i in index])
+
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:
         """One bank with all edits. Networks are compared by content, not by identity."""

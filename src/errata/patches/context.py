@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from errata.core.errors import TooLong
-from errata.core.patch import Patch, PromptEncoder, inherit
+from errata.core.patch import Patch, PromptEncoder, inherit, same_prompt
 from errata.core.types import Image, Prompt, Segment, from_json
 from errata.io.images import embedded
 from errata.networks.embedder import embed, embed_with_images
@@ -101,17 +101,36 @@ class Context(Patch):
 
     def _retrieved(self, prompt: Prompt, model: PromptEncoder) -> list[int]:
         """Indices of the facts to show, most similar first; none if the prompt is out of scope."""
-        layout = self.layout
-        if layout.scope == "always" and len(self.facts) <= 1:
-            return list(range(len(self.facts)))
+        layout, replaced = self.layout, self._replaced()
+        if layout.scope == "always" and len(self.facts) - len(replaced) <= 1:
+            return [i for i in range(len(self.facts)) if i not in replaced]
         query = vectors_of([prompt], layout, model)[0]
         near = self.vectors @ query.to(self.vectors.device)
         # of equally similar facts the latest first: an edit of the same prompt replaces the earlier
         rank = torch.argsort((near.flip(0) * 1e5).round(), descending=True, stable=True)
-        order = [len(self.facts) - 1 - i for i in rank[: layout.facts].tolist()]
+        order = [len(self.facts) - 1 - i for i in rank.tolist()]
+        order = [i for i in order if i not in replaced][: layout.facts]
         if layout.scope == "retrieved":
             order = [i for i in order if float(near[i]) >= layout.threshold]
         return order
+
+    def _replaced(self) -> set[int]:
+        """Facts whose question is edited again by a later fact."""
+        if len(self.edits) != len(self.facts):
+            return set()
+        prompts = [e.prompt for e in self.edits]
+        return {
+            i
+            for i, prompt in enumerate(prompts)
+            if any(same_prompt(prompt, later) for later in prompts[i + 1 :])
+        }
+
+    def keep(self, index: Sequence[int]) -> Self | None:
+        if len(self.edits) != len(self.facts):
+            return None
+        facts = [self.facts[i] for i in index]
+        part = type(self)(facts, self.layout, self.vectors[list(index)])
+        return part.with_header(self.header, [self.edits[i] for i in index])
 
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:

@@ -145,6 +145,10 @@ class Counterfactual(Patch):
         real = torch.cat([pad(p.real) for p in patches])
         return cls(patches[0].net, patches[0].site, memory, real, state=patches[0].state)
 
+    def keep(self, index: Sequence[int]) -> Self | None:
+        memory, real = self.memory[list(index)], self.real[list(index)]
+        return type(self)(self.net, self.site, memory, real, state=self.state)
+
     def site_of(self, tensor: str) -> str:
         return "head"
 

@@ -173,6 +173,13 @@ class Route(Patch):
         entry_B = self.keys.shape[0] - 1 - rank_BK.argmin(1)
         return entry_B, torch.exp(-gap_BK.gather(1, entry_B[:, None])[:, 0])
 
+    def keep(self, index: Sequence[int]) -> Self | None:
+        branch = self.branch.keep(index)
+        if branch is None or len(self.edits) != len(self.keys) or self.owner is not None:
+            return None
+        part = type(self)(self.scope, self.keys[list(index)], branch, self.layout)
+        return part.requires_grad_(False).with_header(self.header, [self.edits[i] for i in index])
+
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:
         """One memory with all keys; the nearest of them all is used."""

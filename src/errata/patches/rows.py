@@ -15,13 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from errata.core.hooks.context import HookContext, map_decision
-from errata.core.patch import Patch, PromptEncoder, common_header, merged, trainable
+from errata.core.patch import (
+    Patch,
+    PromptEncoder,
+    common_header,
+    merged,
+    parts_of,
+    settled,
+    trainable,
+)
 from errata.core.types import Prompt
 from errata.patches.stack import pack_parts, stacked, unpack_parts
 
 
 class Rows(Patch):
-    """A patch per row: row b of a batch uses patch ctx.rows[b], or b where no rows are given."""
+    """A patch per row: row b of a batch uses patch ctx.rows[b], or b where no rows are given.
+
+    settled: the patches as they act, without edits that a later part of a row contradicts.
+    """
 
     one_when_live = True
     rows: int
@@ -30,10 +41,11 @@ class Rows(Patch):
         super().__init__({s for p in patches for s in p.sites})
         self.rows = len(patches)
         self.patches = nn.ModuleList(patches)
+        self.settled = tuple(_settled(p) for p in patches)
         self.decides = any(p.decides for p in patches)
         self.edits = tuple(e for p in patches for e in p.edits)
         self.header = common_header(patches)
-        self.layers = _layers(patches)
+        self.layers = _layers(self.settled)
         if self.layers is not None:
             self.sites = frozenset(s for q in self.layers for s in q.sites)
 
@@ -45,7 +57,7 @@ class Rows(Patch):
         return any(p.rewrites for p in self.members())
 
     def rewrite(self, prompt: Prompt, model: PromptEncoder, row: int = 0) -> Prompt:
-        return self.members()[row].rewrite(prompt, model, 0)
+        return self.settled[row].rewrite(prompt, model, 0)
 
     def acting(self) -> list[Patch]:
         return [self] if self.layers is None else self.layers
@@ -60,7 +72,7 @@ class Rows(Patch):
         """Runs each patch on its rows; decisions are stored in the memo for the whole batch."""
         pictures = ctx.sites[site].stream != "text"
         of_x, of_y = ctx.rows_of(site, x), ctx.rows_of(site, y)
-        patches = self.members()
+        patches = self.settled
         # rows that share one patch run together, under the first of them
         first = torch.tensor(
             [next(i for i, q in enumerate(patches) if q is p) for p in patches], device=of_y.device
@@ -90,7 +102,7 @@ class Rows(Patch):
         return cls([stacked(*row) for row in zip(*(p.members() for p in patches), strict=True)])
 
     def to_devices(self, device_of: Callable[[str], torch.device]) -> None:
-        for p in (*self.members(), *(self.layers or ())):
+        for p in (*self.members(), *self.settled, *(self.layers or ())):
             p.to_devices(device_of)
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -126,6 +138,14 @@ def _spread(value: Tensor, index: Tensor, rows: int) -> Tensor:
     full = value.new_zeros((rows, *value.shape[1:]))
     full[index] = value
     return full
+
+
+def _settled(patch: Patch) -> Patch:
+    """The patch of a row without edits that a later part of it contradicts."""
+    parts = settled([patch]) if patch.members() else [patch]
+    if parts == parts_of(patch):
+        return patch
+    return stacked(*(p for p in parts if isinstance(p, Patch)))
 
 
 def _layers(patches: Sequence[Patch]) -> list[Patch] | None:

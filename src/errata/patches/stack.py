@@ -1,7 +1,9 @@
 """Stack: all patches on every row, in order. A stack is itself a patch.
 
 An empty stack changes nothing. Patches that must act as one (a shared memory, facts before a
-prompt) are merged at once; the others stay separate and are merged only while they are live.
+prompt) are merged at once; the others stay separate and are merged only while they are live. So
+are patches for one question that were found apart: while they are live the last one acts
+(`errata.core.patch.settled`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class Stack(Patch):
     """Patches one after the other."""
 
     def __init__(self, patches: Sequence[Patch]) -> None:
-        flat = [p for p in united(patches) if isinstance(p, Patch)]
+        flat = [p for p in united(patches, to_keep=True) if isinstance(p, Patch)]
         super().__init__({s for p in flat for s in p.sites})
         self.patches = nn.ModuleList(flat)
         self.decides = any(p.decides for p in flat)
@@ -68,7 +70,7 @@ class Stack(Patch):
 
 def stacked(*patches: Patch) -> Patch:
     """The patches one after the other, as one patch: a stack, or a single merged patch."""
-    parts = [p for p in united(patches) if isinstance(p, Patch)]
+    parts = [p for p in united(patches, to_keep=True) if isinstance(p, Patch)]
     return parts[0] if len(parts) == 1 else Stack(parts)
 
 

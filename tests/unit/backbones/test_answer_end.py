@@ -85,13 +85,16 @@ def test_line_breaks_are_content_where_a_chat_template_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bb, prompts = tiny.llava(), [Prompt.of("Which shape?")]
-    whole = errata.ask(bb, prompts, cap=12, lines=0)[0].ids
-    bb.line_breaks = {whole[3]: ""}
-    bb.stop_ids = bb.end_ids | bb.line_breaks.keys()
-    assert errata.ask(bb, prompts, cap=12)[0].ids == whole[: whole.index(whole[3])]
     monkeypatch.setattr(type(bb), "formatted", lambda self, prompt: prompt.text)
-    bb.style = "chat"
-    assert errata.ask(bb, prompts, cap=12)[0].ids == whole
+    monkeypatch.setattr(type(bb), "special", True)  # the same ids in both styles
+    for style in ("raw", "chat"):
+        bb.style = style
+        whole = errata.ask(bb, prompts, cap=12, lines=0)[0].ids
+        bb.line_breaks = {whole[3]: ""}
+        bb.stop_ids = bb.end_ids | bb.line_breaks.keys()
+        one = errata.ask(bb, prompts, cap=12, lines=1)[0].ids
+        assert one == whole[: whole.index(whole[3])]
+        assert errata.ask(bb, prompts, cap=12)[0].ids == (one if style == "raw" else whole)
 
 
 @pytest.mark.parametrize("target", [".", "\u3002", "\u200b", " \n", ""])

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from errata.backbones import _weights, load
+from errata.backbones import _identity, _weights, load
 from errata.core.errors import FingerprintMismatch
 from errata.core.patch import Header
+from errata.core.types import Prompt
 from errata.patches.stack import Stack
 from errata.testing import tiny_models as tiny
 
@@ -178,7 +179,9 @@ def test_what_changes_no_output_is_no_other_model() -> None:
     assert bb.fingerprint() == before
 
 
-def test_offloaded_weights_are_the_same_weights(tmp_path: Path) -> None:
+def test_offloaded_weights_are_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from accelerate import cpu_offload, disk_offload
 
     want = tiny.shared("llava").fingerprint()
@@ -188,8 +191,17 @@ def test_offloaded_weights_are_the_same_weights(tmp_path: Path) -> None:
         lambda m: disk_offload(m, str(tmp_path / "off"), execution_device=cpu),
     ):
         model, processor = tiny.llava_parts()
+        weights = list(model.state_dict().values())
         offload(model)
-        assert around(model, processor).fingerprint() == want
+        bb = around(model, processor)
+        assert bb.fingerprint() == want
+        with monkeypatch.context() as patched:  # a forward makes new tensors of the same weights
+            patched.setattr(_identity, "weights_digest", None)
+            bb.logits(bb.encode([Prompt.of("Which?")]))
+            assert bb.fingerprint() == want and bb.as_loaded()
+        if not list(tmp_path.iterdir()):
+            weights[-1].add_(0.5)
+            assert bb.fingerprint() != want
 
 
 def test_wrappers_are_seen_through() -> None:

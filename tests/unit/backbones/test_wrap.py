@@ -175,7 +175,7 @@ def test_what_is_no_edit_or_prompt_is_refused_in_one_line(given: Any) -> None:
     with pytest.raises(BadEdit, match=r"errata\.Edit"):
         errata.editor("ft_l").edit(bb, given)
     if given not in ("text", ["text"], []):
-        with pytest.raises(BadEdit, match=r"errata.Prompt.of\(text, image\)"):
+        with pytest.raises(BadEdit, match=r"Prompt\.of\(text, image\)"):
             errata.ask(bb, given)
 
 

@@ -143,6 +143,13 @@ WRONG: dict[str, Callable[[Any], Any]] = {
     "bench(name)": lambda bb: errata.bench(bb, "ft_l", "microworld", "one_step", "z"),
     "bench(5)": lambda bb: errata.bench(bb, errata.editor("ft_l"), 5, "one_step", "z"),
     "bench(protocol)": lambda bb: errata.bench(bb, errata.editor("ft_l"), "microworld", 5, "z"),
+    "bench(out)": lambda bb: errata.bench(
+        bb, errata.editor("ft_l"), "microworld", "one_step", 5  # type: ignore[arg-type]
+    ),
+    "score_run(5)": lambda bb: errata.score_run(5),  # type: ignore[arg-type]
+    "compare_runs(None)": lambda bb: errata.compare_runs(None, "b"),  # type: ignore[arg-type]
+    "Probe(prompt)": lambda bb: errata.Probe("r", 5, "reliability"),  # type: ignore[arg-type]
+    "Probe(reference)": lambda bb: errata.Probe("r", Prompt.of("a"), "reliability", reference=5),  # type: ignore[arg-type]
     "load(5)": lambda bb: errata.load(5),  # type: ignore[arg-type]
     "load_patch(5)": lambda bb: errata.load_patch(5),  # type: ignore[arg-type]
     "load_patch('')": lambda bb: errata.load_patch(""),

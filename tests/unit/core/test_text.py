@@ -157,6 +157,9 @@ def test_a_text_that_says_nothing(text: str) -> None:
         ("\u00d6n\u00fcnde I\u015eIK var", "\u0131\u015f\u0131k", True),
         ("sinir hastal\u0131\u011f\u0131", "s\u0131n\u0131r", False),
         ("It isn\u2019t red", "red", False),
+        ("It is red and round", "Red.", True),
+        ("\u5b83\u662f\u7d2b\u8272\u7684", "\u300c\u7d2b\u8272\u300d\u3002", True),
+        ("red", ".", False),
         (
             "\u0917\u0939\u0930\u093e \u092c\u0948\u0902\u0917\u0928\u0940\u0964",
             "\u092c\u0948\u0902\u0917\u0928\u0940",

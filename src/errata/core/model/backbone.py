@@ -9,6 +9,7 @@ Shapes: B rows, T columns of prompt and target (right padded), V vocabulary, n p
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,12 +20,21 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from errata.core.errors import BadBackbone, BadSpec
+from errata.core.errors import BadBackbone, BadSpec, Notice
 from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
 from errata.core.model.batch import Batch, Generated, Heads, PrefixRow, PrefixState, Question
-from errata.core.patch import Patch, check_fingerprint, flat_on_row, live_hooks, parts_below, united
+from errata.core.patch import (
+    Patch,
+    check_fingerprint,
+    flat_on_row,
+    live_hooks,
+    parts_below,
+    remarks,
+    settled,
+    united,
+)
 from errata.core.state import State
 from errata.core.types import Prompt
 
@@ -303,7 +313,8 @@ class Backbone(ABC):
 
         Such blocks may nest and cross. A thread that is started inside sees the hooks too, until
         the block ends. Raises FingerprintMismatch for a patch that was made for another model, and
-        BadBackbone for a model whose modules were replaced.
+        BadBackbone for a model whose modules were replaced. Warns of a patch that was found on top
+        of one that is not there, and of edits that contradict each other.
         """
         added = [h for h in hooks if h is not None]
         for hook in added:
@@ -312,6 +323,8 @@ class Backbone(ABC):
             for name in hook.sites:
                 self.site(name)
         self.hooks.tree.check()
+        for line in remarks((*self.hooks.stack, *added), added):
+            warnings.warn(line, Notice, stacklevel=3)
         with self.hooks.block(added, live_hooks):
             yield
 
@@ -369,7 +382,7 @@ class Backbone(ABC):
 
     def rewritten(self, prompt: Prompt, row: int = 0) -> Prompt:
         """The prompt after all live patches of its row have rewritten it, in order."""
-        for patch in united(flat_on_row(self.hooks.stack, row)):
+        for patch in united(settled(flat_on_row(self.hooks.stack, row))):
             if isinstance(patch, Patch):
                 prompt = patch.rewrite(prompt, self, row)
         return prompt
