@@ -17,6 +17,7 @@ from errata.core.errors import BadRun
 from errata.core.files import read_json, write_json
 from errata.core.types import Case, Image, Prompt
 from errata.evaluation.compare import compare_runs
+from errata.evaluation.score import score_run
 from errata.report.charts import bars
 from errata.report.differences import differences
 from errata.report.html import render_report, write_report
@@ -239,8 +240,6 @@ def test_pictures_are_small(make_run: MakeRun, tmp_path: Path) -> None:
 def test_failed_edits_are_shown_as_unscored(make_run: MakeRun) -> None:
     import json
 
-    from errata.evaluation.score import score_run
-
     run = make_run("a", "ft_l")
     answers = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
     for answer in answers:
@@ -370,6 +369,7 @@ def test_runs_that_cannot_be_paired_say_why(make_run: MakeRun) -> None:
     lines = (made[1] / "before.jsonl").read_text().splitlines()
     lines[0] = re.sub(r'"text": ?"[^"]*"', '"text": "another"', lines[0])
     (made[1] / "before.jsonl").write_text("\n".join(lines) + "\n")
+    score_run(made[1])
     text = Page(render_report(made)).text
     assert "ike and ft_l are not compared: the unedited model answered 1 of" in text
 
