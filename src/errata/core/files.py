@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import socket
 import stat
@@ -27,6 +26,7 @@ from typing import Any, TypeVar
 from errata._version import __version__
 from errata.core.errors import BadOutput, BadRun, DiskFull, UserError
 from errata.core.formats.json_lines import BadLine, json_lines
+from errata.core.formats.json_value import parse_json
 from errata.core.types import from_json, to_json, why
 
 T = TypeVar("T")
@@ -35,8 +35,6 @@ T = TypeVar("T")
 FilePath = str | os.PathLike[str]
 #: Most bytes of a regular file, and of a pipe or device, that are read as text.
 MOST, MOST_OF_A_PIPE = 2**30, 2**26
-#: Deepest nesting of a JSON value. errata's own files have at most 12 levels.
-DEEPEST = 100
 #: A folder is written in here, then renamed to READY, then its files are moved to their places.
 STAGE, READY = ".writing", ".ready"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -386,56 +384,3 @@ def read_lines(path: Path, cls: type[T]) -> list[T]:
             f"{path}, line {number}, cannot be read ({why(e)}). Delete the run and repeat it."
         ) from None
     return values
-
-
-_HUGE = re.compile(r"\d[eE]\+?\d{3}")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-def parse_json(text: str) -> Any:
-    """JSON that errata can work with. Raises ValueError, in a few words.
-
-    Refused: NaN and infinite numbers, nesting deeper than DEEPEST, halves of surrogate pairs.
-    """
-    try:
-        huge = _HUGE.search(text) is not None
-        parse_float = _finite if huge else None
-        value = json.loads(text, parse_constant=_finite, parse_float=parse_float)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{e.msg.lower()} at line {e.lineno}, column {e.colno}") from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except ValueError as e:
-        if "not finite" in str(e):
-            raise
-        raise ValueError("a number has too many digits") from None
-    if text.count("[") + text.count("{") >= DEEPEST:
-        _check_depth(value)
-    if _SURROGATE.search(text):
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("it holds half a surrogate pair, which is no text") from None
-    return value
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")) or number != number:
-        raise ValueError(f"the number {text[:20]} is not finite")
-    return number
-
-
-def _check_depth(value: Any) -> None:
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > DEEPEST:
-            raise ValueError("nested too deeply")
-        level = [
-            child
-            for node in level
-            if isinstance(node, (dict, list))
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, (dict, list))
-        ]

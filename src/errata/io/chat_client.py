@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from errata.core.errors import BadEndpoint
-from errata.core.files import parse_json
+from errata.core.formats.json_value import parse_json
 
 #: No retry: the request or the permission is wrong.
 _DENIED = (301, 302, 303, 307, 308, 401, 402, 403, 404, 405)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from errata.core import files
 from errata.core.errors import BadRun
+from errata.core.formats.json_value import parse_json
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def load(path: Path | None) -> Checkpoint | None:
 
 def _read(path: Path) -> Checkpoint:
     with safe_open(str(path), "pt") as f:
-        head = files.parse_json(f.metadata()["head"])
+        head = parse_json(f.metadata()["head"])
         tensors = {k: f.get_tensor(k).clone() for k in f.keys()}
     state: dict[int, dict[str, Any]] = {
         int(k): dict(v) for k, v in head["optimiser"]["state"].items()

@@ -12,6 +12,7 @@ import pytest
 
 from errata.core import files
 from errata.core.errors import BadOutput, BadRun, DiskFull
+from errata.core.formats.json_value import parse_json
 from errata.core.types import Edit
 
 
@@ -118,11 +119,11 @@ def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
 )
 def test_json_that_cannot_be_used(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        files.parse_json(text)
+        parse_json(text)
 
 
 def test_json_that_can(tmp_path: Path) -> None:
-    assert files.parse_json('["\\ud83d\\ude00", 1e300, {"a": []}]') == [
+    assert parse_json('["\\ud83d\\ude00", 1e300, {"a": []}]') == [
         "\U0001f600",
         1e300,
         {"a": []},

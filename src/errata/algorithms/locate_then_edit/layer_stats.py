@@ -29,6 +29,7 @@ from errata.algorithms.locate_then_edit.corpus import Corpus, Document
 from errata.core import files
 from errata.core.editor import PrepareContext
 from errata.core.errors import BadData, BadRun, FingerprintMismatch, TooLong
+from errata.core.formats.json_value import parse_json
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.hook import Hook
 from errata.core.model.backbone import Backbone
@@ -234,7 +235,7 @@ def _resume(path: Path | None, plan: str, moments: Mapping[str, covariance.Momen
     )
     try:
         with safe_open(str(path), "pt") as f:
-            head = files.parse_json(f.metadata()["head"])
+            head = parse_json(f.metadata()["head"])
             sums = {name: f.get_tensor(name).clone() for name in f.keys()}
         plan_there, done = str(head["plan"]), int(head["documents"])
     except (OSError, SafetensorError, LookupError, TypeError, ValueError):

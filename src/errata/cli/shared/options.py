@@ -80,7 +80,7 @@ def parse_settings(pairs: Sequence[str] | None, option: str = "--set") -> dict[s
 
 def _value(text: str, where: str) -> Any:
     """JSON, or the text itself where it is none. Raises BadSpec for JSON that cannot be used."""
-    from errata.core.files import parse_json
+    from errata.core.formats.json_value import parse_json
 
     try:
         return parse_json(text)

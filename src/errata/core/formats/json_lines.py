@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
+
+from errata.core.formats.json_value import checked_json
 
 _BREAK = re.compile("\r\n|\r|\n")
 _BLANK = " \t\r\n\ufeff"
@@ -80,17 +82,10 @@ def _one_value(text: str, *, must: bool) -> list[tuple[int, Any]]:
 
 def _parsed(text: str, number: int) -> Any:
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refused)
-        if "\\" in text:  # only an escape can write half of a surrogate pair
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
+        return checked_json(text, _unique)
     except json.JSONDecodeError as e:
         number += e.lineno - 1
         raise BadLine(number, f"is not valid JSON ({e.msg}, column {e.colno})") from None
-    except UnicodeEncodeError:
-        raise BadLine(number, "holds half of a surrogate pair") from None
-    except RecursionError:
-        raise BadLine(number, "is nested too deeply") from None
     except ValueError as e:
         raise BadLine(number, str(e)) from None
 
@@ -102,7 +97,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"names '{twice[:60]}' twice")
     return row
-
-
-def _refused(constant: str) -> NoReturn:
-    raise ValueError(f"holds {constant}, which is no JSON number")
