@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from errata.core.errors import BadRun
-from errata.core.files import checked, exists, read_as, read_json, shortened, write_json
+from errata.core.files import (
+    check_regular,
+    checked,
+    exists,
+    read_as,
+    read_json,
+    shortened,
+    write_json,
+)
 from errata.core.kinds import ProbeKind
 from errata.core.types import Case, Probe, Skip
 
@@ -212,6 +220,7 @@ def _check_schema(data: Any, path: Path, advice: str) -> None:
 
 def _sha256(path: Path) -> str:
     """The hash of a file; empty where there is none."""
+    check_regular(path)
     try:
         with open(path, "rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest()
