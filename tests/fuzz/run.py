@@ -28,9 +28,11 @@ from typing import Any
 
 from errata.cli import main as errata
 from errata.cli.shared.model import ModelOptions
+from errata.synthetic.objects.world import SPLITS
 from tests.endpoint import serving
 from tests.fuzz import damage
 from tests.fuzz.kinds import KINDS, MODEL, Input, Originals
+from tests.short import short_microworld
 
 CODES = (0, 2, 3)
 SECONDS = 60
@@ -100,6 +102,7 @@ class Fuzzer:
                 stack.enter_context(self._loaded())
             if made.home is not None:
                 stack.enter_context(_variable("ERRATA_HOME", str(made.home)))
+            stack.enter_context(short_microworld(**dict.fromkeys(SPLITS, 30)))
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(err))
             stack.enter_context(_time_limit(SECONDS))

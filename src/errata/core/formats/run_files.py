@@ -98,6 +98,12 @@ Entries = dict[str, StoredScore]
 
 
 @dataclass(frozen=True)
+class StoredBootstrap:
+    resamples: int
+    over: str
+
+
+@dataclass(frozen=True)
 class StoredScores:
     """`scores.json`."""
 
@@ -105,10 +111,11 @@ class StoredScores:
     units: int
     metrics: Entries
     scorers: dict[str, str]
+    bootstrap: StoredBootstrap
+    capped: dict[str, int]
+    unscored_because: dict[str, int]
     by_origin: dict[str, Entries] = field(default_factory=dict)
     by_position: dict[str, StoredCurve] = field(default_factory=dict)
-    capped: dict[str, int] = field(default_factory=dict)
-    unscored_because: dict[str, int] = field(default_factory=dict)
     kinds: dict[str, ProbeKind] = field(default_factory=dict)
     by_part: dict[str, dict[str, Entries]] = field(default_factory=dict)
     macro: dict[str, Entries] = field(default_factory=dict)
