@@ -340,6 +340,19 @@ def test_a_model_that_is_wrapped_again_shows_patches_on_its_new_modules(
     torch.testing.assert_close(edited, own)
 
 
+def test_a_model_that_is_wrapped_again_keeps_what_is_live(pictures: list[str]) -> None:
+    bb = tiny.llava(layers=2)
+    batch = bb.encode([Prompt.of("Which?", pictures[0])])
+    with torch.no_grad(), bb.applied(delta(bb, 1)):
+        edited = bb.model(**batch.inputs).logits
+        bb.model.lm_head = copy.deepcopy(bb.model.lm_head)
+        tiny.HfVlm(bb.model, bb.processor, name=bb.name)
+        assert torch.equal(bb.model(**batch.inputs).logits, edited)
+    with torch.no_grad():
+        assert not torch.equal(bb.model(**batch.inputs).logits, edited)
+    assert all(p.used == 0 for p in bb.hooks.points.values())
+
+
 def test_a_model_that_was_compiled_before_it_was_wrapped_shows_patches() -> None:
     model, processor = tiny.llava_parts()
     compiled = torch.compile(model.model.language_model, backend="eager")

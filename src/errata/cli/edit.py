@@ -44,8 +44,7 @@ def edit(
         ),
     ] = None,
     subject: Annotated[
-        str | None,
-        typer.Option(help="The words of the prompt that name the edited thing."),
+        str | None, typer.Option(help="The words of the prompt that name the edited thing.")
     ] = None,
     edits: Annotated[
         Path | None,

@@ -31,7 +31,7 @@ Merge = Callable[[Sequence[Hook]], Sequence[Hook]]
 class Block:
     """One `with` block: its hooks act on top of the earlier blocks, or instead of them (`alone`).
 
-    below: what was live when it was opened. sites: where it made hooks act.
+    below, pinned: of the caller when it was opened. sites: where it made hooks act.
     """
 
     hooks: tuple[Hook, ...]
@@ -39,6 +39,7 @@ class Block:
     alone: bool = False
     open: bool = True
     below: Live | None = None
+    pinned: bool = False
     sites: tuple[str, ...] = ()
 
     def close(self) -> None:

@@ -76,10 +76,13 @@ class HookManager:
         """Puts hook points on `sites`, and takes them off modules that are no longer there."""
         if self.sites and list(self.sites.values()) == list(sites) and self.tree.intact():
             return
-        for point in self.points.values():
+        former = self.points
+        for point in former.values():
             point.remove()
         self.sites = {s.name: s for s in sites}
         self.points = {s.name: HookPoint(s, self) for s in sites}
+        for name in self.points.keys() & former.keys():
+            self.points[name].used = former[name].used
         self.tree = ModuleTree(self.model, {m for s in sites for m in (s.first, s.last) if m})
         self.frozen = Frozen(self.model)
         self.direct.bind(self.model, self.sites)
@@ -144,7 +147,7 @@ class HookManager:
 
     def _open(self, block: Block) -> None:
         caller = self.caller()
-        block.below = caller.live
+        block.below, block.pinned = caller.live, caller.pinned
         live = Live.of((*caller.live.blocks, block), self.closed)
         own = {s for hook in block.hooks for s in hook.sites}
         with self.lock:
@@ -155,16 +158,16 @@ class HookManager:
         self.callers.set(caller.but(live=live, pinned=False))
 
     def _close(self, block: Block) -> None:
-        below, sites = block.below, block.sites
-        caller = self.callers.get()
+        below, caller = block.below, self.callers.get()
         with self.lock:
             self.opened -= 1
             self.closed += 1
-            for site in sites:
-                self.points[site].used -= 1
+            for site in block.sites:
+                if site in self.points:
+                    self.points[site].used -= 1
         if caller is not None and block in caller.live.blocks:
             live = caller.live.without(block, self.closed)
-            pinned = caller.pinned if below is None else caller.pinned and below is live
+            pinned = block.pinned and live is below
             self.callers.set(caller.but(live=live.still_open(self.closed), pinned=pinned))
         block.close()
 
