@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import copy
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import pytest
@@ -207,6 +211,107 @@ def test_a_thread_that_ran_before_sees_nothing_of_it() -> None:
         go.set()
         thread.join(60)
     assert torch.equal(answers[0], plain)
+
+
+def by_executor(run: Callable[[], Any], pool: Any) -> Any:
+    return pool.submit(run).result(60)
+
+
+def by_pool(run: Callable[[], Any], pool: Any) -> Any:
+    return pool.apply(run)
+
+
+def by_map(run: Callable[[], Any], pool: Any) -> Any:
+    return pool.map(lambda _: run(), [0])[0]
+
+
+def by_imap(run: Callable[[], Any], pool: Any) -> Any:
+    return next(pool.imap(lambda _: run(), [0]))
+
+
+def by_loop(run: Callable[[], Any], pool: Any) -> Any:
+    async def main() -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, run)
+
+    return asyncio.run(main())
+
+
+def by_context(run: Callable[[], Any], pool: Any) -> Any:
+    """As `asyncio.to_thread` and the workers of web servers do it."""
+    return pool.submit(contextvars.copy_context().run, run).result(60)
+
+
+@pytest.mark.parametrize("started", ["before", "inside"])
+@pytest.mark.parametrize("ask", [by_executor, by_pool, by_map, by_imap, by_loop, by_context])
+def test_a_job_of_a_pool_sees_what_is_live_where_it_is_handed_over(ask: Any, started: str) -> None:
+    """Whenever the worker was started, and whoever else uses it."""
+    bb = tiny.shared("llava")
+    batch = bb.encode([Prompt.of("Which shape?")])
+    make: Any = ThreadPool if ask in (by_pool, by_map, by_imap) else ThreadPoolExecutor
+    patch, plain = delta(bb, 1), logits(bb, batch)
+
+    def run() -> Tensor:
+        return logits(bb, batch)
+
+    with contextlib.ExitStack() as stack:
+        pool: Any = None
+        if started == "before":
+            pool = stack.enter_context(make(1))
+            assert torch.equal(ask(run, pool), plain)
+        with bb.applied(patch):
+            pool = pool or stack.enter_context(make(1))
+            wanted = run()
+            assert torch.equal(ask(run, pool), wanted)
+            # another user of the pool, without a patch, in a context where nothing was asked yet
+            asking = ThreadWithoutContext(lambda: ask(run, pool))
+            with bb.unedited():
+                asking.start()
+            asking.join(60)
+            assert torch.equal(asking.result, plain)
+        assert torch.equal(ask(run, pool), plain)
+
+
+class ThreadWithoutContext(threading.Thread):
+    """A thread that sees nothing of errata."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__()
+        self.work = work
+
+    def run(self) -> None:
+        self.result = contextvars.Context().run(self.work)
+
+
+@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+def test_an_answer_keeps_the_patch_that_it_was_begun_with(family: str, pictures: list[str]) -> None:
+    """The block is closed between two tokens, while another thread answers inside it."""
+    bb = tiny.shared(family)
+    inputs = bb.encode([Prompt.of("Which shape?", pictures[0])]).inputs
+    model: Any = bb.model
+    begun, closed, answers = threading.Event(), threading.Event(), []
+
+    class Wait:
+        def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+            begun.set()
+            assert closed.wait(60)
+            return scores
+
+    def answer(**more: Any) -> list[int]:
+        options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": 999}
+        ids: list[int] = model.generate(**inputs, **options, **more)[0].tolist()
+        return ids
+
+    with bb.applied(delta(bb, 3)):
+        wanted = answer()
+        thread = threading.Thread(
+            target=lambda: answers.append(answer(logits_processor=[Wait()])),
+        )
+        thread.start()
+        assert begun.wait(60)
+    closed.set()
+    thread.join(60)
+    assert answers == [wanted] != [answer()]
+    assert all(p.used == 0 for p in bb.hooks.points.values())
 
 
 @settings(max_examples=30, deadline=None)

@@ -32,7 +32,6 @@ from errata.core.hooks.live import (
     Live,
     Merge,
     follow_threads,
-    started_with,
 )
 from errata.core.hooks.modes import Frozen, ordinary, without_autocast
 from errata.core.hooks.modules import ModuleTree
@@ -111,7 +110,7 @@ class HookManager:
                 return traced
         caller = self.callers.get()
         if caller is None:
-            caller = Caller(Live.of(started_with(self), self.closed), self.context())
+            caller = Caller(Live(), self.context())
             self.callers.set(caller)
         if caller.live.checked != self.closed and not caller.pinned:
             live = caller.live.still_open(self.closed)
@@ -191,11 +190,30 @@ class HookManager:
     @contextmanager
     def question(self, ctx: HookContext) -> Iterator[HookContext]:
         """Everything inside belongs to one question."""
-        token = self.become(self.caller().but(ctx=ctx, direct=False, pinned=True))
+        caller = self.caller().but(ctx=ctx, direct=False, pinned=True)
+        token = self.become(caller)
         try:
-            yield ctx
+            with self.holding(caller.live):
+                yield ctx
         finally:
             self.restore(token)
+
+    @contextmanager
+    def holding(self, live: Live) -> Iterator[None]:
+        """Inside, what is live acts on, even if its block is closed elsewhere meanwhile.
+
+        Without this an answer would lose its patch between two tokens.
+        """
+        held = [self.points[s] for s in live.at if s in self.points]
+        with self.lock:
+            for point in held:
+                point.used += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                for point in held:
+                    point.used -= 1
 
     @contextmanager
     def forward(self) -> Iterator[None]:
