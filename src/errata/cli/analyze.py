@@ -69,11 +69,11 @@ def analyze(
     from errata.figures.plots import write_findings
 
     check_folder(out)
-    _check_patches(look, patch, editor)
+    heads = _check_patches(look, patch, editor)
     ed = _editor(look, editor, preset, settings, state)
     prepared = options.load_state(state, ed) if ed is not None else None
     cases, spec = _cases(look, benchmark, root=root, seed=seed, limit=limit)
-    bb = model.load()
+    bb = model.load(heads)
     from errata.cli.shared.progress import reporting
     from errata.core.analysis import Subject
     from errata.io.patch_folder import load
@@ -103,16 +103,17 @@ def make_analysis(name: str, pairs: list[str] | None, layers: list[int] | None) 
     return analysis
 
 
-def _check_patches(look: Analysis, patches: list[Path] | None, editor: str | None) -> None:
-    """Before a model is loaded. Raises BadSpec or BadPatch."""
+def _check_patches(
+    look: Analysis, patches: list[Path] | None, editor: str | None
+) -> list[dict[str, Any]]:
+    """The heads of the patches, before a model is loaded. Raises BadSpec or BadPatch."""
     from errata.io.patch_folder import read_head
 
     if patches and not look.takes_patch:
         raise BadSpec(f"analysis '{look.name}' takes no patch. Leave out --patch.")
     if patches and editor is not None:
         raise BadSpec("--patch is a saved edit, --editor makes edits. Give one of them.")
-    for folder in patches or ():
-        read_head(folder)
+    return [read_head(folder) for folder in patches or ()]
 
 
 def _passed(pairs: list[str] | None, layers: list[int] | None) -> dict[str, Any]:

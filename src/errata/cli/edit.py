@@ -87,16 +87,18 @@ def edit(
     if ed is None and (preset is not None or settings or state is not None):
         raise BadSpec("--preset, --set and --state belong to an editor. Name it with --editor.")
     prepared = None if ed is None else options.load_state(state, ed)
-    bb = model.load()
+    from errata.io.patch_folder import load, read_head
+
+    bb = model.load([read_head(folder) for folder in patch or ()])
     if ed is None:
         ed = _chosen(bb, requested)
     ed = ed.for_backbone(bb)
     if prepared is None and ed.uses_state and not ed.needs_state:
         prepared = _collect(bb, ed, benchmark, root, seed)
     from errata.core.locks import locked
-    from errata.io.patch_folder import load
 
     with locked(out), bb.applied(*(load(folder, bb) for folder in patch or ())):
+        check_out(out, each=each, force=force)  # another command may have written it meanwhile
         checks = _make(
             bb, ed, requested, prepared, out, each=each, rows=rows, seed=seed, force=force
         )

@@ -135,14 +135,15 @@ def _same_hash(folder: str, text: str) -> bool:
 
 
 def referenced(image: str | None) -> Image | None:
-    """The image with its sha256, from a path or URI. Raises BadImage if it cannot be read."""
+    """The image with its sha256, from a path or URI. Raises BadImage if it cannot be opened."""
     if image is None:
         return None
     from errata.core.types import Image
-    from errata.io.images import hash_image
+    from errata.io.images import hash_image, load_image
 
-    plain = Image(image)
-    return Image(image, hash_image(plain))
+    found = Image(image, hash_image(Image(image)))
+    load_image(found)  # before a model is loaded
+    return found
 
 
 def print_facts(facts: Mapping[str, Any], indent: int = 0) -> None:
