@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from errata.core import files
 from errata.core.errors import BadData, BadImage
 from errata.core.formats.json_lines import BadLine, json_lines
 from errata.core.formats.pictures import data_of
@@ -73,12 +74,9 @@ class FactFile:
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file of facts. Raises BadData."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise BadData(f"{path} does not exist. Give a JSON Lines file of facts.") from None
-    except (OSError, ValueError) as e:
-        raise BadData(f"{path} cannot be read ({e}). Give a JSON Lines file of facts.") from None
+    if not files.exists(path):
+        raise BadData(f"{path} does not exist. Give a JSON Lines file of facts.")
+    return files.read_bytes(path, BadData)
 
 
 def read_facts(data: bytes, folder: Path, *, decode: bool = False) -> FactFile:
