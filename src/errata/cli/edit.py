@@ -26,6 +26,27 @@ if TYPE_CHECKING:
 SHOWN = 20
 
 
+Each = Annotated[
+    bool,
+    typer.Option(
+        "--each", help="One patch per edit, in DIR/0001 and so on; those that exist are kept."
+    ),
+]
+Together = Annotated[
+    bool,
+    typer.Option(
+        "--together",
+        help="With --each: find each patch on top of the earlier ones, one after the other, so "
+        "that all of them hold when they are applied together.",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace patches that are in DIR already.")]
+OnTopOf = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="DIR", help="A patch to edit on top of; repeatable, in order."),
+]
+
+
 @takes_model()
 def edit(
     model: ModelOptions,
@@ -51,27 +72,10 @@ def edit(
         Path | None,
         typer.Option(metavar="FILE.jsonl", help="Many edits, one JSON object per line."),
     ] = None,
-    each: Annotated[
-        bool,
-        typer.Option(
-            "--each", help="One patch per edit, in DIR/0001 and so on; those that exist are kept."
-        ),
-    ] = False,
-    together: Annotated[
-        bool,
-        typer.Option(
-            "--together",
-            help="With --each: find each patch on top of the earlier ones, one after the other, so "
-            "that all of them hold when they are applied together.",
-        ),
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace patches that are in DIR already.")
-    ] = False,
-    patch: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="A patch to edit on top of; repeatable, in order."),
-    ] = None,
+    each: Each = False,
+    together: Together = False,
+    force: Force = False,
+    patch: OnTopOf = None,
     preset: options.Preset = None,
     settings: options.Settings = None,
     state: options.StateDir = None,

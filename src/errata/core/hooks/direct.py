@@ -418,7 +418,8 @@ def _check_cache(question: CacheMark | None, live: Live) -> None:
 def _keys(cache: Any) -> Tensor | None:
     """[B, h, K, d] the keys of a cache's first layer; None if it does not show them."""
     layers = getattr(cache, "layers", None)
-    keys = getattr(layers[0], "keys", None) if layers else None
+    module = layers[0] if layers else None
+    keys = getattr(module, "keys", None)
     return keys if isinstance(keys, Tensor) else None
 
 
