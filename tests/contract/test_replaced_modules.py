@@ -137,3 +137,34 @@ def test_a_compiled_model_shows_each_thread_its_own() -> None:
             t.join(120)
     for i, want in enumerate(wanted):
         torch.testing.assert_close(results[i], want)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_that_is_quantised_after_it_was_wrapped_answers_and_refuses_patches() -> None:
+    """torch puts the hooks of a module on the one that takes its place, without their options."""
+    bb = tiny.llava(layers=2)
+    ids = torch.randint(10, 200, (1, 9))
+    plain = bb.model(input_ids=ids).logits
+    torch.ao.quantization.quantize_dynamic(bb.model, {torch.nn.Linear}, inplace=True)
+    with torch.no_grad():
+        assert (bb.model(input_ids=ids).logits - plain).abs().max() < 5
+        with bb.hooks.block([delta(bb, 1)], list), pytest.raises(BadBackbone, match="replaced"):
+            bb.model(input_ids=ids)
+
+
+@pytest.mark.parametrize("part", ["", "self_attn", "mlp"])
+def test_a_model_of_compiled_blocks_is_wrapped(part: str) -> None:
+    model, processor = tiny.llava_parts(layers=2)
+    layers = model.model.language_model.layers
+    for i, layer in enumerate(layers):
+        if part:
+            setattr(layer, part, torch.compile(getattr(layer, part), backend="eager"))
+        else:
+            layers[i] = torch.compile(layer, backend="eager")
+    bb = tiny.HfVlm(model, processor, name="compiled blocks")
+    ids = torch.randint(10, 200, (1, 9))
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        with bb.applied(delta(bb, 1)):
+            edited = model(input_ids=ids).logits
+    assert not torch.allclose(plain, edited, atol=1e-2)

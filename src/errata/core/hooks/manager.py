@@ -82,7 +82,9 @@ class HookManager:
         self.points = {s.name: HookPoint(s, self) for s in sites}
         for name in self.points.keys() & former.keys():
             self.points[name].used = former[name].used
-        self.tree = ModuleTree(self.model, {m for s in sites for m in (s.first, s.last) if m})
+        # a compiled block has no truth value
+        held = {m for s in sites for m in (s.first, s.last) if m is not None}
+        self.tree = ModuleTree(self.model, held)
         self.frozen = Frozen(self.model)
         self.direct.bind(self.model, self.sites)
         if "torch._dynamo" in sys.modules:
@@ -280,8 +282,11 @@ class HookPoint:
         """The hooks that are live here for the caller."""
         return self.manager.caller().live.at.get(self.site.name, ())
 
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not self.used:
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
+        """kwargs: None for a module that was put in place of the site's (quantised), with its hooks
+        but without their options. Patches are then refused elsewhere (`ModuleTree`).
+        """
+        if not self.used or kwargs is None:
             return None
         caller = self.manager.caller()
         hooks = caller.live.at.get(self.site.name)
@@ -302,8 +307,8 @@ class HookPoint:
             return None
         return _with_first(args, kwargs, _back(new, x, self.site, ctx))
 
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if not self.used:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
+        if not self.used or module not in (self.site.first, self.site.last):
             return None
         caller = self.manager.caller()
         hooks = caller.live.at.get(self.site.name)
