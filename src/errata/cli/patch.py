@@ -67,7 +67,7 @@ def verify(
         say(f"image: {reason}")
     lost = [*problems, *(_lost(bb, patch) if bb is not None else [])]
     if lost:
-        fall_short(f"{folder} does not hold: {lost[0]}.")
+        fall_short(f"{folder} does not hold: {lost[0].rstrip('.')}.")
 
 
 def _lost(bb: Backbone, patch: Patch) -> list[str]:

@@ -32,7 +32,7 @@ class EditCheck:
 
     def __str__(self) -> str:
         if self.reason:
-            return f"'{self.edit.prompt.text[:60]}' could not be asked ({self.reason})"
+            return f"'{self.edit.prompt.text[:60]}' could not be asked ({self.reason.rstrip('.')})"
         said = self.answer.text[:60] if self.answer.stopped else f"{self.answer.text[:60]} ..."
         return f"'{self.edit.prompt.text[:60]}' is answered '{said}', not '{self.edit.target[:60]}'"
 

@@ -255,7 +255,7 @@ def test_a_run_records_the_file(folder: Path) -> None:
         ("notes.png", "no image of a known format"),
         ("data:image/png;base64,@@", "not valid base64"),
         ("data:image/png;base64,aGVsbG8=", "no image of a known format"),
-        ("https://example.org/a.png", "nothing is downloaded"),
+        ("https://example.org/a.png", "othing is downloaded"),
         ("microworld:shape=nope", "cannot read the scene"),
         ("facts:some.jsonl", "renders no images"),
     ],
