@@ -64,11 +64,10 @@ def analyze(
     Cases are taken from the benchmark in order; they are not filtered by the model's answers.
     """
     look = make_analysis(analysis, own, layer)
-    from errata.core.files import check_folder
     from errata.core.locks import locked
-    from errata.figures.plots import write_findings
+    from errata.figures.plots import check_out, write_findings
 
-    check_folder(out)
+    check_out(out, look.name)
     heads = _check_patches(look, patch, editor)
     ed = _editor(look, editor, preset, settings, state)
     prepared = options.load_state(state, ed) if ed is not None else None

@@ -103,6 +103,33 @@ def test_one_that_fails_while_it_is_used_is_not_called_a_bug_of_errata(
         assert (end.value.code or 0, said in err, err.count("\n")) == (code, True, code // 2)
 
 
+def test_the_blame_names_the_plug_in_whose_code_failed(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (
+        "class Theirs:\n    plugin_kind = 'metrics'\n    def fail(self):\n        return 1 / 0\n"
+    )
+    install("metrics", "theirs", source)
+    install("judges", "another", "")
+
+    def blamed() -> str:
+        with pytest.raises(ZeroDivisionError) as failed:
+            registry.load("metrics", "theirs")().fail()
+        return registry.blamed(failed.value)
+
+    assert blamed() == "metric 'theirs' of the package other"
+    (point,) = registry._points("metrics", "theirs")
+    second = EntryPoint("more", point.value, "errata.gates")
+    second._for(Package("other"))  # type: ignore[attr-defined]
+    found = registry.entry_points
+    monkeypatch.setattr(
+        registry,
+        "entry_points",
+        lambda group: [*found(group), *([second] if group == "errata.gates" else [])],
+    )
+    assert blamed() == "a plug-in of the package other"
+
+
 def test_an_editor_is_chosen_and_a_model_shown_beside_broken_ones(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
