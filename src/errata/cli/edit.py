@@ -61,8 +61,8 @@ def edit(
         bool,
         typer.Option(
             "--together",
-            help="With --each: find each patch on top of the earlier ones, one after the other, so "
-            "that all of them hold when they are applied together.",
+            help="With --each: find each patch on top of the earlier ones, one after the other, "
+            "and ask all edits with all patches applied.",
         ),
     ] = False,
     force: Annotated[

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,9 +21,10 @@ from errata.benchmarks.facts.rows import (
     read_bytes,
     read_facts,
 )
-from errata.core.errors import BadData
+from errata.core.errors import BadData, BadImage
 from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
-from errata.core.types import Case, Edit, Probe, Prompt
+from errata.core.types import Case, Edit, Image, Probe, Prompt
+from errata.io.images import load_image
 
 SHOWN = 100
 
@@ -55,17 +56,18 @@ class Facts(Benchmark):
         return {path.name: hashlib.sha256(read_bytes(path)).hexdigest()}
 
     def verify(self, *, root: Path | None = None) -> Mapping[str, Any]:
-        """root: the file. Every wrong field of every row."""
+        """root: the file. Every wrong field of every row, and every picture that cannot be read."""
         path = _given(root)
         data = read_bytes(path)
         file = read_facts(data, path.parent)
+        problems = [*map(str, file.problems), *_unreadable(file.rows)]
         return {
             "file": str(path),
             "sha256": hashlib.sha256(data).hexdigest(),
-            "ok": bool(file.rows) and not file.problems,
+            "ok": bool(file.rows) and not problems,
             "facts": len(file.rows),
-            "problems": [str(p) for p in file.problems[:SHOWN]],
-            "more problems": max(0, len(file.problems) - SHOWN),
+            "problems": problems[:SHOWN],
+            "more problems": max(0, len(problems) - SHOWN),
         }
 
     def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:
@@ -95,6 +97,19 @@ def _given(path: Path | None, root: Path | None = None) -> Path:
     if path is None:
         raise BadData("the benchmark facts reads a file. Name it: facts:FILE.jsonl.")
     return (root or Path()) / path
+
+
+def _unreadable(rows: Iterable[FactRow]) -> list[str]:
+    """What is wrong with the pictures of facts, each decoded once."""
+    first = {p.uri: row.id for row in reversed([*rows]) for q in _case(row).probes
+             for p in q.prompt.images}  # fmt: skip
+    problems = []
+    for uri, name in first.items():
+        try:
+            load_image(Image(uri))
+        except BadImage as e:
+            problems.append(f"fact '{name}': {e}")
+    return problems
 
 
 def _case(row: FactRow) -> Case:
