@@ -36,8 +36,8 @@ Together = Annotated[
     bool,
     typer.Option(
         "--together",
-        help="With --each: find each patch on top of the earlier ones, one after the other, so "
-        "that all of them hold when they are applied together.",
+        help="With --each: find each patch on top of the earlier ones, one after the other, "
+        "and ask all edits with all patches applied.",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace patches that are in DIR already.")]

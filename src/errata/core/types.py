@@ -355,7 +355,7 @@ class Answer:
         told = [repr(self.text), *([] if self.stopped else ["stopped=False"])]
         for f in fields(self):
             value = getattr(self, f.name)
-            plain = f.name in ("text", "ids", "stopped")
+            plain = f.name in ("text", "ids", "stopped") or (f.name == "probe" and not self.case)
             if not plain and value != f.default and value not in ({}, ""):
                 told.append(f"{f.name}={value!r}")
         return f"Answer({', '.join(told)})"
