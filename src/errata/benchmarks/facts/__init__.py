@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,10 +21,9 @@ from errata.benchmarks.facts.rows import (
     read_bytes,
     read_facts,
 )
-from errata.core.errors import BadData, BadImage
+from errata.core.errors import BadData
 from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
-from errata.core.types import Case, Edit, Image, Probe, Prompt
-from errata.io.images import load_image
+from errata.core.types import Case, Edit, Probe, Prompt
 
 SHOWN = 100
 
