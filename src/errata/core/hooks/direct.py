@@ -417,8 +417,8 @@ def _check_cache(question: CacheMark | None, live: Live) -> None:
 
 def _keys(cache: Any) -> Tensor | None:
     """[B, h, K, d] the keys of a cache's first layer; None if it does not show them."""
-    layers = getattr(cache, "layers", None)
-    keys = getattr(layers[0], "keys", None) if layers else None
+    layers = getattr(cache, "__dict__", {}).get("layers")
+    keys = vars(layers[0]).get("keys") if layers else None
     return keys if isinstance(keys, Tensor) else None
 
 
