@@ -139,7 +139,7 @@ def test_a_compiled_model_shows_each_thread_its_own() -> None:
         torch.testing.assert_close(results[i], want)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")
 def test_a_model_that_is_quantised_after_it_was_wrapped_answers_and_refuses_patches() -> None:
     """torch puts the hooks of a module on the one that takes its place, without their options."""
     bb = tiny.llava(layers=2)
