@@ -25,6 +25,23 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 
+Picture = Annotated[
+    str | None,
+    typer.Option(
+        metavar="F",
+        help="The image that the question is about: a file, or a generated one (README): "
+        "microworld:shape=ring,colour=blue,...",
+    ),
+]
+Together = Annotated[
+    bool,
+    typer.Option(
+        "--together",
+        help="With --each: find each patch on top of the earlier ones, one after the other, "
+        "and ask all edits with all patches applied.",
+    ),
+]
+
 
 @takes_model()
 def edit(
@@ -36,14 +53,7 @@ def edit(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="The question whose answer changes.")] = None,
     target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
-    image: Annotated[
-        str | None,
-        typer.Option(
-            metavar="F",
-            help="The image that the question is about: a file, or a generated one (README): "
-            "microworld:shape=ring,colour=blue,...",
-        ),
-    ] = None,
+    image: Picture = None,
     subject: Annotated[
         str | None, typer.Option(help="The words of the prompt that name the edited thing.")
     ] = None,
@@ -57,14 +67,7 @@ def edit(
             "--each", help="One patch per edit, in DIR/0001 and so on; those that exist are kept."
         ),
     ] = False,
-    together: Annotated[
-        bool,
-        typer.Option(
-            "--together",
-            help="With --each: find each patch on top of the earlier ones, one after the other, "
-            "and ask all edits with all patches applied.",
-        ),
-    ] = False,
+    together: Together = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace patches that are in DIR already.")
     ] = False,
