@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 
-Picture = Annotated[
-    str | None,
+
+Each = Annotated[
+    bool,
     typer.Option(
-        metavar="F",
-        help="The image that the question is about: a file, or a generated one (README): "
-        "microworld:shape=ring,colour=blue,...",
+        "--each", help="One patch per edit, in DIR/0001 and so on; those that exist are kept."
     ),
 ]
 Together = Annotated[
@@ -40,6 +39,11 @@ Together = Annotated[
         help="With --each: find each patch on top of the earlier ones, one after the other, "
         "and ask all edits with all patches applied.",
     ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace patches that are in DIR already.")]
+OnTopOf = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="DIR", help="A patch to edit on top of; repeatable, in order."),
 ]
 
 
@@ -53,7 +57,14 @@ def edit(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="The question whose answer changes.")] = None,
     target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
-    image: Picture = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="F",
+            help="The image that the question is about: a file, or a generated one (README): "
+            "microworld:shape=ring,colour=blue,...",
+        ),
+    ] = None,
     subject: Annotated[
         str | None, typer.Option(help="The words of the prompt that name the edited thing.")
     ] = None,
@@ -61,20 +72,10 @@ def edit(
         Path | None,
         typer.Option(metavar="FILE.jsonl", help="Many edits, one JSON object per line."),
     ] = None,
-    each: Annotated[
-        bool,
-        typer.Option(
-            "--each", help="One patch per edit, in DIR/0001 and so on; those that exist are kept."
-        ),
-    ] = False,
+    each: Each = False,
     together: Together = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace patches that are in DIR already.")
-    ] = False,
-    patch: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="A patch to edit on top of; repeatable, in order."),
-    ] = None,
+    force: Force = False,
+    patch: OnTopOf = None,
     preset: options.Preset = None,
     settings: options.Settings = None,
     state: options.StateDir = None,
@@ -101,16 +102,18 @@ def edit(
     if ed is None and (preset is not None or settings or state is not None):
         raise BadSpec("--preset, --set and --state belong to an editor. Name it with --editor.")
     prepared = None if ed is None else options.load_state(state, ed)
-    bb = model.load()
+    from errata.io.patch_folder import load, read_head
+
+    bb = model.load([read_head(folder) for folder in patch or ()])
     if ed is None:
         ed = _chosen(bb, requested)
     ed = ed.for_backbone(bb)
     if prepared is None and ed.uses_state and not ed.needs_state:
         prepared = _collect(bb, ed, benchmark, root, seed)
     from errata.core.locks import locked
-    from errata.io.patch_folder import load
 
     with locked(out), bb.applied(*(load(folder, bb) for folder in patch or ())):
+        check_out(out, each=each, force=force)  # another command may have written it meanwhile
         checks = _make(
             bb, ed, requested, prepared, out, each=each, rows=rows, seed=seed, force=force,
             together=together,

@@ -90,7 +90,7 @@ def verify(
         lost += _lost(bb, patches, facts)
     if lost:
         what = f"{folders[0]} does" if len(folders) == 1 else f"{len(folders)} patches together do"
-        fall_short(f"{what} not hold: {lost[0]}.")
+        fall_short(f"{what} not hold: {lost[0].rstrip('.')}.")
 
 
 def _places(patch: Patch) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from errata.core.errors import BadEdit, BadImage, BadSpec
+from errata.core.errors import BadEdit, BadImage, BadSpec, one_line
 from errata.core.kinds import KINDS, ProbeKind
 
 if TYPE_CHECKING:
@@ -435,7 +435,7 @@ def why(error: ValueError) -> str:
         return in_words(error)
     if isinstance(error, UnicodeDecodeError):
         return "it is not text in UTF-8"
-    return " ".join(str(error).split())[:200]
+    return one_line(error)
 
 
 _WANTED = (

@@ -44,7 +44,7 @@ class EditCheck:
     def __str__(self) -> str:
         asked = f"'{self.probe.prompt.text[:60]}'"
         if self.reason:
-            return f"{asked} could not be asked ({self.reason})"
+            return f"{asked} could not be asked ({self.reason.rstrip('.')})"
         said = self.answer.text[:60] if self.answer.stopped else f"{self.answer.text[:60]} ..."
         if self.kept:
             return f"{asked} is answered '{said}'"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,10 +21,9 @@ from errata.benchmarks.facts.rows import (
     read_bytes,
     read_facts,
 )
-from errata.core.errors import BadData, BadImage
+from errata.core.errors import BadData
 from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
-from errata.core.types import Case, Edit, Image, Probe, Prompt
-from errata.io.images import load_image
+from errata.core.types import Case, Edit, Probe, Prompt
 
 SHOWN = 100
 
@@ -42,38 +41,35 @@ class Facts(Benchmark):
     def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
         """Cases in file order. Raises BadData, naming the line and the field of a bad row."""
         path = _path(spec, root)
-        file = read_facts(read_bytes(path), path.parent)
-        if file.problems:
-            more = len(file.problems) - 1
-            rest = f" {more} more: errata data verify facts:{path} lists them." if more else ""
-            raise BadData(f"{path}, {file.problems[0]}. Correct it in the file.{rest}")
-        if not file.rows:
-            raise BadData(f"{path} holds no facts. Write one JSON object per line.")
-        return Loaded(tuple(_case(row) for row in file.rows if row.split == spec.split))
+        return Loaded(tuple(_case(row) for row in _rows(path) if row.split == spec.split))
 
     def files(self, spec: BenchmarkSpec, *, root: Path | None = None) -> Mapping[str, str]:
         path = _path(spec, root)
         return {path.name: hashlib.sha256(read_bytes(path)).hexdigest()}
 
     def verify(self, *, root: Path | None = None) -> Mapping[str, Any]:
-        """root: the file. Every wrong field of every row, and every picture that cannot be read."""
+        """root: the file. Every wrong field of every row; images are opened."""
         path = _given(root)
         data = read_bytes(path)
-        file = read_facts(data, path.parent)
-        problems = [*map(str, file.problems), *_unreadable(file.rows)]
+        file = read_facts(data, path.parent, decode=True)
+        problems = list(map(str, file.problems))
+        if not file.rows and not problems:
+            problems = ["it holds no facts; write one JSON object per line"]
         return {
             "file": str(path),
             "sha256": hashlib.sha256(data).hexdigest(),
-            "ok": bool(file.rows) and not problems,
+            "ok": not problems,
             "facts": len(file.rows),
             "problems": problems[:SHOWN],
             "more problems": max(0, len(problems) - SHOWN),
         }
 
     def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:
-        """root: the file. Counts, and what is said twice or asked of both train and eval."""
-        path = _given(root)
-        rows = read_facts(read_bytes(path), path.parent).rows
+        """root: the file. Counts, and what is said twice or asked of both train and eval.
+
+        Raises BadData as `load` does.
+        """
+        rows = _rows(_given(root))
         asked = Counter((r.prompt, r.image) for r in rows)
         train = {(r.prompt, r.image) for r in rows if r.split == "train"}
         kinds = Counter(p.kind for r in rows for p in _case(r).probes)
@@ -99,17 +95,16 @@ def _given(path: Path | None, root: Path | None = None) -> Path:
     return (root or Path()) / path
 
 
-def _unreadable(rows: Iterable[FactRow]) -> list[str]:
-    """What is wrong with the pictures of facts, each decoded once."""
-    first = {p.uri: row.id for row in reversed([*rows]) for q in _case(row).probes
-             for p in q.prompt.images}  # fmt: skip
-    problems = []
-    for uri, name in first.items():
-        try:
-            load_image(Image(uri))
-        except BadImage as e:
-            problems.append(f"fact '{name}': {e}")
-    return problems
+def _rows(path: Path) -> tuple[FactRow, ...]:
+    """The rows of a file. Raises BadData unless all are right."""
+    file = read_facts(read_bytes(path), path.parent)
+    if file.problems:
+        more = len(file.problems) - 1
+        rest = f" {more} more: errata data verify facts:{path} lists them." if more else ""
+        raise BadData(f"{path}, {file.problems[0]}. Correct it in the file.{rest}")
+    if not file.rows:
+        raise BadData(f"{path} holds no facts. Write one JSON object per line.")
+    return file.rows
 
 
 def _case(row: FactRow) -> Case:

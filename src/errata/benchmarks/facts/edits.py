@@ -13,7 +13,7 @@ from errata.core.errors import BadEdit, BadImage
 from errata.core.files import FilePath, read_bytes
 from errata.core.formats.json_lines import BadLine, json_lines
 from errata.core.types import Edit, Image, Prompt, path_of
-from errata.io.images import hash_image
+from errata.io.images import hash_image, load_image
 
 REQUIRED = ("prompt", "target")
 OPTIONAL = ("image", "subject", "old", "id")
@@ -109,5 +109,9 @@ def make_edit(
 
 
 def referenced(image: str | None) -> Image | None:
-    """The image with its sha256, from a path or URI. Raises BadImage if it cannot be read."""
-    return None if image is None else Image(image, hash_image(Image(image)))
+    """The image with its sha256, from a path or URI. Raises BadImage if it cannot be opened."""
+    if image is None:
+        return None
+    found = Image(image, hash_image(Image(image)))
+    load_image(found)  # before a model is loaded
+    return found
