@@ -13,6 +13,7 @@ import string
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -82,6 +83,14 @@ def blocks(page: str) -> list[Block]:
     ]
 
 
+@contextmanager
+def notices_are_no_errors() -> Iterator[None]:
+    """Inside, what errata tells its users is printed as they see it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", Notice)
+        yield
+
+
 class Session:
     """A folder, shell variables and installed plug-ins, as somebody who follows the docs has."""
 
@@ -106,8 +115,7 @@ class Session:
         name = f"{re.sub(r'[^a-z]', '_', block.page)}{block.line}"
         module = ModuleType(name)
         self.patch.setitem(sys.modules, name, module)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Notice)  # what the user is told is no failure
+        with notices_are_no_errors():
             exec(compile(block.text, name, "exec"), module.__dict__)
         for value in list(vars(module).values()):
             if isinstance(value, type) and value.__module__ == name and "name" in vars(value):
@@ -122,7 +130,7 @@ class Session:
             self.variables[assigned[1]] = assigned[2]
             return
         assert words[0] == "errata", f"{where}: a program that this test does not run"
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as ended, notices_are_no_errors():
             main(words[1:])
         assert not ended.value.code, where
 
