@@ -68,7 +68,8 @@ class Fuzzer:
         place = Path(tempfile.mkdtemp(dir=self.folder))
         at = place / "input"
         at.mkdir()
-        made = KINDS[kind](rng, at, self.originals)
+        with self._loaded():
+            made = KINDS[kind](rng, at, self.originals)
         before = damage.tree(place), damage.tree(self.originals.folder)
         if keep is not None:
             shutil.copytree(place, keep, symlinks=True, dirs_exist_ok=True)

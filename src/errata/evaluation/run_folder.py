@@ -108,6 +108,17 @@ class FinishedUnit(UnitTiming):
     unit: str
     length: int
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what cannot be summed up in timing.json."""
+        if any(
+            not isinstance(s.get("steps", 0), (int, float)) or not {"steps", "reached"} <= {*s}
+            for s in self.searches
+            if s
+        ):
+            raise ValueError("a search needs steps, a number, and reached")
+        if not 0 <= self.edits <= self.length:
+            raise ValueError(f"{self.edits} edits have {self.length} bytes of answers")
+
 
 def check_out(path: Path, **settings: Any) -> None:
     """Raises BadRun or BadOutput if no run can be written to the folder, before any work.

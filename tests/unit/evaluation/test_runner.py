@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -15,8 +15,9 @@ from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadRun, BadSpec, FingerprintMismatch, MissingState, NotFinite
 from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.model.backbone import Backbone
-from errata.core.types import Edit, Prompt
+from errata.core.types import Edit, Prompt, from_json
 from errata.evaluation.bench import bench
+from errata.evaluation.run_folder import FinishedUnit
 from tests import tiny
 from tests.stub import NotesEditor, Stub, knowing
 
@@ -131,3 +132,20 @@ def test_a_metric_that_reads_the_likeliest_tokens_gets_them(stub: Stub, tmp_path
     assert reading == ["legacy"]
     assert recorded("a", None) is False and recorded("b", ["word"]) is False
     assert recorded("c", reading) is True
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"searches": [{"stepsx": 1, "reached": True}]},
+        {"searches": [{"steps": "x", "reached": True}]},
+        {"searches": [{"steps": 1}]},
+        {"edits": 10**30},
+        {"edits": -1},
+    ],
+)
+def test_a_finished_unit_that_cannot_be_summed_up_is_refused(changed: dict[str, Any]) -> None:
+    whole = {"unit": "u", "length": 9, "edits": 2, "searches": [{}, {"steps": 2, "reached": True}]}
+    assert from_json(FinishedUnit, whole).edits == 2
+    with pytest.raises(ValueError, match=r"a search needs|bytes of answers"):
+        from_json(FinishedUnit, {**whole, **changed})
