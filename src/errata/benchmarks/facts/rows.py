@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errata.core.errors import BadData, BadImage
+from errata.core.errors import BadImage
 from errata.core.formats.json_lines import BadLine, json_lines
 from errata.core.formats.pictures import data_of
 from errata.core.text import normalise
@@ -69,16 +69,6 @@ class FactFile:
 
     rows: tuple[FactRow, ...]
     problems: tuple[RowProblem, ...]
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a file of facts. Raises BadData."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise BadData(f"{path} does not exist. Give a JSON Lines file of facts.") from None
-    except (OSError, ValueError) as e:
-        raise BadData(f"{path} cannot be read ({e}). Give a JSON Lines file of facts.") from None
 
 
 def read_facts(data: bytes, folder: Path, *, decode: bool = False) -> FactFile:
