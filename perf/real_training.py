@@ -35,8 +35,8 @@ from real_shapes import resident
 from speed import cases_of
 
 from errata.core import registry
-from errata.core.editor import PrepareContext
 from errata.core.model.backbone import Backbone
+from errata.core.state import PrepareContext
 from errata.training.loop import train
 
 COMMON = {

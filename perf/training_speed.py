@@ -38,10 +38,10 @@ from errata.algorithms.attribution import noise_influence
 from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee
 from errata.backbones import _forward, _prefixes
 from errata.core import registry
-from errata.core.editor import PrepareContext
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import PrefixState
 from errata.core.model.recorder import outputs_at
+from errata.core.state import PrepareContext
 from errata.core.types import Case
 from errata.networks.edit_bank import EditBank
 from errata.patches.adapter import Adapter

@@ -111,8 +111,8 @@ def file(rng: random.Random, path: Path) -> None:
 
 
 def _json_file(rng: random.Random, path: Path) -> bytes:
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             if rng.random() < 0.15:
                 return rng.choice(FILES).encode("utf-8", "surrogatepass")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
+import shutil
 import tarfile
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from PIL import Image as Pillow
 
+from errata.benchmarks import facts as facts_of_users
+from errata.cli import main as errata
 from errata.core import registry
 from errata.core.config import current_names
 from errata.core.figure import Bar, Bars, Figure, Findings, Table, Value
@@ -22,10 +27,23 @@ from tests.e2e.test_mmedit import make as make_mmedit
 from tests.endpoint import Reply
 from tests.fuzz import damage
 
+FACTS = Path(facts_of_users.__file__).parent / "example"
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0.1"
 MODEL = "micro-vlm"
 QUICK = ("--editor", "ft_l", "--set", "steps=1")
+#: an editor whose state is collected and kept
+KEEPS = ("memit", *(w for k, v in SMALL_SETTINGS["memit"].items()
+                    for w in ("--set", f"{k}={json.dumps(v)}")))  # fmt: skip
 ASKED = ("--prompt", "What colour is the ring?", "--target", "green")
+
+
+def _run(words: tuple[str, ...]) -> None:
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            errata(words)
+    except SystemExit as e:
+        assert e.code in (None, 0), said.getvalue()
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,8 @@ class Input:
     written: tuple[Path, ...] = ()
     loads: bool = False
     """Whether the command must load the model itself."""
+    home: Path | None = None
+    """ERRATA_HOME, if it is a damaged one."""
     reply: Callable[[dict[str, Any]], Reply] | None = None
     """What a server answers; its address stands for URL in the words."""
 
@@ -54,6 +74,7 @@ class Originals:
             self.runs.append(folder / "runs" / archive.name.removesuffix(".tar.gz"))
         self.model = folder / "model"
         self.analysis = folder / "analysis"
+        self.facts = folder / "facts" / "facts.jsonl"
         bars = Bars("p", (Bar("a", Value(0.5, 0.4, 0.6), "changes"),))
         found = Findings(
             (Figure("one", "One", (bars,), 1),), (Table("one", ("a", "b"), ((1, "x"),)),), {"n": 3}
@@ -61,6 +82,30 @@ class Originals:
         about = {"schema": 1, "analysis": "attention", "backbone": MODEL, "arguments": {"a": 1}}
         write_findings(found, self.analysis, "attention", about)
         make_mmedit(folder / "mmedit", 3)
+
+    def bench(self, out: Path, editor: str, *words: str) -> tuple[str, ...]:
+        """A short run over own facts, two of them for training."""
+        if not self.facts.exists():
+            shutil.copytree(FACTS, self.facts.parent)
+            rows = [json.loads(line) for line in self.facts.read_text().splitlines()]
+            rows += [{**row, "id": f"{row['id']} again", "split": "train"} for row in rows[:2]]
+            self.facts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return ("bench", MODEL, "--editor", editor, *words, "--benchmark", f"facts:{self.facts}",
+                "--protocol", "one_step", "--rows", "1", "--out", str(out))  # fmt: skip
+
+    def ended(self) -> Path:
+        """A finished run, and an ERRATA_HOME with what it and a run of another editor keep."""
+        run, home = self.folder / "ended", self.folder / "home"
+        if not run.exists():
+            before, os.environ["ERRATA_HOME"] = os.environ.get("ERRATA_HOME"), str(home)
+            try:
+                _run(self.bench(self.folder / "other", *KEEPS))
+                _run(self.bench(run, *QUICK[1:]))
+            finally:
+                os.environ.pop("ERRATA_HOME")
+                if before is not None:
+                    os.environ["ERRATA_HOME"] = before
+        return run
 
     def save_model(self) -> None:
         """A tiny LLaVA in a folder."""
@@ -238,6 +283,51 @@ def data_files(rng: random.Random, at: Path, made: Originals) -> Input:
     return Input(words, (out,))
 
 
+def facts(rng: random.Random, at: Path, made: Originals) -> Input:
+    folder = damage.copied(FACTS, at / "facts")
+    file = folder / "facts.jsonl"
+    for _ in range(rng.choice((1, 1, 2))):
+        others = sorted(folder.glob("images/*.png"))
+        if file.is_file() and not file.is_symlink() and rng.random() < 0.85:
+            damage.file(rng, file)
+        else:
+            damage.file(rng, rng.choice(others))
+    name, out = f"facts:{file}", at / "out"
+    words = rng.choice(
+        (
+            ("data", "verify", name),
+            ("data", "audit", name),
+            ("data", "verify", "facts", "--root", str(file)),
+            ("bench", MODEL, *QUICK, "--benchmark", name, "--protocol", "one_step", "--out",
+             str(out)),
+        )
+    )  # fmt: skip
+    return Input(words, (out,))
+
+
+def resumed(rng: random.Random, at: Path, made: Originals) -> Input:
+    """A run that was stopped, or ended, then damaged, and is begun again."""
+    run = damage.copied(made.ended(), at / "run")
+    if rng.random() < 0.7:
+        (run / "scores.json").unlink()
+        done = (run / "done.jsonl").read_text().splitlines(keepends=True)
+        (run / "done.jsonl").write_text("".join(done[: rng.randrange(len(done) + 1)]))
+    damage.folder(rng, run)
+    return Input(made.bench(run, *QUICK[1:]), (run,))
+
+
+def caches(rng: random.Random, at: Path, made: Originals) -> Input:
+    """What is kept in ERRATA_HOME."""
+    made.ended()
+    home, out = damage.copied(made.folder / "home", at / "home"), at / "out"
+    damage.folder(rng, home)
+    if rng.random() < 0.3:
+        words = made.bench(out, *QUICK[1:])
+    else:
+        words = made.bench(out, *KEEPS)
+    return Input(words, (out, home), home=home)
+
+
 def replies(rng: random.Random, at: Path, made: Originals) -> Input:
     run = damage.copied(next(r for r in made.runs if r.name == "direct"), at / "run")
     for picture in sorted(run.glob("images/*/*.png"))[:-2]:
@@ -305,6 +395,8 @@ def outputs(rng: random.Random, at: Path, made: Originals) -> Input:
         )
     )  # fmt: skip
     inside = (out, Path(f"{out}.png"), at / "nowhere") if out != foreign else ()
+    if "--plots" in words:  # figures of several runs may go into one folder
+        inside += tuple(out / f"vary-lr.{ending}" for ending in ("csv", "json", "svg"))
     return Input(words, inside)
 
 
@@ -312,6 +404,6 @@ KINDS = {
     kind.__name__.replace("_", " "): kind
     for kind in (
         *(images, edits, edit_files, patches, states, runs, analyses, models, settings),
-        *(data_files, replies, outputs),
+        *(data_files, facts, resumed, caches, replies, outputs),
     )
 }

@@ -12,6 +12,7 @@ import io
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -27,12 +28,16 @@ from typing import Any
 
 from errata.cli import main as errata
 from errata.cli.shared.model import ModelOptions
+from errata.synthetic.objects.world import SPLITS
 from tests.endpoint import serving
 from tests.fuzz import damage
 from tests.fuzz.kinds import KINDS, MODEL, Input, Originals
+from tests.short import short_microworld
 
 CODES = (0, 2, 3)
 SECONDS = 60
+#: Bytes of memory that a command may need beyond what was needed before, and the process at all.
+MEMORY, ALL_MEMORY = 2 * 2**30, 16 * 2**30
 #: Lines that a command may print on stderr besides the line that says what is wrong.
 ALLOWED = re.compile(r"errata: note: |Usage: |Try |\(cut off|\S.*: \d+/\d+|.* \d+/\d+$|\s*$")
 
@@ -67,9 +72,12 @@ class Fuzzer:
         before = damage.tree(place), damage.tree(self.originals.folder)
         if keep is not None:
             shutil.copytree(place, keep, symlinks=True, dirs_exist_ok=True)
+        peak = _peak()
         with contextlib.chdir(place):
             outcome = self._command(made)
         outcome.faults += _faults(outcome, made)
+        if _peak() - peak > MEMORY:
+            outcome.faults.append(f"it took {(_peak() - peak) >> 20} MiB of memory")
         outcome.faults += _written(place, before[0], made.written)
         if damage.tree(self.originals.folder) != before[1]:
             outcome.faults.append("it changed files that it was not given to write to")
@@ -92,6 +100,9 @@ class Fuzzer:
                 words = tuple(server.url if w == "URL" else w for w in words)
             if not made.loads:
                 stack.enter_context(self._loaded())
+            if made.home is not None:
+                stack.enter_context(_variable("ERRATA_HOME", str(made.home)))
+            stack.enter_context(short_microworld(**dict.fromkeys(SPLITS, 30)))
             stack.enter_context(contextlib.redirect_stdout(out))
             stack.enter_context(contextlib.redirect_stderr(err))
             stack.enter_context(_time_limit(SECONDS))
@@ -124,6 +135,23 @@ class Fuzzer:
             yield
         finally:
             ModelOptions.load = real  # type: ignore[method-assign]
+
+
+def _peak() -> int:
+    """Most bytes of memory that the process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextmanager
@@ -187,19 +215,21 @@ def fuzz(
 
 
 def table(outcomes: dict[str, list[Outcome]]) -> str:
-    """A row per kind: inputs, exit codes, faults."""
-    lines = ["| kind | inputs | exit 0 | exit 2 | exit 3 | faults |", "|---|---|---|---|---|---|"]
+    """A row per kind: inputs, exit codes, faults, seconds."""
+    lines = ["| kind | inputs | exit 0 | exit 2 | exit 3 | faults | seconds |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
     total: Counter[str] = Counter()
     for kind, of_kind in outcomes.items():
         codes = Counter(str(o.code) for o in of_kind)
         counts = {"inputs": len(of_kind), **codes, "faults": sum(bool(o.faults) for o in of_kind)}
+        counts["seconds"] = round(sum(o.seconds for o in of_kind))
         total.update(counts)
         lines.append(_row(kind, counts))
     return "\n".join([*lines, _row("all", total)])
 
 
 def _row(name: str, counts: dict[str, int]) -> str:
-    cells = (counts.get(k, 0) for k in ("inputs", "0", "2", "3", "faults"))
+    cells = (counts.get(k, 0) for k in ("inputs", "0", "2", "3", "faults", "seconds"))
     return f"| {name} | {' | '.join(map(str, cells))} |"
 
 
@@ -211,6 +241,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="only this input, with its output")
     parser.add_argument("--failures", type=Path, default=Path("fuzz-failures"))
     given = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (ALL_MEMORY, ALL_MEMORY))
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ERRATA_HOME"] = str(Path(folder) / "home")
         fuzzer = Fuzzer(Path(folder))

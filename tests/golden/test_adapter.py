@@ -346,16 +346,16 @@ def test_a_raw_call_leaves_no_room_for_a_gate_further_up(
         backbone.model(**batch.inputs)
 
 
-def test_a_raw_call_cannot_know_the_image_tokens(
+def test_a_raw_call_knows_the_image_tokens_from_the_ids_alone(
     backbone: tiny.HfVlm, both: AdapterNetwork, edits: list[Edit]
 ) -> None:
     batch = backbone.encode([edits[0].prompt])
-    with (
-        torch.no_grad(),
-        backbone.applied(adapter(backbone, both, edits[:1])),
-        pytest.raises(MissingMask, match=r"image tokens.*backbone\.ask"),
-    ):
-        backbone.model(**batch.inputs)
+    embeddings = backbone.hooks.call("embed", batch.ids)
+    with torch.no_grad(), backbone.applied(adapter(backbone, both, edits[:1])):
+        raw = backbone.model(**batch.inputs).logits[:, -1:].float()
+        torch.testing.assert_close(raw, backbone.logits(batch), atol=1e-4, rtol=1e-4)
+        with pytest.raises(MissingMask, match=r"image tokens.*backbone\.ask"):
+            backbone.model(inputs_embeds=embeddings, attention_mask=batch.mask)
 
 
 def test_a_saved_adapter_is_loaded_bit_for_bit(

@@ -106,7 +106,6 @@ def test_losses_over_rows_and_over_all_tokens(backbone: tiny.HfVlm, cases: list[
                     parts[role].append((p.exp() * (p - now)).sum(-1))
     assert len({len(v) for v in parts["reliability"]}) > 1, "targets of unlike length"
     for role, values in parts.items():
-        assert len({len(v) for v in values}) > 1, "targets of unlike length"
         by_row = sum(float(v.mean()) for v in values) / len(values)
         assert found["rows"][role] == pytest.approx(by_row, rel=1e-5)
         assert found["tokens"][role] == pytest.approx(float(torch.cat(values).mean()), rel=1e-5)

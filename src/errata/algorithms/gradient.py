@@ -171,6 +171,11 @@ class GradientEditor(Editor):
     ) -> list[Attempt]:
         """One search of every group. rate: with `lr=auto`."""
         patch = backbone.place(self.start(backbone, request))
+        if not any(True for _ in patch.parameters()):
+            raise BadSpec(
+                f"editor '{self.name}': no site is trained with these settings. Name at least one "
+                "in 'layers' and 'parts'."
+            )
         penalty, watch = self.losses(backbone, request, patch)
         settings = self.settings()
         if rate is not None:

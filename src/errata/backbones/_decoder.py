@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from errata.backbones import _prefixes
+from errata.backbones._folders import forward_errors
 from errata.backbones._forward import DecoderForward
 from errata.backbones._overrides import StopForward, attention_as, forward_as, stop_at
 from errata.backbones._pruning import deduplicated
@@ -126,7 +127,8 @@ class DecoderBackbone(DecoderForward):
             stop_at(self.text),
         ):
             try:
-                self.model(**batch.inputs, use_cache=False)
+                with forward_errors(self.name):
+                    self.model(**batch.inputs, use_cache=False)
             except StopForward as stop:
                 args, kwargs = stop.value
                 assert not args, "the text model is expected to be called with keywords"

@@ -10,12 +10,14 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from errata.core import registry
 from errata.core.errors import BadBackbone, MissingExtra, UserError
+from errata.core.files import check_regular, read_bytes
 
 #: file -> (what a folder with it, and without config.json, is; what to do)
 _OTHER_FOLDERS: Mapping[str, tuple[str, str]] = {
@@ -52,6 +54,8 @@ _OTHER_FILES: Mapping[str, tuple[str, str]] = {
     ".ckpt": ("a checkpoint of a training", "Convert it to the format of transformers"),
     ".onnx": ("a model in ONNX", "Give the folder or hub id of the model in PyTorch"),
 }
+#: where code of errata runs within a model's forward
+_HOOKED = tuple(str(Path(__file__).parents[1] / name) for name in ("core/hooks", "patches"))
 #: weight files by their usual names
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -65,6 +69,8 @@ def check(path: Path) -> None:
             )
             raise BadBackbone(f"'{path}' is {kind}. {advice}.")
         return
+    for file in sorted(path.iterdir()):
+        check_regular(file, BadBackbone)
     _check_kind(path)
     for file in (path / f"{name}.json" for name in _JSON):
         if file.exists():
@@ -96,8 +102,8 @@ def _check_kind(path: Path) -> None:
 
 def _base_of(file: Path) -> str:
     try:
-        base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        base = json.loads(read_bytes(file)).get("base_model_name_or_path")
+    except (UserError, ValueError, AttributeError, RecursionError):
         return ""
     return f" '{base}'" if isinstance(base, str) and base else ""
 
@@ -105,9 +111,7 @@ def _base_of(file: Path) -> str:
 def read_object(file: Path) -> dict[str, Any]:
     """A JSON file of a model. Raises BadBackbone if it is damaged or no object."""
     try:
-        value = json.loads(file.read_text("utf-8"))
-    except OSError as e:
-        raise BadBackbone(f"{file} cannot be read ({e.strerror}).") from None
+        value = json.loads(read_bytes(file, BadBackbone).decode("utf-8"))
     except UnicodeDecodeError:
         raise _damaged(file, "it is not UTF-8") from None
     except RecursionError:
@@ -212,6 +216,25 @@ def load_errors(name: str, kind: str, part: str = "it") -> Iterator[None]:
         raise BadBackbone(
             f"cannot load '{name}' as a {kind}: {part} cannot be used ({reason(e)}). Download it "
             "again, or give another model; --debug shows what the library says."
+        ) from e
+
+
+@contextmanager
+def forward_errors(name: str) -> Iterator[None]:
+    """What the model's own code raises on what its processor made becomes BadBackbone.
+
+    An error under a hook or a patch of errata passes, and so does one of memory.
+    """
+    try:
+        yield
+    except (ValueError, IndexError, RuntimeError) as e:
+        below = {str(Path(f.f_code.co_filename).parent) for f, _ in walk_tb(e.__traceback__)}
+        hooked = any(folder.startswith(_HOOKED) for folder in below)
+        if hooked or type(e).__name__ == "OutOfMemoryError":
+            raise
+        raise BadBackbone(
+            f"the model '{name}' cannot read what its own processor made ({reason(e)}): files of "
+            "the model do not fit together. Download it again; --debug shows what the library says."
         ) from e
 
 

@@ -94,7 +94,7 @@ def dedup_attention(text: nn.Module, name: str, dedup: DedupBatch) -> Iterator[N
         out, _ = sdpa_attention_forward(module, heads(query), heads(key), heads(value), None, **k)
         return dedup.pack(out), None
 
-    with attention_as(text, "errata_dedup", attend):
+    with attention_as(text, f"errata_dedup_{id(text)}", attend):
         yield
     assert calls, f"{name} does not attend through the library's interface"
 

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from errata.backbones._identity import core, weights_digest
-from errata.core.errors import BadBackbone, DiskFull
-from errata.core.files import write_json
+from errata.core.errors import BadBackbone, DiskFull, UserError
+from errata.core.files import read_json, write_json
 from errata.core.types import digest as digest_of
 from errata.io.states import home
 
@@ -125,8 +125,8 @@ class Stored:
         if not self._is_large():
             return None
         try:
-            value = json.loads(self._record.read_text("utf-8"))["weights"]
-        except (OSError, ValueError, LookupError, TypeError):
+            value = read_json(self._record)["weights"]
+        except (UserError, ValueError, LookupError, TypeError):
             return None
         return value if isinstance(value, str) else None
 
@@ -163,9 +163,9 @@ def _dtype(model: torch.nn.Module) -> torch.dtype:
 def _stored_dtype(source: Path, paths: Iterable[Path]) -> torch.dtype | None:
     """The dtype that `dtype="auto"` loads: of the config, else of the first tensor."""
     try:
-        config = json.loads((source / "config.json").read_text("utf-8"))
+        config = read_json(source / "config.json")
         name = str(config.get("dtype") or config.get("torch_dtype") or "")
-    except (OSError, ValueError, AttributeError):
+    except (UserError, ValueError, AttributeError):
         name = ""
     dtype: Any = getattr(torch, name, None) if name else None
     if isinstance(dtype, torch.dtype):
@@ -209,7 +209,7 @@ def _files(source: Path) -> list[Path]:
         if (source / single).is_file():
             return [source / single]
         if index.is_file():
-            shards = json.loads(index.read_text("utf-8"))["weight_map"].values()
+            shards = read_json(index)["weight_map"].values()
             paths = [source / name for name in sorted(set(shards))]
         else:
             paths = sorted(source.glob(f"*.{ending}")) if ending == "safetensors" else []

@@ -46,8 +46,8 @@ def prepare(
     spec = training_spec(benchmark)
     from errata.cli.shared.progress import reporting
     from errata.core import files, registry
-    from errata.core.editor import PrepareContext
     from errata.core.locks import locked
+    from errata.core.state import PrepareContext
     from errata.io.states import check_home, check_out, home, link, store
 
     if _writes():

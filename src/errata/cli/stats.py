@@ -73,7 +73,7 @@ def stats(
         if texts is not None:
             from errata.algorithms.locate_then_edit.layer_stats import StatsSettings, collect
             from errata.cli.shared.progress import reporting
-            from errata.core.editor import PrepareContext
+            from errata.core.state import PrepareContext
 
             bb = model.load()
             with reporting("stats") as progress:

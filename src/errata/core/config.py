@@ -12,6 +12,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from errata.core.errors import BadSpec
 from errata.core.types import in_words
 
+#: the largest whole number that a setting may have: sizes of tensors are computed with them
+MOST = 2**31 - 1
 SETTING = "setting {where}={there} is not {wanted}"
 
 
@@ -109,6 +111,8 @@ def parse_config(what: str, owner: str, cls: type, given: Mapping[str, Any]) -> 
     for name in given:
         if any(isinstance(v, float) and not isfinite(v) for v in _flat(getattr(config, name))):
             raise BadSpec(f"{what} '{owner}': setting '{name}' is not a finite number.")
+        if any(isinstance(v, int) and abs(v) > MOST for v in _flat(getattr(config, name))):
+            raise BadSpec(f"{what} '{owner}': setting '{name}' is beyond {MOST:,}. Give less.")
     return config
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 from errata.core.config import current_names, parse_config, saved_settings
@@ -29,34 +28,9 @@ from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.measure.metric import spelled
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import Header, Patch, flat_on_row, parts_of, same_prompt, tops
-from errata.core.state import State
+from errata.core.state import PrepareContext, State
 from errata.core.text import normalise
 from errata.core.types import Case, Edit, brief, whole_number
-
-
-@dataclass(frozen=True)
-class PrepareContext:
-    """Checkpoint folder and progress callback of a long preparation.
-
-    progress: called with (what, done, total). Without a folder, a killed preparation starts from
-    the beginning. The caller of `prepare` calls `clear` when the state is saved.
-    """
-
-    folder: Path | None = None
-    progress: Callable[[str, int, int], None] | None = None
-
-    @property
-    def checkpoint(self) -> Path | None:
-        return None if self.folder is None else self.folder / "training.safetensors"
-
-    def clear(self) -> None:
-        """Removes the checkpoint."""
-        if self.checkpoint is not None:
-            self.checkpoint.unlink(missing_ok=True)
-
-    def report(self, what: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(what, done, total)
 
 
 @dataclass(frozen=True)
@@ -188,6 +162,11 @@ class Editor(ABC):
         chosen = current_names(self.Config, self.presets.get(preset or "", {}))
         self.config: Any = parse_config("editor", self.name, self.Config, {**chosen, **self.passed})
         self._refuse_idle(chosen)
+
+    def __repr__(self) -> str:
+        chosen = {} if self.preset is None else {"preset": self.preset}
+        given = "".join(f", {k}={v!r}" for k, v in {**chosen, **self.passed}.items())
+        return f"{type(self).__name__}({self.name!r}{given})"
 
     def idle(self) -> Mapping[str, str]:
         """Settings that change nothing, as the others are: name -> why, as in "memory_weight=0".
@@ -399,6 +378,8 @@ class Editor(ABC):
                 f"({state.fingerprint[:12]}), not for {backbone.name} "
                 f"({backbone.fingerprint()[:12]}). Prepare it again on this model."
             )
+        if not self.uses_state:
+            return
         backbone.check_style(state.style, f"the state of '{self.name}'")
         now, then = self.settings_of_state(), self._made_with(state)
         other = [k for k in now if k in then and then[k] != now[k]]

@@ -322,6 +322,16 @@ def read_bytes(path: Path, error: type[UserError] = BadRun) -> bytes:
     raise error(f"{path} has more than {most:,} bytes, which is no file that errata reads.")
 
 
+def check_regular(path: Path, error: type[UserError] = BadRun) -> None:
+    """Raises `error` for a device or a pipe, which a reader would read without an end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return  # whoever opens it says so
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise error(f"{path} is a device or a pipe, not a file. Save its content to a file first.")
+
+
 def read_text(path: Path, error: type[UserError] = BadRun) -> str:
     """The text of a file, which is UTF-8. Raises `error` in one line."""
     try:

@@ -16,10 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from errata.core.errors import InUse
-from errata.core.files import writing
+from errata.core.files import is_running, writing
 
 #: Seconds that one who only writes a few files waits for another one who does so too.
 SHORT = 20.0
+#: Seconds that a lock is waited for whose holder is dead. A process that it has just started, such
+#: as git, keeps the lock until it becomes another program.
+ENDING = 5.0
 
 
 @contextmanager
@@ -27,7 +30,8 @@ def locked(folder: Path, *, name: str = "", wait: float = 0.0) -> Iterator[None]
     """Only one process at a time is in here with the same folder and name; it may enter again.
 
     The folder is made if it is missing, and removed again if nothing was written in it. Where the
-    file system has no locks, none is taken. Raises InUse after `wait` seconds.
+    file system has no locks, none is taken. Raises InUse after `wait` seconds if a process that
+    lives holds the lock.
     """
     from filelock import FileLock, Timeout
 
@@ -37,7 +41,12 @@ def locked(folder: Path, *, name: str = "", wait: float = 0.0) -> Iterator[None]
         lock: FileLock | None = FileLock(path, is_singleton=True, on_acquired=_sign)
         assert lock is not None
         try:
-            lock.acquire(timeout=wait)
+            try:
+                lock.acquire(timeout=wait)
+            except Timeout:
+                if _is_held(path):
+                    raise
+                lock.acquire(timeout=ENDING)
         except Timeout:
             raise InUse(
                 f"{folder} is in use by {_holder(path)}. Wait until it ends, or choose another "
@@ -78,6 +87,18 @@ def _sign(handle: int) -> None:
     }
     os.truncate(handle, 0)
     os.pwrite(handle, json.dumps(holder).encode(), 0)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether the lock names a process that lives, as far as can be known here.
+
+    False also where it names none: its holder has just come, or has just gone.
+    """
+    try:
+        who = json.loads(path.read_bytes()[:4096])
+        return who["host"] != socket.gethostname() or is_running(int(who["pid"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _holder(path: Path) -> str:

@@ -7,7 +7,7 @@ named tensors, saved as `state.json`, `state.safetensors` and a card.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -124,6 +124,31 @@ class State:
 
 
 _RESTORE = "Restore it from a copy, or prepare it again."
+
+
+@dataclass(frozen=True)
+class PrepareContext:
+    """Checkpoint folder and progress callback of a long preparation.
+
+    progress: called with (what, done, total). Without a folder, a killed preparation starts from
+    the beginning. The caller of `prepare` calls `clear` when the state is saved.
+    """
+
+    folder: Path | None = None
+    progress: Callable[[str, int, int], None] | None = None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        return None if self.folder is None else self.folder / "training.safetensors"
+
+    def clear(self) -> None:
+        """Removes the checkpoint."""
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
+
+    def report(self, what: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(what, done, total)
 
 
 @dataclass(frozen=True)

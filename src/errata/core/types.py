@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -350,6 +350,15 @@ class Answer:
     images: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __repr__(self) -> str:
+        told = [repr(self.text), *([] if self.stopped else ["stopped=False"])]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            plain = f.name in ("text", "ids", "stopped") or (f.name == "probe" and not self.case)
+            if not plain and value != f.default and value not in ({}, ""):
+                told.append(f"{f.name}={value!r}")
+        return f"Answer({', '.join(told)})"
 
 
 @dataclass(frozen=True, slots=True)

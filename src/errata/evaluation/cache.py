@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.core import files
-from errata.core.errors import BadOutput, DiskFull
+from errata.core.errors import BadOutput, DiskFull, UserError
 from errata.io.states import home, warn_home
 
 
@@ -21,8 +21,8 @@ def load(key: str) -> Any | None:
     """The value stored under `key`; None if there is none, or it cannot be read."""
     path = home() / "before" / f"{key}.json.gz"
     try:
-        return json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error):
+        return json.loads(gzip.decompress(files.read_bytes(path)))
+    except (UserError, OSError, EOFError, ValueError, RecursionError, zlib.error):
         return None
 
 
@@ -47,8 +47,8 @@ def store_bytes(data: bytes) -> str:
 def load_bytes(name: str) -> bytes | None:
     """The bytes with this sha256; None if they are missing or damaged."""
     try:
-        data = _bytes(name).read_bytes()
-    except OSError:
+        data = files.read_bytes(_bytes(name))
+    except UserError:
         return None
     return data if hashlib.sha256(data).hexdigest() == name else None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.core.errors import BadRun
-from errata.core.files import read_json, write_bytes, write_json
+from errata.core.files import read_bytes, read_json, write_bytes, write_json
 
 EARLIER = "earlier_limits"
 
@@ -49,7 +49,7 @@ def raise_limit(
 
 def _check_continues(run: Path, planned: Mapping[str, bytes]) -> None:
     old, new = read_json(run / "plan.json"), json.loads(planned["plan.json"])
-    before = (run / "before.jsonl").read_bytes().splitlines() if old else []
+    before = read_bytes(run / "before.jsonl").splitlines() if old else []
     cases = {case["id"]: case for case in new["cases"]}
     same = (
         isinstance(old, dict)

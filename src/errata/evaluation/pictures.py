@@ -16,7 +16,8 @@ from pathlib import Path
 from PIL import Image as Pillow
 
 from errata.core import files
-from errata.core.errors import BadOutput, DiskFull
+from errata.core.errors import UserError
+from errata.core.files import read_bytes
 from errata.core.measure.protocol import Ask
 from errata.core.types import Answer, digest, from_json, to_json
 from errata.evaluation import cache
@@ -82,9 +83,9 @@ class PictureStore:
         kept = []
         try:
             for answer in answers:
-                data = [(self.run / path).read_bytes() for path in answer.images]
+                data = [read_bytes(self.run / path) for path in answer.images]
                 kept.append(replace(answer, images=tuple(map(cache.store_bytes, data))))
-        except (OSError, BadOutput, DiskFull):
+        except UserError:
             return
         cache.store(key, [to_json(a) for a in kept])
 

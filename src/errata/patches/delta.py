@@ -36,17 +36,29 @@ class Delta(PartsPatch):
 
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:
-        """Dense parts are added; low-rank parts are concatenated (their ranks add up)."""
+        """Dense parts are added; low-rank parts are concatenated (their ranks add up).
+
+        Where they would hold more numbers than a dense part, they become one.
+        """
         if len({p.form() for p in patches}) != 1 or any(p.rows is not None for p in patches):
             return None
-        parts: dict[str, dict[str, Tensor]] = {}
-        for site in patches[0].names:
-            parts[site] = {}
-            for name in patches[0].part(site):
-                tensors = [p.part(site)[name].detach() for p in patches]
-                if name in ("A", "B"):
-                    rank = 0 if name == "A" else 1
-                    parts[site][name] = padded(torch.cat(tensors, dim=rank), rank)
-                else:
-                    parts[site][name] = torch.stack(tensors).sum(0)
-        return cls(parts).requires_grad_(False)
+        return cls(
+            {site: _sum([p.part(site) for p in patches]) for site in patches[0].names}
+        ).requires_grad_(False)
+
+
+def _sum(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One part that adds what all of them add; they have the same names."""
+    total = {}
+    for name in parts[0]:
+        tensors = [part[name].detach() for part in parts]
+        if name in ("A", "B"):
+            total[name] = torch.cat(tensors, dim=0 if name == "A" else 1)
+        else:
+            total[name] = torch.stack(tensors).sum(0)
+    if "A" not in total:
+        return total
+    a, b = total.pop("A"), total.pop("B")
+    if a.numel() + b.numel() > a.shape[1] * b.shape[0]:
+        return {"dense": b @ a, **total}
+    return {"A": padded(a, 0), "B": padded(b, 1), **total}

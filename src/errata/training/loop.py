@@ -22,9 +22,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from errata.core.editor import PrepareContext
 from errata.core.errors import BadData, BadRun, NotFinite
 from errata.core.model.backbone import Backbone
+from errata.core.state import PrepareContext
 from errata.core.types import Case, digest
 from errata.training import checkpoint
 from errata.training.batches import CachedExample, ExamplePool, Role, TrainBatch, TrainExample

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from errata.core.editor import Editor, PrepareContext
+from errata.core.editor import Editor
 from errata.core.model.backbone import Backbone
-from errata.core.state import State
+from errata.core.state import PrepareContext, State
 from errata.core.types import Case
 from errata.training.loop import Trainee, TrainingSettings, train
 

@@ -7,7 +7,7 @@ import torch
 
 import errata
 from errata.algorithms import gradient
-from errata.core.errors import BadEdit
+from errata.core.errors import BadEdit, BadSpec
 from errata.core.types import Edit, Prompt
 from errata.editors import choose
 from errata.evaluation.verify import verify_edits
@@ -94,3 +94,9 @@ def test_an_editor_that_does_not_fit_is_not_chosen(edits, monkeypatch):
         del bb.hooks.sites[site]
     with pytest.raises(BadEdit, match=r"lora changes text\.0\.attn\.q, which this model"):
         choose(bb, edits)
+
+
+@pytest.mark.parametrize("given", [{"layers": ()}, {"parts": ()}])
+def test_a_search_without_sites_is_refused(given, edits):
+    with pytest.raises(BadSpec, match="no site is trained with these settings"):
+        errata.editor("ft_l", **given).edit(tiny.shared("llava"), edits[0])

@@ -20,10 +20,9 @@ from errata.algorithms.locate_then_edit.layer_stats import (
     moment,
     site_of,
 )
-from errata.core.editor import PrepareContext
 from errata.core.errors import BadData, BadRun, BadSpec, FingerprintMismatch, MissingExtra
 from errata.core.model.recorder import Recorder
-from errata.core.state import State
+from errata.core.state import PrepareContext, State
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.linalg import covariance
 from tests import tiny

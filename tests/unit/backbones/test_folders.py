@@ -297,3 +297,13 @@ def test_the_command_line_says_one_line(copied: Path, capsys: pytest.CaptureFixt
         main(["ask", str(copied), "Which?"])
     said = capsys.readouterr().err.strip().splitlines()
     assert end.value.code == 2 and len(said) == 1 and "it holds null, not an object" in said[0]
+
+
+def test_a_model_that_cannot_read_what_its_processor_makes_is_refused(
+    edits: list[Edit],
+) -> None:
+    bb = tiny.llava(layers=1)
+    batch = bb.encode([edits[0].prompt])
+    batch.inputs["pixel_values"] = batch.inputs["pixel_values"].repeat(2, 1, 1, 1)
+    with pytest.raises(BadBackbone, match="cannot read what its own processor made"):
+        bb.logits(batch)

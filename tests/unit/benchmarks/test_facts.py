@@ -13,9 +13,9 @@ import pytest
 from PIL import Image as Pillow
 
 from errata.benchmarks.facts import Facts
+from errata.benchmarks.facts.edits import read_edits
 from errata.benchmarks.facts.rows import EDIT_FIELDS, PROBE_FIELDS, QUESTION_FIELDS, read_facts
 from errata.cli import main
-from errata.cli.shared.edits import read_edits
 from errata.contract import benchmarks as contract
 from errata.core.errors import BadData, BadEdit, BadSpec
 from errata.core.measure.benchmark import BenchmarkSpec

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import errata
 from errata.cli.shared.options import parse_settings
 from errata.core import registry
 from errata.core.config import current_names, meanings, parse_config
@@ -142,3 +143,13 @@ def test_meanings_are_read_from_docstrings_of_the_class_and_its_bases() -> None:
         "high": "ends of the scale; () = none.",
         "left": "kept, unlike `high`: it is not low.",
     }
+
+
+@pytest.mark.parametrize("value", [2**31, -(2**31), 10**20])
+@pytest.mark.parametrize("editor, name", [("lora", "rank"), ("ke", "tokens"), ("ft_l", "layers")])
+def test_a_whole_number_that_no_tensor_can_have_is_refused(
+    editor: str, name: str, value: int
+) -> None:
+    given = [value] if name == "layers" else value
+    with pytest.raises(BadSpec, match=rf"setting '{name}' is beyond 2,147,483,647"):
+        errata.editor(editor, **{name: given})

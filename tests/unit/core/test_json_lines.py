@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.cli.shared.edits import read_edits
+from errata.benchmarks.facts.edits import read_edits
 from errata.core.errors import UserError
 from errata.core.files import read_lines
 from errata.core.formats.json_lines import BadLine, json_lines

@@ -43,6 +43,31 @@ def test_a_second_process_is_refused_and_a_dead_one_is_replaced(tmp_path: Path) 
     assert os.listdir(folder) == ["x"]
 
 
+def test_the_lock_of_a_dead_process_is_waited_for_until_its_children_have_let_it_go(
+    tmp_path: Path,
+) -> None:
+    child = os.fork()
+    if child == 0:
+        with locked(tmp_path):
+            (handle,) = (
+                fd for fd in os.listdir("/proc/self/fd")
+                if os.path.realpath(f"/proc/self/fd/{fd}") == str(tmp_path / ".lock")
+            )  # fmt: skip
+            os.dup(int(handle))
+            if os.fork() == 0:  # as a program that is just being started
+                time.sleep(0.4)
+                os._exit(0)
+            (tmp_path / "ready").write_text("")
+            time.sleep(30)
+        os._exit(0)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with locked(tmp_path):
+        pass
+
+
 def test_one_that_writes_little_is_waited_for(tmp_path: Path) -> None:
     child = holder(tmp_path, 0.3)
     with locked(tmp_path, wait=10):

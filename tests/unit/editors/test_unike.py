@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from errata.cli.shared.options import parse_settings
 from errata.core import registry
 from errata.core.editor import EditRequest
-from errata.core.errors import BadData, BadSpec
+from errata.core.errors import BadData, BadSpec, Notice
 from errata.core.model.recorder import Recorder
 from errata.core.patch import Patch, parts_of, united
 from errata.core.state import State
@@ -30,7 +31,11 @@ SHORT: dict[str, Any] = {
 
 
 def unike(**settings: Any) -> Any:
-    return registry.load("editors", "unike")(**{**SHORT, **settings})
+    """With the short search, as far as it has an effect beside `settings`."""
+    cls = registry.load("editors", "unike")
+    idle = cls(**settings).idle()
+    short = {k: v for k, v in SHORT.items() if k in settings or k not in idle}
+    return cls(**{**short, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +149,13 @@ OPTIONS: list[str] = [
 def test_every_setting_reaches_the_patch(
     bb: tiny.HfVlm, state: State, edits: list[Edit], text: str
 ) -> None:
-    editor = unike(steps=1, **parse_settings([text]))
+    needed = {"attention": "cosine"} if text.startswith("temperature") else {}
+    editor = unike(steps=1, **needed, **parse_settings([text]))
     memory, neurons = parts_of(editor.edit(bb, edits[2:3], state).patch)
     assert isinstance(memory, Latent) and isinstance(neurons, Neurons)
     name, value = next(iter(parse_settings([text]).items()))
     assert memory.options == LatentSettings(
-        **{"top": 5, **({name: value} if hasattr(LatentSettings, name) else {})}
+        **{"top": 5, **needed, **({name: value} if hasattr(LatentSettings, name) else {})}
     )
     target = len(bb.encode([edits[2].prompt], [edits[2].target]).targets[0])
     rows = {"own_rows=none": 0, "own_rows=every": target}.get(text, 1)
@@ -308,9 +314,10 @@ def test_a_sequence_appends_and_each_edit_can_be_taken_back(
         both = united(kept)
         wanted = torch.cat([parts_of(k)[0].own(3)[0] for k in kept])  # type: ignore[attr-defined]
         assert torch.equal(next(p for p in both if isinstance(p, Latent)).own(3)[0], wanted)
-        assert not torch.equal(
-            logits(bb, prompts, *kept), logits(bb, prompts, *(f.patch for f in found))
-        )
+        told = pytest.warns(Notice, match="on top of") if gone < 2 else nullcontext()
+        with told:  # the later ones were found on top of it
+            left = logits(bb, prompts, *kept)
+        assert not torch.equal(left, logits(bb, prompts, *(f.patch for f in found)))
     if settings:
         assert any(k.startswith("past/") for k in carried.tensors)
 

@@ -121,10 +121,10 @@ def test_what_is_no_beginning_is_refused_and_kept(run: Callable[..., Path]) -> N
         run("a", 3)
     with pytest.raises(BadRun, match="seed"):
         run("a", 6, seed=1)
-    with pytest.raises(BadSpec, match="Raise --limit"):
+    with pytest.raises(BadRun, match=r"protocol \(one_step there, sequential:4 now\)"):
         run("a", 5, "sequential:4")
-        run("b", 4, "sequential:4")
-        run("b", 5, "sequential:4")
+    with pytest.raises(BadSpec, match="Raise --limit"):
+        run("b", 3, "sequential:4")
     plan = read(out / "plan.json")
     plan["cases"][0]["probes"].pop()
     (out / "plan.json").write_text(json.dumps(plan))

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
+from errata.core.model import memory
 from errata.core.model.memory import measured_peak, resident_mb
-from errata.evaluation import memory
 
 pytestmark = pytest.mark.skipif(not memory.STATM.exists(), reason="the system has no /proc")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,6 +17,7 @@ from rich.console import Console
 
 from errata.core.errors import BadRun
 from errata.core.files import read_json, write_json
+from errata.core.formats.run_files import read_scores
 from errata.core.types import Case, Image, Prompt
 from errata.evaluation.compare import compare_runs
 from errata.evaluation.score import score_run
@@ -412,3 +415,18 @@ def test_an_old_interval_without_width_is_no_interval(make_run: MakeRun) -> None
     write_json(run / "scores.json", scores)
     cell = main_view(read_settings([run])[0], "exact").lines[0].cells[0]
     assert (cell.value, cell.low, cell.high, cell.interval) == (1.0, None, None, "")
+
+
+@pytest.mark.parametrize("name", ["bootstrap", "capped", "unscored_because", "scorers"])
+@pytest.mark.parametrize("value", [None, "x"])
+def test_scores_that_the_report_cannot_show_are_refused(
+    runs: list[Path], tmp_path: Path, name: str, value: str | None
+) -> None:
+    run = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    scores = json.loads((run / "scores.json").read_text())
+    (run / "scored.json").unlink(missing_ok=True)
+    for change in ({name: value}, {}):
+        kept = {k: v for k, v in scores.items() if k != name}
+        (run / "scores.json").write_text(json.dumps({**kept, **change}))
+        with pytest.raises(BadRun, match=name):
+            read_scores(run)

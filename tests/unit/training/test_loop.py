@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from errata.core.editor import PrepareContext
 from errata.core.errors import BadData, BadRun, NotFinite
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import PrefixState
+from errata.core.state import PrepareContext
 from errata.core.types import Case, Edit, Probe, Prompt
 from errata.patches.delta import Delta
 from errata.training.batches import ExamplePool, TrainBatch, TrainExample

@@ -30,11 +30,11 @@ from errata.algorithms.locate_then_edit.context_templates import (
 from errata.algorithms.locate_then_edit.corpus import from_cases
 from errata.algorithms.locate_then_edit.layer_stats import FFN, MOMENTS, site_of, tensor_of
 from errata.algorithms.locate_then_edit.value_search import ROWS, ColumnRecorder, ValueSettings
-from errata.core.editor import EditLog, Editor, EditResult, PrepareContext
+from errata.core.editor import EditLog, Editor, EditResult
 from errata.core.errors import BadData, BadSpec
 from errata.core.model.backbone import Backbone
 from errata.core.model.recorder import run_to_block
-from errata.core.state import State
+from errata.core.state import PrepareContext, State
 from errata.core.types import Case, Edit
 from errata.linalg import covariance, lowrank
 from errata.patches.delta import Delta

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from errata.core.errors import BadData, MissingExtra
+from errata.core.files import check_regular
 from errata.core.types import Case, Prompt, digest, to_json
 
 
@@ -52,6 +53,7 @@ def mentions(names: Sequence[str]) -> Callable[[str], bool]:
 def from_file(path: Path, *, most: int | None = None) -> Corpus:
     """One document a line; empty lines do not count. Raises BadData."""
     h, count, encoding = hashlib.sha256(), 0, "utf-8"
+    check_regular(path, BadData)
     try:
         with open(path, "rb") as f:
             encoding = json.detect_encoding(f.read(4))

@@ -27,14 +27,13 @@ from torch import Tensor
 
 from errata.algorithms.locate_then_edit.corpus import Corpus, Document
 from errata.core import files
-from errata.core.editor import PrepareContext
 from errata.core.errors import BadData, BadRun, FingerprintMismatch, TooLong
 from errata.core.formats.json_value import parse_json
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.hook import Hook
 from errata.core.model.backbone import Backbone
 from errata.core.model.recorder import run_to_block
-from errata.core.state import State
+from errata.core.state import PrepareContext, State
 from errata.core.types import Prompt, digest
 from errata.linalg import covariance
 

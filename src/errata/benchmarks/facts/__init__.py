@@ -18,10 +18,10 @@ from errata.benchmarks.facts.rows import (
     SPLITS,
     FactQuestion,
     FactRow,
+    read_bytes,
     read_facts,
 )
 from errata.core.errors import BadData
-from errata.core.files import read_bytes
 from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
 from errata.core.types import Case, Edit, Probe, Prompt
 
@@ -45,12 +45,12 @@ class Facts(Benchmark):
 
     def files(self, spec: BenchmarkSpec, *, root: Path | None = None) -> Mapping[str, str]:
         path = _path(spec, root)
-        return {path.name: hashlib.sha256(read_bytes(path, BadData)).hexdigest()}
+        return {path.name: hashlib.sha256(read_bytes(path)).hexdigest()}
 
     def verify(self, *, root: Path | None = None) -> Mapping[str, Any]:
         """root: the file. Every wrong field of every row; images are opened."""
         path = _given(root)
-        data = read_bytes(path, BadData)
+        data = read_bytes(path)
         file = read_facts(data, path.parent, decode=True)
         problems = list(map(str, file.problems))
         if not file.rows and not problems:
@@ -97,7 +97,7 @@ def _given(path: Path | None, root: Path | None = None) -> Path:
 
 def _rows(path: Path) -> tuple[FactRow, ...]:
     """The rows of a file. Raises BadData unless all are right."""
-    file = read_facts(read_bytes(path, BadData), path.parent)
+    file = read_facts(read_bytes(path), path.parent)
     if file.problems:
         more = len(file.problems) - 1
         rest = f" {more} more: errata data verify facts:{path} lists them." if more else ""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errata.core.errors import BadImage
+from errata.core import files
+from errata.core.errors import BadData, BadImage
 from errata.core.formats.json_lines import BadLine, json_lines
 from errata.core.formats.pictures import data_of
 from errata.core.text import normalise
@@ -69,6 +70,13 @@ class FactFile:
 
     rows: tuple[FactRow, ...]
     problems: tuple[RowProblem, ...]
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file of facts. Raises BadData."""
+    if not files.exists(path):
+        raise BadData(f"{path} does not exist. Give a JSON Lines file of facts.")
+    return files.read_bytes(path, BadData)
 
 
 def read_facts(data: bytes, folder: Path, *, decode: bool = False) -> FactFile:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.core.errors import BadData
+from errata.core.files import read_bytes
 
 MEND = "Get the MMEdit release again, then run `errata data verify mmedit --root DIR`."
 
@@ -111,13 +112,13 @@ def find_file(root: Path, file: ReleasedFile) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    return hashlib.sha256(_bytes(path)).hexdigest()
+    return hashlib.sha256(read_bytes(path, BadData)).hexdigest()
 
 
 def read_rows(path: Path) -> tuple[MMEditRow, ...]:
     """All rows of one annotation file. Raises BadData naming file, row and key."""
     try:
-        data: Any = json.loads(_bytes(path).decode("utf-8-sig"))
+        data: Any = json.loads(read_bytes(path, BadData).decode("utf-8-sig"))
     except UnicodeDecodeError as e:
         raise BadData(f"{path} is not UTF-8 text (byte {e.start}). {MEND}") from e
     except json.JSONDecodeError as e:
@@ -127,15 +128,6 @@ def read_rows(path: Path) -> tuple[MMEditRow, ...]:
     if not isinstance(data, list):
         raise BadData(f"{path} holds a JSON {_kind(data)}, not the list of rows it should. {MEND}")
     return tuple(_row(path, i, item) for i, item in enumerate(data))
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise BadData(
-            f"{path} cannot be read ({e.strerror}). Check the path and its permissions."
-        ) from e
 
 
 def _row(path: Path, index: int, item: Any) -> MMEditRow:

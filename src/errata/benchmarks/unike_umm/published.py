@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.core.errors import BadData
+from errata.core.files import read_bytes
 from errata.core.types import Skip
 
 FILE = "UniKE.json"
@@ -96,8 +97,8 @@ def find_file(root: Path | None) -> Path:
 def read(path: Path) -> list[Any]:
     """The list in a file. Raises BadData."""
     try:
-        data = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as e:
+        data = json.loads(read_bytes(path, BadData).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as e:
         raise BadData(f"{path} cannot be read as JSON ({e}). {MEND}") from e
     if not isinstance(data, list):
         raise BadData(f"{path} holds no list of records. {MEND}")

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from errata.core.errors import BadRun
-from errata.core.files import checked, exists, read_as, read_json, shortened, write_json
+from errata.core.files import (
+    check_regular,
+    checked,
+    exists,
+    read_as,
+    read_json,
+    shortened,
+    write_json,
+)
 from errata.core.kinds import ProbeKind
 from errata.core.types import Case, Probe, Skip
 
@@ -90,6 +98,12 @@ Entries = dict[str, StoredScore]
 
 
 @dataclass(frozen=True)
+class StoredBootstrap:
+    resamples: int
+    over: str
+
+
+@dataclass(frozen=True)
 class StoredScores:
     """`scores.json`."""
 
@@ -97,10 +111,11 @@ class StoredScores:
     units: int
     metrics: Entries
     scorers: dict[str, str]
+    bootstrap: StoredBootstrap
+    capped: dict[str, int]
+    unscored_because: dict[str, int]
     by_origin: dict[str, Entries] = field(default_factory=dict)
     by_position: dict[str, StoredCurve] = field(default_factory=dict)
-    capped: dict[str, int] = field(default_factory=dict)
-    unscored_because: dict[str, int] = field(default_factory=dict)
     kinds: dict[str, ProbeKind] = field(default_factory=dict)
     by_part: dict[str, dict[str, Entries]] = field(default_factory=dict)
     macro: dict[str, Entries] = field(default_factory=dict)
@@ -212,6 +227,7 @@ def _check_schema(data: Any, path: Path, advice: str) -> None:
 
 def _sha256(path: Path) -> str:
     """The hash of a file; empty where there is none."""
+    check_regular(path)
     try:
         with open(path, "rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest()

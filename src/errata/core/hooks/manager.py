@@ -32,7 +32,6 @@ from errata.core.hooks.live import (
     Live,
     Merge,
     follow_threads,
-    started_with,
 )
 from errata.core.hooks.modes import Frozen, ordinary, without_autocast
 from errata.core.hooks.modules import ModuleTree
@@ -76,11 +75,16 @@ class HookManager:
         """Puts hook points on `sites`, and takes them off modules that are no longer there."""
         if self.sites and list(self.sites.values()) == list(sites) and self.tree.intact():
             return
-        for point in self.points.values():
+        former = self.points
+        for point in former.values():
             point.remove()
         self.sites = {s.name: s for s in sites}
         self.points = {s.name: HookPoint(s, self) for s in sites}
-        self.tree = ModuleTree(self.model, {m for s in sites for m in (s.first, s.last) if m})
+        for name in self.points.keys() & former.keys():
+            self.points[name].used = former[name].used
+        # a compiled block has no truth value
+        held = {m for s in sites for m in (s.first, s.last) if m is not None}
+        self.tree = ModuleTree(self.model, held)
         self.frozen = Frozen(self.model)
         self.direct.bind(self.model, self.sites)
         if "torch._dynamo" in sys.modules:
@@ -108,7 +112,7 @@ class HookManager:
                 return traced
         caller = self.callers.get()
         if caller is None:
-            caller = Caller(Live.of(started_with(self), self.closed), self.context())
+            caller = Caller(Live(), self.context())
             self.callers.set(caller)
         if caller.live.checked != self.closed and not caller.pinned:
             live = caller.live.still_open(self.closed)
@@ -144,7 +148,7 @@ class HookManager:
 
     def _open(self, block: Block) -> None:
         caller = self.caller()
-        block.below = caller.live
+        block.below, block.pinned = caller.live, caller.pinned
         live = Live.of((*caller.live.blocks, block), self.closed)
         own = {s for hook in block.hooks for s in hook.sites}
         with self.lock:
@@ -155,16 +159,16 @@ class HookManager:
         self.callers.set(caller.but(live=live, pinned=False))
 
     def _close(self, block: Block) -> None:
-        below, sites = block.below, block.sites
-        caller = self.callers.get()
+        below, caller = block.below, self.callers.get()
         with self.lock:
             self.opened -= 1
             self.closed += 1
-            for site in sites:
-                self.points[site].used -= 1
+            for site in block.sites:
+                if site in self.points:
+                    self.points[site].used -= 1
         if caller is not None and block in caller.live.blocks:
             live = caller.live.without(block, self.closed)
-            pinned = caller.pinned if below is None else caller.pinned and below is live
+            pinned = block.pinned and live is below
             self.callers.set(caller.but(live=live.still_open(self.closed), pinned=pinned))
         block.close()
 
@@ -188,11 +192,30 @@ class HookManager:
     @contextmanager
     def question(self, ctx: HookContext) -> Iterator[HookContext]:
         """Everything inside belongs to one question."""
-        token = self.become(self.caller().but(ctx=ctx, direct=False, pinned=True))
+        caller = self.caller().but(ctx=ctx, direct=False, pinned=True)
+        token = self.become(caller)
         try:
-            yield ctx
+            with self.holding(caller.live):
+                yield ctx
         finally:
             self.restore(token)
+
+    @contextmanager
+    def holding(self, live: Live) -> Iterator[None]:
+        """Inside, what is live acts on, even if its block is closed elsewhere meanwhile.
+
+        Without this an answer would lose its patch between two tokens.
+        """
+        held = [self.points[s] for s in live.at if s in self.points]
+        with self.lock:
+            for point in held:
+                point.used += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                for point in held:
+                    point.used -= 1
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -259,8 +282,11 @@ class HookPoint:
         """The hooks that are live here for the caller."""
         return self.manager.caller().live.at.get(self.site.name, ())
 
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not self.used:
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
+        """kwargs: None for a module that was put in place of the site's (quantised), with its hooks
+        but without their options. Patches are then refused elsewhere (`ModuleTree`).
+        """
+        if not self.used or kwargs is None:
             return None
         caller = self.manager.caller()
         hooks = caller.live.at.get(self.site.name)
@@ -281,8 +307,8 @@ class HookPoint:
             return None
         return _with_first(args, kwargs, _back(new, x, self.site, ctx))
 
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if not self.used:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
+        if not self.used or module not in (self.site.first, self.site.last):
             return None
         caller = self.manager.caller()
         hooks = caller.live.at.get(self.site.name)

@@ -28,8 +28,8 @@ from errata.benchmarks.unike_umm.build.rows import (
     counts,
     read_rows,
 )
-from errata.core.errors import BadSpec
-from errata.core.files import check_folder, dumps, write_bytes, write_json
+from errata.core.errors import BadData, BadSpec
+from errata.core.files import check_folder, dumps, read_bytes, write_bytes, write_json
 from errata.core.locks import locked
 from errata.core.types import to_json
 from errata.io.chat_client import Endpoint
@@ -108,4 +108,4 @@ def _build(
 
 
 def _source(path: Path) -> dict[str, str]:
-    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"file": path.name, "sha256": hashlib.sha256(read_bytes(path, BadData)).hexdigest()}

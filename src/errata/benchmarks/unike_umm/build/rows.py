@@ -12,6 +12,7 @@ from typing import Any
 from errata.benchmarks.unike_umm.build.checks import holds, problem, same_look, words
 from errata.benchmarks.unike_umm.build.relations import Relation, by_id, by_wording
 from errata.core.errors import BadData
+from errata.core.files import read_bytes
 
 Stage = dict[str, str]
 
@@ -68,9 +69,7 @@ class BuiltRecord:
 def read_rows(path: Path) -> tuple[RewriteRow, ...]:
     """All edits of a CounterFact or MQuAKE file, flat or nested. Raises BadData."""
     try:
-        data = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as e:
-        raise BadData(f"{path} cannot be read ({e.strerror}). Check the path.") from None
+        data = json.loads(read_bytes(path, BadData).decode("utf-8-sig"))
     except (ValueError, RecursionError) as e:
         raise BadData(f"{path} is not JSON ({e}). Give the released file.") from None
     if not isinstance(data, list):
