@@ -313,3 +313,10 @@ def test_an_example_that_was_killed_is_written_again(
     assert (
         "facts.jsonl" in capsys.readouterr().err and (out / "facts.jsonl").read_text() == "mine\n"
     )
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/", "no.jsonl", "a\0b"])
+def test_what_is_no_file_of_facts_is_one_line(path: str) -> None:
+    for read in (Facts().verify, Facts().audit):
+        with pytest.raises(BadData):
+            read(root=Path(path))
