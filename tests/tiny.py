@@ -10,7 +10,7 @@ import errata.cli
 from errata.backbones import _weights
 from errata.backbones.hf_vlm import HfVlm
 from errata.backbones.micro_umm import MicroUmmBackbone
-from errata.cli.shared import edits
+from errata.benchmarks.facts import edits
 from errata.core.hooks.manager import HookManager
 from errata.core.model.backbone import Backbone
 from errata.testing.tiny_models import (

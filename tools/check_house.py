@@ -131,8 +131,19 @@ def literal_getattrs(tree: Tree) -> Iterator[str]:
 
 
 def _is_of_a_library(target: str) -> bool:
-    """A model, module, configuration, tokenizer, processor or exception is not ours."""
-    words = ("model", "module", "child", "config", "tokenizer", "processor", "text", "hook", "e")
+    """A model, module, configuration, tokenizer, processor, KV cache or exception is not ours."""
+    words = (
+        "model",
+        "module",
+        "child",
+        "config",
+        "tokenizer",
+        "processor",
+        "text",
+        "hook",
+        "cache",
+        "e",
+    )
     return target.rsplit(".", 1)[-1].removesuffix("_config") in (*words, "generation", "attention")
 
 

@@ -13,6 +13,7 @@ from errata._version import __version__
 
 if TYPE_CHECKING:
     from errata.backbones import load, wrap
+    from errata.benchmarks.facts.edits import read_edits
     from errata.core.editor import Editor
     from errata.core.errors import UserError
     from errata.core.measure.benchmark import Benchmark
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from errata.evaluation.bench import bench
     from errata.evaluation.compare import compare_runs
     from errata.evaluation.score import score_run
+    from errata.evaluation.verify import verify
     from errata.io.patch_folder import load as load_patch
     from errata.io.patch_folder import save as save_patch
     from errata.patches.rows import Rows
@@ -52,8 +54,10 @@ _HOME = MappingProxyType(
         "compare_runs": "errata.evaluation.compare:compare_runs",
         "load": "errata.backbones:load",
         "load_patch": "errata.io.patch_folder:load",
+        "read_edits": "errata.benchmarks.facts.edits:read_edits",
         "save_patch": "errata.io.patch_folder:save",
         "score_run": "errata.evaluation.score:score_run",
+        "verify": "errata.evaluation.verify:verify",
         "wrap": "errata.backbones:wrap",
     }
 )
@@ -108,7 +112,9 @@ __all__ = [
     "editor",
     "load",
     "load_patch",
+    "read_edits",
     "save_patch",
     "score_run",
+    "verify",
     "wrap",
 ]

@@ -7,13 +7,15 @@ call is refused. (`holds_generate` of `errata.contract.editors` asks the same of
 from __future__ import annotations
 
 import copy
+import inspect
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from errata.core.errors import BadPatch
 from errata.core.types import Prompt
@@ -226,3 +228,107 @@ def test_generate_without_a_mask_knows_the_prompt_of_a_single_row(llava: tiny.Hf
             inputs = llava.encode([prompt]).inputs
             masked = model.generate(**inputs, **OPTIONS)
             assert model.generate(input_ids=inputs["input_ids"], **OPTIONS).equal(masked)
+
+
+def change(bb: tiny.HfVlm) -> Delta:
+    """A patch that decides nothing, and that the KV cache shows."""
+    into, out = bb.weight("text.1.mlp.down")
+    rng = torch.Generator().manual_seed(0)
+    dense = torch.randn(out, into, generator=rng)
+    return Delta({"text.1.mlp.down": {"dense": dense}}).requires_grad_(False)
+
+
+def by_hand_moved(cache: Any) -> None:
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.flip(0), layer.values.flip(0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
+@pytest.mark.parametrize(
+    ("move", "refused"),
+    [
+        (lambda cache: cache.reorder_cache(torch.tensor([1, 0])), True),
+        (lambda cache: cache.batch_select_indices(torch.tensor([1, 0])), True),
+        (by_hand_moved, True),
+        (lambda cache: cache.reorder_cache(torch.tensor([0, 1])), False),
+        (lambda cache: None, False),
+    ],
+)
+def test_rows_of_a_cache_that_were_moved_are_refused(
+    llava: tiny.HfVlm, asked: list[Prompt], kind: Any, move: Callable[[Any], Any], refused: bool
+) -> None:
+    """The decisions of the rows were not moved. A copy with rows in their order goes on."""
+    model: Any = llava.model
+    more = {"max_cache_len": 64} if kind is StaticCache else {}
+    with llava.applied(opening(llava, "text.1.block", *asked)):
+        inputs = left_padded(llava, asked)
+        out = model(**inputs, past_key_values=kind(config=llava.text.config, **more))
+        cache = copy.deepcopy(out.past_key_values)
+        try:
+            move(cache)
+        except AttributeError:
+            pytest.skip("a cache of a fixed size selects no rows")
+        step = {"input_ids": torch.tensor([[5], [5]]), "past_key_values": cache}
+        step["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+        if refused:
+            with pytest.raises(BadPatch, match="another order"):
+                model(**step)
+        else:
+            want = model(**{**step, "past_key_values": out.past_key_values}).logits
+            torch.testing.assert_close(model(**step).logits, want)
+
+
+@torch.no_grad()
+def test_a_cache_that_was_saved_with_a_patch_live_is_refused(llava: tiny.HfVlm) -> None:
+    with llava.applied(change(llava)):
+        edited = pickle.loads(pickle.dumps(prefix(llava, TEXTS[0], 4)))
+    plain = pickle.loads(pickle.dumps(prefix(llava, TEXTS[0], 4)))
+    for patch in (None, change(llava)):
+        with llava.applied(patch), pytest.raises(BadPatch, match="saved and loaded"):
+            first_logits(llava, TEXTS[0], edited)
+    torch.testing.assert_close(first_logits(llava, TEXTS[0], plain), first_logits(llava, TEXTS[0]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["deciding", "constant"])
+def test_a_cache_that_was_emptied_begins_again(llava: tiny.HfVlm, kind: str) -> None:
+    model: Any = llava.model
+    patch = opening(llava, "text.1.block", *TEXTS) if kind == "deciding" else change(llava)
+    inputs = llava.encode([TEXTS[0]]).inputs
+    for first, then in ((patch, None), (None, patch), (patch, patch)):
+        cache = StaticCache(config=llava.text.config, max_cache_len=64)  # type: ignore[arg-type]
+        with llava.applied(first):
+            model.generate(**inputs, **OPTIONS, past_key_values=cache)
+        cache.reset()
+        with llava.applied(then):
+            wanted = model.generate(**inputs, **OPTIONS)
+            assert model.generate(**inputs, **OPTIONS, past_key_values=cache).equal(wanted)
+
+
+@torch.no_grad()
+def test_arguments_by_position_are_seen_as_by_name(
+    backbone: tiny.HfVlm, asked: list[Prompt]
+) -> None:
+    """The mask of the model, and the KV cache of the text model inside it."""
+    model: Any = backbone.model
+    names = [*inspect.signature(type(model).forward).parameters][1:]
+    inputs = backbone.encode(asked).inputs
+    last = max(names.index(n) for n in inputs)
+    with backbone.applied(opening(backbone, "text.1.block", *asked)):
+        wanted = model(**inputs).logits
+        torch.testing.assert_close(
+            model(*(inputs.get(n) for n in names[: last + 1])).logits, wanted
+        )
+    ids = torch.tensor([[5, 6, 7, 8]])
+    text: Any = backbone.text
+    embeds = backbone.layout.embed(ids)
+    named = [*inspect.signature(type(text).forward).parameters][1:]
+    name = next((n for n in ("past_key_values", "cache") if n in named), None)
+    if name is None or "inputs_embeds" not in named:
+        pytest.skip("the text model takes no cache")
+    filled = {"inputs_embeds": embeds, name: DynamicCache(config=text.config)}
+    text(**filled, use_cache=True)
+    last = max(map(named.index, filled))
+    with backbone.applied(change(backbone)), pytest.raises(BadPatch, match="without this patch"):
+        text(*(filled.get(n) for n in named[: last + 1]))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import copy
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import pytest
@@ -15,12 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from errata.core.errors import BadBackbone
 from errata.core.hooks.hook import Hook
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch
 from errata.core.types import Prompt
-from errata.evaluation.answers import ask_prompts
 from errata.patches.delta import Delta
 from tests import tiny
 
@@ -209,6 +210,107 @@ def test_a_thread_that_ran_before_sees_nothing_of_it() -> None:
     assert torch.equal(answers[0], plain)
 
 
+def by_executor(run: Callable[[], Any], pool: Any) -> Any:
+    return pool.submit(run).result(60)
+
+
+def by_pool(run: Callable[[], Any], pool: Any) -> Any:
+    return pool.apply(run)
+
+
+def by_map(run: Callable[[], Any], pool: Any) -> Any:
+    return pool.map(lambda _: run(), [0])[0]
+
+
+def by_imap(run: Callable[[], Any], pool: Any) -> Any:
+    return next(pool.imap(lambda _: run(), [0]))
+
+
+def by_loop(run: Callable[[], Any], pool: Any) -> Any:
+    async def main() -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, run)
+
+    return asyncio.run(main())
+
+
+def by_context(run: Callable[[], Any], pool: Any) -> Any:
+    """As `asyncio.to_thread` and the workers of web servers do it."""
+    return pool.submit(contextvars.copy_context().run, run).result(60)
+
+
+@pytest.mark.parametrize("started", ["before", "inside"])
+@pytest.mark.parametrize("ask", [by_executor, by_pool, by_map, by_imap, by_loop, by_context])
+def test_a_job_of_a_pool_sees_what_is_live_where_it_is_handed_over(ask: Any, started: str) -> None:
+    """Whenever the worker was started, and whoever else uses it."""
+    bb = tiny.shared("llava")
+    batch = bb.encode([Prompt.of("Which shape?")])
+    make: Any = ThreadPool if ask in (by_pool, by_map, by_imap) else ThreadPoolExecutor
+    patch, plain = delta(bb, 1), logits(bb, batch)
+
+    def run() -> Tensor:
+        return logits(bb, batch)
+
+    with contextlib.ExitStack() as stack:
+        pool: Any = None
+        if started == "before":
+            pool = stack.enter_context(make(1))
+            assert torch.equal(ask(run, pool), plain)
+        with bb.applied(patch):
+            pool = pool or stack.enter_context(make(1))
+            wanted = run()
+            assert torch.equal(ask(run, pool), wanted)
+            # another user of the pool, without a patch, in a context where nothing was asked yet
+            asking = ThreadWithoutContext(lambda: ask(run, pool))
+            with bb.unedited():
+                asking.start()
+            asking.join(60)
+            assert torch.equal(asking.result, plain)
+        assert torch.equal(ask(run, pool), plain)
+
+
+class ThreadWithoutContext(threading.Thread):
+    """A thread that sees nothing of errata."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__()
+        self.work = work
+
+    def run(self) -> None:
+        self.result = contextvars.Context().run(self.work)
+
+
+@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+def test_an_answer_keeps_the_patch_that_it_was_begun_with(family: str, pictures: list[str]) -> None:
+    """The block is closed between two tokens, while another thread answers inside it."""
+    bb = tiny.shared(family)
+    inputs = bb.encode([Prompt.of("Which shape?", pictures[0])]).inputs
+    model: Any = bb.model
+    begun, closed, answers = threading.Event(), threading.Event(), []
+
+    class Wait:
+        def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+            begun.set()
+            assert closed.wait(60)
+            return scores
+
+    def answer(**more: Any) -> list[int]:
+        options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": 999}
+        ids: list[int] = model.generate(**inputs, **options, **more)[0].tolist()
+        return ids
+
+    with bb.applied(delta(bb, 3)):
+        wanted = answer()
+        thread = threading.Thread(
+            target=lambda: answers.append(answer(logits_processor=[Wait()])),
+        )
+        thread.start()
+        assert begun.wait(60)
+    closed.set()
+    thread.join(60)
+    assert answers == [wanted] != [answer()]
+    assert all(p.used == 0 for p in bb.hooks.points.values())
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_blocks_that_nest_and_cross_leave_exactly_the_open_ones(data: st.DataObject) -> None:
@@ -277,121 +379,3 @@ def test_a_copy_of_a_wrapped_model_is_a_model_of_its_own(pictures: list[str]) ->
         with other.applied(patch):
             assert torch.equal(twin(**batch.inputs).logits, edited)
             assert torch.equal(bb.model(**batch.inputs).logits, plain)
-
-
-# -- modules that are replaced --------------------------------------------------------------------
-
-
-@contextmanager
-def replaced(model: Any, path: str) -> Iterator[None]:
-    """Inside, the module at `path` is another one with the same weights."""
-    parent, _, name = path.rpartition(".")
-    owner, old = model.get_submodule(parent), model.get_submodule(path)
-    setattr(owner, name, copy.deepcopy(old))
-    try:
-        yield
-    finally:
-        setattr(owner, name, old)
-
-
-@pytest.mark.parametrize("site", ["head", "embed", "text.1.mlp.down", "text.0.block", "bridge"])
-def test_a_module_that_was_replaced_is_named(backbone: Backbone, batch: Batch, site: str) -> None:
-    path = backbone.site_paths.get(site) or next(
-        n for n, m in backbone.model.named_modules() if m is backbone.site(site).first
-    )
-    patch = delta(backbone, 1)
-    with replaced(backbone.model, path):
-        for ask in (
-            lambda: backbone.logits(batch),
-            lambda: backbone.applied(patch).__enter__(),
-            lambda: ask_prompts(backbone, [Prompt.of("Which?")]),
-        ):
-            with pytest.raises(BadBackbone, match=r"was replaced after the model was wrapped"):
-                ask()
-    assert backbone.hooks.stack == ()
-
-
-def test_a_module_replaced_under_a_live_patch_is_named_in_the_models_own_forward(
-    pictures: list[str],
-) -> None:
-    bb = tiny.shared("llava")
-    batch = bb.encode([Prompt.of("Which?", pictures[0])])
-    with bb.applied(delta(bb, 1)), replaced(bb.model, "lm_head"):
-        with pytest.raises(BadBackbone, match="'lm_head'"):
-            bb.model(**batch.inputs)
-        with pytest.raises(BadBackbone, match="'lm_head'"):
-            bb.model.generate(**batch.inputs, max_new_tokens=2)
-
-
-def test_a_model_that_is_wrapped_again_shows_patches_on_its_new_modules(
-    pictures: list[str],
-) -> None:
-    bb = tiny.llava(layers=2)
-    batch = bb.encode([Prompt.of("Which?", pictures[0])])
-    bb.model.resize_token_embeddings(bb.model.lm_head.weight.shape[0] + 4, mean_resizing=False)
-    again = tiny.HfVlm(bb.model, bb.processor, name=bb.name)
-    shape = bb.model.lm_head.weight.shape
-    patch = Delta({"head": {"dense": torch.randn(shape)}}).requires_grad_(False)
-    with torch.no_grad():
-        plain = bb.model(**batch.inputs).logits[:, -1]
-        with again.applied(patch):
-            edited, own = bb.model(**batch.inputs).logits[:, -1], again.logits(batch)[:, 0]
-    assert not torch.allclose(plain, edited, atol=1e-2)
-    torch.testing.assert_close(edited, own)
-
-
-def test_a_model_that_is_wrapped_again_keeps_what_is_live(pictures: list[str]) -> None:
-    bb = tiny.llava(layers=2)
-    batch = bb.encode([Prompt.of("Which?", pictures[0])])
-    with torch.no_grad(), bb.applied(delta(bb, 1)):
-        edited = bb.model(**batch.inputs).logits
-        bb.model.lm_head = copy.deepcopy(bb.model.lm_head)
-        tiny.HfVlm(bb.model, bb.processor, name=bb.name)
-        assert torch.equal(bb.model(**batch.inputs).logits, edited)
-    with torch.no_grad():
-        assert not torch.equal(bb.model(**batch.inputs).logits, edited)
-    assert all(p.used == 0 for p in bb.hooks.points.values())
-
-
-def test_a_model_that_was_compiled_before_it_was_wrapped_shows_patches() -> None:
-    model, processor = tiny.llava_parts()
-    compiled = torch.compile(model.model.language_model, backend="eager")
-    ids = torch.randint(10, 200, (1, 9))
-    with torch.no_grad():
-        plain = compiled(input_ids=ids, use_cache=False).last_hidden_state
-        bb = tiny.HfVlm(model, processor, name="compiled")
-        with bb.applied(delta(bb, 1)):
-            edited = compiled(input_ids=ids, use_cache=False).last_hidden_state
-    assert not torch.allclose(plain, edited, atol=1e-2)
-
-
-def test_a_compiled_model_shows_each_thread_its_own() -> None:
-    bb = tiny.llava(layers=2)
-    compiled = torch.compile(bb.text, backend="eager")
-    ids = torch.randint(10, 200, (1, 9))
-
-    def run(patch: Delta | None) -> Tensor:
-        with torch.no_grad(), bb.applied(patch):
-            return compiled(input_ids=ids, use_cache=False).last_hidden_state
-
-    patches = [None, delta(bb, 1), delta(bb, 2)]
-    wanted = [run(p) for p in patches]
-    go = threading.Event()
-
-    def ask_later(patch: Delta | None) -> Any:
-        go.wait(60)
-        return run(patch)
-
-    results: dict[int, Any] = {}
-    threads = [
-        threading.Thread(target=lambda i=i, p=p: results.update({i: ask_later(p)}))  # type: ignore[misc]
-        for i, p in enumerate(patches)
-    ]
-    for t in threads:
-        t.start()
-    with bb.applied(delta(bb, 9)):  # of this thread alone
-        go.set()
-        for t in threads:
-            t.join(120)
-    for i, want in enumerate(wanted):
-        torch.testing.assert_close(results[i], want)

@@ -119,6 +119,32 @@ def test_a_patch_is_verified(errata, model, picture, tmp_path):
     assert "does not match the hash" in damaged.err
 
 
+def test_patches_of_several_facts_are_made_and_asked_together(errata, model, picture, tmp_path):
+    facts, out = tmp_path / "facts.jsonl", tmp_path / "fixes"
+    rows = ({"prompt": QUESTION, "image": str(picture), "target": "green", "locality": "Which?"},
+            {"prompt": "New thing", "target": "red"})  # fmt: skip
+    facts.write_text("\n".join(map(json.dumps, rows)))
+    edit = ("edit", model, "--editor", "ft_l", "--edits", facts, "--out", out)
+    assert errata(*edit, "--together").code == 2  # of --each
+    made = errata(*edit, "--each", "--together")
+    notes = json.loads((out / "0002/patch.json").read_text())["header"]["notes"]
+    assert len(notes["on_top_of"]) == 1
+    first = [(out / n / "patch.json").read_bytes() for n in ("0001", "0002")]
+    assert errata(*edit, "--each", "--together").code == made.code  # keeps what is there
+    assert [(out / n / "patch.json").read_bytes() for n in ("0001", "0002")] == first
+    apart = errata(*edit, "--each")
+    assert (apart.code, "other settings" in apart.err) == (2, True)
+    ask = ("patch", "verify", "--backbone", model, "--facts", facts)
+    both = errata(*ask, out / "0001", out / "0002")
+    assert ("2 of 2 edited questions" in both.out) == (made.code == 0)
+    assert "of 2 edited questions are answered with their target" in both.out
+    assert "1 questions of T-locality" in both.out
+    assert "1 of 1 edited questions" in errata(*ask, out / "0001").out
+    folder = errata("patch", "verify", out)
+    assert (folder.code, "0001, 0002" in folder.err) == (2, True)
+    assert errata("patch", "verify", out / "0001", "--facts", facts).code == 2  # asks no model
+
+
 def test_an_edit_that_misses_its_target_is_written_and_said(errata, model, tmp_path):
     text = ("--prompt", QUESTION, "--target", "green")
     few = ("--editor", "ft_l", "--set", "lr=1e-6", "--set", "steps=1")

@@ -1,7 +1,8 @@
 """The commands and Python sessions of README and docs run as printed, in order, in one folder.
 
 A comment in front of a block says when it is not, with a reason: `<!-- not run: ... -->`, or
-`<!-- by hand: ... -->` for what takes minutes (`pytest -m by_hand` with this file).
+`<!-- by hand: ... -->` for what takes minutes (`pytest -m by_hand` with this file). A block with a
+file name behind its language is that file; a block `output` is what the block before it prints.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import re
 import shlex
 import string
 import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -20,18 +23,20 @@ import pytest
 
 from errata.cli import main
 from errata.core import registry
+from errata.core.errors import Notice
 from tests.short import short_microworld
 
 ROOT = Path(__file__).parents[2]
 #: In this order: a page may use what an earlier one made.
 PAGES = (
     "README.md",
+    "docs/first-correction.md",
     *(f"docs/{n}.md" for n in ("add-an-editor", "add-a-metric", "add-a-benchmark", "facts")),
     *(f"docs/{n}.md" for n in ("add-a-backbone", "analyses", "pictures", "errors")),
 )
 BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>not run|by hand): (?P<why>[^>]*) -->\n+)?"
-    r"(?:^```(?P<language>\w*)\n(?P<fenced>.*?)^```$"
+    r"(?:^```(?P<language>\w*)(?: (?P<file>[\w.-]+))?\n(?P<fenced>.*?)^```$"
     r"|(?P<indented>(?:^    (?:errata |[A-Z]+=)[^\n]*\n)+))",
     re.MULTILINE | re.DOTALL,
 )
@@ -41,7 +46,7 @@ pytestmark = pytest.mark.trained
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code. mark: "", `not run` or `by hand`, with the reason."""
+    """A block of code. mark: "", `not run` or `by hand`, with the reason. file: its name or ""."""
 
     page: str
     line: int
@@ -49,6 +54,7 @@ class Block:
     text: str
     mark: str
     why: str
+    file: str
 
     @property
     def commands(self) -> list[str]:
@@ -71,9 +77,18 @@ def blocks(page: str) -> list[Block]:
             m["fenced"] or m["indented"],
             m["mark"] or "",
             m["why"] or "",
+            m["file"] or "",
         )
         for m in BLOCK.finditer(text)
     ]
+
+
+@contextmanager
+def notices_are_no_errors() -> Iterator[None]:
+    """Inside, what errata tells its users is printed as they see it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", Notice)
+        yield
 
 
 class Session:
@@ -88,7 +103,9 @@ class Session:
         )
 
     def run(self, block: Block) -> None:
-        if block.language == "python":
+        if block.file:
+            Path(block.file).write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
             self.python(block)
         for line in block.commands:
             self.shell(line, f"{block.page}, block that ends in line {block.line}: {line}")
@@ -98,7 +115,8 @@ class Session:
         name = f"{re.sub(r'[^a-z]', '_', block.page)}{block.line}"
         module = ModuleType(name)
         self.patch.setitem(sys.modules, name, module)
-        exec(compile(block.text, name, "exec"), module.__dict__)
+        with notices_are_no_errors():
+            exec(compile(block.text, name, "exec"), module.__dict__)
         for value in list(vars(module).values()):
             if isinstance(value, type) and value.__module__ == name and "name" in vars(value):
                 kind = f"errata.{value.plugin_kind}"
@@ -112,14 +130,16 @@ class Session:
             self.variables[assigned[1]] = assigned[2]
             return
         assert words[0] == "errata", f"{where}: a program that this test does not run"
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as ended, notices_are_no_errors():
             main(words[1:])
         assert not ended.value.code, where
 
 
 def runs(block: Block) -> bool:
     """Whether it can be run by itself: a command, a session, or a plug-in; not a few lines."""
-    return bool(block.commands) or bool(re.search(r"^(class |import )", block.text, re.M))
+    return bool(block.commands or block.file) or bool(
+        re.search(r"^(class |import )", block.text, re.M)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +155,14 @@ def test_a_page_runs_as_printed(
 ) -> None:
     """The benchmark has fewer cases than the limits of the page."""
     with short_microworld(train=40, dev=8, eval=16):
-        for block in blocks(page):
+        shown = blocks(page)
+        for block, after in zip(shown, [*shown[1:], None], strict=True):
             if not block.mark and runs(block) and block.language != "toml":
                 capsys.readouterr()
                 session.run(block)
-                if block.language == "python":
+                if after is not None and after.language == "output":
+                    assert capsys.readouterr().out == after.text
+                elif block.language == "python":
                     claimed = re.findall(r"^ *print\(.*\)  # (\w+)$", block.text, re.M)
                     assert capsys.readouterr().out.split() == claimed
     if page == "README.md":

@@ -20,7 +20,7 @@ STYLES = ("raw", "easyedit", "chat")
 def load(
     name: str | os.PathLike[str],
     *,
-    dtype: str = "auto",
+    dtype: Any = "auto",
     device: str | None = None,
     device_map: Any = None,
     revision: str | None = None,
@@ -29,15 +29,16 @@ def load(
 ) -> Backbone:
     """A bundled model, a folder or a hub id; the family is found from its config.
 
-    style: how a prompt is written: `raw`, `easyedit` or `chat`; None: with the model's chat
-    template if it has one, else raw. Raises BadSpec for a style that does not exist, or a dtype or
-    device that this machine does not have, BadBackbone for a model that does not exist, that no
-    family accepts, or that cannot be loaded.
+    dtype: `auto`, a name or a torch.dtype. style: how a prompt is written: `raw`, `easyedit` or
+    `chat`; None: with the model's chat template if it has one, else raw. Raises BadSpec for a style
+    that does not exist, or a dtype or device that this machine does not have, BadBackbone for a
+    model that does not exist, that no family accepts, or that cannot be loaded.
     """
     from errata.core.hooks.modes import ordinary
 
     name = _checked_name(name)
     check_style(style)
+    dtype = str(dtype).removeprefix("torch.")
     _check_device(dtype, device)
     classes = _families()
     family = next((c for c in classes.values() if name in c.bundled), None)
@@ -73,6 +74,9 @@ def wrap(model: Any, processor: Any, *, name: str = "", style: str | None = None
     from torch import nn
 
     check_style(style)
+    if name is not None and not isinstance(name, (str, os.PathLike)):
+        raise BadSpec(f"the name of a model is a text, not {_kind(name)}.")
+    name = os.fspath(name or "")
     config: Any = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or not hasattr(config, "to_dict"):
         raise BadBackbone(
@@ -156,14 +160,16 @@ def _config(name: str, revision: str | None, trust_remote_code: bool) -> dict[st
 def _check_device(dtype: str, device: str | None) -> None:
     import torch
 
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+    number = getattr(torch, dtype, None)
+    if dtype != "auto" and not (isinstance(number, torch.dtype) and number.is_floating_point):
         raise BadSpec(f"unknown dtype '{dtype}'. Known: auto, float32, bfloat16, float16.")
     try:
-        kind = torch.device(device).type if device is not None else "cpu"
-    except RuntimeError:
+        place = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError):
         raise BadSpec(f"unknown device '{device}'. Known: cpu, cuda, cuda:1, mps.") from None
-    absent = (kind == "cuda" and not torch.cuda.is_available()) or (
-        kind == "mps" and not torch.backends.mps.is_available()
-    )
-    if absent:
-        raise BadSpec(f"this machine has no usable device '{device}'. Leave --device out, or cpu.")
+    try:
+        torch.zeros(1, device=place).cpu()
+    except Exception:  # whatever the library of a device says that is not there
+        raise BadSpec(
+            f"this machine has no usable device '{device}'. Leave --device out, or cpu."
+        ) from None

@@ -28,7 +28,10 @@ from errata.core.errors import BadBackbone
 from errata.core.types import digest
 
 #: segments of module names that only wrappers have
-_WRAPPERS = ("_orig_mod", "base_layer", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = (
+    *("_orig_mod", "base_layer", "token_adapter"),
+    *("_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+)
 #: fields of a configuration that change no output
 _SILENT = (
     *("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"),
@@ -230,14 +233,26 @@ def _adapter_tensors(path: str, module: Any) -> Iterator[tuple[str, Tensor]]:
                     part = child[adapter]
                     parts = {"": part} if isinstance(part, Tensor) else part.state_dict()
                     found.update({f"{name}.{k}": v for k, v in parts.items()})
-        ups = [v for k, v in found.items() if k.startswith(("lora_B", "lora_embedding_B"))]
-        if not found or (ups and not any(bool(v.any()) for v in ups)):
+        if not _acts(found, module, adapter):
             continue
         scaling = dict(getattr(module, "scaling", {})).get(adapter, 1.0)
         found["scaling"] = torch.tensor(float(scaling))
         for name, tensor in found.items():
             yield f"{path} adapter {number} {name}", tensor
         number += 1
+
+
+def _acts(found: Mapping[str, Tensor], module: Any, adapter: str) -> bool:
+    """Whether an adapter can change outputs, as far as its kind is known."""
+    magnitude = any(k.startswith("lora_magnitude") for k in found)
+    for start in ("lora_B", "lora_embedding_A"):  # what LoRA starts from as zeros
+        factors = [v for k, v in found.items() if k.startswith(start)]
+        if factors and not magnitude and not any(bool(v.any()) for v in factors):
+            return False
+    tokens = found.get("trainable_tokens_delta.")
+    if tokens is not None:
+        return not torch.equal(tokens, module.trainable_tokens_original[adapter])
+    return bool(found)
 
 
 def _prompt_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
@@ -362,15 +377,16 @@ class Watch:
         numbers = [t.numel() for t in self.tensors]
         whole = sum(numbers) <= _ALL
         for t, n in zip(self.tensors, numbers, strict=True):
-            if n and t.is_contiguous():
+            if n:
                 step = 1 if whole or n <= _SOME else n // _SOME
-                part = t.as_strided(((n - 1) // step + 1,), (step,))
+                dense = _in_order(t)
+                part = dense.as_strided(((n - 1) // step + 1,), (step,))
                 groups.setdefault((t.device, t.dtype), []).append(part)
         # as bytes: a NaN equals itself
         return [torch.cat(g).view(torch.uint8) for g in groups.values()]
 
     def _texts(self) -> list[Any]:
-        tokenizer, processor = self.tokenizer, self.processor
+        tokenizer, processor = _present(self.processor, self.tokenizer), self.processor
         images = getattr(processor, "image_processor", None)
         return [
             _shallow(self.model.config),
@@ -382,6 +398,19 @@ class Watch:
             _shallow(processor),
             _shallow(images) if images is not None else None,
         ]
+
+
+def _present(processor: Any, tokenizer: Any) -> Any:
+    """The tokenizer that a processor has now: it may have been replaced since it was wrapped."""
+    return getattr(processor, "tokenizer", tokenizer)
+
+
+def _in_order(tensor: Tensor) -> Tensor:
+    """The values of a tensor, contiguous: a view if they lie together, in whatever order."""
+    if tensor.is_contiguous():
+        return tensor
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return tensor.permute(order).contiguous()
 
 
 def _shallow(value: Any, depth: int = 0) -> Any:
@@ -428,7 +457,9 @@ class ModelIdentity:
                 "weights": self._weights,
                 "config": configuration(self.model),
                 "processing": processing(self.processor),
-                "tokens": tokens(self.tokenizer, chat_template(self.processor)),
+                "tokens": tokens(
+                    _present(self.processor, self.tokenizer), chat_template(self.processor)
+                ),
             }
         )
         if weights_moved or texts_moved:

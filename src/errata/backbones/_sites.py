@@ -122,7 +122,10 @@ def _block_sites(prefix: str, block: nn.Module, stream: str, missing: list[str])
             missing.append(f"{prefix}.attn.{part}")
     for part, norm in (
         ("norm", _child(block, _ATTENTION_NORMS)),
-        *((name, _child(inner, names) if inner else None) for name, names in _HEAD_NORMS.items()),
+        *(
+            (name, _child(inner, names) if inner is not None else None)
+            for name, names in _HEAD_NORMS.items()
+        ),
     ):
         if norm is not None:
             sites.append(Site(f"{prefix}.attn.{part}", norm, norm, stream))

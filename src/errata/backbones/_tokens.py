@@ -13,7 +13,7 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from errata.core.errors import BadBackbone, BadEdit, BadImage
+from errata.core.errors import BadBackbone, BadEdit, BadImage, one_line
 from errata.core.types import Image
 from errata.io.images import hash_image, load_image, split_uri
 
@@ -116,7 +116,7 @@ def _processed(
     try:
         return process(picture)
     except Exception as e:  # whatever a third party's processor raises, on this picture or on any
-        reason = " ".join(str(e).split())[:160].rstrip(".") or type(e).__name__
+        reason = one_line(e)
         try:
             process(Pillow.fromarray(np.full((64, 64, 3), 127, dtype=np.uint8)))
         except Exception:
@@ -225,7 +225,7 @@ def template_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:  # a template is a program of a third party
-        reason = " ".join(str(e).split())[:160].rstrip(".") or type(e).__name__
+        reason = one_line(e)
         raise BadBackbone(
             f"{name}: its chat template cannot be used ({reason}). Load the model with --style raw "
             "or easyedit."

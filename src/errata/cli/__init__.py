@@ -34,7 +34,7 @@ from errata.cli import (
 )
 from errata.cli.shared.printing import finish_printing, printable, readable_warnings, say
 from errata.core import registry
-from errata.core.errors import BadSpec, UserError
+from errata.core.errors import BadSpec, UserError, one_line
 
 app = typer.Typer(
     name="errata",
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(
             f"errata: {theirs}"
             if theirs
-            else f"errata: this is a bug: {type(e).__name__}: {_reason(e)} "
+            else f"errata: this is a bug: {type(e).__name__}: {one_line(e)}. "
             "Please report it with the output of the same command and --debug."
         )
         sys.exit(2 if theirs else 1)
@@ -139,7 +139,7 @@ def _not_ours(error: Exception) -> str:
     """One line for what is no bug of errata: a plug-in, the system or the memory; "" for a bug."""
     if plugin := registry.blamed(error):
         return (
-            f"{plugin} failed: {type(error).__name__}: {_reason(error)} Report it to its authors "
+            f"{plugin} failed: {type(error).__name__}: {one_line(error)}. Report it to its authors "
             "with the output of --debug, or remove the package."
         )
     if isinstance(error, OSError) and error.filename is not None:
@@ -147,11 +147,6 @@ def _not_ours(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory. Close other programs, or choose smaller --rows."
     return ""
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "no reason given"
-    return f"{text if len(text) <= 300 else text[:300] + ' ...'}".rstrip(".") + "."
 
 
 def _fail(line: str) -> None:

@@ -64,16 +64,15 @@ def analyze(
     Cases are taken from the benchmark in order; they are not filtered by the model's answers.
     """
     look = make_analysis(analysis, own, layer)
-    from errata.core.files import check_folder
     from errata.core.locks import locked
-    from errata.figures.plots import write_findings
+    from errata.figures.plots import check_out, write_findings
 
-    check_folder(out)
-    _check_patches(look, patch, editor)
+    check_out(out, look.name)
+    heads = _check_patches(look, patch, editor)
     ed = _editor(look, editor, preset, settings, state)
     prepared = options.load_state(state, ed) if ed is not None else None
     cases, spec = _cases(look, benchmark, root=root, seed=seed, limit=limit)
-    bb = model.load()
+    bb = model.load(heads)
     from errata.cli.shared.progress import reporting
     from errata.core.analysis import Subject
     from errata.io.patch_folder import load
@@ -103,16 +102,17 @@ def make_analysis(name: str, pairs: list[str] | None, layers: list[int] | None) 
     return analysis
 
 
-def _check_patches(look: Analysis, patches: list[Path] | None, editor: str | None) -> None:
-    """Before a model is loaded. Raises BadSpec or BadPatch."""
+def _check_patches(
+    look: Analysis, patches: list[Path] | None, editor: str | None
+) -> list[dict[str, Any]]:
+    """The heads of the patches, before a model is loaded. Raises BadSpec or BadPatch."""
     from errata.io.patch_folder import read_head
 
     if patches and not look.takes_patch:
         raise BadSpec(f"analysis '{look.name}' takes no patch. Leave out --patch.")
     if patches and editor is not None:
         raise BadSpec("--patch is a saved edit, --editor makes edits. Give one of them.")
-    for folder in patches or ():
-        read_head(folder)
+    return [read_head(folder) for folder in patches or ()]
 
 
 def _passed(pairs: list[str] | None, layers: list[int] | None) -> dict[str, Any]:

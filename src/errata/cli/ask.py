@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from errata.benchmarks.facts.edits import referenced
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import print_json, say
@@ -32,7 +33,7 @@ def ask(
     as_json: options.AsJson = False,
 ) -> None:
     """Ask a model one question and print its greedy answer."""
-    picture = options.referenced(image)
+    picture = referenced(image)
     from errata.io.patch_folder import load, read_head
 
     # a wrong folder is reported before a model is loaded

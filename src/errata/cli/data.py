@@ -57,14 +57,21 @@ def example(
     """Write an example of own facts: facts.jsonl, its images, and the JSON Schema of a row."""
     from importlib.resources import as_file, files
 
-    from errata.core.files import write_bytes
+    from errata.core.files import check_folder, write_bytes
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadData(f"{out} exists and is not an empty folder. Choose another --out.")
+    check_folder(out, BadData)
     with as_file(files("errata.benchmarks.facts")) as package:
-        for file in (package / "schema.json", *sorted((package / "example").rglob("*.*"))):
-            name = file.relative_to(package / "example") if "example" in file.parts else file.name
-            write_bytes(out / name, file.read_bytes())
+        paths = [p for p in (package / "example").rglob("*") if p.is_file()]
+        contents = {p.relative_to(package / "example"): p.read_bytes() for p in sorted(paths)}
+        contents[Path("schema.json")] = (package / "schema.json").read_bytes()
+    there = [p for p in out.rglob("*") if not p.is_dir()]  # those of a killed command are kept
+    for path in there:
+        if not path.is_file() or contents.get(path.relative_to(out)) != path.read_bytes():
+            raise BadData(f"{out} holds other files, such as {path}. Choose another --out.")
+    if len(there) == len(contents):
+        raise BadData(f"{out} holds the example already. Use it, or choose another --out.")
+    for name, data in contents.items():
+        write_bytes(out / name, data)
     say(f"example written to {out}: errata data verify facts:{out / 'facts.jsonl'}")
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from errata.benchmarks.facts.edits import make_edit, read_edits
 from errata.cli.shared import options
-from errata.cli.shared.edits import make_edit, read_edits
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import fall_short, say, show_table
 from errata.core.errors import BadEdit, BadPatch, BadSpec
@@ -23,6 +24,27 @@ if TYPE_CHECKING:
     from errata.evaluation.verify import EditCheck
 
 SHOWN = 20
+
+
+Each = Annotated[
+    bool,
+    typer.Option(
+        "--each", help="One patch per edit, in DIR/0001 and so on; those that exist are kept."
+    ),
+]
+Together = Annotated[
+    bool,
+    typer.Option(
+        "--together",
+        help="With --each: find each patch on top of the earlier ones, one after the other, "
+        "and ask all edits with all patches applied.",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace patches that are in DIR already.")]
+OnTopOf = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="DIR", help="A patch to edit on top of; repeatable, in order."),
+]
 
 
 @takes_model()
@@ -50,19 +72,10 @@ def edit(
         Path | None,
         typer.Option(metavar="FILE.jsonl", help="Many edits, one JSON object per line."),
     ] = None,
-    each: Annotated[
-        bool,
-        typer.Option(
-            "--each", help="One patch per edit, in DIR/0001 and so on; those that exist are kept."
-        ),
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace patches that are in DIR already.")
-    ] = False,
-    patch: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="A patch to edit on top of; repeatable, in order."),
-    ] = None,
+    each: Each = False,
+    together: Together = False,
+    force: Force = False,
+    patch: OnTopOf = None,
     preset: options.Preset = None,
     settings: options.Settings = None,
     state: options.StateDir = None,
@@ -79,6 +92,8 @@ def edit(
     Prints the answers before and after the edit. An edit that is not answered with its target is
     saved all the same; the command then ends with exit code 3.
     """
+    if together and not each:
+        raise BadSpec("--together says how the patches of --each are found. Give --each too.")
     requested = _requested(prompt, target, image, subject, edits)
     check_out(out, each=each, force=force)
     if not each:
@@ -87,19 +102,22 @@ def edit(
     if ed is None and (preset is not None or settings or state is not None):
         raise BadSpec("--preset, --set and --state belong to an editor. Name it with --editor.")
     prepared = None if ed is None else options.load_state(state, ed)
-    bb = model.load()
+    from errata.io.patch_folder import load, read_head
+
+    bb = model.load([read_head(folder) for folder in patch or ()])
     if ed is None:
         ed = _chosen(bb, requested)
     ed = ed.for_backbone(bb)
     if prepared is None and ed.uses_state and not ed.needs_state:
         prepared = _collect(bb, ed, benchmark, root, seed)
     from errata.core.locks import locked
-    from errata.io.patch_folder import load
 
     with locked(out), bb.applied(*(load(folder, bb) for folder in patch or ())):
+        check_out(out, each=each, force=force)  # another command may have written it meanwhile
         checks = _make(
-            bb, ed, requested, prepared, out, each=each, rows=rows, seed=seed, force=force
-        )
+            bb, ed, requested, prepared, out, each=each, rows=rows, seed=seed, force=force,
+            together=together,
+        )  # fmt: skip
     missed = [c for c in checks if not c.kept]
     if missed:
         fall_short(
@@ -110,14 +128,18 @@ def edit(
 
 def _make(
     bb: Backbone, ed: Editor, edits: list[Edit], state: State | None, out: Path, *,
-    each: bool, rows: int, seed: int, force: bool,
+    each: bool, rows: int, seed: int, force: bool, together: bool,
 ) -> list[EditCheck]:  # fmt: skip
     """Finds the patches, on top of what is applied, saves them and prints the answers."""
     from errata.io.patch_folder import load, save
+    from errata.patches.stack import stacked
 
     if each:
-        folders = _write_each(bb, ed, edits, state, out, rows, seed, force)
+        write = _write_in_order if together else _write_each
+        folders = write(bb, ed, edits, state, out, rows, seed, force)
         patches = [load(folder, bb) for folder in folders]
+        if together:
+            patches = [stacked(*patches)] * len(edits)
     else:
         joint = ed.edit(bb, edits, state, seed=seed).patch
         patches = [joint] * len(edits)
@@ -263,9 +285,37 @@ def _write_each(
     return folders
 
 
+def _write_in_order(
+    bb: Backbone,
+    ed: Editor,
+    edits: list[Edit],
+    state: State | None,
+    out: Path,
+    rows: int,
+    seed: int,
+    force: bool,
+) -> list[Path]:
+    """As `_write_each`, each patch on top of the earlier ones."""
+    from errata.io.patch_folder import load, save
+
+    folders: list[Path] = []
+    with ExitStack() as live:
+        for number, edit in enumerate(edits, 1):
+            folder = out / f"{number:04d}"
+            made = not force and _is_made(folder, bb, ed, edit, seed)
+            if not made or ed.uses_state:  # the state of the next edit comes from this one
+                result = ed.edit(bb, [edit], state, seed=seed)
+                state = result.state or state
+                save(result.patch, folder)
+            live.enter_context(bb.applied(load(folder, bb)))
+            folders.append(folder)
+    return folders
+
+
 def _is_made(folder: Path, bb: Backbone, ed: Editor, edit: Edit, seed: int) -> bool:
     """Whether the folder holds this edit by this editor. Raises BadPatch if it holds another."""
     from errata.core.files import exists, finish_folder, from_plain, visible
+    from errata.core.patch import flat_on_row, tops
     from errata.io.patch_folder import read_edits, read_head
 
     if folder.is_dir():
@@ -274,11 +324,13 @@ def _is_made(folder: Path, bb: Backbone, ed: Editor, edit: Edit, seed: int) -> b
         return False
     head = read_head(folder)
     there = {k: head["header"].get(k) for k in ("editor", "arguments", "fingerprint", "seed")}
+    there["below"] = sorted((head["header"].get("notes") or {}).get("on_top_of", ()))
     wanted = {
         "editor": ed.name,
         "arguments": from_plain({"preset": ed.preset, **ed.passed}),
         "fingerprint": bb.fingerprint(),
         "seed": seed,
+        "below": sorted(tops(flat_on_row(bb.hooks.stack, 0))),
     }
     if there != wanted or read_edits(folder, head) != [edit]:
         raise BadPatch(

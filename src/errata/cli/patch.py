@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions
 from errata.cli.shared.printing import fall_short, print_json, say
-from errata.core.errors import BadImage, BadPatch
+from errata.core.errors import BadImage, BadPatch, BadSpec
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
@@ -43,45 +44,76 @@ def show(folder: Folder, as_json: options.AsJson = False) -> None:
 
 @app.command("verify")
 def verify(
-    folder: Folder,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Folders with patch.json, in order."),
+    ],
     backbone: Annotated[
         str | None,
-        typer.Option(help="Also check that the patch was made for this model, and ask its edits."),
+        typer.Option(
+            help="Also check that the patches were made for this model, and ask their edits, with "
+            "all patches applied together."
+        ),
+    ] = None,
+    facts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="The file that the edits were made from: its other questions are asked too.",
+        ),
     ] = None,
 ) -> None:
-    """Check that a patch and its images are unchanged and, with --backbone, that its edits hold.
+    """Check that patches and their images are unchanged and, with --backbone, that the edits hold.
 
-    Ends with exit code 3 if an edit is not answered with its target, or cannot be asked.
+    Ends with exit code 3 if a question does not have the answer that it should have, or cannot be
+    asked.
     """
     from errata.io.patch_folder import load, read_head
 
-    bb = ModelOptions(backbone).load([read_head(folder)]) if backbone is not None else None
-    patch = load(folder, bb)
-    not_finite = [k for k, v in patch.state_dict().items() if not bool(v.isfinite().all())]
-    if not_finite:
-        raise BadPatch(f"{folder} holds NaN or infinite numbers in {', '.join(not_finite[:3])}.")
-    sites = ", ".join(sorted(patch.sites)) or "none"
-    say(f"{folder}: undamaged, {len(patch.edits)} edits, sites {sites}")
-    problems = [reason for e in patch.edits for reason in _image_problems(e)]
-    for reason in problems:
-        say(f"image: {reason}")
-    lost = [*problems, *(_lost(bb, patch) if bb is not None else [])]
+    if facts is not None and backbone is None:
+        raise BadSpec("--facts asks a model. Name it with --backbone.")
+    heads = [read_head(folder) for folder in folders]
+    bb = ModelOptions(backbone).load(heads) if backbone is not None else None
+    patches, lost = [load(folder, bb) for folder in folders], []
+    for folder, patch in zip(folders, patches, strict=True):
+        not_finite = [k for k, v in patch.state_dict().items() if not bool(v.isfinite().all())]
+        if not_finite:
+            raise BadPatch(
+                f"{folder} holds NaN or infinite numbers in {', '.join(not_finite[:3])}."
+            )
+        say(f"{folder}: undamaged, {len(patch.edits)} edits, {_places(patch)}")
+        problems = [reason for e in patch.edits for reason in _image_problems(e)]
+        for reason in problems:
+            say(f"image: {reason}")
+        lost += problems
+    if bb is not None:
+        lost += _lost(bb, patches, facts)
     if lost:
-        fall_short(f"{folder} does not hold: {lost[0]}.")
+        what = f"{folders[0]} does" if len(folders) == 1 else f"{len(folders)} patches together do"
+        fall_short(f"{what} not hold: {lost[0].rstrip('.')}.")
 
 
-def _lost(bb: Backbone, patch: Patch) -> list[str]:
-    """What is wrong with the edits of a patch, asked on its model; printed."""
-    from errata.evaluation.verify import verify_patch
+def _places(patch: Patch) -> str:
+    sites = sorted(patch.sites)
+    shown = ", ".join(sites[:4]) or "none"
+    return f"sites {shown}{f' and {len(sites) - 4} more' if len(sites) > 4 else ''}"
+
+
+def _lost(bb: Backbone, patches: Sequence[Patch], facts: Path | None) -> list[str]:
+    """What is wrong with the answers of patches, asked together on their model; printed."""
+    from errata.evaluation.verify import verify as asked
 
     say(f"made for {bb.name} ({bb.fingerprint()[:12]})")
-    checks = verify_patch(bb, patch)
-    kept = sum(c.kept for c in checks)
-    say(f"{kept} of {len(checks)} edited questions are answered with their target")
-    wrong = [str(c) for c in checks if not c.kept]
-    for line in wrong:
-        say(f"edit: {line}")
-    return wrong
+    checks = asked(bb, patches, facts)
+    for kind in {c.probe.kind: c.probe.kind_info for c in checks}.values():
+        kept = [c.kept for c in checks if c.probe.kind == kind.name]
+        what = "with their target" if kind.expects_target else "as without the patch"
+        named = "edited questions" if kind.main else f"questions of {kind.heading}"
+        say(f"{sum(kept)} of {len(kept)} {named} are answered {what}")
+    wrong = [c for c in checks if not c.kept]
+    for check in wrong:
+        say(f"{'edit' if check.probe.kind_info.main else check.probe.kind}: {check}")
+    return [str(c) for c in wrong]
 
 
 def _image_problems(edit: Any) -> list[str]:

@@ -109,10 +109,8 @@ def _without_preset(kind: str, name: str) -> str:
 
 def _bundled(name: str) -> tuple[dict[str, Any], str]:
     """A bundled model: facts, and its card."""
-    (family,) = (
-        n for n in registry.names("backbones") if name in registry.load("backbones", n).bundled
-    )
-    cls = registry.load("backbones", family)
+    families = registry.usable("backbones").items()
+    family, cls = next((n, c) for n, c in families if name in c.bundled)
     folder = files("errata") / "assets" / name
     states = folder / "states"
     facts = {

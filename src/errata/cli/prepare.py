@@ -61,6 +61,8 @@ def prepare(
     cases, start = loaded.cases[:limit], time.monotonic()
     workplace = out or _workplace(home(), ed, bb, spec, limit, seed)
     with locked(workplace) if _writes() else nullcontext():
+        if out is not None and _writes():
+            check_out(out, force=force)  # another command may have written it meanwhile
         with reporting(editor) as progress:
             work = PrepareContext(workplace, progress if _writes() else None)
             state = ed.prepare(bb, cases, seed=seed, work=work)

@@ -79,14 +79,14 @@ def report(
     HTML file, after the runs or alone.
     """
     runs = runs or []
-    from errata.core.files import check_folder
-
     if html is not None:
         from errata.report.html import check_out
 
         check_out(html)
     if plots is not None:
-        check_folder(plots)
+        from errata.figures.plots import check_out as check_plots
+
+        check_plots(plots, _plots_name(vary or []))
     if analysis and html is None:
         raise BadSpec("--analysis DIR goes into an HTML report. Give --html FILE too.")
     if bool(vary) != (plots is not None):
@@ -138,8 +138,12 @@ def _plot(runs: list[Path], vary: list[str], scorer: str, plots: Path) -> list[P
         "backbone": ", ".join(dict.fromkeys(s.backbone for s in settings)),
         "benchmark": ", ".join(dict.fromkeys(s.benchmark for s in settings)),
     }
-    name = f"{'grid' if pair else 'vary'}-{'-'.join(pair or vary)}"
-    return write_findings(findings, plots, name, about)
+    return write_findings(findings, plots, _plots_name(vary), about)
+
+
+def _plots_name(vary: list[str]) -> str:
+    pair = _grid_names(vary)
+    return f"{'grid' if pair else 'vary'}-{'-'.join(pair or vary)}"
 
 
 def compare(

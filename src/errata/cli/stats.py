@@ -69,6 +69,7 @@ def stats(
 
     started = time.monotonic()
     with locked(out):
+        check_out(out, force=force)  # another command may have written it meanwhile
         if texts is not None:
             from errata.algorithms.locate_then_edit.layer_stats import StatsSettings, collect
             from errata.cli.shared.progress import reporting

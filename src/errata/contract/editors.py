@@ -230,6 +230,27 @@ def holds_asking(editor: Editor, world: World) -> None:
             assert bb.generate(one, [6])[0] == said[b], prompt.text
 
 
+def holds_loaded_rows(editor: Editor, world: World) -> None:
+    """Patches act in rows as they do alone, in whatever order a file holds their tensors."""
+    bb = world.backbone
+    state = _state(editor, world)
+    if state is not None:
+        store(state)
+    found = [f.patch for f in _edit_rows(editor, world, world.edits)]
+    loaded = []
+    for i, patch in enumerate(found):
+        settings, tensors = pack(patch)
+        names = sorted(tensors, reverse=bool(i % 2))
+        loaded.append(bb.place(unpack(settings, {name: tensors[name] for name in names})))
+    rows = torch.arange(len(found))
+    prompts = [e.prompt for e in world.edits]
+    together = []
+    for patches in (found, loaded):
+        with bb.applied(Rows(patches)):
+            together.append(bb.logits(bb.encode(prompts, rows=rows.tolist()), rows=rows))
+    assert torch.equal(*together), "loaded patches act on other rows or sites"
+
+
 def holds_joint(editor: Editor, world: World) -> None:
     """A joint edit is one patch that names all its edits."""
     patch = _edit(editor, world, world.edits).patch

@@ -163,6 +163,11 @@ class Editor(ABC):
         self.config: Any = parse_config("editor", self.name, self.Config, {**chosen, **self.passed})
         self._refuse_idle(chosen)
 
+    def __repr__(self) -> str:
+        chosen = {} if self.preset is None else {"preset": self.preset}
+        given = "".join(f", {k}={v!r}" for k, v in {**chosen, **self.passed}.items())
+        return f"{type(self).__name__}({self.name!r}{given})"
+
     def idle(self) -> Mapping[str, str]:
         """Settings that change nothing, as the others are: name -> why, as in "memory_weight=0".
 

@@ -14,6 +14,19 @@ MOST_NAMES = 30
 """A longer list of names is not printed."""
 
 
+def one_line(error: object, most: int = 200) -> str:
+    """What a library says, for a message: one line without a full stop at the end, in whole words.
+
+    Where the error says nothing, its type.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > most:
+        cut = text[: most + 1].rpartition(" ")[0] or text[:most]
+        text = f"{cut.rstrip('.,:;( ')} ..."
+        return text
+    return text.rstrip(".")
+
+
 class UserError(Exception):
     """Base of all errors that the user can fix."""
 

@@ -159,6 +159,10 @@ class Patch(Hook, nn.Module, ABC):
         """
         return None
 
+    def between(self, below: Sequence[Patch], above: Sequence[Patch]) -> Patch:
+        """Of a row patch: the same with these patches in each row, below and above its own."""
+        raise NotImplementedError
+
     def with_header(self, header: Header, edits: Sequence[Edit]) -> Self:
         self.header = header
         self.edits = tuple(edits)
@@ -278,9 +282,10 @@ def settled(hooks: Iterable[Hook]) -> list[Hook]:
 
     A patch whose questions all get another answer by later patches is left out. Of others the edit
     alone is left out, where the patch can be cut (`Patch.keep`). A later patch that was found on
-    top of an earlier one needs it, so that both stay.
+    top of an earlier one needs it, so that both stay. What a row contradicts, or what contradicts a
+    row, is settled in that row.
     """
-    all_hooks = flat(hooks)
+    all_hooks = _in_rows(flat(hooks))
     again = _edited_again(all_hooks)
     out: list[Hook] = []
     for i, hook in enumerate(all_hooks):
@@ -291,6 +296,33 @@ def settled(hooks: Iterable[Hook]) -> list[Hook]:
             rest = [n for n in range(len(hook.edits)) if n not in lost]
             out.append(hook.keep(rest) or hook)
     return out
+
+
+def _in_rows(hooks: list[Hook]) -> list[Hook]:
+    """The same hooks; a patch and a row patch that contradict each other become one row patch."""
+    at = next((i for i, h in enumerate(hooks) if h.rows is not None and h.members()), None)
+    if at is None:
+        return hooks
+    rows = hooks[at]
+    below = [h for h in hooks[:at] if _contradict(h, rows)]
+    above = [h for h in hooks[at + 1 :] if _contradict(h, rows)]
+    if not isinstance(rows, Patch) or not (below or above):
+        return hooks
+    moved = rows.between(
+        [h for h in below if isinstance(h, Patch)], [h for h in above if isinstance(h, Patch)]
+    )
+    away = {id(h) for h in (*below, *above)}
+    return [moved if h is rows else h for h in hooks if id(h) not in away]
+
+
+def _contradict(hook: Hook, rows: Hook) -> bool:
+    """Whether a patch and a row of a row patch give a question two answers."""
+    if not isinstance(hook, Patch) or hook.rows is not None or not hook.edits or trainable(hook):
+        return False
+    texts = {e.prompt.text for e in hook.edits}
+    members = [m for m in rows.members() or () if isinstance(m, Patch)]
+    alike = [m for m in members if texts & {e.prompt.text for e in m.edits}]
+    return any(_edited_again([hook, p]) for m in alike for p in parts_of(m))
 
 
 def remarks(stack: Iterable[Hook], added: Iterable[Hook]) -> list[str]:

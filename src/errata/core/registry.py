@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from errata.core.errors import BadPlugin, UnknownName
+from errata.core.errors import BadPlugin, UnknownName, one_line
 
 KINDS = (
     *("patches", "gates", "editors", "backbones", "benchmarks", "protocols", "metrics"),
@@ -90,8 +90,9 @@ def _loaded(kind: str, point: EntryPoint) -> type[Any]:
     try:
         found = point.load()
     except (Exception, SystemExit) as e:
-        reason = " ".join(str(e).split())[:200]
-        raise BadPlugin(f"{what} cannot be loaded: {type(e).__name__}: {reason}. {mend}") from e
+        raise BadPlugin(
+            f"{what} cannot be loaded: {type(e).__name__}: {one_line(e)}. {mend}"
+        ) from e
     if not inspect.isclass(found) or vars_of(found, "plugin_kind") != kind:
         raise BadPlugin(f"{what} is no class of that kind: {point.value} is {found!r}. {mend}")
     if inspect.isabstract(found):
@@ -106,20 +107,31 @@ def vars_of(cls: type, name: str) -> Any:
 
 
 def blamed(error: BaseException) -> str:
-    """The plug-in of another package in whose code an error was raised; "" for none."""
-    theirs = {
-        point.value.partition(":")[0].partition(".")[0]: (kind, point)
-        for kind in KINDS
-        for point in entry_points(group=_package(kind))
-    }
+    """The plug-in of another package in whose code an error was raised; "" for none.
+
+    Where the code belongs to several plug-ins of a package, the package alone.
+    """
+    theirs = [(kind, point) for kind in KINDS for point in entry_points(group=_package(kind))]
     trace, found = error.__traceback__, ""
     while trace is not None:
-        root = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        if root in theirs:
-            kind, point = theirs[root]
-            found = f"{singular(kind)} '{point.name}' of the package {_package_of(point)}"
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        found = _owner(theirs, module) or found
         trace = trace.tb_next
     return found
+
+
+def _owner(theirs: Sequence[tuple[str, EntryPoint]], module: str) -> str:
+    """Whose code a module is: a plug-in and its package, or the package of several; "" for none."""
+    root = module.partition(".")[0]
+    modules = [point.value.partition(":")[0].strip() for _, point in theirs]
+    package = [t for t, m in zip(theirs, modules, strict=True) if m.partition(".")[0] == root]
+    exact = [t for t, m in zip(theirs, modules, strict=True) if m == module]
+    if not package:
+        return ""
+    if len(near := exact or package) > 1:
+        return f"a plug-in of the package {_package_of(near[0][1])}"
+    kind, point = near[0]
+    return f"{singular(kind)} '{point.name}' of the package {_package_of(point)}"
 
 
 def names(kind: str) -> list[str]:

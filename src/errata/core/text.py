@@ -42,13 +42,14 @@ _STOPS = frozenset(
 _SINGLE = "\u2018\u2019\u201a\u201b\u2039\u203a\u02bb\u02bc\u2032\u05f3\u00b4\u300e\u300f"
 _DOUBLE = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\u05f4\u300c\u300d\u301d\u301e\u301f"
 _DOUBLE += "\u300a\u300b\u3008\u3009"
-#: Signs that are one for a reader. Persian and Urdu write two letters with their own code points.
+#: Signs that are one for a reader. Persian and Urdu write two letters with their own code points;
+#: Romanian letters have a comma below, and in many fonts and texts a cedilla.
 _SIGNS = {
     **dict.fromkeys(map(ord, _SINGLE), "'"),
     **dict.fromkeys(map(ord, _DOUBLE), '"'),
     0x2212: "-", 0x301C: "~", 0x060C: ",", 0x061B: ";", 0x061F: "?", 0x066A: "%", 0x066B: ".",
     0x066C: ",", 0x2044: "/", 0x2028: "\n", 0x2029: "\n", 0x85: "\n", 0x064A: "\u06cc",
-    0x0643: "\u06a9",
+    0x0643: "\u06a9", 0x0219: "\u015f", 0x021B: "\u0163",
 }  # fmt: skip
 #: Unseen, though not of the category Cf: joiners of graphemes, fillers, variation selectors.
 _UNSEEN = re.compile(
@@ -59,6 +60,11 @@ _UNSEEN = re.compile(
 _PRINTED = re.compile("[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd]")
 _JOINERS = "\u200c\u200d"
 _FLAG = "\U0001f3f4"  # a black flag, which unseen tags turn into that of a country
+#: Thai and Lao: a vowel that is typed as two, and a tone mark before the mark that lies below it.
+_TYPED = (
+    ("\u0e40\u0e40", "\u0e41"), ("\u0ec0\u0ec0", "\u0ec1"),
+    ("([\u0e48-\u0e4b])\u0e4d", "\u0e4d\\1"), ("([\u0ec8-\u0ecb])\u0ecd", "\u0ecd\\1"),
+)  # fmt: skip
 #: A letter with virama and joiner, and the one letter that is written for it today.
 _JOINED = {
     "\u0d23\u0d4d\u200d": "\u0d7a", "\u0d28\u0d4d\u200d": "\u0d7b", "\u0d30\u0d4d\u200d": "\u0d7c",
@@ -161,9 +167,14 @@ def _compatible(text: str) -> str:
             apart = " " if out and out[-1][-1:].isdigit() else ""
             out.append(apart + unicodedata.normalize("NFKC", part))
         else:
-            # `normalize` would write a spacing accent as a space and a combining one
-            out.append(unicodedata.normalize("NFKC", part.replace("\u00b4", "'")))
-    return unicodedata.normalize("NFC", "".join(out))
+            # `normalize` would write a spacing accent as a space and a combining one, and a double
+            # prime as two
+            plain = part.replace("\u00b4", "'").replace("\u2033", '"')
+            out.append(unicodedata.normalize("NFKC", plain))
+    text = unicodedata.normalize("NFC", "".join(out))
+    for typed, written in _TYPED:
+        text = re.sub(typed, written, text)
+    return text
 
 
 def _seen(text: str) -> str:

@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from errata.core.errors import BadEdit, BadImage, BadSpec
+from errata.core.errors import BadEdit, BadImage, BadSpec, one_line
 from errata.core.kinds import KINDS, ProbeKind
 
 if TYPE_CHECKING:
@@ -351,6 +351,15 @@ class Answer:
     verdicts: tuple[Verdict, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    def __repr__(self) -> str:
+        told = [repr(self.text), *([] if self.stopped else ["stopped=False"])]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            plain = f.name in ("text", "ids", "stopped") or (f.name == "probe" and not self.case)
+            if not plain and value != f.default and value not in ({}, ""):
+                told.append(f"{f.name}={value!r}")
+        return f"Answer({', '.join(told)})"
+
 
 @dataclass(frozen=True, slots=True)
 class Skip:
@@ -426,7 +435,7 @@ def why(error: ValueError) -> str:
         return in_words(error)
     if isinstance(error, UnicodeDecodeError):
         return "it is not text in UTF-8"
-    return " ".join(str(error).split())[:200]
+    return one_line(error)
 
 
 _WANTED = (

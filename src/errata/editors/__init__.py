@@ -21,7 +21,7 @@ def choose(backbone: Backbone, edits: Sequence[Edit]) -> tuple[Editor, str]:
     from errata.core.errors import BadEdit
 
     refused = []
-    classes = [registry.load("editors", name) for name in registry.names("editors")]
+    classes = registry.usable("editors").values()
     for cls in sorted((c for c in classes if c.choice), key=lambda c: (c.choice, c.name)):
         editor = cls().for_backbone(backbone)
         reason = editor.unfit(backbone, edits)

@@ -22,7 +22,7 @@ from errata.core.measure.protocol import Protocol, Unit
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.model.memory import measured_peak
 from errata.core.state import State
-from errata.core.types import Case, brief, path_of
+from errata.core.types import Case, brief, path_of, whole_number
 from errata.evaluation import judging, score
 from errata.evaluation.limits import earlier_limits
 from errata.evaluation.pictures import SEEDS, PictureStore
@@ -63,6 +63,10 @@ def bench(
     cannot hold the run, InUse while another process works in it.
     """
     out, root = _checked(backbone, editor, out, root)
+    whole_number("seed", seed)
+    for what, number in (("limit", limit), ("rows", rows), ("image_seeds", image_seeds)):
+        if number is not None:
+            whole_number(what, number, least=1)
     legacy = legacy or any(registry.load("metrics", name).reads_top for name in metrics or ())
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
     check_out(out)

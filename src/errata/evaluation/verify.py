@@ -1,40 +1,83 @@
 """Whether edits hold: each edited question is asked, and compared with its target.
 
-The rule is that of the metric `exact`. An edit that a later edit of the same question replaces is
-not asked.
+With a file of facts, its other questions are asked too: what follows from a fact should have its
+answer, and everything else the answer that it has without the patches. The rule is that of the
+metric `exact`. An edit that a later edit of the same question replaces is not asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from errata.core import registry
+from errata.core.errors import BadData, BadImage, BadPatch
+from errata.core.files import FilePath
+from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.measure.protocol import Ask
-from errata.core.model.backbone import Backbone
+from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import Patch
-from errata.core.types import Answer, Edit, Probe
+from errata.core.types import Answer, Edit, Probe, Prompt, brief, path_of
 from errata.evaluation.answers import PromptRequest, ask_all
+from errata.io.images import hash_image
 from errata.patches.rows import Rows
+from errata.patches.stack import stacked
 
 
 @dataclass(frozen=True)
 class EditCheck:
-    """edit: what was asked. answer: with the patch. kept: whether it is the target.
+    """edit: what the question belongs to. answer: with the patch. kept: whether it is `wanted`.
 
-    reason: why it could not be asked, else "".
+    reason: why it could not be asked, else "". probe: the question that was asked; `probe.kind`
+    says what it is for. wanted: the target, or for a locality question the answer without patches.
     """
 
     edit: Edit
     answer: Answer
     kept: bool
-    reason: str = ""
+    reason: str
+    probe: Probe
+    wanted: str
 
     def __str__(self) -> str:
+        asked = f"'{self.probe.prompt.text[:60]}'"
         if self.reason:
-            return f"'{self.edit.prompt.text[:60]}' could not be asked ({self.reason})"
+            return f"{asked} could not be asked ({self.reason.rstrip('.')})"
         said = self.answer.text[:60] if self.answer.stopped else f"{self.answer.text[:60]} ..."
-        return f"'{self.edit.prompt.text[:60]}' is answered '{said}', not '{self.edit.target[:60]}'"
+        if self.kept:
+            return f"{asked} is answered '{said}'"
+        return f"{asked} is answered '{said}', not '{self.wanted[:60]}'"
+
+    def __repr__(self) -> str:
+        return f"EditCheck({self.probe.kind}, {'kept' if self.kept else 'LOST'}: {self})"
+
+
+def verify(
+    backbone: Backbone, patches: Patch | Sequence[Patch], facts: FilePath | None = None
+) -> list[EditCheck]:
+    """Asks the edited questions of patches that are applied together; a check per question.
+
+    facts: a file of facts; of those that the patches edit, the other questions are asked too (see
+    docs/facts.md). Raises BadPatch for no patch, BadData for a wrong file.
+    """
+    check_backbone(backbone)
+    given: list[Any] = [patches] if isinstance(patches, Patch) else list(patches)
+    if not given or not all(isinstance(p, Patch) for p in given):
+        raise BadPatch(
+            f"verify takes a patch or a list of patches, not {brief(patches)}. errata.load_patch "
+            "reads one; a result of an editor holds it as `.patch`."
+        )
+    patch = given[0] if len(given) == 1 else stacked(*given)
+    edits, rows = _edits_of(patch)
+    others = [] if facts is None else _other_questions(edits, path_of(facts, "a file of facts"))
+    before = _answers(backbone, [p for _, p in others], [0] * len(others))
+    with backbone.applied(patch):
+        checks = _asked(backbone, edits, rows)
+        after = _answers(backbone, [p for _, p in others], [0] * len(others))
+    rest = zip(others, before, after, strict=True)
+    return [*checks, *(_check(edit, probe, b, a) for (edit, probe), b, a in rest)]
 
 
 def verify_edits(
@@ -46,19 +89,14 @@ def verify_edits(
         return _asked(backbone, edits, range(len(edits)))
 
 
-def verify_patch(backbone: Backbone, patch: Patch) -> list[EditCheck]:
-    """A check for each edit of a patch that no later edit of the same question replaces."""
+def _edits_of(patch: Patch) -> tuple[list[Edit], list[int]]:
+    """The edits that no later edit of the same question replaces, and the row of each."""
     members = patch.members()
     owners = [(patch, 0)]
     if patch.rows is not None and members is not None:
         owners = [(m, r) for r, m in enumerate(members) if isinstance(m, Patch)]
-    edits, rows = [], []
-    for owner, row in owners:
-        for edit in last_of_each(owner.edits):
-            edits.append(edit)
-            rows.append(row)
-    with backbone.applied(patch):
-        return _asked(backbone, edits, rows)
+    pairs = [(edit, row) for owner, row in owners for edit in last_of_each(owner.edits)]
+    return [edit for edit, _ in pairs], [row for _, row in pairs]
 
 
 def last_of_each(edits: Sequence[Edit]) -> list[Edit]:
@@ -67,13 +105,57 @@ def last_of_each(edits: Sequence[Edit]) -> list[Edit]:
     return [e for e in edits if last[e.prompt] is e]
 
 
+def _other_questions(edits: Sequence[Edit], file: Path) -> list[tuple[Edit, Probe]]:
+    """What a file of facts asks beside these edits; raises BadData where it holds none of them."""
+    benchmark = registry.load("benchmarks", "facts")()
+    specs = [BenchmarkSpec("facts", split=split, source=str(file)) for split in benchmark.splits]
+    cases = [case for spec in specs for case in benchmark.load(spec).cases]
+    edited = {_key(e.prompt, e.target) for e in edits}
+    cases = [c for c in cases if _key(c.edit.prompt, c.edit.target) in edited]
+    if not cases:
+        raise BadData(
+            f"{file} holds none of the {len(edits)} facts that are edited. Give the file that the "
+            "edits were made from."
+        )
+    # what one fact should keep, another one of the patches may change
+    changed = {_key(e.prompt) for e in edits}
+    return [
+        (case.edit, probe)
+        for case in cases
+        for probe in case.probes
+        if not probe.kind_info.main and _key(probe.prompt) not in changed
+    ]
+
+
+def _key(prompt: Prompt, target: str = "") -> tuple[Any, ...]:
+    """Equal for the same question about the same pictures, wherever their files are."""
+    pictures = []
+    for image in prompt.images:
+        try:
+            pictures.append(image.sha256 or hash_image(image))
+        except BadImage:
+            pictures.append(image.uri)
+    return (prompt.text, target, *pictures)
+
+
 def _asked(backbone: Backbone, edits: Sequence[Edit], rows: Sequence[int]) -> list[EditCheck]:
     probes = [Probe(str(i), e.prompt, "reliability", "", e.target) for i, e in enumerate(edits)]
-    requests = [PromptRequest(Ask(p.id, p), r) for p, r in zip(probes, rows, strict=True)]
-    exact = registry.load("metrics", "exact")()
-    checks = []
-    for edit, probe, answer in zip(edits, probes, ask_all(backbone, requests, step=0), strict=True):
-        reason = str(answer.notes.get("unscored", ""))
-        kept = not reason and exact.score(answer, answer, probe) == 1
-        checks.append(EditCheck(edit, answer, bool(kept), reason))
-    return checks
+    answers = _answers(backbone, probes, rows)
+    return [_check(e, p, a, a) for e, p, a in zip(edits, probes, answers, strict=True)]
+
+
+def _answers(backbone: Backbone, probes: Sequence[Probe], rows: Sequence[int]) -> list[Answer]:
+    requests = [
+        PromptRequest(Ask(f"{i}/{p.id}", p), r)
+        for i, (p, r) in enumerate(zip(probes, rows, strict=True))
+    ]
+    return ask_all(backbone, requests, step=0)
+
+
+def _check(edit: Edit, probe: Probe, before: Answer, after: Answer) -> EditCheck:
+    reasons = [str(a.notes["unscored"]) for a in (after, before) if "unscored" in a.notes]
+    wanted = probe.reference if probe.kind_info.expects_target else before.text
+    score = None if reasons else registry.load("metrics", "exact")().score(before, after, probe)
+    if score is None and not reasons:
+        reasons = ["there is no answer that it could be compared with"]
+    return EditCheck(edit, after, score == 1, reasons[0] if reasons else "", probe, wanted)

@@ -21,7 +21,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from errata.core.errors import BadSpec
+from errata.core.errors import BadOutput, BadRun, BadSpec
 from errata.core.figure import (
     Bar,
     Bars,
@@ -39,7 +39,15 @@ from errata.core.figure import (
     Table,
     Value,
 )
-from errata.core.files import check_folder, json_bytes, write_folder
+from errata.core.files import (
+    check_folder,
+    finish_folder,
+    is_file,
+    json_bytes,
+    read_json,
+    visible,
+    write_folder,
+)
 from errata.core.locks import SHORT, locked
 from errata.figures.heatmap import heat
 from errata.figures.svg import (
@@ -86,6 +94,39 @@ class FigureLayout:
     height: float
     head: tuple[Element, ...]
     panels: tuple[DrawnPanel, ...]
+
+
+#: what a patch, a run and a state are known by: no analysis is written among them
+_OTHERS = {"patch.json": "a patch", "manifest.json": "a run", "state.json": "a state"}
+
+
+def check_out(folder: Path, name: str) -> None:
+    """Raises BadOutput unless findings called `name` can be written, before any work.
+
+    Other files of a folder are kept. What is there under the same name must be of an analysis.
+    """
+    check_folder(folder)
+    if folder.is_dir():
+        finish_folder(folder)
+    there = visible(folder)
+    what = next((what for file, what in _OTHERS.items() if file in there), "")
+    if what:
+        raise BadOutput(f"{folder} holds {what}. Choose another folder for {name}.")
+    same = [n for n in there if n.startswith(name) and Path(n).suffix in (".json", ".csv", ".svg")]
+    if same and not _is_analysis(folder / f"{name}.json"):
+        raise BadOutput(
+            f"{folder / same[0]} is there already and is not of errata. Choose another folder."
+        )
+
+
+def _is_analysis(path: Path) -> bool:
+    if not is_file(path):
+        return False
+    try:
+        about = read_json(path)
+    except BadRun:
+        return False
+    return isinstance(about, dict) and ("analysis" in about or "varied" in about)
 
 
 def write_findings(

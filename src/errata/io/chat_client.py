@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from errata.core.errors import BadEndpoint
+from errata.core.errors import BadEndpoint, one_line
 from errata.core.formats.json_value import parse_json
 
 #: No retry: the request or the permission is wrong.
@@ -147,7 +147,7 @@ def _reason(error: urllib.error.HTTPError) -> str:
         text = details["message"] if isinstance(details, dict) else str(details)
     except (ValueError, RecursionError, KeyError, TypeError):
         pass
-    return " ".join(str(text).split())[:200] or error.reason
+    return one_line(str(text).strip() or error.reason)
 
 
 def _text(data: bytes) -> str:

@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps, UnidentifiedImageError, features
 
 from errata.core import registry
-from errata.core.errors import BadData, BadImage, BadSpec
+from errata.core.errors import BadData, BadImage, BadSpec, one_line
 from errata.core.formats.pictures import data_of, data_uri, shown
 from errata.core.measure.benchmark import Benchmark
 from errata.core.types import Image
@@ -217,7 +217,7 @@ def _decode(uri: str, data: bytes) -> Pillow.Image:
     except Exception as e:
         # Only Pillow runs above, and its decoders raise whatever the damaged bytes lead them to.
         advice = "Get the file again or re-save it as PNG"
-        raise _bad(uri, f"it is broken or cut off ({str(e)[:120]})", advice) from e
+        raise _bad(uri, f"it is broken or cut off ({one_line(e)})", advice) from e
 
 
 def _opened(uri: str, data: bytes) -> Pillow.Image:

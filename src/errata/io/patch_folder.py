@@ -124,10 +124,13 @@ def read_head(folder: FilePath) -> dict[str, Any]:
         finish_folder(folder)
     path = folder / "patch.json"
     if not exists(path):
-        raise BadPatch(
-            f"{folder} is not a patch: it has no patch.json. "
-            "`errata edit ... --out DIR` writes one."
-        )
+        inside = sorted(p.parent.name for p in folder.glob("*/patch.json"))
+        advice = "`errata edit ... --out DIR` writes one."
+        if inside:
+            more = "" if len(inside) < 4 else f" and {len(inside) - 3} more"
+            names = f"{', '.join(inside[:3])}{more}"
+            advice = f"It holds patches ({names}): name one, {folder / inside[0]}."
+        raise BadPatch(f"{folder} is not a patch: it has no patch.json. {advice}")
     head = read_json(path, BadPatch)
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         version = head.get("format") if isinstance(head, dict) else None

@@ -89,19 +89,22 @@ class PartsPatch(Patch):
     @classmethod
     def batch(cls, patches: Sequence[Self]) -> Self | None:
         first = patches[0]
-        shapes = {(p.form(), tuple(t[0].shape for t in p._rows_of_parts())) for p in patches}
-        if len(shapes) != 1:
+        if any(p.form() != first.form() for p in patches):
             return None
-        stacks = zip(*(p._rows_of_parts() for p in patches), strict=True)
-        tensors = iter([torch.cat(list(stack)) for stack in stacks])
-        parts = {s: {k: next(tensors) for k in first.part(s)} for s in first.names}
+        # by name: patches that were loaded hold their sites in any order
+        stacks = {s: {k: [p._with_rows(s, k) for p in patches] for k in first.part(s)}
+                  for s in first.names}  # fmt: skip
+        all_stacks = [stack for part in stacks.values() for stack in part.values()]
+        if any(len({t.shape[1:] for t in stack}) != 1 for stack in all_stacks):
+            return None
+        parts = {s: {k: torch.cat(v) for k, v in part.items()} for s, part in stacks.items()}
         rows = sum(1 if p.rows is None else p.rows for p in patches)
         return cls(parts, rows=rows, **first.options()).requires_grad_(False)
 
-    def _rows_of_parts(self) -> list[Tensor]:
-        """All tensors, each with a leading row dimension."""
-        tensors = [t.detach() for s in self.names for t in self.part(s).values()]
-        return tensors if self.rows is not None else [t[None] for t in tensors]
+    def _with_rows(self, site: str, name: str) -> Tensor:
+        """A tensor with a leading row dimension."""
+        tensor = self.part(site)[name].detach()
+        return tensor if self.rows is not None else tensor[None]
 
     def row(self, index: int) -> Self:
         """Row `index` as a single patch."""

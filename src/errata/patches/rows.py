@@ -101,6 +101,9 @@ class Rows(Patch):
             return None
         return cls([stacked(*row) for row in zip(*(p.members() for p in patches), strict=True)])
 
+    def between(self, below: Sequence[Patch], above: Sequence[Patch]) -> Rows:
+        return type(self)([stacked(*below, p, *above) for p in self.members()])
+
     def to_devices(self, device_of: Callable[[str], torch.device]) -> None:
         for p in (*self.members(), *self.settled, *(self.layers or ())):
             p.to_devices(device_of)

@@ -218,6 +218,20 @@ def terminal_table(setting: Setting, scorer: str = "exact") -> Table:
     return table
 
 
+def left_out(setting: Setting) -> list[str]:
+    """What the plan of the runs left out, and why, one line for cases and one for questions."""
+    lines = []
+    for what, reasons in setting.dropped.items():
+        count = sum(n for _, n in reasons)
+        why = "; ".join(f"{n} x {reason}" if n < count else reason for reason, n in reasons[:3])
+        more = " and other reasons" if len(reasons) > 3 else ""
+        lines.append(
+            f"{count} {what[:-1] if count == 1 else what} left out before any edit: "
+            f"{why.rstrip('.')}{more} (plan.json)"
+        )
+    return lines
+
+
 INTERVALS = (
     "95 % intervals: a bootstrap over independent units (edits made one after another are one "
     "unit). Where all units agree it is the bound of Clopper and Pearson."

@@ -166,6 +166,15 @@ def test_other_texts_or_pictures_make_another_model(change: Callable[[Any], None
     assert bb.fingerprint() != before
 
 
+def test_a_tokenizer_that_was_replaced_makes_another_model() -> None:
+    bb = around(*tiny.llava_parts())
+    before = bb.fingerprint()
+    bb.processor.tokenizer = copy.deepcopy(bb.processor.tokenizer)
+    assert bb.fingerprint() == before
+    bb.processor.tokenizer.add_tokens(["a new token"])
+    assert bb.fingerprint() != before
+
+
 def test_what_changes_no_output_is_no_other_model() -> None:
     bb = tiny.llava()
     before = bb.fingerprint()
@@ -237,6 +246,50 @@ def test_an_adapter_counts_while_it_acts() -> None:
     assert around(other, processor).fingerprint() == adapted, "an adapter's name does not count"
     merged = wrapped.merge_and_unload()
     assert around(merged, processor).fingerprint() not in (want, adapted)
+
+
+EMBEDDED = {"r": 2, "target_modules": ["embed_tokens", "q_proj"]}
+TOKENS = {"r": 2, "target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [20]}}
+
+
+@pytest.mark.parametrize("settings", [EMBEDDED, TOKENS], ids=["embeddings", "tokens"])
+def test_adapted_embeddings_count_while_they_act(settings: dict[str, Any]) -> None:
+    peft = pytest.importorskip("peft")
+    want = tiny.shared("llava").fingerprint()
+    model, processor = tiny.llava_parts()
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
+    bb = around(wrapped, processor)
+    assert bb.fingerprint() == want
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_embedding_A" in name or "trainable_tokens_delta" in name:
+                parameter.add_(0.1)
+    assert bb.fingerprint() != want
+    with wrapped.disable_adapter():
+        assert bb.fingerprint() == want
+
+
+def test_a_learnt_magnitude_counts_beside_a_factor_of_zeros() -> None:
+    peft = pytest.importorskip("peft")
+    model, processor = tiny.llava_parts()
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+    bb = around(peft.get_peft_model(model, config).eval(), processor)
+    before = bb.fingerprint()
+    with torch.no_grad():
+        for name, parameter in bb.model.named_parameters():
+            if "lora_magnitude" in name:
+                parameter.mul_(1.5)
+    assert bb.fingerprint() not in (before, tiny.shared("llava").fingerprint())
+
+
+def test_a_value_of_a_weight_in_another_memory_order_counts() -> None:
+    model, processor = tiny.llava_parts()
+    model.lm_head.weight.data = model.lm_head.weight.data.t().contiguous().t()
+    bb = around(model, processor)
+    before = bb.fingerprint()
+    assert before == tiny.shared("llava").fingerprint()
+    model.lm_head.weight.data[3, 3] += 1
+    assert bb.fingerprint() != before
 
 
 def test_a_model_that_was_adapted_after_wrapping_is_another() -> None:

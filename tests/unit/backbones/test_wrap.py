@@ -11,7 +11,7 @@ import torch
 
 import errata
 from errata.cli import main
-from errata.core.errors import BadBackbone, BadEdit, BadSpec
+from errata.core.errors import BadBackbone, BadEdit, BadPatch, BadSpec
 from errata.core.state import State
 from errata.core.types import Edit, Image, Prompt
 from errata.patches.stack import Stack
@@ -147,9 +147,25 @@ def test_the_command_line_asks_in_the_style_of_the_patch(
         errata.editor("ft_l", steps=1).edit(bb, Edit(Prompt.of("Which?"), "red")).patch,
         str(tmp_path / "p"),
     )
-    assert run("ask", folder, "Which?", "--patch", tmp_path / "p")[0] == 0
+    patched = ("--patch", tmp_path / "p")
+    assert run("ask", folder, "Which?", *patched)[0] == 0
+    edit = ("--editor", "ft_l", "--set", "steps=0", "--prompt", "Who?", "--target", "red")
+    code, said = run("edit", folder, *edit, *patched, "--out", tmp_path / "q")
+    assert code == 3 and errata.load_patch(tmp_path / "q").header.style == "easyedit", said
+    code, said = run("analyze", "drift", folder, *patched, "--out", tmp_path / "d")
+    assert code == 2 and "draws no pictures" in said, "it was asked in the style of the patch"
+    code, said = run("patch", "verify", tmp_path / "p", "--backbone", folder)
+    assert code == 3 and "made for" in said
     code, said = run("ask", folder, "Which?", "--patch", tmp_path / "p", "--style", "chat")
     assert code == 2 and "was made for prompts in the style 'easyedit'" in said
+    bb.style = "chat"
+    errata.save_patch(
+        errata.editor("ft_l", steps=1).edit(bb, Edit(Prompt.of("Which?"), "red")).patch,
+        tmp_path / "chat",
+    )
+    for other in ("micro-vlm", "micro-umm"):  # the model is what is wrong, not the style
+        code, said = run("ask", other, "Which?", "--patch", tmp_path / "chat")
+        assert code == 2 and "was made for" in said and "style" not in said, said
     code, said = run("doctor", folder)
     assert code == 0 and "chat" in next(line for line in said.splitlines() if "style" in line)
 
@@ -209,3 +225,41 @@ def test_values_say_what_they_are() -> None:
         assert part in repr(result)
     with bb.applied(result.patch):
         assert "style raw, 1 live" in repr(bb)
+
+
+@pytest.mark.parametrize("given", ["folder", Path("folder"), ["patch"], 3])
+def test_what_is_no_patch_cannot_be_applied(given: Any) -> None:
+    bb = tiny.shared("llava")
+    with pytest.raises(BadPatch, match=r"errata\.load_patch"), bb.applied(given):
+        pass
+    result = errata.editor("ft_l", steps=0).edit(bb, Edit(Prompt.of("Which?"), "red"))
+    with pytest.raises(BadPatch, match=r"`\.patch` of a result"), bb.applied(result):  # type: ignore[arg-type]
+        pass
+
+
+@pytest.mark.parametrize(
+    "given", [{"limit": 0}, {"limit": -1}, {"rows": 0}, {"image_seeds": 0}, {"seed": "x"}]
+)
+def test_the_numbers_of_a_run_are_checked_first(tmp_path: Path, given: dict[str, Any]) -> None:
+    words = ("microworld:vqa", "one_step", tmp_path / "run")
+    with pytest.raises(BadSpec, match=rf"{next(iter(given))}=.* no whole number"):
+        errata.bench(tiny.shared("llava"), errata.editor("ft_l"), *words, **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dtype_is_a_name_or_one_of_torch_and_a_device_is_there() -> None:
+    for dtype in (torch.bfloat16, "bfloat16"):
+        assert errata.load("micro-vlm", dtype=dtype).dtype == torch.bfloat16
+    for wrong in (torch.int8, "int8", "zeros", None):
+        with pytest.raises(BadSpec, match="unknown dtype"):
+            errata.load("micro-vlm", dtype=wrong)
+    for device in ("xpu:9", "meta", "cuda:99"):
+        with pytest.raises(BadSpec, match="no usable device"):
+            errata.load("micro-vlm", device=device)
+
+
+def test_a_wrapped_model_is_named_by_a_text_or_a_path() -> None:
+    parts = tiny.llava_parts()
+    assert errata.wrap(*parts, name=Path("a/b")).name == "a/b"  # type: ignore[arg-type]
+    with pytest.raises(BadSpec, match="name of a model is a text, not a int"):
+        errata.wrap(*parts, name=5)  # type: ignore[arg-type]

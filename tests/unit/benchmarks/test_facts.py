@@ -13,9 +13,9 @@ import pytest
 from PIL import Image as Pillow
 
 from errata.benchmarks.facts import Facts
+from errata.benchmarks.facts.edits import read_edits
 from errata.benchmarks.facts.rows import EDIT_FIELDS, PROBE_FIELDS, QUESTION_FIELDS, read_facts
 from errata.cli import main
-from errata.cli.shared.edits import read_edits
 from errata.contract import benchmarks as contract
 from errata.core.errors import BadData, BadEdit, BadSpec
 from errata.core.measure.benchmark import BenchmarkSpec
@@ -247,3 +247,76 @@ def test_a_run_records_the_file(folder: Path) -> None:
         bench(
             tiny.shared("llava"), errata.editor("ft_l", steps=2), f"facts:{path}", "one_step", run
         )
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        ("notes.png", "no image of a known format"),
+        ("data:image/png;base64,@@", "not valid base64"),
+        ("data:image/png;base64,aGVsbG8=", "no image of a known format"),
+        ("https://example.org/a.png", "othing is downloaded"),
+        ("microworld:shape=nope", "cannot read the scene"),
+        ("facts:some.jsonl", "renders no images"),
+    ],
+)
+def test_an_image_that_cannot_be_opened_is_named_with_its_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], image: str, says: str
+) -> None:
+    (folder / "notes.png").write_text("no picture")
+    good = {"prompt": "What?", "target": "red"}
+    for wrong in ({"image": image}, {"locality": {"prompt": "Who?", "image": image}}):
+        path = write(folder, good, {**good, **wrong})
+        (problem,) = Facts().verify(root=path)["problems"]
+        assert problem.startswith("line 2, '") and says in problem
+    path = write(folder, good, {**good, "image": image})
+    assert command("edit", "no/model", "--edits", path, "--out", folder / "out") == 2
+    err = capsys.readouterr().err
+    assert "line 2" in err and says in err and err.count("\n") == 1, err
+
+
+def test_wrong_rows_are_not_left_out_of_an_audit(folder: Path) -> None:
+    for rows, says in (
+        (({"prompt": "a"},), "line 1, 'target': is missing"),
+        ((), "holds no facts"),
+    ):
+        with pytest.raises(BadData, match=says):
+            Facts().audit(root=write(folder, *rows))
+    assert not Facts().verify(root=write(folder))["ok"]
+
+
+def test_what_a_plan_leaves_out_is_printed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "notes.png").write_text("no picture")
+    good = {"prompt": "What?", "target": "red"}
+    path = write(folder, good, {**good, "image": "notes.png"})
+    words = ("--editor", "ft_l", "--set", "steps=0", "--protocol", "one_step")
+    run = folder / "run"
+    assert not command("bench", "micro-vlm", *words, "--benchmark", f"facts:{path}", "--out", run)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 case left out before any edit: cannot use image" in said
+    assert not command("results", run) and "1 case left out" in capsys.readouterr().out
+
+
+def test_an_example_that_was_killed_is_written_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "own"
+    assert not command("data", "example", "--out", out)
+    whole = {p: p.read_bytes() for p in out.rglob("*.*")}
+    next(out.rglob("*.png")).unlink()
+    assert not command("data", "example", "--out", out)
+    assert {p: p.read_bytes() for p in out.rglob("*.*")} == whole
+    (out / "facts.jsonl").write_text("mine\n")
+    assert command("data", "example", "--out", out) == 2
+    assert (
+        "facts.jsonl" in capsys.readouterr().err and (out / "facts.jsonl").read_text() == "mine\n"
+    )
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/", "no.jsonl", "a\0b"])
+def test_what_is_no_file_of_facts_is_one_line(path: str) -> None:
+    for read in (Facts().verify, Facts().audit):
+        with pytest.raises(BadData):
+            read(root=Path(path))

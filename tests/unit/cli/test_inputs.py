@@ -7,9 +7,9 @@ import json
 import pytest
 from PIL import Image as Pillow
 
+from errata.benchmarks.facts.edits import read_edits
 from errata.cli.edit import check_out
 from errata.cli.prepare import training_spec
-from errata.cli.shared.edits import read_edits
 from errata.cli.shared.options import parse_settings
 from errata.core.errors import BadEdit, BadImage, BadPatch, BadSpec
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from errata.cli.shared.model import ModelOptions
 from errata.core.errors import BadOutput, BadRun, InUse
 from errata.core.files import read_json
 from errata.core.locks import locked
@@ -109,3 +110,29 @@ def test_each_goes_on_after_a_kill(errata: Errata, tmp_path: Path) -> None:
         assert (tmp_path / "out" / name / "patch.json").read_bytes() == content
     (tmp_path / "out" / "letter.txt").write_text("mine")
     assert errata(*words).code == 2
+
+
+def test_what_another_command_wrote_meanwhile_is_kept(
+    errata: Errata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins and ends while this one loads its model."""
+    load = ModelOptions.load
+    for words, file in (
+        (("edit", "--editor", "ft_l", "--set", "steps=0", "--prompt", "p", "--target", "t"),
+         "patch.json"),
+        (("prepare", "--editor", "ike", "--benchmark", "microworld:vqa", "--limit", "1"),
+         "state.json"),
+    ):  # fmt: skip
+        out = tmp_path / words[0]
+
+        def while_loading(
+            self: ModelOptions, *heads: Any, folder: Path = out, file: str = file
+        ) -> Any:
+            folder.mkdir()
+            (folder / file).write_text("theirs")
+            return load(self, *heads)
+
+        monkeypatch.setattr(ModelOptions, "load", while_loading)
+        ran = errata(words[0], "micro-vlm", *words[1:], "--out", out)
+        assert ran.code == 2 and "--force" in ran.err, ran.err
+        assert (out / file).read_text() == "theirs"

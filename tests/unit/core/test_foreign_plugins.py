@@ -13,7 +13,10 @@ from errata.backbones import _families
 from errata.cli import main
 from errata.core import registry
 from errata.core.errors import BadPlugin
+from errata.core.types import Edit, Prompt
+from errata.editors import choose
 from errata.report.results import scorers_of
+from errata.testing import tiny_models as tiny
 
 Install = Callable[..., None]
 
@@ -98,6 +101,46 @@ def test_one_that_fails_while_it_is_used_is_not_called_a_bug_of_errata(
             main(words)
         err = capsys.readouterr().err
         assert (end.value.code or 0, said in err, err.count("\n")) == (code, True, code // 2)
+
+
+def test_the_blame_names_the_plug_in_whose_code_failed(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (
+        "class Theirs:\n    plugin_kind = 'metrics'\n    def fail(self):\n        return 1 / 0\n"
+    )
+    install("metrics", "theirs", source)
+    install("judges", "another", "")
+
+    def blamed() -> str:
+        with pytest.raises(ZeroDivisionError) as failed:
+            registry.load("metrics", "theirs")().fail()
+        return registry.blamed(failed.value)
+
+    assert blamed() == "metric 'theirs' of the package other"
+    (point,) = registry._points("metrics", "theirs")
+    second = EntryPoint("more", point.value, "errata.gates")
+    second._for(Package("other"))  # type: ignore[attr-defined]
+    found = registry.entry_points
+    monkeypatch.setattr(
+        registry,
+        "entry_points",
+        lambda group: [*found(group), *([second] if group == "errata.gates" else [])],
+    )
+    assert blamed() == "a plug-in of the package other"
+
+
+def test_an_editor_is_chosen_and_a_model_shown_beside_broken_ones(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("theirs", "ike"):  # broken, and one with a name of errata
+        install("editors", name, "import nothing_of_the_kind", name)
+    install("backbones", "another", "import nothing_of_the_kind")
+    bb = tiny.shared("llava")
+    assert choose(bb, [Edit(Prompt.of("Which?"), "red")])[0].name
+    with pytest.raises(SystemExit) as end:
+        main(["show", "backbone", "micro-vlm"])
+    assert not end.value.code and "bundled model" in capsys.readouterr().out
 
 
 def test_a_broken_backbone_is_not_asked(install: Install) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.cli.shared.edits import read_edits
+from errata.benchmarks.facts.edits import read_edits
 from errata.core.errors import UserError
 from errata.core.files import read_lines
 from errata.core.formats.json_lines import BadLine, json_lines
@@ -39,6 +39,10 @@ WRITTEN: dict[str, bytes] = {
     "blank lines": ("\n \n" + lines(ROWS, "\n\t\n\r\n")).encode(),
     "two files in one": lines(ROWS[:3]).encode("utf-8-sig") + lines(ROWS[3:]).encode("utf-8-sig"),
     "array": json.dumps(ROWS).encode(),
+    "objects over lines": "\n".join(json.dumps(r, indent=2) for r in ROWS).encode(),
+    "powershell over lines": "\r\n".join(
+        json.dumps(r, indent=4, ensure_ascii=False).replace("\n", "\r\n") for r in ROWS
+    ).encode("utf-16"),
     "array over lines": json.dumps(ROWS, indent=2, ensure_ascii=False).encode("utf-8-sig"),
 }
 
@@ -84,6 +88,13 @@ def test_a_bad_line_is_named(bad: bytes, number: int, reason: str, tmp_path: Pat
     path.write_bytes(GOOD + bad)
     with pytest.raises(UserError, match=f"edits.jsonl, line {number}"):
         read_edits(path)
+
+
+def test_an_object_over_lines_that_is_cut_off_is_named() -> None:
+    whole = json.dumps(ROWS[0], indent=2)
+    with pytest.raises(BadLine) as error:
+        list(json_lines(f"{whole}\n{whole[:-3]}".encode()))
+    assert error.value.number > whole.count("\n")
 
 
 def test_an_array_that_is_cut_off_is_refused() -> None:

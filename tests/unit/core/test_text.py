@@ -52,6 +52,14 @@ SAME = [
     ("\u039f\u0394\u039f\u03a3", "\u03bf\u03b4\u03cc\u03c2"),
     ("\u041a\u0420\u0410\u0421\u041d\u042b\u0419", "\u043a\u0440\u0430\u0441\u043d\u044b\u0439"),
     ("\u0437\u0435\u043b\u0451\u043d\u044b\u0439", "\u0437\u0435\u043b\u0435\u043d\u044b\u0439"),
+    # what is typed in two ways and looks the same
+    ("Timi\u015foara", "Timi\u0219oara"),
+    ("\u0162ARA", "\u021bara"),
+    ("\u0e19\u0e49\u0e33", "\u0e19\u0e4d\u0e49\u0e32"),
+    ("\u0e41\u0e14\u0e07", "\u0e40\u0e40\u0e14\u0e07"),
+    ("\u0e99\u0ec9\u0eb3", "\u0e99\u0ecd\u0ec9\u0eb2"),
+    ("\u0ec1\u0e94\u0e87", "\u0ec0\u0ec0\u0e94\u0e87"),
+    ("7\u2033", '7"'),
     # digits, dashes, quotes
     ("\u0663", "3"),
     ("\u096a\u0968", "42"),

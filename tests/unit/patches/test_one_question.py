@@ -77,6 +77,13 @@ def test_the_later_patch_of_a_question_acts_alone(name, made, edits, cases, tmp_
         assert torch.allclose(in_rows, alone, atol=1e-4)
         one_by_one = logits(bb, prompts, *(Rows([p, p]) for p in order), rows=True)
         assert torch.allclose(one_by_one, alone, atol=1e-4)
+        # a patch on all rows, and one of a row: the other row keeps the first
+        first = logits(bb, [one.prompt], order[0])
+        row = Rows([order[1], Stack([])])
+        mixed = logits(bb, [one.prompt] * 2, order[0], row, rows=True)
+        assert torch.allclose(mixed, torch.cat([alone[:1], first]), atol=1e-4)
+        undone = logits(bb, [one.prompt] * 2, Rows([order[0], Stack([])]), order[1], rows=True)
+        assert torch.allclose(undone, alone[:1].expand_as(undone), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", registry.names("editors"))

@@ -41,37 +41,35 @@ class Facts(Benchmark):
     def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
         """Cases in file order. Raises BadData, naming the line and the field of a bad row."""
         path = _path(spec, root)
-        file = read_facts(read_bytes(path), path.parent)
-        if file.problems:
-            more = len(file.problems) - 1
-            rest = f" {more} more: errata data verify facts:{path} lists them." if more else ""
-            raise BadData(f"{path}, {file.problems[0]}. Correct it in the file.{rest}")
-        if not file.rows:
-            raise BadData(f"{path} holds no facts. Write one JSON object per line.")
-        return Loaded(tuple(_case(row) for row in file.rows if row.split == spec.split))
+        return Loaded(tuple(_case(row) for row in _rows(path) if row.split == spec.split))
 
     def files(self, spec: BenchmarkSpec, *, root: Path | None = None) -> Mapping[str, str]:
         path = _path(spec, root)
         return {path.name: hashlib.sha256(read_bytes(path)).hexdigest()}
 
     def verify(self, *, root: Path | None = None) -> Mapping[str, Any]:
-        """root: the file. Every wrong field of every row."""
+        """root: the file. Every wrong field of every row; images are opened."""
         path = _given(root)
         data = read_bytes(path)
-        file = read_facts(data, path.parent)
+        file = read_facts(data, path.parent, decode=True)
+        problems = list(map(str, file.problems))
+        if not file.rows and not problems:
+            problems = ["it holds no facts; write one JSON object per line"]
         return {
             "file": str(path),
             "sha256": hashlib.sha256(data).hexdigest(),
-            "ok": bool(file.rows) and not file.problems,
+            "ok": not problems,
             "facts": len(file.rows),
-            "problems": [str(p) for p in file.problems[:SHOWN]],
-            "more problems": max(0, len(file.problems) - SHOWN),
+            "problems": problems[:SHOWN],
+            "more problems": max(0, len(problems) - SHOWN),
         }
 
     def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:
-        """root: the file. Counts, and what is said twice or asked of both train and eval."""
-        path = _given(root)
-        rows = read_facts(read_bytes(path), path.parent).rows
+        """root: the file. Counts, and what is said twice or asked of both train and eval.
+
+        Raises BadData as `load` does.
+        """
+        rows = _rows(_given(root))
         asked = Counter((r.prompt, r.image) for r in rows)
         train = {(r.prompt, r.image) for r in rows if r.split == "train"}
         kinds = Counter(p.kind for r in rows for p in _case(r).probes)
@@ -95,6 +93,18 @@ def _given(path: Path | None, root: Path | None = None) -> Path:
     if path is None:
         raise BadData("the benchmark facts reads a file. Name it: facts:FILE.jsonl.")
     return (root or Path()) / path
+
+
+def _rows(path: Path) -> tuple[FactRow, ...]:
+    """The rows of a file. Raises BadData unless all are right."""
+    file = read_facts(read_bytes(path), path.parent)
+    if file.problems:
+        more = len(file.problems) - 1
+        rest = f" {more} more: errata data verify facts:{path} lists them." if more else ""
+        raise BadData(f"{path}, {file.problems[0]}. Correct it in the file.{rest}")
+    if not file.rows:
+        raise BadData(f"{path} holds no facts. Write one JSON object per line.")
+    return file.rows
 
 
 def _case(row: FactRow) -> Case:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from errata.core import files
-from errata.core.errors import BadData
+from errata.core.errors import BadData, BadImage
 from errata.core.formats.json_lines import BadLine, json_lines
 from errata.core.formats.pictures import data_of
 from errata.core.text import normalise
-from errata.io.images import split_uri
+from errata.core.types import Image
+from errata.io.images import load_image, split_uri
 
 SPLITS = ("train", "dev", "eval")
 #: Fields that an edit is made from, and those that are asked before and after it.
@@ -78,14 +79,14 @@ def read_bytes(path: Path) -> bytes:
     return files.read_bytes(path, BadData)
 
 
-def read_facts(data: bytes, folder: Path) -> FactFile:
-    """The rows of a file. folder: relative images start there."""
+def read_facts(data: bytes, folder: Path, *, decode: bool = False) -> FactFile:
+    """The rows of a file. folder: relative images start there. decode: images are opened too."""
     rows: list[FactRow] = []
     problems: list[RowProblem] = []
     seen: dict[str, int] = {}
     bad: list[BadLine] = []
     for number, row in _lines(data, bad):
-        reader = RowReader(row, number, folder)
+        reader = RowReader(row, number, folder, decode=decode)
         fact = reader.fact()
         if fact.id in seen:
             reader.bad("id", f"'{fact.id}' is the id of line {seen[fact.id]} too")
@@ -108,8 +109,8 @@ def _lines(data: bytes, bad: list[BadLine]) -> Iterator[tuple[int, Any]]:
 class RowReader:
     """Reads the fields of one row; what is wrong is added to `problems`."""
 
-    def __init__(self, row: Any, number: int, folder: Path) -> None:
-        self.number, self.folder = number, folder
+    def __init__(self, row: Any, number: int, folder: Path, *, decode: bool = False) -> None:
+        self.number, self.folder, self.decode = number, folder, decode
         self.problems: list[RowProblem] = []
         self.row: Mapping[str, Any] = {}
         if isinstance(row, dict):
@@ -213,16 +214,34 @@ class RowReader:
             return None
         if not (text := self._string(name, value)).strip():
             return None
-        if text.startswith("data:") and data_of(text) is not None:
-            return text
-        if split_uri(text)[0] is not None:
-            return text
+        try:
+            in_memory = data_of(text) is not None
+        except BadImage as e:
+            self.bad(name, str(e).rstrip("."))
+            return None
+        uri = text if in_memory or split_uri(text)[0] is not None else self._file(name, text)
+        return uri if uri is not None and self._opens(name, uri) else None
+
+    def _file(self, name: str, text: str) -> str | None:
         for written in dict.fromkeys((text, text.replace("\\", "/"))):
             path = self.folder / written
             if "\0" not in written and os.path.isfile(path):
                 return str(path)
-        self.bad(name, f"there is no file '{text[:200]}' (relative images start at {self.folder})")
+        hint = f"relative images start at {self.folder}"
+        if "://" in text:
+            hint = "nothing is downloaded: save the image, and give the file's path"
+        self.bad(name, f"there is no file '{text[:100]}' ({hint})")
         return None
+
+    def _opens(self, name: str, uri: str) -> bool:
+        if not self.decode:
+            return True
+        try:
+            load_image(Image(uri))
+        except BadImage as e:
+            self.bad(name, str(e).rstrip("."))
+            return False
+        return True
 
 
 def _brief(value: Any) -> str:

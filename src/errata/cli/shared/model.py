@@ -63,29 +63,40 @@ class ModelOptions:
         check_style(self.style, "--style")
         if self.dtype not in DTYPES:
             raise BadSpec(f"unknown --dtype '{self.dtype}'. Known: {', '.join(DTYPES)}.")
-        style = self.style or _style_of(heads)
         quiet()
         if self.backbone in bundled_models() and "OMP_NUM_THREADS" not in os.environ:
             # The bundled models are small: on a busy machine two threads are ten times slower.
             import torch
 
             torch.set_num_threads(1)
-        return load(
+        bb = load(
             self.backbone,
-            style=style,
+            style=self.style,
             dtype=self.dtype,
             device=self.device,
             device_map=self.device_map,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
         )
+        if self.style is None:
+            bb.style = _style_of(heads, bb)
+        return bb
 
 
-def _style_of(heads: Sequence[Mapping[str, Any]]) -> str | None:
-    """The style that all patches were made with; None if they name none or several."""
-    notes = (head["header"].get("notes") or {} for head in heads)
-    styles = {str(note["style"]) for note in notes if note.get("style")}
-    return styles.pop() if len(styles) == 1 else None
+def _style_of(heads: Sequence[Mapping[str, Any]], bb: Backbone) -> str:
+    """The style that all patches of this model were made with; else the model's own.
+
+    A patch of another model is refused when it is loaded, whatever its style.
+    """
+    from errata.backbones import check_style
+
+    headers = [h["header"] for h in heads if bb.identified_by(h["header"]["fingerprint"])]
+    styles = {str(note) for h in headers if (note := (h.get("notes") or {}).get("style"))}
+    if not bb.style or len(styles) != 1:
+        return bb.style
+    (style,) = styles
+    check_style(style, "style of the patch")
+    return style
 
 
 def takes_model(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Any]:

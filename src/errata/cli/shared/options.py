@@ -18,7 +18,6 @@ from errata.core.errors import BadSpec, MissingState
 if TYPE_CHECKING:
     from errata.core.editor import Editor
     from errata.core.state import State
-    from errata.core.types import Image
 
 EditorName = Annotated[str, typer.Option("--editor", help="See `errata list editors`.")]
 Settings = Annotated[
@@ -134,17 +133,6 @@ def _same_hash(folder: str, text: str) -> bool:
     return folder.startswith(text) or (len(folder) >= 8 and text.startswith(folder))
 
 
-def referenced(image: str | None) -> Image | None:
-    """The image with its sha256, from a path or URI. Raises BadImage if it cannot be read."""
-    if image is None:
-        return None
-    from errata.core.types import Image
-    from errata.io.images import hash_image
-
-    plain = Image(image)
-    return Image(image, hash_image(plain))
-
-
 def print_facts(facts: Mapping[str, Any], indent: int = 0) -> None:
     """Prints nested facts as indented lines."""
     for key, value in facts.items():
@@ -156,6 +144,10 @@ def print_facts(facts: Mapping[str, Any], indent: int = 0) -> None:
             say(f"{margin}{key}:")
             for item in value:
                 print_facts(item, indent + 1)
+        elif isinstance(value, (list, tuple)) and any(" " in str(v) for v in value):
+            say(f"{margin}{key}:")
+            for item in value:
+                say(f"{margin}  {_as_text(item)}")
         else:
             say(f"{margin}{key}: {_as_text(value)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from errata.cli.shared.printing import show_table
+from errata.cli.shared.printing import say, show_table
 
 if TYPE_CHECKING:
     from errata.report.results import Setting
@@ -22,6 +22,8 @@ def print_tables(settings: Sequence[Setting], scorer: str = "exact") -> None:
     drawn = image_tables.studies(settings)
     for setting in scored:
         show_table(tables.terminal_table(setting, scorer))
+        for line in tables.left_out(setting):
+            say(line)
     for study in drawn:
         show_table(image_tables.terminal_table(study))
     words = Table.grid(padding=(0, 2))

@@ -1,8 +1,9 @@
 """Reads JSON Lines as other programs write them: the one reader of all such files.
 
 UTF-8, UTF-16 and UTF-32, with or without a byte order mark, lines that end in LF, CR LF or CR,
-blank lines, no line break at the end. A file may also hold one JSON array, or one object over
-several lines. U+2028, U+2029 and U+0085 are text, as JSON has it, and end no line.
+blank lines, no line break at the end. A file may also hold one JSON array, or objects over several
+lines each, as `jq` and PowerShell's ConvertTo-Json print them. U+2028, U+2029 and U+0085 are text,
+as JSON has it, and end no line.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from errata.core.formats.json_value import checked_json
 
 _BREAK = re.compile("\r\n|\r|\n")
 _BLANK = " \t\r\n\ufeff"
+_FILLED = re.compile(f"[^{_BLANK}]")
 
 
 class BadLine(ValueError):
@@ -40,7 +42,7 @@ def json_lines(data: bytes, bad: list[BadLine] | None = None) -> Iterator[tuple[
         try:
             first = _parsed(line, number)
         except BadLine:
-            if whole := _one_value(text, must=line[0] == "["):
+            if whole := _over_lines(text, must=line[0] == "["):
                 yield from whole
                 return
         else:
@@ -69,15 +71,29 @@ def _decoded(data: bytes) -> str:
         raise BadLine(number, f"is not {e.encoding.upper()} ({e.reason})") from None
 
 
-def _one_value(text: str, *, must: bool) -> list[tuple[int, Any]]:
-    """The items of an array, or the only object, of a file; none if it holds no single value."""
-    try:
-        value = _parsed(text.lstrip("\ufeff"), 1)
-    except BadLine:
-        if must:
-            raise
-        return []
-    return list(enumerate(value if isinstance(value, list) else [value], 1))
+def _over_lines(text: str, *, must: bool) -> list[tuple[int, Any]]:
+    """The items of an array, or the objects of a file that take several lines each.
+
+    None if the first value is not whole or takes one line, unless it `must` be.
+    """
+    found: list[tuple[int, Any]] = []
+    at, number, decoder = 0, 1, json.JSONDecoder()
+    while match := _FILLED.search(text, at):
+        start = match.start()
+        number += len(_BREAK.findall(text, at, start))
+        try:
+            at = decoder.raw_decode(text, start)[1]
+            lines = len(_BREAK.findall(text, start, at))
+        except (ValueError, RecursionError):
+            at, lines = len(text), 0  # `_parsed` says what is wrong
+        if not (found or must or lines):
+            return []
+        found.append((number, _parsed(text[start:at], number)))
+        number += lines
+    if len(found) == 1:
+        value = found[0][1]
+        return list(enumerate(value if isinstance(value, list) else [value], 1))
+    return found
 
 
 def _parsed(text: str, number: int) -> Any:

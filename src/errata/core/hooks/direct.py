@@ -11,6 +11,7 @@ Shapes: B rows, P columns of the prompt, T columns of one forward, K columns in 
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -35,18 +36,27 @@ _MARK = "_errata_question"
 
 @dataclass(eq=False)
 class CacheMark:
-    """What a KV cache was filled for: the hooks that were live, and the context of the answer."""
+    """What a KV cache was filled for: the hooks that were live, and the context of the answer.
+
+    keys: of the cache's first layer after the last forward, which show whether its rows were moved;
+    a cache of a fixed size goes on to write into them, behind their first `columns`.
+    loaded: of a cache that was saved and loaded; which hooks were live is not known any more.
+    """
 
     stack: tuple[Hook, ...] = ()
     running: tuple[Hook, ...] = ()
     ctx: HookContext | None = None
     generation: Generation | None = None
+    keys: Tensor | None = None
+    columns: int = 0
+    loaded: bool = False
 
     def __deepcopy__(self, memo: Any) -> CacheMark:
         return self
 
     def __reduce__(self) -> Any:
-        return (CacheMark, ())  # a cache that is saved loses it
+        in_cache = self.loaded or bool(_in_cache(self.stack))
+        return (CacheMark, ((), (), None, None, None, 0, in_cache))
 
 
 class Watched(Protocol):
@@ -61,6 +71,7 @@ class Watched(Protocol):
     def caller(self) -> Caller: ...
     def become(self, caller: Caller) -> Any: ...
     def restore(self, token: Any) -> None: ...
+    def holding(self, live: Live) -> AbstractContextManager[None]: ...
     def context(self, **fields: Any) -> HookContext: ...
     def question(self, ctx: HookContext) -> AbstractContextManager[HookContext]: ...
 
@@ -71,6 +82,8 @@ class DirectCalls:
     def __init__(self, manager: Watched) -> None:
         self.manager = manager
         self.handles: list[Any] = []
+        #: what the arguments of a watched module's forward are called, in order
+        self.names: dict[nn.Module, tuple[str, ...]] = {}
         #: thread -> the outermost module of the direct call that it is in
         self.running: dict[int, nn.Module] = {}
 
@@ -85,7 +98,12 @@ class DirectCalls:
             handle.remove()
         first = sites["text.0.in"].first if "text.0.in" in sites else None
         self.handles = []
-        for module in _holders(model, first):
+        holders = _holders(model, first)
+        named = [tuple(_positions(type(m).forward)) for m in holders]
+        self.names = {
+            m: next((names for names in named[i:] if names), ()) for i, m in enumerate(holders)
+        }
+        for module in holders:
             self.handles += [
                 module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
                 module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
@@ -107,13 +125,16 @@ class DirectCalls:
             return plain(module, *args, **kwargs)
         token = self.manager.become(caller.but(generation=generation, pinned=True))
         try:
-            return plain(module, *args, **kwargs)
+            with self.manager.holding(caller.live):
+                return plain(module, *args, **kwargs)
         finally:
             self.manager.restore(token)
 
     # -- forward ------------------------------------------------------------------------------
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if len(args) > 1:
+            args, kwargs = (), {**dict(zip(self.names[module], args, strict=False)), **kwargs}
         if torch.compiler.is_compiling() and not self._asks(args, kwargs):
             return
         self._begin(module, args, kwargs)
@@ -143,6 +164,8 @@ class DirectCalls:
         if not live.stack:
             if _length(cache):
                 _check_cache(_question_of(cache), live)
+            elif _question_of(cache) is not None:
+                _mark(cache, CacheMark())  # it was emptied
             return
         self._check_stack(live)
         ids = _ids(args, kwargs)
@@ -157,6 +180,8 @@ class DirectCalls:
             _mark(cache, CacheMark(live.stack, live.running, ctx, caller.generation))
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if len(args) > 1:
+            args, kwargs = (), {**dict(zip(self.names[module], args, strict=False)), **kwargs}
         if torch.compiler.is_compiling() and not self._asks(args, kwargs):
             return
         self._end(module, kwargs, output)
@@ -170,13 +195,16 @@ class DirectCalls:
         if caller.entered is not module:
             return
         self.manager.become(caller.but(entered=None))
-        if cache_in(kwargs) is None:
+        live, cache = caller.live, cache_in(kwargs)
+        if cache is None:
             cache = next(
                 (c for c in (getattr(output, n, None) for n in NAMES) if c is not None), None
             )
             if cache is not None:
-                live = caller.live
                 _mark(cache, CacheMark(live.stack, live.running, caller.ctx, caller.generation))
+        question = _question_of(cache)
+        if question is not None and caller.generation is None and _deciding(live.running):
+            question.keys, question.columns = _keys(cache), _length(cache)
 
     def _check_stack(self, live: Live) -> None:
         rewriting = next((h for h in live.stack if h.rewrites), None)
@@ -209,6 +237,7 @@ class DirectCalls:
             and (question.generation is generation and _same(question.running, live.running))
         ):
             self._check_continued(ctx, generation, live, rows, columns)
+            _check_rows(question, cache)
         elif (
             not cached
             and generation is not None
@@ -334,6 +363,14 @@ def _holders(model: nn.Module, inner: nn.Module | None) -> list[nn.Module]:
     return holders
 
 
+def _positions(forward: Any) -> list[str]:
+    """What the positional arguments of a forward are called; none if it takes any (`*args`)."""
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return []
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
 def _ids(args: Any, kwargs: Any) -> Any:
     """What a forward runs over: ids [B, T] or embeddings [B, T, d]; None if it is not given."""
     if args:
@@ -359,6 +396,11 @@ def _check_cache(question: CacheMark | None, live: Live) -> None:
     """Raises BadPatch if a cache that answers another question does not fit what is live now."""
     before = _in_cache(question.stack) if question is not None else []
     now = _in_cache(live.stack)
+    if question is not None and question.loaded:
+        raise BadPatch(
+            "this KV cache was filled with patches live, and then saved and loaded: which patches "
+            "it shows is not known any more. Begin with an empty cache."
+        )
     if _same(before, now) and not _deciding(now):
         return
     if _same(before, now):
@@ -371,6 +413,27 @@ def _check_cache(question: CacheMark | None, live: Live) -> None:
         f"this KV cache was filled {state}, so that its part of the prompt does not show what is "
         "live now. Begin with an empty cache, inside the same `with backbone.applied(...)`."
     )
+
+
+def _keys(cache: Any) -> Tensor | None:
+    """[B, h, K, d] the keys of a cache's first layer; None if it does not show them."""
+    layers = getattr(cache, "layers", None)
+    module = layers[0] if layers else None
+    keys = getattr(module, "keys", None)
+    return keys if isinstance(keys, Tensor) else None
+
+
+def _check_rows(question: CacheMark, cache: Any) -> None:
+    """Raises BadPatch for a cache whose rows were moved since: its decisions were not."""
+    old, new = question.keys, _keys(cache)
+    if old is None or new is None or old is new or old.shape[0] == 1:
+        return
+    columns = min(question.columns, old.shape[-2], new.shape[-2])
+    if not torch.equal(old[..., :columns, :].to(new.device), new[..., :columns, :]):
+        raise BadPatch(
+            "the rows of this KV cache were changed or put in another order, and this patch has "
+            "decided for each row. Call model.generate, or ask through errata.ask."
+        )
 
 
 def _length(cache: Any) -> int:

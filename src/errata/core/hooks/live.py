@@ -2,8 +2,9 @@
 
 Hooks are applied in `with` blocks. Blocks of one caller may nest or cross. A caller never sees the
 blocks of another, with one exception: a new thread sees the blocks of the thread that starts it,
-for as long as they are open, since `Thread(target=model.generate)` is how text is streamed. A
-coroutine sees those of the task that starts it (`contextvars`).
+for as long as they are open, since `Thread(target=model.generate)` is how text is streamed. A job
+of a pool of threads sees the blocks of the thread that hands it over, and a coroutine those of the
+task that starts it (`contextvars`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import functools
 import threading
 import weakref
 from asyncio.events import _get_running_loop
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from torch import Tensor, nn
@@ -117,37 +121,88 @@ class Caller:
 #: the managers of all wrapped models
 MANAGERS: weakref.WeakSet[Any] = weakref.WeakSet()
 
-#: thread -> (manager, the blocks of its model that were open where the thread was started)
-_STARTED_WITH: weakref.WeakKeyDictionary[
-    threading.Thread, list[tuple[weakref.ref[Any], tuple[Block, ...]]]
-] = weakref.WeakKeyDictionary()
 
+@dataclass(eq=False, slots=True)
+class Carried:
+    """What is live where a thread is started or a job is handed to a pool of threads."""
 
-def started_with(manager: object) -> tuple[Block, ...]:
-    """The blocks of `manager`'s model that were open where the current thread was started."""
-    for known, blocks in _STARTED_WITH.get(threading.current_thread(), ()):
-        if known() is manager:
-            return tuple(b for b in blocks if b.open)
-    return ()
+    of: list[tuple[weakref.ref[Any], Live]]
+
+    @classmethod
+    def from_here(cls) -> Carried:
+        return cls([(weakref.ref(m), m.caller().live) for m in list(MANAGERS) if m.opened])
+
+    @contextmanager
+    def seen(self) -> Iterator[None]:
+        """Inside, the current thread sees exactly this, as far as it is still open."""
+        live = {id(manager): live for ref, live in self.of if (manager := ref()) is not None}
+        tokens = [(m, m.callers.start(m, live.get(id(m), Live()))) for m in list(MANAGERS)]
+        try:
+            yield
+        finally:
+            for manager, token in tokens:
+                manager.callers.restore(token)
 
 
 @functools.cache
 def follow_threads() -> None:
-    """From now on a thread knows the blocks that are open where it is started.
+    """From now on a thread knows the blocks that are open where it is started, and a job of a pool
+    of threads those that are open where it is handed over.
 
     Python passes `contextvars` to new tasks, but not to new threads (before 3.14), and nowhere says
-    which thread started which. So `Thread.start` is wrapped, once.
+    which thread started which. So `Thread.start` and what takes jobs are wrapped, once. The blocks
+    are set in the thread's own context: a job that brings another context (`asyncio.to_thread`,
+    the workers of web servers) sees only what is live in that.
     """
-    plain = threading.Thread.start
+    _wrap(threading.Thread, "start", _starting)
+    _wrap(ThreadPoolExecutor, "submit", _handing_over)
+    for name in ("apply", "apply_async", "map", "map_async", "starmap", "starmap_async", "imap",
+                 "imap_unordered"):  # fmt: skip
+        _wrap(ThreadPool, name, _handing_over)
+
+
+def _wrap(cls: type, name: str, wrapper: Callable[..., Any]) -> None:
+    plain = getattr(cls, name)
 
     @functools.wraps(plain)
-    def start(self: threading.Thread) -> None:
-        blocks = [(weakref.ref(m), m.caller().live.blocks) for m in list(MANAGERS) if m.opened]
-        if blocks:
-            _STARTED_WITH[self] = blocks
-        plain(self)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(plain, *args, **kwargs)
 
-    type.__setattr__(threading.Thread, "start", start)
+    type.__setattr__(cls, name, wrapped)
+
+
+def _starting(plain: Callable[[threading.Thread], None], thread: threading.Thread) -> None:
+    carried = Carried.from_here()
+    if carried.of:
+        run = thread.run
+
+        def run_with_blocks() -> None:
+            del vars(thread)["run"]
+            with carried.seen():
+                run()
+
+        vars(thread)["run"] = run_with_blocks
+    plain(thread)
+
+
+def _handing_over(plain: Callable[..., Any], pool: Any, *args: Any, **kwargs: Any) -> Any:
+    """The job is the first argument, or `func`, as `multiprocessing` calls it."""
+    if args:
+        args = (_Job(args[0], Carried.from_here()), *args[1:])
+    elif "func" in kwargs:
+        kwargs["func"] = _Job(kwargs["func"], Carried.from_here())
+    return plain(pool, *args, **kwargs)
+
+
+class _Job:
+    """A job of a pool of threads, with what is live where it was handed over."""
+
+    def __init__(self, run: Callable[..., Any], carried: Carried) -> None:
+        self.run, self.carried = run, carried
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.carried.seen():
+            return self.run(*args, **kwargs)
 
 
 class Callers:
@@ -179,6 +234,14 @@ class Callers:
     def set(self, caller: Caller) -> contextvars.Token[Caller | None]:
         self._mirror(caller)
         return self.variable.set(caller)
+
+    def start(self, manager: Any, live: Live) -> contextvars.Token[Caller | None]:
+        """Begins a thread or job that sees `live`; `restore` ends it.
+
+        Not in the thread-local: the thread may run jobs that bring another context.
+        """
+        self._mirror(None)
+        return self.variable.set(Caller(live.still_open(manager.closed), manager.context()))
 
     def restore(self, token: contextvars.Token[Caller | None]) -> None:
         self.variable.reset(token)

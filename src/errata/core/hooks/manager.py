@@ -32,7 +32,6 @@ from errata.core.hooks.live import (
     Live,
     Merge,
     follow_threads,
-    started_with,
 )
 from errata.core.hooks.modes import Frozen, ordinary, without_autocast
 from errata.core.hooks.modules import ModuleTree
@@ -83,7 +82,9 @@ class HookManager:
         self.points = {s.name: HookPoint(s, self) for s in sites}
         for name in self.points.keys() & former.keys():
             self.points[name].used = former[name].used
-        self.tree = ModuleTree(self.model, {m for s in sites for m in (s.first, s.last) if m})
+        # a compiled block has no truth value
+        held = {m for s in sites for m in (s.first, s.last) if m is not None}
+        self.tree = ModuleTree(self.model, held)
         self.frozen = Frozen(self.model)
         self.direct.bind(self.model, self.sites)
         if "torch._dynamo" in sys.modules:
@@ -111,7 +112,7 @@ class HookManager:
                 return traced
         caller = self.callers.get()
         if caller is None:
-            caller = Caller(Live.of(started_with(self), self.closed), self.context())
+            caller = Caller(Live(), self.context())
             self.callers.set(caller)
         if caller.live.checked != self.closed and not caller.pinned:
             live = caller.live.still_open(self.closed)
@@ -191,11 +192,30 @@ class HookManager:
     @contextmanager
     def question(self, ctx: HookContext) -> Iterator[HookContext]:
         """Everything inside belongs to one question."""
-        token = self.become(self.caller().but(ctx=ctx, direct=False, pinned=True))
+        caller = self.caller().but(ctx=ctx, direct=False, pinned=True)
+        token = self.become(caller)
         try:
-            yield ctx
+            with self.holding(caller.live):
+                yield ctx
         finally:
             self.restore(token)
+
+    @contextmanager
+    def holding(self, live: Live) -> Iterator[None]:
+        """Inside, what is live acts on, even if its block is closed elsewhere meanwhile.
+
+        Without this an answer would lose its patch between two tokens.
+        """
+        held = [self.points[s] for s in live.at if s in self.points]
+        with self.lock:
+            for point in held:
+                point.used += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                for point in held:
+                    point.used -= 1
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -262,8 +282,11 @@ class HookPoint:
         """The hooks that are live here for the caller."""
         return self.manager.caller().live.at.get(self.site.name, ())
 
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not self.used:
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any = None) -> Any:
+        """kwargs: None for a module that was put in place of the site's (quantised), with its hooks
+        but without their options. Patches are then refused elsewhere (`ModuleTree`).
+        """
+        if not self.used or kwargs is None:
             return None
         caller = self.manager.caller()
         hooks = caller.live.at.get(self.site.name)
@@ -284,8 +307,8 @@ class HookPoint:
             return None
         return _with_first(args, kwargs, _back(new, x, self.site, ctx))
 
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if not self.used:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
+        if not self.used or module not in (self.site.first, self.site.last):
             return None
         caller = self.manager.caller()
         hooks = caller.live.at.get(self.site.name)

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from errata.core.errors import BadBackbone, BadSpec, Notice
+from errata.core.errors import BadBackbone, BadPatch, BadSpec, Notice
 from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
@@ -36,7 +36,7 @@ from errata.core.patch import (
     united,
 )
 from errata.core.state import State
-from errata.core.types import Prompt
+from errata.core.types import Prompt, brief
 
 P = TypeVar("P", bound=Patch)
 
@@ -318,6 +318,11 @@ class Backbone(ABC):
         """
         added = [h for h in hooks if h is not None]
         for hook in added:
+            if not isinstance(hook, Hook):
+                raise BadPatch(
+                    f"a patch is given as {brief(hook)}. Give patches one by one: the `.patch` of "
+                    "a result, or errata.load_patch(FOLDER, model)."
+                )
             if isinstance(hook, Patch):
                 self.check_patch(hook)
             for name in hook.sites:

@@ -165,9 +165,14 @@ class ObjectScene:
             scene = cls(look, size, position, background, int(given["seed"]))
             if scene.spec() == spec:
                 return scene
+        wrong = "".join(
+            f"{a} is {', '.join(VALUES[a])}. "
+            for a in keys[:-1]
+            if a in given and given[a] not in (*VALUES[a], *([NO_ACCENT] * (a == "accent")))
+        )
         raise BadImage(
-            f"cannot read the scene '{spec}'. Write {','.join(f'{k}=...' for k in keys)} with the "
-            "values of the world (accent=none exactly for pattern=plain), in this order."
+            f"cannot read the scene '{spec}'. {wrong}Write {','.join(f'{k}=...' for k in keys)} "
+            "with the values of the world (accent=none exactly for pattern=plain), in this order."
         )
 
     def varied(self, **changes: Any) -> ObjectScene:

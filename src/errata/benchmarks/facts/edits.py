@@ -1,4 +1,4 @@
-"""Reads edits from the command line or from a JSON Lines file."""
+"""Makes edits from a JSON Lines file of facts, or from single values. No torch."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from errata.benchmarks.facts.rows import PROBE_FIELDS, RowReader
-from errata.cli.shared.options import referenced
 from errata.core.errors import BadEdit, BadImage
-from errata.core.files import read_bytes
+from errata.core.files import FilePath, read_bytes
 from errata.core.formats.json_lines import BadLine, json_lines
-
-if TYPE_CHECKING:
-    from errata.core.types import Edit
+from errata.core.types import Edit, Image, Prompt, path_of
+from errata.io.images import hash_image, load_image
 
 REQUIRED = ("prompt", "target")
 OPTIONAL = ("image", "subject", "old", "id")
 
 
-def read_edits(path: Path) -> list[Edit]:
-    """One edit per line. Raises BadEdit with file and line.
+def read_edits(path: FilePath) -> list[Edit]:
+    """The edits of a file of facts, one per line. Raises BadEdit or BadImage with file and line.
 
     The rows may be those of the benchmark `facts`: what it asks beside the edits is checked, and
     left to `errata bench`. Relative images start at the file, or at the current folder.
     """
+    path = path_of(path, "a file of edits")
     data = read_bytes(path, BadEdit)
     edits: list[Edit] = []
     try:
@@ -94,8 +93,6 @@ def make_edit(
     where: str = "the edit",
 ) -> Edit:
     """One checked edit. Raises BadEdit, also for an image that cannot be read."""
-    from errata.core.types import Edit, Prompt
-
     if not prompt.strip():
         raise BadEdit(f"{where}: the prompt is empty. Give the question to be answered anew.")
     if not target.strip():
@@ -109,3 +106,12 @@ def make_edit(
     except BadImage as e:
         raise BadImage(f"{where}: {e}") from None
     return Edit(Prompt.of(prompt, picture), target, subject=subject, old=old, id=name)
+
+
+def referenced(image: str | None) -> Image | None:
+    """The image with its sha256, from a path or URI. Raises BadImage if it cannot be opened."""
+    if image is None:
+        return None
+    found = Image(image, hash_image(Image(image)))
+    load_image(found)  # before a model is loaded
+    return found
