@@ -198,7 +198,7 @@ def test_an_editor_is_chosen_and_hits(errata, model, picture, tmp_path):
         asked = (*image, "--prompt", QUESTION, "--target", "green")
         made = errata("edit", model, *asked, "--out", tmp_path / name)
         assert made.code == 0, made.err
-        chosen = f"editor lora: it needs no prepared state, edits {name} facts, and fits"
+        chosen = f"editor ft_l: it needs no prepared state, edits {name} facts, and fits"
         assert chosen in made.out
         said = errata("ask", model, "--patch", tmp_path / name, *image, QUESTION)
         assert said.out == "green\n"

@@ -30,7 +30,7 @@ class FtL(GradientEditor):
     """Dense change of FFN matrices, last down projection by default."""
 
     name = "ft_l"
-    choice = 2
+    choice = 1
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"lr": 3e-2, "steps": 25, "stop_loss": 5e-2, "layers": (-4,)},
         "paper": {"eos": False, "lr": 1e-3, "steps": 25, "layers": (-1,), "parts": ("mlp.down",)},

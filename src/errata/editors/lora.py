@@ -28,7 +28,7 @@ class Lora(GradientEditor):
     """Low-rank change at linear sites of some or all text blocks."""
 
     name = "lora"
-    choice = 1
+    choice = 2
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"lr": 1e-3, "steps": 25, "rank": 2},
         "paper": {"eos": False, "lr": 5e-3, "steps": 70, "rank": 8, "alpha": 32.0},

@@ -87,10 +87,11 @@ def test_an_editor_is_chosen_that_needs_no_state(family, edits):
 
 def test_an_editor_that_does_not_fit_is_not_chosen(edits, monkeypatch):
     bb = tiny.llava(layers=2)
-    for site in [s for s in bb.hooks.sites if s.endswith("attn.q")]:
-        del bb.hooks.sites[site]
     assert choose(bb, edits)[0].name == "ft_l"
     for site in [s for s in bb.hooks.sites if s.endswith("mlp.down")]:
+        del bb.hooks.sites[site]
+    assert choose(bb, edits)[0].name == "lora"
+    for site in [s for s in bb.hooks.sites if s.endswith("attn.q")]:
         del bb.hooks.sites[site]
     with pytest.raises(BadEdit, match=r"lora changes text\.0\.attn\.q, which this model"):
         choose(bb, edits)
