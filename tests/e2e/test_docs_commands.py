@@ -156,7 +156,7 @@ def test_a_page_runs_as_printed(
     """The benchmark has fewer cases than the limits of the page."""
     with short_microworld(train=40, dev=8, eval=16):
         shown = blocks(page)
-        for block, after in zip(shown, [*shown[1:], None], strict=True):
+        for block, after in zip(shown, [*shown[1:], None], strict=False):
             if not block.mark and runs(block) and block.language != "toml":
                 capsys.readouterr()
                 session.run(block)

@@ -378,11 +378,10 @@ class Editor(ABC):
                 f"({state.fingerprint[:12]}), not for {backbone.name} "
                 f"({backbone.fingerprint()[:12]}). Prepare it again on this model."
             )
-        if not self.uses_state:
-            return
         backbone.check_style(state.style, f"the state of '{self.name}'")
         now, then = self.settings_of_state(), self._made_with(state)
-        other = [k for k in now if k in then and then[k] != now[k]]
+        idle = self.idle()
+        other = [k for k in now if k not in idle and k in then and then[k] != now[k]]
         if other:
             raise BadSpec(
                 f"the state of '{self.name}' was made with {other[0]}={then[other[0]]}, "
