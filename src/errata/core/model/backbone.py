@@ -349,12 +349,13 @@ class Backbone(ABC):
         """
         parts = list(parts_below(patch))
         names = {p.header.fingerprint: p.header for p in parts if p.header.fingerprint}
-        for header in names.values():
-            check_fingerprint(header, self, what or f"a patch of '{header.editor}'")
+        now = self.fingerprint() if names else ""  # once: it looks at every weight
+        for fingerprint, header in names.items():
+            if fingerprint != now:
+                check_fingerprint(header, self, what or f"a patch of '{header.editor}'")
         for header in (p.header for p in parts):
             self.check_style(header.style, what or f"a patch of '{header.editor}'")
         if names:
-            now = self.fingerprint()
             for part in parts:
                 if part.header.fingerprint not in ("", now):
                     part.header = replace(part.header, fingerprint=now)
