@@ -44,7 +44,7 @@ BASE: dict[str, dict[str, Any]] = {
 #: editor or "", setting -> what is set beside it, in both edits that are compared
 WITH: dict[tuple[str, str], dict[str, Any]] = {
     ("", "eval_steps"): {"held_out": 1},
-    ("", "patience"): {"held_out": 1, "eval_steps": 1, "steps": 6, "lr": 10.0, "warmup": 0},
+    ("", "patience"): {"held_out": 1, "eval_steps": 1, "steps": 6, "lr": 1.0, "warmup": 0},
     ("ft_l", "stop_loss"): {"steps": 40, "lr": 0.05, "stop_loss": 5.0},
     ("lora", "stop_loss"): {"steps": 40, "lr": 0.05, "stop_loss": 5.0},
     ("tpatcher", "stop_loss"): {"steps": 40, "lr": 0.01, "stop_loss": 5.0},
@@ -92,6 +92,7 @@ OTHER: dict[tuple[str, str], Any] = {
     ("", "generality_kinds"): (),
     ("", "locality_kinds"): ("t_locality",),
     ("", "eval_steps"): 1,
+    ("", "held_out"): 0,  # more than a fifth of the cases are never held out
     ("", "patience"): 1,
     ("", "heads"): 2,
     ("", "gate"): [g for g in registry.names("gates")],
