@@ -8,24 +8,7 @@ from typing import Any
 import torch
 
 from errata.backbones.hf_vlm import HfVlm
-from errata.testing.tiny_models import randomise, tokenizer
-
-
-def _text(size: int) -> Any:
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+from errata.testing.tiny_models import llama_config, randomise, tokenizer
 
 
 def llava_next() -> HfVlm:
@@ -51,7 +34,7 @@ def llava_next() -> HfVlm:
             image_size=28,
             patch_size=14,
         ),
-        text_config=_text(len(tok)),
+        text_config=llama_config(len(tok)),
         image_token_index=3,
         image_grid_pinpoints=grid,
         vision_feature_layer=-1,
@@ -119,7 +102,7 @@ def pixtral() -> HfVlm:
             image_size=56,
             patch_size=14,
         ),
-        text_config=_text(len(tok)),
+        text_config=llama_config(len(tok)),
         image_token_index=3,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",

@@ -86,11 +86,28 @@ def llava(layers: int = 4, width: int = 32) -> HfVlm:
     return HfVlm(*llava_parts(layers, width), name="tiny-llava")
 
 
+def llama_config(size: int, layers: int = 4, width: int = 32) -> Any:
+    """The text model of the tiny LLaVAs. size: of the vocabulary."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=size,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+
+
 def llava_parts(layers: int = 4, width: int = 32) -> tuple[Any, Any]:
     """Model and processor, without a backbone around them."""
     from transformers import (
         CLIPVisionConfig,
-        LlamaConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
         LlavaProcessor,
@@ -107,18 +124,7 @@ def llava_parts(layers: int = 4, width: int = 32) -> tuple[Any, Any]:
             image_size=28,
             patch_size=14,
         ),
-        text_config=LlamaConfig(
-            vocab_size=len(tok),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        ),
+        text_config=llama_config(len(tok), layers=layers, width=width),
         image_token_index=3,
         image_seq_length=4,
         vision_feature_layer=-1,

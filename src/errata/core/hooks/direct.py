@@ -25,7 +25,7 @@ from errata.core.errors import BadPatch
 from errata.core.hooks.cache_names import NAMES, cache_in
 from errata.core.hooks.context import HookContext, Site
 from errata.core.hooks.generation import Generation, class_of
-from errata.core.hooks.hook import Hook, flat, walk
+from errata.core.hooks.hook import Hook, flat
 from errata.core.hooks.live import Caller, Callers, Live
 from errata.core.hooks.modules import ModuleTree
 
@@ -71,6 +71,7 @@ class Watched(Protocol):
     def caller(self) -> Caller: ...
     def become(self, caller: Caller) -> Any: ...
     def restore(self, token: Any) -> None: ...
+    def deciding_ahead(self) -> list[Hook]: ...
     def holding(self, live: Live) -> AbstractContextManager[None]: ...
     def context(self, **fields: Any) -> HookContext: ...
     def question(self, ctx: HookContext) -> AbstractContextManager[HookContext]: ...
@@ -214,7 +215,7 @@ class DirectCalls:
                 "call of the model does not pass the prompt to it. Ask through backbone.ask or "
                 "errata.ask."
             )
-        if any(h.ahead for running in live.running for h in walk(running)):
+        if self.manager.deciding_ahead():
             raise BadPatch(
                 "this patch decides from a block above those that it changes. It needs a dry run "
                 "first, which a direct call of the model does not make. Ask through backbone.ask "

@@ -187,10 +187,11 @@ def _starting(plain: Callable[[threading.Thread], None], thread: threading.Threa
 
 def _handing_over(plain: Callable[..., Any], pool: Any, *args: Any, **kwargs: Any) -> Any:
     """The job is the first argument, or `func`, as `multiprocessing` calls it."""
-    if args:
-        args = (_Job(args[0], Carried.from_here()), *args[1:])
-    elif "func" in kwargs:
-        kwargs["func"] = _Job(kwargs["func"], Carried.from_here())
+    carried = Carried.from_here()
+    if carried.of and args:
+        args = (_Job(args[0], carried), *args[1:])
+    elif carried.of and "func" in kwargs:
+        kwargs["func"] = _Job(kwargs["func"], carried)
     return plain(pool, *args, **kwargs)
 
 
