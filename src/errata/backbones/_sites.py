@@ -41,7 +41,7 @@ _ATTENTION_NORMS = (
     *("input_layernorm", "self_attn_layer_norm", "layer_norm1", "ln_1", "norm1", "norm_1"),
     "operator_norm",
 )
-_HEAD_NORMS = {"q_norm": ("q_norm",), "k_norm": ("k_norm",)}
+_HEAD_NORMS = {"q_norm": ("q_norm", "q_layernorm"), "k_norm": ("k_norm", "k_layernorm")}
 _NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f", "embedding_norm")
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder")
 _BRIDGES = (

@@ -99,17 +99,24 @@ class TextBackbone(DecoderBackbone):
         return name
 
     def heads(self, layer: int) -> Heads:
-        for part in ("norm", "q", "k", "v", "o"):
-            if f"text.{layer}.attn.{part}" not in self.hooks.sites:
+        at = f"text.{layer}.attn"
+        for part in ("q", "k", "v", "o"):
+            if f"{at}.{part}" not in self.hooks.sites:
                 raise BadBackbone(
                     f"{self.name}: block {layer} has no separate attention '{part}', which a "
                     "memory mixed into it needs. Use a model with q, k, v and o projections."
                 )
-        attention: Any = self.site(f"text.{layer}.attn").first
-        if not hasattr(attention, "head_dim"):
+        attention: Any = self.site(at).first
+        norms = [n for n, _ in self.blocks[layer].named_children() if "norm" in n]
+        behind = all(n.startswith("post_") for n in norms)  # and none in front of the attention
+        unknown = not hasattr(attention, "head_dim") or any(
+            "norm" in n and not hasattr(m, "weight") and list(m.parameters())
+            for n, m in attention.named_children()
+        )
+        if unknown or not (behind or f"{at}.norm" in self.hooks.sites):
             raise BadBackbone(
-                f"{self.name}: the attention of block {layer} does not say how wide its heads are, "
-                "which a memory mixed into it needs. Use a model of another family."
+                f"{self.name}: errata does not know the widths and norms of the attention of block "
+                f"{layer}, which a memory mixed into it needs. Use a model of another family."
             )
         size = int(attention.head_dim)
         queries, keys = (self.weight(f"text.{layer}.attn.{p}")[1] // size for p in ("q", "k"))

@@ -267,6 +267,13 @@ class Backbone(ABC):
             similar = sorted(n for n in self.hooks.sites if n.startswith(f"{block}."))
             similar = similar or sorted(n for n in self.hooks.sites if n.split(".")[0] == block)
             names = ", ".join(similar[:16]) or "see errata doctor"
+            mlp = self.hooks.sites.get(f"{block}.mlp")
+            if mlp is not None and any(p.dim() == 3 for p in mlp.first.parameters()):
+                raise BadSpec(
+                    f"{self.name} has no linear module '{name}': its feed-forward network is made "
+                    f"of experts. Choose other sites ({names}), or an editor that changes none of "
+                    "them (lora, serac, ike)."
+                )
             raise BadSpec(f"{self.name} has no site '{name}'. Similar ones: {names}.")
         return self.hooks.sites[name]
 
