@@ -127,7 +127,8 @@ class HfLm(TextBackbone):
         if gguf_file is None:
             _folders.check_weights(Path(name))
         else:
-            own_file, name = gguf.options(gguf_file), gguf.joined(folder, gguf_file)
+            own_file = gguf.options_of_model(folder, gguf_file, revision)
+            name = gguf.joined(folder, gguf_file)
             options["gguf_file"] = gguf_file
         with _folders.load_errors(name, kind, "its configuration or weights"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
