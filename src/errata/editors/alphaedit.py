@@ -22,7 +22,7 @@ L2 / (1 - alpha) outside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -31,7 +31,9 @@ from torch import Tensor
 
 from errata.algorithms.locate_then_edit import layer_stats
 from errata.algorithms.locate_then_edit.multi_layer import MultiLayerUpdate
+from errata.algorithms.locate_then_edit.written import notice
 from errata.core.errors import BadSpec
+from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.linalg import covariance, solve
 from errata.linalg.nullspace import NullSpace, null_space
@@ -109,6 +111,41 @@ class AlphaEdit(MultiLayerUpdate):
             state.views[name] = null_space(moment, bound)
         space: NullSpace = state.views[name]
         return space
+
+    def remedy(self) -> str:
+        c = self.config
+        return (
+            f"Raise nullspace_threshold (now {c.nullspace_threshold:g}, {c.threshold}), lower L2 "
+            f"(now {c.L2:g}), or choose other --set layers=..."
+        )
+
+    def remarks(self, backbone: Backbone, states: Sequence[State]) -> list[str]:
+        """Also of layers with an empty null space. Raises BadSpec where all are: it would write
+        nothing.
+        """
+        lines, c, layers = super().remarks(backbone, states), self.config, self.layers(backbone)
+        if c.null_proj_alpha < 1:
+            return lines  # writes outside of the null space too
+        for state in {id(s): s for s in states}.values():
+            empty = [i for i in layers if not self.space(state, i).rank]
+            if not empty:
+                continue
+            moment = layer_stats.moment(state, empty[-1])
+            unit = covariance.scale(moment) if c.threshold == "relative" else 1.0
+            values = torch.linalg.eigvalsh(moment.double()) / unit
+            line = (
+                f"no eigenvalue of the second moment is below nullspace_threshold="
+                f"{c.nullspace_threshold:g} ({c.threshold}"
+                f"{f', less nullspace_cov_reg={c.nullspace_cov_reg:g}' * bool(c.nullspace_cov_reg)}"
+                f") in layer {', '.join(map(str, empty))}: the null space is empty, and nothing "
+                f"can be written there. Of layer {empty[-1]} the smallest is {values[0]:.3g}, and "
+                f"half of them are below {values.median():.3g}: raise nullspace_threshold."
+            )
+            if len(empty) == len(layers):
+                raise BadSpec(f"editor '{self.name}': {line}")
+            if line not in lines:
+                lines.append(notice(self.name, line))
+        return lines
 
     def key_factor(
         self, state: State, layer: int, keys_nd: Tensor, part: str = layer_stats.FFN

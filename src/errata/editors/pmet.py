@@ -94,12 +94,12 @@ class Pmet(CovarianceUpdate):
         sites = [site_of(layer), site_of(layer, ATTENTION)]
         return self.search_settings(sites, downweight_when_right=True)
 
-    def value_site(self, layer: int) -> str:
+    def value_site(self, backbone: Backbone, layer: int) -> str:
         return site_of(layer)
 
-    def written(self, top: int) -> dict[str, str]:
+    def written(self, backbone: Backbone, top: int) -> dict[str, str]:
         both = {ATTENTION: site_of(top, ATTENTION), FFN: site_of(top)}
-        return both if self.config.write == "both" else super().written(top)
+        return both if self.config.write == "both" else super().written(backbone, top)
 
     def residual_divisor(self, i: int, layers: int) -> float:
         return float((layers - i) ** 0.5)
