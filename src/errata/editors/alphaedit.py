@@ -123,29 +123,32 @@ class AlphaEdit(MultiLayerUpdate):
         """Also of layers with an empty null space. Raises BadSpec where all are: it would write
         nothing.
         """
-        lines, c, layers = super().remarks(backbone, states), self.config, self.layers(backbone)
-        if c.null_proj_alpha < 1:
+        lines, layers = super().remarks(backbone, states), self.layers(backbone)
+        if self.config.null_proj_alpha < 1:
             return lines  # writes outside of the null space too
         for state in {id(s): s for s in states}.values():
             empty = [i for i in layers if not self.space(state, i).rank]
-            if not empty:
-                continue
-            moment = layer_stats.moment(state, empty[-1])
-            unit = covariance.scale(moment) if c.threshold == "relative" else 1.0
-            values = torch.linalg.eigvalsh(moment.double()) / unit
-            line = (
-                f"no eigenvalue of the second moment is below nullspace_threshold="
-                f"{c.nullspace_threshold:g} ({c.threshold}"
-                f"{f', less nullspace_cov_reg={c.nullspace_cov_reg:g}' * bool(c.nullspace_cov_reg)}"
-                f") in layer {', '.join(map(str, empty))}: the null space is empty, and nothing "
-                f"can be written there. Of layer {empty[-1]} the smallest is {values[0]:.3g}, and "
-                f"half of them are below {values.median():.3g}: raise nullspace_threshold."
-            )
-            if len(empty) == len(layers):
+            line = self._empty(state, empty) if empty else ""
+            if line and len(empty) == len(layers):
                 raise BadSpec(f"editor '{self.name}': {line}")
-            if line not in lines:
+            if line and line not in lines:
                 lines.append(notice(self.name, line))
         return lines
+
+    def _empty(self, state: State, layers: Sequence[int]) -> str:
+        """What is said of layers with an empty null space."""
+        c, last = self.config, layers[-1]
+        moment = layer_stats.moment(state, last)
+        unit = covariance.scale(moment) if c.threshold == "relative" else 1.0
+        values = torch.linalg.eigvalsh(moment.double()) / unit
+        less = f" less nullspace_cov_reg={c.nullspace_cov_reg:g}" if c.nullspace_cov_reg else ""
+        return (
+            f"no eigenvalue of the second moment of layers {', '.join(map(str, layers))} is below "
+            f"nullspace_threshold={c.nullspace_threshold:g} ({c.threshold}){less}: the null space "
+            f"is empty, and nothing is written there. In layer {last} they begin at "
+            f"{values[0]:.3g}, and half of them are below {values.median():.3g}. Raise "
+            "nullspace_threshold."
+        )
 
     def key_factor(
         self, state: State, layer: int, keys_nd: Tensor, part: str = layer_stats.FFN

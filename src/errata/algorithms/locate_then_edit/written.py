@@ -54,7 +54,7 @@ def unwritten(edits: Sequence[Edit], logs: Logs, remedy: str) -> str:
     share, name = shares[worst], edits[worst].id or edits[worst].prompt.text[:60]
     if share > 1:
         line = (
-            f"the model is {share:.1f} times as far from the value that was searched for '{name}' "
+            f"the model is {share:.3g} times as far from the value that was searched for '{name}' "
             "as before the edit"
         )
     else:
@@ -70,7 +70,7 @@ def oversized(changes: Mapping[str, float], remedy: str) -> str:
     if not site or changes[site] <= MOST_CHANGE:
         return ""
     return (
-        f"the change of {site} is {changes[site]:.1f} times as large as its weight, so that other "
+        f"the change of {site} is {changes[site]:.3g} times as large as its weight, so that other "
         f"answers may break. {remedy}"
     )
 
