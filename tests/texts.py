@@ -24,17 +24,14 @@ _LLAMA: dict[str, Any] = {**_FOUR, "intermediate_size": 64, "num_key_value_heads
 TEXTS: dict[str, dict[str, Any]] = {
     # added as it is
     "llama": _LLAMA,
-    "qwen3": {**_LLAMA, "head_dim": 8},
     # attention and FFN side by side
     "cohere": _LLAMA,
-    "phi": _LLAMA,
     # multiplied by a number
     "granite": {**_LLAMA, "residual_multiplier": 0.25},
     # behind a norm
     "gemma2": {**_LLAMA, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16},
     "olmo2": _LLAMA,
     "glm4": {**_LLAMA, "head_dim": 8},
-    "exaone4": {**_LLAMA, "head_dim": 8, "sliding_window": 16, "sliding_window_pattern": 4},
 }
 
 

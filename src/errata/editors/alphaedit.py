@@ -12,6 +12,7 @@ Differences, beside those of `memit`:
 - the solve is its dual, of the size of the keys, or the reduced basis where that is smaller;
 - the threshold is absolute, as published, or relative to tr(C)/d (`threshold=relative`), since an
   absolute one depends on the scale of the activations;
+- an empty null space is refused, or said if it is that of some layers only;
 - the null space's dimension, |Pk|/|k| and `max_upd_ratio` clipping are noted per edit.
 
 `unike_umm` and `unike_umm_blip3o`, `unike_umm_omnigen2`: gxx27/UniKE f8331cb. `nullspace_cov_reg`

@@ -1,50 +1,30 @@
-"""A value that was searched is written, or the editor says that it is not: over model families.
+"""What a block does with the output of its down projection, and what of a value arrives.
 
-The blocks of some add the output of their down projection as it is, of some times a number, and of
-some behind a norm.
+The blocks of some models add it as it is, of some times a number, and of some behind a norm.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import warnings
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from errata import editor
-from errata.algorithms.locate_then_edit import corpus, multi_layer
-from errata.algorithms.locate_then_edit.layer_stats import StatsSettings, collect, site_of
+from errata.algorithms.locate_then_edit import multi_layer
+from errata.algorithms.locate_then_edit.layer_stats import site_of
 from errata.algorithms.locate_then_edit.stream import stream_scale
-from errata.algorithms.locate_then_edit.value_search import ColumnRecorder, ColumnShift, search
 from errata.algorithms.locate_then_edit.written import oversized, unwritten
-from errata.core.editor import EditResult
 from errata.core.errors import BadSpec, Notice
-from errata.core.hooks.hook import Hook
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Edit, Prompt
 from tests import tiny
+from tests.locate import EDITS, LITTLE, TOP, WHOLE, edit_and_listen, made, share_missing, statistics
 from tests.texts import TEXTS, llava_with
 
-EDITS = [
-    Edit(Prompt.of("The colour of the ring is"), "green", "the ring", id="ring"),
-    Edit(Prompt.of("Which shape has the New Fact?"), "blue thing", "New Fact", id="fact"),
-]
-NORMED = ("gemma2", "olmo2", "glm4", "exaone4", "gemma3")
-FAMILIES = (*TEXTS, "blip2", "qwen2.5", "gemma3")
-TOP = 2
-FOUR: dict[str, dict[str, Any]] = {
-    "rome": {"layers": (TOP,)},
-    "memit": {"layers": (1, TOP), "mom2_weight": 1e-3},
-    "pmet": {"layers": (1, TOP), "mom2_weight": 1e-3},
-    "alphaedit": {
-        "layers": (1, TOP), "L2": 1e-3, "threshold": "relative", "nullspace_threshold": 0.9,
-    },
-}  # fmt: skip
+NORMED = ("gemma2", "olmo2", "glm4", "gemma3")
+FAMILIES = (*TEXTS, "blip2", "gemma3")
 
 
 def _model(family: str) -> Backbone:
@@ -54,47 +34,7 @@ def _model(family: str) -> Backbone:
 
 @functools.cache
 def _state(family: str) -> State:
-    lines = [f"The {a} of the {b} is {c}" for a in "abcd" for b in "uvwxyz" for c in ("red", "it")]
-    documents = [corpus.Document(Prompt.of(line)) for line in lines]
-    source = corpus.Corpus("lines", "lines", len(lines), lambda: iter(documents))
-    return collect(_model(family), source, StatsSettings(attention=True))
-
-
-def _made(name: str, **more: Any) -> Any:
-    settings = {"steps": 4, "context_templates": "none", "kl_factor": 0.0, "lr": 0.3}
-    if name != "alphaedit":
-        settings["ridge"] = 0.5
-    return editor(name, **{**settings, **FOUR[name], **more})
-
-
-def _edit(made: Any, bb: Backbone, edits: list[Edit], state: State) -> tuple[EditResult, str]:
-    """The result, and what was said."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        result = made.edit(bb, edits, state)
-    return result, "\n".join(str(w.message) for w in said if issubclass(w.category, Notice))
-
-
-def _searched(bb: Backbone, made: Any, edit: Edit) -> Hook:
-    """Puts the value that is searched where it is searched."""
-    one = [(0, edit)]
-    if isinstance(made, multi_layer.MultiLayerUpdate):
-        values = made.search_values(bb, one, ("",), seed=0)
-    else:
-        values = search(bb, one, ("",), made.search_settings([site_of(TOP)]))
-    site = next(iter(values.value))  # pmet drops that of the attention
-    columns = torch.tensor([bb.last_column(edit.prompt, str(edit.subject))])
-    shift = ColumnShift([site], columns, torch.tensor([0]))
-    shift.delta = {site: values.value[site] - values.start[site]}
-    return shift
-
-
-def _output(bb: Backbone, edit: Edit, site: str, *hooks: Hook) -> Tensor:
-    """A site's output at the subject of the bare prompt, with these hooks live."""
-    look = ColumnRecorder([site], torch.tensor([bb.last_column(edit.prompt, str(edit.subject))]))
-    with torch.no_grad(), bb.applied(*hooks, look):
-        bb.logits(bb.encode([edit.prompt]))
-    return look.y[site][0]
+    return statistics(_model(family))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -119,18 +59,14 @@ def test_and_in_half_precision(family):
 def test_a_value_is_written_or_it_is_said(family):
     """What is noted as left is what is missing in the hidden states behind the top layer."""
     bb = _model(family)
-    for name in FOUR:
-        made = _made(name)
-        result, said = _edit(made, bb, EDITS[:1], _state(family))
+    for name in WHOLE:
+        editor = made(name)
+        result, said = edit_and_listen(editor, bb, EDITS[:1], _state(family))
         left = result.log.notes["edits"][0]["left"]
         # the layers below add to the hidden states too, where pmet writes several
-        direct_pmet = name == "pmet" and len(made.layers(bb)) > 1
+        direct_pmet = name == "pmet" and len(editor.layers(bb)) > 1
         site = site_of(TOP) if direct_pmet else f"text.{TOP + 1}.in"
-        before, after, value = (
-            _output(bb, EDITS[0], site, *hooks)
-            for hooks in ((), (result.patch,), (_searched(bb, made, EDITS[0]),))
-        )
-        missing = float((value - after).norm() / (value - before).norm())
+        missing = share_missing(bb, editor, EDITS[0], result, site)
         assert left < 0.05 and missing == pytest.approx(left, abs=0.02), (name, left, missing)
         assert "searched for" not in said
         alone = {site_of(TOP)} if family in NORMED or name == "rome" else {site_of(1), site_of(TOP)}
@@ -143,11 +79,8 @@ def test_a_value_is_written_or_it_is_said(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_value_that_is_not_written_is_said(family):
     bb = _model(family)
-    for name in FOUR:
-        much = {"L2": 1e6} if name == "alphaedit" else {"mom2_weight": 1e6}
-        if name == "rome":
-            much = {"max_upd_ratio": 1e-4}
-        result, said = _edit(_made(name, **much), bb, EDITS[:1], _state(family))
+    for name in WHOLE:
+        result, said = edit_and_listen(made(name, **LITTLE[name]), bb, EDITS[:1], _state(family))
         assert result.log.notes["edits"][0]["left"] > 0.5
         assert "of the value that was searched for 'ring' is not written" in said, name
         noted = result.patch.header.notes["remarks"]
@@ -161,8 +94,8 @@ def test_spreading_all_the_same_would_not_write_it(monkeypatch, family):
     """Why the top layer is written alone: taken for direct, a normed block is not brought there."""
     monkeypatch.setattr(multi_layer, "stream_scale", lambda *_: 1.0)
     for name in ("memit", "alphaedit"):
-        made = _made(name, steps=20, lr=0.5)
-        result, said = _edit(made, _model(family), EDITS[:1], _state(family))
+        editor = made(name, steps=20, lr=0.5)
+        result, said = edit_and_listen(editor, _model(family), EDITS[:1], _state(family))
         assert 0.6 < result.log.notes["edits"][0]["left"] < 1  # 68 to 89 %
         assert "of the value that was searched for 'ring' is not written" in said
 
@@ -186,20 +119,19 @@ def test_what_is_said_of_many():
 def test_groups_and_joint_edits_are_noted_each_by_its_own():
     """One line for all groups; in its notes each patch has its own."""
     bb, state = _model("llama"), _state("llama")
-    for name in FOUR:
-        much = {"L2": 1e6} if name == "alphaedit" else {"mom2_weight": 1e6}
-        made = _made(name, **({"max_upd_ratio": 1e-4} if name == "rome" else much))
+    for name in WHOLE:
+        editor = made(name, **LITTLE[name])
         with pytest.warns(Notice, match=r"more than half of it for 2 of 2 edits") as said:
-            results = made.edit_groups(bb, [EDITS[:1], EDITS[1:]], [state] * 2)
+            results = editor.edit_groups(bb, [EDITS[:1], EDITS[1:]], [state] * 2)
         assert len(said) == 1
         for edit, result in zip(EDITS, results, strict=True):
             (line,) = result.log.notes["remarks"]
             assert f"'{edit.id}'" in line and "2 of 2" not in line
-        joint, line = _edit(made, bb, EDITS, state)
+        joint, line = edit_and_listen(editor, bb, EDITS, state)
         assert "2 of 2 edits" in line
         assert all(e["left"] > 0.5 for e in joint.log.notes["edits"])
     # rome makes one edit on top of the other: what is left is measured behind both
-    joint, _ = _edit(_made("rome"), bb, EDITS, state)
+    joint, _ = edit_and_listen(made("rome"), bb, EDITS, state)
     first, last = (e["left"] for e in joint.log.notes["edits"])
     assert last < 1e-3 < first
 
@@ -207,37 +139,42 @@ def test_groups_and_joint_edits_are_noted_each_by_its_own():
 def test_a_change_that_outweighs_its_weight_is_said():
     bb, state = _model("llama"), _state("llama")
     settings = {"clamp": 200.0, "lr": 50.0}
-    result, said = _edit(_made("rome", **settings), bb, EDITS[:1], state)
+    result, said = edit_and_listen(made("rome", **settings), bb, EDITS[:1], state)
     assert "the change of text.2.mlp.down is" in said and "max_upd_ratio" in said
     (line,) = result.log.notes["remarks"]
     assert line in said
-    limited, said = _edit(_made("rome", **settings, max_upd_ratio=0.9), bb, EDITS[:1], state)
+    limited, said = edit_and_listen(
+        made("rome", **settings, max_upd_ratio=0.9), bb, EDITS[:1], state
+    )
     assert limited.log.notes["edits"][0]["layers"]["2"]["change"] == pytest.approx(0.9, abs=1e-3)
     assert "the change of" not in said
 
 
 def test_layers_of_the_default_range_are_left_out_with_a_note_alone():
-    bb, made = _model("gemma2"), _made("memit", layers=())
-    monkey_range = multi_layer.LocateThenEdit.layers(made, bb)
-    result, said = _edit(made, bb, EDITS[:1], _state("gemma2"))
-    assert monkey_range == [0, 1] and result.patch.sites == {site_of(1)} and not said
+    bb, editor = _model("gemma2"), made("memit", layers=())
+    default = multi_layer.LocateThenEdit.layers(editor, bb)
+    result, said = edit_and_listen(editor, bb, EDITS[:1], _state("gemma2"))
+    assert default == [0, 1] and result.patch.sites == {site_of(1)} and not said
     assert "layer 1 alone" in result.log.notes["remarks"][0]
-    assert "remarks" not in _edit(made, _model("llama"), EDITS[:1], _state("llama"))[0].log.notes
+    assert (
+        "remarks"
+        not in edit_and_listen(editor, _model("llama"), EDITS[:1], _state("llama"))[0].log.notes
+    )
 
 
 def test_an_empty_null_space_is_refused_or_said():
     bb, state = _model("llama"), _state("llama")
     with pytest.raises(BadSpec, match=r"of layers 1, 2 is below nullspace_threshold=1e-12 \(abs"):
-        _made("alphaedit", nullspace_threshold=1e-12, threshold="absolute").edit(bb, EDITS, state)
+        made("alphaedit", nullspace_threshold=1e-12, threshold="absolute").edit(bb, EDITS, state)
     with pytest.raises(BadSpec, match=r"less nullspace_cov_reg=9: the null space is empty"):
-        _made("alphaedit", nullspace_cov_reg=9.0).edit(bb, EDITS, state)
+        made("alphaedit", nullspace_cov_reg=9.0).edit(bb, EDITS, state)
     least = [float(torch.linalg.eigvalsh(state.tensors[f"moment/{i}"].double())[0]) for i in (1, 2)]
     between = sum(least) / 2
-    made = _made("alphaedit", nullspace_threshold=between, threshold="absolute")
-    result, said = _edit(made, bb, EDITS[:1], state)
+    editor = made("alphaedit", nullspace_threshold=between, threshold="absolute")
+    result, said = edit_and_listen(editor, bb, EDITS[:1], state)
     empty = 1 + (least[1] > least[0])
     assert f"of layers {empty} is below" in said and "nothing is written there" in said
     assert any("nothing is written there" in line for line in result.log.notes["remarks"])
-    soft = _made("alphaedit", nullspace_threshold=1e-12, threshold="absolute", null_proj_alpha=0.5)
-    _, said = _edit(soft, bb, EDITS[:1], state)
+    soft = made("alphaedit", nullspace_threshold=1e-12, threshold="absolute", null_proj_alpha=0.5)
+    _, said = edit_and_listen(soft, bb, EDITS[:1], state)
     assert "nothing is written" not in said  # half of the update is not projected
