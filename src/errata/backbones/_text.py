@@ -209,14 +209,15 @@ class TextBackbone(DecoderBackbone):
         """The column of the token that holds the last character before `end` in the text."""
         return self._token(text, end)
 
-    def _token(self, text: str, end: int) -> int:
-        """As `_column`, without counting image tokens."""
+    def _token(self, text: str, end: int, special: bool | None = None) -> int:
+        """As `_column`, without counting image tokens. special: as in `_ids`; None: the model's."""
         if not getattr(self.tokenizer, "is_fast", False):
             raise BadBackbone(
                 f"the tokenizer of {self.name} gives no token offsets. Edit "
                 "at the prompt's last token: --set token=last_prompt."
             )
-        tokens = self.tokenizer(text, add_special_tokens=self.special, return_offsets_mapping=True)
+        special = self.special if special is None else special
+        tokens = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         at_end = [t for t, (a, b) in enumerate(tokens["offset_mapping"]) if a < end <= b]
         assert at_end, f"no token of {self.name} holds character {end - 1} of {text!r}"
         return at_end[-1]
@@ -266,9 +267,10 @@ class TextBackbone(DecoderBackbone):
         if not all(ids):
             raise BadEdit(f"prompt {ids.index([])} of {len(ids)} is empty. Give it a text.")
         lengths = [len(i) for i in ids]
-        end = [self._end_token()] if eos else []
+        if eos:
+            self._end_token()  # raises at once, also where no target has one
         target_ids = tuple(
-            (*self.answer_ids(t, p), *end) if t.strip() else ()
+            (*self.answer_ids(t, p), *(self.end_of(t, p) if eos else ())) if t.strip() else ()
             for t, p in zip(targets or [""] * len(ids), rewritten, strict=True)
         )
         for b, (i, target) in enumerate(zip(ids, target_ids, strict=True)):
@@ -280,6 +282,10 @@ class TextBackbone(DecoderBackbone):
                 )
             i.extend(target)
         return self._batch(rewritten, ids, lengths, target_ids, images)
+
+    def end_of(self, text: str, prompt: Prompt) -> tuple[int, ...]:
+        """The ids that end the answer `text`, behind `answer_ids`."""
+        return (self._end_token(),)
 
     def _end_token(self) -> int:
         """The id of the token that ends an answer. Raises BadBackbone if none is named."""
