@@ -1,4 +1,4 @@
-"""`patch show` and `patch verify`: print a patch folder, and check it."""
+"""`patch verify`: checks patches and, on their model, the answers of their edits."""
 
 from __future__ import annotations
 
@@ -8,46 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli.shared import options
+from errata.cli.patch.folder import Folders
 from errata.cli.shared.model import ModelOptions
-from errata.cli.shared.printing import fall_short, print_json, say
+from errata.cli.shared.printing import fall_short, say
 from errata.core.errors import BadImage, BadPatch, BadSpec
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
     from errata.core.patch import Patch
 
-app = typer.Typer(help="Print or check a patch.", no_args_is_help=True, rich_markup_mode=None)
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder with patch.json.")]
 
-
-@app.command("show")
-def show(folder: Folder, as_json: options.AsJson = False) -> None:
-    """Print the header, the sites and the edits of a patch."""
-    from errata.core.patch import origins_of
-    from errata.core.types import to_json
-    from errata.io.patch_folder import read_edits, read_head
-
-    head = read_head(folder)
-    edits = read_edits(folder, head)
-    if as_json:
-        print_json({**head, "edits": [to_json(e) for e in edits]})
-        return
-    shape = head.get("settings", {}).get("shape")
-    options.print_facts({**head["header"], "shape": shape, "sites": head["sites"]})
-    say(f"origin: {', '.join(sorted(origins_of(head['header'], edits)))}")
-    say(f"edits: {len(edits)}")
-    for e in edits[:50]:
-        images = "".join(f" [{i.shown}]" for i in e.prompt.images)
-        say(f"  {e.prompt.text}{images} -> {e.target}")
-
-
-@app.command("verify")
 def verify(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="DIR...", help="Folders with patch.json, in order."),
-    ],
+    folders: Folders,
     backbone: Annotated[
         str | None,
         typer.Option(
