@@ -209,15 +209,14 @@ class TextBackbone(DecoderBackbone):
         """The column of the token that holds the last character before `end` in the text."""
         return self._token(text, end)
 
-    def _token(self, text: str, end: int, special: bool | None = None) -> int:
-        """As `_column`, without counting image tokens. special: as in `_ids`; None: the model's."""
+    def _token(self, text: str, end: int) -> int:
+        """As `_column`, without counting image tokens."""
         if not getattr(self.tokenizer, "is_fast", False):
             raise BadBackbone(
                 f"the tokenizer of {self.name} gives no token offsets. Edit "
                 "at the prompt's last token: --set token=last_prompt."
             )
-        special = self.special if special is None else special
-        tokens = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        tokens = self.tokenizer(text, add_special_tokens=self.special, return_offsets_mapping=True)
         at_end = [t for t, (a, b) in enumerate(tokens["offset_mapping"]) if a < end <= b]
         assert at_end, f"no token of {self.name} holds character {end - 1} of {text!r}"
         return at_end[-1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -290,11 +290,11 @@ def minigpt4() -> MiniGpt4:
     from transformers import Blip2Config, Blip2ForConditionalGeneration
 
     base = blip2()
-    tok = base.tokenizer
+    tok, like = base.tokenizer, cast("Any", base.model.config)
     tok.chat_template = TEMPLATE
     config = Blip2Config(
         **{
-            **base.model.config.to_dict(),
+            **like.to_dict(),
             "text_config": llama_config(len(tok)).to_dict(),
             "minigpt4": {"ln_vision_eps": 1e-5, "end": "###"},
         }

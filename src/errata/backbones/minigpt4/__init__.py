@@ -9,7 +9,8 @@ files; its config has a part `minigpt4`, by which it is recognised. What differs
   `<Img>`. Style `raw`: BOS, image, line break, text, as in VisEdit (26419f2). Style `easyedit`:
   `###Human: <Img>` image `</Img> Question: ... Short answer:`, as in EasyEdit (14cea82), with BOS.
 - An answer ends at `###`, and a target with an end ends with it.
-- The norm behind the vision tower has an epsilon of its own (1e-5).
+- The norm behind the vision tower has an epsilon of its own (1e-5), and pictures are scaled by
+  Pillow: torchvision rounds otherwise.
 
 Source: Zhu et al., ICLR 2024; Vision-CAIR/MiniGPT-4 at d94738a (BSD-3).
 """
@@ -31,6 +32,11 @@ from errata.io.images import load_image
 
 #: the part of the config that says how the model differs from BLIP-2
 PART = "minigpt4"
+#: settings of the image processor
+_PIXELS = (
+    *("do_convert_rgb", "do_resize", "size", "resample", "do_rescale", "rescale_factor"),
+    *("do_normalize", "image_mean", "image_std"),
+)
 
 
 class MiniGpt4(HfVlm):
@@ -39,7 +45,7 @@ class MiniGpt4(HfVlm):
     bundled: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, model: Any, processor: Any, **options: Any) -> None:
-        """As `HfVlm`. The epsilon of the norm behind the tower is set in the given model."""
+        """As `HfVlm`; epsilon and scaling are set in the given model and processor."""
         differs = getattr(model.config, PART)
         eps, end = differs.get("ln_vision_eps"), differs.get("end")
         if not isinstance(eps, float) or eps <= 0 or not isinstance(end, str):
@@ -49,8 +55,11 @@ class MiniGpt4(HfVlm):
             )
         root: Any = core(model)
         root.vision_model.post_layernorm.eps = eps
+        processor.image_processor = _with_pillow(processor.image_processor)
         self.end_text = end
         super().__init__(model, processor, **options)
+        bos = self.tokenizer.bos_token_id
+        self.bos_id = int(self.text_config.bos_token_id if bos is None else bos)
         vocabulary = self.tokenizer.get_vocab()
         self._may_end = {i for token, i in vocabulary.items() if end and end[-1] in token}
 
@@ -60,8 +69,8 @@ class MiniGpt4(HfVlm):
 
     @property
     def special(self) -> bool:
-        """The tokenizer puts BOS in front, whatever the style: the template does not write it."""
-        return True
+        """BOS is put in front here, whatever the style and the settings of the tokenizer."""
+        return False
 
     # -- prompts to tensors -------------------------------------------------------------------
 
@@ -81,7 +90,8 @@ class MiniGpt4(HfVlm):
 
     def _piece_ids(self, pieces: Sequence[str]) -> list[tuple[int, ...]]:
         """The ids of each piece, tokenised apart; BOS in front of the first."""
-        return [self._ids(p, n == 0) if p or n == 0 else () for n, p in enumerate(pieces)]
+        first, *rest = [self._ids(p, False) if p else () for p in pieces]
+        return [(self.bos_id, *first), *rest]
 
     def _prompt_ids(self, text: str, images: Sequence[_tokens.EncodedImage]) -> tuple[int, ...]:
         first, *rest = self._piece_ids(self._pieces(text, len(images)))
@@ -95,7 +105,7 @@ class MiniGpt4(HfVlm):
         column = start = 0
         for n, (piece, ids) in enumerate(zip(pieces, self._piece_ids(pieces), strict=True)):
             if start < end <= start + len(piece):
-                return column + self._token(piece, end - start, special=n == 0)
+                return column + (n == 0) + self._token(piece, end - start)
             column += len(ids) + (len(images[n].ids) if n < len(images) else 0)
             start += len(piece) + len(self.image_token)
         raise AssertionError(f"character {end - 1} of {text!r} is part of an image")
@@ -103,10 +113,9 @@ class MiniGpt4(HfVlm):
     def processed(self, prompt: Prompt) -> dict[str, Tensor]:
         """As the published code: each piece by the tokenizer, image tokens in between, pixels."""
         images = [load_image(i) for i in prompt.images]
-        first, *rest = self._pieces(self.formatted(prompt), len(images))
-        ids = list(self.tokenizer(first)["input_ids"])
-        for piece in rest:
-            ids += [self.image_id] * int(self.processor.num_query_tokens)
+        ids = [self.bos_id]
+        for n, piece in enumerate(self._pieces(self.formatted(prompt), len(images))):
+            ids += [self.image_id] * int(self.processor.num_query_tokens) if n else []
             ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
         out = {"input_ids": torch.tensor([ids])}
         out["attention_mask"] = torch.ones_like(out["input_ids"])
@@ -114,6 +123,13 @@ class MiniGpt4(HfVlm):
             pixels = self.processor.image_processor(images=images, return_tensors="pt")
             out["pixel_values"] = pixels["pixel_values"]
         return out
+
+    def answer_ids(self, text: str, prompt: Prompt) -> tuple[int, ...]:
+        """In the chat template apart from the prompt, as published; else as `HfVlm`."""
+        if self.style != "chat" or not text.strip():
+            return super().answer_ids(text, prompt)
+        _tokens.check_text(text, self.image_markers, f"the answer '{text[:60]}'")
+        return self._ids(text.strip(), False)
 
     # -- where an answer ends -----------------------------------------------------------------
 
@@ -140,3 +156,12 @@ class MiniGpt4(HfVlm):
             if joint[: len(answer)] == answer:
                 return joint[len(answer) :]
         return self._ids(self.end_text, False)
+
+
+def _with_pillow(images: Any) -> Any:
+    """The same image processor on Pillow."""
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    if isinstance(images, BlipImageProcessorPil):
+        return images
+    return BlipImageProcessorPil(**{k: v for k, v in images.to_dict().items() if k in _PIXELS})
