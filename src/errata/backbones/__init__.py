@@ -134,9 +134,13 @@ def _family(name: str, config: dict[str, Any]) -> Any:
 
 
 def _families() -> dict[str, Any]:
-    """Classes by name; those of third parties first, since they are more specific."""
+    """Classes by name, the more specific ones first.
+
+    Those of third parties come before errata's, and a class before the one that it is built on.
+    """
     classes = registry.usable("backbones")
-    return dict(sorted(classes.items(), key=lambda c: c[1].__module__.startswith("errata.")))
+    ours = {name: cls.__module__.startswith("errata.") for name, cls in classes.items()}
+    return dict(sorted(classes.items(), key=lambda c: (ours[c[0]], -len(c[1].__mro__))))
 
 
 def _config(name: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d hidden
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Any
@@ -48,6 +48,10 @@ class DecoderForward(Backbone, ABC):
     @property
     def depth(self) -> int:
         return len(self.blocks)
+
+    def before_end(self, ids: Sequence[int]) -> list[int] | None:
+        """The ids before the text that ends an answer, for models that end with one; else None."""
+        return None
 
     @property
     def dtype(self) -> torch.dtype:

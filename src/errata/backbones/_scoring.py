@@ -202,6 +202,10 @@ class _Answer:
 
     def add(self, token: int) -> None:
         """Adds the token, or ends the answer."""
+        ended = self.bb.before_end([*self.ids, token])
+        if ended is not None:
+            self.ids, self.stopped = ended, True
+            return
         end = "" if token in self.bb.end_ids else self._last_line(token)
         if end == "":
             self.stopped = True

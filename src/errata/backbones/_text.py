@@ -266,9 +266,10 @@ class TextBackbone(DecoderBackbone):
         if not all(ids):
             raise BadEdit(f"prompt {ids.index([])} of {len(ids)} is empty. Give it a text.")
         lengths = [len(i) for i in ids]
-        end = [self._end_token()] if eos else []
+        if eos:
+            self._end_token()  # raises at once, also where no target has one
         target_ids = tuple(
-            (*self.answer_ids(t, p), *end) if t.strip() else ()
+            (*self.answer_ids(t, p), *(self.end_of(t, p) if eos else ())) if t.strip() else ()
             for t, p in zip(targets or [""] * len(ids), rewritten, strict=True)
         )
         for b, (i, target) in enumerate(zip(ids, target_ids, strict=True)):
@@ -280,6 +281,10 @@ class TextBackbone(DecoderBackbone):
                 )
             i.extend(target)
         return self._batch(rewritten, ids, lengths, target_ids, images)
+
+    def end_of(self, text: str, prompt: Prompt) -> tuple[int, ...]:
+        """The ids that end the answer `text`, behind `answer_ids`."""
+        return (self._end_token(),)
 
     def _end_token(self) -> int:
         """The id of the token that ends an answer. Raises BadBackbone if none is named."""

@@ -81,7 +81,7 @@ class Stored:
 
     def __init__(self, model: torch.nn.Module, source: Path | None, *, trusted: bool) -> None:
         self.model, self.source, self.trusted = model, source, trusted
-        self.files = _files(source) if source is not None else []
+        self.files = weight_files(source) if source is not None else []
         self.state = _state_of(self.files)
 
     def __call__(self, as_loaded: bool) -> str | None:
@@ -157,7 +157,9 @@ def _quantised(model: Any) -> bool:
 
 
 def _dtype(model: torch.nn.Module) -> torch.dtype:
-    return next((p.dtype for p in core(model).parameters() if p.is_floating_point()), torch.float32)
+    """Of the largest weight: some models keep small parts in float32 (BLIP-2's Q-Former)."""
+    floats = [p for p in core(model).parameters() if p.is_floating_point()]
+    return max(floats, key=lambda p: p.numel()).dtype if floats else torch.float32
 
 
 def _stored_dtype(source: Path, paths: Iterable[Path]) -> torch.dtype | None:
@@ -191,7 +193,7 @@ def former_fingerprint(
     does not. docs/adr/0007-model-identity.md
     """
     h = hashlib.sha256(json.dumps(_stable(config), sort_keys=True, default=str).encode())
-    stored = _files(source) if source is not None else []
+    stored = weight_files(source) if source is not None else []
     for path in stored:
         if path.suffix == ".safetensors":
             _hash_tensors(h, path)
@@ -202,7 +204,7 @@ def former_fingerprint(
     return h.hexdigest()
 
 
-def _files(source: Path) -> list[Path]:
+def weight_files(source: Path) -> list[Path]:
     """The weight files that transformers would load, in order of name."""
     for single, ending in (("model.safetensors", "safetensors"), ("pytorch_model.bin", "bin")):
         index = source / f"{single}.index.json"
