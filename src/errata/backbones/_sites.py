@@ -1,35 +1,43 @@
-"""Finds the sites of a vision-language model by the structure of its module tree, not by class.
+"""Finds the sites of a model by the structure of its module tree, not by class.
 
-Rules: the text blocks are the largest ModuleList under the decoder whose children have an attention
-and an MLP; the down projection is the Linear of the MLP that writes to the residual stream.
+Rules: the text blocks are the largest ModuleList in the decoder, outside a vision tower, whose
+children all have a feed-forward network and of which some have an attention (others may have a
+linear attention or a convolution instead). The list is as long as the configuration says. The down
+projection is the linear module of the feed-forward network that writes to the residual stream.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from errata.core.errors import BadBackbone
 from errata.core.hooks.context import Site
 
-_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-_MLP = ("mlp", "feed_forward", "ffn")
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention", "cross_attn")
+#: what a block may have in place of an attention
+_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "mixer", "recurrent")
+_MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 _LINEARS = {
     "q": ("q_proj", "query"),
     "k": ("k_proj", "key"),
     "v": ("v_proj", "value"),
-    "o": ("o_proj", "out_proj", "dense", "proj", "projection"),
+    "o": ("o_proj", "out_proj", "dense", "proj", "projection", "c_proj"),
 }
 _UP, _GATE, _DOWN = (
-    ("up_proj", "fc1", "c_fc", "w3"),
+    ("up_proj", "fc1", "c_fc", "w3", "fc_in", "dense_h_to_4h"),
     ("gate_proj", "w1"),
-    ("down_proj", "fc2", "c_proj", "w2"),
+    ("down_proj", "fc2", "c_proj", "w2", "fc_out", "dense_4h_to_h"),
 )
-_ATTENTION_NORMS = ("input_layernorm", "self_attn_layer_norm", "layer_norm1", "ln_1", "norm1")
+_ATTENTION_NORMS = (
+    *("input_layernorm", "self_attn_layer_norm", "layer_norm1", "ln_1", "norm1", "norm_1"),
+    "operator_norm",
+)
 _HEAD_NORMS = {"q_norm": ("q_norm",), "k_norm": ("k_norm",)}
-_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
+_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f", "embedding_norm")
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder")
 _BRIDGES = (
     "multi_modal_projector",
@@ -70,39 +78,72 @@ def _linear(module: nn.Module | None, names: tuple[str, ...]) -> nn.Module | Non
     return linear if linear is not None and hasattr(linear, "weight") else None
 
 
-def _is_block(module: nn.Module) -> bool:
-    has_mlp = _child(module, _MLP) is not None or _linear(module, _DOWN) is not None
-    return _child(module, _ATTENTION) is not None and has_mlp
+def _has_mlp(block: nn.Module) -> bool:
+    return _child(block, _MLP) is not None or _linear(block, _DOWN) is not None
+
+
+def _is_list_of_blocks(module: nn.Module) -> bool:
+    """Whether every child has a feed-forward network, and one of them an attention."""
+    return (
+        isinstance(module, nn.ModuleList)
+        and len(module) > 0
+        and all(_has_mlp(b) and _child(b, (*_ATTENTION, *_MIXERS)) is not None for b in module)
+        and any(_child(b, _ATTENTION) is not None for b in module)
+    )
 
 
 def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _blocks_in(root: nn.Module) -> tuple[nn.Module, nn.ModuleList] | None:
-    """(owner, blocks): the largest ModuleList of transformer blocks below `root`."""
+def _blocks_in(
+    root: nn.Module, *, depth: int | None = None, outside: Container[nn.Module] = ()
+) -> tuple[nn.Module, nn.ModuleList] | None:
+    """(owner, blocks): the largest ModuleList of transformer blocks below `root`.
+
+    depth: how many blocks it has, if that is known. outside: modules that do not own it.
+    """
     best: tuple[int, nn.Module, nn.ModuleList] | None = None
     for owner in root.modules():
+        if owner in outside:
+            continue
         for child in owner.children():
-            if isinstance(child, nn.ModuleList) and len(child) and all(_is_block(b) for b in child):
-                size = _size(child)
-                if best is None or size > best[0]:
-                    best = (size, owner, child)
+            if not _is_list_of_blocks(child) or depth not in (None, len(cast(Any, child))):
+                continue
+            size = _size(child)
+            if best is None or size > best[0]:
+                best = (size, owner, cast(nn.ModuleList, child))
     return (best[1], best[2]) if best else None
 
 
-def _named(model: nn.Module, names: tuple[str, ...], outside: nn.Module) -> dict[str, nn.Module]:
-    """Outermost modules with one of these attribute names, outside the text model."""
-    inside = set(outside.modules())
+def _text_blocks(model: Any) -> tuple[nn.Module, nn.ModuleList] | None:
+    """The text model and its blocks."""
+    config = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    depth = getattr(config, "num_hidden_layers", None)
+    towers = {m for tower in _outermost(model, _TOWERS).values() for m in tower.modules()}
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    for root in (decoder, model):
+        found = _blocks_in(root, depth=depth, outside=towers)
+        if found is not None:
+            return found
+    return None
+
+
+def _outermost(
+    model: nn.Module, names: tuple[str, ...], inside: Container[nn.Module] = ()
+) -> dict[str, nn.Module]:
+    """attribute name -> the outermost module of that name, if it is not one of `inside`."""
     modules: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
-        if path.rsplit(".", 1)[-1] in names and module not in inside:
-            modules.setdefault(path.rsplit(".", 1)[-1], module)
+        name = path.rsplit(".", 1)[-1]
+        if name in names and module not in inside:
+            modules.setdefault(name, module)
     return modules
 
 
 def _block_sites(prefix: str, block: nn.Module, stream: str, missing: list[str]) -> list[Site]:
-    attn, mlp = _child(block, _ATTENTION), _child(block, _MLP)
+    attn, mlp = _child(block, (*_ATTENTION, *_MIXERS)), _child(block, _MLP)
     inner = attn
     if attn is not None and _linear(attn, _LINEARS["q"]) is None:
         inner = _child(attn, ("attention", "self"))  # a wrapper around the projections
@@ -160,9 +201,8 @@ def _bridge_sites(bridges: dict[str, nn.Module]) -> list[Site]:
 
 
 def resolve(model: Any) -> SiteLayout:
-    """The layout of any `AutoModelForImageTextToText` model. Raises BadBackbone."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    owner = _blocks_in(decoder) or _blocks_in(model)
+    """The layout of a model with a decoder-only text model. Raises BadBackbone."""
+    owner = _text_blocks(model)
     head, embed = model.get_output_embeddings(), model.get_input_embeddings()
     if owner is None or head is None or embed is None:
         what = (
@@ -171,13 +211,13 @@ def resolve(model: Any) -> SiteLayout:
             else "no output head or input embedding"
         )
         raise BadBackbone(
-            f"{type(model).__name__}: {what} found. errata edits decoder-only vision-language "
-            "models; see docs/add-a-backbone.md for a model of another architecture."
+            f"{type(model).__name__}: {what} found. errata edits decoder-only models; see "
+            "docs/add-a-backbone.md for a model of another architecture."
         )
     text, blocks = owner
-    towers = _named(model, _TOWERS, text)
-    tower = next(iter(towers.values()), None)
-    bridges = _named(model, _BRIDGES, text)
+    own = set(text.modules())
+    tower = next(iter(_outermost(model, _TOWERS, own).values()), None)
+    bridges = _outermost(model, _BRIDGES, own)
     inside = tower is not None and any(b in set(tower.modules()) for b in bridges.values())
     names = {id(m): path for path, m in model.named_modules()}
     layout = SiteLayout(text, blocks, head, embed, tower, inside, {})

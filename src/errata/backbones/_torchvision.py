@@ -1,0 +1,44 @@
+"""Makes a torchvision importable that was built for another torch.
+
+Many processors of transformers need the Python part of torchvision. Where the package is the CUDA
+build and torch the CPU build (or their versions differ), its compiled operators cannot be loaded.
+Its import then fails on two operators for detection (`nms`, `qnms`), and with it the import of
+every model of transformers. No processor uses them, so they are declared without a body.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_DETECTION = ("nms", "qnms")
+_kept: list[Any] = []
+
+
+@cache
+def make_importable() -> None:
+    """Declares the two operators if torchvision is installed and its own cannot be loaded.
+
+    Call it before transformers is imported.
+    """
+    if "torchvision" in sys.modules:
+        return
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return
+    import torch
+
+    for library in Path(spec.origin).parent.glob("_C*"):
+        try:
+            ctypes.CDLL(str(library))
+            return
+        except OSError:
+            pass
+    operators = torch.library.Library("torchvision", "FRAGMENT")
+    for name in _DETECTION:
+        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _kept.append(operators)
