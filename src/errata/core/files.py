@@ -92,15 +92,24 @@ def _temporary(path: Path) -> str:
 
 
 def _remove_left_over(path: Path) -> None:
-    """Removes temporary files for `path` whose process, on this machine, is no more."""
+    """Removes temporary files and folders for `path` whose process, on this machine, is no more.
+
+    A folder that a killed `new_folder` had moved away to replace it is moved back first.
+    """
     mine = _temporary(path)
     start = mine.rsplit("-", 2)[0] + "-"
     for name in os.listdir(path.parent):
         if name.startswith(start) and not name.startswith(mine):
             pid = name[len(start) :].partition("-")[0]
             if pid.isdigit() and not is_running(int(pid)):
+                left = path.parent / name
                 with suppress(OSError):
-                    (path.parent / name).unlink()
+                    if not left.is_dir():
+                        left.unlink()
+                    elif name.endswith("-old") and not path.exists():
+                        os.rename(left, path)
+                    else:
+                        shutil.rmtree(left)
 
 
 def is_running(pid: int) -> bool:
@@ -138,6 +147,37 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
             shutil.rmtree(stage, ignore_errors=True)
             raise
         finish_folder(folder)
+
+
+@contextmanager
+def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A hidden folder beside `folder` to write large files in, which takes its place at the end.
+
+    So a folder that looks whole is whole: after an error nothing is left, and what killed processes
+    left is removed next time. replace: a folder that is there is replaced; else it must be empty.
+    Raises DiskFull, BadOutput.
+    """
+    with writing(folder):
+        folder = folder.resolve()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_over(folder)
+        stage = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_temporary(folder)))
+        try:
+            yield stage
+            os.chmod(stage, 0o755)
+            old = Path(f"{stage}-old")
+            if replace and folder.is_dir():
+                os.rename(folder, old)
+            try:
+                os.rename(stage, folder)  # takes the place of an empty folder too
+            except OSError:
+                if old.is_dir():
+                    os.rename(old, folder)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
 
 
 def finish_folder(folder: Path) -> None:
