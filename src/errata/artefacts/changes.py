@@ -18,7 +18,6 @@ from errata.core.errors import BadPatch, FingerprintMismatch
 from errata.core.patch import Patch, parts_of, settled, shape_of
 from errata.patches.delta import Delta
 
-
 #: a relative loss from which the edits should be asked again
 LARGE_LOSS = 0.1
 ASK_AGAIN = "so large a loss can undo an edit: ask the questions again."

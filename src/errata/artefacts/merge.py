@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from errata.artefacts.changes import WeightChange, weight_changes
 from errata.artefacts.checkpoint import (
@@ -34,6 +35,7 @@ from errata.core.files import (
     json_bytes,
     new_folder,
     read_json,
+    versions,
     visible,
     writing,
 )
@@ -43,6 +45,8 @@ from errata.core.types import path_of
 
 PURPOSE = "a part of the model's weights"
 INDEX = "model.safetensors.index.json"
+#: what was merged, and the files that were written: only such a folder is ever replaced
+RECORD = "errata_merge.json"
 #: endings of weight files, in whatever format; they are not copied
 _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot"),
@@ -71,7 +75,6 @@ class Merged:
     """What was written."""
 
     folder: Path
-    files: tuple[str, ...]
     tensors: tuple[MergedTensor, ...]
 
     @property
@@ -131,10 +134,11 @@ def merge(
             _write(
                 stage / INDEX, json_bytes({"metadata": {"total_size": size}, "weight_map": where})
             )
-        files = _copy_rest(source, stage)
-        merged = Merged(folder, (*(s.name for s in shards), *files), tuple(done))
+        _copy_rest(source, stage)
+        merged = Merged(folder, tuple(done))
         _write(stage / "README.md", _card(bb, patches, merged).encode())
-        shutil.copyfile(source / "config.json", stage / "config.json")  # last: now it is a model
+        shutil.copyfile(source / "config.json", stage / "config.json")
+        _write(stage / RECORD, json_bytes(_record(bb, patches, merged, stage)))
     return merged
 
 
@@ -145,13 +149,22 @@ def check_out(folder: Path, *, force: bool = False) -> None:
     """Raises BadOutput unless a model can be written to `folder`."""
     check_folder(folder, BadOutput)
     names = visible(folder)
-    if names and "config.json" not in names:
+    if names and RECORD not in names:
         raise BadOutput(
-            f"{folder} is not empty and holds no model. Choose another --out, or empty it yourself."
+            f"{folder} is not empty, and errata patch merge has not written it. Choose another "
+            "--out, or empty it yourself."
         )
     if names and not force:
         raise BadOutput(
-            f"{folder} holds a model already. Give --force to replace it, or choose another --out."
+            f"{folder} holds a merged model. Give --force to replace it, or choose another --out."
+        )
+    record = read_json(folder / RECORD, BadOutput) if names else {}
+    written = record.get("files", ()) if isinstance(record, dict) else ()
+    other = sorted(set(names) - set(written))
+    if other:
+        raise BadOutput(
+            f"{folder} also holds {other[0]}, which errata has not written. Move it away, or "
+            "choose another --out."
         )
 
 
@@ -336,21 +349,32 @@ def _changed(t: StoredTensor, target: _Target, done: list[MergedTensor]) -> Iter
     done.append(MergedTensor(t.key, target.site, t.dtype, error**0.5, size**0.5))
 
 
-def _copy_rest(source: Path, stage: Path) -> list[str]:
+def _record(bb: Backbone, patches: Sequence[Patch], merged: Merged, stage: Path) -> Any:
+    """What was merged into which model, as JSON, and the names in the folder."""
+    header = common_header([p for one in patches for p in parts_of(one)])
+    return {
+        "backbone": bb.name,
+        "revision": bb.revision,
+        "fingerprint": header.fingerprint,
+        "origins": [sorted(p.origins) for p in patches],
+        "versions": versions(),
+        "loss": merged.loss,
+        "tensors": {t.key: {"site": t.site, "loss": t.loss} for t in merged.tensors},
+        "files": sorted([*os.listdir(stage), RECORD]),
+    }
+
+
+def _copy_rest(source: Path, stage: Path) -> None:
     """Copies configuration, tokenizer, processor and code; not weights nor the card."""
-    copied = []
     with writing(stage):
         for file in sorted(source.iterdir()):
             hidden = file.name.startswith(".")
-            if hidden or file.name in ("README.md", "config.json"):
+            if hidden or file.name in ("README.md", "config.json", RECORD):
                 continue
             if file.is_file() and not file.name.endswith(_WEIGHTS):
                 shutil.copyfile(file, stage / file.name)
-                copied.append(file.name)
             elif file.is_dir() and file.name == _TEMPLATES:
                 shutil.copytree(file, stage / file.name)
-                copied.append(file.name)
-    return copied
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -365,9 +389,10 @@ def _card(bb: Backbone, patches: Sequence[Patch], merged: Merged) -> str:
     base = f"base_model: {bb.name}\n" if "/" in bb.name and not os.path.isdir(bb.name) else ""
     rows = "\n".join(f"| `{t.key}` | {t.dtype} | {t.loss:.2e} |" for t in merged.tensors)
     return (
-        f"---\n{base}tags:\n- knowledge-editing\n---\n\n# {bb.name}, edited\n\nThe weights of "
-        f"`{bb.name}` with patches of errata in them (editor {editors_of(patches)}), {len(edits)} edit(s). "
-        f"Rounding to the stored dtype loses {merged.loss:.2e} of the change (relative Frobenius "
-        f"error).\n\n## Facts\n\n{facts or 'None are known.'}{more}\n\n## Changed weights\n\n"
+        f"---\n{base}tags:\n- knowledge-editing\n---\n\n# {bb.name}, edited\n\n"
+        f"The weights of `{bb.name}` with patches of errata in them (editor "
+        f"{editors_of(patches)}), {len(edits)} edit(s). Rounding to the stored dtype loses "
+        f"{merged.loss:.2e} of the change (relative Frobenius error).\n\n"
+        f"## Facts\n\n{facts or 'None are known.'}{more}\n\n## Changed weights\n\n"
         f"| key | dtype | loss |\n|---|---|---|\n{rows}\n"
     )

@@ -21,7 +21,7 @@ def merge(
     folders: Folders,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model is written.")],
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a model that is in DIR already.")
+        bool, typer.Option("--force", help="Replace a merged model that is in DIR already.")
     ] = False,
 ) -> None:
     """Write a model with patches in its weights: an ordinary checkpoint of transformers.
