@@ -35,7 +35,6 @@ class TextBackbone(DecoderBackbone):
 
     tokenizer: Any
     text_config: Any
-    source: Path | None = None
     _identity: ModelIdentity | None = None
     _former: str = ""
     image_markers: tuple[str, ...] = ()
@@ -53,6 +52,14 @@ class TextBackbone(DecoderBackbone):
         self.source = source
         stored = _weights.Stored(self.model, source, trusted=trusted)
         self._identity = ModelIdentity(self.model, processor, self.tokenizer, stored)
+
+    def identify_by_files(self) -> None:
+        """The same for a model without weights: its fingerprint is computed from its files."""
+        assert self._identity is not None
+        stored = _weights.StreamedDigest(self.model, self.source)
+        self._identity = ModelIdentity(
+            self.model, self._identity.processor, self.tokenizer, lambda _: stored()
+        )
 
     @property
     def identity(self) -> ModelIdentity:

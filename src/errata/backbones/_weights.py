@@ -1,11 +1,16 @@
-"""The weight files of a model: their folder, what they hold, and the fingerprint of errata 0.1."""
+"""The weight files of a model: their folder, what they hold under which names, and digests of them.
+
+A model's own names of its weights may differ from those in its files: transformers renames keys
+while it loads (`KeyMap`). `StreamedDigest` reads the identity of a model from its files, one tensor
+at a time; `former_fingerprint` is that of errata 0.1.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from errata.backbones._identity import core, weights_digest
+from errata.backbones._identity import core, tensor_digest, tied_names, weights_digest
 from errata.core.errors import BadBackbone, DiskFull, UserError
 from errata.core.files import read_json, write_json
 from errata.core.types import digest as digest_of
@@ -137,6 +142,132 @@ class Stored:
 
     def _is_large(self) -> bool:
         return sum(int(size) for _, size, *_ in self.state) > LARGE
+
+
+# -- without loading ------------------------------------------------------------------------------
+
+
+def on_meta(
+    auto_class: Any, path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """The model of a folder or hub id on the meta device: modules and shapes without values.
+
+    auto_class: of transformers, such as AutoModelForCausalLM.
+    """
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(
+        path, revision=revision, trust_remote_code=trust_remote_code
+    )
+    with torch.device("meta"):
+        model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    return model.eval()
+
+
+class KeyMap:
+    """From a key of a weight file to the name that the loaded model has for it.
+
+    model: of transformers, also on the meta device. The rules are those of its `from_pretrained`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        self.state = core(model).state_dict(keep_vars=True)
+        self.prefix = str(getattr(core(model), "base_model_prefix", ""))
+        transforms: Any = get_model_conversion_mapping(core(model))  # type: ignore[arg-type]
+        self.renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+        self.converters = [t for t in transforms if isinstance(t, WeightConverter)]
+
+    def __call__(self, key: str) -> tuple[str, bool]:
+        """(name, plain): not plain if the tensor is split, joined or turned while it is loaded.
+
+        The name of a key that the model does not take is in no state dict.
+        """
+        name, converter = self._renamed(key, self.renamings, self.converters)
+        if name not in self.state and key in self.state:
+            name, converter = self._renamed(key, [], [])
+        return name, converter is None
+
+    def _renamed(self, key: str, renamings: Any, converters: Any) -> tuple[str, str | None]:
+        from transformers.core_model_loading import rename_source_key
+
+        renamed: Any = rename_source_key(key, renamings, converters, self.prefix, self.state)
+        return str(renamed[0]), renamed[1]
+
+
+class StreamedDigest:
+    """The digest of a model's weights from its files, as `Stored` gives it, a tensor at a time."""
+
+    def __init__(self, model: Any, source: Path | None) -> None:
+        self.model, self.source = model, source
+
+    def __call__(self) -> str:
+        """Raises BadBackbone where the files alone do not say what the loaded weights are."""
+        stored = Stored(self.model, self.source, trusted=True)
+        if not stored.files:
+            raise BadBackbone("the weight files of the model are not on this machine.")
+        known = stored._known()
+        if known is None:
+            known = self._streamed(stored.files)
+            stored._keep(known)
+        return known
+
+    def _streamed(self, paths: Iterable[Path]) -> str:
+        key_map = KeyMap(self.model)
+        assert self.source is not None
+        paths, digests = list(paths), dict[str, str]()
+        dtype = _stored_dtype(self.source, paths)
+        for key, tensor in _tensors_of(paths):
+            name, plain = key_map(key)
+            if not plain:
+                raise BadBackbone(f"{key} is stored in another form than the model has it in.")
+            if name not in key_map.state:
+                continue
+            narrow = dtype is not None and dtype.itemsize < tensor.dtype.itemsize
+            if tensor.is_floating_point() and narrow:
+                raise BadBackbone(f"{key} is stored in {tensor.dtype}, and loaded in {dtype}.")
+            digests[name] = tensor_digest(tensor)
+        for names in tied_names(self.model):
+            known = next((digests[n] for n in names if n in digests), None)
+            if known is None:
+                raise BadBackbone(f"{names[0]} is in no weight file.")
+            digests |= {n: digests.get(n, known) for n in names}
+        return digest_of(digests)
+
+
+def _tensors_of(paths: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of weight files by key, mapped from the disk where the format allows it."""
+    for path in paths:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as f:
+                for key in f.keys():
+                    yield key, f.get_tensor(key)
+        else:
+            yield from load_bin(path).items()
+
+
+def load_bin(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.bin` file, mapped from the disk; nothing else in it is read.
+
+    Raises BadBackbone for a file that holds anything but tensors.
+    """
+    try:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format of torch before 1.6 cannot be mapped
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # whatever a damaged or hostile pickle leads to
+        raise BadBackbone(
+            f"{path} cannot be read as a file of tensors alone ({type(e).__name__}). Download it "
+            "again, or save the model with save_pretrained, which writes safetensors."
+        ) from None
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise BadBackbone(
+            f"{path} holds other things than tensors. Save the model with save_pretrained."
+        )
+    return {str(k): v for k, v in loaded.items()}
 
 
 def _state_of(paths: Iterable[Path]) -> list[list[Any]]:

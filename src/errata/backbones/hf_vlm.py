@@ -130,6 +130,24 @@ class HfVlm(TextBackbone):
         return backbone
 
     @classmethod
+    def outline(
+        cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> HfVlm:
+        """Configuration and processor of a model whose weights are not loaded."""
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        make_processor: Any = AutoProcessor.from_pretrained
+        path = _weights.bundled(name) if name in cls.bundled else name
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        with _folders.load_errors(name, "vision-language model", "its configuration or processor"):
+            model = _weights.on_meta(AutoModelForImageTextToText, path, **options)
+            processor = make_processor(path, **options)
+            source = _weights.folder(path, revision, getattr(model.config, "_commit_hash", None))
+            backbone = cls(model, processor, name=name, revision=revision or "", source=source)
+            backbone.identify_by_files()
+        return backbone
+
+    @classmethod
     def wrap(cls, model: Any, processor: Any, *, name: str = "", style: str | None = None) -> HfVlm:
         """Around a model in memory; see `errata.wrap`."""
         path = str(getattr(model.config, "_name_or_path", "") or "")

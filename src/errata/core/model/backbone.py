@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -68,6 +69,8 @@ class Backbone(ABC):
     #: site -> path of its module in the model; sites that the model lacks (for `errata doctor`)
     site_paths: Mapping[str, str] = MappingProxyType({})
     missing_sites: Sequence[str] = ()
+    #: the folder of its weight files; None if it is not known
+    source: Path | None = None
     model: nn.Module
     hooks: HookManager
 
@@ -94,6 +97,16 @@ class Backbone(ABC):
         raise BadBackbone(
             f"{cls.__name__} wraps no model that is in memory. Load it from a folder: errata.load."
         )
+
+    @classmethod
+    def outline(
+        cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> Backbone | None:
+        """The backbone without weights (on the meta device), to look at its modules and its files.
+
+        None where the family has no way to make one.
+        """
+        return None
 
     @property
     @abstractmethod
