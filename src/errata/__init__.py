@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from errata.evaluation.compare import compare_runs
     from errata.evaluation.score import score_run
     from errata.evaluation.verify import verify
-    from errata.io.patch_folder import load as load_patch
     from errata.io.patch_folder import save as save_patch
+    from errata.io.patch_hub import load as load_patch
     from errata.patches.rows import Rows
     from errata.patches.stack import Stack
 
@@ -53,7 +53,7 @@ _HOME = MappingProxyType(
         "bench": "errata.evaluation.bench:bench",
         "compare_runs": "errata.evaluation.compare:compare_runs",
         "load": "errata.backbones:load",
-        "load_patch": "errata.io.patch_folder:load",
+        "load_patch": "errata.io.patch_hub:load",
         "read_edits": "errata.benchmarks.facts.edits:read_edits",
         "save_patch": "errata.io.patch_folder:save",
         "score_run": "errata.evaluation.score:score_run",
