@@ -206,9 +206,11 @@ def hub_errors(
             f"the Hub ({_endpoint()}) cannot be reached for {name}: {one_line(e)}. Check the "
             "network and HF_ENDPOINT, and repeat the command."
         ) from None
-    except (OSError, ValueError) as e:  # its own checks of names, sizes and metadata
-        kind = BadSpec if writing else BadEndpoint
-        raise kind(f"{name} on the Hub: {one_line(e)}. Correct it, or try again.") from None
+    except Exception as e:
+        # Only huggingface_hub runs inside: its own checks, and what it says of a failed transfer.
+        kind = BadSpec if writing and isinstance(e, ValueError) else BadEndpoint
+        cause = f" ({one_line(e.__cause__)})" if e.__cause__ else ""
+        raise kind(f"{name} on the Hub: {one_line(e)}{cause}. Correct it, or try again.") from None
 
 
 def _endpoint() -> str:
@@ -252,8 +254,8 @@ def _not_reached(
 
 def _refused(name: HubName, raised: Any, error: type[UserError], writing: bool) -> UserError:
     status = raised.response.status_code
-    said = one_line(raised.server_message or "")
-    what = f"{status}{f': {said}' if said else ''}"
+    said = raised.server_message
+    what = f"{status}: {one_line(said)}" if said else str(status)
     if status == 404 and not writing:
         return error(f"there is no folder {name}, and no repository {name.repo} on the Hub.")
     if status in (401, 403):

@@ -6,6 +6,7 @@ A repository holds the files of a patch folder; its card is the README of the fo
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -114,7 +115,7 @@ def _no_patch(name: HubName, access: HubAccess) -> UserError | None:
 
 
 def _in_cache(name: HubName, folder: Path, error: BadPatch) -> BadPatch:
-    said = str(error).replace(" Restore it from a copy.", "")
+    said = re.sub(r" Restore it from a copy[^.]*\.", "", str(error))
     return BadPatch(
         f"{name}, downloaded from the Hub: {said} Delete {folder.parents[1]} to download it again; "
         "if that does not help, it was damaged before it was uploaded."
