@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,30 +54,41 @@ def load(
     if backbone is not None:
         check_backbone(backbone)  # before something is downloaded
     access = HubAccess(token, cache_dir, local_files_only, force_download)
-    folder, name = located(name_or_path, revision, access)
-    if name is None:
-        return patch_folder.load(folder, backbone)
-    try:
-        return patch_folder.load(folder, backbone)
-    except FingerprintMismatch as e:
-        raise FingerprintMismatch(str(e).replace(str(folder), str(name))) from None
-    except BadPatch as e:
-        raise _in_cache(name, folder, e) from None
+    return located(name_or_path, revision, access).load(backbone)
 
 
-def folder_of(name_or_path: FilePath) -> Path:
-    """The folder of a patch; one on the hub is downloaded. Raises as `load`."""
-    return located(name_or_path, None, HubAccess())[0]
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A patch on this disk; `name` is its name on the hub if it was downloaded."""
+
+    folder: Path
+    name: HubName | None = None
+
+    def __str__(self) -> str:
+        return str(self.name or self.folder)
+
+    def head(self) -> dict[str, Any]:
+        """The content of `patch.json`. Raises BadPatch."""
+        return patch_folder.read_head(self.folder)
+
+    def load(self, backbone: Backbone | None = None) -> Patch:
+        """As `load` of this module; the errors name the repository."""
+        try:
+            return patch_folder.load(self.folder, backbone)
+        except FingerprintMismatch as e:
+            raise FingerprintMismatch(str(e).replace(str(self.folder), str(self))) from None
+        except BadPatch as e:
+            raise e if self.name is None else _in_cache(self.name, self.folder, e) from None
 
 
 def located(
-    name_or_path: FilePath, revision: str | None, access: HubAccess
-) -> tuple[Path, HubName | None]:
-    """The folder of a patch, and its name on the hub if it is from there."""
+    name_or_path: FilePath, revision: str | None = None, access: HubAccess | None = None
+) -> Located:
+    """Where a patch is on this disk; one on the hub is downloaded. Raises as `load`."""
     name = hub.hub_name(name_or_path, revision) if name_or_path else None
     if name is None:
-        return path_of(name_or_path, "the folder of a patch"), None
-    return _downloaded(name, access), name
+        return Located(path_of(name_or_path, "the folder of a patch"))
+    return Located(_downloaded(name, access or HubAccess()), name)
 
 
 def _downloaded(name: HubName, access: HubAccess) -> Path:
