@@ -8,8 +8,10 @@ Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d hidden
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Any
@@ -25,13 +27,30 @@ from errata.core.hooks.dedup import DedupBatch
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch
 
+#: what a model does to the output of its head
+Finish = Callable[[Tensor], Tensor]
+
+
+def unchanged(logits: Tensor) -> Tensor:
+    return logits
+
+
+def capped(cap: float | None) -> Finish:
+    """Logits between -cap and cap; None: unchanged."""
+    return (lambda logits: torch.tanh(logits / cap) * cap) if cap else unchanged
+
+
+@functools.cache
+def _takes_positions(forward: Callable[..., Any]) -> bool:
+    return "position_ids" in inspect.signature(forward).parameters
+
 
 class DecoderForward(Backbone, ABC):
     """A backbone over `text`, its `blocks` and `head`; `tower` is the vision tower.
 
     end_ids: end a free text. stop_ids: end an answer of one line. line_breaks: of these, the tokens
-    with a line break, and the text that each has in front of it. softcap: cap of the logits after
-    the head.
+    with a line break, and the text that each has in front of it. finish: what the model does to the
+    output of its head.
     """
 
     text: nn.Module
@@ -41,7 +60,7 @@ class DecoderForward(Backbone, ABC):
     end_ids: frozenset[int]
     stop_ids: frozenset[int]
     line_breaks: Mapping[int, str] = MappingProxyType({})
-    softcap: float | None = None
+    finish: Finish = staticmethod(unchanged)
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
     bridge_in_tower: bool = False
 
@@ -116,9 +135,7 @@ class DecoderForward(Backbone, ABC):
     def logits_of(self, stream: Tensor, ctx: HookContext) -> Tensor:
         with self.hooks.forward(), self.hooks.question(ctx):
             logits: Tensor = self.head(stream)
-        if self.softcap:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits.float()
+        return self.finish(logits).float()
 
     def answer_logits(self, stream: Tensor, batch: Batch, ctx: HookContext) -> Tensor:
         """[B, 1 + M, V] logits at the last prompt token and at the target tokens."""
@@ -135,8 +152,10 @@ class DecoderForward(Backbone, ABC):
 
     @property
     def windowed(self) -> bool:
-        """Whether some block has sliding-window attention."""
-        return "sliding_attention" in self.layer_types()
+        """Whether some block counts columns: by a sliding window, or as positions of its own."""
+        return "sliding_attention" in self.layer_types() or not _takes_positions(
+            type(self.text).forward
+        )
 
     @property
     def chunk(self) -> int:
@@ -150,6 +169,8 @@ class DecoderForward(Backbone, ABC):
         types = getattr(config, "layer_types", None)
         if types is not None:
             return set(types)
+        if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo
+            return {"full_attention", "sliding_attention"}
         if getattr(config, "sliding_window", None) is not None:
             return {"sliding_attention"}
         chunked = getattr(config, "attention_chunk_size", None) is not None

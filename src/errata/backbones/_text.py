@@ -17,12 +17,16 @@ from torch import Tensor
 from errata.backbones import _tokens, _weights
 from errata.backbones._decoder import DecoderBackbone
 from errata.backbones._identity import ModelIdentity
+from errata.backbones._language.activations import activation_of
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.model.batch import Batch, Heads
 from errata.core.state import State
 from errata.core.types import Image, Prompt
 from errata.io import states
+from errata.patches.neurons import ACTIVATIONS
 
+#: what configurations call the longest sequence
+_CONTEXT = ("max_position_embeddings", "max_seq_len", "max_sequence_length")
 _LONG = 4000  # the tokens of a text of more characters are not cached
 
 
@@ -88,33 +92,39 @@ class TextBackbone(DecoderBackbone):
 
     @property
     def context(self) -> int:
-        return int(getattr(self.text_config, "max_position_embeddings", 0) or 10**9)
+        lengths = (getattr(self.text_config, name, 0) for name in _CONTEXT)
+        return int(next((n for n in lengths if n), 10**9))
 
     def activation(self, site: str) -> str:
-        name = getattr(self.text_config, "hidden_act", None) or self.text_config.activation_function
-        known = {
-            "silu": "silu",
-            "swish": "silu",
-            "relu": "relu",
-            "gelu": "gelu",
-            "gelu_pytorch_tanh": "gelu_tanh",
-            "gelu_new": "gelu_tanh",
-        }
-        if name not in known:
+        block = self.blocks[self.block_of(site)]
+        name, own = activation_of(iter((self.site(site).first, block)), self.text_config)
+        if not name:
             raise BadBackbone(
-                f"{self.name}: errata has no neurons with the activation '{name}'. "
-                f"Known: {', '.join(known)}."
+                f"{self.name}: errata has no neurons with the activation '{own}'. "
+                f"Known: {', '.join(ACTIVATIONS)}."
             )
-        return known[name]
+        return name
 
     def heads(self, layer: int) -> Heads:
-        for part in ("norm", "q", "k", "v", "o"):
-            if f"text.{layer}.attn.{part}" not in self.hooks.sites:
+        at = f"text.{layer}.attn"
+        for part in ("q", "k", "v", "o"):
+            if f"{at}.{part}" not in self.hooks.sites:
                 raise BadBackbone(
                     f"{self.name}: block {layer} has no separate attention '{part}', which a "
                     "memory mixed into it needs. Use a model with q, k, v and o projections."
                 )
-        attention: Any = self.site(f"text.{layer}.attn").first
+        attention: Any = self.site(at).first
+        norms = [n for n, _ in self.blocks[layer].named_children() if "norm" in n]
+        behind = all(n.startswith("post_") for n in norms)  # and none in front of the attention
+        unknown = not hasattr(attention, "head_dim") or any(
+            "norm" in n and not hasattr(m, "weight") and list(m.parameters())
+            for n, m in attention.named_children()
+        )
+        if unknown or not (behind or f"{at}.norm" in self.hooks.sites):
+            raise BadBackbone(
+                f"{self.name}: errata does not know the widths and norms of the attention of block "
+                f"{layer}, which a memory mixed into it needs. Use a model of another family."
+            )
         size = int(attention.head_dim)
         queries, keys = (self.weight(f"text.{layer}.attn.{p}")[1] // size for p in ("q", "k"))
         if self.weight(f"text.{layer}.attn.o")[0] != queries * size:

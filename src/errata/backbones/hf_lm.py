@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from errata.backbones import _folders, _sites, _tokens, _weights
+from errata.backbones._folders import forward_errors
+from errata.backbones._forward import Finish
+from errata.backbones._language import logits
+from errata.backbones._overrides import forward_as
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone
 from errata.core.hooks.manager import HookManager
@@ -49,11 +56,36 @@ class HfLm(TextBackbone):
         self.tower = None
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.get_text_config()
-        self.softcap = getattr(self.text_config, "final_logit_softcapping", None)
         self.end_ids = _tokens.end_ids(tokenizer, model)
         self.line_breaks = _tokens.line_breaks(tokenizer)
         self.stop_ids = self.end_ids | self.line_breaks.keys()
+        self.finish = self._finish()
         self.identify(tokenizer, source, trusted=trusted)
+
+    def _finish(self) -> Finish:
+        """What the model does to the output of its head, from one forward of three tokens.
+
+        Raises BadBackbone where errata's forward is not the model's own.
+        """
+        ids = [1, 2, 3]
+        batch = self._batch((Prompt(("",)),), [ids], [len(ids)], ((),), [])
+        raw: list[Tensor] = []
+        own_head = self.head.forward
+
+        def head(x: Tensor) -> Tensor:
+            raw.append(own_head(x))
+            return logits.spread(raw[-1])
+
+        model: Any = getattr(self.model, "_orig_mod", self.model)  # nothing is compiled for this
+        with torch.no_grad(), self.unedited(), forward_errors(self.name):
+            with forward_as(self.head, head), self.hooks.forward():
+                own: Tensor = model(**batch.inputs, use_cache=False).logits
+            if not model.training:  # dropout
+                context = self._context(batch, None)
+                stream, _ = self._start(batch, context, None)
+                with self.hooks.forward(), self.hooks.question(context):
+                    logits.check_same(self.head(stream), raw[0], self.name)
+        return logits.rule(logits.spread(raw[0]), own, self.text_config, self.name)
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from errata.backbones import _folders, _sites, _tokens, _weights
+from errata.backbones._forward import capped
 from errata.backbones._identity import core
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone
@@ -58,7 +59,7 @@ class HfVlm(TextBackbone):
         self.tower, self.bridge_in_tower = self.layout.tower, self.layout.bridge_in_tower
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.get_text_config()
-        self.softcap = getattr(self.text_config, "final_logit_softcapping", None)
+        self.finish = capped(getattr(self.text_config, "final_logit_softcapping", None))
         image_id = getattr(model.config, "image_token_id", None) or getattr(
             model.config, "image_token_index", None
         )

@@ -53,7 +53,7 @@ class FtL(GradientEditor):
 
     def edited_sites(self, backbone: Backbone) -> list[str]:
         c = self.config
-        return [f"text.{backbone.layer(i)}.{part}" for i in c.layers for part in c.parts]
+        return backbone.part_sites([backbone.layer(i) for i in c.layers], c.parts)
 
     def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
         parts = {}

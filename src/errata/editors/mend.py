@@ -123,7 +123,7 @@ class Mend(TrainedEditor):
 
     def sites(self, backbone: Backbone) -> list[str]:
         layers = sorted(backbone.layer(i) for i in self.config.layers)
-        return [f"text.{i}.{part}" for i in layers for part in self.config.parts]
+        return backbone.part_sites(layers, self.config.parts)
 
     def network(self, backbone: Backbone, seed: int) -> MendNetwork:
         shapes = {site: backbone.weight(site) for site in self.sites(backbone)}

@@ -8,7 +8,7 @@ from errata.cli.shared import options, patches
 from errata.cli.shared.printing import print_json, say, show_table
 
 if TYPE_CHECKING:
-    from errata.algorithms.patch_diff import FactPair, PartAt, PatchDiff, SiteDiff
+    from errata.artefacts.diff import FactPair, PartAt, PatchDiff, SiteDiff
 
 SHOWN = 50
 
@@ -16,7 +16,7 @@ SHOWN = 50
 def diff(first: patches.One, second: patches.One, as_json: options.AsJson = False) -> None:
     """Compare two patches: sites, ranks and norms, facts, settings. No model is loaded."""
     given = patches.located([first, second])
-    from errata.algorithms.patch_diff import diff_patches
+    from errata.artefacts.diff import diff_patches
 
     a, b = (p.load() for p in given)
     found = diff_patches(a, b)
