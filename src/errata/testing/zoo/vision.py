@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from errata.testing.tiny_models import llava_parts
+from errata.testing.zoo import blip, gemma_vl, idefics, llava, qwen_vl, tiles
 
 #: name -> (class, function that makes model and processor, words with which it is refused)
-MODELS: Mapping[str, tuple[str, Callable[[], tuple[Any, Any]]]] = {
-    "llava": ("LlavaForConditionalGeneration", llava_parts),
+MODELS: Mapping[str, tuple[Any, ...]] = {
+    **llava.MODELS,
+    **blip.MODELS,
+    **qwen_vl.MODELS,
+    **gemma_vl.MODELS,
+    **idefics.MODELS,
+    **tiles.MODELS,
 }
