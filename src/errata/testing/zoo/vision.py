@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from errata.testing.tiny_models import llava_parts, minigpt4
+from errata.testing.tiny_models import minigpt4
+from errata.testing.zoo import blip, gemma_vl, idefics, llava, qwen_vl, tiles
 
 
 def minigpt4_parts() -> tuple[Any, Any]:
@@ -14,7 +15,12 @@ def minigpt4_parts() -> tuple[Any, Any]:
 
 
 #: name -> (class, function that makes model and processor, words with which it is refused)
-MODELS: Mapping[str, tuple[str, Callable[[], tuple[Any, Any]]]] = {
-    "llava": ("LlavaForConditionalGeneration", llava_parts),
-    "minigpt4": ("Blip2ForConditionalGeneration", minigpt4_parts),
+MODELS: Mapping[str, tuple[Any, ...]] = {
+    **llava.MODELS,
+    **blip.MODELS,
+    "minigpt4": ("MiniGPT-4 (Blip2ForConditionalGeneration)", minigpt4_parts),
+    **qwen_vl.MODELS,
+    **gemma_vl.MODELS,
+    **idefics.MODELS,
+    **tiles.MODELS,
 }
