@@ -8,7 +8,7 @@ Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d hidden
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
 from types import MappingProxyType
@@ -44,6 +44,16 @@ class DecoderForward(Backbone, ABC):
     softcap: float | None = None
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
     bridge_in_tower: bool = False
+
+    @abstractmethod
+    def context_of(self, batch: Batch, rows: Tensor | None) -> HookContext:
+        """A new question about a batch."""
+
+    @abstractmethod
+    def whole_stream(
+        self, batch: Batch, ctx: HookContext, columns: Tensor, tower: list[Any]
+    ) -> Tensor:
+        """Hidden states of a forward over prompts and targets, valid at `columns` [B, n]."""
 
     @property
     def depth(self) -> int:

@@ -14,12 +14,11 @@ from typing import Any, cast
 
 from torch import nn
 
+from errata.backbones._text_blocks.recurrent import MIXERS
 from errata.core.errors import BadBackbone
 from errata.core.hooks.context import Site
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention", "cross_attn")
-#: what a block may have in place of an attention
-_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "mixer", "recurrent")
 _MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 _LINEARS = {
     "q": ("q_proj", "query"),
@@ -87,7 +86,7 @@ def _is_list_of_blocks(module: nn.Module) -> bool:
     return (
         isinstance(module, nn.ModuleList)
         and len(module) > 0
-        and all(_has_mlp(b) and _child(b, (*_ATTENTION, *_MIXERS)) is not None for b in module)
+        and all(_has_mlp(b) and _child(b, (*_ATTENTION, *MIXERS)) is not None for b in module)
         and any(_child(b, _ATTENTION) is not None for b in module)
     )
 
@@ -143,7 +142,7 @@ def _outermost(
 
 
 def _block_sites(prefix: str, block: nn.Module, stream: str, missing: list[str]) -> list[Site]:
-    attn, mlp = _child(block, (*_ATTENTION, *_MIXERS)), _child(block, _MLP)
+    attn, mlp = _child(block, (*_ATTENTION, *MIXERS)), _child(block, _MLP)
     inner = attn
     if attn is not None and _linear(attn, _LINEARS["q"]) is None:
         inner = _child(attn, ("attention", "self"))  # a wrapper around the projections

@@ -18,6 +18,7 @@ from torch import Tensor
 from errata.backbones import _folders, _sites, _tokens, _weights
 from errata.backbones._identity import core
 from errata.backbones._text import TextBackbone
+from errata.backbones._text_blocks import cross
 from errata.core.errors import BadBackbone
 from errata.core.hooks.manager import HookManager
 from errata.core.types import Image, Prompt
@@ -70,6 +71,9 @@ class HfVlm(TextBackbone):
         self.image_id = int(image_id)
         self.image_token = self._placeholder()
         self.placeholder_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
+        # Llama 3.2's processor puts its BOS behind the first pictures of a text that has none
+        bos = getattr(processor, "bos_token", None) if cross.reads_pictures(self.text) else None
+        self.opening = str(bos or "")
         self.markup = self._markup()
         self.image_markers = _tokens.image_markers(self.tokenizer, model.config, self.image_token)
         self.end_ids = _tokens.end_ids(self.tokenizer, model)
@@ -191,6 +195,9 @@ class HfVlm(TextBackbone):
                 parts.append(self.markup)
             else:
                 parts.append(_tokens.in_easyedit(segment) if self.style == "easyedit" else segment)
+        first = next((i for i, s in enumerate(prompt.segments) if not isinstance(s, Image)), None)
+        if prompt.images:
+            parts.insert(len(parts) if first is None else first, self.opening)
         return "".join(parts)
 
     def _placeholder(self) -> str:
@@ -207,7 +214,7 @@ class HfVlm(TextBackbone):
         if None not in ends:
             start, end = self.tokenizer.convert_ids_to_tokens(ends)
             return f"{start}{self.image_token}{end}"
-        if self._image_before_bos or self.placeholder_id != self.image_id:
+        if self._image_before_bos or self.placeholder_id != self.image_id or self.opening:
             return self.image_token
         return f"{self.image_token}\n"
 
@@ -234,7 +241,7 @@ class HfVlm(TextBackbone):
         key = _tokens.image_key(image)
         if key not in self._encoded:
             before = self._image_before_bos
-            text = "" if before else self.markup
+            text = "" if before else self.opening + self.markup
             self._encoded[key] = _tokens.encode_image(
                 image,
                 lambda picture: self.processor(text=[text], images=[picture], return_tensors="pt"),
