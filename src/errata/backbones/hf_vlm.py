@@ -55,6 +55,7 @@ class HfVlm(TextBackbone):
         self.style = style
         self.layout = _sites.resolve(model)
         self.site_paths, self.missing_sites = self.layout.paths, self.layout.missing
+        self.missing_because = self.layout.reasons
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
         self.tower, self.bridge_in_tower = self.layout.tower, self.layout.bridge_in_tower
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
@@ -229,12 +230,18 @@ class HfVlm(TextBackbone):
         if self._image_before_bos:
             text = text.replace(self.image_token, "")
         images = [load_image(i) for i in prompt.images]
-        options: dict[str, Any] = {"images": images} if images else {}
-        if not self.special:
-            options["add_special_tokens"] = False
-        process = self.processor if images else self.tokenizer
-        output = process(text=[text], return_tensors="pt", **options)
-        return {k: v for k, v in output.items() if images or k in ("input_ids", "attention_mask")}
+        if images:
+            options = {"images": images, **self._text_options(self.special)}
+            output = self.processor(text=[text], return_tensors="pt", **options)
+        else:
+            output = self.tokenizer([text], return_tensors="pt", add_special_tokens=self.special)
+        kept = {k: v for k, v in output.items() if images or k in ("input_ids", "attention_mask")}
+        return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in kept.items()}
+
+    def _text_options(self, special: bool) -> dict[str, Any]:
+        """Options of the processor with which it adds special tokens, or none."""
+        added = getattr(self.processor, "text_kwargs", {}).get("add_special_tokens", True)
+        return {} if added == special else {"add_special_tokens": special}
 
     def _image(self, image: Image) -> tuple[str, _tokens.EncodedImage]:
         """(the image's key, its encoding by the processor)."""
@@ -242,9 +249,12 @@ class HfVlm(TextBackbone):
         if key not in self._encoded:
             before = self._image_before_bos
             text = "" if before else self.opening + self.markup
+            options = self._text_options(True)
             self._encoded[key] = _tokens.encode_image(
                 image,
-                lambda picture: self.processor(text=[text], images=[picture], return_tensors="pt"),
+                lambda picture: self.processor(
+                    text=[text], images=[picture], return_tensors="pt", **options
+                ),
                 name=self.name,
                 markup=self.markup,
                 markup_ids=() if before else self._ids(text, True),

@@ -79,7 +79,9 @@ def extended(mask: Tensor, lengths: Tensor, columns: int) -> Tensor:
     return mask[torch.arange(len(mask), device=mask.device)[:, None], source]
 
 
-def evened(trunk: Mapping[str, Any], counts: Sequence[int], width: int, dtype: Any) -> dict[str, Any]:
+def evened(
+    trunk: Mapping[str, Any], counts: Sequence[int], width: int, dtype: Any
+) -> dict[str, Any]:
     """The keywords of the text model so that a row reads what it reads alone.
 
     counts: pictures of each row. A column that attends to nothing attends to all states alike, so
@@ -100,7 +102,5 @@ def evened(trunk: Mapping[str, Any], counts: Sequence[int], width: int, dtype: A
     states = given.view(rows, -1, given.shape[-1])
     of_picture = torch.arange(states.shape[1], device=given.device) // (states.shape[1] // most)
     empty = (of_picture >= count[:, None]) & (count > 0)[:, None]
-    mask = trunk[MASK].masked_fill(
-        empty[:, None, None], torch.finfo(trunk[MASK].dtype).min
-    )
+    mask = trunk[MASK].masked_fill(empty[:, None, None], torch.finfo(trunk[MASK].dtype).min)
     return {**trunk, STATES: states * (count > 0)[:, None, None], MASK: mask}

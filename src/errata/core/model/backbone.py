@@ -68,6 +68,8 @@ class Backbone(ABC):
     #: site -> path of its module in the model; sites that the model lacks (for `errata doctor`)
     site_paths: Mapping[str, str] = MappingProxyType({})
     missing_sites: Sequence[str] = ()
+    #: a site that the model lacks -> why, where that is known
+    missing_because: Mapping[str, str] = MappingProxyType({})
     model: nn.Module
     hooks: HookManager
 
@@ -256,6 +258,12 @@ class Backbone(ABC):
     def site(self, name: str) -> Site:
         """A site by name. Raises BadSpec."""
         if name not in self.hooks.sites:
+            if name in self.missing_because:
+                raise BadSpec(
+                    f"{self.name} has no site '{name}': {self.missing_because[name]}. Use an "
+                    "editor that acts elsewhere (lora at the attention, ike, serac; errata doctor "
+                    "shows the sites), or a dense model of the family."
+                )
             similar = sorted(n for n in self.hooks.sites if n.split(".")[0] == name.split(".")[0])
             names = ", ".join(similar[:12]) or "see errata doctor"
             raise BadSpec(f"{self.name} has no site '{name}'. Similar ones: {names}.")

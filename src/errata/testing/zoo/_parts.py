@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from errata.testing.tiny_models import tokenizer
 
 
 def tokenizer_with(*special: str, **named: str) -> Any:
-    """The tiny tokenizer with more special tokens. named: attribute -> token."""
+    """The tiny tokenizer with more special tokens. named: by which attribute."""
     tok = tokenizer()
     tok.add_tokens([*special, *named.values()], special_tokens=True)
-    tok.init_kwargs.update(named)
-    for attribute, token in named.items():
-        setattr(tok, attribute, token)
-    return tok
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tok.backend_tokenizer,
+        bos_token=tok.bos_token,
+        eos_token=tok.eos_token,
+        pad_token=tok.pad_token,
+        extra_special_tokens=named,
+    )
 
 
 def text_config(size: int, **changes: Any) -> dict[str, Any]:

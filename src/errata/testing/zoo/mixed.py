@@ -80,7 +80,9 @@ def mllama() -> tuple[Any, Any]:
     tok = tokenizer_with("<|image|>", "<|python_tag|>")
     config = MllamaConfig(
         text_config=text_config(
-            len(tok), cross_attention_layers=[1], rope_parameters={"rope_type": "default", "rope_theta": 1e4}
+            len(tok),
+            cross_attention_layers=[1],
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
         ),
         vision_config=dict(
             hidden_size=24,

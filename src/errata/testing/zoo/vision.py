@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from errata.testing.tiny_models import llava_parts
-from errata.testing.zoo import experts, mixed
+from errata.testing.zoo import experts, mixed, plain
 
 #: name -> (class, function that makes model and processor, words with which it is refused)
 MODELS: Mapping[str, tuple[Any, ...]] = {
     "llava": ("LlavaForConditionalGeneration", llava_parts),
     **mixed.MODELS,
     **experts.MODELS,
+    **plain.MODELS,
 }
