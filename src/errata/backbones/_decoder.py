@@ -26,8 +26,10 @@ from errata.backbones._forward import DecoderForward
 from errata.backbones._overrides import StopForward, attention_as, forward_as, stop_at
 from errata.backbones._pruning import deduplicated
 from errata.backbones._scoring import DecoderQuestion
+from errata.backbones._identity import core
 from errata.backbones._text_blocks import cross
 from errata.backbones._text_blocks.recurrent import is_cacheable
+from errata.backbones._vision.padding import row_by_row
 from errata.core.errors import BadBackbone
 from errata.core.hooks import cache_names
 from errata.core.hooks.context import HookContext
@@ -126,6 +128,7 @@ class DecoderBackbone(DecoderForward):
             self.hooks.forward(),
             self.hooks.question(ctx),
             self._tower_once(batch, saved),
+            row_by_row(core(self.model), batch.image_rows.tolist()),
             stop_at(self.text),
         ):
             try:

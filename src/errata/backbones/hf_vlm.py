@@ -7,19 +7,23 @@ One file for all of them: sites are found by structure (`_sites`), the forward i
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from errata.backbones import _folders, _sites, _tokens, _weights
 from errata.backbones._identity import core
 from errata.backbones._text import TextBackbone
 from errata.backbones._text_blocks import cross
-from errata.core.errors import BadBackbone
+from errata.backbones._vision.frame import Frame, frame_of
+from errata.core.errors import BadBackbone, BadImage
 from errata.core.hooks.manager import HookManager
 from errata.core.types import Image, Prompt
 from errata.io.images import load_image
@@ -170,6 +174,9 @@ class HfVlm(TextBackbone):
                     "question. Load the model with --style raw or easyedit."
                 )
 
+        with contextlib.suppress(BadImage):  # of a size that this processor refuses
+            self._image(Image.of(np.full((64, 64, 3), 127, dtype=np.uint8)))
+
     @property
     def special(self) -> bool:
         """A chat template writes the special tokens itself."""
@@ -233,10 +240,31 @@ class HfVlm(TextBackbone):
         if images:
             options = {"images": images, **self._text_options(self.special)}
             output = self.processor(text=[text], return_tensors="pt", **options)
+        elif self.frame:
+            options = self._text_options(self.special)
+            output = self.processor(text=[text], return_tensors="pt", **options)
         else:
             output = self.tokenizer([text], return_tensors="pt", add_special_tokens=self.special)
         kept = {k: v for k, v in output.items() if images or k in ("input_ids", "attention_mask")}
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in kept.items()}
+
+    @cached_property
+    def frame(self) -> Frame:
+        """Tokens that the processor puts around every prompt, besides those of its tokenizer."""
+        if self.opening:
+            return Frame()
+        options = self._text_options(self.special)
+        return frame_of(
+            lambda text: self.processor(text=[text], return_tensors="pt", **options),
+            lambda text: self._ids(text, self.special),
+            set(self.tokenizer.all_special_ids),
+        )
+
+    def _front(self, text: str) -> tuple[int, ...]:
+        """The ids in front of a formatted prompt; none if a template has written them."""
+        bos = self.tokenizer.bos_token
+        written = not self.special and bool(bos) and text.startswith(bos)
+        return () if written else self.frame.front
 
     def _text_options(self, special: bool) -> dict[str, Any]:
         """Options of the processor with which it adds special tokens, or none."""
@@ -249,15 +277,15 @@ class HfVlm(TextBackbone):
         if key not in self._encoded:
             before = self._image_before_bos
             text = "" if before else self.opening + self.markup
-            options = self._text_options(True)
+            options = self._text_options(self.special)
             self._encoded[key] = _tokens.encode_image(
                 image,
-                lambda picture: self.processor(
-                    text=[text], images=[picture], return_tensors="pt", **options
+                lambda picture: self.frame.without(
+                    self.processor(text=[text], images=[picture], return_tensors="pt", **options)
                 ),
                 name=self.name,
                 markup=self.markup,
-                markup_ids=() if before else self._ids(text, True),
+                markup_ids=() if before else self._ids(text, self.special),
                 placeholder=self.placeholder_id,
                 image_id=self.image_id,
                 needs=self._needs,
@@ -296,7 +324,7 @@ class HfVlm(TextBackbone):
                 f"{self.name}: its chat template leaves images of the prompt out. Load the model "
                 "with --style raw or easyedit."
             )
-        return tuple(ids)
+        return (*self._front(text), *ids, *self.frame.back)
 
     def _column(self, text: str, end: int, images: Sequence[_tokens.EncodedImage]) -> int:
         if self._image_before_bos and images:
@@ -305,4 +333,5 @@ class HfVlm(TextBackbone):
             return token + sum(len(e.ids) for e in images)
         token = self._token(text, end)
         count = self._ids(text, self.special)[:token].count(self.placeholder_id)
+        token += len(self._front(text))
         return token + sum(len(e.ids) for e in images[:count]) - count
