@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
@@ -63,6 +63,16 @@ class DecoderForward(Backbone, ABC):
     finish: Finish = staticmethod(unchanged)
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
     bridge_in_tower: bool = False
+
+    @abstractmethod
+    def context_of(self, batch: Batch, rows: Tensor | None) -> HookContext:
+        """A new question about a batch."""
+
+    @abstractmethod
+    def whole_stream(
+        self, batch: Batch, ctx: HookContext, columns: Tensor, tower: list[Any]
+    ) -> Tensor:
+        """Hidden states of a forward over prompts and targets, valid at `columns` [B, n]."""
 
     @property
     def depth(self) -> int:

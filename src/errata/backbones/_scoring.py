@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from errata.backbones._forward import DecoderForward
+from errata.backbones._text_blocks.recurrent import Recomputed
 from errata.core.errors import BadBackbone, TooLong
 from errata.core.hooks.context import HookContext
 from errata.core.model.batch import Batch, Generated, Question
@@ -96,10 +97,14 @@ class DecoderQuestion(Question):
         trunk: dict[str, Any],
         stream: Tensor,
     ) -> None:
+        """cache: of the prefill; None for a model that cannot go on from one."""
         self.bb, self.batch, self.ctx = bb, batch, ctx
         self.cache, self.trunk, self.stream = cache, trunk, stream
         self._logits: Tensor | None = None
-        self._fed: _Continuation | None = None
+        self._fed: _Continuation | Recomputed | None = None
+
+    def _continuation(self, index: Tensor, kept: Tensor) -> _Continuation | Recomputed:
+        return (Recomputed if self.cache is None else _Continuation)(self, index, kept)
 
     @property
     def logits(self) -> Tensor:
@@ -113,7 +118,7 @@ class DecoderQuestion(Question):
     def feed(self, ids: Tensor) -> Tensor:
         if self._fed is None:
             all_rows = torch.arange(self.batch.size, device=self.batch.ids.device)
-            self._fed = _Continuation(self, all_rows, torch.zeros_like(all_rows))
+            self._fed = self._continuation(all_rows, torch.zeros_like(all_rows))
         needed = int((self.batch.lengths + self._fed.offset).max()) + ids.shape[1]
         assert needed <= self.bb.context, f"{needed} tokens are fed, beyond {self.bb.context}"
         return self._fed.feed(ids)
@@ -137,7 +142,7 @@ class DecoderQuestion(Question):
         for n, b in enumerate(rows):
             fed[n, : len(ids[b]) - 1] = torch.tensor(list(ids[b][:-1]), device=device)
             real[n, : len(ids[b]) - 1] = 1
-        continuation = _Continuation(self, index, torch.zeros_like(index))
+        continuation = self._continuation(index, torch.zeros_like(index))
         more = torch.zeros(self.batch.size, longest, first.shape[-1], device=first.device)
         more[index.to(first.device)] = continuation.feed(fed, real)
         return _scored(torch.cat([first, more], dim=1), ids)
@@ -170,7 +175,7 @@ class DecoderQuestion(Question):
     def _continue(self, rows: list[int], answers: Sequence[_Answer]) -> None:
         device = self.batch.ids.device
         kept = torch.tensor([len(answers[b].ids) - 1 for b in rows], device=device)
-        continuation = _Continuation(self, torch.tensor(rows, device=device), kept)
+        continuation = self._continuation(torch.tensor(rows, device=device), kept)
         while any(answers[b].stopped is None for b in rows):
             fed = torch.tensor([[answers[b].ids[-1]] for b in rows], device=device)
             best = continuation.feed(fed)[:, -1].argmax(-1).tolist()

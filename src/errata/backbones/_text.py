@@ -18,6 +18,7 @@ from errata.backbones import _tokens, _weights
 from errata.backbones._decoder import DecoderBackbone
 from errata.backbones._identity import ModelIdentity
 from errata.backbones._language.activations import activation_of
+from errata.backbones._text_blocks import cross
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.model.batch import Batch, Heads
 from errata.core.state import State
@@ -333,7 +334,17 @@ class TextBackbone(DecoderBackbone):
         vision = (padded == self.image_id) & (mask == 1)
         inputs: dict[str, Tensor] = {"input_ids": padded, "attention_mask": mask}
         encoded = [e for _, _, e in images]
-        for key, values in _tokens.joined(encoded, self.name).items():
+        tensors = _tokens.joined(encoded, self.name)
+        image_rows = [b for b, _, _ in images]
+        image_sizes = [e.size for e in encoded]
+        if cross.reads_pictures(self.text):
+            vision = torch.zeros_like(vision)
+            if tensors:
+                tensors = cross.inputs_of(tensors, image_rows, ids, self.image_id)
+                most = tensors[cross.MASK].shape[2]
+                image_rows = [b for b in range(len(ids)) for _ in range(most)]
+                image_sizes = [1] * len(image_rows)
+        for key, values in tensors.items():
             values = values.to(device)
             inputs[key] = values.to(self.dtype) if values.is_floating_point() else values
         for key in encoded[0].types if encoded else ():
@@ -343,8 +354,8 @@ class TextBackbone(DecoderBackbone):
             inputs=inputs,
             lengths=torch.tensor(lengths, device=device),
             vision=vision,
-            image_rows=torch.tensor([b for b, _, _ in images], dtype=torch.long),
-            image_sizes=torch.tensor([e.size for e in encoded], dtype=torch.long),
+            image_rows=torch.tensor(image_rows, dtype=torch.long),
+            image_sizes=torch.tensor(image_sizes, dtype=torch.long),
             image_keys=tuple(key for _, key, _ in images),
             targets=target_ids,
         )

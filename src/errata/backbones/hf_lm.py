@@ -52,6 +52,7 @@ class HfLm(TextBackbone):
         self.site_paths = self.layout.paths
         self.layout.missing = [m for m in self.layout.missing if m not in ("vision", "bridge")]
         self.missing_sites = self.layout.missing
+        self.missing_because = self.layout.reasons
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
         self.tower = None
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)

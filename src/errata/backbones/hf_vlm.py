@@ -7,19 +7,24 @@ One file for all of them: sites are found by structure (`_sites`), the forward i
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from errata.backbones import _folders, _sites, _tokens, _weights
 from errata.backbones._forward import capped
 from errata.backbones._identity import core
 from errata.backbones._text import TextBackbone
-from errata.core.errors import BadBackbone
+from errata.backbones._text_blocks import cross
+from errata.backbones._vision.frame import Frame, frame_of
+from errata.core.errors import BadBackbone, BadImage
 from errata.core.hooks.manager import HookManager
 from errata.core.types import Image, Prompt
 from errata.io.images import load_image
@@ -55,6 +60,7 @@ class HfVlm(TextBackbone):
         self.style = style
         self.layout = _sites.resolve(model)
         self.site_paths, self.missing_sites = self.layout.paths, self.layout.missing
+        self.missing_because = self.layout.reasons
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
         self.tower, self.bridge_in_tower = self.layout.tower, self.layout.bridge_in_tower
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
@@ -71,6 +77,9 @@ class HfVlm(TextBackbone):
         self.image_id = int(image_id)
         self.image_token = self._placeholder()
         self.placeholder_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
+        # Llama 3.2's processor puts its BOS behind the first pictures of a text that has none
+        bos = getattr(processor, "bos_token", None) if cross.reads_pictures(self.text) else None
+        self.opening = str(bos or "")
         self.markup = self._markup()
         self.image_markers = _tokens.image_markers(self.tokenizer, model.config, self.image_token)
         self.end_ids = _tokens.end_ids(self.tokenizer, model)
@@ -184,6 +193,9 @@ class HfVlm(TextBackbone):
                     "question. Load the model with --style raw or easyedit."
                 )
 
+        with contextlib.suppress(BadImage):  # of a size that this processor refuses
+            self._image(Image.of(np.full((64, 64, 3), 127, dtype=np.uint8)))
+
     @property
     def special(self) -> bool:
         """A chat template writes the special tokens itself."""
@@ -210,6 +222,9 @@ class HfVlm(TextBackbone):
                 parts.append(self.markup)
             else:
                 parts.append(_tokens.in_easyedit(segment) if self.style == "easyedit" else segment)
+        first = next((i for i, s in enumerate(prompt.segments) if not isinstance(s, Image)), None)
+        if prompt.images:
+            parts.insert(len(parts) if first is None else first, self.opening)
         return "".join(parts)
 
     def _placeholder(self) -> str:
@@ -226,7 +241,7 @@ class HfVlm(TextBackbone):
         if None not in ends:
             start, end = self.tokenizer.convert_ids_to_tokens(ends)
             return f"{start}{self.image_token}{end}"
-        if self._image_before_bos or self.placeholder_id != self.image_id:
+        if self._image_before_bos or self.placeholder_id != self.image_id or self.opening:
             return self.image_token
         return f"{self.image_token}\n"
 
@@ -241,25 +256,55 @@ class HfVlm(TextBackbone):
         if self._image_before_bos:
             text = text.replace(self.image_token, "")
         images = [load_image(i) for i in prompt.images]
-        options: dict[str, Any] = {"images": images} if images else {}
-        if not self.special:
-            options["add_special_tokens"] = False
-        process = self.processor if images else self.tokenizer
-        output = process(text=[text], return_tensors="pt", **options)
-        return {k: v for k, v in output.items() if images or k in ("input_ids", "attention_mask")}
+        if images:
+            options = {"images": images, **self._text_options(self.special)}
+            output = self.processor(text=[text], return_tensors="pt", **options)
+        elif self.frame:
+            options = self._text_options(self.special)
+            output = self.processor(text=[text], return_tensors="pt", **options)
+        else:
+            output = self.tokenizer([text], return_tensors="pt", add_special_tokens=self.special)
+        kept = {k: v for k, v in output.items() if images or k in ("input_ids", "attention_mask")}
+        return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in kept.items()}
+
+    @cached_property
+    def frame(self) -> Frame:
+        """Tokens that the processor puts around every prompt, besides those of its tokenizer."""
+        if self.opening:
+            return Frame()
+        options = self._text_options(self.special)
+        return frame_of(
+            lambda text: self.processor(text=[text], return_tensors="pt", **options),
+            lambda text: self._ids(text, self.special),
+            set(self.tokenizer.all_special_ids),
+        )
+
+    def _front(self, text: str) -> tuple[int, ...]:
+        """The ids in front of a formatted prompt; none if a template has written them."""
+        bos = self.tokenizer.bos_token
+        written = not self.special and bool(bos) and text.startswith(bos)
+        return () if written else self.frame.front
+
+    def _text_options(self, special: bool) -> dict[str, Any]:
+        """Options of the processor with which it adds special tokens, or none."""
+        added = getattr(self.processor, "text_kwargs", {}).get("add_special_tokens", True)
+        return {} if added == special else {"add_special_tokens": special}
 
     def _image(self, image: Image) -> tuple[str, _tokens.EncodedImage]:
         """(the image's key, its encoding by the processor)."""
         key = _tokens.image_key(image)
         if key not in self._encoded:
             before = self._image_before_bos
-            text = "" if before else self.markup
+            text = "" if before else self.opening + self.markup
+            options = self._text_options(self.special)
             self._encoded[key] = _tokens.encode_image(
                 image,
-                lambda picture: self.processor(text=[text], images=[picture], return_tensors="pt"),
+                lambda picture: self.frame.without(
+                    self.processor(text=[text], images=[picture], return_tensors="pt", **options)
+                ),
                 name=self.name,
                 markup=self.markup,
-                markup_ids=() if before else self._ids(text, True),
+                markup_ids=() if before else self._ids(text, self.special),
                 placeholder=self.placeholder_id,
                 image_id=self.image_id,
                 needs=self._needs,
@@ -298,7 +343,7 @@ class HfVlm(TextBackbone):
                 f"{self.name}: its chat template leaves images of the prompt out. Load the model "
                 "with --style raw or easyedit."
             )
-        return tuple(ids)
+        return (*self._front(text), *ids, *self.frame.back)
 
     def _column(self, text: str, end: int, images: Sequence[_tokens.EncodedImage]) -> int:
         if self._image_before_bos and images:
@@ -307,4 +352,5 @@ class HfVlm(TextBackbone):
             return token + sum(len(e.ids) for e in images)
         token = self._token(text, end)
         count = self._ids(text, self.special)[:token].count(self.placeholder_id)
+        token += len(self._front(text))
         return token + sum(len(e.ids) for e in images[:count]) - count

@@ -78,6 +78,8 @@ class Backbone(ABC):
     missing_sites: Sequence[str] = ()
     #: the folder of its weight files; None if it is not known
     source: Path | None = None
+    #: a site that the model lacks -> why, where that is known
+    missing_because: Mapping[str, str] = MappingProxyType({})
     model: nn.Module
     hooks: HookManager
 
@@ -276,17 +278,16 @@ class Backbone(ABC):
     def site(self, name: str) -> Site:
         """A site by name. Raises BadSpec."""
         if name not in self.hooks.sites:
+            if name in self.missing_because:
+                raise BadSpec(
+                    f"{self.name} has no site '{name}': {self.missing_because[name]}. Use an "
+                    "editor that acts elsewhere (lora at the attention, ike, serac; errata doctor "
+                    "shows the sites), or a dense model of the family."
+                )
             block = ".".join(name.split(".")[:2])
             similar = sorted(n for n in self.hooks.sites if n.startswith(f"{block}."))
             similar = similar or sorted(n for n in self.hooks.sites if n.split(".")[0] == block)
             names = ", ".join(similar[:16]) or "see errata doctor"
-            mlp = self.hooks.sites.get(f"{block}.mlp")
-            if mlp is not None and any(p.dim() == 3 for p in mlp.first.parameters()):
-                raise BadSpec(
-                    f"{self.name} has no linear module '{name}': its feed-forward network is made "
-                    f"of experts. Choose other sites ({names}), or an editor that changes none of "
-                    "them (lora, serac, ike)."
-                )
             raise BadSpec(f"{self.name} has no site '{name}'. Similar ones: {names}.")
         return self.hooks.sites[name]
 

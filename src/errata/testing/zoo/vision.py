@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from errata.testing.tiny_models import minigpt4
-from errata.testing.zoo import blip, gemma_vl, idefics, llava, qwen_vl, tiles
+from errata.testing.zoo import blip, experts, gemma_vl, idefics, llava, mixed, plain, qwen_vl, tiles
 
 
 def minigpt4_parts() -> tuple[Any, Any]:
@@ -23,4 +23,7 @@ MODELS: Mapping[str, tuple[Any, ...]] = {
     **gemma_vl.MODELS,
     **idefics.MODELS,
     **tiles.MODELS,
+    **mixed.MODELS,
+    **experts.MODELS,
+    **plain.MODELS,
 }
