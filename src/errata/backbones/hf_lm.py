@@ -82,7 +82,7 @@ class HfLm(TextBackbone):
             with forward_as(self.head, head), self.hooks.forward():
                 own: Tensor = model(**batch.inputs, use_cache=False).logits
             if not model.training:  # dropout
-                context = self._context(batch, None)
+                context = self.context_of(batch, None)
                 stream, _ = self._start(batch, context, None)
                 with self.hooks.forward(), self.hooks.question(context):
                     logits.check_same(self.head(stream), raw[0], self.name)
