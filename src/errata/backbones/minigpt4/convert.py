@@ -22,7 +22,7 @@ from torch import Tensor
 
 from errata.backbones import _folders
 from errata.backbones.minigpt4 import PART, names
-from errata.backbones.minigpt4.files import Source, published, text_model
+from errata.backbones.minigpt4.files import Source, is_finite, published, text_model
 from errata.core import files
 from errata.core.errors import BadBackbone, BadOutput, BadSpec, DiskFull
 
@@ -82,7 +82,7 @@ class _Entry:
     def value(self) -> Tensor:
         """Raises BadBackbone for NaN or infinite numbers, also if the dtype makes them."""
         value = self.make([part.value() for part in self.parts]).to(self.dtype).contiguous()
-        if not bool(value.isfinite().all()):
+        if not is_finite(value):
             raise BadBackbone(
                 f"{self.parts[0].where}: {self.parts[0].key} has numbers that {self.dtype} cannot "
                 "hold. Convert with --dtype float32."

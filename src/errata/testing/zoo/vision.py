@@ -16,5 +16,5 @@ def minigpt4_parts() -> tuple[Any, Any]:
 #: name -> (class, function that makes model and processor, words with which it is refused)
 MODELS: Mapping[str, tuple[str, Callable[[], tuple[Any, Any]]]] = {
     "llava": ("LlavaForConditionalGeneration", llava_parts),
-    "minigpt4": ("Blip2ForConditionalGeneration", minigpt4_parts),
+    "minigpt4": ("Blip2ForConditionalGeneration (MiniGPT-4)", minigpt4_parts),
 }

@@ -315,6 +315,15 @@ def test_a_tensor_that_is_wrong_is_named(parts, tmp_path, option, change, line) 
     assert sorted(os.listdir(tmp_path)) == ["f.pth"], "nothing half-written is left"
 
 
+def test_a_number_that_the_dtype_cannot_hold_is_named(parts, tmp_path) -> None:
+    change = _set("llama_proj.bias", torch.full((32,), 1e6))
+    file = _changed(parts.checkpoint, tmp_path / "f.pth", change)
+    changed = replace(parts, checkpoint=file)
+    with pytest.raises(BadBackbone, match="llama_proj.bias has numbers that torch.float16 cannot"):
+        convert(changed, tmp_path / "out", dtype="float16", **HEADS)  # type: ignore[arg-type]
+    convert(changed, tmp_path / "out", **HEADS)  # type: ignore[arg-type]
+
+
 def test_the_wrong_file_is_said_in_words(parts, tmp_path) -> None:
     wrong = [
         ({"vit": parts.qformer}, "is the Q-Former .*: give it as --qformer. As --vit errata needs"),
