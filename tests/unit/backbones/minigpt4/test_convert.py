@@ -319,7 +319,7 @@ def test_a_number_that_the_dtype_cannot_hold_is_named(parts, tmp_path) -> None:
     change = _set("llama_proj.bias", torch.full((32,), 1e6))
     file = _changed(parts.checkpoint, tmp_path / "f.pth", change)
     changed = replace(parts, checkpoint=file)
-    with pytest.raises(BadBackbone, match="llama_proj.bias has numbers that torch.float16 cannot"):
+    with pytest.raises(BadBackbone, match=r"llama_proj.bias has numbers that torch.float16 cannot"):
         convert(changed, tmp_path / "out", dtype="float16", **HEADS)  # type: ignore[arg-type]
     convert(changed, tmp_path / "out", **HEADS)  # type: ignore[arg-type]
 
