@@ -390,9 +390,16 @@ def test_a_folder_is_replaced_only_with_force_and_only_a_converted_one(
     with pytest.raises(BadOutput, match=r"holds a converted model. Give --force"):
         convert(parts, out, **HEADS)  # type: ignore[arg-type]
     (out / "mine.txt").write_text("x")
+    with pytest.raises(BadOutput, match=r"holds mine.txt, which is no part of a converted model"):
+        convert(parts, out, force=True, **HEADS)  # type: ignore[arg-type]
+    (out / "mine.txt").unlink()
+    (out / "model-00001-of-00099.safetensors").write_text("of a conversion in smaller files")
     convert(parts, out, force=True, **HEADS)  # type: ignore[arg-type]
     assert _contents(out) == before
-    for folder, line in ((parts.vicuna, "which is converted"), (tmp_path, "no converted model")):
+    for folder, line in (
+        (parts.vicuna, "which is converted"),
+        (tmp_path, "holds out, which is no part"),
+    ):
         with pytest.raises(BadOutput, match=line):
             convert(parts, folder, force=True, **HEADS)  # type: ignore[arg-type]
 
