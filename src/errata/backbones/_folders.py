@@ -49,7 +49,10 @@ _OTHER_FILES: Mapping[str, tuple[str, str]] = {
     ),
     ".safetensors": ("weights without a config.json", "Give the whole folder of the model"),
     ".bin": ("weights without a config.json", "Give the whole folder of the model"),
-    ".pth": ("weights without a config.json", "Convert it to the format of transformers"),
+    ".pth": (
+        "weights without a config.json",
+        "Convert it to the format of transformers: errata convert does so for some models",
+    ),
     ".pt": ("weights without a config.json", "Convert it to the format of transformers"),
     ".ckpt": ("a checkpoint of a training", "Convert it to the format of transformers"),
     ".onnx": ("a model in ONNX", "Give the folder or hub id of the model in PyTorch"),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from errata.backbones import _folders
 from errata.backbones.minigpt4 import PART, names
-from errata.backbones.minigpt4.files import Source, published, text_model
+from errata.backbones.minigpt4.files import Source, is_finite, published, text_model
 from errata.core import files
 from errata.core.errors import BadBackbone, BadOutput, BadSpec, DiskFull
 
@@ -33,6 +33,12 @@ _TEXT = "language_model."
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 #: buffers that old versions of transformers stored
 _BUFFER = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+#: files of a converted model
+_WRITTEN = re.compile(
+    r"((generation_|processor_|preprocessor_|tokenizer_)?config|tokenizer|vocab|added_tokens"
+    r"|special_tokens_map|model\.safetensors\.index)\.json|chat_template\.jinja|merges\.txt"
+    r"|tokenizer\.model|model-\d+-of-\d+\.safetensors"
+)
 #: as published: the image between tags, the question behind it, a turn ends at ###
 TEMPLATE = (
     "{% for message in messages %}###{{ 'Human: ' if message.role == 'user' else 'Assistant: ' }}"
@@ -82,7 +88,7 @@ class _Entry:
     def value(self) -> Tensor:
         """Raises BadBackbone for NaN or infinite numbers, also if the dtype makes them."""
         value = self.make([part.value() for part in self.parts]).to(self.dtype).contiguous()
-        if not bool(value.isfinite().all()):
+        if not is_finite(value):
             raise BadBackbone(
                 f"{self.parts[0].where}: {self.parts[0].key} has numbers that {self.dtype} cannot "
                 "hold. Convert with --dtype float32."
@@ -292,8 +298,10 @@ def _check_out(out: Path, parts: Published, *, force: bool) -> None:
     if inside:
         raise BadOutput(f"{out} holds {inside[0]}, which is converted. Choose another --out.")
     config = out / "config.json"
-    if not config.is_file() or PART not in _folders.read_object(config):
-        raise BadOutput(f"{out} is not empty and holds no converted model. Choose another --out.")
+    other = [name for name in found if not _WRITTEN.fullmatch(name)]
+    if other or not config.is_file() or PART not in _folders.read_object(config):
+        what = f"holds {other[0]}, which is no part of a" if other else "is not empty and holds no"
+        raise BadOutput(f"{out} {what} converted model. Choose another --out.")
     if not force:
         raise BadOutput(
             f"{out} holds a converted model. Give --force to replace it, or choose another --out."

@@ -18,7 +18,7 @@ def minigpt4_parts() -> tuple[Any, Any]:
 MODELS: Mapping[str, tuple[Any, ...]] = {
     **llava.MODELS,
     **blip.MODELS,
-    "minigpt4": ("MiniGPT-4 (Blip2ForConditionalGeneration)", minigpt4_parts),
+    "minigpt4": ("Blip2ForConditionalGeneration (MiniGPT-4)", minigpt4_parts),
     **qwen_vl.MODELS,
     **gemma_vl.MODELS,
     **idefics.MODELS,

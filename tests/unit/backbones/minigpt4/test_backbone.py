@@ -56,7 +56,7 @@ def test_edits_are_made_saved_loaded_and_undone(editor, backbone, tmp_path: Path
     ],
 )
 def test_an_answer_ends_at_the_sign(backbone, said: list[str], kept: str | None) -> None:
-    answer = _Answer(backbone, 10, 1)
+    answer = _Answer(backbone, 10, 1, backbone.before_end)
     for token in said:
         answer.add(backbone.tokenizer.convert_tokens_to_ids(token))
     assert answer.stopped is (True if kept is not None else None)

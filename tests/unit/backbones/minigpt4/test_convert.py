@@ -315,6 +315,15 @@ def test_a_tensor_that_is_wrong_is_named(parts, tmp_path, option, change, line) 
     assert sorted(os.listdir(tmp_path)) == ["f.pth"], "nothing half-written is left"
 
 
+def test_a_number_that_the_dtype_cannot_hold_is_named(parts, tmp_path) -> None:
+    change = _set("llama_proj.bias", torch.full((32,), 1e6))
+    file = _changed(parts.checkpoint, tmp_path / "f.pth", change)
+    changed = replace(parts, checkpoint=file)
+    with pytest.raises(BadBackbone, match=r"llama_proj.bias has numbers that torch.float16 cannot"):
+        convert(changed, tmp_path / "out", dtype="float16", **HEADS)  # type: ignore[arg-type]
+    convert(changed, tmp_path / "out", **HEADS)  # type: ignore[arg-type]
+
+
 def test_the_wrong_file_is_said_in_words(parts, tmp_path) -> None:
     wrong = [
         ({"vit": parts.qformer}, "is the Q-Former .*: give it as --qformer. As --vit errata needs"),
@@ -381,9 +390,16 @@ def test_a_folder_is_replaced_only_with_force_and_only_a_converted_one(
     with pytest.raises(BadOutput, match=r"holds a converted model. Give --force"):
         convert(parts, out, **HEADS)  # type: ignore[arg-type]
     (out / "mine.txt").write_text("x")
+    with pytest.raises(BadOutput, match=r"holds mine.txt, which is no part of a converted model"):
+        convert(parts, out, force=True, **HEADS)  # type: ignore[arg-type]
+    (out / "mine.txt").unlink()
+    (out / "model-00001-of-00099.safetensors").write_text("of a conversion in smaller files")
     convert(parts, out, force=True, **HEADS)  # type: ignore[arg-type]
     assert _contents(out) == before
-    for folder, line in ((parts.vicuna, "which is converted"), (tmp_path, "no converted model")):
+    for folder, line in (
+        (parts.vicuna, "which is converted"),
+        (tmp_path, "holds out, which is no part"),
+    ):
         with pytest.raises(BadOutput, match=line):
             convert(parts, folder, force=True, **HEADS)  # type: ignore[arg-type]
 
