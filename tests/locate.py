@@ -18,6 +18,7 @@ from errata.core.hooks.hook import Hook
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Edit, Prompt
+from errata.patches.delta import Delta
 
 #: the layer at which all of them search
 TOP = 2
@@ -71,11 +72,16 @@ def share_missing(bb: Backbone, made: Any, edit: Edit, result: EditResult, site:
     """How far the patch leaves a site's output from what it is with the searched value in place.
 
     At the subject of the bare prompt, relative to the change that the value makes there. site: ""
-    = where the value was searched.
+    = where the value was searched. A value of the top layer alone is searched, and put in place,
+    behind the layers below.
     """
-    one = [(0, edit)]
+    one, below = [(0, edit)], Delta({})
     if isinstance(made, multi_layer.MultiLayerUpdate):
-        values = made.search_values(bb, one, ("",), seed=0)
+        if len(made.stages(bb)) > 1:
+            lower = {s: dict(result.patch.part(s)) for s in result.patch.sites - {site_of(TOP)}}
+            below = Delta(lower).requires_grad_(False)
+        with bb.applied(below):
+            values = made.search_values(bb, one, ("",), TOP, seed=0)
     else:
         values = search(bb, one, ("",), made.search_settings([site_of(TOP)]))
     searched = next(iter(values.value))  # pmet drops that of the attention
@@ -89,5 +95,5 @@ def share_missing(bb: Backbone, made: Any, edit: Edit, result: EditResult, site:
             bb.logits(bb.encode([edit.prompt]))
         return look.y[site or searched][0]
 
-    before, after, wanted = output(), output(result.patch), output(value)
+    before, after, wanted = output(below), output(result.patch), output(below, value)
     return float((wanted - after).norm() / (wanted - before).norm())

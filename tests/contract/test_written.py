@@ -28,7 +28,8 @@ def test_every_class_is_written_to_or_it_is_said(name: str) -> None:
                 assert "no site" in str(e), (editor, str(e))
                 continue
             left = result.log.notes["edits"][0]["left"]
-            missing = share_missing(bb, one, EDITS[0], result)
-            assert missing == pytest.approx(left, abs=0.05), editor
+            if not settings:
+                missing = share_missing(bb, one, EDITS[0], result)
+                assert missing == pytest.approx(left, abs=0.05), editor
             assert ("searched for 'ring'" in said) == (left > 0.5), (editor, left)
             assert left > 0.5 if settings else left < 0.5, (editor, left)

@@ -12,8 +12,8 @@ the change is R K^T (K K^T + lambda C)^-1.
 The output of the top down projection hardly depends on earlier layers, so the residual does not
 shrink from layer to layer as in MEMIT: 1 + 1/sqrt(2) + ... of it is added to the hidden states in
 total, 3.23 times for five layers. PMET is published so. `left` in a patch's notes is measured at
-that output, which the top layer brings to its value. Where a norm stands behind the FFN, the top
-layer is written alone, as in `memit`.
+that output, which the top layer brings to its value. Where a norm stands behind the FFN, each layer
+has values of its own, as in `memit`.
 
 Differences: as in `memit` (low-rank float32 deltas, Cholesky instead of an explicit inverse, seeded
 context templates, EOS, `ridge`, `memory`); "all tokens are the argmax" is tested as such, there by

@@ -14,7 +14,7 @@ import torch
 from errata.algorithms.locate_then_edit import multi_layer
 from errata.algorithms.locate_then_edit.layer_stats import site_of
 from errata.algorithms.locate_then_edit.stream import stream_scale
-from errata.algorithms.locate_then_edit.written import oversized, unwritten
+from errata.algorithms.locate_then_edit.written import note_left, oversized, unwritten
 from errata.core.errors import BadSpec, Notice
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
@@ -64,16 +64,13 @@ def test_a_value_is_written_or_it_is_said(family):
         result, said = edit_and_listen(editor, bb, EDITS[:1], _state(family))
         left = result.log.notes["edits"][0]["left"]
         # the layers below add to the hidden states too, where pmet writes several
-        direct_pmet = name == "pmet" and len(editor.layers(bb)) > 1
+        direct_pmet = name == "pmet" and family not in NORMED
         site = site_of(TOP) if direct_pmet else f"text.{TOP + 1}.in"
         missing = share_missing(bb, editor, EDITS[0], result, site)
         assert left < 0.05 and missing == pytest.approx(left, abs=0.02), (name, left, missing)
-        assert "searched for" not in said
-        alone = {site_of(TOP)} if family in NORMED or name == "rome" else {site_of(1), site_of(TOP)}
-        assert result.patch.sites == alone
-        assert ("stands behind the FFN of layers 1" in said) == (
-            family in NORMED and name != "rome"
-        )
+        assert not said
+        layers = [TOP] if name == "rome" else [1, TOP]
+        assert result.patch.sites == {site_of(i) for i in layers}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -90,14 +87,37 @@ def test_a_value_that_is_not_written_is_said(family):
 
 
 @pytest.mark.parametrize("family", NORMED)
-def test_spreading_all_the_same_would_not_write_it(monkeypatch, family):
-    """Why the top layer is written alone: taken for direct, a normed block is not brought there."""
+def test_one_value_for_all_layers_would_not_be_written(monkeypatch, family):
+    """Why each layer has its own: taken for direct, a normed block is not brought to the value."""
     monkeypatch.setattr(multi_layer, "stream_scale", lambda *_: 1.0)
     for name in ("memit", "alphaedit"):
         editor = made(name, steps=20, lr=0.5)
         result, said = edit_and_listen(editor, _model(family), EDITS[:1], _state(family))
         assert 0.6 < result.log.notes["edits"][0]["left"] < 1  # 68 to 89 %
         assert "of the value that was searched for 'ring' is not written" in said
+
+
+def test_layers_with_values_of_their_own():
+    """Each is written a part of its own residual: 1/3, 1/2 and all; what is left is multiplied."""
+    bb, state = _model("gemma2"), _state("gemma2")
+    editor = made("memit", layers=(0, 1, 2))
+    assert editor.stages(bb) == [[0], [1], [2]]
+    assert made("memit", layers=(0, 1, 2)).stages(_model("granite")) == [[0, 1, 2]]
+    result, _ = edit_and_listen(editor, bb, EDITS[:1], state)
+    assert result.log.notes["edits"][0]["left"] < 0.01
+    assert result.log.notes["edits"][0]["steps"] > 3  # of three searches
+    one, _ = edit_and_listen(made("memit", layers=(0,)), bb, EDITS[:1], state)
+    three, alone = (r.patch.part(site_of(0)) for r in (result, one))
+    assert torch.allclose(3 * three["B"] @ three["A"], alone["B"] @ alone["A"], atol=1e-5)
+
+
+def test_shares_of_layers_are_multiplied():
+    logs = [{}, {}]
+    value, start = torch.tensor([[4.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    note_left(logs, value, start, torch.tensor([[1.0, 0.0], [1.0, 1.1]]), "mlp.down")
+    assert logs == [{"left": 0.75}, {"left": 0.0}]  # nothing was searched for the second
+    note_left(logs, value, start, torch.tensor([[2.0, 0.0], [1.0, 1.0]]), "mlp.down")
+    assert logs[0] == {"left": 0.375}
 
 
 def test_what_is_said_of_many():
@@ -148,18 +168,6 @@ def test_a_change_that_outweighs_its_weight_is_said():
     )
     assert limited.log.notes["edits"][0]["layers"]["2"]["change"] == pytest.approx(0.9, abs=1e-3)
     assert "the change of" not in said
-
-
-def test_layers_of_the_default_range_are_left_out_with_a_note_alone():
-    bb, editor = _model("gemma2"), made("memit", layers=())
-    default = multi_layer.LocateThenEdit.layers(editor, bb)
-    result, said = edit_and_listen(editor, bb, EDITS[:1], _state("gemma2"))
-    assert default == [0, 1] and result.patch.sites == {site_of(1)} and not said
-    assert "layer 1 alone" in result.log.notes["remarks"][0]
-    assert (
-        "remarks"
-        not in edit_and_listen(editor, _model("llama"), EDITS[:1], _state("llama"))[0].log.notes
-    )
 
 
 def test_an_empty_null_space_is_refused_or_said():

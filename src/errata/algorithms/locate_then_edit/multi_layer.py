@@ -2,9 +2,10 @@
 
 The residual is that of the hidden states behind the top block, which all blocks add to. Where the
 down projection of a block does not write them directly (`stream`: a norm behind the FFN), a change
-of them is no change of its output. There the value is searched at the output of the top layer's
-down projection, and that layer is written alone. In Gemma 3 270M, spreading the residual all the
-same leaves most of the value unwritten, or breaks the model.
+of them is no change of its output. There a value is searched for each layer, at the output of its
+own down projection, on top of what the layers below have written; of its residual a layer writes
+the same part. In Gemma 3 270M the one residual of the hidden states is left unwritten, or breaks
+the model.
 
 Shapes: E edits of all groups, n of one, d inputs and h outputs of a down projection.
 """
@@ -12,7 +13,7 @@ Shapes: E edits of all groups, n of one, d inputs and h outputs of a down projec
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ from errata.algorithms.locate_then_edit.base import (
 from errata.algorithms.locate_then_edit.layer_stats import FFN, site_of
 from errata.algorithms.locate_then_edit.stream import stream_scale
 from errata.algorithms.locate_then_edit.value_search import ValueResult, ValueSettings, search
-from errata.algorithms.locate_then_edit.written import note_left, notice
+from errata.algorithms.locate_then_edit.written import note_left
 from errata.core.editor import EditRequest, EditResult
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
@@ -43,54 +44,66 @@ from errata.linalg import covariance, solve
 class MultiLayerUpdate(LocateThenEdit):
     """One value per edit, at the top layer; every layer writes a part of the residual.
 
-    Layers are written in ascending order, each on top of those below.
+    Layers are written in ascending order, each on top of those below. See `stages` for the layers
+    that cannot share a value.
     """
 
-    def layers(self, backbone: Backbone) -> list[int]:
-        """The top layer alone, or those below it too that write the hidden states directly."""
-        chosen = super().layers(backbone)
-        if stream_scale(backbone, chosen[-1]) is None:
-            return chosen[-1:]
-        return [i for i in chosen if stream_scale(backbone, i) is not None]
-
-    def remarks(self, backbone: Backbone, states: Sequence[State]) -> list[str]:
-        """What the user should know of all edits, for the notes; warns of what was not asked for.
-
-        A layer that is named and left out is such a thing, one of the default range is not.
-        """
-        layers = self.layers(backbone)
-        left_out = [i for i in super().layers(backbone) if i not in layers]
-        if not left_out:
-            return []
-        line = (
-            f"in {backbone.name} a norm, or another function, stands behind the FFN of layers "
-            f"{_named(left_out)}, so that they cannot write their part of the value: written is "
-            f"layer {_named(layers)} alone."
-        )
-        return [notice(self.name, line) if self.config.layers else line]
-
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
-        edits, groups = request.edits, request.groups
-        owner = torch.tensor([r for r, _ in edits])
-        own = [(owner == r).nonzero()[:, 0] for r in range(len(groups))]
-        layers, templates = self.layers(backbone), self.templates(backbone, request.seed)
+        edits, layers = request.edits, self.layers(backbone)
+        templates = self.templates(backbone, request.seed)
         remarks = self.remarks(backbone, request.prepared)
-        values = self.search_values(backbone, edits, templates, seed=request.seed)
-        written = self.written(backbone, layers[-1])
-        goals = {p: values.value[_searched(values, site)].cpu() for p, site in written.items()}
         reader = KeyReader(backbone, edits, templates, self.config.token, layers[0])
-        parts: list[Parts] = [{} for _ in groups]
-        logs = [
-            {**line, "token": lookup_token(e, self)}
-            for line, (_, e) in zip(values.log, edits, strict=True)
-        ]
-        for i, layer in enumerate(layers):
-            for part, value in written.items():
+        parts: list[Parts] = [{} for _ in request.groups]
+        logs: list[dict[str, Any]] = [{} for _ in edits]
+        kept: dict[str, dict[int, Tensor]] = {}
+        for stage in self.stages(backbone):
+            with live_updates(backbone, parts):
+                values = self.search_values(
+                    backbone, edits, templates, stage[-1], seed=request.seed
+                )
+            self._note_search(logs, values, edits)
+            written = self.written(backbone, stage[-1])
+            goals = {p: values.value[_searched(values, site)].cpu() for p, site in written.items()}
+            self._write(backbone, request, stage, goals, reader, parts, logs)
+            with live_updates(backbone, parts):
+                for part, site in written.items():
+                    keys, now_Eh = reader.read(stage, site, top=stage[-1], part=part)
+                    kept.setdefault(part, {}).update(
+                        {i: bare_and_mean(keys[i]).cpu() for i in stage}
+                    )
+                    start = values.start[_searched(values, site)].cpu()
+                    note_left(logs, goals[part], start, now_Eh.cpu(), part)
+        own = _rows_of(request)
+        after: list[State | None] = list(request.states)
+        if self.config.memory != "none":
+            for part, of_layer in kept.items():
+                after = [
+                    with_keys(state, {i: k[own[r]] for i, k in of_layer.items()}, part)
+                    for r, state in enumerate(after)
+                ]
+        of_group = [[logs[e] for e in rows.tolist()] for rows in own]
+        return self.results(backbone, request.groups, parts, after, of_group, remarks)
+
+    def _write(
+        self,
+        backbone: Backbone,
+        request: EditRequest,
+        stage: Sequence[int],
+        goals: Mapping[str, Tensor],
+        reader: KeyReader,
+        parts: Sequence[Parts],
+        logs: Sequence[dict[str, Any]],
+    ) -> None:
+        """Adds the updates of these layers to `parts`; goals: the values of each part."""
+        layers, top, own = self.layers(backbone), stage[-1], _rows_of(request)
+        for layer in stage:
+            divisor = self.residual_divisor(layers.index(layer), len(layers))
+            for part, value in self.written(backbone, top).items():
                 with live_updates(backbone, parts):
-                    keys, now_Eh = reader.read([layer], value, top=layers[-1], part=part)
+                    keys, now_Eh = reader.read([layer], value, top=top, part=part)
                 keys_Ed = bare_and_mean(keys[layer]).cpu()
-                residual_Eh = (goals[part] - now_Eh.cpu()) / self.residual_divisor(i, len(layers))
-                if value != site_of(layers[-1], part):  # a residual of the hidden states
+                residual_Eh = (goals[part] - now_Eh.cpu()) / divisor
+                if value != site_of(top, part):  # a residual of the hidden states
                     residual_Eh = residual_Eh / (stream_scale(backbone, layer) or 1.0)
                 for r, state in enumerate(request.prepared):
                     factor, notes = self.key_factor(state, layer, keys_Ed[own[r]], part)
@@ -102,26 +115,33 @@ class MultiLayerUpdate(LocateThenEdit):
                     name = str(layer) if part == FFN else f"{layer}.{part}"
                     for e, line in zip(own[r].tolist(), notes, strict=True):
                         logs[e].setdefault("layers", {})[name] = {**line, **size}
-        kept: dict[str, dict[int, Tensor]] = {}
-        with live_updates(backbone, parts):
-            for part, value in written.items():
-                keys, now_Eh = reader.read(layers, value, top=layers[-1], part=part)
-                kept[part] = {i: bare_and_mean(keys[i]).cpu() for i in layers}
-                start = values.start[_searched(values, value)].cpu()
-                note_left(logs, goals[part], start, now_Eh.cpu(), part)
-        after: list[State | None] = list(request.states)
-        if self.config.memory != "none":
-            for part, of_layer in kept.items():
-                after = [
-                    with_keys(state, {i: of_layer[i][own[r]] for i in layers}, part)
-                    for r, state in enumerate(after)
-                ]
-        of_group = [[logs[e] for e in rows.tolist()] for rows in own]
-        return self.results(backbone, groups, parts, after, of_group, remarks)
+
+    def _note_search(
+        self, logs: Sequence[dict[str, Any]], values: ValueResult, edits: Sequence[tuple[int, Edit]]
+    ) -> None:
+        """Adds the log of a search to those of the stages before it: the last one counts, but the
+        updates are added up.
+        """
+        for line, new, (_, edit) in zip(logs, values.log, edits, strict=True):
+            counts = {k: line.get(k, 0) + new[k] for k in ("steps", "clamped")}
+            line.update({**new, **counts, "token": lookup_token(edit, self)})
+
+    def stages(self, backbone: Backbone) -> list[list[int]]:
+        """The layers, in lists that share a value, which is searched at the last of a list.
+
+        All share one where every layer adds the output of its down projection to the hidden
+        states; else each has its own.
+        """
+        layers = self.layers(backbone)
+        return [layers] if _is_direct(backbone, layers) else [[i] for i in layers]
+
+    def remarks(self, backbone: Backbone, states: Sequence[State]) -> list[str]:
+        """What the user should know of all edits, for the notes; warns of it too."""
+        return []
 
     def written(self, backbone: Backbone, top: int) -> dict[str, str]:
-        """Part of a block that is written -> the site, in the top layer, whose output it brings to
-        the value; in the order in which a block runs them.
+        """Part of a block that is written -> the site, in the top layer of a stage, whose output it
+        brings to the value; in the order in which a block runs them.
         """
         return {FFN: self.value_site(backbone, top)}
 
@@ -130,13 +150,12 @@ class MultiLayerUpdate(LocateThenEdit):
         backbone: Backbone,
         edits: Sequence[tuple[int, Edit]],
         templates: Sequence[str],
+        layer: int,
         *,
         seed: int,
     ) -> ValueResult:
-        """The values of all edits; the one of the first site is written."""
-        return search(
-            backbone, edits, templates, self.value_settings(backbone, self.layers(backbone)[-1])
-        )
+        """The values of all edits at a layer; the one of the first site is written."""
+        return search(backbone, edits, templates, self.value_settings(backbone, layer))
 
     def value_settings(self, backbone: Backbone, layer: int) -> ValueSettings:
         """Settings of the value search; the value of the first site is written."""
@@ -146,11 +165,11 @@ class MultiLayerUpdate(LocateThenEdit):
         return self.search_settings([site])
 
     def value_site(self, backbone: Backbone, layer: int) -> str:
-        """The site whose output the update brings to the value: the block, or, where that is not
-        written directly, its down projection.
+        """The site whose output the update brings to the value: the block, or, where layers do not
+        share a value, the down projection.
         """
-        direct = stream_scale(backbone, layer) is not None
-        return f"text.{layer}.block" if direct else site_of(layer)
+        shared = _is_direct(backbone, [layer, *self.layers(backbone)])
+        return f"text.{layer}.block" if shared else site_of(layer)
 
     def residual_divisor(self, i: int, layers: int) -> float:
         """What the residual is divided by at the i-th of the layers."""
@@ -207,5 +226,12 @@ def _searched(values: ValueResult, site: str) -> str:
     return site if site in values.value else next(iter(values.value))
 
 
-def _named(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers))
+def _is_direct(backbone: Backbone, layers: Sequence[int]) -> bool:
+    """Whether all these layers add the output of their down projection to the hidden states."""
+    return all(stream_scale(backbone, i) is not None for i in layers)
+
+
+def _rows_of(request: EditRequest) -> list[Tensor]:
+    """Per group the indices of its edits among all."""
+    owner = torch.tensor([r for r, _ in request.edits])
+    return [(owner == r).nonzero()[:, 0] for r in range(len(request))]

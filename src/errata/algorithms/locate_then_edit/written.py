@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from errata.algorithms.locate_then_edit.layer_stats import FFN
@@ -30,11 +31,17 @@ Logs = Sequence[dict[str, Any]]
 
 
 def note_left(logs: Logs, value_Eh: Tensor, start_Eh: Tensor, now_Eh: Tensor, part: str) -> None:
-    """Notes the share of each edit's value that is not written, of a part of a block."""
-    left = (value_Eh - now_Eh).norm(dim=1)
-    whole = (value_Eh - start_Eh).norm(dim=1).clamp(min=1e-12)
-    for line, share in zip(logs, (left / whole).tolist(), strict=True):
-        line["left" if part == FFN else f"left.{part}"] = round(share, 4)
+    """Notes the share of each edit's value that is not written, of a part of a block.
+
+    Where layers have values of their own, one above the other, the shares are multiplied: each
+    writes a part of what those below have left.
+    """
+    name = "left" if part == FFN else f"left.{part}"
+    left, whole = (value_Eh - now_Eh).norm(dim=1), (value_Eh - start_Eh).norm(dim=1)
+    done = whole <= 1e-6 * value_Eh.norm(dim=1)  # the answer was there: nothing was searched
+    shares = torch.where(done, 0.0, left / whole)
+    for line, share in zip(logs, shares.tolist(), strict=True):
+        line[name] = round(line.get(name, 1.0) * share, 4)
 
 
 def share_left(line: Mapping[str, Any]) -> float:
