@@ -16,18 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from errata.artefacts.changes import WeightChange, weight_changes
-from errata.artefacts.checkpoint import (
-    DTYPES,
-    Shard,
-    StoredTensor,
-    as_bytes,
-    shards_of,
-    write_shard,
-)
 from errata.artefacts.linear import LinearModule, linear_at, linear_modules
 from errata.artefacts.peft_export import editors_of, patches_of
 from errata.backbones import outline
-from errata.backbones._weights import KeyMap
+from errata.backbones._weights import KeyMap, weight_files
 from errata.core.errors import BadBackbone, BadOutput, BadPatch, DiskFull, Notice
 from errata.core.files import (
     FilePath,
@@ -42,6 +34,7 @@ from errata.core.files import (
 from errata.core.model.backbone import Backbone
 from errata.core.patch import Patch, check_fingerprint, common_header, parts_of
 from errata.core.types import path_of
+from errata.io.weight_files import DTYPES, StoredTensor, as_bytes, tensors_in, write_shard
 
 PURPOSE = "a part of the model's weights"
 INDEX = "model.safetensors.index.json"
@@ -86,6 +79,17 @@ class Merged:
     @property
     def worst(self) -> MergedTensor:
         return max(self.tensors, key=lambda t: t.loss)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One weight file. name: of the safetensors file that is written for it."""
+
+    name: str
+    path: Path
+
+    def tensors(self) -> list[StoredTensor]:
+        return tensors_in(self.path)
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,25 @@ def _source(bb: Backbone) -> Path:
             "the patch into the model that it was made from, and quantise the result."
         )
     return source
+
+
+def shards_of(folder: Path) -> list[Shard]:
+    """The weight files that transformers would load. Raises BadBackbone where there are none."""
+    paths = weight_files(folder)
+    if not paths:
+        raise BadBackbone(
+            f"{folder} has no weight files (model.safetensors, pytorch_model.bin, or an index of "
+            "several). Download the whole model, or save it with save_pretrained."
+        )
+    return [Shard(_new_name(path.name), path) for path in paths]
+
+
+def _new_name(name: str) -> str:
+    """pytorch_model-00001-of-00002.bin is written as model-00001-of-00002.safetensors."""
+    stem, ending = os.path.splitext(name)
+    if ending == ".safetensors":
+        return name
+    return f"{stem.replace('pytorch_model', 'model', 1)}.safetensors"
 
 
 def _check_apart(source: Path, folder: Path) -> None:

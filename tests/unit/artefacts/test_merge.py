@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import errata
 from errata.artefacts import merge as merging
-from errata.artefacts.checkpoint import shards_of
+from errata.artefacts.merge import shards_of
 from errata.backbones import outline
 from errata.core.errors import (
     BadBackbone,
