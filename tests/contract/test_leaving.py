@@ -11,15 +11,19 @@ import pytest
 import torch
 
 import errata
+from errata.artefacts.linear import linear_modules
 from errata.artefacts.peft_import import import_peft
 from errata.contract import editors as contract
 from errata.core import registry
 from errata.core.errors import BadPatch
+from errata.core.model.backbone import Backbone
 from errata.core.patch import Patch, parts_of
 from errata.patches.delta import Delta
+from errata.testing import class_checks as classes
+from errata.testing import zoo
 from tests.contract.test_editors import drawing, world  # noqa: F401
 from tests.fast import FAST
-from tests.leaving import apart, asked, with_load_adapter, with_peft
+from tests.leaving import apart, asked, delta, with_load_adapter, with_peft
 
 #: what these editors make is a change of weights
 ADDITIVE = {"alphaedit", "bridge", "ft_l", "ft_v", "ke", "lora", "memit", "mend", "pmet", "rome"}
@@ -91,3 +95,37 @@ def test_every_shape_is_additive_or_refused() -> None:
                 list(deltas([bare], "an adapter"))
         else:  # what holds others is judged by them
             assert name in ("stack", "rows")
+
+
+LOADED = [name for name, model in zoo.ZOO.items() if not model.refused]
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_every_class_is_exported_imported_and_merged(name: str, tmp_path: Path) -> None:
+    """A change at several linear sites, in PEFT, through load_adapter, and in merged weights."""
+    bb = zoo.loaded(name)
+    sites = linear_sites(bb)
+    patch = delta(bb, sites, rank=2)
+    prompts = classes.prompts(bb, tmp_path / "pictures")
+    base, wanted = asked(bb, prompts=prompts), asked(bb, patch, prompts=prompts)
+    close = 1e-5 * max(1.0, float(wanted.abs().max()))
+    assert apart(base, wanted) > 100 * close
+    adapter = errata.export_peft(patch, tmp_path / "a")  # by the name of the model: no weights
+    assert adapter.loss == 0.0 and not adapter.remarks
+    for load in (with_peft, with_load_adapter):
+        _, named = load(bb, tmp_path / "a")
+        assert apart(asked(named, prompts=prompts), wanted) <= close, load.__name__
+    again = import_peft(tmp_path / "a", bb)
+    assert again.sites == patch.sites
+    made = errata.merge_patches(zoo.folder_of(name), patch, tmp_path / "m")
+    assert made.loss < 1e-5
+    merged = errata.load(tmp_path / "m", dtype="float32")
+    assert apart(asked(merged, prompts=prompts), wanted) <= close
+
+
+def linear_sites(bb: Backbone) -> list[str]:
+    """Linear sites of two text blocks and, where there are any, of the vision tower."""
+    there = linear_modules(bb)
+    found = [s for s in there if s.startswith(("text.1.", "text.2.mlp", "vision.0.attn"))]
+    assert found
+    return found
