@@ -19,7 +19,7 @@ from errata.artefacts.changes import WeightChange, weight_changes
 from errata.artefacts.linear import LinearModule, linear_at, linear_modules
 from errata.artefacts.peft_export import editors_of, patches_of
 from errata.backbones import outline
-from errata.backbones._weights import KeyMap, weight_files
+from errata.backbones._weights import KeyMap, Stored
 from errata.core.errors import BadBackbone, BadOutput, BadPatch, DiskFull, Notice
 from errata.core.files import (
     FilePath,
@@ -127,11 +127,11 @@ def merge(
     source = _source(bb)
     _check_apart(source, folder)
     targets = _targets(bb, changes)
-    shards = shards_of(source)
+    shards = shards_of(bb)
     by_key = _keys(bb, shards, targets)
     _check_model(bb, patches)
     done: list[MergedTensor] = []
-    with new_folder(folder, replace=force) as stage:
+    with new_folder(folder) as stage:
         _check_space(shards, stage)
         where, size = _write_shards(shards, stage, by_key, done)
         if [s.name for s in shards] != ["model.safetensors"]:
@@ -143,6 +143,7 @@ def merge(
         _write(stage / "README.md", _card(bb, patches, merged).encode())
         shutil.copyfile(source / "config.json", stage / "config.json")
         _write(stage / RECORD, json_bytes(_record(bb, patches, merged, stage)))
+        check_out(folder, force=force)  # another command may have written it meanwhile
     return merged
 
 
@@ -189,13 +190,13 @@ def _source(bb: Backbone) -> Path:
     return source
 
 
-def shards_of(folder: Path) -> list[Shard]:
+def shards_of(bb: Backbone) -> list[Shard]:
     """The weight files that transformers would load. Raises BadBackbone where there are none."""
-    paths = weight_files(folder)
+    paths = Stored(bb.model, bb.source, trusted=True).files
     if not paths:
         raise BadBackbone(
-            f"{folder} has no weight files (model.safetensors, pytorch_model.bin, or an index of "
-            "several). Download the whole model, or save it with save_pretrained."
+            f"{bb.source} has no weight files (model.safetensors, pytorch_model.bin, or an index "
+            "of several). Download the whole model, or save it with save_pretrained."
         )
     return [Shard(_new_name(path.name), path) for path in paths]
 

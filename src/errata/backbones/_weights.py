@@ -87,7 +87,7 @@ class Stored:
 
     def __init__(self, model: torch.nn.Module, source: Path | None, *, trusted: bool) -> None:
         self.model, self.source, self.trusted = model, source, trusted
-        self.files = weight_files(source) if source is not None else []
+        self.files = _files(source) if source is not None else []
         self.state = _state_of(self.files)
 
     def __call__(self, as_loaded: bool) -> str | None:
@@ -291,7 +291,7 @@ def former_fingerprint(
     does not. docs/adr/0007-model-identity.md
     """
     h = hashlib.sha256(json.dumps(_stable(config), sort_keys=True, default=str).encode())
-    stored = weight_files(source) if source is not None else []
+    stored = _files(source) if source is not None else []
     for path in stored:
         if path.suffix == ".safetensors":
             _hash_tensors(h, path)
@@ -302,7 +302,7 @@ def former_fingerprint(
     return h.hexdigest()
 
 
-def weight_files(source: Path) -> list[Path]:
+def _files(source: Path) -> list[Path]:
     """The weight files that transformers would load, in order of name."""
     for single, ending in (("model.safetensors", "safetensors"), ("pytorch_model.bin", "bin")):
         index = source / f"{single}.index.json"
