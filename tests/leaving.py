@@ -65,7 +65,7 @@ def with_peft(backbone: Any, folder: Path) -> tuple[Any, Backbone]:
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(copy.deepcopy(backbone.model), str(folder)).eval()
-    return model, errata.wrap(model, backbone.processor, name="peft", style=backbone.style or None)
+    return model, _wrapped(model, backbone)
 
 
 def with_load_adapter(backbone: Any, folder: Path) -> tuple[Any, Backbone]:
@@ -73,8 +73,12 @@ def with_load_adapter(backbone: Any, folder: Path) -> tuple[Any, Backbone]:
     model = copy.deepcopy(backbone.model)
     model.load_adapter(str(folder))
     model.eval()
-    named = errata.wrap(model, backbone.processor, name="own", style=backbone.style or None)
-    return model, named
+    return model, _wrapped(model, backbone)
+
+
+def _wrapped(model: Any, backbone: Any) -> Backbone:
+    processor = getattr(backbone, "processor", backbone.tokenizer)
+    return errata.wrap(model, processor, name="adapted", style=backbone.style or None)
 
 
 def apart(a: Tensor, b: Tensor) -> float:

@@ -102,7 +102,8 @@ def weight_changes(patches: Sequence[Patch], purpose: str) -> dict[str, WeightCh
 def deltas(patches: Iterable[Patch], purpose: str) -> Iterator[Delta]:
     """The patches that act when all are applied, which must be deltas. Raises BadPatch."""
     for patch in settled(patches):
-        if not isinstance(patch, Delta) or patch.rows is not None:
+        # of patches that must act as one, equal ones count once, now and in a later stack
+        if not isinstance(patch, Delta) or patch.one_when_live or patch.rows is not None:
             raise BadPatch(_refusal(patch, purpose))
         yield patch
 
@@ -125,7 +126,7 @@ def _in_order(site: str) -> list[tuple[int, str]]:
 
 
 def _refusal(patch: object, purpose: str) -> str:
-    if isinstance(patch, Delta):
+    if isinstance(patch, Delta) and patch.rows is not None:
         what = "a patch with a row for every question of a batch (delta with rows)"
     elif isinstance(patch, Patch):
         about = (type(patch).__doc__ or "").strip().split(".")[0]
@@ -134,9 +135,9 @@ def _refusal(patch: object, purpose: str) -> str:
     else:
         what = f"a {type(patch).__name__}"
     return (
-        f"{what}: it is no change of weights, so it cannot become {purpose}. Only patches of the "
-        "shape 'delta' can (editors rome, memit, lora, ft_l and others; see errata patch show). "
-        "Apply this one with errata: --patch DIR."
+        f"{what}: it is no change of weights alone, so it cannot become {purpose}. Only patches of "
+        "the shape 'delta' can (of editors such as rome, memit, lora, ft_l; see errata patch "
+        "show). Apply this one with errata: --patch DIR."
     )
 
 

@@ -16,18 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from errata.artefacts.changes import WeightChange, weight_changes
-from errata.artefacts.checkpoint import (
-    DTYPES,
-    Shard,
-    StoredTensor,
-    as_bytes,
-    shards_of,
-    write_shard,
-)
 from errata.artefacts.linear import LinearModule, linear_at, linear_modules
 from errata.artefacts.peft_export import editors_of, patches_of
 from errata.backbones import outline
-from errata.backbones._weights import KeyMap
+from errata.backbones._weights import KeyMap, Stored
 from errata.core.errors import BadBackbone, BadOutput, BadPatch, DiskFull, Notice
 from errata.core.files import (
     FilePath,
@@ -42,6 +34,7 @@ from errata.core.files import (
 from errata.core.model.backbone import Backbone
 from errata.core.patch import Patch, check_fingerprint, common_header, parts_of
 from errata.core.types import path_of
+from errata.io.weight_files import DTYPES, StoredTensor, as_bytes, tensors_in, write_shard
 
 PURPOSE = "a part of the model's weights"
 INDEX = "model.safetensors.index.json"
@@ -89,6 +82,17 @@ class Merged:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """One weight file. name: of the safetensors file that is written for it."""
+
+    name: str
+    path: Path
+
+    def tensors(self) -> list[StoredTensor]:
+        return tensors_in(self.path)
+
+
+@dataclass(frozen=True)
 class _Target:
     """What is added to the tensor of one key. rows: for a weight; bias: for a vector."""
 
@@ -123,11 +127,11 @@ def merge(
     source = _source(bb)
     _check_apart(source, folder)
     targets = _targets(bb, changes)
-    shards = shards_of(source)
+    shards = shards_of(bb)
     by_key = _keys(bb, shards, targets)
     _check_model(bb, patches)
     done: list[MergedTensor] = []
-    with new_folder(folder, replace=force) as stage:
+    with new_folder(folder) as stage:
         _check_space(shards, stage)
         where, size = _write_shards(shards, stage, by_key, done)
         if [s.name for s in shards] != ["model.safetensors"]:
@@ -139,6 +143,7 @@ def merge(
         _write(stage / "README.md", _card(bb, patches, merged).encode())
         shutil.copyfile(source / "config.json", stage / "config.json")
         _write(stage / RECORD, json_bytes(_record(bb, patches, merged, stage)))
+        check_out(folder, force=force)  # another command may have written it meanwhile
     return merged
 
 
@@ -183,6 +188,25 @@ def _source(bb: Backbone) -> Path:
             "the patch into the model that it was made from, and quantise the result."
         )
     return source
+
+
+def shards_of(bb: Backbone) -> list[Shard]:
+    """The weight files that transformers would load. Raises BadBackbone where there are none."""
+    paths = Stored(bb.model, bb.source, trusted=True).files
+    if not paths:
+        raise BadBackbone(
+            f"{bb.source} has no weight files (model.safetensors, pytorch_model.bin, or an index "
+            "of several). Download the whole model, or save it with save_pretrained."
+        )
+    return [Shard(_new_name(path.name), path) for path in paths]
+
+
+def _new_name(name: str) -> str:
+    """pytorch_model-00001-of-00002.bin is written as model-00001-of-00002.safetensors."""
+    stem, ending = os.path.splitext(name)
+    if ending == ".safetensors":
+        return name
+    return f"{stem.replace('pytorch_model', 'model', 1)}.safetensors"
 
 
 def _check_apart(source: Path, folder: Path) -> None:

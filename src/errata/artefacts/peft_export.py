@@ -26,6 +26,7 @@ from errata.artefacts.changes import ASK_AGAIN, LARGE_LOSS, WeightChange, weight
 from errata.artefacts.linear import LinearModule, linear_at, linear_modules
 from errata.artefacts.lora import LoraFactors, factors
 from errata.backbones import outline
+from errata.backbones._weights import KeyMap
 from errata.core.errors import BadOutput, BadPatch, BadSpec
 from errata.core.files import FilePath, check_folder, json_bytes, visible, write_folder
 from errata.core.locks import SHORT, locked
@@ -92,7 +93,7 @@ def export_peft(
     places = {site: _place(modules, site, change, bb) for site, change in changes.items()}
     number: torch.dtype = getattr(torch, dtype)
     made = {site: factors(changes[site], rank, number) for site in changes}
-    remarks = _remarks(made, places, rank, vllm)
+    remarks = [*_remarks(made, places, rank, vllm), *_renamed(bb, places)]
     made, top = _ranks(made, vllm)
     base = backbone if isinstance(backbone, str) else bb.name
     adapter = ExportedAdapter(
@@ -240,6 +241,20 @@ def _remarks(
             )
         lines.append("vLLM runs adapters in the model's dtype, so that small changes are rounded.")
     return lines
+
+
+def _renamed(bb: Backbone, places: Mapping[str, LinearModule]) -> list[str]:
+    """transformers applies the rules for checkpoints of old to an adapter's keys as well."""
+    key_map = KeyMap(bb.model)
+    other = [
+        p.path for p in places.values() if key_map(f"{p.path}.weight")[0] != f"{p.path}.weight"
+    ]
+    if not other:
+        return []
+    return [
+        f"load_adapter of transformers looks for {other[0]} under another name. Load the adapter "
+        "with PeftModel.from_pretrained."
+    ]
 
 
 def _tensors(made: Mapping[str, LoraFactors], places: Mapping[str, LinearModule]) -> bytes:

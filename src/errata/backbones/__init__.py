@@ -43,7 +43,15 @@ def load(
     check_style(style)
     dtype = str(dtype).removeprefix("torch.")
     _check_device(dtype, device)
-    family = _family_of(name, revision, trust_remote_code)
+    classes = _families()
+    family = next((c for c in classes.values() if name in c.bundled), None)
+    if family is None:
+        path = Path(name)
+        if path.exists():
+            from errata.backbones import _folders
+
+            _folders.check(path)
+        family = _family(name, _config(name, revision, trust_remote_code))
     with ordinary():  # weights that are made in inference mode can never be searched through
         backbone: Backbone = family.load(
             name,
@@ -55,36 +63,6 @@ def load(
             **({} if style is None else {"style": style}),
         )
     return backbone
-
-
-def outline(
-    name: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
-) -> Backbone:
-    """The backbone of a model without its weights: sites, module paths, shapes, fingerprint.
-
-    It answers nothing. A family that has no way to make one loads the weights. Raises BadBackbone
-    as `load` does.
-    """
-    name = _checked_name(name)
-    family = _family_of(name, revision, trust_remote_code)
-    made: Backbone | None = family.outline(
-        name, revision=revision, trust_remote_code=trust_remote_code
-    )
-    return made or load(name, revision=revision, trust_remote_code=trust_remote_code)
-
-
-def _family_of(name: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """The class that handles a bundled name, a folder or a hub id. Raises BadBackbone."""
-    classes = _families()
-    family = next((c for c in classes.values() if name in c.bundled), None)
-    if family is None:
-        path = Path(name)
-        if path.exists():
-            from errata.backbones import _folders
-
-            _folders.check(path)
-        family = _family(name, _config(name, revision, trust_remote_code))
-    return family
 
 
 def wrap(model: Any, processor: Any, *, name: str = "", style: str | None = None) -> Backbone:
@@ -202,3 +180,24 @@ def _check_device(dtype: str, device: str | None) -> None:
         raise BadSpec(
             f"this machine has no usable device '{device}'. Leave --device out, or cpu."
         ) from None
+
+
+def outline(
+    name: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
+) -> Backbone:
+    """The backbone of a model without its weights: sites, module paths, shapes, fingerprint.
+
+    It answers nothing. A family that has no way to make one loads the weights. Raises BadBackbone
+    as `load` does.
+    """
+    from errata.backbones import _folders
+
+    name = _checked_name(name)
+    family: Any = next((c for c in _families().values() if name in c.bundled), None)
+    if family is None:
+        if Path(name).exists():
+            _folders.check(Path(name))
+        family = _family(name, _config(name, revision, trust_remote_code))
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    made: Backbone | None = family.outline(name, **options)
+    return made or load(name, **options)

@@ -53,7 +53,7 @@ _SAMPLE = (
     "\n\nUnbelievably, Übergrößen naïve café ﬁne Ångström. Вопрос: какого цвета? 这是什么颜色？ "
     "これは何ですか 무엇입니까 ما هذا؟ यह क्या है? 🙂👍🏽 Answer:"
 )
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 _PARALLEL = 1 << 26  # bytes from which tensors are hashed in several threads
 _ALL, _SOME = 1 << 18, 64  # a smaller model is compared whole, else some values of each tensor
 

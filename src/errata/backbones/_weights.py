@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +25,7 @@ from errata.core.errors import BadBackbone, DiskFull, UserError
 from errata.core.files import read_json, write_json
 from errata.core.types import digest as digest_of
 from errata.io.states import home
+from errata.io.weight_files import DTYPES, tensors_in
 
 #: bytes of weight files from which their digest is kept in ERRATA_HOME
 LARGE = 1 << 28
@@ -86,7 +87,7 @@ class Stored:
 
     def __init__(self, model: torch.nn.Module, source: Path | None, *, trusted: bool) -> None:
         self.model, self.source, self.trusted = model, source, trusted
-        self.files = weight_files(source) if source is not None else []
+        self.files = _files(source) if source is not None else []
         self.state = _state_of(self.files)
 
     def __call__(self, as_loaded: bool) -> str | None:
@@ -219,55 +220,23 @@ class StreamedDigest:
         assert self.source is not None
         paths, digests = list(paths), dict[str, str]()
         dtype = _stored_dtype(self.source, paths)
-        for key, tensor in _tensors_of(paths):
-            name, plain = key_map(key)
+        for stored in (t for path in paths for t in tensors_in(path)):
+            key, (name, plain) = stored.key, key_map(stored.key)
             if not plain:
                 raise BadBackbone(f"{key} is stored in another form than the model has it in.")
             if name not in key_map.state:
                 continue
-            narrow = dtype is not None and dtype.itemsize < tensor.dtype.itemsize
-            if tensor.is_floating_point() and narrow:
-                raise BadBackbone(f"{key} is stored in {tensor.dtype}, and loaded in {dtype}.")
-            digests[name] = tensor_digest(tensor)
+            kind = DTYPES.get(stored.dtype)
+            if dtype is not None and kind is not None and kind.is_floating_point:
+                if dtype.itemsize < kind.itemsize:
+                    raise BadBackbone(f"{key} is stored in {kind}, and loaded in {dtype}.")
+            digests[name] = tensor_digest(stored.read())  # one tensor at a time is held
         for names in tied_names(self.model):
             known = next((digests[n] for n in names if n in digests), None)
             if known is None:
                 raise BadBackbone(f"{names[0]} is in no weight file.")
             digests |= {n: digests.get(n, known) for n in names}
         return digest_of(digests)
-
-
-def _tensors_of(paths: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of weight files by key, mapped from the disk where the format allows it."""
-    for path in paths:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as f:
-                for key in f.keys():
-                    yield key, f.get_tensor(key)
-        else:
-            yield from load_bin(path).items()
-
-
-def load_bin(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.bin` file, mapped from the disk; nothing else in it is read.
-
-    Raises BadBackbone for a file that holds anything but tensors.
-    """
-    try:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format of torch before 1.6 cannot be mapped
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # whatever a damaged or hostile pickle leads to
-        raise BadBackbone(
-            f"{path} cannot be read as a file of tensors alone ({type(e).__name__}). Download it "
-            "again, or save the model with save_pretrained, which writes safetensors."
-        ) from None
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise BadBackbone(
-            f"{path} holds other things than tensors. Save the model with save_pretrained."
-        )
-    return {str(k): v for k, v in loaded.items()}
 
 
 def _state_of(paths: Iterable[Path]) -> list[list[Any]]:
@@ -324,7 +293,7 @@ def former_fingerprint(
     does not. docs/adr/0007-model-identity.md
     """
     h = hashlib.sha256(json.dumps(_stable(config), sort_keys=True, default=str).encode())
-    stored = weight_files(source) if source is not None else []
+    stored = _files(source) if source is not None else []
     for path in stored:
         if path.suffix == ".safetensors":
             _hash_tensors(h, path)
@@ -335,7 +304,7 @@ def former_fingerprint(
     return h.hexdigest()
 
 
-def weight_files(source: Path) -> list[Path]:
+def _files(source: Path) -> list[Path]:
     """The weight files that transformers would load, in order of name."""
     for single, ending in (("model.safetensors", "safetensors"), ("pytorch_model.bin", "bin")):
         index = source / f"{single}.index.json"

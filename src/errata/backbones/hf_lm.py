@@ -141,6 +141,23 @@ class HfLm(TextBackbone):
         return backbone
 
     @classmethod
+    def outline(
+        cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> HfLm:
+        """Configuration and tokenizer of a model whose weights are not loaded."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        make_tokenizer: Any = AutoTokenizer.from_pretrained
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        with _folders.load_errors(name, "language model", "its configuration or tokenizer"):
+            model = _weights.on_meta(AutoModelForCausalLM, name, **options)
+            tokenizer = make_tokenizer(name, **options)
+            source = _weights.folder(name, revision, getattr(model.config, "_commit_hash", None))
+            backbone = cls(model, tokenizer, name=name, revision=revision or "", source=source)
+            backbone.identify_by_files()
+        return backbone
+
+    @classmethod
     def wrap(cls, model: Any, processor: Any, *, name: str = "", style: str | None = None) -> HfLm:
         """Around a model in memory; see `errata.wrap`."""
         path = str(getattr(model.config, "_name_or_path", "") or "")

@@ -92,10 +92,7 @@ def _temporary(path: Path) -> str:
 
 
 def _remove_left_over(path: Path) -> None:
-    """Removes temporary files and folders for `path` whose process, on this machine, is no more.
-
-    A folder that a killed `new_folder` had moved away to replace it is moved back first.
-    """
+    """Removes temporary files for `path` whose process, on this machine, is no more."""
     mine = _temporary(path)
     start = mine.rsplit("-", 2)[0] + "-"
     for name in os.listdir(path.parent):
@@ -104,12 +101,7 @@ def _remove_left_over(path: Path) -> None:
             if pid.isdigit() and not is_running(int(pid)):
                 left = path.parent / name
                 with suppress(OSError):
-                    if not left.is_dir():
-                        left.unlink()
-                    elif name.endswith("-old") and not path.exists():
-                        os.rename(left, path)
-                    else:
-                        shutil.rmtree(left)
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def is_running(pid: int) -> bool:
@@ -152,37 +144,35 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A hidden folder beside `folder` to write large files in, which takes its place at the end.
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder`, which takes its place when the block ends without an error.
 
-    So a folder that looks whole is whole: after an error nothing is left, and what killed processes
-    left is removed next time. replace: a folder that is there is replaced; else it must be empty.
-    Raises DiskFull, BadOutput.
+    For files too large to be held in memory. What was in `folder` is gone then; until then, and
+    after an error, it is as it was. What killed processes left is removed. Raises DiskFull,
+    BadOutput.
     """
+    target = folder.absolute()
+    former = target.with_name(f".{target.name}.former")
     with writing(folder):
-        folder = folder.resolve()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_over(folder)
-        stage = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_temporary(folder)))
-        try:
-            yield stage
-            for file in (f for f in stage.rglob("*") if f.is_file()):
-                with open(file, "rb") as written:
-                    os.fsync(written.fileno())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_over(target)
+        if former.exists():  # killed between the two renames below, or behind them
+            shutil.rmtree(former) if target.exists() else os.rename(former, target)
+        stage = Path(tempfile.mkdtemp(dir=target.parent, prefix=_temporary(target)))
+    try:
+        yield stage
+        with writing(folder):
+            for file in stage.iterdir():
+                with open(file, "rb") as f:
+                    os.fsync(f.fileno())
             os.chmod(stage, 0o755)
-            old = Path(f"{stage}-old")
-            if replace and folder.is_dir():
-                os.rename(folder, old)
-            try:
-                os.rename(stage, folder)  # takes the place of an empty folder too
-            except OSError:
-                if old.is_dir():
-                    os.rename(old, folder)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        except BaseException:
-            shutil.rmtree(stage, ignore_errors=True)
-            raise
+            if target.exists():
+                os.rename(target, former)
+            os.rename(stage, target)
+            shutil.rmtree(former, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
 
 
 def finish_folder(folder: Path) -> None:

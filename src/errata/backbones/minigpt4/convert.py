@@ -140,7 +140,7 @@ def convert(
     size = int(sizes.vision["image_size"])
     processor.image_processor.size = {"height": size, "width": size}
     _check_space(out, sum(e.size for e in entries))
-    with files.new_folder(out, replace=True) as folder:
+    with files.new_folder(out) as folder:
         _write(folder, entries, shard, progress)
         with files.writing(folder):
             config.architectures = [type(model).__name__]

@@ -76,12 +76,12 @@ class Backbone(ABC):
     #: site -> path of its module in the model; sites that the model lacks (for `errata doctor`)
     site_paths: Mapping[str, str] = MappingProxyType({})
     missing_sites: Sequence[str] = ()
-    #: the folder of its weight files; None if it is not known
-    source: Path | None = None
     #: a site that the model lacks -> why, where that is known
     missing_because: Mapping[str, str] = MappingProxyType({})
     model: nn.Module
     hooks: HookManager
+    #: the folder of its weight files; None if it is not known
+    source: Path | None = None
 
     def __repr__(self) -> str:
         numbers = sum(p.numel() for p in self.model.parameters())

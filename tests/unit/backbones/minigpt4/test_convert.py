@@ -427,16 +427,15 @@ def test_a_full_disk_is_said_before_anything_is_written(parts, tmp_path, monkeyp
 def test_what_a_kill_left_is_put_right(tmp_path) -> None:
     """Between the two renames, and with an unfinished folder of a process that is no more."""
     target = tmp_path / "model"
+    (tmp_path / ".model.former").mkdir()
+    (tmp_path / ".model.former" / "old").write_text("old")
     mine = files._temporary(target)
     left = tmp_path / f"{mine.rsplit('-', 2)[0]}-999999999-abc"
-    former = Path(f"{left}-old")
-    for folder in (left, former):
-        folder.mkdir()
-        (folder / folder.name[-3:]).write_text("")
-    with pytest.raises(RuntimeError), files.new_folder(target, replace=True):
-        assert os.listdir(target) == ["old"]
+    left.mkdir()
+    with pytest.raises(RuntimeError), files.new_folder(target):
+        assert (target / "old").read_text() == "old"
         raise RuntimeError
     assert os.listdir(tmp_path) == ["model"]
-    with files.new_folder(target, replace=True) as stage:
+    with files.new_folder(target) as stage:
         (stage / "new").write_text("new")
     assert os.listdir(target) == ["new"] and os.listdir(tmp_path) == ["model"]

@@ -11,13 +11,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from errata.backbones._weights import load_bin, weight_files
 from errata.core.errors import BadBackbone
 from errata.core.files import writing
 
@@ -34,7 +33,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 #: bytes that are copied, and numbers that are changed, at once
-_COPIED, _CHANGED = 1 << 23, 1 << 20
+_COPIED, _CHANGED = 1 << 22, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,14 @@ class StoredTensor:
         """Bytes."""
         return self.stop - self.start
 
+    def read(self) -> Tensor:
+        """The whole tensor. Files are read, not mapped, so that no more is held in memory."""
+        if self.value is not None:
+            return self.value
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return self._numbers(file, self.shape)
+
     def rows(self) -> Iterator[tuple[int, Tensor]]:
         """(index of the first row, rows), some at a time, in the tensor's own dtype."""
         width = max(1, self.size // max(1, self.shape[0]))
@@ -65,11 +72,17 @@ class StoredTensor:
                     yield first, self.value[first : first + count]
                     continue
                 file.seek(self.start + first * width)
-                data = bytearray(file.read(count * width))
-                yield (
-                    first,
-                    torch.frombuffer(data, dtype=DTYPES[self.dtype]).view(count, *self.shape[1:]),
-                )
+                yield first, self._numbers(file, (count, *self.shape[1:]))
+
+    def _numbers(self, file: BinaryIO, shape: tuple[int, ...]) -> Tensor:
+        """The next numbers of a file, read into the memory of the tensor itself."""
+        if self.dtype not in DTYPES:
+            raise BadBackbone(f"{self.path}: {self.key} is stored as {self.dtype}, unknown here.")
+        numbers = torch.empty(shape, dtype=DTYPES[self.dtype])
+        memory = numbers.view(-1).view(torch.uint8).numpy()
+        if file.readinto(memory) != memory.size:  # type: ignore[attr-defined]
+            raise BadBackbone(f"{self.path} is cut off. Download the model again.")
+        return numbers
 
     def data(self) -> Iterator[bytes]:
         """The numbers as they are stored, a piece at a time."""
@@ -88,60 +101,54 @@ class StoredTensor:
                 yield piece
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One weight file. name: of the safetensors file that is written for it."""
+def tensors_in(path: Path) -> list[StoredTensor]:
+    """The tensors of a weight file, in the order in which they lie in it. Raises BadBackbone."""
+    if path.suffix != ".safetensors":
+        return _of_bin(path)
+    try:
+        with safe_open(path, framework="pt") as f:  # checks the header and the length
+            f.keys()
+    except (SafetensorError, OSError) as e:
+        raise BadBackbone(f"{path} is damaged ({e}). Download the model again.") from None
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    start = 8 + length
+    tensors = [
+        StoredTensor(
+            key,
+            entry["dtype"],
+            tuple(entry["shape"]),
+            path,
+            start + entry["data_offsets"][0],
+            start + entry["data_offsets"][1],
+        )
+        for key, entry in header.items()
+        if key != "__metadata__"
+    ]
+    return sorted(tensors, key=lambda t: (t.start, t.stop))
 
-    name: str
-    path: Path
 
-    def tensors(self) -> list[StoredTensor]:
-        """In the order in which they lie in the file. Raises BadBackbone."""
-        if self.path.suffix != ".safetensors":
-            return _of_bin(self.path)
+def load_bin(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.bin` file, mapped from the disk; nothing else in it is read.
+
+    Raises BadBackbone for a file that holds anything but tensors.
+    """
+    try:
         try:
-            with safe_open(self.path, framework="pt") as f:  # checks the header and the length
-                f.keys()
-        except (SafetensorError, OSError) as e:
-            raise BadBackbone(f"{self.path} is damaged ({e}). Download the model again.") from None
-        with self.path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        start = 8 + length
-        return sorted(
-            (
-                StoredTensor(
-                    key,
-                    entry["dtype"],
-                    tuple(entry["shape"]),
-                    self.path,
-                    start + entry["data_offsets"][0],
-                    start + entry["data_offsets"][1],
-                )
-                for key, entry in header.items()
-                if key != "__metadata__"
-            ),
-            key=lambda t: (t.start, t.stop),
-        )
-
-
-def shards_of(folder: Path) -> list[Shard]:
-    """The weight files that transformers would load. Raises BadBackbone where there are none."""
-    paths = weight_files(folder)
-    if not paths:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format of torch before 1.6 cannot be mapped
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # whatever a damaged or hostile pickle leads to
         raise BadBackbone(
-            f"{folder} has no weight files (model.safetensors, pytorch_model.bin, or an index of "
-            "several). Download the whole model, or save it with save_pretrained."
+            f"{path} cannot be read as a file of tensors alone ({type(e).__name__}). Download it "
+            "again, or save the model with save_pretrained, which writes safetensors."
+        ) from None
+    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise BadBackbone(
+            f"{path} holds other things than tensors. Save the model with save_pretrained."
         )
-    return [Shard(_new_name(path.name), path) for path in paths]
-
-
-def _new_name(name: str) -> str:
-    """pytorch_model-00001-of-00002.bin is written as model-00001-of-00002.safetensors."""
-    stem, ending = os.path.splitext(name)
-    if ending == ".safetensors":
-        return name
-    return f"{stem.replace('pytorch_model', 'model', 1)}.safetensors"
+    return {str(k): v for k, v in loaded.items()}
 
 
 def _of_bin(path: Path) -> list[StoredTensor]:
