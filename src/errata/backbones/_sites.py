@@ -118,7 +118,7 @@ def _blocks_in(
 
 def _text_blocks(model: Any) -> tuple[nn.Module, nn.ModuleList] | None:
     """The text model and its blocks."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     depth = getattr(config, "num_hidden_layers", None)
     towers = {m for tower in _outermost(model, _TOWERS).values() for m in tower.modules()}

@@ -1,4 +1,4 @@
-"""Token ids of prompts: image tokens, end tokens, line breaks, and texts that are refused."""
+"""Prompts as text and token ids: styles, image tokens, end tokens, line breaks, refused texts."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from errata.core.errors import BadBackbone, BadEdit, BadImage, one_line
+from errata.core.errors import BadBackbone, BadEdit, BadImage, BadSpec, one_line
 from errata.core.types import Image
 from errata.io.images import hash_image, load_image, split_uri
 
+#: how a prompt is written: as it is, as in EasyEdit, or with the model's chat template
+Style = Literal["raw", "easyedit", "chat"]
 #: words in the names of inputs that tell a model which part of its pixels is padding
 _TELLS = ("size", "mask", "grid", "num_", "ratio")
 #: a processor's outputs for the text; all its other outputs belong to the image
@@ -230,6 +232,39 @@ def template_errors(name: str) -> Iterator[None]:
             f"{name}: its chat template cannot be used ({reason}). Load the model with --style raw "
             "or easyedit."
         ) from e
+
+
+def style_of(processor: Any, style: str | None, name: str) -> Style:
+    """A given style, or the model's own: its chat template if it has one, else raw.
+
+    Raises BadSpec for `chat` where there is no template.
+    """
+    has_template = chat_template(processor) is not None
+    if style == "chat" and not has_template:
+        raise BadSpec(f"{name} has no chat template. Use --style raw or easyedit.")
+    return cast("Style", style or ("chat" if has_template else "raw"))
+
+
+def in_easyedit(text: str) -> str:
+    """The text of a question as EasyEdit writes it."""
+    return f"Question: {text} Short answer:"
+
+
+def in_chat(processor: Any, content: Any, name: str) -> str:
+    """One message of a user, up to where the answer begins.
+
+    content: a text, or a list of parts for a model with images. Raises BadSpec, BadBackbone.
+    """
+    style_of(processor, "chat", name)
+    with template_errors(name):
+        return str(
+            processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=chat_template(processor),
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        )
 
 
 def end_ids(tokenizer: Any, model: Any) -> frozenset[int]:

@@ -16,29 +16,27 @@ from pathlib import Path
 from typing import Any
 
 _DETECTION = ("nms", "qnms")
-_kept: list[Any] = []
 
 
 @cache
-def make_importable() -> None:
+def make_importable() -> Any:
     """Declares the two operators if torchvision is installed and its own cannot be loaded.
 
-    Call it before transformers is imported.
+    Call it before transformers is imported. Returns what keeps them declared, or None.
     """
-    if "torchvision" in sys.modules:
-        return
-    spec = importlib.util.find_spec("torchvision")
+    spec = None if "torchvision" in sys.modules else importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
-        return
+        return None
     import torch
 
     for library in Path(spec.origin).parent.glob("_C*"):
         try:
             ctypes.CDLL(str(library))
-            return
+            return None
         except OSError:
             pass
-    operators = torch.library.Library("torchvision", "FRAGMENT")
+    made: Any = torch.library.Library
+    operators = made("torchvision", "FRAGMENT")
     for name in _DETECTION:
         operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _kept.append(operators)
+    return operators

@@ -1,4 +1,4 @@
-"""Any `AutoModelForImageTextToText` of transformers: LLaVA, BLIP-2, Qwen-VL, InternVL, Gemma, ...
+"""Any vision-language model of transformers (`AutoModelForImageTextToText`): LLaVA, Qwen-VL, ...
 
 One file for all of them: sites are found by structure (`_sites`), the forward is shared
 (`_decoder`), and text and images are encoded by the family's own processor.
@@ -11,32 +11,20 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from errata.backbones import _folders, _sites, _tokens, _weights
 from errata.backbones._identity import core
 from errata.backbones._text import TextBackbone
-from errata.core.errors import BadBackbone, BadSpec
+from errata.core.errors import BadBackbone
 from errata.core.hooks.manager import HookManager
 from errata.core.types import Image, Prompt
 from errata.io.images import load_image
 
-Style = Literal["raw", "easyedit", "chat"]
 #: settings of processors without which they cannot count image tokens
 _COUNTS = ("patch_size", "num_query_tokens", "num_image_tokens", "image_seq_length")
-
-
-def style_of(processor: Any, style: str | None, name: str) -> Style:
-    """A given style, or the model's own: its chat template if it has one, else raw.
-
-    Raises BadSpec for `chat` where there is no template.
-    """
-    has_template = _tokens.chat_template(processor) is not None
-    if style == "chat" and not has_template:
-        raise BadSpec(f"{name} has no chat template. Use --style raw or easyedit.")
-    return cast("Style", style or ("chat" if has_template else "raw"))
 
 
 class HfVlm(TextBackbone):
@@ -52,7 +40,7 @@ class HfVlm(TextBackbone):
         *,
         name: str = "",
         revision: str = "",
-        style: Style = "raw",
+        style: _tokens.Style = "raw",
         source: Path | None = None,
         trusted: bool = True,
     ) -> None:
@@ -133,7 +121,7 @@ class HfVlm(TextBackbone):
             model = model.to(device)
         commit = getattr(model.config, "_commit_hash", None)
         source = _weights.folder(path, revision, commit)
-        chosen = style_of(processor, style, name)
+        chosen = _tokens.style_of(processor, style, name)
         with _folders.load_errors(name, kind, "its parts do not fit together and"):
             backbone = cls(
                 model, processor, name=name, revision=revision or "", style=chosen, source=source
@@ -152,7 +140,7 @@ class HfVlm(TextBackbone):
                 "processor: AutoProcessor.from_pretrained(...)."
             )
         source = _weights.folder(path, None, getattr(model.config, "_commit_hash", None))
-        chosen = style_of(processor, style, name)
+        chosen = _tokens.style_of(processor, style, name)
         backbone = cls(model, processor, name=name, style=chosen, source=source, trusted=False)
         backbone.check_prompts()
         return backbone
@@ -196,23 +184,13 @@ class HfVlm(TextBackbone):
                 {"type": "image"} if isinstance(s, Image) else {"type": "text", "text": s}
                 for s in prompt.segments
             ]
-            message = [{"role": "user", "content": content}]
-            style_of(self.processor, self.style, self.name)
-            template = _tokens.chat_template(self.processor)
-            with _tokens.template_errors(self.name):
-                return str(
-                    self.processor.apply_chat_template(
-                        message, chat_template=template, add_generation_prompt=True, tokenize=False
-                    )
-                )
+            return _tokens.in_chat(self.processor, content, self.name)
         parts = []
         for segment in prompt.segments:
             if isinstance(segment, Image):
                 parts.append(self.markup)
             else:
-                parts.append(
-                    f"Question: {segment} Short answer:" if self.style == "easyedit" else segment
-                )
+                parts.append(_tokens.in_easyedit(segment) if self.style == "easyedit" else segment)
         return "".join(parts)
 
     def _placeholder(self) -> str:

@@ -1,0 +1,146 @@
+"""Any language model of transformers (`AutoModelForCausalLM`): Llama, Mistral, GPT-2, ...
+
+Sites are found by structure (`_sites`), the forward is shared (`_decoder`), and text is encoded by
+the model's own tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from errata.backbones import _folders, _sites, _tokens, _weights
+from errata.backbones._text import TextBackbone
+from errata.core.errors import BadBackbone
+from errata.core.hooks.manager import HookManager
+from errata.core.types import Prompt
+
+
+class HfLm(TextBackbone):
+    """A language model on the ordinary transformers classes: text in, text out."""
+
+    bundled: ClassVar[Mapping[str, str]] = {}
+    capabilities = frozenset({"text", "generate", "resume"})
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str = "",
+        revision: str = "",
+        style: _tokens.Style = "raw",
+        source: Path | None = None,
+        trusted: bool = True,
+    ) -> None:
+        """source: folder of the weight files; trusted: the model was loaded from there."""
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name or type(model).__name__
+        self.revision = revision
+        self.style = style
+        self.layout = _sites.resolve(model)
+        self.site_paths = self.layout.paths
+        self.layout.missing = [m for m in self.layout.missing if m not in ("vision", "bridge")]
+        self.missing_sites = self.layout.missing
+        self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
+        self.tower = None
+        self.hooks = HookManager.of(model, lambda _: self.layout.sites)
+        self.text_config = model.config.get_text_config()
+        self.softcap = getattr(self.text_config, "final_logit_softcapping", None)
+        self.end_ids = _tokens.end_ids(tokenizer, model)
+        self.line_breaks = _tokens.line_breaks(tokenizer)
+        self.stop_ids = self.end_ids | self.line_breaks.keys()
+        self.identify(tokenizer, source, trusted=trusted)
+
+    @classmethod
+    def accepts(cls, config: Mapping[str, Any]) -> bool:
+        from transformers.models.auto.modeling_auto import (
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        )
+
+        kind = config.get("model_type")
+        return (
+            kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+            and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        )
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: Any = None,
+        style: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> HfLm:
+        """A folder or a hub id. Raises BadBackbone with the library's reason."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        make_tokenizer: Any = AutoTokenizer.from_pretrained
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        kind = "language model"
+        _folders.check_weights(Path(name))
+        with _folders.load_errors(name, kind, "its configuration or weights"):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, device_map=device_map, output_loading_info=True, **options
+            )
+            model, info = loaded
+            _folders.missing_weights(name, info["missing_keys"])
+        with _folders.load_errors(name, kind, "its tokenizer"):
+            tokenizer = make_tokenizer(name, **options)
+        model.requires_grad_(False)
+        if device is not None:
+            model = model.to(device)
+        source = _weights.folder(name, revision, getattr(model.config, "_commit_hash", None))
+        chosen = _tokens.style_of(tokenizer, style, name)
+        with _folders.load_errors(name, kind, "its parts do not fit together and"):
+            backbone = cls(
+                model, tokenizer, name=name, revision=revision or "", style=chosen, source=source
+            )
+            backbone.check_prompts()
+        return backbone
+
+    @classmethod
+    def wrap(cls, model: Any, processor: Any, *, name: str = "", style: str | None = None) -> HfLm:
+        """Around a model in memory; see `errata.wrap`."""
+        path = str(getattr(model.config, "_name_or_path", "") or "")
+        name = name or _weights.short_name(path, cls.bundled) or type(model).__name__
+        tokenizer = getattr(processor, "tokenizer", processor)
+        source = _weights.folder(path, None, getattr(model.config, "_commit_hash", None))
+        chosen = _tokens.style_of(tokenizer, style, name)
+        backbone = cls(model, tokenizer, name=name, style=chosen, source=source, trusted=False)
+        backbone.check_prompts()
+        return backbone
+
+    def check_prompts(self) -> None:
+        """Raises BadBackbone if the chat template writes no usable prompts."""
+        text = "Which colour has it"
+        if self.style == "chat" and text not in self.formatted(Prompt((text,))):
+            raise BadBackbone(
+                f"the chat template of {self.name} changes the text of a question. Load the model "
+                "with --style raw or easyedit."
+            )
+
+    @property
+    def special(self) -> bool:
+        """A chat template writes the special tokens itself."""
+        return self.style != "chat"
+
+    def formatted(self, prompt: Prompt) -> str:
+        """The text for the tokenizer."""
+        if self.style == "chat":
+            return _tokens.in_chat(self.tokenizer, prompt.text, self.name)
+        return _tokens.in_easyedit(prompt.text) if self.style == "easyedit" else prompt.text
+
+    def processed(self, prompt: Prompt) -> dict[str, Any]:
+        """The output of the model's own tokenizer."""
+        text = self.formatted(prompt)
+        output = self.tokenizer([text], return_tensors="pt", add_special_tokens=self.special)
+        return {k: output[k] for k in ("input_ids", "attention_mask")}

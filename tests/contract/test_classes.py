@@ -1,0 +1,34 @@
+"""What `errata.testing.class_checks` asks of a class of models, over the whole zoo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from errata.core.errors import BadBackbone
+from errata.testing import class_checks as classes
+from errata.testing import zoo
+
+LOADED = [name for name, model in zoo.ZOO.items() if not model.refused]
+REFUSED = [name for name, model in zoo.ZOO.items() if model.refused]
+CHECKS = [f for name, f in vars(classes).items() if name.startswith("holds_")]
+
+
+@pytest.mark.parametrize("name", LOADED)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)
+def test_every_class(check, name: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    check(zoo.loaded(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", LOADED)
+@pytest.mark.parametrize("editor", classes.EDITORS)
+def test_every_class_is_edited_saved_and_undone(editor: str, name: str, tmp_path: Path) -> None:
+    classes.try_editor(editor, zoo.loaded(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_class_that_cannot_be_edited_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(BadBackbone, match=zoo.ZOO[name].refused) as e:
+        zoo.loaded(name)
+    assert "\n" not in str(e.value)
