@@ -108,7 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _routed(self, path: str) -> tuple[int, bytes, dict[str, str]]:
         routes = {
             r"/api/repos/create": self._create,
+            r"/api/agent-harnesses": lambda: self._json([]),
             r"/api/validate-yaml": self._validate,
+            r"/api/whoami-v2": self._whoami,
             r"/api/models/([^/]+/[^/]+)/branch/(.+)": self._branch,
             r"/api/models/([^/]+/[^/]+)/tree/([^/]+)/?": self._tree,
             r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)": self._preupload,
@@ -194,7 +196,12 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _info(self, name: str) -> tuple[int, bytes, dict[str, str]]:
-        return self._json({"id": name, "sha": self._repo(name).branches["main"]})
+        repo = self._repo(name)
+        return self._json({"id": name, "sha": repo.branches["main"], "private": repo.private})
+
+    def _whoami(self) -> tuple[int, bytes, dict[str, str]]:
+        self._writer()
+        return self._json({"name": "me", "type": "user"})
 
     def _preupload(self, name: str, revision: str) -> tuple[int, bytes, dict[str, str]]:
         self._writer()

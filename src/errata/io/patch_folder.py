@@ -221,6 +221,8 @@ def read_head(folder: FilePath) -> dict[str, Any]:
     if not exists(path):
         inside = sorted(p.parent.name for p in folder.glob("*/patch.json"))
         advice = "`errata edit ... --out DIR` writes one."
+        if exists(folder / "adapter_config.json"):
+            advice = "It is a LoRA adapter; make a patch of it: errata patch import-peft."
         if inside:
             more = "" if len(inside) < 4 else f" and {len(inside) - 3} more"
             names = f"{', '.join(inside[:3])}{more}"
