@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from errata._version import __version__
 
 if TYPE_CHECKING:
-    from errata.algorithms.patch_diff import diff_patches
+    from errata.artefacts.patch_diff import diff_patches
     from errata.backbones import load, wrap
     from errata.benchmarks.facts.edits import read_edits
     from errata.core.editor import Editor
@@ -53,7 +53,7 @@ _HOME = MappingProxyType(
         "ask": "errata.evaluation.answers:ask_prompts",
         "bench": "errata.evaluation.bench:bench",
         "compare_runs": "errata.evaluation.compare:compare_runs",
-        "diff_patches": "errata.algorithms.patch_diff:diff_patches",
+        "diff_patches": "errata.artefacts.patch_diff:diff_patches",
         "load": "errata.backbones:load",
         "load_patch": "errata.io.patch_hub:load",
         "read_edits": "errata.benchmarks.facts.edits:read_edits",

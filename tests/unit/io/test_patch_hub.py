@@ -212,6 +212,17 @@ def test_a_damaged_download_is_refused(hub: stub.Hub, model: tiny.HfVlm) -> None
     errata.load_patch(REPO, model)
 
 
+def test_a_download_that_breaks_off_is_no_download(
+    hub: stub.Hub, model: tiny.HfVlm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between repeated requests
+    made(model).push_to_hub(REPO)
+    hub.cut = {"patch.safetensors"}
+    assert REPO in refused(BadEndpoint)
+    hub.cut = set()
+    assert errata.load_patch(REPO, model).edits[0].target == "purple"
+
+
 @pytest.mark.parametrize("name", ["../../x.png", "/etc/passwd", f"{'a' * 64}.png/../../x", "x.png"])
 def test_no_picture_of_a_repository_leaves_its_folder(
     name: str, hub: stub.Hub, model: tiny.HfVlm
