@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,6 +95,22 @@ def test_a_moved_patch_is_verified_with_its_pictures_and_not_without(here: Path,
     load_image(Image(SPEC.replace("blue", "red"))).save(picture)
     code, out, err = run("patch", "verify", "with")
     assert code == 3 and "has changed since the edit was made" in err
+
+
+def test_the_examples_of_the_card_run(
+    here: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The question and the picture are the reader's own."""
+    card = Path("with/README.md").read_text()
+    (picture,) = Path("with/images").iterdir()
+    own = card.replace("your question", QUESTION).replace("picture.png", str(picture))
+    (session,) = re.findall(r"^```python\n(.*?)^```$", own, re.DOTALL | re.M)
+    capsys.readouterr()
+    exec(compile(session, "card", "exec"), {})
+    assert capsys.readouterr().out == "purple\n"
+    (commands,) = re.findall(r"^```\n(errata .*?)^```$", own, re.DOTALL | re.M)
+    asked, verified = (run(*shlex.split(line)[1:]) for line in commands.splitlines())
+    assert asked[:2] == (0, "purple\n") and verified[0] == 0
 
 
 def test_each_patch_of_many_has_its_pictures_and_is_kept(here: Path, run: Run) -> None:

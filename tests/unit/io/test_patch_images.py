@@ -13,7 +13,7 @@ import torch
 from PIL import Image as Pil
 
 import errata
-from errata.core.errors import BadImage, BadPatch
+from errata.core.errors import BadImage, BadPatch, Notice
 from errata.core.patch import Header, Patch, parts_of
 from errata.core.types import Edit, Image, Prompt
 from errata.io.images import load_image
@@ -126,6 +126,20 @@ def test_the_bytes_of_every_format_are_kept(ending: str, tmp_path: Path) -> None
     assert (tmp_path / "p" / name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png", "heic"])
+def test_a_picture_that_tells_its_place_is_named(ending: str, tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    exif = Pil.Exif()
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 8.0, 0.0)})
+    for named, about in (("home", exif), ("plain", Pil.Exif())):
+        path = tmp_path / f"{named}.{ending}"
+        Pil.new("RGB", (64, 64), "red").save(path, exif=about.tobytes())
+    save(delta(str(tmp_path / f"plain.{ending}")), tmp_path / "p", with_images=True)
+    with pytest.warns(Notice, match=f"home.{ending} says where it was taken"):
+        save(delta(str(tmp_path / f"home.{ending}")), tmp_path / "q", with_images=True)
+
+
 def test_a_picture_that_is_gone_or_changed_is_not_saved(picture: Path, tmp_path: Path) -> None:
     known = Image(str(picture), "0" * 64)
     with pytest.raises(BadImage, match="was recorded"):
@@ -152,9 +166,23 @@ def test_saving_again_keeps_or_replaces_the_pictures(
     (folder / "images" / "notes.txt").write_text("mine")
     save(delta(pictures[1]), folder, with_images=True)
     assert first[0] not in images(folder) and len(images(folder)) == 2
+    (folder / "images" / f"{'0' * 64}.png").write_text("mine")
     save(delta(pictures[1]), folder)
-    assert images(folder) == ["images/notes.txt"]
+    assert images(folder) == [f"images/{'0' * 64}.png", "images/notes.txt"]
     assert images(tmp_path / "q") == first
+
+
+def test_replacing_a_patch_removes_nothing_outside_of_it(
+    pictures: list[str], tmp_path: Path
+) -> None:
+    folder, outside = tmp_path / "p", tmp_path / "outside.png"
+    for damage in (relisted("../../outside.png"), to_a_link, folder_to_a_link):
+        damage(whole(folder, pictures[0]))
+        outside.write_text("mine")
+        save(delta(pictures[1]), folder)
+        assert outside.read_text() == "mine"
+        assert not (tmp_path / "elsewhere").exists() or list((tmp_path / "elsewhere").iterdir())
+        shutil.rmtree(folder)
 
 
 def whole(folder: Path, picture: str) -> Path:
