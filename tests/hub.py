@@ -53,7 +53,9 @@ class Repository:
 
 
 class Hub:
-    """repos by name. fails: status of every answer. damaged: files that are sent as other bytes."""
+    """repos by name. fails: status of every answer. damaged, cut: files that are sent as other
+    bytes, or in half.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repository] = {}
@@ -61,6 +63,7 @@ class Hub:
         self.requests: list[tuple[str, str]] = []
         self.fails = 0
         self.damaged: set[str] = set()
+        self.cut: set[str] = set()
         self.url = ""
 
     def repository(self, name: str, files: dict[str, bytes], **about: Any) -> Repository:
@@ -101,14 +104,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            cut = split.path.rpartition("/")[2] in self.hub.cut
+            self.wfile.write(data[: len(data) // 2] if cut else data)
+            self.close_connection = cut
 
     do_GET = do_HEAD = do_POST = do_PUT = _answer
 
     def _routed(self, path: str) -> tuple[int, bytes, dict[str, str]]:
         routes = {
             r"/api/repos/create": self._create,
+            r"/api/agent-harnesses": lambda: self._json({}),
             r"/api/validate-yaml": self._validate,
+            r"/api/whoami-v2": self._whoami,
             r"/api/models/([^/]+/[^/]+)/branch/(.+)": self._branch,
             r"/api/models/([^/]+/[^/]+)/tree/([^/]+)/?": self._tree,
             r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)": self._preupload,
@@ -194,7 +201,12 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _info(self, name: str) -> tuple[int, bytes, dict[str, str]]:
-        return self._json({"id": name, "sha": self._repo(name).branches["main"]})
+        repo = self._repo(name)
+        return self._json({"id": name, "sha": repo.branches["main"], "private": repo.private})
+
+    def _whoami(self) -> tuple[int, bytes, dict[str, str]]:
+        self._writer()
+        return self._json({"name": "me", "type": "user"})
 
     def _preupload(self, name: str, revision: str) -> tuple[int, bytes, dict[str, str]]:
         self._writer()
@@ -282,6 +294,8 @@ def serving(cache: Path, patch: pytest.MonkeyPatch) -> Iterator[Hub]:
     patch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     patch.setattr(constants, "HF_HUB_CACHE", str(cache))
     patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    # what newer versions keep of the hub in the user's own folder
+    patch.setattr(constants, "AGENT_HARNESSES_PATH", str(cache / "harnesses"), raising=False)
     patch.delenv("HF_TOKEN", raising=False)
     try:
         yield hub

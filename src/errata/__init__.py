@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from errata._version import __version__
 
 if TYPE_CHECKING:
-    from errata.artefacts.diff import diff_patches
     from errata.artefacts.merge import merge as merge_patches
+    from errata.artefacts.patch_diff import diff_patches
     from errata.artefacts.peft_export import export_peft
     from errata.artefacts.peft_import import import_peft
     from errata.artefacts.squash import squash as squash_patches
@@ -57,7 +57,7 @@ _HOME = MappingProxyType(
         "ask": "errata.evaluation.answers:ask_prompts",
         "bench": "errata.evaluation.bench:bench",
         "compare_runs": "errata.evaluation.compare:compare_runs",
-        "diff_patches": "errata.artefacts.diff:diff_patches",
+        "diff_patches": "errata.artefacts.patch_diff:diff_patches",
         "export_peft": "errata.artefacts.peft_export:export_peft",
         "import_peft": "errata.artefacts.peft_import:import_peft",
         "load": "errata.backbones:load",

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,21 @@ def check_upload(to: Upload) -> None:
         raise BadSpec(f"{to.revision[:100]!r} is not the name of a branch. Correct the revision.")
 
 
+def checked_upload(to: Upload) -> Upload:
+    """The same with the user's name in front of the repository's, where it is left out.
+
+    Raises BadSpec as `check_upload`, BadEndpoint without a token.
+    """
+    check_upload(to)
+    if "/" in to.repo:
+        return to
+    from huggingface_hub import HfApi
+
+    with hub_errors(HubName(to.repo), BadPatch, writing=True):
+        user = HfApi(library_name="errata", token=to.token).whoami()["name"]
+    return replace(to, repo=f"{user}/{to.repo}")
+
+
 def upload(contents: Mapping[str, bytes], to: Upload, own: re.Pattern[str], marker: str) -> str:
     """Uploads files in one commit and returns its address. Raises BadSpec, BadPatch, BadEndpoint.
 
@@ -134,12 +149,15 @@ def upload(contents: Mapping[str, bytes], to: Upload, own: re.Pattern[str], mark
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    check_upload(to)
     name = HubName(to.repo, to.revision)
     with hub_errors(name, BadPatch, writing=True):
         api = HfApi(library_name="errata", token=to.token)
-        made = api.create_repo(to.repo, private=to.private, exist_ok=True)
-        name = HubName(made.repo_id, to.revision)
+        api.create_repo(name.repo, private=to.private, exist_ok=True)
+        if to.private is not None and bool(api.model_info(name.repo).private) != to.private:
+            raise BadSpec(
+                f"{name.repo} on the Hub exists and is {'public' if to.private else 'private'}. "
+                "Change that in its settings there, or leave it out."
+            )
         if to.revision is not None and not to.revision.startswith("refs/"):
             api.create_branch(name.repo, branch=to.revision, exist_ok=True)
         there = api.list_repo_files(name.repo, revision=to.revision)

@@ -13,8 +13,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
+from PIL import ExifTags, ImageOps, UnidentifiedImageError, features
 from PIL import Image as Pillow
-from PIL import ImageOps, UnidentifiedImageError, features
 
 from errata.core import registry
 from errata.core.errors import BadData, BadImage, BadSpec, one_line
@@ -76,6 +76,16 @@ def file_ending(uri: str, data: bytes) -> str:
         raise _bad(uri, f"it is no image ({one_line(e)})", "Get the file again") from e
     # MPO: a JPEG that holds further pictures
     return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(kind, kind.lower())
+
+
+def tells_place(uri: str, data: bytes) -> bool:
+    """Whether an image file says where on earth it was taken (the GPS block of its EXIF data)."""
+    try:
+        with _opened(uri, data) as picture:
+            return bool(picture.getexif().get_ifd(ExifTags.IFD.GPSInfo))
+    except Exception:
+        # The file is damaged, or its decoder is not installed; whoever opens it says so.
+        return False
 
 
 def embedded(image: Image) -> Image:

@@ -6,7 +6,6 @@ may be in the folder too (`errata.io.patch_images`).
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import warnings
@@ -96,8 +95,11 @@ def save(
         license=license, measured=measured, what=str(folder),
     )  # fmt: skip
     with locked(folder, wait=SHORT):
+        before = _pictures_in(folder)
         write_folder(folder, contents)
-        _remove_other_pictures(folder, contents)
+        _remove_pictures(
+            folder, [n for n in before if f"{patch_images.FOLDER}/{n}" not in contents]
+        )
 
 
 def packed(
@@ -106,7 +108,6 @@ def packed(
 ) -> dict[str, bytes]:  # fmt: skip
     """The files of a patch by name. place: what the examples of the card load. what: for errors."""
     check_named(patch, what)
-    readme = functools.partial(card_of, patch, place, license=license, measured=measured)
     settings, tensors = pack(patch)
     stored = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     blob = to_safetensors(stored, metadata={"format": str(FORMAT)})
@@ -128,11 +129,12 @@ def packed(
         "edits_sha256": _sha256(lines),
         **({"images": images} if images else {}),
     }
+    text = card_of(patch, place, pictures=len(images), license=license, measured=measured)
     return {
         **files,
         "edits.jsonl": lines,
         "patch.safetensors": blob,
-        "README.md": readme(pictures=len(images)).encode(),
+        "README.md": text.encode(),
         "patch.json": json_bytes(head),
     }
 
@@ -141,11 +143,10 @@ def card_of(
     patch: Patch, place: str, *, pictures: int, license: str | None, measured: Sequence[str]
 ) -> str:
     """The text of the card. place: what its examples load. Raises BadSpec for the license."""
-    numbers = sum(t.numel() for t in (pack(patch)[1]).values())
-    about = CardFacts(
-        place, numbers, pictures, state_of(patch), check_license(license), tuple(measured)
-    )
-    return card(patch, about)
+    numbers = sum(t.numel() for t in pack(patch)[1].values())
+    lines = [measured] if isinstance(measured, str) else list(measured)
+    license = check_license(license)
+    return card(patch, CardFacts(place, numbers, pictures, state_of(patch), license, lines))
 
 
 def state_of(patch: Patch) -> str:
@@ -182,13 +183,19 @@ def _state_in(settings: Mapping[str, Any]) -> str:
     return next((found for s in inner if (found := _state_in(s))), "")
 
 
-def _remove_other_pictures(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Removes pictures of the patch that was there before."""
-    for file in sorted((folder / patch_images.FOLDER).glob("*")):
-        name = f"{patch_images.FOLDER}/{file.name}"
-        if name not in contents and patch_images.NAME.fullmatch(file.name):
-            with suppress(OSError):
-                file.unlink()
+def _pictures_in(folder: Path) -> list[str]:
+    """The names of the pictures of the patch that is there; none where there is no patch."""
+    try:
+        return list(read_head(folder).get("images", ()))
+    except BadPatch:
+        return []
+
+
+def _remove_pictures(folder: Path, names: Sequence[str]) -> None:
+    """Removes pictures of a patch that was replaced; what leads out of the folder is left."""
+    for name in names:
+        with suppress(OSError, BadPatch):
+            patch_images.check_inside(folder, name).unlink()
     with suppress(OSError):
         (folder / patch_images.FOLDER).rmdir()
 
@@ -221,6 +228,8 @@ def read_head(folder: FilePath) -> dict[str, Any]:
     if not exists(path):
         inside = sorted(p.parent.name for p in folder.glob("*/patch.json"))
         advice = "`errata edit ... --out DIR` writes one."
+        if exists(folder / "adapter_config.json"):
+            advice = "It is a LoRA adapter; make a patch of it: errata patch import-peft."
         if inside:
             more = "" if len(inside) < 4 else f" and {len(inside) - 3} more"
             names = f"{', '.join(inside[:3])}{more}"

@@ -85,9 +85,10 @@ def located(
     name_or_path: FilePath, revision: str | None = None, access: HubAccess | None = None
 ) -> Located:
     """Where a patch is on this disk; one on the hub is downloaded. Raises as `load`."""
-    name = hub.hub_name(name_or_path, revision) if name_or_path else None
+    path = path_of(name_or_path, "the folder of a patch")
+    name = hub.hub_name(name_or_path, revision)
     if name is None:
-        return Located(path_of(name_or_path, "the folder of a patch"))
+        return Located(path)
     return Located(_downloaded(name, access or HubAccess()), name)
 
 
@@ -127,6 +128,8 @@ def _no_patch(name: HubName, access: HubAccess) -> UserError | None:
 
 def _in_cache(name: HubName, folder: Path, error: BadPatch) -> BadPatch:
     said = re.sub(r" Restore it from a copy[^.]*\.", "", str(error))
+    if said == str(error):  # it is whole, but nothing that can be used
+        return BadPatch(f"{name}, downloaded from the Hub: {said}")
     return BadPatch(
         f"{name}, downloaded from the Hub: {said} Delete {folder.parents[1]} to download it again; "
         "if that does not help, it was damaged before it was uploaded."
@@ -190,7 +193,7 @@ def _upload(repo_id: str, options: dict[str, Any]) -> Upload:
 
 
 def _uploaded(patch: Patch, to: Upload, **about: Any) -> str:
-    hub.check_upload(to)
+    to = hub.checked_upload(to)
     contents = patch_folder.packed(patch, to.repo, what=to.repo, **about)
     _warn_of_state(patch)
     return hub.upload(contents, to, patch_images.PATH, MARKER)
@@ -215,7 +218,7 @@ def push_folder(
     The card is written anew, for its place on the hub, unless somebody has written another one.
     Raises as `Patch.push_to_hub`.
     """
-    hub.check_upload(to)
+    to = hub.checked_upload(to)
     path = path_of(folder, "the folder of a patch")
     patch = patch_folder.load(path)
     contents = files_of(path)

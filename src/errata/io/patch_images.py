@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from errata.core.errors import BadPatch
+from errata.core.errors import BadPatch, Notice
 from errata.core.formats.pictures import data_of, shown
 from errata.core.types import Image
-from errata.io.images import file_ending, hash_image, image_bytes, split_uri
+from errata.io.images import file_ending, hash_image, image_bytes, split_uri, tells_place
 
 FOLDER = "images"
 #: the only form of name that is read and written, so that none leaves the folder
@@ -36,6 +37,13 @@ def taken_in(plain: Any, files: dict[str, bytes]) -> Any:
         if (uri, sha256) not in seen:
             image = Image(uri, sha256)
             data = image_bytes(image, checked=True)
+            if tells_place(uri, data):
+                warnings.warn(
+                    f"the picture {uri} says where it was taken (EXIF, GPS), and is copied into "
+                    "the patch as it is. Remove that from the file before the edit to keep it.",
+                    Notice,
+                    stacklevel=2,
+                )
             digest = hashlib.sha256(data).hexdigest()
             name = f"{FOLDER}/{digest}.{file_ending(uri, data)}"
             files[name] = data

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +105,26 @@ def test_a_branch_is_made_and_read(model: tiny.HfVlm, hub: stub.Hub) -> None:
     assert errata.load_patch(f"{REPO}@refs/pr/1", model).edits[0].target == "blue"
 
 
+def test_without_a_user_it_is_the_one_who_is_logged_in(model: tiny.HfVlm, hub: stub.Hub) -> None:
+    made(model).save_pretrained("ring", push_to_hub=True)
+    card = hub.repos["me/ring"].files()["README.md"].decode()
+    assert 'errata.load_patch("me/ring", model)' in card
+    assert 'errata.load_patch("ring", model)' in Path("ring/README.md").read_text()
+    with pytest.raises(BadEndpoint, match="401"):
+        made(model).push_to_hub("ring", token="hf_wrong")
+
+
+def test_nothing_is_uploaded_to_a_repository_that_is_more_public_than_asked(
+    model: tiny.HfVlm, hub: stub.Hub
+) -> None:
+    hub.repository(REPO, {".gitattributes": b""})
+    with pytest.raises(BadSpec, match="exists and is public"):
+        made(model).push_to_hub(REPO, private=True)
+    assert set(hub.repos[REPO].files()) == {".gitattributes"}
+    made(model).push_to_hub(REPO, private=False)
+    assert set(FILES) < set(hub.repos[REPO].files())
+
+
 def test_pictures_travel_only_when_asked_to_and_go_when_they_are_left_out(
     model: tiny.HfVlm, hub: stub.Hub, pictures: list[str], tmp_path: Path
 ) -> None:
@@ -189,6 +212,17 @@ def test_a_damaged_download_is_refused(hub: stub.Hub, model: tiny.HfVlm) -> None
     errata.load_patch(REPO, model)
 
 
+def test_a_download_that_breaks_off_is_no_download(
+    hub: stub.Hub, model: tiny.HfVlm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between repeated requests
+    made(model).push_to_hub(REPO)
+    hub.cut = {"patch.safetensors"}
+    assert REPO in refused(BadEndpoint)
+    hub.cut = set()
+    assert errata.load_patch(REPO, model).edits[0].target == "purple"
+
+
 @pytest.mark.parametrize("name", ["../../x.png", "/etc/passwd", f"{'a' * 64}.png/../../x", "x.png"])
 def test_no_picture_of_a_repository_leaves_its_folder(
     name: str, hub: stub.Hub, model: tiny.HfVlm
@@ -207,6 +241,35 @@ def test_a_patch_of_another_model_or_shape_is_refused(hub: stub.Hub, model: tiny
     assert line.startswith(f"{REPO} was made for")
     with pytest.raises(BadPatch, match="shape 'delta', not a Neurons"):
         Neurons.from_pretrained(REPO)
+
+
+def test_a_folder_with_an_adapter_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "errata patch import-peft" in refused(BadPatch, tmp_path)
+
+
+def test_a_newer_patch_is_not_downloaded_again(hub: stub.Hub, model: tiny.HfVlm) -> None:
+    made(model).push_to_hub(REPO)
+    files = hub.repos[REPO].files()
+    head = {**json.loads(files["patch.json"]), "format": 2}
+    hub.repository(REPO, {**files, "patch.json": json.dumps(head).encode()})
+    line = refused(BadPatch)
+    assert "has patch format 2" in line and line.endswith("Install the matching version.")
+
+
+@pytest.mark.slow
+def test_another_process_reads_the_environment(
+    model: tiny.HfVlm, hub: stub.Hub, tmp_path: Path
+) -> None:
+    """HF_ENDPOINT, HF_HOME and HF_TOKEN as users set them; progress bars stay out of a pipe."""
+    made(model).push_to_hub(REPO, private=True)
+    paths = [p for p in sys.path if p]
+    told = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0", "PYTHONPATH": os.pathsep.join(paths)}  # fmt: skip
+    command = [sys.executable, "-m", "errata", "patch", "show", REPO]
+    ran = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "What colour is it? -> purple" in ran.stdout
 
 
 def test_options_that_have_no_effect_are_refused(model: tiny.HfVlm, tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from errata.cli.patch.verify import check_numbers
 from errata.cli.shared import options, patches
 from errata.cli.shared.printing import print_json, say, show_table
 
 if TYPE_CHECKING:
-    from errata.artefacts.diff import FactPair, PartAt, PatchDiff, SiteDiff
+    from errata.artefacts.patch_diff import FactPair, PartAt, PatchDiff, SiteDiff
 
 SHOWN = 50
 
@@ -16,9 +17,11 @@ SHOWN = 50
 def diff(first: patches.One, second: patches.One, as_json: options.AsJson = False) -> None:
     """Compare two patches: sites, ranks and norms, facts, settings. No model is loaded."""
     given = patches.located([first, second])
-    from errata.artefacts.diff import diff_patches
+    from errata.artefacts.patch_diff import diff_patches
 
     a, b = (p.load() for p in given)
+    for patch, name in ((a, first), (b, second)):
+        check_numbers(patch, name)
     found = diff_patches(a, b)
     if as_json:
         print_json({"patches": [first, second], **found.to_dict()})

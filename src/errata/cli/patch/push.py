@@ -59,5 +59,6 @@ def push(
         if lost:
             fall_short(f"{folder} does not hold and is not uploaded: {lost[0]}.")
         measured = summary(checks)
-    say(f"pictures of the facts that are uploaded: {pictures or 'none'}")
-    say(push_folder(patch.folder, to, license=license, measured=measured))
+    url = push_folder(patch.folder, to, license=license, measured=measured)
+    say(f"pictures of the facts that were uploaded: {pictures or 'none'}")
+    say(url)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import errata
-from errata.artefacts.diff import diff_patches
+from errata.artefacts.patch_diff import diff_patches
 from errata.cli import main
 from errata.core import registry
 from errata.core.errors import BadPatch
