@@ -44,8 +44,7 @@ _JSON = (
 _OTHER_FILES: Mapping[str, tuple[str, str]] = {
     ".gguf": (
         "weights in GGUF, the format of llama.cpp",
-        "errata reads models as transformers saves them: give the folder or hub id that the GGUF "
-        "file was made from",
+        "Name the file: errata ask {path}/{name} (errata.load: gguf_file='{name}')",
     ),
     ".safetensors": ("weights without a config.json", "Give the whole folder of the model"),
     ".bin": ("weights without a config.json", "Give the whole folder of the model"),
@@ -97,6 +96,7 @@ def _check_kind(path: Path) -> None:
     for name in names:
         if (suffix := Path(name).suffix.lower()) in _OTHER_FILES:
             kind, advice = _OTHER_FILES[suffix]
+            advice = advice.format(path=path, name=name)
             raise BadBackbone(f"'{path}' holds {kind} ({name}). {advice}.")
     models = [f.name for f in sorted(path.iterdir()) if (f / "config.json").is_file()]
     hint = f" It holds models: {', '.join(models[:4])}." if models else ""

@@ -48,14 +48,16 @@ class TextBackbone(DecoderBackbone):
     def __init__(self) -> None:
         self._tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
 
-    def identify(self, processor: Any, source: Path | None, *, trusted: bool = True) -> None:
+    def identify(
+        self, processor: Any, source: Path | None, *, trusted: bool = True, gguf_file: str = ""
+    ) -> None:
         """Remembers what the model is now; subclasses call it at the end of `__init__`.
 
         Else the first fingerprint does, and earlier changes are not seen. source: the folder of its
-        weight files. trusted: it was loaded from there.
+        weight files. trusted: it was loaded from there. gguf_file: the file there with the weights.
         """
-        self.source = source
-        stored = _weights.Stored(self.model, source, trusted=trusted)
+        self.source = None if gguf_file else source
+        stored = _weights.Stored(self.model, source, trusted=trusted, gguf_file=gguf_file)
         self._identity = ModelIdentity(self.model, processor, self.tokenizer, stored)
 
     def identify_by_files(self) -> None:

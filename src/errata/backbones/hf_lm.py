@@ -16,7 +16,7 @@ from torch import Tensor
 from errata.backbones import _folders, _sites, _tokens, _weights
 from errata.backbones._folders import forward_errors
 from errata.backbones._forward import Finish
-from errata.backbones._language import logits
+from errata.backbones._language import gguf, logits
 from errata.backbones._overrides import forward_as
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone
@@ -40,8 +40,12 @@ class HfLm(TextBackbone):
         style: _tokens.Style = "raw",
         source: Path | None = None,
         trusted: bool = True,
+        gguf_file: str = "",
     ) -> None:
-        """source: folder of the weight files; trusted: the model was loaded from there."""
+        """source: folder of the weight files; trusted: the model was loaded from there.
+
+        gguf_file: the one of them that holds the weights.
+        """
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -61,7 +65,7 @@ class HfLm(TextBackbone):
         self.line_breaks = _tokens.line_breaks(tokenizer)
         self.stop_ids = self.end_ids | self.line_breaks.keys()
         self.finish = self._finish()
-        self.identify(tokenizer, source, trusted=trusted)
+        self.identify(tokenizer, source, trusted=trusted, gguf_file=gguf_file)
 
     def _finish(self) -> Finish:
         """What the model does to the output of its head, from one forward of three tokens.
@@ -112,30 +116,49 @@ class HfLm(TextBackbone):
         device_map: Any = None,
         style: str | None = None,
         trust_remote_code: bool = False,
+        gguf_file: str | None = None,
     ) -> HfLm:
-        """A folder or a hub id. Raises BadBackbone with the library's reason."""
+        """A folder or a hub id, or a GGUF file there. Raises BadBackbone with the reason."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         make_tokenizer: Any = AutoTokenizer.from_pretrained
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        kind = "language model"
-        _folders.check_weights(Path(name))
+        kind, folder = "language model", name
+        own_file: dict[str, Any] = {}
+        if gguf_file is None:
+            _folders.check_weights(Path(name))
+        else:
+            own_file = gguf.options_of_model(folder, gguf_file, revision)
+            name = gguf.joined(folder, gguf_file)
+            options["gguf_file"] = gguf_file
         with _folders.load_errors(name, kind, "its configuration or weights"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, device_map=device_map, output_loading_info=True, **options
+                folder,
+                dtype=dtype,
+                device_map=device_map,
+                output_loading_info=True,
+                **{**options, **own_file},
             )
             model, info = loaded
             _folders.missing_weights(name, info["missing_keys"])
         with _folders.load_errors(name, kind, "its tokenizer"):
-            tokenizer = make_tokenizer(name, **options)
+            tokenizer = make_tokenizer(folder, **options)
         model.requires_grad_(False)
+        gguf.make_dense(model)
         if device is not None:
             model = model.to(device)
-        source = _weights.folder(name, revision, getattr(model.config, "_commit_hash", None))
+        commit = getattr(model.config, "_commit_hash", None)
+        source = _weights.folder(folder, revision, commit, gguf_file or "config.json")
         chosen = _tokens.style_of(tokenizer, style, name)
         with _folders.load_errors(name, kind, "its parts do not fit together and"):
             backbone = cls(
-                model, tokenizer, name=name, revision=revision or "", style=chosen, source=source
+                model,
+                tokenizer,
+                name=name,
+                revision=revision or "",
+                style=chosen,
+                source=source,
+                gguf_file=gguf_file or "",
             )
             backbone.check_prompts()
         return backbone
@@ -160,6 +183,7 @@ class HfLm(TextBackbone):
     @classmethod
     def wrap(cls, model: Any, processor: Any, *, name: str = "", style: str | None = None) -> HfLm:
         """Around a model in memory; see `errata.wrap`."""
+        gguf.make_dense(model)
         path = str(getattr(model.config, "_name_or_path", "") or "")
         name = name or _weights.short_name(path, cls.bundled) or type(model).__name__
         tokenizer = getattr(processor, "tokenizer", processor)
