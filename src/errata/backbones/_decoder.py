@@ -23,10 +23,10 @@ from transformers import DynamicCache
 from errata.backbones import _prefixes
 from errata.backbones._folders import forward_errors
 from errata.backbones._forward import DecoderForward
+from errata.backbones._identity import core
 from errata.backbones._overrides import StopForward, attention_as, forward_as, stop_at
 from errata.backbones._pruning import deduplicated
 from errata.backbones._scoring import DecoderQuestion
-from errata.backbones._identity import core
 from errata.backbones._text_blocks import cross
 from errata.backbones._text_blocks.recurrent import is_cacheable
 from errata.backbones._vision.padding import row_by_row

@@ -31,7 +31,7 @@ class DecoderForward(Backbone, ABC):
 
     end_ids: end a free text. stop_ids: end an answer of one line. line_breaks: of these, the tokens
     with a line break, and the text that each has in front of it. softcap: cap of the logits after
-    the head.
+    the head. suppressed: tokens that the model never answers.
     """
 
     text: nn.Module
@@ -42,6 +42,7 @@ class DecoderForward(Backbone, ABC):
     stop_ids: frozenset[int]
     line_breaks: Mapping[int, str] = MappingProxyType({})
     softcap: float | None = None
+    suppressed: tuple[int, ...] = ()
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
     bridge_in_tower: bool = False
 
@@ -124,6 +125,9 @@ class DecoderForward(Backbone, ABC):
             logits: Tensor = self.head(stream)
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap
+        if self.suppressed:
+            never = torch.tensor(self.suppressed, device=logits.device)
+            logits = logits.index_fill(-1, never, torch.finfo(logits.dtype).min)
         return logits.float()
 
     def answer_logits(self, stream: Tensor, batch: Batch, ctx: HookContext) -> Tensor:

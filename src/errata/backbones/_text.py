@@ -16,8 +16,8 @@ from torch import Tensor
 
 from errata.backbones import _tokens, _weights
 from errata.backbones._decoder import DecoderBackbone
-from errata.backbones._text_blocks import cross
 from errata.backbones._identity import ModelIdentity
+from errata.backbones._text_blocks import cross
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.model.batch import Batch, Heads
 from errata.core.state import State

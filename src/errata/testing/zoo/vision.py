@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from errata.testing.tiny_models import llava_parts
-from errata.testing.zoo import experts, mixed, plain
+from errata.testing.zoo import experts, mixed, plain, special
 
 #: name -> (class, function that makes model and processor, words with which it is refused)
 MODELS: Mapping[str, tuple[Any, ...]] = {
@@ -14,4 +14,5 @@ MODELS: Mapping[str, tuple[Any, ...]] = {
     **mixed.MODELS,
     **experts.MODELS,
     **plain.MODELS,
+    **special.MODELS,
 }
