@@ -27,7 +27,7 @@ def row_by_row(model: nn.Module, rows: Sequence[int]) -> Iterator[None]:
     rows: the row of each picture. Pictures of one row are padded to one size, as the processor
     does.
     """
-    owner = next((m for m in model.modules() if _reads_padding(m)), None)
+    owner: Any = next((m for m in model.modules() if _reads_padding(m)), None)
     if owner is None or len(set(rows)) < 2:
         yield
         return

@@ -40,7 +40,7 @@ def text_config(size: int, **changes: Any) -> dict[str, Any]:
 
 
 #: 3-axis positions of the Qwen family, for heads of 8 features
-THREE_AXES = {
+THREE_AXES: dict[str, Any] = {
     "rope_type": "default",
     "mrope_section": [2, 1, 1],
     "rope_theta": 10000.0,
@@ -80,7 +80,7 @@ def qwen_vision(**changes: Any) -> dict[str, Any]:
 
 
 #: token ids of the Qwen family in the tiny tokenizer
-QWEN_IDS = {
+QWEN_IDS: dict[str, Any] = {
     "image_token_id": 6,
     "video_token_id": 7,
     "vision_start_token_id": 4,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from errata.testing.tiny_models import randomise, tokenizer
 from errata.testing.zoo._parts import text_config, tokenizer_with
@@ -101,10 +101,11 @@ def fuyu() -> tuple[Any, Any]:
         image_size=28,
         image_token_id=tok.convert_tokens_to_ids("|SPEAKER|"),
     )
-    images = FuyuImageProcessor(
-        size={"height": 28, "width": 28}, patch_size={"height": 14, "width": 14}
-    )
-    processor: Any = FuyuProcessor
+    sizes: dict[str, Any] = {
+        "size": {"height": 28, "width": 28},
+        "patch_size": {"height": 14, "width": 14},
+    }
+    images, processor = FuyuImageProcessor(**sizes), cast(Any, FuyuProcessor)
     return randomise(FuyuForCausalLM(config)), processor(images, tok)
 
 
