@@ -50,7 +50,7 @@ class DecoderForward(Backbone, ABC):
 
     end_ids: end a free text. stop_ids: end an answer of one line. line_breaks: of these, the tokens
     with a line break, and the text that each has in front of it. finish: what the model does to the
-    output of its head.
+    output of its head. suppressed: tokens that the model never answers.
     """
 
     text: nn.Module
@@ -61,6 +61,7 @@ class DecoderForward(Backbone, ABC):
     stop_ids: frozenset[int]
     line_breaks: Mapping[int, str] = MappingProxyType({})
     finish: Finish = staticmethod(unchanged)
+    suppressed: tuple[int, ...] = ()
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
     bridge_in_tower: bool = False
 
@@ -145,7 +146,11 @@ class DecoderForward(Backbone, ABC):
     def logits_of(self, stream: Tensor, ctx: HookContext) -> Tensor:
         with self.hooks.forward(), self.hooks.question(ctx):
             logits: Tensor = self.head(stream)
-        return self.finish(logits).float()
+        logits = self.finish(logits)
+        if self.suppressed:
+            never = torch.tensor(self.suppressed, device=logits.device)
+            logits = logits.index_fill(-1, never, torch.finfo(logits.dtype).min)
+        return logits.float()
 
     def answer_logits(self, stream: Tensor, batch: Batch, ctx: HookContext) -> Tensor:
         """[B, 1 + M, V] logits at the last prompt token and at the target tokens."""

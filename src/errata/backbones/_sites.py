@@ -43,7 +43,7 @@ _ATTENTION_NORMS = (
 )
 _HEAD_NORMS = {"q_norm": ("q_norm", "q_layernorm"), "k_norm": ("k_norm", "k_layernorm")}
 _NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f", "embedding_norm")
-_TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder")
+_TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "img_processor")
 _BRIDGES = (
     "multi_modal_projector",
     "qformer",
@@ -253,7 +253,7 @@ def resolve(model: Any) -> SiteLayout:
             "docs/add-a-backbone.md for a model of another architecture."
         )
     text, blocks = owner
-    own = set(text.modules())
+    own = set(blocks.modules())
     tower = next(iter(_outermost(model, _TOWERS, own).values()), None)
     bridges = _outermost(model, _BRIDGES, own)
     inside = tower is not None and any(b in set(tower.modules()) for b in bridges.values())

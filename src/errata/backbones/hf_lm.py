@@ -103,6 +103,7 @@ class HfLm(TextBackbone):
         return (
             kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
             and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+            and "vision_config" not in config
         )
 
     @classmethod

@@ -23,7 +23,9 @@ from errata.backbones._forward import capped
 from errata.backbones._identity import core
 from errata.backbones._text import TextBackbone
 from errata.backbones._text_blocks import cross
+from errata.backbones._text_blocks.suppressed import suppressed_ids
 from errata.backbones._vision.frame import Frame, frame_of
+from errata.backbones._vision.padding import read_both_ways
 from errata.core.errors import BadBackbone, BadImage
 from errata.core.hooks.manager import HookManager
 from errata.core.types import Image, Prompt
@@ -63,12 +65,12 @@ class HfVlm(TextBackbone):
         self.missing_because = self.layout.reasons
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
         self.tower, self.bridge_in_tower = self.layout.tower, self.layout.bridge_in_tower
+        read_both_ways(self.tower)
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.get_text_config()
         self.finish = capped(getattr(self.text_config, "final_logit_softcapping", None))
-        image_id = getattr(model.config, "image_token_id", None) or getattr(
-            model.config, "image_token_index", None
-        )
+        self.suppressed = suppressed_ids(model, self.text, self.width)
+        image_id = _image_token(model.config)
         if image_id is None:
             raise BadBackbone(
                 f"{self.name}: its config names no image token (image_token_id). "
@@ -91,10 +93,14 @@ class HfVlm(TextBackbone):
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
         from transformers.models.auto.modeling_auto import (
-            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES,
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         )
 
-        return config.get("model_type") in NAMES
+        kind = config.get("model_type")
+        return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or (
+            kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "vision_config" in config
+        )
 
     @classmethod
     def load(
@@ -109,7 +115,7 @@ class HfVlm(TextBackbone):
         trust_remote_code: bool = False,
     ) -> HfVlm:
         """A bundled name, a folder or a hub id. Raises BadBackbone with the library's reason."""
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoProcessor
 
         make_processor: Any = AutoProcessor.from_pretrained
         path = _weights.bundled(name) if name in cls.bundled else name
@@ -119,7 +125,7 @@ class HfVlm(TextBackbone):
         kind = "vision-language model"
         _folders.check_weights(Path(path))
         with _folders.load_errors(name, kind, "its configuration or weights"):
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = _auto_class(path, options).from_pretrained(
                 path, dtype=dtype, device_map=device_map, output_loading_info=True, **options
             )
             model, info = loaded
@@ -354,3 +360,26 @@ class HfVlm(TextBackbone):
         count = self._ids(text, self.special)[:token].count(self.placeholder_id)
         token += len(self._front(text))
         return token + sum(len(e.ids) for e in images[:count]) - count
+
+
+def _image_token(config: Any) -> int | None:
+    """The id of image tokens: of the model's config, or of its vision tower's."""
+    for owner in (config, getattr(config, "vision_config", None)):
+        for name in ("image_token_id", "image_token_index"):
+            if getattr(owner, name, None):
+                return int(getattr(owner, name))
+    return None
+
+
+def _auto_class(path: str, options: Mapping[str, Any]) -> Any:
+    """The class of transformers for a model with images; few are registered as text models."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TEXT
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as WITH_IMAGES,
+    )
+
+    kind = transformers.AutoConfig.from_pretrained(path, **options).model_type
+    if kind in TEXT and kind not in WITH_IMAGES:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText

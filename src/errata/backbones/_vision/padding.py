@@ -1,7 +1,7 @@
-"""Encoders that read the padding of a picture: each prompt's pictures are encoded alone.
+"""Encoders whose output for a picture depends on the other pictures of a batch.
 
 A processor pads the pictures of a batch to one size. Most towers mask the padding. An encoder that
-quantises a picture with convolutions has no mask, so that its tokens depend on the other pictures.
+quantises a picture with convolutions has no mask: each prompt's pictures are then encoded alone.
 
 Shapes: N pictures of a batch.
 """
@@ -27,7 +27,7 @@ def row_by_row(model: nn.Module, rows: Sequence[int]) -> Iterator[None]:
     rows: the row of each picture. Pictures of one row are padded to one size, as the processor
     does.
     """
-    owner = next((m for m in model.modules() if _reads_padding(m)), None)
+    owner: Any = next((m for m in model.modules() if _reads_padding(m)), None)
     if owner is None or len(set(rows)) < 2:
         yield
         return
@@ -59,3 +59,18 @@ def _reads_padding(module: Any) -> bool:
         and any(isinstance(getattr(module, name, None), nn.Module) for name in _QUANTISERS)
         and "image_sizes" in inspect.signature(features).parameters
     )
+
+
+def read_both_ways(tower: nn.Module | None) -> None:
+    """Makes the attention of a tower that masks padding bidirectional without padding, too.
+
+    Phi-4-multimodal's tower in transformers 5.23 marks its attention as causal, which the kernels
+    take for true where no mask is given: the same picture was read in two ways.
+    """
+    if tower is None:
+        return
+    if not any("mask" in name for name in inspect.signature(type(tower).forward).parameters):
+        return
+    for module in tower.modules():
+        if getattr(module, "is_causal", False):
+            module.is_causal = False  # type: ignore[assignment]

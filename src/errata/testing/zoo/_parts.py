@@ -61,7 +61,7 @@ def square(side: int) -> dict[str, int]:
 
 
 #: 3-axis positions of the Qwen family, for heads of 8 features
-THREE_AXES = {
+THREE_AXES: dict[str, Any] = {
     "rope_type": "default",
     "mrope_section": [2, 1, 1],
     "rope_theta": 10000.0,
@@ -101,7 +101,7 @@ def qwen_vision(**changes: Any) -> dict[str, Any]:
 
 
 #: token ids of the Qwen family in the tiny tokenizer
-QWEN_IDS = {
+QWEN_IDS: dict[str, Any] = {
     "image_token_id": 6,
     "video_token_id": 7,
     "vision_start_token_id": 4,

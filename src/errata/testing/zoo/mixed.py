@@ -9,12 +9,10 @@ from errata.testing.zoo import _parts
 from errata.testing.zoo._parts import text_config, vocabulary
 
 
-def qwen3_5() -> tuple[Any, Any]:
-    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
-
+def _qwen3_5(model: Any, config: Any, **changes: Any) -> tuple[Any, Any]:
+    """changes: to the text configuration."""
     tok = tokenizer()
-    rope = {**_parts.THREE_AXES, "partial_rotary_factor": 1.0}
-    config = Qwen3_5Config(
+    made = config(
         text_config=text_config(
             len(tok),
             head_dim=8,
@@ -23,12 +21,33 @@ def qwen3_5() -> tuple[Any, Any]:
             linear_value_head_dim=8,
             linear_num_key_heads=2,
             linear_num_value_heads=4,
-            rope_parameters=rope,
+            rope_parameters={**_parts.THREE_AXES, "partial_rotary_factor": 1.0},
+            **changes,
         ),
         vision_config=_parts.qwen_vision(),
         **_parts.QWEN_IDS,
     )
-    return randomise(Qwen3_5ForConditionalGeneration(config)), _parts.qwen_processor(tok)
+    return randomise(model(made)), _parts.qwen_processor(tok)
+
+
+def qwen3_5() -> tuple[Any, Any]:
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    return _qwen3_5(Qwen3_5ForConditionalGeneration, Qwen3_5Config)
+
+
+def qwen3_5_moe() -> tuple[Any, Any]:
+    """With experts, and one that all tokens share, scaled by a gate."""
+    from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
+
+    return _qwen3_5(
+        Qwen3_5MoeForConditionalGeneration,
+        Qwen3_5MoeConfig,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
 
 
 def lfm2_vl() -> tuple[Any, Any]:
@@ -62,11 +81,10 @@ def lfm2_vl() -> tuple[Any, Any]:
         size={"height": 28, "width": 28},
         min_image_tokens=1,
         max_image_tokens=4,
-        max_num_patches=16,
         do_image_splitting=False,
     )
     model = randomise(Lfm2VlForConditionalGeneration(config))
-    return model, Lfm2VlProcessor(images, tok)  # type: ignore[no-untyped-call]
+    return model, Lfm2VlProcessor(images, tok)
 
 
 def mllama() -> tuple[Any, Any]:
@@ -104,6 +122,7 @@ def mllama() -> tuple[Any, Any]:
 
 MODELS = {
     "qwen3_5": ("Qwen3_5ForConditionalGeneration", qwen3_5),
+    "qwen3_5_moe": ("Qwen3_5MoeForConditionalGeneration", qwen3_5_moe),
     "lfm2_vl": ("Lfm2VlForConditionalGeneration", lfm2_vl),
     "mllama": ("MllamaForConditionalGeneration", mllama),
 }

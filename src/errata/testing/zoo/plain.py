@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from errata.testing.tiny_models import randomise
+from errata.testing.tiny_models import randomise, tokenizer
 from errata.testing.zoo._parts import text_config, vocabulary
 
 
@@ -156,7 +156,8 @@ def emu3() -> tuple[Any, Any]:
     return randomise(Emu3ForConditionalGeneration(config)), processor(images, tok)
 
 
-def _glm(model: Any, config: Any, processor: Any, video: Any) -> tuple[Any, Any]:
+def _glm(model: Any, config: Any, processor: Any, video: Any, **changes: Any) -> tuple[Any, Any]:
+    """changes: to the text configuration."""
     from transformers import Glm4vImageProcessor
 
     tok = vocabulary(
@@ -185,6 +186,7 @@ def _glm(model: Any, config: Any, processor: Any, video: Any) -> tuple[Any, Any]
                 "rope_theta": 1e4,
                 "partial_rotary_factor": 1.0,
             },
+            **changes,
         ),
         vision_config=dict(
             depth=2,
@@ -218,6 +220,79 @@ def glm4v() -> tuple[Any, Any]:
     return _glm(Glm4vForConditionalGeneration, Glm4vConfig, Glm4vProcessor, Glm4vVideoProcessor)
 
 
+def glm4v_moe() -> tuple[Any, Any]:
+    """All blocks but the first have experts, and one that all tokens share."""
+    from transformers import (
+        Glm4vMoeConfig,
+        Glm4vMoeForConditionalGeneration,
+        Glm4vProcessor,
+        Glm4vVideoProcessor,
+    )
+
+    return _glm(
+        Glm4vMoeForConditionalGeneration,
+        Glm4vMoeConfig,
+        Glm4vProcessor,
+        Glm4vVideoProcessor,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+    )
+
+
+def glm_ocr() -> tuple[Any, Any]:
+    from transformers import (
+        Glm46VProcessor,
+        Glm46VVideoProcessor,
+        GlmOcrConfig,
+        GlmOcrForConditionalGeneration,
+    )
+
+    return _glm(GlmOcrForConditionalGeneration, GlmOcrConfig, Glm46VProcessor, Glm46VVideoProcessor)
+
+
+def exaone4_5() -> tuple[Any, Any]:
+    """A norm stands behind the attention and the FFN of each block."""
+    from transformers import (
+        Exaone4_5_Config,
+        Exaone4_5_ForConditionalGeneration,
+        Exaone4_5_Processor,
+        Qwen2VLImageProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    tok = tokenizer()
+    config = Exaone4_5_Config(
+        text_config={
+            "model_type": "exaone4",
+            **text_config(len(tok), head_dim=8, layer_types=["full_attention"] * 4),
+        },
+        vision_config=dict(
+            depth=2,
+            hidden_size=32,
+            intermediate_size=48,
+            num_heads=2,
+            num_key_value_heads=2,
+            patch_size=7,
+            out_hidden_size=32,
+            window_size=28,
+            fullatt_block_indexes=[1],
+        ),
+        image_token_id=6,
+        video_token_id=7,
+    )
+    sizes: dict[str, Any] = {
+        "patch_size": 7,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": 28 * 28, "longest_edge": 56 * 56},
+    }
+    processor: Any = Exaone4_5_Processor
+    video = Qwen3VLVideoProcessor(**sizes)
+    model = randomise(Exaone4_5_ForConditionalGeneration(config))
+    return model, processor(Qwen2VLImageProcessor(**sizes), tok, video)
+
+
 def glm46v() -> tuple[Any, Any]:
     from transformers import (
         Glm4vTextConfig,
@@ -228,7 +303,7 @@ def glm46v() -> tuple[Any, Any]:
         Glm46VVideoProcessor,
     )
 
-    def config(text_config: Any, vision_config: Any, **ids: int) -> Any:
+    def config(text_config: Any, vision_config: Any, **ids: Any) -> Any:
         return Glm46VConfig(
             text_config=Glm4vTextConfig(**text_config),
             vision_config=Glm4vVisionConfig(**vision_config),
@@ -247,10 +322,10 @@ def molmo2() -> tuple[Any, Any]:
         Molmo2VideoProcessor,
     )
 
-    marks = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<low_res_im_start>")
-    marks += ("<frame_start>", "<frame_end>", "<im_low>")
+    marks = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<low_res_im_start>"]
+    marks += ["<frame_start>", "<frame_end>", "<im_low>"]
     tok = vocabulary(*marks, image_token="<|image|>", video_token="<|video|>")
-    ids = dict(zip(marks, tok.convert_tokens_to_ids(list(marks)), strict=True))
+    ids = dict(zip(marks, tok.convert_tokens_to_ids(marks), strict=True))
     text = text_config(len(tok), head_dim=8, additional_vocab_size=8)
     config = Molmo2Config(
         text_config=text,
@@ -295,5 +370,8 @@ MODELS = {
     "emu3": ("Emu3ForConditionalGeneration", emu3),
     "glm4v": ("Glm4vForConditionalGeneration", glm4v),
     "glm46v": ("Glm46VForConditionalGeneration", glm46v),
+    "glm4v_moe": ("Glm4vMoeForConditionalGeneration", glm4v_moe),
+    "glm_ocr": ("GlmOcrForConditionalGeneration", glm_ocr),
+    "exaone4_5": ("Exaone4_5_ForConditionalGeneration", exaone4_5),
     "molmo2": ("Molmo2ForConditionalGeneration", molmo2),
 }

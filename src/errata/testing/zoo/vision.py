@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from errata.testing.tiny_models import minigpt4
-from errata.testing.zoo import blip, experts, gemma_vl, idefics, llava, mixed, plain, qwen_vl, tiles
+from errata.testing.zoo import (
+    blip,
+    experts,
+    gemma_vl,
+    idefics,
+    llava,
+    mixed,
+    plain,
+    qwen_vl,
+    special,
+    tiles,
+)
 
 
 def minigpt4_parts() -> tuple[Any, Any]:
@@ -26,4 +37,5 @@ MODELS: Mapping[str, tuple[Any, ...]] = {
     **mixed.MODELS,
     **experts.MODELS,
     **plain.MODELS,
+    **special.MODELS,
 }
