@@ -96,7 +96,7 @@ class Stored:
         self.model, self.source, self.trusted, self.gguf_file = model, source, trusted, gguf_file
         self.files = []
         if source is not None:
-            self.files = [source / gguf_file] if gguf_file else _files(source)
+            self.files = [source / gguf_file] if gguf_file else weight_files(source)
         self.state = _state_of(self.files)
 
     def __call__(self, as_loaded: bool) -> str | None:
@@ -306,7 +306,7 @@ def former_fingerprint(
     does not. docs/adr/0007-model-identity.md
     """
     h = hashlib.sha256(json.dumps(_stable(config), sort_keys=True, default=str).encode())
-    stored = _files(source) if source is not None else []
+    stored = weight_files(source) if source is not None else []
     for path in stored:
         if path.suffix == ".safetensors":
             _hash_tensors(h, path)
@@ -317,7 +317,7 @@ def former_fingerprint(
     return h.hexdigest()
 
 
-def _files(source: Path) -> list[Path]:
+def weight_files(source: Path) -> list[Path]:
     """The weight files that transformers would load, in order of name."""
     for single, ending in (("model.safetensors", "safetensors"), ("pytorch_model.bin", "bin")):
         index = source / f"{single}.index.json"
