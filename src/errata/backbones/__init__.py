@@ -165,9 +165,13 @@ def _family(name: str, config: dict[str, Any]) -> Any:
 
 
 def _families() -> dict[str, Any]:
-    """Classes by name; those of third parties first, since they are more specific."""
+    """Classes by name, the more specific ones first.
+
+    Those of third parties come before errata's, and a class before the one that it is built on.
+    """
     classes = registry.usable("backbones")
-    return dict(sorted(classes.items(), key=lambda c: c[1].__module__.startswith("errata.")))
+    ours = {name: cls.__module__.startswith("errata.") for name, cls in classes.items()}
+    return dict(sorted(classes.items(), key=lambda c: (ours[c[0]], -len(c[1].__mro__))))
 
 
 def _config(name: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
@@ -207,3 +211,24 @@ def _check_device(dtype: str, device: str | None) -> None:
         raise BadSpec(
             f"this machine has no usable device '{device}'. Leave --device out, or cpu."
         ) from None
+
+
+def outline(
+    name: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
+) -> Backbone:
+    """The backbone of a model without its weights: sites, module paths, shapes, fingerprint.
+
+    It answers nothing. A family that has no way to make one loads the weights. Raises BadBackbone
+    as `load` does.
+    """
+    from errata.backbones import _folders
+
+    name = _checked_name(name)
+    family: Any = next((c for c in _families().values() if name in c.bundled), None)
+    if family is None:
+        if Path(name).exists():
+            _folders.check(Path(name))
+        family = _family(name, _config(name, revision, trust_remote_code))
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    made: Backbone | None = family.outline(name, **options)
+    return made or load(name, **options)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from abc import ABC
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Any
@@ -50,7 +50,7 @@ class DecoderForward(Backbone, ABC):
 
     end_ids: end a free text. stop_ids: end an answer of one line. line_breaks: of these, the tokens
     with a line break, and the text that each has in front of it. finish: what the model does to the
-    output of its head.
+    output of its head. suppressed: tokens that the model never answers.
     """
 
     text: nn.Module
@@ -61,12 +61,27 @@ class DecoderForward(Backbone, ABC):
     stop_ids: frozenset[int]
     line_breaks: Mapping[int, str] = MappingProxyType({})
     finish: Finish = staticmethod(unchanged)
+    suppressed: tuple[int, ...] = ()
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
     bridge_in_tower: bool = False
+
+    @abstractmethod
+    def context_of(self, batch: Batch, rows: Tensor | None) -> HookContext:
+        """A new question about a batch."""
+
+    @abstractmethod
+    def whole_stream(
+        self, batch: Batch, ctx: HookContext, columns: Tensor, tower: list[Any]
+    ) -> Tensor:
+        """Hidden states of a forward over prompts and targets, valid at `columns` [B, n]."""
 
     @property
     def depth(self) -> int:
         return len(self.blocks)
+
+    def before_end(self, ids: Sequence[int]) -> list[int] | None:
+        """The ids before the text that ends an answer, for models that end with one; else None."""
+        return None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -131,7 +146,11 @@ class DecoderForward(Backbone, ABC):
     def logits_of(self, stream: Tensor, ctx: HookContext) -> Tensor:
         with self.hooks.forward(), self.hooks.question(ctx):
             logits: Tensor = self.head(stream)
-        return self.finish(logits).float()
+        logits = self.finish(logits)
+        if self.suppressed:
+            never = torch.tensor(self.suppressed, device=logits.device)
+            logits = logits.index_fill(-1, never, torch.finfo(logits.dtype).min)
+        return logits.float()
 
     def answer_logits(self, stream: Tensor, batch: Batch, ctx: HookContext) -> Tensor:
         """[B, 1 + M, V] logits at the last prompt token and at the target tokens."""

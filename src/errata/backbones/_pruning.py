@@ -130,7 +130,7 @@ def _at(module: nn.Module, places: Tensor) -> Iterator[None]:
         ]
         out = original(x.flatten(0, -2)[at], *more, **kwargs)
         y = out[0] if isinstance(out, tuple) else out
-        y = torch.cat([y.flatten(0, 1), y.new_zeros(1, y.shape[-1])])
+        y = torch.cat([y.reshape(-1, y.shape[-1]), y.new_zeros(1, y.shape[-1])])
         # a place that is listed twice is written once
         source = torch.full((x.shape[:-1].numel(),), len(y) - 1, device=x.device)
         source[at.flatten()] = torch.arange(len(y) - 1, device=x.device)

@@ -18,6 +18,7 @@ from errata.backbones import _tokens, _weights
 from errata.backbones._decoder import DecoderBackbone
 from errata.backbones._identity import ModelIdentity
 from errata.backbones._language.activations import activation_of
+from errata.backbones._text_blocks import cross
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.model.batch import Batch, Heads
 from errata.core.state import State
@@ -39,7 +40,6 @@ class TextBackbone(DecoderBackbone):
 
     tokenizer: Any
     text_config: Any
-    source: Path | None = None
     _identity: ModelIdentity | None = None
     _former: str = ""
     image_markers: tuple[str, ...] = ()
@@ -59,6 +59,14 @@ class TextBackbone(DecoderBackbone):
         self.source = None if gguf_file else source
         stored = _weights.Stored(self.model, source, trusted=trusted, gguf_file=gguf_file)
         self._identity = ModelIdentity(self.model, processor, self.tokenizer, stored)
+
+    def identify_by_files(self) -> None:
+        """The same for a model without weights: its fingerprint is computed from its files."""
+        assert self._identity is not None
+        stored = _weights.StreamedDigest(self.model, self.source)
+        self._identity = ModelIdentity(
+            self.model, self._identity.processor, self.tokenizer, lambda _: stored()
+        )
 
     @property
     def identity(self) -> ModelIdentity:
@@ -278,9 +286,10 @@ class TextBackbone(DecoderBackbone):
         if not all(ids):
             raise BadEdit(f"prompt {ids.index([])} of {len(ids)} is empty. Give it a text.")
         lengths = [len(i) for i in ids]
-        end = [self._end_token()] if eos else []
+        if eos:
+            self._end_token()  # raises at once, also where no target has one
         target_ids = tuple(
-            (*self.answer_ids(t, p), *end) if t.strip() else ()
+            (*self.answer_ids(t, p), *(self.end_of(t, p) if eos else ())) if t.strip() else ()
             for t, p in zip(targets or [""] * len(ids), rewritten, strict=True)
         )
         for b, (i, target) in enumerate(zip(ids, target_ids, strict=True)):
@@ -292,6 +301,10 @@ class TextBackbone(DecoderBackbone):
                 )
             i.extend(target)
         return self._batch(rewritten, ids, lengths, target_ids, images)
+
+    def end_of(self, text: str, prompt: Prompt) -> tuple[int, ...]:
+        """The ids that end the answer `text`, behind `answer_ids`."""
+        return (self._end_token(),)
 
     def _end_token(self) -> int:
         """The id of the token that ends an answer. Raises BadBackbone if none is named."""
@@ -323,7 +336,17 @@ class TextBackbone(DecoderBackbone):
         vision = (padded == self.image_id) & (mask == 1)
         inputs: dict[str, Tensor] = {"input_ids": padded, "attention_mask": mask}
         encoded = [e for _, _, e in images]
-        for key, values in _tokens.joined(encoded, self.name).items():
+        tensors = _tokens.joined(encoded, self.name)
+        image_rows = [b for b, _, _ in images]
+        image_sizes = [e.size for e in encoded]
+        if cross.reads_pictures(self.text):
+            vision = torch.zeros_like(vision)
+            if tensors:
+                tensors = cross.inputs_of(tensors, image_rows, ids, self.image_id)
+                most = tensors[cross.MASK].shape[2]
+                image_rows = [b for b in range(len(ids)) for _ in range(most)]
+                image_sizes = [1] * len(image_rows)
+        for key, values in tensors.items():
             values = values.to(device)
             inputs[key] = values.to(self.dtype) if values.is_floating_point() else values
         for key in encoded[0].types if encoded else ():
@@ -333,8 +356,8 @@ class TextBackbone(DecoderBackbone):
             inputs=inputs,
             lengths=torch.tensor(lengths, device=device),
             vision=vision,
-            image_rows=torch.tensor([b for b, _, _ in images], dtype=torch.long),
-            image_sizes=torch.tensor([e.size for e in encoded], dtype=torch.long),
+            image_rows=torch.tensor(image_rows, dtype=torch.long),
+            image_sizes=torch.tensor(image_sizes, dtype=torch.long),
             image_keys=tuple(key for _, key, _ in images),
             targets=target_ids,
         )

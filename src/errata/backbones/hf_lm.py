@@ -56,6 +56,7 @@ class HfLm(TextBackbone):
         self.site_paths = self.layout.paths
         self.layout.missing = [m for m in self.layout.missing if m not in ("vision", "bridge")]
         self.missing_sites = self.layout.missing
+        self.missing_because = self.layout.reasons
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
         self.tower = None
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
@@ -87,7 +88,7 @@ class HfLm(TextBackbone):
             with forward_as(self.head, head), self.hooks.forward():
                 own: Tensor = model(**batch.inputs, use_cache=False).logits
             if not model.training:  # dropout
-                context = self._context(batch, None)
+                context = self.context_of(batch, None)
                 stream, _ = self._start(batch, context, None)
                 with self.hooks.forward(), self.hooks.question(context):
                     logits.check_same(self.head(stream), raw[0], self.name)
@@ -108,6 +109,7 @@ class HfLm(TextBackbone):
         return (
             kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
             and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+            and "vision_config" not in config
         )
 
     @classmethod
@@ -166,6 +168,23 @@ class HfLm(TextBackbone):
                 gguf_file=gguf_file or "",
             )
             backbone.check_prompts()
+        return backbone
+
+    @classmethod
+    def outline(
+        cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> HfLm:
+        """Configuration and tokenizer of a model whose weights are not loaded."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        make_tokenizer: Any = AutoTokenizer.from_pretrained
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        with _folders.load_errors(name, "language model", "its configuration or tokenizer"):
+            model = _weights.on_meta(AutoModelForCausalLM, name, **options)
+            tokenizer = make_tokenizer(name, **options)
+            source = _weights.folder(name, revision, getattr(model.config, "_commit_hash", None))
+            backbone = cls(model, tokenizer, name=name, revision=revision or "", source=source)
+            backbone.identify_by_files()
         return backbone
 
     @classmethod

@@ -103,7 +103,7 @@ def _normed_heads(ctx: HookContext, norm: str, x: Tensor, size: int) -> Tensor:
     """`x` in heads, behind the model's norm of queries or keys, if it has one at that site."""
     if norm not in ctx.sites:
         return _in_heads(x, size)
-    if getattr(ctx.sites[norm].first, "weight", torch.empty(0)).shape == x.shape[-1:]:
+    if any(p.shape == x.shape[-1:] for p in ctx.sites[norm].first.parameters()):
         return _in_heads(ctx.call(norm, x), size)  # over all heads together
     return ctx.call(norm, _in_heads(x, size))
 

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -75,8 +76,12 @@ class Backbone(ABC):
     #: site -> path of its module in the model; sites that the model lacks (for `errata doctor`)
     site_paths: Mapping[str, str] = MappingProxyType({})
     missing_sites: Sequence[str] = ()
+    #: a site that the model lacks -> why, where that is known
+    missing_because: Mapping[str, str] = MappingProxyType({})
     model: nn.Module
     hooks: HookManager
+    #: the folder of its weight files; None if it is not known
+    source: Path | None = None
 
     def __repr__(self) -> str:
         numbers = sum(p.numel() for p in self.model.parameters())
@@ -101,6 +106,16 @@ class Backbone(ABC):
         raise BadBackbone(
             f"{cls.__name__} wraps no model that is in memory. Load it from a folder: errata.load."
         )
+
+    @classmethod
+    def outline(
+        cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> Backbone | None:
+        """The backbone without weights (on the meta device), to look at its modules and its files.
+
+        None where the family has no way to make one.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -263,17 +278,16 @@ class Backbone(ABC):
     def site(self, name: str) -> Site:
         """A site by name. Raises BadSpec."""
         if name not in self.hooks.sites:
+            if name in self.missing_because:
+                raise BadSpec(
+                    f"{self.name} has no site '{name}': {self.missing_because[name]}. Use an "
+                    "editor that acts elsewhere (lora at the attention, ike, serac; errata doctor "
+                    "shows the sites), or a dense model of the family."
+                )
             block = ".".join(name.split(".")[:2])
             similar = sorted(n for n in self.hooks.sites if n.startswith(f"{block}."))
             similar = similar or sorted(n for n in self.hooks.sites if n.split(".")[0] == block)
             names = ", ".join(similar[:16]) or "see errata doctor"
-            mlp = self.hooks.sites.get(f"{block}.mlp")
-            if mlp is not None and any(p.dim() == 3 for p in mlp.first.parameters()):
-                raise BadSpec(
-                    f"{self.name} has no linear module '{name}': its feed-forward network is made "
-                    f"of experts. Choose other sites ({names}), or an editor that changes none of "
-                    "them (lora, serac, ike)."
-                )
             raise BadSpec(f"{self.name} has no site '{name}'. Similar ones: {names}.")
         return self.hooks.sites[name]
 

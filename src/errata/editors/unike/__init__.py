@@ -107,7 +107,13 @@ class UniKE(NeuronEditor):
             "memory_beta": 0.03,
             "memory_top": 40,
         },
-        "paper": {"lr": 7.5e-4, "steps": 10, "value_scale": 1.0, "max_grad_norm": 0.0},
+        "paper": {
+            "lr": 7.5e-4,
+            "steps": 10,
+            "value_scale": 1.0,
+            "max_grad_norm": 0.0,
+            "eos": False,
+        },
     }
 
     @dataclass(frozen=True, kw_only=True)
