@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 from errata._version import __version__
 
 if TYPE_CHECKING:
+    from errata.artefacts.merge import merge as merge_patches
     from errata.artefacts.patch_diff import diff_patches
+    from errata.artefacts.peft_export import export_peft
+    from errata.artefacts.peft_import import import_peft
+    from errata.artefacts.squash import squash as squash_patches
     from errata.backbones import load, wrap
     from errata.benchmarks.facts.edits import read_edits
     from errata.core.editor import Editor
@@ -54,11 +58,15 @@ _HOME = MappingProxyType(
         "bench": "errata.evaluation.bench:bench",
         "compare_runs": "errata.evaluation.compare:compare_runs",
         "diff_patches": "errata.artefacts.patch_diff:diff_patches",
+        "export_peft": "errata.artefacts.peft_export:export_peft",
+        "import_peft": "errata.artefacts.peft_import:import_peft",
         "load": "errata.backbones:load",
         "load_patch": "errata.io.patch_hub:load",
+        "merge_patches": "errata.artefacts.merge:merge",
         "read_edits": "errata.benchmarks.facts.edits:read_edits",
         "save_patch": "errata.io.patch_folder:save",
         "score_run": "errata.evaluation.score:score_run",
+        "squash_patches": "errata.artefacts.squash:squash",
         "verify": "errata.evaluation.verify:verify",
         "wrap": "errata.backbones:wrap",
     }
@@ -113,11 +121,15 @@ __all__ = [
     "compare_runs",
     "diff_patches",
     "editor",
+    "export_peft",
+    "import_peft",
     "load",
     "load_patch",
+    "merge_patches",
     "read_edits",
     "save_patch",
     "score_run",
+    "squash_patches",
     "verify",
     "wrap",
 ]

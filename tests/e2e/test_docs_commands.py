@@ -33,6 +33,7 @@ PAGES = (
     "docs/first-correction.md",
     *(f"docs/{n}.md" for n in ("add-an-editor", "add-a-metric", "add-a-benchmark", "facts")),
     *(f"docs/{n}.md" for n in ("add-a-backbone", "analyses", "pictures", "patches", "errors")),
+    *(f"docs/{n}.md" for n in ("minigpt4", "published-settings")),
 )
 BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>not run|by hand): (?P<why>[^>]*) -->\n+)?"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.benchmarks.facts.edits import make_edit, read_edits
+from errata.cli.patch.folder import check_out as check_patch_out
 from errata.cli.shared import options, patches
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import fall_short, say, show_table
@@ -230,25 +231,17 @@ def check_out(out: Path, *, each: bool, force: bool = False) -> None:
     """
     from errata.core import files
 
+    if not each:
+        return check_patch_out(out, force=force)
     files.check_folder(out, BadPatch)
     if out.is_dir():
         files.finish_folder(out)
-    names = files.visible(out)
-    if each:
-        if any(not n.isdigit() for n in names):
-            raise BadPatch(
-                f"{out} is not empty and holds other things than patches of --each. Choose another "
-                "--out, or empty it yourself."
-            )
-    elif "patch.json" in names:
-        if not force:
-            raise BadPatch(
-                f"{out} holds a patch already. Give --force to replace it, or choose another --out."
-            )
-    elif names:
+    if any(not n.isdigit() for n in files.visible(out)):
         raise BadPatch(
-            f"{out} is not empty and holds no patch. Choose another --out, or empty it yourself."
+            f"{out} is not empty and holds other things than patches of --each. Choose another "
+            "--out, or empty it yourself."
         )
+    return None
 
 
 def notes_of(patch: Patch) -> dict[str, Any]:

@@ -99,8 +99,9 @@ def _remove_left_over(path: Path) -> None:
         if name.startswith(start) and not name.startswith(mine):
             pid = name[len(start) :].partition("-")[0]
             if pid.isdigit() and not is_running(int(pid)):
+                left = path.parent / name
                 with suppress(OSError):
-                    (path.parent / name).unlink()
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def is_running(pid: int) -> bool:
@@ -140,6 +141,38 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
             shutil.rmtree(stage, ignore_errors=True)
             raise
         finish_folder(folder)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder`, which takes its place when the block ends without an error.
+
+    For files too large to be held in memory. What was in `folder` is gone then; until then, and
+    after an error, it is as it was. What killed processes left is removed. Raises DiskFull,
+    BadOutput.
+    """
+    target = folder.absolute()
+    former = target.with_name(f".{target.name}.former")
+    with writing(folder):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_over(target)
+        if former.exists():  # killed between the two renames below, or behind them
+            shutil.rmtree(former) if target.exists() else os.rename(former, target)
+        stage = Path(tempfile.mkdtemp(dir=target.parent, prefix=_temporary(target)))
+    try:
+        yield stage
+        with writing(folder):
+            for file in stage.iterdir():
+                with open(file, "rb") as f:
+                    os.fsync(f.fileno())
+            os.chmod(stage, 0o755)
+            if target.exists():
+                os.rename(target, former)
+            os.rename(stage, target)
+            shutil.rmtree(former, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
 
 
 def finish_folder(folder: Path) -> None:
