@@ -32,6 +32,7 @@ PAGES = (
     "README.md",
     "docs/first-correction.md",
     *(f"docs/{n}.md" for n in ("add-an-editor", "add-a-metric", "add-a-benchmark", "facts")),
+    "docs/export.md",
     *(f"docs/{n}.md" for n in ("add-a-backbone", "analyses", "pictures", "errors")),
 )
 BLOCK = re.compile(
