@@ -13,6 +13,7 @@ from errata._version import __version__
 
 if TYPE_CHECKING:
     from errata.artefacts.merge import merge as merge_patches
+    from errata.artefacts.patch_diff import diff_patches
     from errata.artefacts.peft_export import export_peft
     from errata.artefacts.peft_import import import_peft
     from errata.artefacts.squash import squash as squash_patches
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from errata.evaluation.compare import compare_runs
     from errata.evaluation.score import score_run
     from errata.evaluation.verify import verify
-    from errata.io.patch_folder import load as load_patch
     from errata.io.patch_folder import save as save_patch
+    from errata.io.patch_hub import load as load_patch
     from errata.patches.rows import Rows
     from errata.patches.stack import Stack
 
@@ -56,10 +57,11 @@ _HOME = MappingProxyType(
         "ask": "errata.evaluation.answers:ask_prompts",
         "bench": "errata.evaluation.bench:bench",
         "compare_runs": "errata.evaluation.compare:compare_runs",
+        "diff_patches": "errata.artefacts.patch_diff:diff_patches",
         "export_peft": "errata.artefacts.peft_export:export_peft",
         "import_peft": "errata.artefacts.peft_import:import_peft",
         "load": "errata.backbones:load",
-        "load_patch": "errata.io.patch_folder:load",
+        "load_patch": "errata.io.patch_hub:load",
         "merge_patches": "errata.artefacts.merge:merge",
         "read_edits": "errata.benchmarks.facts.edits:read_edits",
         "save_patch": "errata.io.patch_folder:save",
@@ -117,6 +119,7 @@ __all__ = [
     "ask",
     "bench",
     "compare_runs",
+    "diff_patches",
     "editor",
     "export_peft",
     "import_peft",

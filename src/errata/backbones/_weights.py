@@ -27,6 +27,7 @@ from errata.backbones._identity import (
     tied_names,
     weights_digest,
 )
+from errata.backbones._language import gguf
 from errata.core.errors import BadBackbone, DiskFull, UserError
 from errata.core.files import read_json, write_json
 from errata.core.hooks.context import Site
@@ -65,10 +66,13 @@ def short_name(path: str, offered: Iterable[str]) -> str:
     return path
 
 
-def folder(name: str, revision: str | None, commit: str | None) -> Path | None:
+def folder(
+    name: str, revision: str | None, commit: str | None, file: str = "config.json"
+) -> Path | None:
     """The folder with the files that `from_pretrained(name)` read: itself, or a hub snapshot.
 
-    `commit`: the one that transformers resolved `revision` to. None: not found on this machine.
+    `commit`: the one that transformers resolved `revision` to. `file`: one that it read. None: not
+    found on this machine.
     """
     if not name:
         return None
@@ -78,7 +82,7 @@ def folder(name: str, revision: str | None, commit: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        config = try_to_load_from_cache(name, "config.json", revision=commit or revision)
+        config = try_to_load_from_cache(name, file, revision=commit or revision)
     except HFValidationError:
         return None
     return Path(config).parent if isinstance(config, str) else None
@@ -93,9 +97,14 @@ class Stored:
     these files; otherwise that is checked.
     """
 
-    def __init__(self, model: torch.nn.Module, source: Path | None, *, trusted: bool) -> None:
-        self.model, self.source, self.trusted = model, source, trusted
-        self.files = _files(source) if source is not None else []
+    def __init__(
+        self, model: torch.nn.Module, source: Path | None, *, trusted: bool, gguf_file: str = ""
+    ) -> None:
+        """gguf_file: the file of `source` that holds the weights."""
+        self.model, self.source, self.trusted, self.gguf_file = model, source, trusted, gguf_file
+        self.files = []
+        if source is not None:
+            self.files = [source / gguf_file] if gguf_file else weight_files(source)
         self.state = _state_of(self.files)
 
     def __call__(self, as_loaded: bool) -> str | None:
@@ -121,12 +130,16 @@ class Stored:
     def _loaded(self, dtype: Any) -> str:
         """The digest of the files, loaded in a dtype on the CPU."""
         kind: Any = type(core(self.model))
-        return weights_digest(kind.from_pretrained(self.source, dtype=dtype))
+        more = gguf.options(self.gguf_file) if self.gguf_file else {}
+        return weights_digest(kind.from_pretrained(self.source, dtype=dtype, **more))
 
     def _narrower(self) -> bool:
         """Whether the dtype in memory cannot hold what is stored."""
         assert self.source is not None
-        stored, now = _stored_dtype(self.source, self.files), _dtype(self.model)
+        now = _dtype(self.model)
+        if self.gguf_file:  # its blocks are dequantised into float32
+            return now in (torch.float16, torch.bfloat16)
+        stored = _stored_dtype(self.source, self.files)
         return now in (torch.float16, torch.bfloat16) and stored not in (None, now)
 
     @property
@@ -298,7 +311,9 @@ def _quantised(model: Any) -> bool:
 
 
 def _dtype(model: torch.nn.Module) -> torch.dtype:
-    return next((p.dtype for p in core(model).parameters() if p.is_floating_point()), torch.float32)
+    """Of the largest weight: some models keep small parts in float32 (BLIP-2's Q-Former)."""
+    floats = [p for p in core(model).parameters() if p.is_floating_point()]
+    return max(floats, key=lambda p: p.numel()).dtype if floats else torch.float32
 
 
 def _stored_dtype(source: Path, paths: Iterable[Path]) -> torch.dtype | None:
@@ -332,7 +347,7 @@ def former_fingerprint(
     does not. docs/adr/0007-model-identity.md
     """
     h = hashlib.sha256(json.dumps(_stable(config), sort_keys=True, default=str).encode())
-    stored = _files(source) if source is not None else []
+    stored = weight_files(source) if source is not None else []
     for path in stored:
         if path.suffix == ".safetensors":
             _hash_tensors(h, path)
@@ -343,7 +358,7 @@ def former_fingerprint(
     return h.hexdigest()
 
 
-def _files(source: Path) -> list[Path]:
+def weight_files(source: Path) -> list[Path]:
     """The weight files that transformers would load, in order of name."""
     for single, ending in (("model.safetensors", "safetensors"), ("pytorch_model.bin", "bin")):
         index = source / f"{single}.index.json"

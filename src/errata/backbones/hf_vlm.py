@@ -7,18 +7,26 @@ One file for all of them: sites are found by structure (`_sites`), the forward i
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from errata.backbones import _folders, _sites, _tokens, _weights
+from errata.backbones._forward import capped
 from errata.backbones._identity import core
 from errata.backbones._text import TextBackbone
-from errata.core.errors import BadBackbone
+from errata.backbones._text_blocks import cross
+from errata.backbones._text_blocks.suppressed import suppressed_ids
+from errata.backbones._vision.frame import Frame, frame_of
+from errata.backbones._vision.padding import read_both_ways
+from errata.core.errors import BadBackbone, BadImage
 from errata.core.hooks.manager import HookManager
 from errata.core.model.outline import ModelOutline
 from errata.core.types import Image, Prompt
@@ -55,14 +63,15 @@ class HfVlm(TextBackbone):
         self.style = style
         self.layout = _sites.resolve(model)
         self.site_paths, self.missing_sites = self.layout.paths, self.layout.missing
+        self.missing_because = self.layout.reasons
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
         self.tower, self.bridge_in_tower = self.layout.tower, self.layout.bridge_in_tower
+        read_both_ways(self.tower)
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.get_text_config()
-        self.softcap = getattr(self.text_config, "final_logit_softcapping", None)
-        image_id = getattr(model.config, "image_token_id", None) or getattr(
-            model.config, "image_token_index", None
-        )
+        self.finish = capped(getattr(self.text_config, "final_logit_softcapping", None))
+        self.suppressed = suppressed_ids(model, self.text, self.width)
+        image_id = _image_token(model.config)
         if image_id is None:
             raise BadBackbone(
                 f"{self.name}: its config names no image token (image_token_id). "
@@ -71,6 +80,9 @@ class HfVlm(TextBackbone):
         self.image_id = int(image_id)
         self.image_token = self._placeholder()
         self.placeholder_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
+        # Llama 3.2's processor puts its BOS behind the first pictures of a text that has none
+        bos = getattr(processor, "bos_token", None) if cross.reads_pictures(self.text) else None
+        self.opening = str(bos or "")
         self.markup = self._markup()
         self.image_markers = _tokens.image_markers(self.tokenizer, model.config, self.image_token)
         self.end_ids = _tokens.end_ids(self.tokenizer, model)
@@ -82,10 +94,14 @@ class HfVlm(TextBackbone):
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
         from transformers.models.auto.modeling_auto import (
-            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES,
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         )
 
-        return config.get("model_type") in NAMES
+        kind = config.get("model_type")
+        return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or (
+            kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "vision_config" in config
+        )
 
     @classmethod
     def load(
@@ -100,7 +116,7 @@ class HfVlm(TextBackbone):
         trust_remote_code: bool = False,
     ) -> HfVlm:
         """A bundled name, a folder or a hub id. Raises BadBackbone with the library's reason."""
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoProcessor
 
         make_processor: Any = AutoProcessor.from_pretrained
         path = _weights.bundled(name) if name in cls.bundled else name
@@ -110,7 +126,7 @@ class HfVlm(TextBackbone):
         kind = "vision-language model"
         _folders.check_weights(Path(path))
         with _folders.load_errors(name, kind, "its configuration or weights"):
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = _auto_class(path, options).from_pretrained(
                 path, dtype=dtype, device_map=device_map, output_loading_info=True, **options
             )
             model, info = loaded
@@ -182,6 +198,9 @@ class HfVlm(TextBackbone):
                     "question. Load the model with --style raw or easyedit."
                 )
 
+        with contextlib.suppress(BadImage):  # of a size that this processor refuses
+            self._image(Image.of(np.full((64, 64, 3), 127, dtype=np.uint8)))
+
     @property
     def special(self) -> bool:
         """A chat template writes the special tokens itself."""
@@ -208,6 +227,9 @@ class HfVlm(TextBackbone):
                 parts.append(self.markup)
             else:
                 parts.append(_tokens.in_easyedit(segment) if self.style == "easyedit" else segment)
+        first = next((i for i, s in enumerate(prompt.segments) if not isinstance(s, Image)), None)
+        if prompt.images:
+            parts.insert(len(parts) if first is None else first, self.opening)
         return "".join(parts)
 
     def _placeholder(self) -> str:
@@ -224,7 +246,7 @@ class HfVlm(TextBackbone):
         if None not in ends:
             start, end = self.tokenizer.convert_ids_to_tokens(ends)
             return f"{start}{self.image_token}{end}"
-        if self._image_before_bos or self.placeholder_id != self.image_id:
+        if self._image_before_bos or self.placeholder_id != self.image_id or self.opening:
             return self.image_token
         return f"{self.image_token}\n"
 
@@ -239,25 +261,55 @@ class HfVlm(TextBackbone):
         if self._image_before_bos:
             text = text.replace(self.image_token, "")
         images = [load_image(i) for i in prompt.images]
-        options: dict[str, Any] = {"images": images} if images else {}
-        if not self.special:
-            options["add_special_tokens"] = False
-        process = self.processor if images else self.tokenizer
-        output = process(text=[text], return_tensors="pt", **options)
-        return {k: v for k, v in output.items() if images or k in ("input_ids", "attention_mask")}
+        if images:
+            options = {"images": images, **self._text_options(self.special)}
+            output = self.processor(text=[text], return_tensors="pt", **options)
+        elif self.frame:
+            options = self._text_options(self.special)
+            output = self.processor(text=[text], return_tensors="pt", **options)
+        else:
+            output = self.tokenizer([text], return_tensors="pt", add_special_tokens=self.special)
+        kept = {k: v for k, v in output.items() if images or k in ("input_ids", "attention_mask")}
+        return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in kept.items()}
+
+    @cached_property
+    def frame(self) -> Frame:
+        """Tokens that the processor puts around every prompt, besides those of its tokenizer."""
+        if self.opening:
+            return Frame()
+        options = self._text_options(self.special)
+        return frame_of(
+            lambda text: self.processor(text=[text], return_tensors="pt", **options),
+            lambda text: self._ids(text, self.special),
+            set(self.tokenizer.all_special_ids),
+        )
+
+    def _front(self, text: str) -> tuple[int, ...]:
+        """The ids in front of a formatted prompt; none if a template has written them."""
+        bos = self.tokenizer.bos_token
+        written = not self.special and bool(bos) and text.startswith(bos)
+        return () if written else self.frame.front
+
+    def _text_options(self, special: bool) -> dict[str, Any]:
+        """Options of the processor with which it adds special tokens, or none."""
+        added = getattr(self.processor, "text_kwargs", {}).get("add_special_tokens", True)
+        return {} if added == special else {"add_special_tokens": special}
 
     def _image(self, image: Image) -> tuple[str, _tokens.EncodedImage]:
         """(the image's key, its encoding by the processor)."""
         key = _tokens.image_key(image)
         if key not in self._encoded:
             before = self._image_before_bos
-            text = "" if before else self.markup
+            text = "" if before else self.opening + self.markup
+            options = self._text_options(self.special)
             self._encoded[key] = _tokens.encode_image(
                 image,
-                lambda picture: self.processor(text=[text], images=[picture], return_tensors="pt"),
+                lambda picture: self.frame.without(
+                    self.processor(text=[text], images=[picture], return_tensors="pt", **options)
+                ),
                 name=self.name,
                 markup=self.markup,
-                markup_ids=() if before else self._ids(text, True),
+                markup_ids=() if before else self._ids(text, self.special),
                 placeholder=self.placeholder_id,
                 image_id=self.image_id,
                 needs=self._needs,
@@ -296,7 +348,7 @@ class HfVlm(TextBackbone):
                 f"{self.name}: its chat template leaves images of the prompt out. Load the model "
                 "with --style raw or easyedit."
             )
-        return tuple(ids)
+        return (*self._front(text), *ids, *self.frame.back)
 
     def _column(self, text: str, end: int, images: Sequence[_tokens.EncodedImage]) -> int:
         if self._image_before_bos and images:
@@ -305,4 +357,28 @@ class HfVlm(TextBackbone):
             return token + sum(len(e.ids) for e in images)
         token = self._token(text, end)
         count = self._ids(text, self.special)[:token].count(self.placeholder_id)
+        token += len(self._front(text))
         return token + sum(len(e.ids) for e in images[:count]) - count
+
+
+def _image_token(config: Any) -> int | None:
+    """The id of image tokens: of the model's config, or of its vision tower's."""
+    for owner in (config, getattr(config, "vision_config", None)):
+        for name in ("image_token_id", "image_token_index"):
+            if getattr(owner, name, None):
+                return int(getattr(owner, name))
+    return None
+
+
+def _auto_class(path: str, options: Mapping[str, Any]) -> Any:
+    """The class of transformers for a model with images; few are registered as text models."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TEXT
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as WITH_IMAGES,
+    )
+
+    kind = transformers.AutoConfig.from_pretrained(path, **options).model_type
+    if kind in TEXT and kind not in WITH_IMAGES:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText

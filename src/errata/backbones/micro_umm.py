@@ -193,7 +193,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
     def conditioning(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
         batch = what if isinstance(what, Batch) else what.batch
         rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
-        ctx = self._context(batch, rows)
+        ctx = self.context_of(batch, rows)
         tap, _ = self._start(what, ctx, None)
         with self.hooks.forward(), self.hooks.question(ctx):
             projected: Tensor = self.projector(tap)
@@ -232,7 +232,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
     def drawn(self, batch: Batch, seeds: Sequence[int], *, rows: Tensor | None = None) -> Tensor:
         """[R, N, P] the pictures of `draw` as floats, values about -1 to 1."""
         assert seeds, "draw needs at least one seed"
-        ctx = self._context(batch, rows)
+        ctx = self.context_of(batch, rows)
         tap, _ = self._start(batch, ctx, None)
         of_prompt = torch.arange(batch.size).repeat_interleave(len(seeds))
         with self.hooks.forward(), self.hooks.question(ctx):

@@ -118,8 +118,9 @@ def is_running(pid: int) -> bool:
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Writes all these files of a folder, or none; other files in it are kept.
 
-    They are written and synced in a hidden folder inside. One rename decides that they are whole;
-    then they are moved to their places, JSON files last. If the process is killed in between,
+    A name may be that of a file in a subfolder (`images/a.png`). They are written and synced in a
+    hidden folder inside. One rename decides that they are whole; then they are moved to their
+    places, JSON files last. If the process is killed in between,
     `finish_folder`, which readers and writers call, moves the rest. Raises DiskFull, BadOutput.
     """
     with writing(folder):
@@ -130,6 +131,7 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
         stage.mkdir()
         try:
             for name, data in contents.items():
+                (stage / name).parent.mkdir(parents=True, exist_ok=True)
                 with open(stage / name, "wb") as f:
                     f.write(data)
                     f.flush()
@@ -178,10 +180,17 @@ def finish_folder(folder: Path) -> None:
     ready = folder / READY
     if not ready.is_dir():
         return
-    for file in sorted(ready.iterdir(), key=lambda f: (f.suffix == ".json", f.name)):
+    written = [f for f in ready.rglob("*") if not f.is_dir()]
+    for file in sorted(written, key=lambda f: (f.suffix == ".json", f.name)):
+        place = folder / file.relative_to(ready)
+        if place.parent.is_symlink():
+            raise OSError(errno.ELOOP, f"{place.parent} is a link to another folder")
         with suppress(FileNotFoundError):  # another process finishes the same folder
-            os.replace(file, folder / file.name)
+            place.parent.mkdir(exist_ok=True)
+            os.replace(file, place)
     with suppress(OSError):
+        for inner in [f for f in ready.iterdir() if f.is_dir()]:
+            inner.rmdir()
         ready.rmdir()
 
 

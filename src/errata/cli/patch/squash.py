@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from errata.cli.patch.folder import Folders, Force, check_out
+from errata.cli.patch.folder import Force, Patches, check_out
+from errata.cli.shared import patches
 from errata.cli.shared.printing import say
 
 
 def squash(
-    folders: Folders,
+    given: Patches,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the patch is written.")],
     force: Force = False,
 ) -> None:
@@ -21,14 +22,14 @@ def squash(
     Only changes of weights can be put together (shape delta). No model is needed.
     """
     from errata.artefacts.squash import squash as squashed
-    from errata.io.patch_folder import load, save
+    from errata.io.patch_folder import save
 
     check_out(out, force=force)
-    patch = squashed([load(folder) for folder in folders])
+    patch = squashed([p.load() for p in patches.located(given)])
     check_out(out, force=force)
     save(patch, out)
     numbers = sum(p.numel() for p in patch.parameters())
     say(
-        f"{out}: {len(folders)} patches as one, {len(patch.edits)} edits, {numbers:,} numbers at "
+        f"{out}: {len(given)} patches as one, {len(patch.edits)} edits, {numbers:,} numbers at "
         f"{len(patch.sites)} sites"
     )
