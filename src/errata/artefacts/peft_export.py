@@ -226,8 +226,8 @@ def _remarks(
     ]
     if large:
         lines.append(
-            f"the change of {len(large)} modules has (almost) full rank, so that the adapter is "
-            "larger than their weights. Give --rank for a smaller one, or merge the patch."
+            f"the change of {places[large[0]].path} has (almost) full rank, so that its adapter is "
+            "larger than the weight. Give --rank for a smaller one, or merge the patch."
         )
     if _total_loss(made.values()) > LARGE_LOSS:
         lines.append(ASK_AGAIN)
