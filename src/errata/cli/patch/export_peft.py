@@ -15,7 +15,7 @@ SHOWN = 20
 
 
 def export_peft(
-    folders: patches.Several,
+    given: patches.Several,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the adapter is written.")],
     rank: Annotated[
         int | None,
@@ -54,7 +54,7 @@ def export_peft(
     quiet()
     peft_export.check_out(out)
     adapter = peft_export.export_peft(
-        [p.load() for p in patches.located(folders)],
+        [p.load() for p in patches.located(given)],
         out,
         backbone=backbone,
         rank=rank,

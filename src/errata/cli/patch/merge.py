@@ -18,7 +18,7 @@ SHOWN = 20
 @takes_model(without=("style", "dtype", "device", "device_map"))
 def merge(
     model: ModelOptions,
-    folders: patches.Several,
+    given: patches.Several,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model is written.")],
     force: Annotated[
         bool, typer.Option("--force", help="Replace a merged model that is in DIR already.")
@@ -36,7 +36,7 @@ def merge(
     merging.check_out(out, force=force)
     merged = merging.merge(
         model.backbone,
-        [p.load() for p in patches.located(folders)],
+        [p.load() for p in patches.located(given)],
         out,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
