@@ -21,6 +21,7 @@ from errata.backbones._overrides import forward_as
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone
 from errata.core.hooks.manager import HookManager
+from errata.core.model.outline import ModelOutline
 from errata.core.types import Prompt
 
 
@@ -173,19 +174,18 @@ class HfLm(TextBackbone):
     @classmethod
     def outline(
         cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
-    ) -> HfLm:
+    ) -> ModelOutline:
         """Configuration and tokenizer of a model whose weights are not loaded."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         make_tokenizer: Any = AutoTokenizer.from_pretrained
+        path = _weights.bundled(name) if name in cls.bundled else name
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         with _folders.load_errors(name, "language model", "its configuration or tokenizer"):
-            model = _weights.on_meta(AutoModelForCausalLM, name, **options)
-            tokenizer = make_tokenizer(name, **options)
-            source = _weights.folder(name, revision, getattr(model.config, "_commit_hash", None))
-            backbone = cls(model, tokenizer, name=name, revision=revision or "", source=source)
-            backbone.identify_by_files()
-        return backbone
+            model = _weights.on_meta(AutoModelForCausalLM, path, **options)
+            tokenizer = make_tokenizer(path, **options)
+            sites = _sites.resolve(model).sites
+        return _weights.outline_of(name, path, revision, model, sites, tokenizer)
 
     @classmethod
     def wrap(cls, model: Any, processor: Any, *, name: str = "", style: str | None = None) -> HfLm:
@@ -194,6 +194,11 @@ class HfLm(TextBackbone):
         path = str(getattr(model.config, "_name_or_path", "") or "")
         name = name or _weights.short_name(path, cls.bundled) or type(model).__name__
         tokenizer = getattr(processor, "tokenizer", processor)
+        if not callable(tokenizer) or not hasattr(tokenizer, "get_vocab"):
+            raise BadBackbone(
+                f"{name} takes text, and a {type(processor).__name__} makes no tokens of it. Give "
+                "the model's tokenizer: AutoTokenizer.from_pretrained(...)."
+            )
         source = _weights.folder(path, None, getattr(model.config, "_commit_hash", None))
         chosen = _tokens.style_of(tokenizer, style, name)
         backbone = cls(model, tokenizer, name=name, style=chosen, source=source, trusted=False)
