@@ -225,6 +225,8 @@ def outline(
 
     name = _checked_name(name)
     family: Any = next((c for c in _families().values() if name in c.bundled), None)
+    if _gguf_of(name, None, family)[1] is not None:
+        return load(name).outlined()
     if family is None:
         if Path(name).exists():
             _folders.check(Path(name))

@@ -70,6 +70,7 @@ def check(path: Path) -> None:
             kind, advice = _OTHER_FILES.get(
                 path.suffix.lower(), ("a file, not a folder", "Give the folder of the model")
             )
+            advice = advice.format(path=path.parent, name=path.name)
             raise BadBackbone(f"'{path}' is {kind}. {advice}.")
         return
     for file in sorted(path.iterdir()):
