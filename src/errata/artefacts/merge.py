@@ -178,7 +178,7 @@ def _source(bb: ModelOutline) -> Path:
     source = bb.source
     if source is None and bb.name.lower().endswith(".gguf"):
         raise BadBackbone(
-            f"{bb.name} is a GGUF file, and a change cannot be added to its blocks exactly. Save the "
+            f"{bb.name} is a GGUF file, and its blocks cannot be changed exactly. Save the "
             "model (bb = errata.load(FILE); bb.model.save_pretrained(DIR); "
             "bb.tokenizer.save_pretrained(DIR)) and merge into DIR: its patches fit."
         )
