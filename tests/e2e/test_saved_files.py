@@ -18,6 +18,7 @@ from errata.core.files import read_json, versions
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Prompt, from_json
+from errata.evaluation.limits import same_answers
 from errata.io.states import store
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0.1"
@@ -160,7 +161,8 @@ def test_runs_are_reported_and_compared(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("run", ["ft_l", "serac"])
-def test_a_cut_run_is_resumed_to_the_same_bytes(run: str, tmp_path: Path) -> None:
+def test_a_cut_run_is_resumed_to_the_same_answers(run: str, tmp_path: Path) -> None:
+    """Up to the rounding of the machine, which may be another one than the run began on."""
     whole, cut = unpacked(run, tmp_path / "whole"), unpacked(run, tmp_path / "cut")
     lines = (cut / "done.jsonl").read_text().splitlines(keepends=True)
     assert len(lines) == 2
@@ -170,7 +172,9 @@ def test_a_cut_run_is_resumed_to_the_same_bytes(run: str, tmp_path: Path) -> Non
     manifest = read_json(cut / "manifest.json")
     (cut / "manifest.json").write_text(json.dumps({**manifest, "versions": versions()}))
     bench(run, cut)
-    assert (cut / "answers.jsonl").read_bytes() == (whole / "answers.jsonl").read_bytes()
+    answers = [(f / "answers.jsonl").read_bytes() for f in (cut, whole)]
+    assert len(answers[0].splitlines()) == len(answers[1].splitlines())
+    assert same_answers(*answers)
     scores, before = ((f / "scores.json").read_bytes() for f in (cut, whole))
     assert without_agreement(scores, before) == without_agreement(before, before)
 
