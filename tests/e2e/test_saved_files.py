@@ -19,6 +19,7 @@ from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Prompt, from_json
 from errata.evaluation.limits import same_answers
+from errata.io import patch_folder
 from errata.io.states import store
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0.1"
@@ -105,6 +106,14 @@ def test_patches_in_one_file_answer_as_they_did(
         batch = model.encode(prompts, rows=rows)
         answers = model.generate(batch, [8] * len(prompts), rows=torch.tensor(rows))
     assert [model.decode(a.ids) for a in answers] == PATCHES[name]["answers"]
+
+
+def test_which_patches_need_a_state_is_seen(model: Backbone) -> None:
+    """A state that comes with errata is no need; that of an editor alone is none either."""
+    patches = {n: errata.load_patch(FIXTURES / "patches" / n, model) for n in PATCHES}
+    needs = {n: patch_folder.state_of(p) for n, p in patches.items()}
+    assert {n for n, state in needs.items() if state} == {"serac", "visedit", "dualedit"}
+    assert '"state": "' in json.dumps(patches["unike"].pack()[0])
 
 
 @pytest.mark.parametrize("name", STATES)

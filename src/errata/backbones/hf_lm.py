@@ -15,7 +15,7 @@ from torch import Tensor
 
 from errata.backbones import _folders, _sites, _tokens, _weights
 from errata.backbones._folders import forward_errors
-from errata.backbones._forward import Finish
+from errata.backbones._forward import Finish, unchanged
 from errata.backbones._language import gguf, logits
 from errata.backbones._overrides import forward_as
 from errata.backbones._text import TextBackbone
@@ -73,6 +73,8 @@ class HfLm(TextBackbone):
 
         Raises BadBackbone where errata's forward is not the model's own.
         """
+        if self._weightless():
+            return unchanged
         ids = [1, 2, 3]
         batch = self._batch((Prompt(("",)),), [ids], [len(ids)], ((),), [])
         raw: list[Tensor] = []
@@ -92,6 +94,10 @@ class HfLm(TextBackbone):
                 with self.hooks.forward(), self.hooks.question(context):
                     logits.check_same(self.head(stream), raw[0], self.name)
         return logits.rule(logits.spread(raw[0]), own, self.text_config, self.name)
+
+    def _weightless(self) -> bool:
+        """Whether the weights are nowhere: on the meta device, and not offloaded."""
+        return not hasattr(self.head, "_hf_hook") and any(p.is_meta for p in self.head.parameters())
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:

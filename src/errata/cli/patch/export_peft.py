@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from errata.cli.patch.folder import Patches
 from errata.cli.shared import patches
 from errata.cli.shared.options import quiet
 from errata.cli.shared.printing import say
@@ -16,7 +15,7 @@ SHOWN = 20
 
 
 def export_peft(
-    given: Patches,
+    given: patches.Several,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the adapter is written.")],
     rank: Annotated[
         int | None,

@@ -9,12 +9,6 @@ import typer
 
 from errata.core.errors import BadPatch
 
-Patches = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="DIR...", help="Folders with patch.json, or names on the Hub, in order."
-    ),
-]
 Force = Annotated[bool, typer.Option("--force", help="Replace a patch that is in DIR already.")]
 
 

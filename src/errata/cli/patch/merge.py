@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from errata.cli.patch.folder import Patches
 from errata.cli.shared import patches
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.options import quiet
@@ -19,7 +18,7 @@ SHOWN = 20
 @takes_model(without=("style", "dtype", "device", "device_map"))
 def merge(
     model: ModelOptions,
-    given: Patches,
+    given: patches.Several,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model is written.")],
     force: Annotated[
         bool, typer.Option("--force", help="Replace a merged model that is in DIR already.")

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from errata.cli.patch.folder import Force, Patches, check_out
+from errata.cli.patch.folder import Force, check_out
 from errata.cli.shared import patches
 from errata.cli.shared.printing import say
 
 
 def squash(
-    given: Patches,
+    given: patches.Several,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the patch is written.")],
     force: Force = False,
 ) -> None:
