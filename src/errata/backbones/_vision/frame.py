@@ -19,8 +19,10 @@ class Frame:
     def __bool__(self) -> bool:
         return bool(self.front or self.back)
 
-    def without(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def without(self, output: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """A processor's output for one prompt, without the framing tokens."""
+        if not self:
+            return output
         columns = output["input_ids"].shape[1]
         inner = slice(len(self.front), columns - len(self.back))
         return {
