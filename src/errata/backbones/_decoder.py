@@ -94,9 +94,11 @@ class DecoderBackbone(DecoderForward):
                 return _copied(saved[0])
             name = "" if args else next(iter(kwargs))
             pixels = args[0] if args else kwargs[name]
-            # sizes or masks of the pictures: a tower that joins pictures cannot leave one out
+            # sizes, masks or positions of the pictures: a tower that joins pictures cannot leave
+            # one out, and what comes after it reads all of them again
             sizes = any(
-                isinstance(v, Tensor) and v is not pixels for v in (*args, *kwargs.values())
+                isinstance(v, (Tensor, list, tuple)) and v is not pixels
+                for v in (*args, *kwargs.values())
             )
             with torch.no_grad():
                 if sizes or len(unique) == len(inverse) or pixels.shape[0] != len(inverse):
@@ -118,7 +120,7 @@ class DecoderBackbone(DecoderForward):
     def _below(self, batch: Batch, ctx: HookContext, saved: list[Any]) -> dict[str, Any]:
         """Runs the part below the text model; returns the keywords of the text model's forward."""
         ctx.shape = (batch.size, batch.ids.shape[1])
-        if not batch.image_keys:
+        if batch.inputs.keys() <= {"input_ids", "attention_mask"}:
             return {"input_ids": batch.ids, "attention_mask": batch.mask}
         with (
             self.hooks.forward(),
@@ -319,7 +321,7 @@ class DecoderBackbone(DecoderForward):
         return _prefixes.split(state)
 
     def concat(self, rows: Sequence[PrefixRow], owners: Tensor) -> PrefixState:
-        return _prefixes.concat(rows, owners)
+        return _prefixes.concat(rows, owners, shared=not self.image_reads_prompt)
 
     # -- asking -------------------------------------------------------------------------------
 
