@@ -1,8 +1,9 @@
-"""Writes the parts of the docs that are made from the code: the README's table and docs/schemas.
+"""Writes what is made from the code: docs/schemas, and the tables of classes (docs, README).
 
 From the repository root:
 
-    python -m tools.docs            writes
+    python -m tools.docs            writes (tries all classes: about seven seconds each)
+    python -m tools.docs --only A,B writes, and tries these classes alone
     python -m tools.docs --check    exits 1 when a part is not current
 """
 
@@ -11,32 +12,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
-if TYPE_CHECKING:
-    from errata import Case
-    from errata.core.model.backbone import Backbone
-
 TYPES = ("Case", "Edit", "Probe", "Answer")
 BEGIN, END = "<!-- table: tools/docs.py -->", "<!-- end of table -->"
-
-PICTURE = (
-    "microworld:shape=ring,colour=blue,pattern=striped,accent=black,size=small,position=centre,"
-    "background=grey,seed=1"
-)
-
-#: column -> function of errata.testing.tiny_models that makes a model of that class
-COLUMNS = {
-    "LLaVA-1.5": "llava",
-    "BLIP-2 (OPT)": "blip2",
-    "Qwen2.5-VL": "qwen25",
-    "Qwen3-VL": "qwen3",
-    "micro-umm": "micro_umm",
-}
 
 
 def schemas() -> dict[Path, str]:
@@ -52,107 +35,110 @@ def schemas() -> dict[Path, str]:
     return files
 
 
-def readme() -> dict[Path, str]:
-    """The README with the current table of editors and backbones."""
-    path = ROOT / "README.md"
+def classes() -> dict[Path, str]:
+    """The classes that errata was tried on: as data, as a page, and in short in the README.
+
+    Takes some seconds a class. `--only NAME,NAME` tries these and keeps the other rows.
+    """
+    from errata.core import registry
+    from errata.core.files import versions
+    from errata.testing import class_table, zoo
+
+    path = ROOT / "src" / "errata" / "assets" / "classes.json"
+    names = list(zoo.ZOO)
+    rows = {}
+    if "--only" in sys.argv:
+        rows = {r["name"]: r for r in json.loads(path.read_text(encoding="utf-8"))["classes"]}
+        names = sys.argv[sys.argv.index("--only") + 1].split(",")
+    rows |= {row["name"]: row for row in class_table.examined(names)}
+    made = {"transformers": versions()["transformers"]}
+    kept = [rows[n] for n in zoo.ZOO if n in rows]
+    text = json.dumps({"versions": made, "classes": kept}, indent=1, ensure_ascii=False) + "\n"
+    return {path: text, **pages(kept, registry.names("editors"))}
+
+
+def pages(rows: Sequence[Mapping[str, Any]], editors: Sequence[str]) -> dict[Path, str]:
+    """docs/classes.md and the README, from the rows of `assets/classes.json`."""
+    page, readme = ROOT / "docs" / "classes.md", ROOT / "README.md"
+    return {
+        page: _between(page, f"{_counts(rows)}\n\n{_tables(rows, editors)}"),
+        readme: _between(readme, _short(rows)),
+    }
+
+
+def stored_pages() -> dict[Path, str]:
+    """The same from the stored rows, without trying anything."""
+    from errata.cli.shared.classes import stored
+    from errata.core import registry
+
+    return pages(stored()["classes"], registry.names("editors"))
+
+
+def _between(path: Path, part: str) -> str:
+    """The file with `part` between its two marks."""
     text = path.read_text(encoding="utf-8")
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    assert pattern.search(text), f"README.md has no '{BEGIN}'"
-    return {path: pattern.sub(f"{BEGIN}\n{table()}\n{END}", text)}
+    assert pattern.search(text), f"{path.name} has no '{BEGIN}'"
+    return pattern.sub(lambda _: f"{BEGIN}\n{part}\n{END}", text)
 
 
-def table() -> str:
-    """Every editor tried on a small random-weight model of every class: `yes` or why not."""
-    import torch
+_TAKES = {"image-text": "image and text", "text": "text"}
 
-    from errata.core import registry
-    from errata.testing import tiny_models
 
-    torch.set_num_threads(1)
-    backbones = {title: getattr(tiny_models, name)() for title, name in COLUMNS.items()}
-    lines = [_row(["editor", "edits", *backbones]), _row(["---"] * (len(backbones) + 2))]
-    lines.append(_row(["*processor*", "", *map(processor_of, backbones.values())]))
-    for name in registry.names("editors"):
-        edits = " + ".join(sorted(registry.load("editors", name).modalities, reverse=True))
-        cells = [attempt(name, bb) for bb in backbones.values()]
-        lines.append(_row([f"`{name}`", edits, *cells]))
+def _counts(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for takes, words in _TAKES.items():
+        own = [r["status"] for r in rows if r["takes"] == takes]
+        each = ", ".join(f"{own.count(s)} {s}" for s in dict.fromkeys(sorted(own, reverse=True)))
+        lines.append(f"- {words}: {len(own)} classes: {each}")
     return "\n".join(lines)
 
 
-def processor_of(bb: Backbone) -> str:
-    """Which processor the column was run with: one of transformers, or a stand-in of ours."""
-    kind = type(getattr(bb, "processor", None))
-    if kind is type(None):
-        return "tokenizer only"
-    real = kind.__module__.startswith("transformers.")
-    return f"`{kind.__name__}`" if real else "stand-in; the real one needs torchvision"
+def _short(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of statuses with the classes that have them."""
+    lines = [_row(["takes", "status", "classes"]), _row(["---"] * 3)]
+    for takes, words in _TAKES.items():
+        own = [r for r in rows if r["takes"] == takes]
+        for status in ("works", "partly", "refused", "absent", "fails"):
+            names = ", ".join(f"`{r['class']}`" for r in own if r["status"] == status)
+            if names:
+                lines.append(_row([words, status, names]))
+    return "\n".join(lines)
 
 
-def attempt(name: str, bb: Backbone) -> str:
-    """One small edit: does the patch change the logits, and does removing it restore them?"""
-    import torch
-
-    from errata import Edit, Prompt, UserError, editor
-    from errata.core import registry
-    from errata.testing.small_settings import SMALL_SETTINGS
-    from errata.training.trained_editor import TrainedEditor
-
-    cls = registry.load("editors", name)
-    if lacking := cls.requires - bb.capabilities:
-        return f"needs `{'`, `'.join(sorted(lacking))}`"
-    shown = PICTURE if "image" in cls.modalities & bb.capabilities else None
-    if shown is None and cls.modalities == {"image"}:
-        return "needs `image`"
-    edit = Edit(Prompt.of("What colour is the thing?", shown), "green", "thing", id="table")
-    batch = bb.encode([edit.prompt], [edit.target])
-    with torch.no_grad():
-        before = bb.logits(batch)
-    settings = SMALL_SETTINGS.get(name, {})
-    if issubclass(cls, TrainedEditor):
-        settings = {**settings, "steps": 1}
-    else:  # the defaults, with fewer steps
-        settings = {k: v for k, v in settings.items() if k in ("steps", "epochs")}
-    try:
-        one = editor(name, **settings).for_backbone(bb)
-        state = one.prepare(bb, _train_cases("image" in bb.capabilities))
-        patch = one.edit(bb, [edit], state).patch
-        with torch.no_grad(), bb.applied(patch):
-            during = bb.logits(bb.encode([edit.prompt], [edit.target]))
-        with torch.no_grad():
-            after = bb.logits(batch)
-    except UserError as e:
-        return f"no: {e}"
-    assert torch.equal(before, after), f"{name} on {bb.name} was not undone"
-    return "no effect" if torch.equal(before, during) else "yes"
+def _tables(rows: Sequence[Mapping[str, Any]], editors: Sequence[str]) -> str:
+    """One table for each kind of model: a row per class, a column per editor."""
+    parts = []
+    for takes, words in _TAKES.items():
+        own = [r for r in rows if r["takes"] == takes]
+        columns = [e for e in editors if any(e in r["editors"] for r in own)]
+        notes: dict[str, int] = {}
+        lines = [_row(["class", "status", *(f"`{e}`" for e in columns)])]
+        lines.append(_row(["---"] * (len(columns) + 2)))
+        for r in own:
+            cells = []
+            for e in columns:
+                why = r["editors"].get(e)
+                mark = "" if why is None else "yes"
+                cells.append(f"no[{notes.setdefault(why, len(notes) + 1)}]" if why else mark)
+            status = r["status"]
+            if r["reason"]:
+                status += f"[{notes.setdefault(r['reason'], len(notes) + 1)}]"
+            lines.append(_row([f"`{r['class']}`", status, *cells]))
+        said = [f"{n}. {_escaped(why)}" for why, n in notes.items()]
+        parts.append("\n".join([f"## Models that take {words}", "", *lines, "", *said]).rstrip())
+    return "\n\n".join(parts)
 
 
-def _train_cases(pictures: bool) -> list[Case]:
-    """Cases for editors that need a prepared state or a training."""
-    from errata import Case, Edit, Probe, Prompt
-
-    unrelated = Probe("l", Prompt.of("Who made the other one?"), "t_locality", reference="Corvin")
-    truths = {"Where is it from?": "Aldham", "Who made it?": "Sorrel", "What is it?": "a ring"}
-    questions = [
-        (Prompt.of(q, p), a)
-        for q, a in truths.items()
-        for p in (None, PICTURE if pictures else None)
-    ]
-    return [
-        Case(
-            f"train {i}",
-            Edit(prompt, answer),
-            (Probe("g", prompt, "t_generality", reference=answer), unrelated),
-            origin="correction",
-        )
-        for i, (prompt, answer) in enumerate(questions)
-    ]
+def _escaped(text: str) -> str:
+    return re.sub(r"([<>|*_])", r"\\\1", text)
 
 
 def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-MAKERS: tuple[Callable[[], dict[Path, str]], ...] = (schemas, readme)
+MAKERS: tuple[Callable[[], dict[Path, str]], ...] = (schemas, classes)
 
 
 def main() -> int:

@@ -1,4 +1,7 @@
-"""`doctor`: the sites of a model, the missing ones, and whether errata computes its logits."""
+"""`doctor`: the sites of a model, the missing ones, and whether errata computes its logits.
+
+With `--classes`: which classes of transformers errata works on, tried on tiny models.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.cli.shared import options
+from errata.cli.shared.classes import show_classes
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import print_json
+from errata.core.errors import BadSpec
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
@@ -22,12 +27,28 @@ if TYPE_CHECKING:
 QUESTION = "What is shown in this picture?"
 
 
-@takes_model()
+@takes_model(optional=True)
 def doctor(
     model: ModelOptions,
     image: Annotated[
         str | None,
         typer.Option(metavar="F", help="An image for the test; default: a generated one."),
+    ] = None,
+    classes: Annotated[
+        bool,
+        typer.Option(
+            "--classes",
+            help="Instead of a model: try every class of transformers that errata knows, each on a "
+            "tiny model with random weights (some seconds a class).",
+        ),
+    ] = False,
+    editors: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="With --classes: the editors to try; default: all."),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="With --classes: only these, by class or short name."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -35,6 +56,15 @@ def doctor(
 
     Compares the logits that errata computes with those of the model's own processor and forward.
     """
+    if classes and model.backbone:
+        raise BadSpec("--classes tries tiny models of all classes. Leave out the BACKBONE.")
+    if not classes and (editors or only):
+        raise BadSpec("--editors and --only belong to --classes.")
+    if not classes and not model.backbone:
+        raise BadSpec("name a BACKBONE to examine, or give --classes.")
+    if classes:
+        show_classes(editors, only, as_json=as_json)
+        return
     bb = model.load()
     with tempfile.TemporaryDirectory() as folder:
         facts = examine(bb, image or str(_picture(Path(folder) / "sample.png")))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from errata.cli.shared.classes import stored
 from errata.cli.shared.options import AsJson, bundled_models, print_facts, quiet
 from errata.cli.shared.printing import print_json, say
 from errata.core import registry
@@ -26,14 +27,21 @@ def _kind(text: str) -> str:
     raise UnknownName("kind", text, registry.KINDS)
 
 
-def rows_of(kind: str) -> list[dict[str, str]]:
-    """Every registered name of a kind with one line about it."""
+def rows_of(kind: str) -> list[dict[str, Any]]:
+    """Every registered name of a kind with one line about it.
+
+    Of backbones also the classes of transformers that were tried, with their status.
+    """
     rows = [{"name": n, "summary": registry.summary(kind, n)} for n in registry.names(kind)]
     if kind != "backbones":
         return rows
     families = [{**row, "type": "family"} for row in rows]
     models = [{"name": n, "summary": "bundled model", "type": "model"} for n in bundled_models()]
-    return models + families
+    tried = [
+        {**row, "name": row["class"], "summary": row["status"], "type": "class"}
+        for row in stored()["classes"]
+    ]
+    return models + families + tried
 
 
 def list_names(kind: Kind, as_json: AsJson = False) -> None:

@@ -26,23 +26,32 @@ from errata.io.patch_folder import load, save
 from errata.io.states import store
 from errata.testing.small_settings import SMALL_SETTINGS
 
-#: editors that are tried by default: one that trains weights, one that locates and solves, one
-#: that adds neurons and a memory, one with a trained scope
-EDITORS = ("ft_l", "memit", "unike", "serac")
 #: largest difference of a logit, relative and absolute, float32
 CLOSE = 1e-4
 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """status: `works`, `partly` (some editors refuse the class), `refused` (it is not loaded), or
-    `fails` (a property does not hold). reason: the line of a refusal, or what fails. editors: why
-    each editor that cannot act refuses.
+    """status: `works`, `partly` (some editors refuse the class), `refused` (errata does not load
+    it), `absent` (the class or what its processor needs is not installed), or `fails` (a property
+    does not hold). reason: the line of a refusal, or what fails. editors: editor -> "" or why it
+    cannot act.
     """
 
-    status: Literal["works", "partly", "refused", "fails"]
+    status: Literal["works", "partly", "refused", "absent", "fails"]
     reason: str = ""
     editors: Mapping[str, str] = field(default_factory=dict)
+
+
+def editors_for(bb: Backbone) -> list[str]:
+    """The editors that a model like this one can have: what it takes and what it can do."""
+    classes = registry.usable("editors")
+    return [
+        n
+        for n, c in classes.items()
+        if c.requires <= bb.capabilities
+        and ("text" in c.modalities or c.modalities & bb.capabilities)
+    ]
 
 
 def pictures(folder: Path) -> list[str]:
@@ -174,22 +183,21 @@ def try_editor(name: str, bb: Backbone, folder: Path) -> None:
     assert weights(bb) == before, f"{name}: a weight was written"
 
 
-def report(bb: Backbone, folder: Path, editors: Sequence[str] = EDITORS) -> ClassReport:
-    """All checks on a model that was loaded."""
+def report(bb: Backbone, folder: Path, editors: Sequence[str]) -> ClassReport:
+    """All properties of a model that was loaded, and these editors on it."""
+    tried: dict[str, str] = {}
     try:
         for _, check in checks(bb, folder):
             check()
+        for name in editors:
+            try:
+                try_editor(name, bb, folder)
+                tried[name] = ""
+            except UserError as e:
+                tried[name] = str(e)
     except (AssertionError, UserError) as e:
-        return ClassReport("fails", str(e))
-    refusals: dict[str, str] = {}
-    for name in editors:
-        try:
-            try_editor(name, bb, folder)
-        except UserError as e:
-            refusals[name] = str(e)
-        except AssertionError as e:
-            return ClassReport("fails", str(e))
-    return ClassReport("partly" if refusals else "works", "", refusals)
+        return ClassReport("fails", str(e), tried)
+    return ClassReport("partly" if any(tried.values()) else "works", "", tried)
 
 
 def _cases(asked: Sequence[Prompt]) -> list[Case]:

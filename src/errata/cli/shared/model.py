@@ -99,10 +99,13 @@ def _style_of(heads: Sequence[Mapping[str, Any]], bb: Backbone) -> str:
     return style
 
 
-def takes_model(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Any]:
+def takes_model(
+    *, without: tuple[str, ...] = (), optional: bool = False
+) -> Callable[[Callable[..., None]], Any]:
     """Replaces the parameter `model` of a command by the fields of ModelOptions.
 
-    without: fields that the command does not offer; they keep their defaults.
+    without: fields that the command does not offer; they keep their defaults. optional: BACKBONE
+    may be left out, and is then "".
     """
     hints = get_type_hints(ModelOptions, include_extras=True)
     options = {
@@ -110,6 +113,8 @@ def takes_model(*, without: tuple[str, ...] = ()) -> Callable[[Callable[..., Non
         for name, p in inspect.signature(ModelOptions).parameters.items()
         if name not in without
     }
+    if optional:
+        options["backbone"] = options["backbone"].replace(default="")
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
