@@ -45,6 +45,8 @@ class DecoderForward(Backbone, ABC):
     suppressed: tuple[int, ...] = ()
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
     bridge_in_tower: bool = False
+    #: the features of an image depend on the prompt (a Q-Former that reads the question)
+    image_reads_prompt: bool = False
 
     @abstractmethod
     def context_of(self, batch: Batch, rows: Tensor | None) -> HookContext:
@@ -175,5 +177,9 @@ class DecoderForward(Backbone, ABC):
             ids = ids.expand(-1, lengths.shape[0], -1)
             last = ids[:, torch.arange(lengths.shape[0], device=ids.device), lengths - 1]
             return last[:, :, None] + 1 + steps
+        first = lengths[:, None]
+        if isinstance(ids, Tensor) and ids.dim() == 2:  # of a model that does not count from 0
+            ids = ids.expand(lengths.shape[0], -1)
+            first = ids.gather(1, lengths[:, None].to(ids.device) - 1) + 1
         # Clamped for rows that already ended: learned position embeddings end with the context.
-        return (lengths[:, None] + steps).clamp(max=self.context - 1)
+        return (first + steps).clamp(max=self.context - 1)

@@ -52,6 +52,8 @@ class _Continuation:
         ids = self.trunk.get("position_ids")
         if isinstance(ids, Tensor) and ids.dim() == 3 and ids.shape[1] == batch.size:
             self.trunk["position_ids"] = ids[:, index]
+        elif isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[0] == batch.size:
+            self.trunk["position_ids"] = ids[index]
 
     def _shift(self, kept: Tensor) -> None:
         """Row b's first kept[b] columns become its last; the columns before them are masked."""

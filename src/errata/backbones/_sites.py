@@ -230,6 +230,14 @@ def _bridge_sites(bridges: dict[str, nn.Module]) -> list[Site]:
 
 def resolve(model: Any) -> SiteLayout:
     """The layout of a model with a decoder-only text model. Raises BadBackbone."""
+    config = getattr(model, "config", None)
+    text_config: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if any(getattr(c, "is_encoder_decoder", False) for c in (config, text_config)):
+        raise BadBackbone(
+            f"{type(model).__name__} is an encoder-decoder: an answer is written by a second stack "
+            "of blocks, which does not hold the prompt. errata edits decoder-only models; take one "
+            "whose text model is, such as BLIP-2 with OPT."
+        )
     owner = _text_blocks(model)
     head, embed = model.get_output_embeddings(), model.get_input_embeddings()
     if owner is None or head is None or embed is None:

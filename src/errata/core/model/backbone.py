@@ -70,6 +70,8 @@ class Backbone(ABC):
     missing_sites: Sequence[str] = ()
     #: a site that the model lacks -> why, where that is known
     missing_because: Mapping[str, str] = MappingProxyType({})
+    #: images are read by cross-attention: no column of a prompt is an image token
+    images_beside: bool = False
     model: nn.Module
     hooks: HookManager
 

@@ -1,4 +1,4 @@
-"""Parts that several models of the zoo share: tokenizers, text configurations, image processors."""
+"""Parts that several models of the zoo are made of: tokenizers, tower and text settings."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from transformers import PreTrainedTokenizerFast
 from errata.testing.tiny_models import tokenizer
 
 
-def tokenizer_with(*special: str, **named: str) -> Any:
-    """The tiny tokenizer with more special tokens. named: by which attribute."""
-    tok = tokenizer()
-    tok.add_tokens([*special, *named.values()], special_tokens=True)
+def vocabulary(*tokens: str, **named: str) -> Any:
+    """The tiny tokenizer with more special tokens, each one token.
+
+    named: tokens that processors read as attributes of the tokenizer: `image_token="<image>"`.
+    """
+    base = tokenizer()
+    base.add_special_tokens({"additional_special_tokens": [*tokens, *named.values()]})
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tok.backend_tokenizer,
-        bos_token=tok.bos_token,
-        eos_token=tok.eos_token,
-        pad_token=tok.pad_token,
-        extra_special_tokens=named,
+        tokenizer_object=base.backend_tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_specific_special_tokens=named,
     )
 
 
-def text_config(size: int, **changes: Any) -> dict[str, Any]:
-    """Keywords of a small text model with `size` tokens: 4 blocks, width 32."""
+def text(size: int, **more: Any) -> dict[str, Any]:
+    """Settings of a text model with a vocabulary of this size: four blocks, 32 wide."""
     return {
         "vocab_size": size,
         "hidden_size": 32,
@@ -31,12 +34,30 @@ def text_config(size: int, **changes: Any) -> dict[str, Any]:
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": 1024,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
-        **changes,
+        **more,
     }
+
+
+def tower(image: int = 28, patch: int = 14, **more: Any) -> dict[str, Any]:
+    """Settings of a vision tower: two blocks, 24 wide. image, patch: sides in pixels."""
+    return {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": image,
+        "patch_size": patch,
+        **more,
+    }
+
+
+def square(side: int) -> dict[str, int]:
+    """An image size as image processors take it."""
+    return {"height": side, "width": side}
 
 
 #: 3-axis positions of the Qwen family, for heads of 8 features

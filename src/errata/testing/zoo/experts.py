@@ -6,7 +6,7 @@ from typing import Any
 
 from errata.testing.tiny_models import randomise, tokenizer
 from errata.testing.zoo import _parts
-from errata.testing.zoo._parts import text_config, tokenizer_with
+from errata.testing.zoo._parts import text, vocabulary
 
 
 def qwen3_vl_moe() -> tuple[Any, Any]:
@@ -14,7 +14,7 @@ def qwen3_vl_moe() -> tuple[Any, Any]:
 
     tok = tokenizer()
     config = Qwen3VLMoeConfig(
-        text_config=text_config(
+        text_config=text(
             len(tok),
             head_dim=8,
             num_experts=4,
@@ -37,7 +37,7 @@ def llama4() -> tuple[Any, Any]:
         Llama4Processor,
     )
 
-    tok = tokenizer_with(
+    tok = vocabulary(
         "<|image|>",
         "<|image_start|>",
         "<|image_end|>",
@@ -46,7 +46,7 @@ def llama4() -> tuple[Any, Any]:
         "<|tile_y_separator|>",
     )
     config = Llama4Config(
-        text_config=text_config(
+        text_config=text(
             len(tok),
             head_dim=8,
             intermediate_size_mlp=64,

@@ -6,14 +6,14 @@ from typing import Any
 
 from errata.testing.tiny_models import randomise, tokenizer
 from errata.testing.zoo import _parts
-from errata.testing.zoo._parts import text_config, tokenizer_with
+from errata.testing.zoo._parts import text, vocabulary
 
 
 def _qwen3_5(model: Any, config: Any, **changes: Any) -> tuple[Any, Any]:
     """changes: to the text configuration."""
     tok = tokenizer()
     made = config(
-        text_config=text_config(
+        text_config=text(
             len(tok),
             head_dim=8,
             layer_types=["linear_attention", "full_attention"] * 2,
@@ -58,8 +58,8 @@ def lfm2_vl() -> tuple[Any, Any]:
         Lfm2VlProcessor,
     )
 
-    tok = tokenizer_with("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>")
-    text = text_config(len(tok), layer_types=["conv", "full_attention"] * 2, block_multiple_of=8)
+    tok = vocabulary("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>")
+    kinds = ["conv", "full_attention"] * 2
     vision = dict(
         model_type="siglip2_vision_model",
         hidden_size=24,
@@ -70,7 +70,10 @@ def lfm2_vl() -> tuple[Any, Any]:
         num_patches=16,
     )
     config = Lfm2VlConfig(
-        text_config={"model_type": "lfm2", **text},
+        text_config={
+            "model_type": "lfm2",
+            **text(len(tok), layer_types=kinds, block_multiple_of=8),
+        },
         vision_config=vision,
         image_token_id=3,
         projector_hidden_size=32,
@@ -95,9 +98,9 @@ def mllama() -> tuple[Any, Any]:
         MllamaProcessor,
     )
 
-    tok = tokenizer_with("<|image|>", "<|python_tag|>")
+    tok = vocabulary("<|image|>", "<|python_tag|>")
     config = MllamaConfig(
-        text_config=text_config(
+        text_config=text(
             len(tok),
             cross_attention_layers=[1],
             rope_parameters={"rope_type": "default", "rope_theta": 1e4},

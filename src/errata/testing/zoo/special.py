@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from errata.testing.tiny_models import randomise, tokenizer
-from errata.testing.zoo._parts import text_config, tokenizer_with
+from errata.testing.zoo._parts import text, vocabulary
 
 
 def chameleon() -> tuple[Any, Any]:
@@ -19,10 +19,10 @@ def chameleon() -> tuple[Any, Any]:
 
     marks = ["<racm3:break>", "<eoss>", "<reserved08706>"]
     names = ["IMGIMG" + "".join("ABCDEFGHIJ"[int(d)] for d in f"{i:03d}") + "Z" for i in range(16)]
-    tok = tokenizer_with(*marks, *names)
+    tok = vocabulary(*marks, *names)
     tok.sep_token = "<reserved08706>"
     config = ChameleonConfig(
-        **text_config(len(tok)),
+        **text(len(tok)),
         vq_config=dict(
             embed_dim=8,
             num_embeddings=16,
@@ -55,9 +55,9 @@ def phi4_multimodal() -> tuple[Any, Any]:
         Phi4MultimodalProcessor,
     )
 
-    tok = tokenizer_with(image_token="<|image|>", audio_token="<|audio|>")
+    tok = vocabulary(image_token="<|image|>", audio_token="<|audio|>")
     config = Phi4MultimodalConfig(
-        **text_config(len(tok), max_position_embeddings=2048),
+        **text(len(tok), max_position_embeddings=2048),
         original_max_position_embeddings=2048,
         vision_config=dict(
             hidden_size=8,
@@ -93,10 +93,9 @@ def fuyu() -> tuple[Any, Any]:
     """Image patches come first; its processor refuses a text that holds their token."""
     from transformers import FuyuConfig, FuyuForCausalLM, FuyuImageProcessor, FuyuProcessor
 
-    tok = tokenizer_with("|SPEAKER|", "|NEWLINE|")
-    text = text_config(len(tok), num_key_value_heads=4)
+    tok = vocabulary("|SPEAKER|", "|NEWLINE|")
     config = FuyuConfig(
-        text_config={"model_type": "persimmon", **text},
+        text_config={"model_type": "persimmon", **text(len(tok), num_key_value_heads=4)},
         patch_size=14,
         image_size=28,
         image_token_id=tok.convert_tokens_to_ids("|SPEAKER|"),
@@ -124,7 +123,7 @@ def git() -> tuple[Any, Any]:
             image_size=28,
             patch_size=14,
         ),
-        **text_config(len(tok)),
+        **text(len(tok)),
     )
     images = CLIPImageProcessorPil(
         size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}

@@ -5,12 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from errata.testing.tiny_models import llava_parts
-from errata.testing.zoo import experts, mixed, plain, special
+from errata.testing.zoo import (
+    blip,
+    experts,
+    gemma_vl,
+    idefics,
+    llava,
+    mixed,
+    plain,
+    qwen_vl,
+    special,
+    tiles,
+)
 
 #: name -> (class, function that makes model and processor, words with which it is refused)
 MODELS: Mapping[str, tuple[Any, ...]] = {
-    "llava": ("LlavaForConditionalGeneration", llava_parts),
+    **llava.MODELS,
+    **blip.MODELS,
+    **qwen_vl.MODELS,
+    **gemma_vl.MODELS,
+    **idefics.MODELS,
+    **tiles.MODELS,
     **mixed.MODELS,
     **experts.MODELS,
     **plain.MODELS,
