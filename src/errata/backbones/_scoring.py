@@ -11,7 +11,7 @@ Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -163,7 +163,7 @@ class DecoderQuestion(Question):
         caps = [min(cap, left) for cap, left in zip(caps, room, strict=True)]
         free, lines = free or [False] * len(caps), lines or [1] * len(caps)
         answers = [
-            _Answer(self.bb, cap, 0 if f else n)
+            _Answer(self.bb, cap, 0 if f else n, self.bb.before_end)
             for cap, f, n in zip(caps, free, lines, strict=True)
         ]
         best = self.logits.argmax(-1).tolist()
@@ -194,9 +194,18 @@ class DecoderQuestion(Question):
 class _Answer:
     """The ids of one answer so far. `stopped` is None while it goes on, False at its cap."""
 
-    def __init__(self, bb: DecoderForward, cap: int, lines: int) -> None:
-        """lines: after how many lines it ends, blank ones not counted; 0: only at an end token."""
-        self.bb, self.cap, self.lines = bb, cap, lines
+    def __init__(
+        self,
+        bb: DecoderForward,
+        cap: int,
+        lines: int,
+        before_end: Callable[[Sequence[int]], list[int] | None] = lambda _: None,
+    ) -> None:
+        """lines: after how many lines it ends, blank ones not counted; 0: only at an end token.
+
+        before_end: as `DecoderForward.before_end`.
+        """
+        self.bb, self.cap, self.lines, self.before_end = bb, cap, lines, before_end
         self.ids: list[int] = []
         self.stopped: bool | None = None
 
@@ -209,6 +218,10 @@ class _Answer:
 
     def add(self, token: int) -> None:
         """Adds the token, or ends the answer."""
+        ended = self.before_end([*self.ids, token])
+        if ended is not None:
+            self.ids, self.stopped = ended, True
+            return
         end = "" if token in self.bb.end_ids else self._last_line(token)
         if end == "":
             self.stopped = True

@@ -27,6 +27,11 @@ _LINEARS = {
     "v": ("v_proj", "value"),
     "o": ("o_proj", "out_proj", "dense", "proj", "projection", "c_proj"),
 }
+#: one module for several of these projections, by the site that it is
+_FUSED = {
+    "attn.qkv": ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv"),
+    "mlp.gate_up": ("gate_up_proj",),
+}
 _UP, _GATE, _DOWN = (
     ("up_proj", "fc1", "c_fc", "w3", "fc_in", "dense_h_to_4h"),
     ("gate_proj", "w1"),
@@ -36,7 +41,7 @@ _ATTENTION_NORMS = (
     *("input_layernorm", "self_attn_layer_norm", "layer_norm1", "ln_1", "norm1", "norm_1"),
     "operator_norm",
 )
-_HEAD_NORMS = {"q_norm": ("q_norm",), "k_norm": ("k_norm",)}
+_HEAD_NORMS = {"q_norm": ("q_norm", "q_layernorm"), "k_norm": ("k_norm", "k_layernorm")}
 _NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f", "embedding_norm")
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "img_processor")
 _BRIDGES = (
@@ -174,7 +179,8 @@ def _block_sites(prefix: str, block: nn.Module, stream: str, missing: list[str])
     attn, mlp = _child(block, (*_ATTENTION, *MIXERS)), _child(block, _MLP)
     inner = attn
     if attn is not None and _linear(attn, _LINEARS["q"]) is None:
-        inner = _child(attn, ("attention", "self"))  # a wrapper around the projections
+        wrapped = _child(attn, ("attention", "self"))  # the projections are one level deeper
+        inner = wrapped if wrapped is not None else attn
     host = _without_experts(mlp) if mlp is not None else block
     up, gate, down = _linear(host, _UP), _linear(host, _GATE), _linear(host, _DOWN)
     sites = [
@@ -207,6 +213,10 @@ def _block_sites(prefix: str, block: nn.Module, stream: str, missing: list[str])
             sites.append(Site(f"{prefix}.mlp.{part}", linear, linear, stream))
         elif stream == "text" and part != "gate":
             missing.append(f"{prefix}.mlp.{part}")
+    for part, owner in (("attn.qkv", inner), ("mlp.gate_up", host)):
+        fused = _linear(owner, _FUSED[part])
+        if fused is not None:
+            sites.append(Site(f"{prefix}.{part}", fused, fused, stream))
     return sites
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from errata.backbones import _folders, _sites, _tokens, _weights
+from errata.backbones._forward import capped
 from errata.backbones._identity import core
 from errata.backbones._text import TextBackbone
 from errata.backbones._text_blocks import cross
@@ -73,8 +74,8 @@ class HfVlm(TextBackbone):
         read_both_ways(self.tower)
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.get_text_config()
-        self.softcap = getattr(self.text_config, "final_logit_softcapping", None)
         self.images_beside = cross.reads_pictures(self.text)
+        self.finish = capped(getattr(self.text_config, "final_logit_softcapping", None))
         self.suppressed = suppressed_ids(model, self.text, self.width)
         image_id = families.image_token(model.config)
         self.position_key, around = "", ()
@@ -157,6 +158,24 @@ class HfVlm(TextBackbone):
                 model, processor, name=name, revision=revision or "", style=chosen, source=source
             )
             backbone.check_prompts()
+        return backbone
+
+    @classmethod
+    def outline(
+        cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> HfVlm:
+        """Configuration and processor of a model whose weights are not loaded."""
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        make_processor: Any = AutoProcessor.from_pretrained
+        path = _weights.bundled(name) if name in cls.bundled else name
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        with _folders.load_errors(name, "vision-language model", "its configuration or processor"):
+            model = _weights.on_meta(AutoModelForImageTextToText, path, **options)
+            processor = make_processor(path, **options)
+            source = _weights.folder(path, revision, getattr(model.config, "_commit_hash", None))
+            backbone = cls(model, processor, name=name, revision=revision or "", source=source)
+            backbone.identify_by_files()
         return backbone
 
     @classmethod

@@ -124,6 +124,25 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
             return cls(model, tokenizer, name=name, revision=revision or "", source=source)
 
     @classmethod
+    def outline(
+        cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> MicroUmmBackbone:
+        """Configuration and tokenizer of a model whose weights are not loaded."""
+        from transformers import PreTrainedTokenizerFast
+
+        path = _weights.bundled(name) if name in cls.bundled else name
+        revision = revision or "main"
+        with _folders.load_errors(name, "micro-umm", "its configuration or tokenizer"):
+            config = MicroUmmConfig.from_pretrained(path, revision=revision)
+            with torch.device("meta"):
+                model = Model(config)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path, revision=revision)
+            source = _weights.folder(path, revision, getattr(config, "_commit_hash", None))
+            backbone = cls(model, tokenizer, name=name, source=source)
+            backbone.identify_by_files()
+        return backbone
+
+    @classmethod
     def wrap(
         cls, model: Any, processor: Any, *, name: str = "", style: str | None = None
     ) -> MicroUmmBackbone:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from errata.testing.tiny_models import tokenizer
 
 
-def vocabulary(*tokens: str, **named: str) -> Any:
+def vocabulary(*tokens: str, **named: str) -> PreTrainedTokenizerFast:
     """The tiny tokenizer with more special tokens, each one token.
 
     named: tokens that processors read as attributes of the tokenizer: `image_token="<image>"`.
@@ -25,7 +25,7 @@ def vocabulary(*tokens: str, **named: str) -> Any:
     )
 
 
-def text(size: int, **more: Any) -> dict[str, Any]:
+def text_config(size: int, **more: Any) -> dict[str, Any]:
     """Settings of a text model with a vocabulary of this size: four blocks, 32 wide."""
     return {
         "vocab_size": size,

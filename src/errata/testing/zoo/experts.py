@@ -6,7 +6,7 @@ from typing import Any
 
 from errata.testing.tiny_models import randomise, tokenizer
 from errata.testing.zoo import _parts
-from errata.testing.zoo._parts import text, vocabulary
+from errata.testing.zoo._parts import text_config, vocabulary
 
 
 def qwen3_vl_moe() -> tuple[Any, Any]:
@@ -14,7 +14,7 @@ def qwen3_vl_moe() -> tuple[Any, Any]:
 
     tok = tokenizer()
     config = Qwen3VLMoeConfig(
-        text_config=text(
+        text_config=text_config(
             len(tok),
             head_dim=8,
             num_experts=4,
@@ -46,7 +46,7 @@ def llama4() -> tuple[Any, Any]:
         "<|tile_y_separator|>",
     )
     config = Llama4Config(
-        text_config=text(
+        text_config=text_config(
             len(tok),
             head_dim=8,
             intermediate_size_mlp=64,

@@ -6,14 +6,14 @@ from typing import Any
 
 from errata.testing.tiny_models import randomise, tokenizer
 from errata.testing.zoo import _parts
-from errata.testing.zoo._parts import text, vocabulary
+from errata.testing.zoo._parts import text_config, vocabulary
 
 
 def _qwen3_5(model: Any, config: Any, **changes: Any) -> tuple[Any, Any]:
     """changes: to the text configuration."""
     tok = tokenizer()
     made = config(
-        text_config=text(
+        text_config=text_config(
             len(tok),
             head_dim=8,
             layer_types=["linear_attention", "full_attention"] * 2,
@@ -59,7 +59,7 @@ def lfm2_vl() -> tuple[Any, Any]:
     )
 
     tok = vocabulary("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>")
-    kinds = ["conv", "full_attention"] * 2
+    text = text_config(len(tok), layer_types=["conv", "full_attention"] * 2, block_multiple_of=8)
     vision = dict(
         model_type="siglip2_vision_model",
         hidden_size=24,
@@ -70,10 +70,7 @@ def lfm2_vl() -> tuple[Any, Any]:
         num_patches=16,
     )
     config = Lfm2VlConfig(
-        text_config={
-            "model_type": "lfm2",
-            **text(len(tok), layer_types=kinds, block_multiple_of=8),
-        },
+        text_config={"model_type": "lfm2", **text},
         vision_config=vision,
         image_token_id=3,
         projector_hidden_size=32,
@@ -100,7 +97,7 @@ def mllama() -> tuple[Any, Any]:
 
     tok = vocabulary("<|image|>", "<|python_tag|>")
     config = MllamaConfig(
-        text_config=text(
+        text_config=text_config(
             len(tok),
             cross_attention_layers=[1],
             rope_parameters={"rope_type": "default", "rope_theta": 1e4},

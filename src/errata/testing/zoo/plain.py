@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from errata.testing.tiny_models import randomise, tokenizer
-from errata.testing.zoo._parts import text, vocabulary
+from errata.testing.zoo._parts import text_config, vocabulary
 
 
 def ovis2() -> tuple[Any, Any]:
@@ -20,7 +20,7 @@ def ovis2() -> tuple[Any, Any]:
     marks = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
     tok = vocabulary("<IMG_ATOM>", *marks)
     config = Ovis2Config(
-        text_config={"model_type": "qwen2", **text(len(tok))},
+        text_config={"model_type": "qwen2", **text_config(len(tok))},
         vision_config=dict(
             hidden_size=24,
             intermediate_size=48,
@@ -55,7 +55,7 @@ def janus() -> tuple[Any, Any]:
         image_token="<image>", boi_token="<begin_of_image>", eoi_token="<end_of_image>"
     )
     config = JanusConfig(
-        text_config={"model_type": "llama", **text(len(tok))},
+        text_config={"model_type": "llama", **text_config(len(tok))},
         vision_config=dict(
             hidden_size=24,
             num_hidden_layers=2,
@@ -107,7 +107,7 @@ def deepseek_vl() -> tuple[Any, Any]:
 
     tok = vocabulary(image_token="<image>")
     config = DeepseekVLConfig(
-        text_config={"model_type": "llama", **text(len(tok))},
+        text_config={"model_type": "llama", **text_config(len(tok))},
         vision_config=_siglip(),
         image_token_id=3,
         tie_word_embeddings=False,
@@ -138,7 +138,7 @@ def emu3() -> tuple[Any, Any]:
         eof_token="<|extra_201|>",
     )
     config = Emu3Config(
-        text_config=text(len(tok)),
+        text_config=text_config(len(tok)),
         vq_config=dict(
             codebook_size=16,
             embed_dim=4,
@@ -177,7 +177,7 @@ def _glm(model: Any, config: Any, processor: Any, video: Any, **changes: Any) ->
         "video_end_token_id": "<|end_of_video|>",
     }
     made = config(
-        text_config=text(
+        text_config=text_config(
             len(tok),
             head_dim=8,
             rope_parameters={
@@ -265,7 +265,7 @@ def exaone4_5() -> tuple[Any, Any]:
     config = Exaone4_5_Config(
         text_config={
             "model_type": "exaone4",
-            **text(len(tok), head_dim=8, layer_types=["full_attention"] * 4),
+            **text_config(len(tok), head_dim=8, layer_types=["full_attention"] * 4),
         },
         vision_config=dict(
             depth=2,
@@ -326,8 +326,9 @@ def molmo2() -> tuple[Any, Any]:
     marks += ["<frame_start>", "<frame_end>", "<im_low>"]
     tok = vocabulary(*marks, image_token="<|image|>", video_token="<|video|>")
     ids = dict(zip(marks, tok.convert_tokens_to_ids(marks), strict=True))
+    text = text_config(len(tok), head_dim=8, additional_vocab_size=8)
     config = Molmo2Config(
-        text_config=text(len(tok), head_dim=8, additional_vocab_size=8),
+        text_config=text,
         vision_config=dict(
             hidden_size=24,
             intermediate_size=48,

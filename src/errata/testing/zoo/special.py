@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from errata.testing.tiny_models import randomise, tokenizer
-from errata.testing.zoo._parts import text, vocabulary
+from errata.testing.zoo._parts import text_config, vocabulary
 
 
 def chameleon() -> tuple[Any, Any]:
@@ -22,7 +22,7 @@ def chameleon() -> tuple[Any, Any]:
     tok = vocabulary(*marks, *names)
     tok.sep_token = "<reserved08706>"
     config = ChameleonConfig(
-        **text(len(tok)),
+        **text_config(len(tok)),
         vq_config=dict(
             embed_dim=8,
             num_embeddings=16,
@@ -57,7 +57,7 @@ def phi4_multimodal() -> tuple[Any, Any]:
 
     tok = vocabulary(image_token="<|image|>", audio_token="<|audio|>")
     config = Phi4MultimodalConfig(
-        **text(len(tok), max_position_embeddings=2048),
+        **text_config(len(tok), max_position_embeddings=2048),
         original_max_position_embeddings=2048,
         vision_config=dict(
             hidden_size=8,
@@ -94,8 +94,9 @@ def fuyu() -> tuple[Any, Any]:
     from transformers import FuyuConfig, FuyuForCausalLM, FuyuImageProcessor, FuyuProcessor
 
     tok = vocabulary("|SPEAKER|", "|NEWLINE|")
+    text = text_config(len(tok), num_key_value_heads=4)
     config = FuyuConfig(
-        text_config={"model_type": "persimmon", **text(len(tok), num_key_value_heads=4)},
+        text_config={"model_type": "persimmon", **text},
         patch_size=14,
         image_size=28,
         image_token_id=tok.convert_tokens_to_ids("|SPEAKER|"),
@@ -123,7 +124,7 @@ def git() -> tuple[Any, Any]:
             image_size=28,
             patch_size=14,
         ),
-        **text(len(tok)),
+        **text_config(len(tok)),
     )
     images = CLIPImageProcessorPil(
         size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}

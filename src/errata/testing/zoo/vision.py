@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from errata.testing.tiny_models import minigpt4
 from errata.testing.zoo import (
     blip,
     experts,
@@ -18,10 +19,17 @@ from errata.testing.zoo import (
     tiles,
 )
 
+
+def minigpt4_parts() -> tuple[Any, Any]:
+    backbone = minigpt4()
+    return backbone.model, backbone.processor
+
+
 #: name -> (class, function that makes model and processor, words with which it is refused)
 MODELS: Mapping[str, tuple[Any, ...]] = {
     **llava.MODELS,
     **blip.MODELS,
+    "minigpt4": ("Blip2ForConditionalGeneration (MiniGPT-4)", minigpt4_parts),
     **qwen_vl.MODELS,
     **gemma_vl.MODELS,
     **idefics.MODELS,
