@@ -89,7 +89,8 @@ class TextBackbone(DecoderBackbone):
         return int(getattr(self.text_config, "max_position_embeddings", 0) or 10**9)
 
     def activation(self, site: str) -> str:
-        name = getattr(self.text_config, "hidden_act", None) or self.text_config.activation_function
+        fields = ("hidden_act", "hidden_activation", "activation_function")
+        name = next((n for f in fields if (n := getattr(self.text_config, f, None))), "")
         known = {
             "silu": "silu",
             "swish": "silu",
