@@ -113,13 +113,21 @@ class TextBackbone(DecoderBackbone):
             )
         return name
 
+    def _separate(self, layer: int) -> bool:
+        at = f"text.{layer}.attn"
+        if any(f"{at}.{part}" not in self.hooks.sites for part in ("q", "k", "v", "o")):
+            return False
+        return self.weight(f"{at}.q")[1] == self.weight(f"{at}.o")[0]  # no gated queries
+
     def heads(self, layer: int) -> Heads:
         at = f"text.{layer}.attn"
         for part in ("q", "k", "v", "o"):
             if f"{at}.{part}" not in self.hooks.sites:
+                others = [str(i) for i in range(self.depth) if self._separate(i)]
+                use = f"blocks that have it ({', '.join(others)})" if others else "another model"
                 raise BadBackbone(
                     f"{self.name}: block {layer} has no separate attention '{part}', which a "
-                    "memory mixed into it needs. Use a model with q, k, v and o projections."
+                    f"memory mixed into it needs. Use {use}."
                 )
         attention: Any = self.site(at).first
         norms = [n for n, _ in self.blocks[layer].named_children() if "norm" in n]

@@ -283,8 +283,8 @@ class Backbone(ABC):
             if name in self.missing_because:
                 raise BadSpec(
                     f"{self.name} has no site '{name}': {self.missing_because[name]}. Use an "
-                    "editor that acts elsewhere (lora at the attention, ike, serac; errata doctor "
-                    "shows the sites), or a dense model of the family."
+                    "editor that acts elsewhere (lora at the attention, ike, serac); errata doctor "
+                    "shows the sites."
                 )
             block = ".".join(name.split(".")[:2])
             similar = sorted(n for n in self.hooks.sites if n.startswith(f"{block}."))
