@@ -61,14 +61,6 @@ class TextBackbone(DecoderBackbone):
         stored = _weights.Stored(self.model, source, trusted=trusted, gguf_file=gguf_file)
         self._identity = ModelIdentity(self.model, processor, self.tokenizer, stored)
 
-    def identify_by_files(self) -> None:
-        """The same for a model without weights: its fingerprint is computed from its files."""
-        assert self._identity is not None
-        stored = _weights.StreamedDigest(self.model, self.source)
-        self._identity = ModelIdentity(
-            self.model, self._identity.processor, self.tokenizer, lambda _: stored()
-        )
-
     @property
     def identity(self) -> ModelIdentity:
         """The fingerprint, and whether the model is still the same."""

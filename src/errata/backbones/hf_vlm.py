@@ -29,6 +29,7 @@ from errata.backbones._vision.padding import read_both_ways
 from errata.core.errors import BadBackbone, BadImage, UserError, one_line
 from errata.core.hooks.manager import HookManager
 from errata.core.model.batch import Batch
+from errata.core.model.outline import ModelOutline
 from errata.core.types import Image, Prompt
 from errata.io.images import load_image
 
@@ -163,7 +164,7 @@ class HfVlm(TextBackbone):
     @classmethod
     def outline(
         cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
-    ) -> HfVlm:
+    ) -> ModelOutline:
         """Configuration and processor of a model whose weights are not loaded."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -173,10 +174,8 @@ class HfVlm(TextBackbone):
         with _folders.load_errors(name, "vision-language model", "its configuration or processor"):
             model = _weights.on_meta(AutoModelForImageTextToText, path, **options)
             processor = make_processor(path, **options)
-            source = _weights.folder(path, revision, getattr(model.config, "_commit_hash", None))
-            backbone = cls(model, processor, name=name, revision=revision or "", source=source)
-            backbone.identify_by_files()
-        return backbone
+            sites = _sites.resolve(model).sites
+        return _weights.outline_of(name, path, revision, model, sites, processor)
 
     @classmethod
     def wrap(cls, model: Any, processor: Any, *, name: str = "", style: str | None = None) -> HfVlm:

@@ -27,6 +27,7 @@ from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
 from errata.core.model.batch import Batch, Generated, Heads, PrefixRow, PrefixState, Question
+from errata.core.model.outline import ModelOutline
 from errata.core.patch import (
     Patch,
     check_fingerprint,
@@ -112,12 +113,17 @@ class Backbone(ABC):
     @classmethod
     def outline(
         cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
-    ) -> Backbone | None:
-        """The backbone without weights (on the meta device), to look at its modules and its files.
+    ) -> ModelOutline | None:
+        """Modules, sites and fingerprint of a model whose weights are not loaded.
 
         None where the family has no way to make one.
         """
         return None
+
+    def outlined(self) -> ModelOutline:
+        """The outline of this model, which has its weights."""
+        sites = self.hooks.sites
+        return ModelOutline(self.name, self.model, sites, self.source, self, self.revision)
 
     @property
     @abstractmethod
