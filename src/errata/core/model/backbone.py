@@ -79,6 +79,8 @@ class Backbone(ABC):
     missing_sites: Sequence[str] = ()
     #: a site that the model lacks -> why, where that is known
     missing_because: Mapping[str, str] = MappingProxyType({})
+    #: images are read by cross-attention: no column of a prompt is an image token
+    images_beside: bool = False
     model: nn.Module
     hooks: HookManager
     #: the folder of its weight files; None if it is not known
@@ -287,8 +289,8 @@ class Backbone(ABC):
             if name in self.missing_because:
                 raise BadSpec(
                     f"{self.name} has no site '{name}': {self.missing_because[name]}. Use an "
-                    "editor that acts elsewhere (lora at the attention, ike, serac; errata doctor "
-                    "shows the sites), or a dense model of the family."
+                    "editor that acts elsewhere (lora at the attention, ike, serac); errata doctor "
+                    "shows the sites."
                 )
             block = ".".join(name.split(".")[:2])
             similar = sorted(n for n in self.hooks.sites if n.startswith(f"{block}."))

@@ -87,7 +87,7 @@ def _paligemma(text_config: Callable[..., Any], **more: Any) -> tuple[Any, Any]:
         projection_dim=32,
         hidden_size=32,
     )
-    return randomise(hf.PaliGemmaForConditionalGeneration(config)), processor
+    return randomise(hf.PaliGemmaForConditionalGeneration(config), 7), processor
 
 
 def paligemma() -> tuple[Any, Any]:
