@@ -6,7 +6,7 @@ python tools/check_house.py     exits 1 and prints one line for everything that 
    for type checking included.
 2. No class name stands twice in src/ (nested `Config` classes apart, each editor has one).
 3. A plug-in never imports another plug-in of its kind; private modules of its folder are shared
-   (shapes of patches are built on each other and may).
+   (shapes of patches, and families of models, are built on each other and may).
 4. No `type: ignore` excuses an attribute that is set on somebody else's object.
 5. No getattr with a literal name that one of our own classes defines.
 6. No folder of src/errata holds more than 14 files that are no plug-ins.
@@ -27,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 MOST_FILES = 14
+BUILT_ON_EACH_OTHER = ("patches", "backbones")
 
 
 class Tree:
@@ -104,7 +105,9 @@ def siblings(tree: Tree) -> Iterator[str]:
         plugin = tree.plugin_of(name)
         for target in sorted(targets):
             other = tree.plugin_of(target)
-            if plugin and other and plugin[0] == other[0] != "patches" and plugin != other:
+            if not plugin or not other or plugin[0] in BUILT_ON_EACH_OTHER:
+                continue
+            if plugin[0] == other[0] and plugin != other:
                 yield f"plug-in {name} imports plug-in {target}"
 
 

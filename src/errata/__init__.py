@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any
 from errata._version import __version__
 
 if TYPE_CHECKING:
+    from errata.artefacts.merge import merge as merge_patches
+    from errata.artefacts.patch_diff import diff_patches
+    from errata.artefacts.peft_export import export_peft
+    from errata.artefacts.peft_import import import_peft
+    from errata.artefacts.squash import squash as squash_patches
     from errata.backbones import load, wrap
     from errata.benchmarks.facts.edits import read_edits
     from errata.core.editor import Editor
@@ -27,8 +32,8 @@ if TYPE_CHECKING:
     from errata.evaluation.compare import compare_runs
     from errata.evaluation.score import score_run
     from errata.evaluation.verify import verify
-    from errata.io.patch_folder import load as load_patch
     from errata.io.patch_folder import save as save_patch
+    from errata.io.patch_hub import load as load_patch
     from errata.patches.rows import Rows
     from errata.patches.stack import Stack
 
@@ -52,11 +57,16 @@ _HOME = MappingProxyType(
         "ask": "errata.evaluation.answers:ask_prompts",
         "bench": "errata.evaluation.bench:bench",
         "compare_runs": "errata.evaluation.compare:compare_runs",
+        "diff_patches": "errata.artefacts.patch_diff:diff_patches",
+        "export_peft": "errata.artefacts.peft_export:export_peft",
+        "import_peft": "errata.artefacts.peft_import:import_peft",
         "load": "errata.backbones:load",
-        "load_patch": "errata.io.patch_folder:load",
+        "load_patch": "errata.io.patch_hub:load",
+        "merge_patches": "errata.artefacts.merge:merge",
         "read_edits": "errata.benchmarks.facts.edits:read_edits",
         "save_patch": "errata.io.patch_folder:save",
         "score_run": "errata.evaluation.score:score_run",
+        "squash_patches": "errata.artefacts.squash:squash",
         "verify": "errata.evaluation.verify:verify",
         "wrap": "errata.backbones:wrap",
     }
@@ -109,12 +119,17 @@ __all__ = [
     "ask",
     "bench",
     "compare_runs",
+    "diff_patches",
     "editor",
+    "export_peft",
+    "import_peft",
     "load",
     "load_patch",
+    "merge_patches",
     "read_edits",
     "save_patch",
     "score_run",
+    "squash_patches",
     "verify",
     "wrap",
 ]

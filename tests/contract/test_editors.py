@@ -22,6 +22,9 @@ from errata.patches.delta import Delta
 from tests import tiny
 from tests.fast import FAST
 
+# Random models and few steps: how much of a value is written is tested elsewhere
+pytestmark = pytest.mark.filterwarnings("ignore:editor '.*:errata.core.errors.Notice")
+
 PROPERTIES = [f for n, f in vars(contract).items() if n.startswith("holds_")]
 
 

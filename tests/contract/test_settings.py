@@ -26,6 +26,9 @@ from errata.training.trained_editor import TrainedEditor
 from tests import tiny
 from tests.fast import FAST
 
+# Random models and few steps: how much of a value is written is tested elsewhere
+pytestmark = pytest.mark.filterwarnings("ignore:editor '.*:errata.core.errors.Notice")
+
 #: editor or "", setting -> why it may change nothing here
 EXCEPT = {
     ("", "cache_gb"): "speed only: how much memory cached activations may take",

@@ -88,7 +88,9 @@ class NeuronEditor(GradientEditor):
 
     def weight_size(self, backbone: Backbone, site: str, name: str) -> float:
         """Values stand beside the FFN's down projection, all else beside its up projection."""
-        return backbone.weight_rms(f"{site}.down" if name == "value" else f"{site}.up")
+        block = site.removesuffix(".mlp")
+        part = "mlp.down" if name == "value" else "mlp.up"
+        return backbone.weight_rms(backbone.site_of_part(block, part))
 
     def sites(self, backbone: Backbone) -> list[str]:
         return [f"text.{backbone.layer(i)}.mlp" for i in self.config.layers]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +30,16 @@ def load(
     revision: str | None = None,
     style: str | None = None,
     trust_remote_code: bool = False,
+    gguf_file: str | None = None,
 ) -> Backbone:
     """A bundled model, a folder or a hub id; the family is found from its config.
 
-    dtype: `auto`, a name or a torch.dtype. style: how a prompt is written: `raw`, `easyedit` or
-    `chat`; None: with the model's chat template if it has one, else raw. Raises BadSpec for a style
-    that does not exist, or a dtype or device that this machine does not have, BadBackbone for a
-    model that does not exist, that no family accepts, or that cannot be loaded.
+    gguf_file: a file in GGUF in that folder, whose weights are dequantised; the path of such a file
+    may be given as the name. dtype: `auto`, a name or a torch.dtype. style: how a prompt is
+    written: `raw`, `easyedit` or `chat`; None: with the model's chat template if it has one, else
+    raw. Raises BadSpec for a style that does not exist, or a dtype or device that this machine does
+    not have, BadBackbone for a model that does not exist, that no family accepts, or that cannot be
+    loaded.
     """
     from errata.core.hooks.modes import ordinary
 
@@ -45,7 +49,19 @@ def load(
     _check_device(dtype, device)
     classes = _families()
     family = next((c for c in classes.values() if name in c.bundled), None)
-    if family is None:
+    name, gguf_file = _gguf_of(name, gguf_file, family)
+    more = {} if gguf_file is None else {"gguf_file": gguf_file}
+    if gguf_file is not None:
+        from errata.backbones._language import gguf
+
+        gguf.check(name, gguf_file)
+        family = _family(gguf_file, gguf.config_of(name, gguf_file, revision))
+        if "gguf_file" not in inspect.signature(family.load).parameters:
+            raise BadBackbone(
+                f"'{gguf_file}' is a model of the family {family.__name__}, which errata does not "
+                "read from GGUF. Give the folder or hub id that the file was made from."
+            )
+    elif family is None:
         path = Path(name)
         if path.exists():
             from errata.backbones import _folders
@@ -61,8 +77,23 @@ def load(
             revision=revision,
             trust_remote_code=trust_remote_code,
             **({} if style is None else {"style": style}),
+            **more,
         )
     return backbone
+
+
+def _gguf_of(name: str, file: Any, family: Any) -> tuple[str, str | None]:
+    """(folder or hub id, file in GGUF or None). Raises BadSpec."""
+    if file is not None and not isinstance(file, (str, os.PathLike)):
+        raise BadSpec(f"gguf_file is the name of a file, not {_kind(file)}.")
+    if file is not None and family is not None:
+        raise BadSpec(f"the bundled model '{name}' has no GGUF files. Leave gguf_file out.")
+    file = None if file is None else os.fspath(file)
+    if file is None and not name.lower().endswith(".gguf"):
+        return name, None
+    from errata.backbones._language import gguf
+
+    return gguf.split(name, file)
 
 
 def wrap(model: Any, processor: Any, *, name: str = "", style: str | None = None) -> Backbone:
@@ -134,9 +165,13 @@ def _family(name: str, config: dict[str, Any]) -> Any:
 
 
 def _families() -> dict[str, Any]:
-    """Classes by name; those of third parties first, since they are more specific."""
+    """Classes by name, the more specific ones first.
+
+    Those of third parties come before errata's, and a class before the one that it is built on.
+    """
     classes = registry.usable("backbones")
-    return dict(sorted(classes.items(), key=lambda c: c[1].__module__.startswith("errata.")))
+    ours = {name: cls.__module__.startswith("errata.") for name, cls in classes.items()}
+    return dict(sorted(classes.items(), key=lambda c: (ours[c[0]], -len(c[1].__mro__))))
 
 
 def _config(name: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
@@ -176,3 +211,24 @@ def _check_device(dtype: str, device: str | None) -> None:
         raise BadSpec(
             f"this machine has no usable device '{device}'. Leave --device out, or cpu."
         ) from None
+
+
+def outline(
+    name: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
+) -> Backbone:
+    """The backbone of a model without its weights: sites, module paths, shapes, fingerprint.
+
+    It answers nothing. A family that has no way to make one loads the weights. Raises BadBackbone
+    as `load` does.
+    """
+    from errata.backbones import _folders
+
+    name = _checked_name(name)
+    family: Any = next((c for c in _families().values() if name in c.bundled), None)
+    if family is None:
+        if Path(name).exists():
+            _folders.check(Path(name))
+        family = _family(name, _config(name, revision, trust_remote_code))
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    made: Backbone | None = family.outline(name, **options)
+    return made or load(name, **options)

@@ -23,9 +23,13 @@ from transformers import DynamicCache
 from errata.backbones import _prefixes
 from errata.backbones._folders import forward_errors
 from errata.backbones._forward import DecoderForward
+from errata.backbones._identity import core
 from errata.backbones._overrides import StopForward, attention_as, forward_as, stop_at
 from errata.backbones._pruning import deduplicated
 from errata.backbones._scoring import DecoderQuestion
+from errata.backbones._text_blocks import cross
+from errata.backbones._text_blocks.recurrent import is_cacheable
+from errata.backbones._vision.padding import row_by_row
 from errata.core.errors import BadBackbone
 from errata.core.hooks import cache_names
 from errata.core.hooks.context import HookContext
@@ -121,11 +125,12 @@ class DecoderBackbone(DecoderForward):
         """Runs the part below the text model; returns the keywords of the text model's forward."""
         ctx.shape = (batch.size, batch.ids.shape[1])
         if batch.inputs.keys() <= {"input_ids", "attention_mask"}:
-            return {"input_ids": batch.ids, "attention_mask": batch.mask}
+            return self._trunk(batch, {"input_ids": batch.ids, "attention_mask": batch.mask})
         with (
             self.hooks.forward(),
             self.hooks.question(ctx),
             self._tower_once(batch, saved),
+            row_by_row(core(self.model), batch.image_rows.tolist()),
             stop_at(self.text),
         ):
             try:
@@ -141,8 +146,15 @@ class DecoderBackbone(DecoderForward):
                     "labels",
                     "output_hidden_states",
                 )
-                return {k: v for k, v in kwargs.items() if k not in drop and v is not None}
+                kept = {k: v for k, v in kwargs.items() if k not in drop and v is not None}
+                return self._trunk(batch, kept)
         raise AssertionError("the text model was never reached")
+
+    def _trunk(self, batch: Batch, keywords: dict[str, Any]) -> dict[str, Any]:
+        if not cross.reads_pictures(self.text):
+            return keywords
+        counts = [len(p.images) for p in batch.prompts]
+        return cross.evened(keywords, counts, self.width, self.dtype)
 
     # -- the text model -----------------------------------------------------------------------
 
@@ -184,7 +196,7 @@ class DecoderBackbone(DecoderForward):
         ctx.memo.clear()
         ctx.memo.update({**before, **decisions})
 
-    def _context(self, batch: Batch, rows: Tensor | None) -> HookContext:
+    def context_of(self, batch: Batch, rows: Tensor | None) -> HookContext:
         return self.hooks.context(
             lengths=batch.lengths,
             mask=batch.mask,
@@ -222,12 +234,18 @@ class DecoderBackbone(DecoderForward):
             dedup = deduplicated(what, self.text, self.hooks, self.layer_types())
         stream = self.run_text(trunk, ctx, cache=cache, enter=enter, columns=columns, dedup=dedup)
         if cache is not None and what.layer > 0:
-            assert what.cache is not None, (
-                "enter(..., for_generation=True) is needed to continue from a state"
-            )
+            assert what.cache is not None
             for i, (keys, values) in enumerate(what.cache):
                 cache.update(keys, values, i)
         return stream, trunk
+
+    def whole_stream(
+        self, batch: Batch, ctx: HookContext, columns: Tensor, tower: list[Any]
+    ) -> Tensor:
+        """Hidden states after the last block, valid at `columns`; `tower` holds the pictures."""
+        trunk = self._below(batch, ctx, tower)
+        self._dry_run(trunk, ctx)
+        return self.run_text(trunk, ctx, columns=columns)
 
     def _check_resumable(self, state: PrefixState) -> None:
         """Hooks that were live must still be so; later ones must act at `state.layer` or above."""
@@ -254,7 +272,7 @@ class DecoderBackbone(DecoderForward):
         if isinstance(what, PrefixState):
             assert not for_generation, "a state can be continued for scoring only"
             return self._enter_from(what, layer)
-        batch, ctx = what, self._context(what, rows)
+        batch, ctx = what, self.context_of(what, rows)
         saved: list[Any] = []
         stack = self.hooks.stack
         with torch.no_grad():
@@ -268,7 +286,7 @@ class DecoderBackbone(DecoderForward):
             cache = self._new_cache() if for_generation else None
             self._dry_run(trunk, ctx, below=layer)
             stream = self._up_to(layer, trunk, ctx, cache=cache)
-        lower = None
+        lower: tuple[tuple[Tensor, Tensor], ...] | None = () if for_generation else None
         if cache is not None:
             lower = tuple((cache.layers[i].keys, cache.layers[i].values) for i in range(layer))
         return PrefixState(
@@ -295,7 +313,7 @@ class DecoderBackbone(DecoderForward):
         if not 0 <= state.layer < layer:
             return self.enter(state.batch, layer, rows=state.rows)
         self._check_resumable(state)
-        ctx = self._context(state.batch, state.rows)
+        ctx = self.context_of(state.batch, state.rows)
         ctx.shape = (state.batch.size, state.batch.ids.shape[1])
         ctx.memo.update(state.memo)
         assert state.stream is not None
@@ -308,13 +326,12 @@ class DecoderBackbone(DecoderForward):
         )  # fmt: skip
 
     def _new_cache(self) -> Any:
-        """Keeps all columns, also with a sliding window: a continuation shifts a row's columns."""
-        unknown = sorted(self.layer_types() - set(_KNOWN_LAYERS))
-        if unknown:
-            raise BadBackbone(
-                f"{self.name} has blocks of type {', '.join(unknown)}, whose cache errata cannot "
-                "continue. Use a model with full or sliding-window attention only."
-            )
+        """Keeps all columns, also with a sliding window: a continuation shifts a row's columns.
+
+        None for a model whose continuations cannot be read from a cache.
+        """
+        if self.layer_types() - set(_KNOWN_LAYERS) or not is_cacheable(self.text, self.blocks):
+            return None
         return DynamicCache(config=None if self.windowed else getattr(self.text, "config", None))
 
     def split(self, state: PrefixState) -> list[PrefixRow] | None:
@@ -328,7 +345,7 @@ class DecoderBackbone(DecoderForward):
     def logits(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
         batch = what if isinstance(what, Batch) else what.batch
         rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
-        ctx = self._context(batch, rows)
+        ctx = self.context_of(batch, rows)
         stream, _ = self._start(what, ctx, None, self.answer_columns(batch))
         return self.answer_logits(stream, batch, ctx)
 
@@ -355,7 +372,7 @@ class DecoderBackbone(DecoderForward):
                 module = self.site(f"text.{i}.attn").first
                 handle = module.register_forward_hook(lambda _, x, out, i=i: record(i, out))
                 stack.callback(handle.remove)
-            self._start(batch, self._context(batch, None), None)
+            self._start(batch, self.context_of(batch, None), None)
         return torch.stack([by_block[i] for i in range(self.depth)])
 
     def _wait_for_others(self) -> None:
@@ -373,8 +390,11 @@ class DecoderBackbone(DecoderForward):
     def ask(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Iterator[Question]:
         batch = what if isinstance(what, Batch) else what.batch
         rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
-        ctx = self._context(batch, rows)
+        ctx = self.context_of(batch, rows)
         cache = self._new_cache()
+        assert isinstance(what, Batch) or what.layer <= 0 or what.cache is not None, (
+            "enter(..., for_generation=True) is needed to continue from a state"
+        )
         with torch.no_grad():
             stream, trunk = self._start(what, ctx, cache)
             ctx.prefilled = True

@@ -8,8 +8,10 @@ Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d hidden
 
 from __future__ import annotations
 
-from abc import ABC
-from collections.abc import Mapping
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from types import MappingProxyType
@@ -26,13 +28,30 @@ from errata.core.hooks.dedup import DedupBatch
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch
 
+#: what a model does to the output of its head
+Finish = Callable[[Tensor], Tensor]
+
+
+def unchanged(logits: Tensor) -> Tensor:
+    return logits
+
+
+def capped(cap: float | None) -> Finish:
+    """Logits between -cap and cap; None: unchanged."""
+    return (lambda logits: torch.tanh(logits / cap) * cap) if cap else unchanged
+
+
+@functools.cache
+def _takes_positions(forward: Callable[..., Any]) -> bool:
+    return "position_ids" in inspect.signature(forward).parameters
+
 
 class DecoderForward(Backbone, ABC):
     """A backbone over `text`, its `blocks` and `head`; `tower` is the vision tower.
 
     end_ids: end a free text. stop_ids: end an answer of one line. line_breaks: of these, the tokens
-    with a line break, and the text that each has in front of it. softcap: cap of the logits after
-    the head.
+    with a line break, and the text that each has in front of it. finish: what the model does to the
+    output of its head. suppressed: tokens that the model never answers.
     """
 
     text: nn.Module
@@ -42,15 +61,30 @@ class DecoderForward(Backbone, ABC):
     end_ids: frozenset[int]
     stop_ids: frozenset[int]
     line_breaks: Mapping[int, str] = MappingProxyType({})
-    softcap: float | None = None
+    finish: Finish = staticmethod(unchanged)
+    suppressed: tuple[int, ...] = ()
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
     bridge_in_tower: bool = False
     #: the features of an image depend on the prompt (a Q-Former that reads the question)
     image_reads_prompt: bool = False
 
+    @abstractmethod
+    def context_of(self, batch: Batch, rows: Tensor | None) -> HookContext:
+        """A new question about a batch."""
+
+    @abstractmethod
+    def whole_stream(
+        self, batch: Batch, ctx: HookContext, columns: Tensor, tower: list[Any]
+    ) -> Tensor:
+        """Hidden states of a forward over prompts and targets, valid at `columns` [B, n]."""
+
     @property
     def depth(self) -> int:
         return len(self.blocks)
+
+    def before_end(self, ids: Sequence[int]) -> list[int] | None:
+        """The ids before the text that ends an answer, for models that end with one; else None."""
+        return None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -115,8 +149,10 @@ class DecoderForward(Backbone, ABC):
     def logits_of(self, stream: Tensor, ctx: HookContext) -> Tensor:
         with self.hooks.forward(), self.hooks.question(ctx):
             logits: Tensor = self.head(stream)
-        if self.softcap:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
+        logits = self.finish(logits)
+        if self.suppressed:
+            never = torch.tensor(self.suppressed, device=logits.device)
+            logits = logits.index_fill(-1, never, torch.finfo(logits.dtype).min)
         return logits.float()
 
     def answer_logits(self, stream: Tensor, batch: Batch, ctx: HookContext) -> Tensor:
@@ -134,8 +170,10 @@ class DecoderForward(Backbone, ABC):
 
     @property
     def windowed(self) -> bool:
-        """Whether some block has sliding-window attention."""
-        return "sliding_attention" in self.layer_types()
+        """Whether some block counts columns: by a sliding window, or as positions of its own."""
+        return "sliding_attention" in self.layer_types() or not _takes_positions(
+            type(self.text).forward
+        )
 
     @property
     def chunk(self) -> int:
@@ -149,6 +187,8 @@ class DecoderForward(Backbone, ABC):
         types = getattr(config, "layer_types", None)
         if types is not None:
             return set(types)
+        if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo
+            return {"full_attention", "sliding_attention"}
         if getattr(config, "sliding_window", None) is not None:
             return {"sliding_attention"}
         chunked = getattr(config, "attention_chunk_size", None) is not None

@@ -53,7 +53,7 @@ _SAMPLE = (
     "\n\nUnbelievably, Übergrößen naïve café ﬁne Ångström. Вопрос: какого цвета? 这是什么颜色？ "
     "これは何ですか 무엇입니까 ما هذا؟ यह क्या है? 🙂👍🏽 Answer:"
 )
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 _PARALLEL = 1 << 26  # bytes from which tensors are hashed in several threads
 _ALL, _SOME = 1 << 18, 64  # a smaller model is compared whole, else some values of each tensor
 
@@ -82,12 +82,20 @@ def weights(model: Any) -> dict[str, str]:
     unique = {_place(t): t for t in tensors.values()}
     size = sum(t.numel() * t.element_size() for t in unique.values())
     if size < _PARALLEL:
-        digests = [_tensor_digest(t) for t in unique.values()]
+        digests = [tensor_digest(t) for t in unique.values()]
     else:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            digests = list(pool.map(_tensor_digest, unique.values()))
+            digests = list(pool.map(tensor_digest, unique.values()))
     known = dict(zip(unique, digests, strict=True))
     return {name: known[_place(t)] for name, t in tensors.items()}
+
+
+def tied_names(model: Any) -> list[list[str]]:
+    """The names of `weights`, those of one tensor together; also of a model without values."""
+    groups: dict[int, list[str]] = {}
+    for name, tensor, _, _ in _slots(core(model)):
+        groups.setdefault(id(tensor), []).append(name)
+    return list(groups.values())
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
@@ -106,19 +114,19 @@ def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
             continue
         if _is_adapted(module):
             skipped += [f"{path}.{name}" for name, _ in module.named_children() if _added(name)]
-            yield from _adapter_tensors(_own_name(path), module)
+            yield from _adapter_tensors(own_name(path), module)
         elif hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
             skipped += [f"{path}.original_module", f"{path}.modules_to_save"]
             active = _active(module)
             chosen = module.modules_to_save[active[0]] if active else module.original_module
             for name, _, owner, key in _slots(chosen):
                 full = ".".join(p for p in (path, name) if p)
-                yield _own_name(full), _value(owner, key)
+                yield own_name(full), _value(owner, key)
             continue
         for name, _, owner, key in _slots(module, deep=False):
             if _is_adapted(module) and name.startswith("lora_"):
                 continue
-            yield _own_name(".".join(p for p in (path, name) if p)), _value(owner, key)
+            yield own_name(".".join(p for p in (path, name) if p)), _value(owner, key)
 
 
 def _added(child: str) -> bool:
@@ -126,7 +134,7 @@ def _added(child: str) -> bool:
     return child != "base_layer"
 
 
-def _own_name(path: str) -> str:
+def own_name(path: str) -> str:
     return ".".join(p for p in path.split(".") if p not in _WRAPPERS)
 
 
@@ -174,7 +182,7 @@ def _hooks(module: nn.Module) -> tuple[Any, ...]:
     return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
 
 
-def _tensor_digest(tensor: Tensor) -> str:
+def tensor_digest(tensor: Tensor) -> str:
     """sha256 of shape and values: equal for float dtypes that hold the same numbers.
 
     A float32 is cut into its upper half, which is a bfloat16, and its lower half, which counts only

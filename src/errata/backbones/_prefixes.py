@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from errata.backbones._text_blocks import cross
 from errata.core.model.batch import Batch, PrefixRow, PrefixState
 
 #: rebuilt from the rows' hidden states and lengths
@@ -55,6 +56,8 @@ def _keywords(
 ) -> list[dict[str, Any]] | None:
     """The keywords of each row, or None."""
     batch = state.batch
+    if cross.STATES in state.trunk:
+        return None
     embeds, mask = state.trunk.get("inputs_embeds"), state.trunk.get("attention_mask")
     if isinstance(embeds, Tensor) and embeds.shape != stream.shape:
         return None

@@ -123,10 +123,14 @@ def _at(module: nn.Module, places: Tensor) -> Iterator[None]:
     original = module.forward
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        at = places.to(x.device)
-        out = original(x.flatten(0, -2)[at], *args, **kwargs)
+        at, rows = places.to(x.device), x.shape[:-1]
+        more = [
+            a.flatten(0, -2)[at] if isinstance(a, Tensor) and a.shape[:-1] == rows else a
+            for a in args  # the residual, in models that add it inside
+        ]
+        out = original(x.flatten(0, -2)[at], *more, **kwargs)
         y = out[0] if isinstance(out, tuple) else out
-        y = torch.cat([y.flatten(0, 1), y.new_zeros(1, y.shape[-1])])
+        y = torch.cat([y.reshape(-1, y.shape[-1]), y.new_zeros(1, y.shape[-1])])
         # a place that is listed twice is written once
         source = torch.full((x.shape[:-1].numel(),), len(y) - 1, device=x.device)
         source[at.flatten()] = torch.arange(len(y) - 1, device=x.device)

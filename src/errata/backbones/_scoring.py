@@ -11,13 +11,14 @@ Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from errata.backbones._forward import DecoderForward
+from errata.backbones._text_blocks.recurrent import Recomputed
 from errata.core.errors import BadBackbone, TooLong
 from errata.core.hooks.context import HookContext
 from errata.core.model.batch import Batch, Generated, Question
@@ -98,10 +99,14 @@ class DecoderQuestion(Question):
         trunk: dict[str, Any],
         stream: Tensor,
     ) -> None:
+        """cache: of the prefill; None for a model that cannot go on from one."""
         self.bb, self.batch, self.ctx = bb, batch, ctx
         self.cache, self.trunk, self.stream = cache, trunk, stream
         self._logits: Tensor | None = None
-        self._fed: _Continuation | None = None
+        self._fed: _Continuation | Recomputed | None = None
+
+    def _continuation(self, index: Tensor, kept: Tensor) -> _Continuation | Recomputed:
+        return (Recomputed if self.cache is None else _Continuation)(self, index, kept)
 
     @property
     def logits(self) -> Tensor:
@@ -115,7 +120,7 @@ class DecoderQuestion(Question):
     def feed(self, ids: Tensor) -> Tensor:
         if self._fed is None:
             all_rows = torch.arange(self.batch.size, device=self.batch.ids.device)
-            self._fed = _Continuation(self, all_rows, torch.zeros_like(all_rows))
+            self._fed = self._continuation(all_rows, torch.zeros_like(all_rows))
         needed = int((self.batch.lengths + self._fed.offset).max()) + ids.shape[1]
         assert needed <= self.bb.context, f"{needed} tokens are fed, beyond {self.bb.context}"
         return self._fed.feed(ids)
@@ -139,7 +144,7 @@ class DecoderQuestion(Question):
         for n, b in enumerate(rows):
             fed[n, : len(ids[b]) - 1] = torch.tensor(list(ids[b][:-1]), device=device)
             real[n, : len(ids[b]) - 1] = 1
-        continuation = _Continuation(self, index, torch.zeros_like(index))
+        continuation = self._continuation(index, torch.zeros_like(index))
         more = torch.zeros(self.batch.size, longest, first.shape[-1], device=first.device)
         more[index.to(first.device)] = continuation.feed(fed, real)
         return _scored(torch.cat([first, more], dim=1), ids)
@@ -158,7 +163,7 @@ class DecoderQuestion(Question):
         caps = [min(cap, left) for cap, left in zip(caps, room, strict=True)]
         free, lines = free or [False] * len(caps), lines or [1] * len(caps)
         answers = [
-            _Answer(self.bb, cap, 0 if f else n)
+            _Answer(self.bb, cap, 0 if f else n, self.bb.before_end)
             for cap, f, n in zip(caps, free, lines, strict=True)
         ]
         best = self.logits.argmax(-1).tolist()
@@ -172,7 +177,7 @@ class DecoderQuestion(Question):
     def _continue(self, rows: list[int], answers: Sequence[_Answer]) -> None:
         device = self.batch.ids.device
         kept = torch.tensor([len(answers[b].ids) - 1 for b in rows], device=device)
-        continuation = _Continuation(self, torch.tensor(rows, device=device), kept)
+        continuation = self._continuation(torch.tensor(rows, device=device), kept)
         while any(answers[b].stopped is None for b in rows):
             fed = torch.tensor([[answers[b].ids[-1]] for b in rows], device=device)
             best = continuation.feed(fed)[:, -1].argmax(-1).tolist()
@@ -189,9 +194,18 @@ class DecoderQuestion(Question):
 class _Answer:
     """The ids of one answer so far. `stopped` is None while it goes on, False at its cap."""
 
-    def __init__(self, bb: DecoderForward, cap: int, lines: int) -> None:
-        """lines: after how many lines it ends, blank ones not counted; 0: only at an end token."""
-        self.bb, self.cap, self.lines = bb, cap, lines
+    def __init__(
+        self,
+        bb: DecoderForward,
+        cap: int,
+        lines: int,
+        before_end: Callable[[Sequence[int]], list[int] | None] = lambda _: None,
+    ) -> None:
+        """lines: after how many lines it ends, blank ones not counted; 0: only at an end token.
+
+        before_end: as `DecoderForward.before_end`.
+        """
+        self.bb, self.cap, self.lines, self.before_end = bb, cap, lines, before_end
         self.ids: list[int] = []
         self.stopped: bool | None = None
 
@@ -204,6 +218,10 @@ class _Answer:
 
     def add(self, token: int) -> None:
         """Adds the token, or ends the answer."""
+        ended = self.before_end([*self.ids, token])
+        if ended is not None:
+            self.ids, self.stopped = ended, True
+            return
         end = "" if token in self.bb.end_ids else self._last_line(token)
         if end == "":
             self.stopped = True

@@ -14,18 +14,23 @@ from typing import Any, cast
 
 from torch import nn
 
+from errata.backbones._text_blocks.recurrent import MIXERS
 from errata.core.errors import BadBackbone
 from errata.core.hooks.context import Site
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention", "cross_attn")
-#: what a block may have in place of an attention
-_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "mixer", "recurrent")
 _MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
+_SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 _LINEARS = {
     "q": ("q_proj", "query"),
     "k": ("k_proj", "key"),
     "v": ("v_proj", "value"),
     "o": ("o_proj", "out_proj", "dense", "proj", "projection", "c_proj"),
+}
+#: one module for several of these projections, by the site that it is
+_FUSED = {
+    "attn.qkv": ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv"),
+    "mlp.gate_up": ("gate_up_proj",),
 }
 _UP, _GATE, _DOWN = (
     ("up_proj", "fc1", "c_fc", "w3", "fc_in", "dense_h_to_4h"),
@@ -36,9 +41,9 @@ _ATTENTION_NORMS = (
     *("input_layernorm", "self_attn_layer_norm", "layer_norm1", "ln_1", "norm1", "norm_1"),
     "operator_norm",
 )
-_HEAD_NORMS = {"q_norm": ("q_norm",), "k_norm": ("k_norm",)}
+_HEAD_NORMS = {"q_norm": ("q_norm", "q_layernorm"), "k_norm": ("k_norm", "k_layernorm")}
 _NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f", "embedding_norm")
-_TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder")
+_TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "img_processor")
 _BRIDGES = (
     "multi_modal_projector",
     "qformer",
@@ -52,7 +57,10 @@ _BRIDGES = (
 
 @dataclass
 class SiteLayout:
-    """The modules and sites of one model. `missing`: the names of sites that it lacks."""
+    """The modules and sites of one model.
+
+    missing: the names of sites that it lacks. reasons: why, where that is known.
+    """
 
     text: nn.Module
     blocks: nn.ModuleList
@@ -63,6 +71,7 @@ class SiteLayout:
     paths: dict[str, str]
     sites: list[Site] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
@@ -87,7 +96,7 @@ def _is_list_of_blocks(module: nn.Module) -> bool:
     return (
         isinstance(module, nn.ModuleList)
         and len(module) > 0
-        and all(_has_mlp(b) and _child(b, (*_ATTENTION, *_MIXERS)) is not None for b in module)
+        and all(_has_mlp(b) and _child(b, (*_ATTENTION, *MIXERS)) is not None for b in module)
         and any(_child(b, _ATTENTION) is not None for b in module)
     )
 
@@ -142,12 +151,37 @@ def _outermost(
     return modules
 
 
+def _without_experts(mlp: nn.Module) -> nn.Module:
+    """The FFN, or of a mixture of experts the one that every token runs through.
+
+    Not an expert whose output is scaled by a gate: it does not write to the stream.
+    """
+    shared = _child(mlp, _SHARED)
+    gated = any(hasattr(mlp, f"{name}_gate") for name in _SHARED)
+    return mlp if shared is None or gated or _linear(mlp, _DOWN) is not None else shared
+
+
+def _reasons(layout: SiteLayout) -> dict[str, str]:
+    """Why sites of mixtures of experts are missing."""
+    reasons = {}
+    for i, block in enumerate(layout.blocks):
+        mlp = _child(block, _MLP)
+        if mlp is not None and hasattr(mlp, "experts"):
+            for part in ("up", "down"):
+                reasons[f"text.{i}.mlp.{part}"] = (
+                    "its FFN is a mixture of experts, of which no linear module runs for every "
+                    "token"
+                )
+    return {name: why for name, why in reasons.items() if name in layout.missing}
+
+
 def _block_sites(prefix: str, block: nn.Module, stream: str, missing: list[str]) -> list[Site]:
-    attn, mlp = _child(block, (*_ATTENTION, *_MIXERS)), _child(block, _MLP)
+    attn, mlp = _child(block, (*_ATTENTION, *MIXERS)), _child(block, _MLP)
     inner = attn
     if attn is not None and _linear(attn, _LINEARS["q"]) is None:
-        inner = _child(attn, ("attention", "self"))  # a wrapper around the projections
-    host = mlp if mlp is not None else block
+        wrapped = _child(attn, ("attention", "self"))  # the projections are one level deeper
+        inner = wrapped if wrapped is not None else attn
+    host = _without_experts(mlp) if mlp is not None else block
     up, gate, down = _linear(host, _UP), _linear(host, _GATE), _linear(host, _DOWN)
     sites = [
         Site(f"{prefix}.in", block, None, stream),
@@ -179,6 +213,10 @@ def _block_sites(prefix: str, block: nn.Module, stream: str, missing: list[str])
             sites.append(Site(f"{prefix}.mlp.{part}", linear, linear, stream))
         elif stream == "text" and part != "gate":
             missing.append(f"{prefix}.mlp.{part}")
+    for part, owner in (("attn.qkv", inner), ("mlp.gate_up", host)):
+        fused = _linear(owner, _FUSED[part])
+        if fused is not None:
+            sites.append(Site(f"{prefix}.{part}", fused, fused, stream))
     return sites
 
 
@@ -202,7 +240,7 @@ def _bridge_sites(bridges: dict[str, nn.Module]) -> list[Site]:
 
 def resolve(model: Any) -> SiteLayout:
     """The layout of a model with a decoder-only text model. Raises BadBackbone."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text_config: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
     if any(getattr(c, "is_encoder_decoder", False) for c in (config, text_config)):
         raise BadBackbone(
@@ -223,7 +261,7 @@ def resolve(model: Any) -> SiteLayout:
             "docs/add-a-backbone.md for a model of another architecture."
         )
     text, blocks = owner
-    own = set(text.modules())
+    own = set(blocks.modules())
     tower = next(iter(_outermost(model, _TOWERS, own).values()), None)
     bridges = _outermost(model, _BRIDGES, own)
     inside = tower is not None and any(b in set(tower.modules()) for b in bridges.values())
@@ -249,5 +287,6 @@ def resolve(model: Any) -> SiteLayout:
     sites.extend(bridge)
     if not bridge:
         layout.missing.append("bridge")
+    layout.reasons = _reasons(layout)
     layout.paths = {s.name: names.get(id(s.first), "?") for s in sites}
     return layout

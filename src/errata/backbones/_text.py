@@ -17,12 +17,17 @@ from torch import Tensor
 from errata.backbones import _tokens, _weights
 from errata.backbones._decoder import DecoderBackbone
 from errata.backbones._identity import ModelIdentity
+from errata.backbones._language.activations import activation_of
+from errata.backbones._text_blocks import cross
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.model.batch import Batch, Heads
 from errata.core.state import State
 from errata.core.types import Image, Prompt
 from errata.io import states
+from errata.patches.neurons import ACTIVATIONS
 
+#: what configurations call the longest sequence
+_CONTEXT = ("max_position_embeddings", "max_seq_len", "max_sequence_length")
 _LONG = 4000  # the tokens of a text of more characters are not cached
 
 
@@ -35,7 +40,6 @@ class TextBackbone(DecoderBackbone):
 
     tokenizer: Any
     text_config: Any
-    source: Path | None = None
     _identity: ModelIdentity | None = None
     _former: str = ""
     image_markers: tuple[str, ...] = ()
@@ -45,15 +49,25 @@ class TextBackbone(DecoderBackbone):
     def __init__(self) -> None:
         self._tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
 
-    def identify(self, processor: Any, source: Path | None, *, trusted: bool = True) -> None:
+    def identify(
+        self, processor: Any, source: Path | None, *, trusted: bool = True, gguf_file: str = ""
+    ) -> None:
         """Remembers what the model is now; subclasses call it at the end of `__init__`.
 
         Else the first fingerprint does, and earlier changes are not seen. source: the folder of its
-        weight files. trusted: it was loaded from there.
+        weight files. trusted: it was loaded from there. gguf_file: the file there with the weights.
         """
-        self.source = source
-        stored = _weights.Stored(self.model, source, trusted=trusted)
+        self.source = None if gguf_file else source
+        stored = _weights.Stored(self.model, source, trusted=trusted, gguf_file=gguf_file)
         self._identity = ModelIdentity(self.model, processor, self.tokenizer, stored)
+
+    def identify_by_files(self) -> None:
+        """The same for a model without weights: its fingerprint is computed from its files."""
+        assert self._identity is not None
+        stored = _weights.StreamedDigest(self.model, self.source)
+        self._identity = ModelIdentity(
+            self.model, self._identity.processor, self.tokenizer, lambda _: stored()
+        )
 
     @property
     def identity(self) -> ModelIdentity:
@@ -86,34 +100,39 @@ class TextBackbone(DecoderBackbone):
 
     @property
     def context(self) -> int:
-        return int(getattr(self.text_config, "max_position_embeddings", 0) or 10**9)
+        lengths = (getattr(self.text_config, name, 0) for name in _CONTEXT)
+        return int(next((n for n in lengths if n), 10**9))
 
     def activation(self, site: str) -> str:
-        fields = ("hidden_act", "hidden_activation", "activation_function")
-        name = next((n for f in fields if (n := getattr(self.text_config, f, None))), "")
-        known = {
-            "silu": "silu",
-            "swish": "silu",
-            "relu": "relu",
-            "gelu": "gelu",
-            "gelu_pytorch_tanh": "gelu_tanh",
-            "gelu_new": "gelu_tanh",
-        }
-        if name not in known:
+        block = self.blocks[self.block_of(site)]
+        name, own = activation_of(iter((self.site(site).first, block)), self.text_config)
+        if not name:
             raise BadBackbone(
-                f"{self.name}: errata has no neurons with the activation '{name}'. "
-                f"Known: {', '.join(known)}."
+                f"{self.name}: errata has no neurons with the activation '{own}'. "
+                f"Known: {', '.join(ACTIVATIONS)}."
             )
-        return known[name]
+        return name
 
     def heads(self, layer: int) -> Heads:
-        for part in ("norm", "q", "k", "v", "o"):
-            if f"text.{layer}.attn.{part}" not in self.hooks.sites:
+        at = f"text.{layer}.attn"
+        for part in ("q", "k", "v", "o"):
+            if f"{at}.{part}" not in self.hooks.sites:
                 raise BadBackbone(
                     f"{self.name}: block {layer} has no separate attention '{part}', which a "
                     "memory mixed into it needs. Use a model with q, k, v and o projections."
                 )
-        attention: Any = self.site(f"text.{layer}.attn").first
+        attention: Any = self.site(at).first
+        norms = [n for n, _ in self.blocks[layer].named_children() if "norm" in n]
+        behind = all(n.startswith("post_") for n in norms)  # and none in front of the attention
+        unknown = not hasattr(attention, "head_dim") or any(
+            "norm" in n and not hasattr(m, "weight") and list(m.parameters())
+            for n, m in attention.named_children()
+        )
+        if unknown or not (behind or f"{at}.norm" in self.hooks.sites):
+            raise BadBackbone(
+                f"{self.name}: errata does not know the widths and norms of the attention of block "
+                f"{layer}, which a memory mixed into it needs. Use a model of another family."
+            )
         size = int(attention.head_dim)
         queries, keys = (self.weight(f"text.{layer}.attn.{p}")[1] // size for p in ("q", "k"))
         if self.weight(f"text.{layer}.attn.o")[0] != queries * size:
@@ -280,9 +299,10 @@ class TextBackbone(DecoderBackbone):
         if not all(ids):
             raise BadEdit(f"prompt {ids.index([])} of {len(ids)} is empty. Give it a text.")
         lengths = [len(i) for i in ids]
-        end = [self._end_token()] if eos else []
+        if eos:
+            self._end_token()  # raises at once, also where no target has one
         target_ids = tuple(
-            (*self.answer_ids(t, p), *end) if t.strip() else ()
+            (*self.answer_ids(t, p), *(self.end_of(t, p) if eos else ())) if t.strip() else ()
             for t, p in zip(targets or [""] * len(ids), rewritten, strict=True)
         )
         for b, (i, target) in enumerate(zip(ids, target_ids, strict=True)):
@@ -294,6 +314,10 @@ class TextBackbone(DecoderBackbone):
                 )
             i.extend(target)
         return self._batch(rewritten, ids, lengths, target_ids, images)
+
+    def end_of(self, text: str, prompt: Prompt) -> tuple[int, ...]:
+        """The ids that end the answer `text`, behind `answer_ids`."""
+        return (self._end_token(),)
 
     def _end_token(self) -> int:
         """The id of the token that ends an answer. Raises BadBackbone if none is named."""
@@ -325,7 +349,17 @@ class TextBackbone(DecoderBackbone):
         vision = self._image_columns(padded, images) & (mask == 1)
         inputs: dict[str, Tensor] = {"input_ids": padded, "attention_mask": mask}
         encoded = [e for _, _, e in images]
-        for key, values in _tokens.joined(encoded, self.name).items():
+        tensors = _tokens.joined(encoded, self.name)
+        image_rows = [b for b, _, _ in images]
+        image_sizes = [e.size for e in encoded]
+        if cross.reads_pictures(self.text):
+            vision = torch.zeros_like(vision)
+            if tensors:
+                tensors = cross.inputs_of(tensors, image_rows, ids, self.image_id)
+                most = tensors[cross.MASK].shape[2]
+                image_rows = [b for b in range(len(ids)) for _ in range(most)]
+                image_sizes = [1] * len(image_rows)
+        for key, values in tensors.items():
             values = values.to(device)
             inputs[key] = values.to(self.dtype) if values.is_floating_point() else values
         inputs.update(_tokens.types(images, padded, vision))
@@ -336,8 +370,8 @@ class TextBackbone(DecoderBackbone):
             inputs=inputs,
             lengths=torch.tensor(lengths, device=device),
             vision=vision,
-            image_rows=torch.tensor([b for b, _, _ in images], dtype=torch.long),
-            image_sizes=torch.tensor([e.size for e in encoded], dtype=torch.long),
+            image_rows=torch.tensor(image_rows, dtype=torch.long),
+            image_sizes=torch.tensor(image_sizes, dtype=torch.long),
             image_keys=tuple(key for _, key, _ in images),
             targets=target_ids,
         )

@@ -1,4 +1,9 @@
-"""The weight files of a model: their folder, what they hold, and the fingerprint of errata 0.1."""
+"""The weight files of a model: their folder, what they hold under which names, and digests of them.
+
+A model's own names of its weights may differ from those in its files: transformers renames keys
+while it loads (`KeyMap`). `StreamedDigest` reads the identity of a model from its files, one tensor
+at a time; `former_fingerprint` is that of errata 0.1.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +20,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from errata.backbones._identity import core, weights_digest
+from errata.backbones._identity import core, tensor_digest, tied_names, weights_digest
+from errata.backbones._language import gguf
 from errata.core.errors import BadBackbone, DiskFull, UserError
 from errata.core.files import read_json, write_json
 from errata.core.types import digest as digest_of
 from errata.io.states import home
+from errata.io.weight_files import DTYPES, tensors_in
 
 #: bytes of weight files from which their digest is kept in ERRATA_HOME
 LARGE = 1 << 28
@@ -51,10 +58,13 @@ def short_name(path: str, offered: Iterable[str]) -> str:
     return path
 
 
-def folder(name: str, revision: str | None, commit: str | None) -> Path | None:
+def folder(
+    name: str, revision: str | None, commit: str | None, file: str = "config.json"
+) -> Path | None:
     """The folder with the files that `from_pretrained(name)` read: itself, or a hub snapshot.
 
-    `commit`: the one that transformers resolved `revision` to. None: not found on this machine.
+    `commit`: the one that transformers resolved `revision` to. `file`: one that it read. None: not
+    found on this machine.
     """
     if not name:
         return None
@@ -64,7 +74,7 @@ def folder(name: str, revision: str | None, commit: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        config = try_to_load_from_cache(name, "config.json", revision=commit or revision)
+        config = try_to_load_from_cache(name, file, revision=commit or revision)
     except HFValidationError:
         return None
     return Path(config).parent if isinstance(config, str) else None
@@ -79,9 +89,14 @@ class Stored:
     these files; otherwise that is checked.
     """
 
-    def __init__(self, model: torch.nn.Module, source: Path | None, *, trusted: bool) -> None:
-        self.model, self.source, self.trusted = model, source, trusted
-        self.files = _files(source) if source is not None else []
+    def __init__(
+        self, model: torch.nn.Module, source: Path | None, *, trusted: bool, gguf_file: str = ""
+    ) -> None:
+        """gguf_file: the file of `source` that holds the weights."""
+        self.model, self.source, self.trusted, self.gguf_file = model, source, trusted, gguf_file
+        self.files = []
+        if source is not None:
+            self.files = [source / gguf_file] if gguf_file else weight_files(source)
         self.state = _state_of(self.files)
 
     def __call__(self, as_loaded: bool) -> str | None:
@@ -107,12 +122,16 @@ class Stored:
     def _loaded(self, dtype: Any) -> str:
         """The digest of the files, loaded in a dtype on the CPU."""
         kind: Any = type(core(self.model))
-        return weights_digest(kind.from_pretrained(self.source, dtype=dtype))
+        more = gguf.options(self.gguf_file) if self.gguf_file else {}
+        return weights_digest(kind.from_pretrained(self.source, dtype=dtype, **more))
 
     def _narrower(self) -> bool:
         """Whether the dtype in memory cannot hold what is stored."""
         assert self.source is not None
-        stored, now = _stored_dtype(self.source, self.files), _dtype(self.model)
+        now = _dtype(self.model)
+        if self.gguf_file:  # its blocks are dequantised into float32
+            return now in (torch.float16, torch.bfloat16)
+        stored = _stored_dtype(self.source, self.files)
         return now in (torch.float16, torch.bfloat16) and stored not in (None, now)
 
     @property
@@ -139,6 +158,100 @@ class Stored:
         return sum(int(size) for _, size, *_ in self.state) > LARGE
 
 
+# -- without loading ------------------------------------------------------------------------------
+
+
+def on_meta(
+    auto_class: Any, path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """The model of a folder or hub id on the meta device: modules and shapes without values.
+
+    auto_class: of transformers, such as AutoModelForCausalLM.
+    """
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(
+        path, revision=revision, trust_remote_code=trust_remote_code
+    )
+    with torch.device("meta"):
+        model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    return model.eval()
+
+
+class KeyMap:
+    """From a key of a weight file to the name that the loaded model has for it.
+
+    model: of transformers, also on the meta device. The rules are those of its `from_pretrained`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        self.state = core(model).state_dict(keep_vars=True)
+        self.prefix = str(getattr(core(model), "base_model_prefix", ""))
+        transforms: Any = get_model_conversion_mapping(core(model))  # type: ignore[arg-type]
+        self.renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+        self.converters = [t for t in transforms if isinstance(t, WeightConverter)]
+
+    def __call__(self, key: str) -> tuple[str, bool]:
+        """(name, plain): not plain if the tensor is split, joined or turned while it is loaded.
+
+        The name of a key that the model does not take is in no state dict.
+        """
+        name, converter = self._renamed(key, self.renamings, self.converters)
+        if name not in self.state and key in self.state:
+            name, converter = self._renamed(key, [], [])
+        return name, converter is None
+
+    def _renamed(self, key: str, renamings: Any, converters: Any) -> tuple[str, str | None]:
+        from transformers.core_model_loading import rename_source_key
+
+        renamed: Any = rename_source_key(key, renamings, converters, self.prefix, self.state)
+        return str(renamed[0]), renamed[1]
+
+
+class StreamedDigest:
+    """The digest of a model's weights from its files, as `Stored` gives it, a tensor at a time."""
+
+    def __init__(self, model: Any, source: Path | None) -> None:
+        self.model, self.source = model, source
+
+    def __call__(self) -> str:
+        """Raises BadBackbone where the files alone do not say what the loaded weights are."""
+        stored = Stored(self.model, self.source, trusted=True)
+        if not stored.files:
+            raise BadBackbone("the weight files of the model are not on this machine.")
+        known = stored._known()
+        if known is None:
+            known = self._streamed(stored.files)
+            stored._keep(known)
+        return known
+
+    def _streamed(self, paths: Iterable[Path]) -> str:
+        key_map = KeyMap(self.model)
+        assert self.source is not None
+        paths, digests = list(paths), dict[str, str]()
+        dtype = _stored_dtype(self.source, paths)
+        for stored in (t for path in paths for t in tensors_in(path)):
+            key, (name, plain) = stored.key, key_map(stored.key)
+            if not plain:
+                raise BadBackbone(f"{key} is stored in another form than the model has it in.")
+            if name not in key_map.state:
+                continue
+            kind = DTYPES.get(stored.dtype)
+            if dtype is not None and kind is not None and kind.is_floating_point:
+                if dtype.itemsize < kind.itemsize:
+                    raise BadBackbone(f"{key} is stored in {kind}, and loaded in {dtype}.")
+            digests[name] = tensor_digest(stored.read())  # one tensor at a time is held
+        for names in tied_names(self.model):
+            known = next((digests[n] for n in names if n in digests), None)
+            if known is None:
+                raise BadBackbone(f"{names[0]} is in no weight file.")
+            digests |= {n: digests.get(n, known) for n in names}
+        return digest_of(digests)
+
+
 def _state_of(paths: Iterable[Path]) -> list[list[Any]]:
     """Path, size, times and number of each file: other ones after it was written again."""
     out: list[list[Any]] = []
@@ -157,7 +270,9 @@ def _quantised(model: Any) -> bool:
 
 
 def _dtype(model: torch.nn.Module) -> torch.dtype:
-    return next((p.dtype for p in core(model).parameters() if p.is_floating_point()), torch.float32)
+    """Of the largest weight: some models keep small parts in float32 (BLIP-2's Q-Former)."""
+    floats = [p for p in core(model).parameters() if p.is_floating_point()]
+    return max(floats, key=lambda p: p.numel()).dtype if floats else torch.float32
 
 
 def _stored_dtype(source: Path, paths: Iterable[Path]) -> torch.dtype | None:
@@ -191,7 +306,7 @@ def former_fingerprint(
     does not. docs/adr/0007-model-identity.md
     """
     h = hashlib.sha256(json.dumps(_stable(config), sort_keys=True, default=str).encode())
-    stored = _files(source) if source is not None else []
+    stored = weight_files(source) if source is not None else []
     for path in stored:
         if path.suffix == ".safetensors":
             _hash_tensors(h, path)
@@ -202,7 +317,7 @@ def former_fingerprint(
     return h.hexdigest()
 
 
-def _files(source: Path) -> list[Path]:
+def weight_files(source: Path) -> list[Path]:
     """The weight files that transformers would load, in order of name."""
     for single, ending in (("model.safetensors", "safetensors"), ("pytorch_model.bin", "bin")):
         index = source / f"{single}.index.json"

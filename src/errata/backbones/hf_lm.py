@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from errata.backbones import _folders, _sites, _tokens, _weights
+from errata.backbones._folders import forward_errors
+from errata.backbones._forward import Finish
+from errata.backbones._language import gguf, logits
+from errata.backbones._overrides import forward_as
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone
 from errata.core.hooks.manager import HookManager
@@ -33,8 +40,12 @@ class HfLm(TextBackbone):
         style: _tokens.Style = "raw",
         source: Path | None = None,
         trusted: bool = True,
+        gguf_file: str = "",
     ) -> None:
-        """source: folder of the weight files; trusted: the model was loaded from there."""
+        """source: folder of the weight files; trusted: the model was loaded from there.
+
+        gguf_file: the one of them that holds the weights.
+        """
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -45,15 +56,41 @@ class HfLm(TextBackbone):
         self.site_paths = self.layout.paths
         self.layout.missing = [m for m in self.layout.missing if m not in ("vision", "bridge")]
         self.missing_sites = self.layout.missing
+        self.missing_because = self.layout.reasons
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
         self.tower = None
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.get_text_config()
-        self.softcap = getattr(self.text_config, "final_logit_softcapping", None)
         self.end_ids = _tokens.end_ids(tokenizer, model)
         self.line_breaks = _tokens.line_breaks(tokenizer)
         self.stop_ids = self.end_ids | self.line_breaks.keys()
-        self.identify(tokenizer, source, trusted=trusted)
+        self.finish = self._finish()
+        self.identify(tokenizer, source, trusted=trusted, gguf_file=gguf_file)
+
+    def _finish(self) -> Finish:
+        """What the model does to the output of its head, from one forward of three tokens.
+
+        Raises BadBackbone where errata's forward is not the model's own.
+        """
+        ids = [1, 2, 3]
+        batch = self._batch((Prompt(("",)),), [ids], [len(ids)], ((),), [])
+        raw: list[Tensor] = []
+        own_head = self.head.forward
+
+        def head(x: Tensor) -> Tensor:
+            raw.append(own_head(x))
+            return logits.spread(raw[-1])
+
+        model: Any = getattr(self.model, "_orig_mod", self.model)  # nothing is compiled for this
+        with torch.no_grad(), self.unedited(), forward_errors(self.name):
+            with forward_as(self.head, head), self.hooks.forward():
+                own: Tensor = model(**batch.inputs, use_cache=False).logits
+            if not model.training:  # dropout
+                context = self.context_of(batch, None)
+                stream, _ = self._start(batch, context, None)
+                with self.hooks.forward(), self.hooks.question(context):
+                    logits.check_same(self.head(stream), raw[0], self.name)
+        return logits.rule(logits.spread(raw[0]), own, self.text_config, self.name)
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
@@ -66,6 +103,7 @@ class HfLm(TextBackbone):
         return (
             kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
             and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+            and "vision_config" not in config
         )
 
     @classmethod
@@ -79,37 +117,74 @@ class HfLm(TextBackbone):
         device_map: Any = None,
         style: str | None = None,
         trust_remote_code: bool = False,
+        gguf_file: str | None = None,
     ) -> HfLm:
-        """A folder or a hub id. Raises BadBackbone with the library's reason."""
+        """A folder or a hub id, or a GGUF file there. Raises BadBackbone with the reason."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         make_tokenizer: Any = AutoTokenizer.from_pretrained
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        kind = "language model"
-        _folders.check_weights(Path(name))
+        kind, folder = "language model", name
+        own_file: dict[str, Any] = {}
+        if gguf_file is None:
+            _folders.check_weights(Path(name))
+        else:
+            own_file = gguf.options_of_model(folder, gguf_file, revision)
+            name = gguf.joined(folder, gguf_file)
+            options["gguf_file"] = gguf_file
         with _folders.load_errors(name, kind, "its configuration or weights"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, device_map=device_map, output_loading_info=True, **options
+                folder,
+                dtype=dtype,
+                device_map=device_map,
+                output_loading_info=True,
+                **{**options, **own_file},
             )
             model, info = loaded
             _folders.missing_weights(name, info["missing_keys"])
         with _folders.load_errors(name, kind, "its tokenizer"):
-            tokenizer = make_tokenizer(name, **options)
+            tokenizer = make_tokenizer(folder, **options)
         model.requires_grad_(False)
+        gguf.make_dense(model)
         if device is not None:
             model = model.to(device)
-        source = _weights.folder(name, revision, getattr(model.config, "_commit_hash", None))
+        commit = getattr(model.config, "_commit_hash", None)
+        source = _weights.folder(folder, revision, commit, gguf_file or "config.json")
         chosen = _tokens.style_of(tokenizer, style, name)
         with _folders.load_errors(name, kind, "its parts do not fit together and"):
             backbone = cls(
-                model, tokenizer, name=name, revision=revision or "", style=chosen, source=source
+                model,
+                tokenizer,
+                name=name,
+                revision=revision or "",
+                style=chosen,
+                source=source,
+                gguf_file=gguf_file or "",
             )
             backbone.check_prompts()
         return backbone
 
     @classmethod
+    def outline(
+        cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> HfLm:
+        """Configuration and tokenizer of a model whose weights are not loaded."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        make_tokenizer: Any = AutoTokenizer.from_pretrained
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        with _folders.load_errors(name, "language model", "its configuration or tokenizer"):
+            model = _weights.on_meta(AutoModelForCausalLM, name, **options)
+            tokenizer = make_tokenizer(name, **options)
+            source = _weights.folder(name, revision, getattr(model.config, "_commit_hash", None))
+            backbone = cls(model, tokenizer, name=name, revision=revision or "", source=source)
+            backbone.identify_by_files()
+        return backbone
+
+    @classmethod
     def wrap(cls, model: Any, processor: Any, *, name: str = "", style: str | None = None) -> HfLm:
         """Around a model in memory; see `errata.wrap`."""
+        gguf.make_dense(model)
         path = str(getattr(model.config, "_name_or_path", "") or "")
         name = name or _weights.short_name(path, cls.bundled) or type(model).__name__
         tokenizer = getattr(processor, "tokenizer", processor)

@@ -124,6 +124,25 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
             return cls(model, tokenizer, name=name, revision=revision or "", source=source)
 
     @classmethod
+    def outline(
+        cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> MicroUmmBackbone:
+        """Configuration and tokenizer of a model whose weights are not loaded."""
+        from transformers import PreTrainedTokenizerFast
+
+        path = _weights.bundled(name) if name in cls.bundled else name
+        revision = revision or "main"
+        with _folders.load_errors(name, "micro-umm", "its configuration or tokenizer"):
+            config = MicroUmmConfig.from_pretrained(path, revision=revision)
+            with torch.device("meta"):
+                model = Model(config)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path, revision=revision)
+            source = _weights.folder(path, revision, getattr(config, "_commit_hash", None))
+            backbone = cls(model, tokenizer, name=name, source=source)
+            backbone.identify_by_files()
+        return backbone
+
+    @classmethod
     def wrap(
         cls, model: Any, processor: Any, *, name: str = "", style: str | None = None
     ) -> MicroUmmBackbone:
@@ -175,7 +194,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
     def conditioning(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
         batch = what if isinstance(what, Batch) else what.batch
         rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
-        ctx = self._context(batch, rows)
+        ctx = self.context_of(batch, rows)
         tap, _ = self._start(what, ctx, None)
         with self.hooks.forward(), self.hooks.question(ctx):
             projected: Tensor = self.projector(tap)
@@ -214,7 +233,7 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
     def drawn(self, batch: Batch, seeds: Sequence[int], *, rows: Tensor | None = None) -> Tensor:
         """[R, N, P] the pictures of `draw` as floats, values about -1 to 1."""
         assert seeds, "draw needs at least one seed"
-        ctx = self._context(batch, rows)
+        ctx = self.context_of(batch, rows)
         tap, _ = self._start(batch, ctx, None)
         of_prompt = torch.arange(batch.size).repeat_interleave(len(seeds))
         with self.hooks.forward(), self.hooks.question(ctx):

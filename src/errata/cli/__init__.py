@@ -20,6 +20,7 @@ from errata.cli import (
     analyze,
     ask,
     bench,
+    convert,
     data,
     demo,
     doctor,
@@ -83,6 +84,7 @@ app.command("compare")(results.compare)
 app.command("analyze")(analyze.analyze)
 app.add_typer(patch.app, name="patch")
 app.add_typer(data.app, name="data")
+app.add_typer(convert.app, name="convert")
 app.command("doctor")(doctor.doctor)
 app.command("draw")(draw.draw)
 app.command("check")(plugins.check)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.cli.shared import options
+from errata.cli.shared import options, patches
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import say
 from errata.core.errors import BadSpec, MissingState
@@ -35,10 +35,7 @@ def analyze(
     preset: options.Preset = None,
     settings: options.Settings = None,
     state: options.StateDir = None,
-    patch: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="A saved patch; repeatable, in order."),
-    ] = None,
+    patch: patches.Applied = None,
     benchmark: Annotated[
         str | None, typer.Option(help="name[:task[+task]][@split][/variant].")
     ] = None,
@@ -68,23 +65,23 @@ def analyze(
     from errata.figures.plots import check_out, write_findings
 
     check_out(out, look.name)
-    heads = _check_patches(look, patch, editor)
+    _check_patches(look, patch, editor)
+    given = patches.located(patch)
     ed = _editor(look, editor, preset, settings, state)
     prepared = options.load_state(state, ed) if ed is not None else None
     cases, spec = _cases(look, benchmark, root=root, seed=seed, limit=limit)
-    bb = model.load(heads)
+    bb = model.load([p.head() for p in given])
     from errata.cli.shared.progress import reporting
     from errata.core.analysis import Subject
-    from errata.io.patch_folder import load
 
-    patches = tuple(load(folder, bb) for folder in patch or ())
+    loaded = tuple(p.load(bb) for p in given)
     if ed is not None:
         ed = ed.for_backbone(bb)
         prepared = _state_of(ed, bb, prepared)
     with locked(out, name=look.name):
         with reporting() as progress:
             split = _other_split(spec, root, seed)
-            subject = Subject(bb, cases, spec, ed, prepared, seed, rows, progress, split, patches)
+            subject = Subject(bb, cases, spec, ed, prepared, seed, rows, progress, split, loaded)
             findings = look.look(subject)
         for line in findings.said:
             say(line)
@@ -102,17 +99,12 @@ def make_analysis(name: str, pairs: list[str] | None, layers: list[int] | None) 
     return analysis
 
 
-def _check_patches(
-    look: Analysis, patches: list[Path] | None, editor: str | None
-) -> list[dict[str, Any]]:
-    """The heads of the patches, before a model is loaded. Raises BadSpec or BadPatch."""
-    from errata.io.patch_folder import read_head
-
-    if patches and not look.takes_patch:
+def _check_patches(look: Analysis, given: list[str] | None, editor: str | None) -> None:
+    """Raises BadSpec where an analysis or an editor takes no patch."""
+    if given and not look.takes_patch:
         raise BadSpec(f"analysis '{look.name}' takes no patch. Leave out --patch.")
-    if patches and editor is not None:
+    if given and editor is not None:
         raise BadSpec("--patch is a saved edit, --editor makes edits. Give one of them.")
-    return [read_head(folder) for folder in patches or ()]
 
 
 def _passed(pairs: list[str] | None, layers: list[int] | None) -> dict[str, Any]:

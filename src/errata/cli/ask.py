@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from errata.benchmarks.facts.edits import referenced
-from errata.cli.shared import options
+from errata.cli.shared import options, patches
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import print_json, say
 
@@ -17,10 +16,7 @@ from errata.cli.shared.printing import print_json, say
 def ask(
     model: ModelOptions,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question.")],
-    patch: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="A patch to apply; repeatable, in order."),
-    ] = None,
+    patch: patches.Applied = None,
     image: Annotated[
         str | None,
         typer.Option(
@@ -34,22 +30,19 @@ def ask(
 ) -> None:
     """Ask a model one question and print its greedy answer."""
     picture = referenced(image)
-    from errata.io.patch_folder import load, read_head
-
-    # a wrong folder is reported before a model is loaded
-    bb = model.load([read_head(folder) for folder in patch or ()])
+    given = patches.located(patch)
+    bb = model.load([p.head() for p in given])
     from errata.core.types import Prompt
     from errata.evaluation.answers import ask_prompts
 
-    patches = [load(folder, bb) for folder in patch or ()]
-    with bb.applied(*patches):
+    with bb.applied(*(p.load(bb) for p in given)):
         (answer,) = ask_prompts(bb, [Prompt.of(prompt, picture)], cap=max_tokens)
     if as_json:
         print_json(
             {
                 "prompt": prompt,
                 "image": image,
-                "patches": [str(p) for p in patch or ()],
+                "patches": patch or [],
                 "answer": answer.text,
                 "stopped": answer.stopped,
             }

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from errata.cli.shared import options
+from errata.cli.shared import options, patches
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import print_json, say
 from errata.core.errors import BadSpec
@@ -22,10 +22,7 @@ def draw(
     model: ModelOptions,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
     out: Annotated[Path, typer.Option(metavar="F.png", help="The file to write.")],
-    patch: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="A patch to apply; repeatable, in order."),
-    ] = None,
+    patch: patches.Applied = None,
     reason: Annotated[
         bool,
         typer.Option("--reason", help="Let the model write a rationale first and draw from it."),
@@ -41,10 +38,7 @@ def draw(
 ) -> None:
     """Draw one picture from a prompt and write it to a file."""
     _check_out(out)
-    from errata.io.patch_folder import load, read_head
-
-    for folder in patch or ():
-        read_head(folder)  # a wrong folder is reported before a model is loaded
+    given = patches.located(patch)
     bb = model.load()
     import torch
 
@@ -53,9 +47,8 @@ def draw(
     from errata.evaluation.answers import ask_prompts
 
     generator = image_generator(bb)
-    patches = [load(folder, bb) for folder in patch or ()]
     rationale, drawn = "", Prompt.of(prompt)
-    with bb.applied(*patches):
+    with bb.applied(*(p.load(bb) for p in given)):
         if reason:
             (answer,) = ask_prompts(bb, [generator.reasoning(drawn, about)], cap=max_tokens)
             rationale = answer.text.strip()
@@ -67,7 +60,7 @@ def draw(
     write_bytes(out, buffer.getvalue())
     if as_json:
         facts = {"prompt": prompt, "drawn from": drawn.text, "seed": seed, "out": str(out)}
-        print_json({**facts, "patches": [str(p) for p in patch or ()]})
+        print_json({**facts, "patches": patch or []})
         return
     if reason:
         say(rationale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from errata.benchmarks.facts.edits import make_edit, read_edits
-from errata.cli.shared import options
+from errata.cli.patch.folder import check_out as check_patch_out
+from errata.cli.shared import options, patches
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import fall_short, say, show_table
 from errata.core.errors import BadEdit, BadPatch, BadSpec
@@ -41,9 +42,13 @@ Together = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace patches that are in DIR already.")]
-OnTopOf = Annotated[
-    list[Path] | None,
-    typer.Option(metavar="DIR", help="A patch to edit on top of; repeatable, in order."),
+WithImages = Annotated[
+    bool,
+    typer.Option(
+        "--with-images",
+        help="Copy the picture files of the facts into the patch, so that it can be verified on "
+        "another machine.",
+    ),
 ]
 
 
@@ -75,7 +80,8 @@ def edit(
     each: Each = False,
     together: Together = False,
     force: Force = False,
-    patch: OnTopOf = None,
+    patch: patches.Applied = None,
+    with_images: WithImages = False,
     preset: options.Preset = None,
     settings: options.Settings = None,
     state: options.StateDir = None,
@@ -102,9 +108,8 @@ def edit(
     if ed is None and (preset is not None or settings or state is not None):
         raise BadSpec("--preset, --set and --state belong to an editor. Name it with --editor.")
     prepared = None if ed is None else options.load_state(state, ed)
-    from errata.io.patch_folder import load, read_head
-
-    bb = model.load([read_head(folder) for folder in patch or ()])
+    below = patches.located(patch)
+    bb = model.load([p.head() for p in below])
     if ed is None:
         ed = _chosen(bb, requested)
     ed = ed.for_backbone(bb)
@@ -112,11 +117,11 @@ def edit(
         prepared = _collect(bb, ed, benchmark, root, seed)
     from errata.core.locks import locked
 
-    with locked(out), bb.applied(*(load(folder, bb) for folder in patch or ())):
+    with locked(out), bb.applied(*(p.load(bb) for p in below)):
         check_out(out, each=each, force=force)  # another command may have written it meanwhile
         checks = _make(
             bb, ed, requested, prepared, out, each=each, rows=rows, seed=seed, force=force,
-            together=together,
+            together=together, with_images=with_images,
         )  # fmt: skip
     missed = [c for c in checks if not c.kept]
     if missed:
@@ -128,26 +133,29 @@ def edit(
 
 def _make(
     bb: Backbone, ed: Editor, edits: list[Edit], state: State | None, out: Path, *,
-    each: bool, rows: int, seed: int, force: bool, together: bool,
+    each: bool, rows: int, seed: int, force: bool, together: bool, with_images: bool,
 ) -> list[EditCheck]:  # fmt: skip
     """Finds the patches, on top of what is applied, saves them and prints the answers."""
     from errata.io.patch_folder import load, save
     from errata.patches.stack import stacked
 
+    def keep(patch: Patch, folder: Path) -> None:
+        save(patch, folder, with_images=with_images)
+
     if each:
         write = _write_in_order if together else _write_each
-        folders = write(bb, ed, edits, state, out, rows, seed, force)
-        patches = [load(folder, bb) for folder in folders]
+        folders = write(bb, ed, edits, state, out, rows, seed, force, keep)
+        made = [load(folder, bb) for folder in folders]
         if together:
-            patches = [stacked(*patches)] * len(edits)
+            made = [stacked(*made)] * len(edits)
     else:
         joint = ed.edit(bb, edits, state, seed=seed).patch
-        patches = [joint] * len(edits)
-        save(joint, out)
-    checks = _print_answers(bb, edits, patches)
+        made = [joint] * len(edits)
+        keep(joint, out)
+    checks = _print_answers(bb, edits, made)
     if not each:
         options.print_facts(notes_of(joint))
-    say(f"{len(patches)} patches written to {out}" if each else f"patch written to {out}")
+    say(f"{len(made)} patches written to {out}" if each else f"patch written to {out}")
     return checks
 
 
@@ -223,25 +231,17 @@ def check_out(out: Path, *, each: bool, force: bool = False) -> None:
     """
     from errata.core import files
 
+    if not each:
+        return check_patch_out(out, force=force)
     files.check_folder(out, BadPatch)
     if out.is_dir():
         files.finish_folder(out)
-    names = files.visible(out)
-    if each:
-        if any(not n.isdigit() for n in names):
-            raise BadPatch(
-                f"{out} is not empty and holds other things than patches of --each. Choose another "
-                "--out, or empty it yourself."
-            )
-    elif "patch.json" in names:
-        if not force:
-            raise BadPatch(
-                f"{out} holds a patch already. Give --force to replace it, or choose another --out."
-            )
-    elif names:
+    if any(not n.isdigit() for n in files.visible(out)):
         raise BadPatch(
-            f"{out} is not empty and holds no patch. Choose another --out, or empty it yourself."
+            f"{out} is not empty and holds other things than patches of --each. Choose another "
+            "--out, or empty it yourself."
         )
+    return None
 
 
 def notes_of(patch: Patch) -> dict[str, Any]:
@@ -261,14 +261,13 @@ def _write_each(
     rows: int,
     seed: int,
     force: bool,
+    keep: Callable[[Patch, Path], None],
 ) -> list[Path]:
     """Makes and saves one patch per edit, batch by batch; returns their folders.
 
     Patches that an earlier, unfinished command made of the same edits are kept. The batches are
     the same as without them, so that the others come out the same.
     """
-    from errata.io.patch_folder import save
-
     folders = [out / f"{number:04d}" for number in range(1, len(edits) + 1)]
     there = [
         not force and _is_made(f, bb, ed, e, seed) for f, e in zip(folders, edits, strict=True)
@@ -281,7 +280,7 @@ def _write_each(
         results = ed.edit_rows(bb, part, [state] * len(part), seed=seed)
         for i, result in zip(batch, results, strict=True):
             if not there[i]:
-                save(result.patch, folders[i])
+                keep(result.patch, folders[i])
     return folders
 
 
@@ -294,9 +293,10 @@ def _write_in_order(
     rows: int,
     seed: int,
     force: bool,
+    keep: Callable[[Patch, Path], None],
 ) -> list[Path]:
     """As `_write_each`, each patch on top of the earlier ones."""
-    from errata.io.patch_folder import load, save
+    from errata.io.patch_folder import load
 
     folders: list[Path] = []
     with ExitStack() as live:
@@ -306,7 +306,7 @@ def _write_in_order(
             if not made or ed.uses_state:  # the state of the next edit comes from this one
                 result = ed.edit(bb, [edit], state, seed=seed)
                 state = result.state or state
-                save(result.patch, folder)
+                keep(result.patch, folder)
             live.enter_context(bb.applied(load(folder, bb)))
             folders.append(folder)
     return folders
@@ -332,12 +332,25 @@ def _is_made(folder: Path, bb: Backbone, ed: Editor, edit: Edit, seed: int) -> b
         "seed": seed,
         "below": sorted(tops(flat_on_row(bb.hooks.stack, 0))),
     }
-    if there != wanted or read_edits(folder, head) != [edit]:
+    if there != wanted or not _same(read_edits(folder, head), edit):
         raise BadPatch(
             f"{folder} holds a patch of another edit or of other settings. Give --force to replace "
             "it, or choose another --out."
         )
     return True
+
+
+def _same(edits: Sequence[Edit], edit: Edit) -> bool:
+    """Whether this is the only one of the edits; its pictures may be in another place."""
+    from dataclasses import replace
+
+    from errata.core.patch import same_prompt
+
+    return len(edits) == 1 and (
+        edits[0] == edit
+        or (same_prompt(edits[0].prompt, edit.prompt)
+            and replace(edits[0], prompt=edit.prompt) == edit)
+    )  # fmt: skip
 
 
 def _print_answers(

@@ -88,7 +88,7 @@ class FingerprintMismatch(UserError):
 
 
 class BadPatch(UserError):
-    """A folder that is not a patch, or whose files do not match its header.
+    """A folder or repository that is not a patch, or whose files do not match its header.
 
     Also a patch without the fingerprint of a model, and a patch that rewrites prompts while the
     model is called directly.
@@ -104,7 +104,7 @@ class NotFinite(UserError):
 
 
 class BadEndpoint(UserError):
-    """A model server that cannot be reached, refuses all requests, or stays busy."""
+    """A model server or the hub that cannot be reached, refuses all requests, or stays busy."""
 
 
 class DiskFull(UserError):

@@ -99,8 +99,9 @@ def _remove_left_over(path: Path) -> None:
         if name.startswith(start) and not name.startswith(mine):
             pid = name[len(start) :].partition("-")[0]
             if pid.isdigit() and not is_running(int(pid)):
+                left = path.parent / name
                 with suppress(OSError):
-                    (path.parent / name).unlink()
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def is_running(pid: int) -> bool:
@@ -117,8 +118,9 @@ def is_running(pid: int) -> bool:
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Writes all these files of a folder, or none; other files in it are kept.
 
-    They are written and synced in a hidden folder inside. One rename decides that they are whole;
-    then they are moved to their places, JSON files last. If the process is killed in between,
+    A name may be that of a file in a subfolder (`images/a.png`). They are written and synced in a
+    hidden folder inside. One rename decides that they are whole; then they are moved to their
+    places, JSON files last. If the process is killed in between,
     `finish_folder`, which readers and writers call, moves the rest. Raises DiskFull, BadOutput.
     """
     with writing(folder):
@@ -129,6 +131,7 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
         stage.mkdir()
         try:
             for name, data in contents.items():
+                (stage / name).parent.mkdir(parents=True, exist_ok=True)
                 with open(stage / name, "wb") as f:
                     f.write(data)
                     f.flush()
@@ -140,15 +143,54 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
         finish_folder(folder)
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder`, which takes its place when the block ends without an error.
+
+    For files too large to be held in memory. What was in `folder` is gone then; until then, and
+    after an error, it is as it was. What killed processes left is removed. Raises DiskFull,
+    BadOutput.
+    """
+    target = folder.absolute()
+    former = target.with_name(f".{target.name}.former")
+    with writing(folder):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_over(target)
+        if former.exists():  # killed between the two renames below, or behind them
+            shutil.rmtree(former) if target.exists() else os.rename(former, target)
+        stage = Path(tempfile.mkdtemp(dir=target.parent, prefix=_temporary(target)))
+    try:
+        yield stage
+        with writing(folder):
+            for file in stage.iterdir():
+                with open(file, "rb") as f:
+                    os.fsync(f.fileno())
+            os.chmod(stage, 0o755)
+            if target.exists():
+                os.rename(target, former)
+            os.rename(stage, target)
+            shutil.rmtree(former, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
 def finish_folder(folder: Path) -> None:
     """Moves files to their places that a killed `write_folder` has written whole."""
     ready = folder / READY
     if not ready.is_dir():
         return
-    for file in sorted(ready.iterdir(), key=lambda f: (f.suffix == ".json", f.name)):
+    written = [f for f in ready.rglob("*") if not f.is_dir()]
+    for file in sorted(written, key=lambda f: (f.suffix == ".json", f.name)):
+        place = folder / file.relative_to(ready)
+        if place.parent.is_symlink():
+            raise OSError(errno.ELOOP, f"{place.parent} is a link to another folder")
         with suppress(FileNotFoundError):  # another process finishes the same folder
-            os.replace(file, folder / file.name)
+            place.parent.mkdir(exist_ok=True)
+            os.replace(file, place)
     with suppress(OSError):
+        for inner in [f for f in ready.iterdir() if f.is_dir()]:
+            inner.rmdir()
         ready.rmdir()
 
 

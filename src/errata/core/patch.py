@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from errata.core import registry
 from errata.core.errors import FingerprintMismatch
+from errata.core.formats.pretrained import Pretrained
 from errata.core.hooks.hook import Hook, flat
 from errata.core.text import normalise
 from errata.core.types import Edit, Image, Prompt, digest, to_json
@@ -74,7 +75,7 @@ class PromptEncoder(Protocol):
         """[n, d] unit vectors of prompts, from their text or from their images."""
 
 
-class Patch(Hook, nn.Module, ABC):
+class Patch(Pretrained, Hook, nn.Module, ABC):
     """An edit as data. Subclasses are the shapes in `errata.patches`, one file each.
 
     one_when_live: patches of this shape that are live together must act as one (a shared memory,

@@ -12,6 +12,7 @@ Differences, beside those of `memit`:
 - the solve is its dual, of the size of the keys, or the reduced basis where that is smaller;
 - the threshold is absolute, as published, or relative to tr(C)/d (`threshold=relative`), since an
   absolute one depends on the scale of the activations;
+- an empty null space is refused, or said if it is that of some layers only;
 - the null space's dimension, |Pk|/|k| and `max_upd_ratio` clipping are noted per edit.
 
 `unike_umm` and `unike_umm_blip3o`, `unike_umm_omnigen2`: gxx27/UniKE f8331cb. `nullspace_cov_reg`
@@ -22,7 +23,7 @@ L2 / (1 - alpha) outside.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -31,7 +32,9 @@ from torch import Tensor
 
 from errata.algorithms.locate_then_edit import layer_stats
 from errata.algorithms.locate_then_edit.multi_layer import MultiLayerUpdate
+from errata.algorithms.locate_then_edit.written import notice
 from errata.core.errors import BadSpec
+from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.linalg import covariance, solve
 from errata.linalg.nullspace import NullSpace, null_space
@@ -109,6 +112,44 @@ class AlphaEdit(MultiLayerUpdate):
             state.views[name] = null_space(moment, bound)
         space: NullSpace = state.views[name]
         return space
+
+    def remedy(self) -> str:
+        c = self.config
+        return (
+            f"Raise nullspace_threshold (now {c.nullspace_threshold:g}, {c.threshold}), lower L2 "
+            f"(now {c.L2:g}), or choose other --set layers=..."
+        )
+
+    def remarks(self, backbone: Backbone, states: Sequence[State]) -> list[str]:
+        """Also of layers with an empty null space. Raises BadSpec where all are: it would write
+        nothing.
+        """
+        lines, layers = super().remarks(backbone, states), self.layers(backbone)
+        if self.config.null_proj_alpha < 1:
+            return lines  # writes outside of the null space too
+        for state in {id(s): s for s in states}.values():
+            empty = [i for i in layers if not self.space(state, i).rank]
+            line = self._empty(state, empty) if empty else ""
+            if line and len(empty) == len(layers):
+                raise BadSpec(f"editor '{self.name}': {line}")
+            if line and line not in lines:
+                lines.append(notice(self.name, line))
+        return lines
+
+    def _empty(self, state: State, layers: Sequence[int]) -> str:
+        """What is said of layers with an empty null space."""
+        c, last = self.config, layers[-1]
+        moment = layer_stats.moment(state, last)
+        unit = covariance.scale(moment) if c.threshold == "relative" else 1.0
+        values = torch.linalg.eigvalsh(moment.double()) / unit
+        less = f" less nullspace_cov_reg={c.nullspace_cov_reg:g}" if c.nullspace_cov_reg else ""
+        return (
+            f"no eigenvalue of the second moment of layers {', '.join(map(str, layers))} is below "
+            f"nullspace_threshold={c.nullspace_threshold:g} ({c.threshold}){less}: the null space "
+            f"is empty, and nothing is written there. In layer {last} they begin at "
+            f"{values[0]:.3g}, and half of them are below {values.median():.3g}. Raise "
+            "nullspace_threshold."
+        )
 
     def key_factor(
         self, state: State, layer: int, keys_nd: Tensor, part: str = layer_stats.FFN

@@ -12,7 +12,8 @@ Differences:
   target, and of a question with its gold answer, which is there only because it is scored. It tells
   answers apart, not questions, and would not open in generation. Here (`prompt`) both sides are
   read at the last prompt token of the unedited model, and the threshold is tuned on training cases.
-  `leaky` is the published gate, to measure how much of the published locality it explains; `none`
+  `leaky` is the published gate, to measure how much of the published locality it explains (presets
+  `leaky-blip2-opt` and `leaky-llava-1.5`, with the thresholds of the paper, 0.8 and 0.6); `none`
   is always open; `errata list gates` lists all. The published gate is read at the site of the lower
   adapter; with `gate_layer` it is read further up, where the last token has seen the image. Then
   each prompt first runs up to there without the adapters.
@@ -39,6 +40,22 @@ from errata.core.model.backbone import Backbone
 from errata.core.types import Edit
 from errata.networks.adapter import AdapterSite
 
+#: BLIP2-OPT and LLaVA-1.5
+_PAPER: Mapping[str, Any] = {
+    "text_layer": 16,
+    "visual_layer": 19,
+    "mid": 1024,
+    "heads": 8,
+    "lr": 1e-4,
+    "batch_size": 4,
+    "steps": 50_000,
+    "eval_steps": 1000,
+    "save_steps": 1000,
+    "patience": 50,
+    "max_grad_norm": 0.0,
+    "eos": False,
+}
+
 
 class DualEdit(AdapterEditor):
     """Cross-attention adapters on text and image tokens, gated."""
@@ -46,20 +63,9 @@ class DualEdit(AdapterEditor):
     name = "dualedit"
     state_settings = ("text_layer", "visual_layer", "mid", "heads", "marks", "eos")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {
-            "text_layer": 16,
-            "visual_layer": 19,
-            "mid": 1024,
-            "heads": 8,
-            "lr": 1e-4,
-            "batch_size": 4,
-            "steps": 50_000,
-            "eval_steps": 1000,
-            "save_steps": 1000,
-            "patience": 50,
-            "max_grad_norm": 0.0,
-            "eos": False,
-        },
+        "paper": _PAPER,
+        "leaky-blip2-opt": {**_PAPER, "gate": "leaky", "threshold": 0.8},
+        "leaky-llava-1.5": {**_PAPER, "gate": "leaky", "threshold": 0.6},
         "micro-vlm": {
             "text_layer": 1,
             "visual_layer": 2,

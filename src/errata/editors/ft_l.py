@@ -2,9 +2,9 @@
 
 Source: the usual baseline of UniKE (2024), VisEdit and DualEdit. Three public ports disagree:
 LiveEdit's ft_vl at b46217b trains the down projection of the last layer (AdamW 1e-3, 25 steps, stop
-below 1e-2), VLKEB at 10951b7 both FFN matrices (10 to 20 fixed steps), UniKE's first commit 84f99d0
-every tensor of the last layer (SGD). We follow LiveEdit, the closest to the published tables, as
-preset `paper`.
+below 1e-2), VLKEB at 10951b7 both FFN matrices (10 to 20 fixed steps; presets `vlkeb` for
+LLaVA-1.5, `vlkeb-blip2-opt`, `vlkeb-minigpt4`), UniKE's first commit 84f99d0 every tensor of the
+last layer (SGD). We follow LiveEdit, the closest to the published tables, as preset `paper`.
 
 Differences: no weight is written, the change is a dense delta; targets end with EOS unless `paper`;
 parameters are chosen by site, not by a part of their name. LiveEdit's optional L-infinity clamp,
@@ -25,6 +25,9 @@ from errata.core.model.backbone import Backbone
 from errata.patches._parts import PartsPatch
 from errata.patches.delta import Delta
 
+#: fixed steps on both FFN matrices (there AdamW with a weight decay of 0.01, here Adam)
+_VLKEB: Mapping[str, Any] = {"eos": False, "stop_loss": 0.0, "parts": ("mlp.up", "mlp.down")}
+
 
 class FtL(GradientEditor):
     """Dense change of FFN matrices, last down projection by default."""
@@ -34,13 +37,9 @@ class FtL(GradientEditor):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"lr": 3e-2, "steps": 25, "stop_loss": 5e-2, "layers": (-4,)},
         "paper": {"eos": False, "lr": 1e-3, "steps": 25, "layers": (-1,), "parts": ("mlp.down",)},
-        "vlkeb": {
-            "eos": False,
-            "lr": 1e-4,
-            "steps": 10,
-            "stop_loss": 0.0,
-            "parts": ("mlp.up", "mlp.down"),
-        },
+        "vlkeb": {**_VLKEB, "lr": 1e-4, "steps": 10},
+        "vlkeb-blip2-opt": {**_VLKEB, "lr": 2e-4, "steps": 15},
+        "vlkeb-minigpt4": {**_VLKEB, "lr": 1e-4, "steps": 15},
     }
 
     @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,7 @@ class FtL(GradientEditor):
 
     def edited_sites(self, backbone: Backbone) -> list[str]:
         c = self.config
-        return [f"text.{backbone.layer(i)}.{part}" for i in c.layers for part in c.parts]
+        return backbone.part_sites([backbone.layer(i) for i in c.layers], c.parts)
 
     def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
         parts = {}

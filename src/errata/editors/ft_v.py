@@ -3,11 +3,13 @@
 Source: LiveEdit's ft_vl and VLKEB's FT "vision" settings (b46217b, 10951b7), which tune the
 projector of LLaVA and the Q-Former of BLIP-2, never the vision tower; DualEdit's table has FT-V
 with a text locality of exactly 100, which any tuning of the connector has, since text-only inputs
-do not pass it.
+do not pass it. LiveEdit's settings are preset `paper`, VLKEB's `vlkeb` (LLaVA-1.5),
+`vlkeb-blip2-opt` and `vlkeb-minigpt4`.
 
 Differences: the change is a dense delta (weights and biases of every Linear of the connector); the
-vision tower runs once per search; targets end with EOS unless preset `paper`. An edit without an
-image does not pass the connector and is refused.
+vision tower runs once per search; targets end with EOS unless a published preset is chosen; of
+BLIP-2 and MiniGPT-4 the projection behind the Q-Former is tuned too. An edit without an image does
+not pass the connector and is refused.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ class FtV(GradientEditor):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"lr": 1e-3, "steps": 25},
         "paper": {"eos": False, "lr": 1e-3, "steps": 25},
+        "vlkeb": {"eos": False, "stop_loss": 0.0, "lr": 1e-4, "steps": 10},
+        "vlkeb-blip2-opt": {"eos": False, "stop_loss": 0.0, "lr": 2e-4, "steps": 15},
+        "vlkeb-minigpt4": {"eos": False, "stop_loss": 0.0, "lr": 1e-4, "steps": 15},
     }
 
     @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,7 @@ class Ke(TrainedEditor):
 
     def sites(self, backbone: Backbone) -> list[str]:
         layers = sorted(backbone.layer(i) for i in self.config.layers)
-        return [f"text.{i}.{part}" for i in layers for part in self.config.parts]
+        return backbone.part_sites(layers, self.config.parts)
 
     def network(self, backbone: Backbone, seed: int) -> KeNetwork:
         shapes = {site: backbone.weight(site) for site in self.sites(backbone)}

@@ -168,7 +168,7 @@ class Lte(TrainedEditor):
     def _delta(self, backbone: Backbone, seed: int, identity: str = "") -> Alignment:
         """The delta before training: it adds nothing."""
         rank, parts = self.config.rank, {}
-        sites = [f"text.{i}.{part}" for i in self._layers(backbone) for part in self.config.parts]
+        sites = backbone.part_sites(self._layers(backbone), self.config.parts)
         for site in sites:
             into, out = backbone.weight(site)
             if not rank:

@@ -15,7 +15,11 @@ Differences:
 - targets end with EOS unless a published preset is chosen;
 - a `ridge` on C, relative to tr(C)/d, is ours and UniKE's (dead features); 0 in published presets;
 - sequential editing may protect the keys of earlier edits (`memory`, as MEMIT_seq of
-  jianghoucheng/AlphaEdit f5248d3).
+  jianghoucheng/AlphaEdit f5248d3);
+- the residual is divided by the number that a block multiplies the FFN's output by (Granite). Where
+  a norm stands behind the FFN (Gemma 2 and 3, OLMo 2, GLM-4V), a value is searched for each layer,
+  at the output of its down projection, on top of the layers below;
+- the share of each value that is not written is noted (`left`), and said if it is more than half.
 
 `unike_umm`: the settings of gxx27/UniKE f8331cb for Ovis-U1 (layers 6 to 10 for the models on
 Qwen2.5-VL): squared decay, steps that grow with |h0|, |dW| <= |W| per batch, weights kept from

@@ -3,7 +3,8 @@
 Source: Mitchell et al., ICLR 2022, code at eric-mitchell/mend e04fdb9; the multimodal port is
 EasyEdit at 14cea82 (preset `paper`: the last three blocks' up and down projections, identity
 initialisation of rank 1920, edit learning rates from 1e-4, Adam 1e-6 for the network and 1e-4 for
-the rates, gradients of two cases per update, clip 100, 0.1 gen + 1.0 KL).
+the rates, gradients of two cases per update, clip 100, 0.1 gen + 1.0 KL; 30 000 steps for BLIP2-OPT
+and MiniGPT-4). VLKEB at 10951b7 trains 50 000 on LLaVA-1.5: preset `paper-llava-1.5`.
 
 The gradient of a linear map is sum_t d_t x_t^T over tokens (`algorithms.gradient_factors`). Per
 token, input and output gradient are normalised with running statistics of the training, passed
@@ -51,6 +52,26 @@ from errata.training.loop import Trainee
 from errata.training.optimise import generator
 from errata.training.trained_editor import TrainedEditor
 
+#: BLIP2-OPT and MiniGPT-4 in EasyEdit
+_PAPER: Mapping[str, Any] = {
+    "layers": (-3, -2, -1),
+    "rank": 1920,
+    "start": "unit",
+    "edit_lr": 1e-4,
+    "lr": 1e-6,
+    "lr_rate": 1e-4,
+    "steps": 30000,
+    "batch_size": 1,
+    "gradient_accumulation_steps": 2,
+    "max_grad_norm": 100.0,
+    "reliability_weight": 0.0,
+    "generality_weight": 0.1,
+    "locality_weight": 1.0,
+    "eval_steps": 1000,
+    "save_steps": 500,
+    "eos": False,
+}
+
 
 class Mend(TrainedEditor):
     """Transforms the gradient of an edit with a trained network."""
@@ -70,24 +91,8 @@ class Mend(TrainedEditor):
             "locality_kinds": ("t_locality", "m_locality", "near_locality"),
             "save_steps": 50,
         },
-        "paper": {
-            "layers": (-3, -2, -1),
-            "rank": 1920,
-            "start": "unit",
-            "edit_lr": 1e-4,
-            "lr": 1e-6,
-            "lr_rate": 1e-4,
-            "steps": 30000,
-            "batch_size": 1,
-            "gradient_accumulation_steps": 2,
-            "max_grad_norm": 100.0,
-            "reliability_weight": 0.0,
-            "generality_weight": 0.1,
-            "locality_weight": 1.0,
-            "eval_steps": 1000,
-            "save_steps": 500,
-            "eos": False,
-        },
+        "paper": _PAPER,
+        "paper-llava-1.5": {**_PAPER, "steps": 50_000},
     }
 
     @dataclass(frozen=True, kw_only=True)
@@ -118,7 +123,7 @@ class Mend(TrainedEditor):
 
     def sites(self, backbone: Backbone) -> list[str]:
         layers = sorted(backbone.layer(i) for i in self.config.layers)
-        return [f"text.{i}.{part}" for i in layers for part in self.config.parts]
+        return backbone.part_sites(layers, self.config.parts)
 
     def network(self, backbone: Backbone, seed: int) -> MendNetwork:
         shapes = {site: backbone.weight(site) for site in self.sites(backbone)}

@@ -10,8 +10,10 @@ most 0.01. The residual is taken at the down projection's output and divided by 
 the change is R K^T (K K^T + lambda C)^-1.
 
 The output of the top down projection hardly depends on earlier layers, so the residual does not
-shrink from layer to layer as in MEMIT: 1 + 1/sqrt(2) + ... of it is written in total, 3.23 times
-for five layers. PMET is published so, and `left` in a patch's notes shows it.
+shrink from layer to layer as in MEMIT: 1 + 1/sqrt(2) + ... of it is added to the hidden states in
+total, 3.23 times for five layers. PMET is published so. `left` in a patch's notes is measured at
+that output, which the top layer brings to its value. Where a norm stands behind the FFN, each layer
+has values of its own, as in `memit`.
 
 Differences: as in `memit` (low-rank float32 deltas, Cholesky instead of an explicit inverse, seeded
 context templates, EOS, `ridge`, `memory`); "all tokens are the argmax" is tested as such, there by
@@ -94,12 +96,12 @@ class Pmet(CovarianceUpdate):
         sites = [site_of(layer), site_of(layer, ATTENTION)]
         return self.search_settings(sites, downweight_when_right=True)
 
-    def value_site(self, layer: int) -> str:
+    def value_site(self, backbone: Backbone, layer: int) -> str:
         return site_of(layer)
 
-    def written(self, top: int) -> dict[str, str]:
+    def written(self, backbone: Backbone, top: int) -> dict[str, str]:
         both = {ATTENTION: site_of(top, ATTENTION), FFN: site_of(top)}
-        return both if self.config.write == "both" else super().written(top)
+        return both if self.config.write == "both" else super().written(backbone, top)
 
     def residual_divisor(self, i: int, layers: int) -> float:
         return float((layers - i) ** 0.5)

@@ -36,15 +36,16 @@ from errata.algorithms.locate_then_edit.base import (
     live_updates,
     lookup_token,
     mean_key,
-    result_of,
     with_keys,
 )
-from errata.algorithms.locate_then_edit.layer_stats import site_of
+from errata.algorithms.locate_then_edit.layer_stats import FFN, site_of
 from errata.algorithms.locate_then_edit.value_search import search
+from errata.algorithms.locate_then_edit.written import note_left
 from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadSpec
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
+from errata.core.types import Edit
 from errata.linalg import solve
 
 _PUBLISHED: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "weight_decay": 0.5, "steps": 20}
@@ -111,6 +112,8 @@ class Rome(LocateThenEdit):
         groups, site, states = request.groups, site_of(layer), list(request.states)
         parts: list[dict[str, dict[str, Tensor]]] = [{} for _ in groups]
         logs: list[list[dict[str, Any]]] = [[] for _ in groups]
+        searched: list[tuple[dict[str, Any], Tensor, Tensor]] = []
+        made: list[tuple[int, Edit]] = []
         for n in range(max(map(len, groups))):
             edits = [(r, g[n]) for r, g in enumerate(groups) if n < len(g)]
             with live_updates(backbone, parts):
@@ -127,12 +130,23 @@ class Rome(LocateThenEdit):
                 size: dict[str, Any] = {"cosine": round(float(used.double() @ u / used.norm()), 4)}
                 update = self.clipped(backbone, site, part["A"], part["B"], size)
                 add_ranks(parts[r], site, update)
-                logs[r].append({**line, "layers": {str(layer): size}})
+                line["layers"] = {str(layer): size}
+                logs[r].append(line)
+                searched.append((line, values.value[site][e].cpu(), values.start[site][e].cpu()))
                 if self.config.memory != "none":
                     states[r] = with_keys(states[r], {layer: keys_Ed[e : e + 1]})
-        return [
-            result_of(p, s, g, a) for p, s, g, a in zip(parts, states, groups, logs, strict=True)
-        ]
+            made += edits
+        with live_updates(backbone, parts):  # later edits of a group may have moved earlier ones
+            reader = KeyReader(backbone, made, ("",), self.config.token, layer)
+            _, now_Eh = reader.read([], site, top=layer)
+        lines, value, start = zip(*searched, strict=True)
+        note_left(lines, torch.stack(value), torch.stack(start), now_Eh.cpu(), FFN)
+        return self.results(backbone, groups, parts, states, logs)
+
+    def remedy(self) -> str:
+        if self.config.same_key:
+            return "Set same_key=false, or make a patch of each edit."
+        return "Make a patch of each edit, or choose another --set layers=..."
 
     def direction(self, state: State | None, layer: int, key_d: Tensor) -> Tensor:
         """[d] u, float64, of norm 1: C^-1 k, with the keys of earlier edits added to C."""

@@ -3,8 +3,9 @@
 Source: Mitchell et al., ICML 2022, and its code (scope: exp(-|e_q - e_m|^2) against 0.5, a hard
 switch when supervised; loss 0.1 NLL of the counterfactual model on in-scope questions + 1.0
 balanced BCE; Adam 1e-5, 10 accumulated: preset `paper`). Multimodal ports: EasyEdit SERAC_MULTI
-(14cea82: soft mixing, 50 000 steps of batch 1: preset `vlm_port`), LiveEdit serac_vl (frozen norm
-and head over a small model of projected embeddings).
+(14cea82: soft mixing, 50 000 steps of batch 1 for BLIP2-OPT: preset `vlm_port`; 20 000 for
+MiniGPT-4: `vlm_port-minigpt4`), VLKEB at 10951b7 (MiniGPT-4 with 5e-5: `vlkeb-minigpt4`), LiveEdit
+serac_vl (frozen norm and head over a small model of projected embeddings).
 
 The classifier of the multimodal port reads the prompt AND the gold answer of a question, by which
 it tells caption edits apart, whose prompt is always `a photo of`; it reads no image. Its
@@ -166,6 +167,13 @@ def _apart(batch: TrainBatch, thing: Sequence[Mapping[str, str]], a: int, b: int
     return batch.cases[a].edit.prompt != batch.cases[b].edit.prompt
 
 
+#: BLIP2-OPT in EasyEdit
+_PORT: Mapping[str, Any] = {
+    "lr": 1e-5, "batch_size": 1, "steps": 50_000, "edit_weight": 0.1, "scope_weight": 1.0,
+    "switch": "soft", "max_grad_norm": 100.0, "eos": False,
+}  # fmt: skip
+
+
 class Serac(TrainedEditor):
     """Memory, scope classifier and counterfactual model."""
 
@@ -179,10 +187,9 @@ class Serac(TrainedEditor):
             "lr": 1e-5, "batch_size": 1, "gradient_accumulation_steps": 10, "edit_weight": 0.1,
             "scope_weight": 1.0, "threshold": 0.5, "switch": "hard", "eos": False,
         },
-        "vlm_port": {
-            "lr": 1e-5, "batch_size": 1, "steps": 50_000, "edit_weight": 0.1, "scope_weight": 1.0,
-            "switch": "soft", "max_grad_norm": 100.0, "eos": False,
-        },
+        "vlm_port": _PORT,
+        "vlm_port-minigpt4": {**_PORT, "steps": 20_000},
+        "vlkeb-minigpt4": {**_PORT, "steps": 20_000, "lr": 5e-5},
     }  # fmt: skip
 
     @dataclass(frozen=True, kw_only=True)

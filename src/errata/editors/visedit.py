@@ -5,7 +5,8 @@ one block the image tokens attend to the hidden states that the edit (prompt and
 the result is weighted per token by an influence mapper, which compares the token with the edit's
 last prompt token. Both are trained once, with l = NLL(rel) + NLL(T-gen) + NLL(M-gen) + KL(M-loc) +
 0.1 (rank + up + down), and frozen. An edit is one forward of its prompt and target. Preset `paper`:
-LLaVA, layer 18, attention modules 19 to 30, width 1024, 8 heads, Adam 1e-4, batches of 4.
+LLaVA-1.5, layer 18, attention modules 19 to 30, width 1024, 8 heads, Adam 1e-4, batches of 4;
+`paper-blip2-opt` (19; 20 to 30) and `paper-minigpt4` (17; 18 to 30) are its other models.
 
 The mapper's targets: Gaussian noise (sigma 0.7) on one image token at the input of an attention
 module; the influence is 1 - cosine of its clean and noisy output at the last prompt token, the mean
@@ -48,6 +49,23 @@ from errata.training.batches import TrainBatch
 from errata.training.loop import Trainee
 from errata.training.optimise import generator
 
+#: without the blocks, which differ between models
+_PAPER: Mapping[str, Any] = {
+    "mid": 1024,
+    "heads": 8,
+    "lr": 1e-4,
+    "batch_size": 4,
+    "steps": 50_000,
+    "eval_steps": 1000,
+    "save_steps": 1000,
+    "patience": 50,
+    "max_grad_norm": 0.0,
+    "locality_examples": 1,
+    "locality_weight": 1.0,
+    "locality_kinds": ("m_locality",),
+    "eos": False,
+}
+
 
 class VisEdit(AdapterEditor):
     """Cross-attention adapter on image tokens, weighed by their influence."""
@@ -56,23 +74,9 @@ class VisEdit(AdapterEditor):
     modalities = frozenset({"image"})
     state_settings = ("layer", "mid", "heads", "marks", "eos")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {
-            "layer": 18,
-            "noise_layers": tuple(range(19, 31)),
-            "mid": 1024,
-            "heads": 8,
-            "lr": 1e-4,
-            "batch_size": 4,
-            "steps": 50_000,
-            "eval_steps": 1000,
-            "save_steps": 1000,
-            "patience": 50,
-            "max_grad_norm": 0.0,
-            "locality_examples": 1,
-            "locality_weight": 1.0,
-            "locality_kinds": ("m_locality",),
-            "eos": False,
-        },
+        "paper": {**_PAPER, "layer": 18, "noise_layers": tuple(range(19, 31))},
+        "paper-blip2-opt": {**_PAPER, "layer": 19, "noise_layers": tuple(range(20, 31))},
+        "paper-minigpt4": {**_PAPER, "layer": 17, "noise_layers": tuple(range(18, 31))},
         "micro-vlm": {
             "layer": 1,
             "gate_layer": 5,

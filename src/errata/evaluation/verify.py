@@ -80,6 +80,17 @@ def verify(
     return [*checks, *(_check(edit, probe, b, a) for (edit, probe), b, a in rest)]
 
 
+def summary(checks: Sequence[EditCheck]) -> list[str]:
+    """A line for each kind of question: how many of them are answered as they should be."""
+    lines = []
+    for kind in {c.probe.kind: c.probe.kind_info for c in checks}.values():
+        kept = [c.kept for c in checks if c.probe.kind == kind.name]
+        what = "with their target" if kind.expects_target else "as without the patch"
+        named = "edited questions" if kind.main else f"questions of {kind.heading}"
+        lines.append(f"{sum(kept)} of {len(kept)} {named} are answered {what}")
+    return lines
+
+
 def verify_edits(
     backbone: Backbone, edits: Sequence[Edit], patches: Sequence[Patch]
 ) -> list[EditCheck]:

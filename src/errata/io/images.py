@@ -13,8 +13,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
+from PIL import ExifTags, ImageOps, UnidentifiedImageError, features
 from PIL import Image as Pillow
-from PIL import ImageOps, UnidentifiedImageError, features
 
 from errata.core import registry
 from errata.core.errors import BadData, BadImage, BadSpec, one_line
@@ -48,15 +48,44 @@ def load_image(image: Image) -> Pillow.Image:
     if scheme is not None:
         _check_hash(image, _hash_text(rest))
         return _render(image.uri, scheme, rest)
-    data = image_bytes(image)
-    _check_hash(image, hashlib.sha256(data).hexdigest())
-    return _decode(image.uri, data)
+    return _decode(image.uri, image_bytes(image, checked=True))
 
 
-def image_bytes(image: Image) -> bytes:
-    """The bytes of an image file, or of an image in memory. Raises BadImage."""
+def image_bytes(image: Image, *, checked: bool = False) -> bytes:
+    """The bytes of an image file, or of an image in memory. Raises BadImage.
+
+    checked: whether they must be those that `sha256` names.
+    """
     data = data_of(image.uri)
-    return _read(image.uri) if data is None else data
+    data = _read(image.uri) if data is None else data
+    if checked:
+        _check_hash(image, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def file_ending(uri: str, data: bytes) -> str:
+    """`png`, `jpg`, ...: how the name of an image file ends, by its content. Raises BadImage."""
+    phone = _phone_format(data)
+    if phone is not None:
+        return phone.lower()
+    try:
+        with Pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
+            kind = picture.format or ""
+    except Exception as e:
+        # Only Pillow runs above, and its decoders raise whatever the damaged bytes lead them to.
+        raise _bad(uri, f"it is no image ({one_line(e)})", "Get the file again") from e
+    # MPO: a JPEG that holds further pictures
+    return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}.get(kind, kind.lower())
+
+
+def tells_place(uri: str, data: bytes) -> bool:
+    """Whether an image file says where on earth it was taken (the GPS block of its EXIF data)."""
+    try:
+        with _opened(uri, data) as picture:
+            return bool(picture.getexif().get_ifd(ExifTags.IFD.GPSInfo))
+    except Exception:
+        # The file is damaged, or its decoder is not installed; whoever opens it says so.
+        return False
 
 
 def embedded(image: Image) -> Image:

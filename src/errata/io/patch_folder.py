@@ -1,13 +1,15 @@
 """Saves and loads a patch as a folder: `patch.json`, `patch.safetensors`, `edits.jsonl`, a card.
 
-`patch.json` holds the sha256 of the two data files. Nothing is pickled.
+`patch.json` holds the sha256 of the two data files. Nothing is pickled. The pictures of the facts
+may be in the folder too (`errata.io.patch_images`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,20 +39,25 @@ from errata.core.patch import (
     Header,
     Patch,
     check_fingerprint,
+    origins_of,
     pack,
     pictures_of,
     shape_of,
     unpack,
 )
 from errata.core.types import Edit, brief, from_json, path_of, to_json, why
+from errata.io import patch_images
 from errata.io.images import check_image
+from errata.io.patch_card import CardFacts, card, check_license
 
 FORMAT = 1
+#: the files of every patch, beside its card
+FILES = ("patch.json", "patch.safetensors", "edits.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The content of `patch.json`."""
+    """The content of `patch.json`. images: names of the pictures in the folder `images`."""
 
     format: int
     header: Header
@@ -58,63 +65,158 @@ class Head:
     settings: Mapping[str, Any]
     sha256: str
     edits_sha256: str
+    images: tuple[str, ...] = ()
 
 
-def save(patch: Patch, folder: FilePath) -> None:
+def save(
+    patch: Patch,
+    folder: FilePath,
+    *,
+    with_images: bool = False,
+    license: str | None = None,
+    measured: Sequence[str] = (),
+) -> None:
     """Writes `patch.json`, `patch.safetensors`, `edits.jsonl` and `README.md`.
 
     All of them or none: a patch that was there before is replaced in one step, other files are
-    kept. Raises BadPatch for a patch that names no model, InUse, DiskFull, BadOutput.
+    kept. with_images: the picture files of the facts are copied into the folder, as they are.
+    license: an SPDX name for the card. measured: lines for the card, what was measured about the
+    patch. Raises BadPatch for a patch that names no model, BadImage for a picture that is not
+    there, BadSpec, InUse, DiskFull, BadOutput.
     """
     if not isinstance(patch, Patch):
         raise BadPatch(f"save_patch takes a patch, not {brief(patch)}. Use the result's `.patch`.")
     folder = path_of(folder, "the folder of a patch")
-    _check_named(patch, folder)
-    contents = _packed(patch)
+    edits = [to_json(e) for e in patch.edits]
+    # what was loaded from this very folder keeps the pictures that are in it
+    with_images = with_images or patch_images.names_inside(edits, folder)
+    contents = packed(
+        patch, os.path.basename(os.path.abspath(folder)), with_images=with_images,
+        license=license, measured=measured, what=str(folder),
+    )  # fmt: skip
     with locked(folder, wait=SHORT):
+        before = _pictures_in(folder)
         write_folder(folder, contents)
+        _remove_pictures(
+            folder, [n for n in before if f"{patch_images.FOLDER}/{n}" not in contents]
+        )
 
 
-def _packed(patch: Patch) -> dict[str, bytes]:
-    """The files of a patch by name."""
+def packed(
+    patch: Patch, place: str, *, with_images: bool, license: str | None, measured: Sequence[str],
+    what: str,
+) -> dict[str, bytes]:  # fmt: skip
+    """The files of a patch by name. place: what the examples of the card load. what: for errors."""
+    check_named(patch, what)
     settings, tensors = pack(patch)
     stored = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     blob = to_safetensors(stored, metadata={"format": str(FORMAT)})
-    lines = "".join(dumps(to_json(e)) + "\n" for e in patch.edits).encode()
+    header, edits = asdict(patch.header), [to_json(e) for e in patch.edits]
+    files: dict[str, bytes] = {}
+    if with_images:
+        inside, moved = (patch_images.taken_in(v, files) for v in (settings, edits))
+        if files:  # other paths of its pictures make no other patch
+            header = _with_origins(header, edits)
+            settings, edits = _with_origins_below(inside, settings), moved
+    lines = "".join(dumps(e) + "\n" for e in edits).encode()
+    images = sorted(name.partition("/")[2] for name in files)
     head = {
         "format": FORMAT,
-        "header": asdict(patch.header),
+        "header": header,
         "sites": sorted(patch.sites),
         "settings": settings,
         "sha256": _sha256(blob),
         "edits_sha256": _sha256(lines),
+        **({"images": images} if images else {}),
     }
-    numbers = sum(v.numel() for v in stored.values())
+    text = card_of(patch, place, pictures=len(images), license=license, measured=measured)
     return {
+        **files,
         "edits.jsonl": lines,
         "patch.safetensors": blob,
-        "README.md": _card(patch, numbers).encode(),
+        "README.md": text.encode(),
         "patch.json": json_bytes(head),
     }
+
+
+def card_of(
+    patch: Patch, place: str, *, pictures: int, license: str | None, measured: Sequence[str]
+) -> str:
+    """The text of the card. place: what its examples load. Raises BadSpec for the license."""
+    numbers = sum(t.numel() for t in pack(patch)[1].values())
+    lines = [measured] if isinstance(measured, str) else list(measured)
+    license = check_license(license)
+    return card(patch, CardFacts(place, numbers, pictures, state_of(patch), license, lines))
+
+
+def state_of(patch: Patch) -> str:
+    """The hash of a prepared state that the patch looks up when it is loaded, else ""."""
+    return _state_in(pack(patch)[0])
+
+
+def _with_origins(header: Mapping[str, Any], edits: Sequence[Any]) -> dict[str, Any]:
+    """The header of a patch with the hashes that it has now, which the edits' paths enter."""
+    origins = origins_of(header, [from_json(Edit, e) for e in edits])
+    return {**header, "notes": {**header.get("notes", {}), "origins": sorted(origins)}}
+
+
+def _with_origins_below(settings: Any, before: Any) -> Any:
+    """The settings of a combination with `_with_origins` in its parts, as they were before."""
+    if not isinstance(settings, Mapping) or "parts" not in settings:
+        return settings
+    parts = [
+        {
+            **_with_origins_below(new, old),
+            "header": _with_origins(old["header"], old["edits"]),
+        }
+        for new, old in zip(settings["parts"], before["parts"], strict=True)
+    ]
+    return {**settings, "parts": parts}
+
+
+def _state_in(settings: Mapping[str, Any]) -> str:
+    own = settings.get("state")
+    if isinstance(own, str) and own:
+        return own
+    inner = [s for s in settings.values() if isinstance(s, Mapping)]
+    inner += [s for s in settings.get("parts", ()) if isinstance(s, Mapping)]
+    return next((found for s in inner if (found := _state_in(s))), "")
+
+
+def _pictures_in(folder: Path) -> list[str]:
+    """The names of the pictures of the patch that is there; none where there is no patch."""
+    try:
+        return list(read_head(folder).get("images", ()))
+    except BadPatch:
+        return []
+
+
+def _remove_pictures(folder: Path, names: Sequence[str]) -> None:
+    """Removes pictures of a patch that was replaced; what leads out of the folder is left."""
+    for name in names:
+        with suppress(OSError, BadPatch):
+            patch_images.check_inside(folder, name).unlink()
+    with suppress(OSError):
+        (folder / patch_images.FOLDER).rmdir()
 
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _check_named(patch: Patch, folder: Path) -> None:
+def check_named(patch: Patch, what: object) -> None:
     """Raises BadPatch if the patch, or a part of it, does not name the model it was made for."""
     members = patch.members()
     if not members and not patch.header.fingerprint:
         raise BadPatch(
-            f"{folder}: the patch ({shape_of(patch)}) does not say which model it was made for. "
+            f"{what}: the patch ({shape_of(patch)}) does not say which model it was made for. "
             "Give it the fingerprint: patch.with_header(Header(backbone=backbone.name, "
             "fingerprint=backbone.fingerprint()), edits)."
         )
     for member in members or ():
         empty = member.members() is not None and not member.members()
         if isinstance(member, Patch) and not empty:  # an empty stack was made for no model
-            _check_named(member, folder)
+            check_named(member, what)
 
 
 def read_head(folder: FilePath) -> dict[str, Any]:
@@ -126,6 +228,8 @@ def read_head(folder: FilePath) -> dict[str, Any]:
     if not exists(path):
         inside = sorted(p.parent.name for p in folder.glob("*/patch.json"))
         advice = "`errata edit ... --out DIR` writes one."
+        if exists(folder / "adapter_config.json"):
+            advice = "It is a LoRA adapter; make a patch of it: errata patch import-peft."
         if inside:
             more = "" if len(inside) < 4 else f" and {len(inside) - 3} more"
             names = f"{', '.join(inside[:3])}{more}"
@@ -146,7 +250,9 @@ def read_edits(folder: Path, head: Mapping[str, Any]) -> list[Edit]:
     """The facts of a patch, checked against its head. Raises BadPatch."""
     lines = _read(folder, "edits.jsonl", head["edits_sha256"])
     try:
-        return [from_json(Edit, row) for _, row in json_lines(lines)]
+        rows = [row for _, row in json_lines(lines)]
+        rows = patch_images.placed(rows, folder, head.get("images", ()))
+        return [from_json(Edit, row) for row in rows]
     except ValueError as e:
         raise BadPatch(f"{folder}/edits.jsonl cannot be read ({why(e)}).") from None
 
@@ -175,8 +281,9 @@ def load(folder: FilePath, backbone: Backbone | None = None) -> Patch:
         _check_header(header, backbone, folder)
     blob = _read(folder, "patch.safetensors", head["sha256"])
     edits = read_edits(folder, head)
+    settings = patch_images.placed(head["settings"], folder, head.get("images", ()))
     try:
-        patch = unpack(head["settings"], from_safetensors(blob))
+        patch = unpack(settings, from_safetensors(blob))
     except UnknownName as e:
         raise BadPatch(
             f"{folder} is of a shape that is not installed: {e} Install its package."
@@ -190,7 +297,7 @@ def load(folder: FilePath, backbone: Backbone | None = None) -> Patch:
     patch.with_header(header, edits).requires_grad_(False)
     if sorted(patch.sites) != head["sites"]:
         raise BadPatch(f"{folder}/patch.json names other sites than its tensors.")
-    _check_named(patch, folder)
+    check_named(patch, folder)
     _check_pictures(patch, folder)
     if backbone is None:
         return patch
@@ -221,18 +328,3 @@ def _check_header(header: Header, backbone: Backbone, folder: Path) -> None:
             Notice,
             stacklevel=3,
         )
-
-
-def _card(patch: Patch, numbers: int) -> str:
-    h = patch.header
-    facts = "\n".join(f"- {e.prompt.text!r} -> {e.target!r}" for e in patch.edits[:50])
-    below = ", ".join(f"`{o}`" for o in sorted(patch.on_top_of))
-    on_top = f"Found on top of the patch {below}: apply that one first.\n\n" if below else ""
-    more = f"\n- and {len(patch.edits) - 50} more (edits.jsonl)" if len(patch.edits) > 50 else ""
-    return (
-        f"# errata patch\n\nEditor `{h.editor}` on `{h.backbone}` "
-        f"(fingerprint `{h.fingerprint[:12]}`), {len(patch.edits)} edit(s), {numbers} numbers, "
-        f"made {h.created}.\n\n{on_top}## Facts\n\n{facts}{more}\n\n"
-        f'## Use\n\n```\nerrata ask {h.backbone} --patch . "your question"\n```\n\n'
-        "Leaving out `--patch` gives the unedited model back, bit for bit.\n"
-    )

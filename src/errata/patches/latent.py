@@ -99,6 +99,15 @@ def _in_heads(x: Tensor, size: int) -> Tensor:
     return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
 
 
+def _normed_heads(ctx: HookContext, norm: str, x: Tensor, size: int) -> Tensor:
+    """`x` in heads, behind the model's norm of queries or keys, if it has one at that site."""
+    if norm not in ctx.sites:
+        return _in_heads(x, size)
+    if any(p.shape == x.shape[-1:] for p in ctx.sites[norm].first.parameters()):
+        return _in_heads(ctx.call(norm, x), size)  # over all heads together
+    return ctx.call(norm, _in_heads(x, size))
+
+
 class SharedMemory:
     """The shared memory of several blocks, by reference; `digest` names the state it lives in."""
 
@@ -221,10 +230,10 @@ class Latent(Patch):
         """([B, K, G, f] keys, values) of the retrieved entries, by the block's own modules."""
         at, size = f"text.{layer}.attn", self.heads[layer].size
         dtype = self._query_dtype(layer, ctx)
-        normed = ctx.call(f"{at}.norm", retrieved["pos"].to(dtype))
-        keys = _in_heads(ctx.call(f"{at}.k", normed), size)
-        if f"{at}.k_norm" in ctx.sites:
-            keys = ctx.call(f"{at}.k_norm", keys)
+        normed = retrieved["pos"].to(dtype)
+        if f"{at}.norm" in ctx.sites:
+            normed = ctx.call(f"{at}.norm", normed)
+        keys = _normed_heads(ctx, f"{at}.k_norm", ctx.call(f"{at}.k", normed), size)
         values = _in_heads(ctx.call(f"{at}.v", normed), size)
         return keys.float(), values.float()
 
@@ -253,9 +262,7 @@ class Latent(Patch):
             score = (retrieved["cos"] / self.options.temperature)[:, None, None]
             score = score.expand(b, heads.queries, t, -1)
         else:
-            q = _in_heads(q_BTn, heads.size)
-            if f"text.{layer}.attn.q_norm" in ctx.sites:
-                q = ctx.call(f"text.{layer}.attn.q_norm", q)
+            q = _normed_heads(ctx, f"text.{layer}.attn.q_norm", q_BTn, heads.size)
             keys = self._per_query_head(layer, keys)
             score = torch.einsum("bthf,bkhf->bhtk", q.float(), keys) * heads.scale
         unused = ~retrieved["used"][:, None, None]

@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from errata.patches._parts import Parts, PartsPatch
 from errata.patches._rows import padded
 
-ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh")
+ACTIVATIONS = ("silu", "relu", "relu2", "gelu", "gelu_tanh", "quick_gelu")
 
 
 def activation(name: str, x: Tensor) -> Tensor:
     if name == "gelu_tanh":
         return nn.functional.gelu(x, approximate="tanh")
+    if name == "relu2":
+        return nn.functional.relu(x).square()
+    if name == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
     return getattr(nn.functional, name)(x)  # type: ignore[no-any-return]
 
 

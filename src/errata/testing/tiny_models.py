@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from errata.backbones.hf_vlm import HfVlm
 from errata.backbones.micro_umm import MicroUmmBackbone
+from errata.backbones.minigpt4 import MiniGpt4
+from errata.backbones.minigpt4.convert import TEMPLATE
 
 SPECIAL = (
     "<pad>",
@@ -283,6 +285,24 @@ def blip2() -> HfVlm:
     return HfVlm(randomise(Blip2ForConditionalGeneration(config)), processor, name="tiny-blip2")
 
 
+def minigpt4() -> MiniGpt4:
+    """BLIP-2's tower and Q-Former in front of a Llama, with the image inside the prompt."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration
+
+    base = blip2()
+    tok, like = base.tokenizer, cast("Any", base.model.config)
+    tok.chat_template = TEMPLATE
+    config = Blip2Config(
+        **{
+            **like.to_dict(),
+            "text_config": llama_config(len(tok)).to_dict(),
+            "minigpt4": {"ln_vision_eps": 1e-5, "end": "###"},
+        }
+    )
+    model = randomise(Blip2ForConditionalGeneration(config))
+    return MiniGpt4(model, base.processor, name="tiny-minigpt4")
+
+
 class QwenProcessor:
     """Does what Qwen's processors do with one image and text; theirs need torchvision."""
 
@@ -428,6 +448,7 @@ def micro_umm() -> MicroUmmBackbone:
 FAMILIES: dict[str, Callable[[], HfVlm]] = {
     "llava": llava,
     "blip2": blip2,
+    "minigpt4": minigpt4,
     "qwen2.5": qwen25,
     "qwen3": qwen3,
 }

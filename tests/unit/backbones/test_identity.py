@@ -37,6 +37,17 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def test_parts_that_stay_in_float32_hide_no_rounding(tmp_path: Path) -> None:
+    """BLIP-2 in float16 keeps its Q-Former in float32; it is the model of its wider files still."""
+    model, processor = parts("blip2")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    full, half = (load(tmp_path, dtype=d) for d in ("float32", "float16"))
+    first = next(iter(half.model.parameters()))
+    assert (first.dtype, half.dtype) == (torch.float32, torch.float16)
+    assert full.fingerprint() == half.fingerprint()
+
+
 def test_a_copy_on_disk_is_the_same_model(family: str, tmp_path: Path) -> None:
     """Saved whole, in shards, and in a wider dtype that holds the same values."""
     model, processor = parts(family)

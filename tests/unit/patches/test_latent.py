@@ -190,7 +190,7 @@ def test_a_compiled_model_sees_it_switched_on_later() -> None:
     compiled = torch.compile(bb.text, backend="eager", dynamic=None)
 
     def run(text: Any, *patches: Patch) -> Tensor:
-        with bb.applied(*patches), bb.hooks.question(bb._context(batch, None)) as ctx:
+        with bb.applied(*patches), bb.hooks.question(bb.context_of(batch, None)) as ctx:
             ctx.shape = tuple(batch.ids.shape)  # type: ignore[assignment]
             out = text(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
         return out.last_hidden_state  # type: ignore[no-any-return]

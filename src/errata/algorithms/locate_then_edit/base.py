@@ -30,6 +30,7 @@ from errata.algorithms.locate_then_edit.context_templates import (
 from errata.algorithms.locate_then_edit.corpus import from_cases
 from errata.algorithms.locate_then_edit.layer_stats import FFN, MOMENTS, site_of, tensor_of
 from errata.algorithms.locate_then_edit.value_search import ROWS, ColumnRecorder, ValueSettings
+from errata.algorithms.locate_then_edit.written import notice, oversized, unwritten
 from errata.core.editor import EditLog, Editor, EditResult
 from errata.core.errors import BadData, BadSpec
 from errata.core.model.backbone import Backbone
@@ -189,9 +190,7 @@ class LocateThenEdit(Editor):
         self, backbone: Backbone, site: str, a: Tensor, b: Tensor, notes: dict[str, Any]
     ) -> dict[str, Tensor]:
         """The update B A of a site, scaled down to `max_upd_ratio`; `notes` gets its size."""
-        weight = backbone.site(site).first.weight
-        assert isinstance(weight, Tensor)
-        size = float(weight.detach().float().norm())
+        size = weight_norm(backbone, site)
         a, b = a.float().cpu().contiguous(), b.float().cpu().contiguous()
         factor = 1.0
         if self.config.max_upd_ratio:
@@ -200,6 +199,45 @@ class LocateThenEdit(Editor):
         if factor < 1:
             notes["clipped"] = round(factor, 6)
         return {"A": a, "B": b.contiguous()}
+
+    def remedy(self) -> str:
+        """What to do where a value is mostly not written, one sentence."""
+        return "Choose other --set layers=..."
+
+    def results(
+        self,
+        backbone: Backbone,
+        groups: Sequence[Sequence[Edit]],
+        parts: Sequence[Parts],
+        states: Sequence[State | None],
+        logs: Sequence[Sequence[dict[str, Any]]],
+        remarks: Sequence[str] = (),
+    ) -> list[EditResult]:
+        """A result per group. Warns of values that are not written, and of changes that outweigh
+        their weights; both lines, and `remarks`, are in the notes of the patch too.
+        """
+        limit = self.config.max_upd_ratio
+        smaller = "Lower --set clamp=..., or give a --set max_upd_ratio=... below 1."
+        remedy = self.remedy()
+        if any("clipped" in size for g in logs for e in g for size in e["layers"].values()):
+            remedy = f"max_upd_ratio={limit:g} has cut the change: raise it. Else: {remedy}"
+        size = {s: weight_norm(backbone, s) for s in sorted({s for p in parts for s in p})}
+        changes = [{s: lowrank.norm(d["A"], d["B"]) / size[s] for s, d in p.items()} for p in parts]
+        results = []
+        for group, delta, state, lines, change in zip(
+            groups, parts, states, logs, changes, strict=True
+        ):
+            said = [*remarks, unwritten(group, lines, remedy), oversized(change, smaller)]
+            results.append(result_of(delta, state, group, lines, [line for line in said if line]))
+        edits = [e for g in groups for e in g]
+        largest = {s: max(c.get(s, 0.0) for c in changes) for s in size}
+        for line in (
+            unwritten(edits, [line for g in logs for line in g], remedy),
+            oversized(largest, smaller),
+        ):
+            if line:
+                notice(self.name, line)
+        return results
 
 
 class KeyReader:
@@ -297,15 +335,27 @@ def with_keys(state: State | None, keys: Mapping[int, Tensor], part: str = FFN) 
     return state.grown(tensors) if state is not None else State(MOMENTS, tensors=tensors)
 
 
+def weight_norm(backbone: Backbone, site: str) -> float:
+    """The Frobenius norm of a site's weight."""
+    weight = backbone.site(site).first.weight
+    assert isinstance(weight, Tensor)
+    return float(weight.detach().float().norm())
+
+
 def result_of(
-    parts: Parts, state: State | None, edits: Sequence[Edit], logs: Sequence[Mapping[str, Any]]
+    parts: Parts,
+    state: State | None,
+    edits: Sequence[Edit],
+    logs: Sequence[Mapping[str, Any]],
+    remarks: Sequence[str] = (),
 ) -> EditResult:
     """The patch of one group, and the log of its search and solve."""
+    said = {"remarks": list(remarks)} if remarks else {}
     log = EditLog(
         steps=sum(a["steps"] for a in logs) / len(logs),
         loss=sum(a["nll"] for a in logs) / len(logs),
         reached=all(a["reached"] for a in logs),
-        notes={"edits": [{"id": e.id, **a} for e, a in zip(edits, logs, strict=True)]},
+        notes={"edits": [{"id": e.id, **a} for e, a in zip(edits, logs, strict=True)], **said},
     )
     return EditResult(Delta(parts), state, log)
 

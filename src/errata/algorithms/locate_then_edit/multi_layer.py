@@ -1,12 +1,19 @@
 """MEMIT and its relatives: one value per edit, its residual spread over several blocks.
 
+The residual is that of the hidden states behind the top block, which all blocks add to. Where the
+down projection of a block does not write them directly (`stream`: a norm behind the FFN), a change
+of them is no change of its output. There a value is searched for each layer, at the output of its
+own down projection, on top of what the layers below have written; of its residual a layer writes
+the same part. In Gemma 3 270M the one residual of the hidden states is left unwritten, or breaks
+the model.
+
 Shapes: E edits of all groups, n of one, d inputs and h outputs of a down projection.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +28,12 @@ from errata.algorithms.locate_then_edit.base import (
     bare_and_mean,
     live_updates,
     lookup_token,
-    result_of,
     with_keys,
 )
 from errata.algorithms.locate_then_edit.layer_stats import FFN, site_of
+from errata.algorithms.locate_then_edit.stream import stream_scale
 from errata.algorithms.locate_then_edit.value_search import ValueResult, ValueSettings, search
+from errata.algorithms.locate_then_edit.written import note_left
 from errata.core.editor import EditRequest, EditResult
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
@@ -36,29 +44,67 @@ from errata.linalg import covariance, solve
 class MultiLayerUpdate(LocateThenEdit):
     """One value per edit, at the top layer; every layer writes a part of the residual.
 
-    Layers are written in ascending order, each on top of those below.
+    Layers are written in ascending order, each on top of those below. See `stages` for the layers
+    that cannot share a value.
     """
 
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
-        edits, groups = request.edits, request.groups
-        owner = torch.tensor([r for r, _ in edits])
-        own = [(owner == r).nonzero()[:, 0] for r in range(len(groups))]
-        layers, templates = self.layers(backbone), self.templates(backbone, request.seed)
-        values = self.search_values(backbone, edits, templates, seed=request.seed)
-        written = self.written(layers[-1])
-        goals = {p: values.value[_searched(values, site)].cpu() for p, site in written.items()}
+        edits, layers = request.edits, self.layers(backbone)
+        templates = self.templates(backbone, request.seed)
+        remarks = self.remarks(backbone, request.prepared)
         reader = KeyReader(backbone, edits, templates, self.config.token, layers[0])
-        parts: list[Parts] = [{} for _ in groups]
-        logs = [
-            {**line, "token": lookup_token(e, self)}
-            for line, (_, e) in zip(values.log, edits, strict=True)
-        ]
-        for i, layer in enumerate(layers):
-            for part, value in written.items():
+        parts: list[Parts] = [{} for _ in request.groups]
+        logs: list[dict[str, Any]] = [{} for _ in edits]
+        kept: dict[str, dict[int, Tensor]] = {}
+        for stage in self.stages(backbone):
+            with live_updates(backbone, parts):
+                values = self.search_values(
+                    backbone, edits, templates, stage[-1], seed=request.seed
+                )
+            self._note_search(logs, values, edits)
+            written = self.written(backbone, stage[-1])
+            goals = {p: values.value[_searched(values, site)].cpu() for p, site in written.items()}
+            self._write(backbone, request, stage, goals, reader, parts, logs)
+            with live_updates(backbone, parts):
+                for part, site in written.items():
+                    keys, now_Eh = reader.read(stage, site, top=stage[-1], part=part)
+                    kept.setdefault(part, {}).update(
+                        {i: bare_and_mean(keys[i]).cpu() for i in stage}
+                    )
+                    start = values.start[_searched(values, site)].cpu()
+                    note_left(logs, goals[part], start, now_Eh.cpu(), part)
+        own = _rows_of(request)
+        after: list[State | None] = list(request.states)
+        if self.config.memory != "none":
+            for part, of_layer in kept.items():
+                after = [
+                    with_keys(state, {i: k[own[r]] for i, k in of_layer.items()}, part)
+                    for r, state in enumerate(after)
+                ]
+        of_group = [[logs[e] for e in rows.tolist()] for rows in own]
+        return self.results(backbone, request.groups, parts, after, of_group, remarks)
+
+    def _write(
+        self,
+        backbone: Backbone,
+        request: EditRequest,
+        stage: Sequence[int],
+        goals: Mapping[str, Tensor],
+        reader: KeyReader,
+        parts: Sequence[Parts],
+        logs: Sequence[dict[str, Any]],
+    ) -> None:
+        """Adds the updates of these layers to `parts`; goals: the values of each part."""
+        layers, top, own = self.layers(backbone), stage[-1], _rows_of(request)
+        for layer in stage:
+            divisor = self.residual_divisor(layers.index(layer), len(layers))
+            for part, value in self.written(backbone, top).items():
                 with live_updates(backbone, parts):
-                    keys, now_Eh = reader.read([layer], value, top=layers[-1], part=part)
+                    keys, now_Eh = reader.read([layer], value, top=top, part=part)
                 keys_Ed = bare_and_mean(keys[layer]).cpu()
-                residual_Eh = (goals[part] - now_Eh.cpu()) / self.residual_divisor(i, len(layers))
+                residual_Eh = (goals[part] - now_Eh.cpu()) / divisor
+                if value != site_of(top, part):  # a residual of the hidden states
+                    residual_Eh = residual_Eh / (stream_scale(backbone, layer) or 1.0)
                 for r, state in enumerate(request.prepared):
                     factor, notes = self.key_factor(state, layer, keys_Ed[own[r]], part)
                     size: dict[str, Any] = {}
@@ -69,51 +115,61 @@ class MultiLayerUpdate(LocateThenEdit):
                     name = str(layer) if part == FFN else f"{layer}.{part}"
                     for e, line in zip(own[r].tolist(), notes, strict=True):
                         logs[e].setdefault("layers", {})[name] = {**line, **size}
-        kept: dict[str, dict[int, Tensor]] = {}
-        with live_updates(backbone, parts):
-            for part, value in written.items():
-                keys, now_Eh = reader.read(layers, value, top=layers[-1], part=part)
-                kept[part] = {i: bare_and_mean(keys[i]).cpu() for i in layers}
-                left = (goals[part] - now_Eh.cpu()).norm(dim=1)
-                start = values.start[_searched(values, value)].cpu()
-                whole = (goals[part] - start).norm(dim=1).clamp(min=1e-12)
-                for line, share in zip(logs, (left / whole).tolist(), strict=True):
-                    line["left" if part == FFN else f"left.{part}"] = round(share, 4)
-        results = []
-        for r, (group, before) in enumerate(request):
-            after = before
-            if self.config.memory != "none":
-                for part, of_layer in kept.items():
-                    after = with_keys(after, {i: of_layer[i][own[r]] for i in layers}, part)
-            results.append(result_of(parts[r], after, group, [logs[e] for e in own[r].tolist()]))
-        return results
 
-    def written(self, top: int) -> dict[str, str]:
-        """Part of a block that is written -> the site, in the top layer, whose output it brings to
-        the value; in the order in which a block runs them.
+    def _note_search(
+        self, logs: Sequence[dict[str, Any]], values: ValueResult, edits: Sequence[tuple[int, Edit]]
+    ) -> None:
+        """Adds the log of a search to those of the stages before it: the last one counts, but the
+        updates are added up.
         """
-        return {FFN: self.value_site(top)}
+        for line, new, (_, edit) in zip(logs, values.log, edits, strict=True):
+            counts = {k: line.get(k, 0) + new[k] for k in ("steps", "clamped")}
+            line.update({**new, **counts, "token": lookup_token(edit, self)})
+
+    def stages(self, backbone: Backbone) -> list[list[int]]:
+        """The layers, in lists that share a value, which is searched at the last of a list.
+
+        All share one where every layer adds the output of its down projection to the hidden
+        states; else each has its own.
+        """
+        layers = self.layers(backbone)
+        return [layers] if _is_direct(backbone, layers) else [[i] for i in layers]
+
+    def remarks(self, backbone: Backbone, states: Sequence[State]) -> list[str]:
+        """What the user should know of all edits, for the notes; warns of it too."""
+        return []
+
+    def written(self, backbone: Backbone, top: int) -> dict[str, str]:
+        """Part of a block that is written -> the site, in the top layer of a stage, whose output it
+        brings to the value; in the order in which a block runs them.
+        """
+        return {FFN: self.value_site(backbone, top)}
 
     def search_values(
         self,
         backbone: Backbone,
         edits: Sequence[tuple[int, Edit]],
         templates: Sequence[str],
+        layer: int,
         *,
         seed: int,
     ) -> ValueResult:
-        """The values of all edits; the one of the first site is written."""
-        return search(
-            backbone, edits, templates, self.value_settings(backbone, self.layers(backbone)[-1])
-        )
+        """The values of all edits at a layer; the one of the first site is written."""
+        return search(backbone, edits, templates, self.value_settings(backbone, layer))
 
     def value_settings(self, backbone: Backbone, layer: int) -> ValueSettings:
         """Settings of the value search; the value of the first site is written."""
-        return self.search_settings([stream_site(backbone, layer)])
+        site = self.value_site(backbone, layer)
+        if site != site_of(layer):
+            site = stream_site(backbone, layer)
+        return self.search_settings([site])
 
-    def value_site(self, layer: int) -> str:
-        """The site whose output the update brings to the value."""
-        return f"text.{layer}.block"
+    def value_site(self, backbone: Backbone, layer: int) -> str:
+        """The site whose output the update brings to the value: the block, or, where layers do not
+        share a value, the down projection.
+        """
+        shared = _is_direct(backbone, [layer, *self.layers(backbone)])
+        return f"text.{layer}.block" if shared else site_of(layer)
 
     def residual_divisor(self, i: int, layers: int) -> float:
         """What the residual is divided by at the i-th of the layers."""
@@ -142,6 +198,12 @@ class CovarianceUpdate(MultiLayerUpdate):
         mom2_weight: float = 15000.0
         ridge: float = 0.05
 
+    def remedy(self) -> str:
+        return (
+            f"Lower mom2_weight (now {self.config.mom2_weight:g}), so that lambda_over_key in the "
+            "notes of the patch is below 1, or choose other --set layers=..."
+        )
+
     def key_factor(
         self, state: State, layer: int, keys_nd: Tensor, part: str = FFN
     ) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -162,3 +224,14 @@ def stream_site(backbone: Backbone, layer: int) -> str:
 def _searched(values: ValueResult, site: str) -> str:
     """The site at which the value of `site` was searched: itself, or else the first one."""
     return site if site in values.value else next(iter(values.value))
+
+
+def _is_direct(backbone: Backbone, layers: Sequence[int]) -> bool:
+    """Whether all these layers add the output of their down projection to the hidden states."""
+    return all(stream_scale(backbone, i) is not None for i in layers)
+
+
+def _rows_of(request: EditRequest) -> list[Tensor]:
+    """Per group the indices of its edits among all."""
+    owner = torch.tensor([r for r, _ in request.edits])
+    return [(owner == r).nonzero()[:, 0] for r in range(len(request))]

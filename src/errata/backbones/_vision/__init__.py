@@ -1,1 +1,1 @@
-"""Images and the processors of model families."""
+"""What families of models do with pictures, beyond one placeholder and one tower."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from errata.cli.patch.folder import Folder
-from errata.cli.shared import options
+from errata.cli.shared import options, patches
 from errata.cli.shared.printing import print_json, say
 
 
-def show(folder: Folder, as_json: options.AsJson = False) -> None:
+def show(folder: patches.One, as_json: options.AsJson = False) -> None:
     """Print the header, the sites and the edits of a patch."""
     from errata.core.patch import origins_of
     from errata.core.types import to_json
-    from errata.io.patch_folder import read_edits, read_head
+    from errata.io.patch_folder import read_edits
 
-    head = read_head(folder)
-    edits = read_edits(folder, head)
+    (patch,) = patches.located([folder])
+    head = patch.head()
+    edits = read_edits(patch.folder, head)
     if as_json:
         print_json({**head, "edits": [to_json(e) for e in edits]})
         return

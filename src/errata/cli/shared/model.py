@@ -53,6 +53,11 @@ class ModelOptions:
         bool, typer.Option("--trust-remote-code", help="Run code that comes with a hub model.")
     ] = False
 
+    gguf_file: Annotated[
+        str | None,
+        typer.Option(help="A GGUF file in that folder or hub repository, read by transformers."),
+    ] = None
+
     def load(self, heads: Sequence[Mapping[str, Any]] = ()) -> Backbone:
         """Loads the model quietly. Raises BadSpec on a wrong option, BadBackbone on a model.
 
@@ -77,6 +82,7 @@ class ModelOptions:
             device_map=self.device_map,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
+            gguf_file=self.gguf_file,
         )
         if self.style is None:
             bb.style = _style_of(heads, bb)

@@ -2,7 +2,8 @@
 
 Only backbone files know module paths. All other code names sites
 (`text.{i}.{in,block,attn,attn.q,.k,.v,.o,mlp,mlp.up,.gate,.down}`, `embed`, `vision.{i}...`,
-`bridge`, `bridge.{linear}`, `final_norm`, `head`), batches and questions.
+`bridge`, `bridge.{linear}`, `final_norm`, `head`), batches and questions. Projections that are one
+module in the model are one site, `attn.qkv` or `mlp.gate_up`.
 
 Shapes: B rows, T columns of prompt and target (right padded), V vocabulary, n prompts, d width.
 """
@@ -11,9 +12,10 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -39,6 +41,12 @@ from errata.core.state import State
 from errata.core.types import Prompt, brief
 
 P = TypeVar("P", bound=Patch)
+
+#: part of a block -> the site of the module that does its work where projections are fused
+FUSED: Mapping[str, str] = {
+    **dict.fromkeys(("attn.q", "attn.k", "attn.v"), "attn.qkv"),
+    **dict.fromkeys(("mlp.up", "mlp.gate"), "mlp.gate_up"),
+}
 
 
 def check_backbone(value: Any) -> None:
@@ -68,8 +76,12 @@ class Backbone(ABC):
     #: site -> path of its module in the model; sites that the model lacks (for `errata doctor`)
     site_paths: Mapping[str, str] = MappingProxyType({})
     missing_sites: Sequence[str] = ()
+    #: a site that the model lacks -> why, where that is known
+    missing_because: Mapping[str, str] = MappingProxyType({})
     model: nn.Module
     hooks: HookManager
+    #: the folder of its weight files; None if it is not known
+    source: Path | None = None
 
     def __repr__(self) -> str:
         numbers = sum(p.numel() for p in self.model.parameters())
@@ -94,6 +106,16 @@ class Backbone(ABC):
         raise BadBackbone(
             f"{cls.__name__} wraps no model that is in memory. Load it from a folder: errata.load."
         )
+
+    @classmethod
+    def outline(
+        cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> Backbone | None:
+        """The backbone without weights (on the meta device), to look at its modules and its files.
+
+        None where the family has no way to make one.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -256,17 +278,41 @@ class Backbone(ABC):
     def site(self, name: str) -> Site:
         """A site by name. Raises BadSpec."""
         if name not in self.hooks.sites:
-            similar = sorted(n for n in self.hooks.sites if n.split(".")[0] == name.split(".")[0])
-            names = ", ".join(similar[:12]) or "see errata doctor"
+            if name in self.missing_because:
+                raise BadSpec(
+                    f"{self.name} has no site '{name}': {self.missing_because[name]}. Use an "
+                    "editor that acts elsewhere (lora at the attention, ike, serac; errata doctor "
+                    "shows the sites), or a dense model of the family."
+                )
+            block = ".".join(name.split(".")[:2])
+            similar = sorted(n for n in self.hooks.sites if n.startswith(f"{block}."))
+            similar = similar or sorted(n for n in self.hooks.sites if n.split(".")[0] == block)
+            names = ", ".join(similar[:16]) or "see errata doctor"
             raise BadSpec(f"{self.name} has no site '{name}'. Similar ones: {names}.")
         return self.hooks.sites[name]
 
+    def part_sites(self, layers: Iterable[int], parts: Sequence[str]) -> list[str]:
+        """The linear sites of some text blocks, each once.
+
+        A part that is fused with others in this model (`FUSED`) stands for the whole fused module.
+        """
+        sites = [self.site_of_part(f"text.{i}", part) for i in layers for part in parts]
+        return list(dict.fromkeys(sites))
+
+    def site_of_part(self, block: str, part: str) -> str:
+        """The site of a part of a block, or the fused one that it is in; the first if none is."""
+        fused = f"{block}.{FUSED.get(part, part)}"
+        own = f"{block}.{part}"
+        return fused if own not in self.hooks.sites and fused in self.hooks.sites else own
+
     def weight(self, site: str) -> tuple[int, int]:
         """(in, out) features of a linear site."""
-        module = self.site(site).first
-        weight = module.weight
-        assert isinstance(weight, Tensor), site
-        out, into = weight.shape[-2:]
+        module: Any = self.site(site).first
+        if hasattr(module, "in_features"):
+            return int(module.in_features), int(module.out_features)
+        out, into = module.weight.shape[-2:]
+        if hasattr(module, "nf"):  # Conv1D of transformers keeps its weight as [in, out]
+            out, into = into, out
         return int(into), int(out)
 
     def weight_rms(self, site: str) -> float:
@@ -283,11 +329,11 @@ class Backbone(ABC):
 
     def gated(self, site: str) -> bool:
         """Whether the FFN at `text.{i}.mlp` multiplies a gate with an up projection."""
-        return f"{site}.gate" in self.hooks.sites
+        return any(f"{site}.{part}" in self.hooks.sites for part in ("gate", "gate_up"))
 
     @abstractmethod
     def activation(self, site: str) -> str:
-        """Name of the FFN's activation: silu, relu, gelu or gelu_tanh."""
+        """Name of the FFN's activation: silu, relu, relu2, gelu, gelu_tanh or quick_gelu."""
 
     @abstractmethod
     def heads(self, layer: int) -> Heads:

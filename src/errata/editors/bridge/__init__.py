@@ -88,9 +88,10 @@ class Bridge(CovarianceUpdate):
         backbone: Backbone,
         edits: Sequence[tuple[int, Edit]],
         templates: Sequence[str],
+        layer: int,
         *,
         seed: int,
     ) -> ValueResult:
-        text = self.value_settings(backbone, self.layers(backbone)[-1])
+        text = self.value_settings(backbone, layer)
         rngs = [generator(seed, f"bridge/{e.prompt.text}/{e.target}") for _, e in edits]
         return search.search(image_generator(backbone), edits, templates, text, self.bridge, rngs)

@@ -55,9 +55,9 @@ from errata.algorithms.demonstrations import corpus, similar
 from errata.algorithms.neuron_keys import locality_prompts, site_inputs
 from errata.algorithms.neuron_search import NeuronEditor
 from errata.core.editor import EditRequest, EditResult
-from errata.core.errors import BadData, BadSpec
+from errata.core.errors import BadBackbone, BadData, BadSpec
 from errata.core.model.backbone import Backbone
-from errata.core.model.batch import PrefixState
+from errata.core.model.batch import Heads, PrefixState
 from errata.core.patch import Patch
 from errata.core.state import State
 from errata.core.types import Case, Edit
@@ -107,7 +107,13 @@ class UniKE(NeuronEditor):
             "memory_beta": 0.03,
             "memory_top": 40,
         },
-        "paper": {"lr": 7.5e-4, "steps": 10, "value_scale": 1.0, "max_grad_norm": 0.0},
+        "paper": {
+            "lr": 7.5e-4,
+            "steps": 10,
+            "value_scale": 1.0,
+            "max_grad_norm": 0.0,
+            "eos": False,
+        },
     }
 
     @dataclass(frozen=True, kw_only=True)
@@ -210,6 +216,8 @@ class UniKE(NeuronEditor):
         """Raises BadData if the model gets too few of the training questions wrong."""
         c = self.config
         rng = generator(seed, self.name)
+        if c.extrinsic == "latent":
+            self._heads(backbone)
         triplets, counts = collect(backbone, usable(cases))
         order = torch.randperm(len(triplets), generator=rng)[: c.triplets].tolist()
         triplets = [triplets[i] for i in order]
@@ -280,13 +288,20 @@ class UniKE(NeuronEditor):
             return [self._context(backbone, group, state) for group, state in pairs]
         return [*self._latents(backbone, request.groups, states[0])]
 
+    def _heads(self, backbone: Backbone) -> dict[int, Heads]:
+        """The attention of the blocks that the memory is mixed into. Raises BadBackbone."""
+        try:
+            return {i: backbone.heads(i) for i in map(backbone.layer, self.config.latent_layers)}
+        except BadBackbone as e:
+            raise BadBackbone(f"{e} Or put the memory into the prompt: extrinsic=prompt.") from None
+
     def _latents(
         self, backbone: Backbone, groups: Sequence[Sequence[Edit]], state: State
     ) -> list[Latent]:
         c = self.config
         layers = sorted(backbone.layer(i) for i in c.latent_layers)
         knowledge = SharedMemory.of(state)
-        heads = {i: backbone.heads(i) for i in layers}
+        heads = self._heads(backbone)
         options = LatentSettings(c.top, c.alpha, c.attention, c.temperature, c.cutoff)
         entries: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in groups]
         if c.own_rows == "none":

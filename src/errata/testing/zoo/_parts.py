@@ -25,7 +25,7 @@ def vocabulary(*tokens: str, **named: str) -> PreTrainedTokenizerFast:
     )
 
 
-def text(size: int, **more: Any) -> dict[str, Any]:
+def text_config(size: int, **more: Any) -> dict[str, Any]:
     """Settings of a text model with a vocabulary of this size: four blocks, 32 wide."""
     return {
         "vocab_size": size,
@@ -58,3 +58,52 @@ def tower(image: int = 28, patch: int = 14, **more: Any) -> dict[str, Any]:
 def square(side: int) -> dict[str, int]:
     """An image size as image processors take it."""
     return {"height": side, "width": side}
+
+
+#: 3-axis positions of the Qwen family, for heads of 8 features
+THREE_AXES: dict[str, Any] = {
+    "rope_type": "default",
+    "mrope_section": [2, 1, 1],
+    "rope_theta": 10000.0,
+    "mrope_interleaved": True,
+}
+
+
+def qwen_processor(tok: Any, *, patch: int = 7) -> Any:
+    """The processor of Qwen3-VL and Qwen3.5."""
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    sizes: dict[str, Any] = {
+        "patch_size": patch,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": 28 * 28, "longest_edge": 56 * 56},
+    }
+    return Qwen3VLProcessor(  # type: ignore[no-untyped-call]
+        Qwen2VLImageProcessor(**sizes), tok, Qwen3VLVideoProcessor(**sizes)
+    )
+
+
+def qwen_vision(**changes: Any) -> dict[str, Any]:
+    """Keywords of the vision towers of Qwen3-VL and Qwen3.5."""
+    return {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "patch_size": 7,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 16,
+        **changes,
+    }
+
+
+#: token ids of the Qwen family in the tiny tokenizer
+QWEN_IDS: dict[str, Any] = {
+    "image_token_id": 6,
+    "video_token_id": 7,
+    "vision_start_token_id": 4,
+    "vision_end_token_id": 5,
+}

@@ -8,7 +8,7 @@ from typing import Any
 import transformers as hf
 
 from errata.testing.tiny_models import randomise
-from errata.testing.zoo._parts import square, text, tower, vocabulary
+from errata.testing.zoo._parts import square, text_config, tower, vocabulary
 
 _MARKS = {
     "image_token": "<image>",
@@ -21,7 +21,7 @@ _WINDOWED = {"sliding_window": 9, "layer_types": ["sliding_attention", "full_att
 def gemma3() -> tuple[Any, Any]:
     tok = vocabulary(**_MARKS)
     config = hf.Gemma3Config(
-        text_config=text(len(tok), head_dim=8, query_pre_attn_scalar=8, **_WINDOWED),
+        text_config=text_config(len(tok), head_dim=8, query_pre_attn_scalar=8, **_WINDOWED),
         vision_config=tower(28, 7),
         mm_tokens_per_image=4,
         image_token_index=3,
@@ -47,7 +47,7 @@ def gemma4() -> tuple[Any, Any]:
         image_seq_length=70,
     )
     config = hf.Gemma4Config(
-        text_config=text(
+        text_config=text_config(
             len(tok),
             head_dim=8,
             global_head_dim=8,
@@ -75,14 +75,14 @@ def gemma4() -> tuple[Any, Any]:
     return randomise(hf.Gemma4ForConditionalGeneration(config)), processor
 
 
-def _paligemma(text_config: Callable[..., Any], **more: Any) -> tuple[Any, Any]:
+def _paligemma(kind: Callable[..., Any], **more: Any) -> tuple[Any, Any]:
     tok = vocabulary()
     images = hf.SiglipImageProcessor(size=square(28))
     images.image_seq_length = 4
     processor = hf.PaliGemmaProcessor(images, tok)
     config = hf.PaliGemmaConfig(
         vision_config=hf.SiglipVisionConfig(**tower(), vision_use_head=False),
-        text_config=text_config(**text(len(tok), head_dim=8, **more)),
+        text_config=kind(**text_config(len(tok), head_dim=8, **more)),
         image_token_index=3,
         projection_dim=32,
         hidden_size=32,

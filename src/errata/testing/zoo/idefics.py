@@ -8,7 +8,7 @@ from typing import Any
 import transformers as hf
 
 from errata.testing.tiny_models import randomise
-from errata.testing.zoo._parts import text, tower, vocabulary
+from errata.testing.zoo._parts import text_config, tower, vocabulary
 
 _FAKE, _END = "<fake_token_around_image>", "<end_of_utterance>"
 _TILED = {"size": {"longest_edge": 56}, "max_image_size": {"longest_edge": 28}}
@@ -19,7 +19,7 @@ def idefics2() -> tuple[Any, Any]:
     images = hf.Idefics2ImageProcessor(size={"shortest_edge": 28, "longest_edge": 56})
     processor = hf.Idefics2Processor(images, tok, image_seq_len=4)
     config = hf.Idefics2Config(
-        text_config=hf.MistralConfig(**text(len(tok), sliding_window=None)),
+        text_config=hf.MistralConfig(**text_config(len(tok), sliding_window=None)),
         vision_config=tower(56),
         perceiver_config={
             "hidden_size": 32,
@@ -42,7 +42,7 @@ def idefics3() -> tuple[Any, Any]:
     tok = vocabulary(_FAKE, _END, "<global-img>", *_tiles())
     processor = hf.Idefics3Processor(hf.Idefics3ImageProcessor(**_TILED), tok, image_seq_len=4)
     config = hf.Idefics3Config(
-        text_config=hf.LlamaConfig(**text(len(tok))),
+        text_config=hf.LlamaConfig(**text_config(len(tok))),
         vision_config=tower(28, 7),
         scale_factor=2,
         image_token_id=3,
@@ -59,7 +59,7 @@ def smolvlm() -> tuple[Any, Any]:
         image_seq_len=4,
     )
     config = hf.SmolVLMConfig(
-        text_config=hf.LlamaConfig(**text(len(tok))),
+        text_config=hf.LlamaConfig(**text_config(len(tok))),
         vision_config=tower(28, 7),
         scale_factor=2,
         image_token_id=3,

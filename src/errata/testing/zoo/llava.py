@@ -8,7 +8,7 @@ from typing import Any
 import transformers as hf
 
 from errata.testing.tiny_models import llava_parts, randomise
-from errata.testing.zoo._parts import square, text, tower, vocabulary
+from errata.testing.zoo._parts import square, text_config, tower, vocabulary
 
 _GRID = [[28, 56], [56, 28], [56, 56]]
 
@@ -17,7 +17,7 @@ def vipllava() -> tuple[Any, Any]:
     processor = llava_parts()[1]
     config = hf.VipLlavaConfig(
         vision_config=hf.CLIPVisionConfig(**tower()),
-        text_config=hf.LlamaConfig(**text(len(processor.tokenizer))),
+        text_config=hf.LlamaConfig(**text_config(len(processor.tokenizer))),
         image_token_index=3,
         image_seq_length=4,
         vision_feature_layer=[-2, 0],
@@ -29,7 +29,7 @@ def llava_next() -> tuple[Any, Any]:
     tok = vocabulary()
     config = hf.LlavaNextConfig(
         vision_config=hf.CLIPVisionConfig(**tower()),
-        text_config=hf.LlamaConfig(**text(len(tok))),
+        text_config=hf.LlamaConfig(**text_config(len(tok))),
         image_token_index=3,
         image_grid_pinpoints=_GRID,
         vision_feature_layer=-1,
@@ -52,7 +52,7 @@ def llava_onevision() -> tuple[Any, Any]:
     tok = vocabulary("<video>")
     config = hf.LlavaOnevisionConfig(
         vision_config=hf.SiglipVisionConfig(**tower(), vision_use_head=False),
-        text_config=hf.Qwen2Config(**text(len(tok))),
+        text_config=hf.Qwen2Config(**text_config(len(tok))),
         image_token_index=3,
         video_token_index=tok.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=_GRID,
@@ -80,7 +80,7 @@ def pixtral() -> tuple[Any, Any]:
     processor = _pixtral_processor(14, 1)
     config = hf.LlavaConfig(
         vision_config=hf.PixtralVisionConfig(**tower(56)),
-        text_config=hf.MistralConfig(**text(len(processor.tokenizer), sliding_window=None)),
+        text_config=hf.MistralConfig(**text_config(len(processor.tokenizer), sliding_window=None)),
         image_token_index=processor.image_token_id,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -92,7 +92,7 @@ def mistral3() -> tuple[Any, Any]:
     processor = _pixtral_processor(7, 2)
     config = hf.Mistral3Config(
         vision_config=hf.PixtralVisionConfig(**tower(56, 7)),
-        text_config=hf.MistralConfig(**text(len(processor.tokenizer), sliding_window=None)),
+        text_config=hf.MistralConfig(**text_config(len(processor.tokenizer), sliding_window=None)),
         image_token_index=processor.image_token_id,
         tie_word_embeddings=False,
     )

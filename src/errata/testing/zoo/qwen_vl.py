@@ -8,7 +8,7 @@ from typing import Any
 import transformers as hf
 
 from errata.testing.tiny_models import randomise
-from errata.testing.zoo._parts import text, vocabulary
+from errata.testing.zoo._parts import text_config, vocabulary
 
 _TOKENS = {
     "image_token_id": 6,
@@ -33,8 +33,14 @@ def _processor(kind: Any, video: Any) -> Any:
 def qwen2_vl() -> tuple[Any, Any]:
     processor = _processor(hf.Qwen2VLProcessor, hf.Qwen2VLVideoProcessor)
     config = hf.Qwen2VLConfig(
-        text_config=text(len(processor.tokenizer), **_rope(1, 1, 2)),
-        vision_config={**_TOWER, "embed_dim": 24, "hidden_size": 32, "mlp_ratio": 2, "patch_size": 7},
+        text_config=text_config(len(processor.tokenizer), **_rope(1, 1, 2)),
+        vision_config={
+            **_TOWER,
+            "embed_dim": 24,
+            "hidden_size": 32,
+            "mlp_ratio": 2,
+            "patch_size": 7,
+        },
         **_TOKENS,
     )
     return randomise(hf.Qwen2VLForConditionalGeneration(config)), processor
@@ -43,7 +49,7 @@ def qwen2_vl() -> tuple[Any, Any]:
 def qwen2_5_vl() -> tuple[Any, Any]:
     processor = _processor(hf.Qwen2_5_VLProcessor, hf.Qwen2VLVideoProcessor)
     config = hf.Qwen2_5_VLConfig(
-        text_config=text(len(processor.tokenizer), **_rope(1, 1, 2)),
+        text_config=text_config(len(processor.tokenizer), **_rope(1, 1, 2)),
         vision_config={
             **_TOWER,
             "hidden_size": 32,
@@ -61,7 +67,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
 def qwen3_vl() -> tuple[Any, Any]:
     processor = _processor(hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor)
     config = hf.Qwen3VLConfig(
-        text_config=text(
+        text_config=text_config(
             len(processor.tokenizer), head_dim=8, **_rope(2, 1, 1, mrope_interleaved=True)
         ),
         vision_config={

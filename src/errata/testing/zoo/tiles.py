@@ -8,11 +8,13 @@ from typing import Any
 import transformers as hf
 
 from errata.testing.tiny_models import randomise
-from errata.testing.zoo._parts import square, text, tower, vocabulary
+from errata.testing.zoo._parts import square, text_config, tower, vocabulary
 
 
 def _cohere(size: int) -> dict[str, Any]:
-    return text(size, sliding_window=9, layer_types=["sliding_attention", "full_attention"] * 2)
+    return text_config(
+        size, sliding_window=9, layer_types=["sliding_attention", "full_attention"] * 2
+    )
 
 
 def aya_vision() -> tuple[Any, Any]:
@@ -67,7 +69,7 @@ def internvl() -> tuple[Any, Any]:
     )
     config = hf.InternVLConfig(
         vision_config=hf.InternVLVisionConfig(**tower([28, 28], [7, 7])),  # type: ignore[arg-type]
-        text_config=hf.Qwen2Config(**text(len(tok))),
+        text_config=hf.Qwen2Config(**text_config(len(tok))),
         image_token_id=6,
         image_seq_length=4,
         downsample_ratio=0.5,
@@ -91,7 +93,7 @@ def got_ocr2() -> tuple[Any, Any]:
             "global_attn_indexes": [],
             "mlp_dim": 48,
         },
-        text_config=hf.Qwen2Config(**text(len(tok))),
+        text_config=hf.Qwen2Config(**text_config(len(tok))),
         image_token_index=tok.convert_tokens_to_ids("<imgpad>"),
         image_seq_length=256,
     )

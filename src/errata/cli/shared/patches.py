@@ -1,0 +1,48 @@
+"""Patches as arguments and options: folders, or names on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from errata.io.patch_hub import Located
+
+Applied = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--patch",
+        metavar="DIR",
+        help="A patch to apply: its folder, or its name on the Hub (user/name, "
+        "user/name@revision); repeatable, in order.",
+    ),
+]
+One = Annotated[
+    str, typer.Argument(metavar="DIR", help="A folder with patch.json, or a name on the Hub.")
+]
+
+
+def quiet_downloads() -> None:
+    """Turns off the progress bars of the hub where nobody watches them."""
+    if not sys.stderr.isatty():
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+
+
+def located(given: Sequence[str] | None) -> list[Located]:
+    """The patches that are given, on this disk; a wrong one is reported before a model is loaded.
+
+    Those on the hub are downloaded. Raises BadPatch, BadSpec, BadEndpoint.
+    """
+    from errata.io.patch_hub import located as locate
+
+    if given:
+        quiet_downloads()
+    found = [locate(text) for text in given or ()]
+    for patch in found:
+        patch.head()
+    return found
