@@ -77,7 +77,7 @@ def test_the_same_answers_everywhere(
     assert answers(merged.eval(), micro, prompts) == wanted
 
     run("patch", "squash", *both, "--out", tmp_path / "joint")
-    run("patch", "verify", tmp_path / "joint", "--backbone", "micro-vlm")
+    run("patch", "verify", "micro-vlm", tmp_path / "joint")
     run("patch", "import-peft", tmp_path / "adapter", "micro-vlm", "--out", tmp_path / "again")
     with micro.applied(errata.load_patch(tmp_path / "again", micro)):
         assert answers(micro.model, micro, prompts) == wanted

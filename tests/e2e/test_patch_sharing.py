@@ -173,6 +173,10 @@ def test_a_patch_goes_over_the_hub_and_answers_as_before(
     assert run("patch", "verify", "micro-vlm", REPO)[0] == 0
     assert run("patch", "show", REPO)[1].count(QUESTION) == 1
     assert "numbers and settings of the patches: the same" in run("patch", "diff", REPO, "with")[1]
+    assert run("patch", "squash", REPO, "--out", "one")[0] == 0
+    assert run("patch", "export-peft", REPO, "--out", "adapter")[0] == 0
+    assert run("patch", "merge", "micro-vlm", REPO, "--out", "merged")[0] == 0
+    assert run("ask", "merged", QUESTION, "--image", picture)[:2] == (0, "purple\n")
 
 
 def test_a_card_that_somebody_wrote_is_kept(here: Path, run: Run, hub: stub.Hub) -> None:

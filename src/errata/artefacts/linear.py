@@ -10,7 +10,7 @@ from torch import nn
 
 from errata.backbones._identity import core, own_name, tied_names
 from errata.core.errors import BadBackbone, BadPatch
-from errata.core.model.backbone import Backbone
+from errata.core.model.outline import ModelOutline
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class LinearModule:
     shared: tuple[str, ...]
 
 
-def linear_modules(backbone: Backbone) -> dict[str, LinearModule]:
+def linear_modules(outline: ModelOutline) -> dict[str, LinearModule]:
     """Site -> its linear module, for all sites that are one. Raises BadBackbone."""
-    root = core(backbone.model)
+    root = core(outline.model)
     adapted = next((p for p, m in root.named_modules() if _is_adapter(m)), None)
     if adapted is not None:
         raise BadBackbone(
-            f"{backbone.name} has an adapter of its own (PEFT, at {own_name(adapted)}): a patch of "
+            f"{outline.name} has an adapter of its own (PEFT, at {own_name(adapted)}): a patch of "
             "it is one of the model with that adapter. Merge the adapter into the model first, "
             "save it, and make the edit on that folder."
         )
@@ -48,7 +48,7 @@ def linear_modules(backbone: Backbone) -> dict[str, LinearModule]:
         paths.setdefault(id(part), []).append(own_name(path))
     tied = {name: tuple(names) for names in tied_names(root) for name in names}
     found = {}
-    for name, site in backbone.hooks.sites.items():
+    for name, site in outline.sites.items():
         module: Any = site.first
         if site.first is site.last and _is_linear(module) and id(module) in paths:
             found[name] = _linear(name, module, tuple(paths[id(module)]), site.stream, tied)

@@ -31,7 +31,7 @@ from errata.core.files import (
     visible,
     writing,
 )
-from errata.core.model.backbone import Backbone
+from errata.core.model.outline import ModelOutline
 from errata.core.patch import Patch, check_fingerprint, common_header, parts_of
 from errata.core.types import path_of
 from errata.io.weight_files import DTYPES, StoredTensor, as_bytes, tensors_in, write_shard
@@ -173,7 +173,7 @@ def check_out(folder: Path, *, force: bool = False) -> None:
         )
 
 
-def _source(bb: Backbone) -> Path:
+def _source(bb: ModelOutline) -> Path:
     """The folder of the model's files. Raises BadBackbone."""
     source = bb.source
     if source is None:
@@ -190,7 +190,7 @@ def _source(bb: Backbone) -> Path:
     return source
 
 
-def shards_of(bb: Backbone) -> list[Shard]:
+def shards_of(bb: ModelOutline) -> list[Shard]:
     """The weight files that transformers would load. Raises BadBackbone where there are none."""
     paths = Stored(bb.model, bb.source, trusted=True).files
     if not paths:
@@ -218,7 +218,7 @@ def _check_apart(source: Path, folder: Path) -> None:
         )
 
 
-def _targets(bb: Backbone, changes: Mapping[str, WeightChange]) -> dict[str, _Target]:
+def _targets(bb: ModelOutline, changes: Mapping[str, WeightChange]) -> dict[str, _Target]:
     """Name of a weight in the loaded model -> what is added to it. Raises BadPatch."""
     modules = linear_modules(bb)
     targets: dict[str, _Target] = {}
@@ -233,7 +233,7 @@ def _targets(bb: Backbone, changes: Mapping[str, WeightChange]) -> dict[str, _Ta
     return targets
 
 
-def _check_module(module: LinearModule, change: WeightChange, bb: Backbone) -> None:
+def _check_module(module: LinearModule, change: WeightChange, bb: ModelOutline) -> None:
     if change.shape != (module.out, module.into):
         raise BadPatch(
             f"the patch changes a weight of {change.shape[0]} x {change.shape[1]} at "
@@ -253,7 +253,7 @@ def _check_module(module: LinearModule, change: WeightChange, bb: Backbone) -> N
 
 
 def _keys(
-    bb: Backbone, shards: Sequence[Shard], targets: Mapping[str, _Target]
+    bb: ModelOutline, shards: Sequence[Shard], targets: Mapping[str, _Target]
 ) -> dict[str, _Target]:
     """Key in the weight files -> what is added to its tensor. Raises BadBackbone.
 
@@ -279,7 +279,7 @@ def _keys(
     return by_key
 
 
-def _not_one(bb: Backbone, name: str, key: str) -> str:
+def _not_one(bb: ModelOutline, name: str, key: str) -> str:
     how = f"comes from {key} and others, which are joined or split" if key else "is stored in parts"
     return (
         f"{name} of {bb.name} has no weight of its own in the files: it {how} while the model is "
@@ -288,7 +288,7 @@ def _not_one(bb: Backbone, name: str, key: str) -> str:
     )
 
 
-def _check_stored(t: StoredTensor, target: _Target, bb: Backbone) -> None:
+def _check_stored(t: StoredTensor, target: _Target, bb: ModelOutline) -> None:
     if t.dtype not in ("F64", "F32", "F16", "BF16"):
         raise BadBackbone(
             f"{t.key} of {bb.name} is stored as {t.dtype}, which a change cannot be added to. "
@@ -301,13 +301,13 @@ def _check_stored(t: StoredTensor, target: _Target, bb: Backbone) -> None:
         )
 
 
-def _check_model(bb: Backbone, patches: Sequence[Patch]) -> None:
+def _check_model(bb: ModelOutline, patches: Sequence[Patch]) -> None:
     """Raises FingerprintMismatch for patches of another model; warns where that is not known."""
     header = common_header([p for one in patches for p in parts_of(one)])
     if not header.fingerprint:
         return
     try:
-        bb.fingerprint()
+        bb.identity.fingerprint()
     except BadBackbone as e:
         warnings.warn(
             f"whether the patch was made for this very model cannot be told from its files: {e}",
@@ -315,7 +315,7 @@ def _check_model(bb: Backbone, patches: Sequence[Patch]) -> None:
             stacklevel=3,
         )
         return
-    check_fingerprint(header, bb, "the patch")
+    check_fingerprint(header, bb.identity, "the patch")
 
 
 def _check_space(shards: Sequence[Shard], stage: Path) -> None:
@@ -373,7 +373,7 @@ def _changed(t: StoredTensor, target: _Target, done: list[MergedTensor]) -> Iter
     done.append(MergedTensor(t.key, target.site, t.dtype, error**0.5, size**0.5))
 
 
-def _record(bb: Backbone, patches: Sequence[Patch], merged: Merged, stage: Path) -> Any:
+def _record(bb: ModelOutline, patches: Sequence[Patch], merged: Merged, stage: Path) -> Any:
     """What was merged into which model, as JSON, and the names in the folder."""
     header = common_header([p for one in patches for p in parts_of(one)])
     return {
@@ -406,7 +406,7 @@ def _write(path: Path, data: bytes) -> None:
         path.write_bytes(data)
 
 
-def _card(bb: Backbone, patches: Sequence[Patch], merged: Merged) -> str:
+def _card(bb: ModelOutline, patches: Sequence[Patch], merged: Merged) -> str:
     edits = [e for p in patches for e in p.edits]
     facts = "\n".join(f"- {e.prompt.text!r} -> {e.target!r}" for e in edits[:50])
     more = f"\n- and {len(edits) - 50} more" if len(edits) > 50 else ""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.artefacts.changes import WeightChange
 from errata.core.errors import BadPatch
 from errata.core.patch import Patch, pack, parts_of, same_prompt, shape_of
 from errata.core.text import normalise
@@ -151,75 +152,61 @@ def _without_origin(settings: Any) -> Any:
 # -- sites ----------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Sum:
-    """What the parts of a patch add at one site: dense + B A, for the input [x, 1]."""
+def _negative(change: WeightChange) -> WeightChange:
+    dense, bias = (None if t is None else -t for t in (change.dense, change.bias))
+    return WeightChange(change.a, -change.b, dense, bias)
 
-    shape: tuple[int, int]
-    dense: Tensor | None = None
-    factors: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    rank: int = 0
 
-    def add(self, part: Mapping[str, Tensor]) -> None:
-        o, n = self.shape
-        if "dense" in part:
-            wide = torch.cat([part["dense"].detach().double().cpu(), torch.zeros(o, 1)], 1)
-            self.dense = wide if self.dense is None else self.dense + wide
-        else:
-            a, b = (part[k].detach().double().cpu() for k in ("A", "B"))
-            self.factors.append((b, torch.cat([a, torch.zeros(len(a), 1)], 1)))
-            self.rank += len(a)
-        if "bias" in part:
-            one = torch.zeros(1, n + 1, dtype=torch.double)
-            one[0, n] = 1
-            self.factors.append((part["bias"].detach().double().cpu()[:, None], one))
+def _factors(change: WeightChange) -> tuple[Tensor, Tensor]:
+    """B [o, r] and A [r, n + 1] of all but the dense part, for the input [x, 1], in float64."""
+    a, b = change.a.double(), change.b.double()
+    a = torch.cat([a, a.new_zeros(len(a), 1)], 1)
+    if change.bias is not None:
+        one = a.new_zeros(1, a.shape[1])
+        one[0, -1] = 1
+        a, b = torch.cat([a, one]), torch.cat([b, change.bias.double()[:, None]], 1)
+    return b, a
 
-    def pair(self) -> tuple[Tensor, Tensor]:
-        """All factors as one: B [o, r], A [r, n + 1]."""
-        o, n = self.shape
-        none = torch.zeros(o, 0, dtype=torch.double), torch.zeros(0, n + 1, dtype=torch.double)
-        b, a = zip(none, *self.factors, strict=True)
-        return torch.cat(b, 1), torch.cat(a)
 
-    def minus(self, other: _Sum) -> _Sum:
-        dense = None
-        if self.dense is not None or other.dense is not None:
-            dense = (0 if self.dense is None else self.dense) - (
-                0 if other.dense is None else other.dense
-            )
-        negated = [(-b, a) for b, a in other.factors]
-        return _Sum(self.shape, dense, [*self.factors, *negated])  # type: ignore[arg-type]
+def _dense(change: WeightChange) -> Tensor | None:
+    """The dense part [o, n + 1], for the input [x, 1], in float64."""
+    if change.dense is None:
+        return None
+    return torch.cat([change.dense.double(), torch.zeros(len(change.dense), 1)], 1)
 
-    def norm(self) -> float:
-        """The Frobenius norm. Of factors by their QR decompositions: |B A| = |R_b R_a^T|."""
-        b, a = self.pair()
-        if self.dense is not None:
-            return float((self.dense + b @ a).norm())
-        if b.shape[1] >= min(self.shape):
-            return float((b @ a).norm())
-        return float((torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T).norm())
 
-    def times(self, other: _Sum) -> float:
-        """The inner product of both changes: the trace of dW_a^T dW_b."""
-        b, a = self.pair()
-        d, c = other.pair()
-        total = ((b.T @ d) * (a @ c.T)).sum()
-        if self.dense is not None:
-            total += ((d.T @ self.dense) * c).sum()
-        if other.dense is not None:
-            total += ((b.T @ other.dense) * a).sum()
-        if self.dense is not None and other.dense is not None:
-            total += (self.dense * other.dense).sum()
-        return float(total)
+def _size(change: WeightChange) -> float:
+    """The Frobenius norm. Of factors by their QR decompositions: |B A| = |R_b R_a^T|."""
+    b, a = _factors(change)
+    dense = _dense(change)
+    if dense is not None:
+        return float((dense + b @ a).norm())
+    if b.shape[1] >= min(change.shape):
+        return float((b @ a).norm())
+    return float((torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T).norm())
+
+
+def _inner(x: WeightChange, y: WeightChange) -> float:
+    """The inner product of two changes: the trace of dW_x^T dW_y."""
+    (b, a), (d, c) = _factors(x), _factors(y)
+    full, other = _dense(x), _dense(y)
+    total = ((b.T @ d) * (a @ c.T)).sum()
+    if full is not None:
+        total += ((d.T @ full) * c).sum()
+    if other is not None:
+        total += ((b.T @ other) * a).sum()
+    if full is not None and other is not None:
+        total += (full * other).sum()
+    return float(total)
 
 
 @dataclass
 class _At:
-    """What a patch has at one site. sum: None unless all of it is added to the weights."""
+    """What a patch has at one site. change: None unless all of it is added to the weights."""
 
     shapes: list[str]
     tensors: dict[str, Tensor]
-    sum: _Sum | None
+    change: WeightChange | None
 
 
 def _by_site(patch: Patch) -> dict[str, _At]:
@@ -229,24 +216,16 @@ def _by_site(patch: Patch) -> dict[str, _At]:
         adds = isinstance(part, Delta) and part.rows is None
         for site, own in _grouped(tensors, part).items():
             at = found.setdefault(site, _At([], {}, None))
-            first, additive = not at.shapes, at.sum is not None
+            first = not at.shapes
             prefix = "" if first else f"{len(at.shapes)}/"
             at.shapes.append(shape_of(part))
             at.tensors.update({f"{prefix}{k}": v for k, v in own.items()})
-            if not adds or not (first or additive):
-                at.sum = None
-                continue
-            at.sum = at.sum or _Sum(_matrix(own))
-            at.sum.add(own)
+            own_change = WeightChange.of(own) if adds else None
+            if first:
+                at.change = own_change
+            elif at.change is not None:
+                at.change = None if own_change is None else at.change + own_change
     return found
-
-
-def _matrix(part: Mapping[str, Tensor]) -> tuple[int, int]:
-    """(outputs, inputs) of a change of a linear map."""
-    if "dense" in part:
-        o, n = part["dense"].shape
-        return o, n
-    return len(part["B"]), part["A"].shape[1]
 
 
 def _grouped(tensors: Mapping[str, Tensor], patch: Patch) -> dict[str, dict[str, Tensor]]:
@@ -263,12 +242,13 @@ def _grouped(tensors: Mapping[str, Tensor], patch: Patch) -> dict[str, dict[str,
 def _part(at: _At | None) -> PartAt | None:
     if at is None:
         return None
-    if at.sum is not None:
-        norm, rank = at.sum.norm(), None if at.sum.dense is not None else at.sum.rank
+    if at.change is not None:
+        norm = _size(at.change)
+        rank = len(at.change.a) if at.change.dense is None else None
     else:
         norm, rank = _norm(list(at.tensors.values())), None
     shapes = {k: tuple(v.shape) for k, v in sorted(at.tensors.items())}
-    return PartAt(tuple(dict.fromkeys(at.shapes)), at.sum is not None, norm, rank, shapes)
+    return PartAt(tuple(dict.fromkeys(at.shapes)), at.change is not None, norm, rank, shapes)
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
@@ -280,11 +260,11 @@ def _site(site: str, a: _At | None, b: _At | None) -> SiteDiff:
     if a is None or b is None or left is None or right is None:
         return SiteDiff(site, left, right)
     larger = max(left.norm, right.norm)
-    if a.sum is not None and b.sum is not None:
-        if a.sum.shape != b.sum.shape:
-            wrong = f"matrices of {_by(a.sum.shape)} and {_by(b.sum.shape)}"
+    if a.change is not None and b.change is not None:
+        if a.change.shape != b.change.shape:
+            wrong = f"matrices of {_by(a.change.shape)} and {_by(b.change.shape)}"
             return SiteDiff(site, left, right, note=wrong)
-        off, inner = a.sum.minus(b.sum).norm(), a.sum.times(b.sum)
+        off, inner = _size(a.change + _negative(b.change)), _inner(a.change, b.change)
     elif left.tensors == right.tensors and left.shapes == right.shapes:
         pairs = [(a.tensors[k].detach().double(), b.tensors[k].detach().double())
                  for k in left.tensors]  # fmt: skip

@@ -31,6 +31,7 @@ from errata.core.errors import BadOutput, BadPatch, BadSpec
 from errata.core.files import FilePath, check_folder, json_bytes, visible, write_folder
 from errata.core.locks import SHORT, locked
 from errata.core.model.backbone import Backbone
+from errata.core.model.outline import ModelOutline
 from errata.core.patch import Header, Patch, check_fingerprint, common_header, parts_of
 from errata.core.types import brief, path_of
 
@@ -155,10 +156,10 @@ def _check_settings(rank: int | None, dtype: str) -> None:
 
 def _model(
     backbone: Backbone | str | None, header: Header, revision: str | None, trust_remote_code: bool
-) -> Backbone:
+) -> ModelOutline:
     if isinstance(backbone, Backbone):
         check_fingerprint(header, backbone, "the patch")
-        return backbone
+        return backbone.outlined()
     name = backbone or header.backbone
     if not name:
         raise BadPatch("the patch does not say which model it was made for. Give --backbone.")
@@ -168,7 +169,7 @@ def _model(
 
 
 def _place(
-    modules: Mapping[str, LinearModule], site: str, change: WeightChange, bb: Backbone
+    modules: Mapping[str, LinearModule], site: str, change: WeightChange, bb: ModelOutline
 ) -> LinearModule:
     """The module of a site, if a LoRA there does what the patch does. Raises BadPatch."""
     module = linear_at(modules, site, bb.name)
@@ -225,8 +226,8 @@ def _remarks(
     ]
     if large:
         lines.append(
-            f"the change of {len(large)} modules has (almost) full rank, so that the adapter is "
-            "larger than their weights. Give --rank for a smaller one, or merge the patch."
+            f"the change of {places[large[0]].path} has (almost) full rank, so that its adapter is "
+            "larger than the weight. Give --rank for a smaller one, or merge the patch."
         )
     if _total_loss(made.values()) > LARGE_LOSS:
         lines.append(ASK_AGAIN)
@@ -243,7 +244,7 @@ def _remarks(
     return lines
 
 
-def _renamed(bb: Backbone, places: Mapping[str, LinearModule]) -> list[str]:
+def _renamed(bb: ModelOutline, places: Mapping[str, LinearModule]) -> list[str]:
     """transformers applies the rules for checkpoints of old to an adapter's keys as well."""
     key_map = KeyMap(bb.model)
     other = [

@@ -59,7 +59,7 @@ def import_peft(adapter: FilePath, backbone: Backbone, *, any_base: bool = False
     _check_base(config, folder, backbone, any_base)
     tensors, sha256 = _tensors(folder)
     pairs = _pairs(tensors, folder)
-    modules = {path: m for m in linear_modules(backbone).values() for path in m.paths}
+    modules = {path: m for m in linear_modules(backbone.outlined()).values() for path in m.paths}
     key_map = KeyMap(backbone.model)
     parts: dict[str, dict[str, Tensor]] = {}
     for path, (a, b) in pairs.items():

@@ -14,6 +14,7 @@ from errata.core.errors import BadBackbone, BadSpec
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
+    from errata.core.model.outline import ModelOutline
 
 make_importable()  # before any module here imports transformers
 
@@ -215,11 +216,10 @@ def _check_device(dtype: str, device: str | None) -> None:
 
 def outline(
     name: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
-) -> Backbone:
-    """The backbone of a model without its weights: sites, module paths, shapes, fingerprint.
+) -> ModelOutline:
+    """Modules, sites, files and fingerprint of a model, without its weights.
 
-    It answers nothing. A family that has no way to make one loads the weights. Raises BadBackbone
-    as `load` does.
+    A family that has no way to make an outline loads the weights. Raises BadBackbone as `load`.
     """
     from errata.backbones import _folders
 
@@ -230,5 +230,5 @@ def outline(
             _folders.check(Path(name))
         family = _family(name, _config(name, revision, trust_remote_code))
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    made: Backbone | None = family.outline(name, **options)
-    return made or load(name, **options)
+    made: ModelOutline | None = family.outline(name, **options)
+    return made or load(name, **options).outlined()

@@ -243,7 +243,20 @@ class DecoderBackbone(DecoderForward):
         self, batch: Batch, ctx: HookContext, columns: Tensor, tower: list[Any]
     ) -> Tensor:
         """Hidden states after the last block, valid at `columns`; `tower` holds the pictures."""
-        trunk = self._below(batch, ctx, tower)
+        answered = (
+            torch.arange(batch.ids.shape[1], device=batch.ids.device) >= (batch.lengths[:, None])
+        ) & batch.mask.bool()
+        # a token of an image that is answered is a word: below it would be given pixels
+        ids = batch.ids.masked_fill(answered, 0)
+        plain = replace(batch, inputs={**batch.inputs, "input_ids": ids})
+        trunk = self._below(plain, ctx, tower)
+        if "inputs_embeds" in trunk:
+            with self.hooks.forward(), self.hooks.question(ctx):
+                words = self.site("embed").first(batch.ids).to(trunk["inputs_embeds"].device)
+            at = answered[..., None].to(words.device)
+            trunk["inputs_embeds"] = torch.where(at, words, trunk["inputs_embeds"])
+        else:
+            trunk["input_ids"] = batch.ids
         self._dry_run(trunk, ctx)
         return self.run_text(trunk, ctx, columns=columns)
 

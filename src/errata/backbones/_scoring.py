@@ -106,7 +106,9 @@ class DecoderQuestion(Question):
         self._fed: _Continuation | Recomputed | None = None
 
     def _continuation(self, index: Tensor, kept: Tensor) -> _Continuation | Recomputed:
-        return (Recomputed if self.cache is None else _Continuation)(self, index, kept)
+        if self.cache is None:
+            return Recomputed(self.bb, self.batch, self.ctx, index, kept)
+        return _Continuation(self, index, kept)
 
     @property
     def logits(self) -> Tensor:

@@ -61,14 +61,6 @@ class TextBackbone(DecoderBackbone):
         stored = _weights.Stored(self.model, source, trusted=trusted, gguf_file=gguf_file)
         self._identity = ModelIdentity(self.model, processor, self.tokenizer, stored)
 
-    def identify_by_files(self) -> None:
-        """The same for a model without weights: its fingerprint is computed from its files."""
-        assert self._identity is not None
-        stored = _weights.StreamedDigest(self.model, self.source)
-        self._identity = ModelIdentity(
-            self.model, self._identity.processor, self.tokenizer, lambda _: stored()
-        )
-
     @property
     def identity(self) -> ModelIdentity:
         """The fingerprint, and whether the model is still the same."""
@@ -113,13 +105,21 @@ class TextBackbone(DecoderBackbone):
             )
         return name
 
+    def _separate(self, layer: int) -> bool:
+        at = f"text.{layer}.attn"
+        if any(f"{at}.{part}" not in self.hooks.sites for part in ("q", "k", "v", "o")):
+            return False
+        return self.weight(f"{at}.q")[1] == self.weight(f"{at}.o")[0]  # no gated queries
+
     def heads(self, layer: int) -> Heads:
         at = f"text.{layer}.attn"
         for part in ("q", "k", "v", "o"):
             if f"{at}.{part}" not in self.hooks.sites:
+                others = [str(i) for i in range(self.depth) if self._separate(i)]
+                use = f"blocks that have it ({', '.join(others)})" if others else "another model"
                 raise BadBackbone(
                     f"{self.name}: block {layer} has no separate attention '{part}', which a "
-                    "memory mixed into it needs. Use a model with q, k, v and o projections."
+                    f"memory mixed into it needs. Use {use}."
                 )
         attention: Any = self.site(at).first
         norms = [n for n, _ in self.blocks[layer].named_children() if "norm" in n]

@@ -21,6 +21,8 @@ from errata.io.images import hash_image, load_image, split_uri
 Style = Literal["raw", "easyedit", "chat"]
 #: words in the names of inputs that tell a model which part of its pixels is padding
 _TELLS = ("size", "mask", "grid", "num_", "ratio")
+#: words in the names of inputs that count the patches [tiles, patches, .] of all images
+_INDICES = ("pooling",)
 #: a processor's outputs for the text; all its other outputs belong to the image
 _TYPES = ("token_type_ids", "mm_token_type_ids")
 _OF_TEXT = ("input_ids", "attention_mask", "labels", *_TYPES)
@@ -86,7 +88,11 @@ def encode_image(
     """
     output = _processed(image, process, name, markup)
     row, shown = output["input_ids"][0].tolist(), is_image(output)
-    start, end = _place(row, shown, markup_ids, placeholder)
+    marked = shown
+    for key in _TYPES:  # some families mark the tokens around an image, too
+        if key in output and needs(key):
+            marked = marked | output[key][0].bool()
+    start, end = _place(row, marked, markup_ids, placeholder)
     count = int(shown[start:end].sum())
     if not count:
         raise BadBackbone(
@@ -158,9 +164,20 @@ def joined(encoded: Sequence[EncodedImage], name: str) -> dict[str, Tensor]:
                 f"the processor of {name} scales these pictures to other sizes and does not say "
                 "which, so they cannot be asked together. Ask about them one at a time."
             )
+        if any(word in key for word in _INDICES):
+            parts = _shifted(parts, [e.tensors["pixel_values"] for e in encoded])
         largest = [max(sizes) for sizes in zip(*(p.shape[1:] for p in parts), strict=True)]
         out[key] = torch.cat([_padded(p, largest) for p in parts])
     return out
+
+
+def _shifted(parts: Sequence[Tensor], pixels: Sequence[Tensor]) -> list[Tensor]:
+    """Indices of patches among those of all images; negative ones stand for none."""
+    shifted, before = [], 0
+    for part, patches in zip(parts, pixels, strict=True):
+        shifted.append(torch.where(part >= 0, part + before, part))
+        before += int(patches.shape[:2].numel())
+    return shifted
 
 
 def _padded(tensor: Tensor, largest: Sequence[int]) -> Tensor:

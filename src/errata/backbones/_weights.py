@@ -20,10 +20,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from errata.backbones._identity import core, tensor_digest, tied_names, weights_digest
+from errata.backbones._identity import (
+    ModelIdentity,
+    core,
+    tensor_digest,
+    tied_names,
+    weights_digest,
+)
 from errata.backbones._language import gguf
 from errata.core.errors import BadBackbone, DiskFull, UserError
 from errata.core.files import read_json, write_json
+from errata.core.hooks.context import Site
+from errata.core.model.outline import ModelOutline
 from errata.core.types import digest as digest_of
 from errata.io.states import home
 from errata.io.weight_files import DTYPES, tensors_in
@@ -176,6 +184,39 @@ def on_meta(
     with torch.device("meta"):
         model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
     return model.eval()
+
+
+def outline_of(
+    name: str, path: str, revision: str | None, model: Any, sites: Iterable[Site], processor: Any
+) -> ModelOutline:
+    """The outline of a model on the meta device. processor: or tokenizer."""
+    source = folder(path, revision, getattr(model.config, "_commit_hash", None))
+    by_name = {site.name: site for site in sites}
+    identity = FileIdentity(name, model, processor, source)
+    return ModelOutline(name, model, by_name, source, identity, revision or "")
+
+
+class FileIdentity:
+    """Which model the files of a folder are (`core.patch.Identified`), without loading them."""
+
+    def __init__(self, name: str, model: Any, processor: Any, source: Path | None) -> None:
+        self.name, self.model, self.source = name, model, source
+        digest = StreamedDigest(model, source)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        self.identity = ModelIdentity(model, processor, tokenizer, lambda _: digest())
+
+    def fingerprint(self) -> str:
+        """Raises BadBackbone where the files alone do not say it."""
+        return self.identity.fingerprint()
+
+    def as_loaded(self) -> bool:
+        return True
+
+    def identified_by(self, fingerprint: str) -> bool:
+        """Also by a fingerprint of errata 0.1."""
+        return fingerprint == self.fingerprint() or fingerprint == former_fingerprint(
+            self.model.config.to_dict(), self.model, self.source
+        )
 
 
 class KeyMap:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from errata.backbones import _folders, _sites, _tokens, _weights
 from errata.backbones._folders import forward_errors
-from errata.backbones._forward import Finish
+from errata.backbones._forward import Finish, unchanged
 from errata.backbones._language import gguf, logits
 from errata.backbones._overrides import forward_as
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone
 from errata.core.hooks.manager import HookManager
+from errata.core.model.outline import ModelOutline
 from errata.core.types import Prompt
 
 
@@ -72,6 +73,8 @@ class HfLm(TextBackbone):
 
         Raises BadBackbone where errata's forward is not the model's own.
         """
+        if self._weightless():
+            return unchanged
         ids = [1, 2, 3]
         batch = self._batch((Prompt(("",)),), [ids], [len(ids)], ((),), [])
         raw: list[Tensor] = []
@@ -91,6 +94,10 @@ class HfLm(TextBackbone):
                 with self.hooks.forward(), self.hooks.question(context):
                     logits.check_same(self.head(stream), raw[0], self.name)
         return logits.rule(logits.spread(raw[0]), own, self.text_config, self.name)
+
+    def _weightless(self) -> bool:
+        """Whether the weights are nowhere: on the meta device, and not offloaded."""
+        return not hasattr(self.head, "_hf_hook") and any(p.is_meta for p in self.head.parameters())
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
@@ -167,19 +174,18 @@ class HfLm(TextBackbone):
     @classmethod
     def outline(
         cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
-    ) -> HfLm:
+    ) -> ModelOutline:
         """Configuration and tokenizer of a model whose weights are not loaded."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         make_tokenizer: Any = AutoTokenizer.from_pretrained
+        path = _weights.bundled(name) if name in cls.bundled else name
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         with _folders.load_errors(name, "language model", "its configuration or tokenizer"):
-            model = _weights.on_meta(AutoModelForCausalLM, name, **options)
-            tokenizer = make_tokenizer(name, **options)
-            source = _weights.folder(name, revision, getattr(model.config, "_commit_hash", None))
-            backbone = cls(model, tokenizer, name=name, revision=revision or "", source=source)
-            backbone.identify_by_files()
-        return backbone
+            model = _weights.on_meta(AutoModelForCausalLM, path, **options)
+            tokenizer = make_tokenizer(path, **options)
+            sites = _sites.resolve(model).sites
+        return _weights.outline_of(name, path, revision, model, sites, tokenizer)
 
     @classmethod
     def wrap(cls, model: Any, processor: Any, *, name: str = "", style: str | None = None) -> HfLm:

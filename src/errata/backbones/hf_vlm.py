@@ -17,11 +17,12 @@ from errata.backbones import _folders, _sites, _tokens, _weights
 from errata.backbones._forward import capped
 from errata.backbones._text_blocks import cross
 from errata.backbones._text_blocks.suppressed import suppressed_ids
-from errata.backbones._vision import writing
+from errata.backbones._vision import families, writing
 from errata.backbones._vision.padding import read_both_ways
 from errata.backbones._vision.prompts import PictureBackbone
 from errata.core.errors import BadBackbone, BadImage
 from errata.core.hooks.manager import HookManager
+from errata.core.model.outline import ModelOutline
 from errata.core.types import Image, Prompt
 
 #: settings of processors without which they cannot count image tokens
@@ -61,9 +62,10 @@ class HfVlm(PictureBackbone):
         read_both_ways(self.tower)
         self.hooks = HookManager.of(model, lambda _: self.layout.sites)
         self.text_config = model.config.get_text_config()
+        self.images_beside = cross.reads_pictures(self.text)
         self.finish = capped(getattr(self.text_config, "final_logit_softcapping", None))
         self.suppressed = suppressed_ids(model, self.text, self.width)
-        image_id = _image_token(model.config)
+        image_id = families.image_token(model.config)
         self.position_key, around = "", tuple[int, ...]()
         if image_id is None:
             self.position_key, around = writing.position_mask(processor)
@@ -72,14 +74,11 @@ class HfVlm(PictureBackbone):
                 f"{self.name}: its config names no image token (image_token_id). "
                 "Is it a vision model?"
             )
-        self.image_id = -1 if image_id is None else image_id
+        self.image_id = -1 if image_id is None else int(image_id)
         self.image_token = "" if image_id is None else self._placeholder()
         self.placeholder_id = (
             int(self.tokenizer.convert_tokens_to_ids(self.image_token)) if self.image_token else -1
         )
-        # Llama 3.2's processor puts its BOS behind the first pictures of a text that has none
-        bos = getattr(processor, "bos_token", None) if cross.reads_pictures(self.text) else None
-        self.opening = str(bos or "")
         self.markup = self._markup()
         self.image_markers = (
             *_tokens.image_markers(self.tokenizer, model.config, self.image_token),
@@ -127,7 +126,7 @@ class HfVlm(PictureBackbone):
         kind = "vision-language model"
         _folders.check_weights(Path(path))
         with _folders.load_errors(name, kind, "its configuration or weights"):
-            loaded: Any = _auto_class(path, options).from_pretrained(
+            loaded: Any = families.auto_class(path, options).from_pretrained(
                 path, dtype=dtype, device_map=device_map, output_loading_info=True, **options
             )
             model, info = loaded
@@ -150,7 +149,7 @@ class HfVlm(PictureBackbone):
     @classmethod
     def outline(
         cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
-    ) -> HfVlm:
+    ) -> ModelOutline:
         """Configuration and processor of a model whose weights are not loaded."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -160,10 +159,8 @@ class HfVlm(PictureBackbone):
         with _folders.load_errors(name, "vision-language model", "its configuration or processor"):
             model = _weights.on_meta(AutoModelForImageTextToText, path, **options)
             processor = make_processor(path, **options)
-            source = _weights.folder(path, revision, getattr(model.config, "_commit_hash", None))
-            backbone = cls(model, processor, name=name, revision=revision or "", source=source)
-            backbone.identify_by_files()
-        return backbone
+            sites = _sites.resolve(model).sites
+        return _weights.outline_of(name, path, revision, model, sites, processor)
 
     @classmethod
     def wrap(cls, model: Any, processor: Any, *, name: str = "", style: str | None = None) -> HfVlm:
@@ -204,26 +201,3 @@ class HfVlm(PictureBackbone):
 
         with contextlib.suppress(BadImage):  # of a size that this processor refuses
             self._image(Image.of(writing.grey()))
-
-
-def _image_token(config: Any) -> int | None:
-    """The id of image tokens: of the model's config, or of its vision tower's."""
-    for owner in (config, getattr(config, "vision_config", None)):
-        for name in ("image_token_id", "image_token_index"):
-            if getattr(owner, name, None):
-                return int(getattr(owner, name))
-    return None
-
-
-def _auto_class(path: str, options: Mapping[str, Any]) -> Any:
-    """The class of transformers for a model with images; few are registered as text models."""
-    import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TEXT
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as WITH_IMAGES,
-    )
-
-    kind = transformers.AutoConfig.from_pretrained(path, **options).model_type
-    if kind in TEXT and kind not in WITH_IMAGES:
-        return transformers.AutoModelForCausalLM
-    return transformers.AutoModelForImageTextToText

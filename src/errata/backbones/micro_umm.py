@@ -30,6 +30,7 @@ from errata.core.hooks.context import Site
 from errata.core.hooks.manager import HookManager
 from errata.core.model.batch import Batch, PrefixState
 from errata.core.model.generation import ImageGenerator, Stage
+from errata.core.model.outline import ModelOutline
 from errata.core.types import Prompt
 from errata.synthetic.shapes import language
 from errata.synthetic.shapes.objects import ATTRIBUTES, OBJECTS
@@ -126,21 +127,19 @@ class MicroUmmBackbone(TextBackbone, ImageGenerator):
     @classmethod
     def outline(
         cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
-    ) -> MicroUmmBackbone:
+    ) -> ModelOutline:
         """Configuration and tokenizer of a model whose weights are not loaded."""
         from transformers import PreTrainedTokenizerFast
 
         path = _weights.bundled(name) if name in cls.bundled else name
-        revision = revision or "main"
+        version = revision or "main"
         with _folders.load_errors(name, "micro-umm", "its configuration or tokenizer"):
-            config = MicroUmmConfig.from_pretrained(path, revision=revision)
+            config = MicroUmmConfig.from_pretrained(path, revision=version)
             with torch.device("meta"):
                 model = Model(config)
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(path, revision=revision)
-            source = _weights.folder(path, revision, getattr(config, "_commit_hash", None))
-            backbone = cls(model, tokenizer, name=name, source=source)
-            backbone.identify_by_files()
-        return backbone
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path, revision=version)
+            sites = cls(model, tokenizer, name=name).hooks.sites.values()
+        return _weights.outline_of(name, path, revision, model, sites, tokenizer)
 
     @classmethod
     def wrap(

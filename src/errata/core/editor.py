@@ -6,6 +6,7 @@ holds only the increment over whatever is applied when it is called.
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -132,6 +133,8 @@ class Editor(ABC):
     plugin_kind: ClassVar[str] = "editors"
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    #: preset -> pattern of the last part of the hub ids whose model it was published for
+    preset_models: ClassVar[Mapping[str, str]] = {}
     #: `prepare` is expensive: the user runs it and passes the state
     needs_state: ClassVar[bool] = False
     #: settings that a state depends on; a state made with others is refused
@@ -189,9 +192,17 @@ class Editor(ABC):
 
     def for_backbone(self, backbone: Backbone) -> Editor:
         """The same editor with the preset named after the backbone, unless a preset was chosen."""
-        if self.preset is None and backbone.name in self.presets:
-            return type(self)(preset=backbone.name, **self.passed)
-        return self
+        preset = self.preset_for(backbone.name) if self.preset is None else None
+        return self if preset is None else type(self)(preset=preset, **self.passed)
+
+    @classmethod
+    def preset_for(cls, model: str) -> str | None:
+        """The preset that is named after a model, or was published for the one of that hub id."""
+        if model in cls.presets:
+            return model
+        last = model.rstrip("/").rpartition("/")[2]
+        patterns = ((p, m) for p, m in cls.preset_models.items() if p in cls.presets)
+        return next((p for p, m in patterns if re.fullmatch(m, last, re.IGNORECASE)), None)
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ from errata.core.types import (
     digest,
     to_json,
 )
-from errata.evaluation.limits import is_raised, raise_limit
+from errata.evaluation.limits import is_raised, raise_limit, same_answers
 
 PANEL = "panel"
 NOT_JUDGED = "not judged yet"
@@ -216,7 +216,11 @@ class RunWriter:
             return
         for name, data in planned.items():
             file = self.path / name
-            if not file.exists() or read_bytes(file) != data:
+            stored = read_bytes(file) if file.exists() else None
+            same = stored == data or (
+                name == "before.jsonl" and stored is not None and same_answers(stored, data)
+            )
+            if not same:
                 raise BadRun(
                     f"{file} is not what this run began with. Delete the folder and run again."
                 )

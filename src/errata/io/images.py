@@ -79,13 +79,16 @@ def file_ending(uri: str, data: bytes) -> str:
 
 
 def tells_place(uri: str, data: bytes) -> bool:
-    """Whether an image file says where on earth it was taken (the GPS block of its EXIF data)."""
+    """Whether an image file says where on earth it was taken (the GPS block of its EXIF data).
+
+    Of a file whose block cannot be read, whether there is one at all.
+    """
     try:
         with _opened(uri, data) as picture:
             return bool(picture.getexif().get_ifd(ExifTags.IFD.GPSInfo))
     except Exception:
-        # The file is damaged, or its decoder is not installed; whoever opens it says so.
-        return False
+        # Damaged EXIF data, or no decoder for the format: only Pillow and its decoders run above.
+        return b"Exif" in data
 
 
 def embedded(image: Image) -> Image:

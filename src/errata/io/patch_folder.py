@@ -49,6 +49,7 @@ from errata.core.types import Edit, brief, from_json, path_of, to_json, why
 from errata.io import patch_images
 from errata.io.images import check_image
 from errata.io.patch_card import CardFacts, card, check_license
+from errata.io.states import is_shipped
 
 FORMAT = 1
 #: the files of every patch, beside its card
@@ -150,8 +151,12 @@ def card_of(
 
 
 def state_of(patch: Patch) -> str:
-    """The hash of a prepared state that the patch looks up when it is loaded, else ""."""
-    return _state_in(pack(patch)[0])
+    """The hash of a prepared state that others need to load the patch; "" for none.
+
+    Those of the bundled models come with errata.
+    """
+    found = _state_in(pack(patch)[0])
+    return "" if not found or is_shipped(found) else found
 
 
 def _with_origins(header: Mapping[str, Any], edits: Sequence[Any]) -> dict[str, Any]:
@@ -178,7 +183,7 @@ def _state_in(settings: Mapping[str, Any]) -> str:
     own = settings.get("state")
     if isinstance(own, str) and own:
         return own
-    inner = [s for s in settings.values() if isinstance(s, Mapping)]
+    inner = [s for k, s in settings.items() if isinstance(s, Mapping) and k != "header"]
     inner += [s for s in settings.get("parts", ()) if isinstance(s, Mapping)]
     return next((found for s in inner if (found := _state_in(s))), "")
 

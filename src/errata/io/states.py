@@ -175,6 +175,12 @@ def find(digest: str) -> State:
     )
 
 
+def is_shipped(digest: str) -> bool:
+    """Whether the state with this hash comes with errata."""
+    heads = [head for folder in _shipped() if (head := _head(folder)) is not None]
+    return any(head.get("digest") == digest for head in heads)
+
+
 def shipped(editor: str, is_model: Callable[[str], bool]) -> Iterator[State]:
     """The states of an editor that ship with errata, for the model with one of the fingerprints."""
     for folder in _shipped():

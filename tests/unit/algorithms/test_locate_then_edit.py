@@ -21,7 +21,7 @@ from errata.algorithms.locate_then_edit.base import (
 from errata.algorithms.locate_then_edit.layer_stats import StatsSettings, collect, site_of
 from errata.algorithms.locate_then_edit.multi_layer import MultiLayerUpdate
 from errata.algorithms.locate_then_edit.value_search import ColumnRecorder, search
-from errata.core.errors import BadSpec, MissingState
+from errata.core.errors import BadSpec, MissingState, Notice
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Case, Edit, Probe, Prompt
@@ -31,6 +31,8 @@ from errata.patches.stack import stacked
 from tests import tiny
 from tests.fast import FAST
 
+#: what random models and few steps are told; tests/unit/algorithms/test_written.py
+NOTICES = "ignore:editor '.*:errata.core.errors.Notice"
 FOUR = ("rome", "memit", "pmet", "alphaedit")
 EDITS = [
     Edit(Prompt.of(f"The {what} of the {thing} is"), target, f"the {thing}", id=f"{what} {thing}")
@@ -131,6 +133,7 @@ def test_rome_maps_its_key_to_the_value_exactly(state, same_key):
     assert torch.allclose(a, u / u.norm(), atol=1e-6)
 
 
+@pytest.mark.filterwarnings(NOTICES)
 def test_rome_with_the_bare_key_below(state):
     """With templates W k_1 = v still holds for the bare prompt, and r-ROME holds for the mean."""
     bb = tiny.shared("llava")
@@ -160,6 +163,7 @@ def test_one_layer_without_a_price_reaches_the_value(state):
     assert all(e["left"] < 1e-3 for e in patch.header.notes["edits"])
 
 
+@pytest.mark.filterwarnings(NOTICES)
 def test_pmet_writes_the_attention_beside_the_ffn(state):
     """One layer without a price: both outputs become the values that were searched together."""
     bb = tiny.shared("llava")
@@ -222,6 +226,7 @@ def _sequence(name: str, memory: str, state: State, folder: Path | None) -> tupl
 
 @pytest.mark.parametrize("memory", ["keys", "recomputed"])  # one thing, under its old name too
 @pytest.mark.parametrize("name", FOUR)
+@pytest.mark.filterwarnings(NOTICES)
 def test_a_sequence_that_was_saved_goes_on_bit_for_bit(name, memory, state, tmp_path):
     one, after = _sequence(name, memory, state, None)
     two, again = _sequence(name, memory, state, tmp_path)
@@ -276,7 +281,8 @@ def test_memory_protects_earlier_edits(name, state):
 @pytest.mark.parametrize("name", FOUR)
 def test_a_limit_on_the_change_is_kept_and_noted(name, state):
     bb = tiny.shared("llava")
-    result = _made(name, max_upd_ratio=1e-3).edit(bb, EDITS[:2], state)
+    with pytest.warns(Notice, match=r"max_upd_ratio=0.001 has cut the change: raise it"):
+        result = _made(name, max_upd_ratio=1e-3).edit(bb, EDITS[:2], state)
     patch = result.patch
     for site in patch.sites:
         part, weight = patch.part(site), bb.site(site).first.weight

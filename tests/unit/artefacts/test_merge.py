@@ -180,9 +180,11 @@ def test_a_bias_is_added_where_there_is_one(folder: Path, backbone: Any, tmp_pat
 def test_an_outline_knows_the_fingerprint_without_the_weights(folder: Path, backbone: Any) -> None:
     made = outline(folder)
     assert {p.device.type for p in made.model.parameters()} == {"meta"}
-    assert made.fingerprint() == backbone.fingerprint()
-    assert made.former_fingerprint() == backbone.former_fingerprint()
-    assert made.site_paths == backbone.site_paths
+    assert made.identity.fingerprint() == backbone.fingerprint()
+    assert made.identity.identified_by(backbone.former_fingerprint())
+    assert not made.identity.identified_by("0" * 64)
+    names = {id(m): path for path, m in made.model.named_modules()}
+    assert {s.name: names[id(s.first)] for s in made.sites.values()} == backbone.site_paths
 
 
 def test_a_patch_of_another_model_is_refused(folder: Path, backbone: Any, tmp_path: Path) -> None:
@@ -364,7 +366,7 @@ def test_memory_stays_below_the_largest_file(tmp_path: Path) -> None:
     rng = torch.Generator().manual_seed(0)
     parts = {"A": torch.randn(4, into, generator=rng), "B": torch.randn(out, 4, generator=rng)}
     name = outline(tmp_path / "big")
-    head = Header("hand", backbone=name.name, fingerprint=name.fingerprint())
+    head = Header("hand", backbone=name.name, fingerprint=name.identity.fingerprint())
     patch = Delta({"text.0.mlp.down": parts}).requires_grad_(False).with_header(head, [])
     errata.save_patch(patch, tmp_path / "patch")
     code = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 import errata
+from errata.cli import main
 from errata.core.errors import BadPatch, BadSpec, FingerprintMismatch, Notice
 from errata.core.patch import Header
+from errata.core.types import Prompt
 from errata.patches.stack import Stack
 from tests import tiny
 from tests.leaving import apart, asked, delta
@@ -124,3 +127,21 @@ def test_what_is_not_additive_is_refused(backbone: tiny.HfVlm) -> None:
     chat = replace(patch.header, notes={"style": "chat"})
     with pytest.raises(BadSpec, match="in the styles chat and raw"):
         errata.squash_patches([patch, delta(backbone, [UP]).with_header(chat, [])])
+
+
+def test_pictures_that_travel_go_on_travelling(
+    backbone: tiny.HfVlm, tmp_path: Path, pictures: list[str]
+) -> None:
+    for seed in (1, 2):
+        patch = delta(backbone, [DOWN], seed=seed)
+        edit = replace(patch.edits[0], prompt=Prompt.of(f"Which {seed}?", pictures[seed]))
+        errata.save_patch(
+            patch.with_header(patch.header, [edit]), tmp_path / str(seed), with_images=seed == 1
+        )
+    with pytest.raises(SystemExit) as end:
+        main(["patch", "squash", *(str(tmp_path / s) for s in "12"), "--out", f"{tmp_path}/one"])
+    assert end.value.code == 0
+    shutil.rmtree(tmp_path / "1")
+    shown = [i for e in errata.load_patch(tmp_path / "one").edits for i in e.prompt.images]
+    assert len(shown) == 2
+    assert all(Path(i.uri).parent == tmp_path / "one" / "images" for i in shown)

@@ -142,3 +142,20 @@ def test_progress_counts_cases(run: Callable[..., Path]) -> None:
     counts = [done for done, _ in steps]
     assert counts == sorted(counts) and (counts[0], counts[-1]) == (0, 8)
     assert len(set(counts)) > 4, "more often than once a unit (3 units of at most 3 cases)"
+
+
+def test_answers_are_the_same_up_to_the_rounding_of_a_machine() -> None:
+    def line(probe: str, text: str, logprob: float, case: str = "a") -> bytes:
+        reference = {"ids": [1], "logprobs": [logprob], "argmax": [2]}
+        row = {"case": case, "probe": probe, "step": -1, "tag": "", "text": text}
+        return (json.dumps({**row, "reference": reference}) + "\n").encode()
+
+    old = line("p", "blue", -8.52904) + line("q", "red", -0.5)
+    same = limits.same_answers
+    assert same(old, line("p", "blue", -8.52905) + line("q", "red", -0.5))
+    assert not same(old, line("p", "blue", -8.6) + line("q", "red", -0.5))
+    assert not same(old, line("p", "green", -8.52904) + line("q", "red", -0.5))
+    assert not same(old, line("q", "red", -0.5) + line("p", "blue", -8.52904))
+    more = old + line("r", "x", -1.0)
+    assert not same(old, more) and same(old, more, beginning=True)
+    assert not same(more, old, beginning=True) and not same(b"{", old)

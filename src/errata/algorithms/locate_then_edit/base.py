@@ -54,6 +54,13 @@ class LocateThenEdit(Editor):
     keeps_state = True
     state_settings: ClassVar[tuple[str, ...]] = ("texts", "edited", "without")
     without_state = "Or take statistics of any text: errata stats BACKBONE --corpus F --out DIR."
+    #: hub ids (without the owner) of the models that the papers edit
+    preset_models: ClassVar[Mapping[str, str]] = {
+        **{name: name for name in ("gpt2-medium", "gpt2-large", "gpt2-xl")},
+        "gpt-j": r"gpt-j-6b",
+        "gpt-neox": r"gpt-neox-20b",
+        "llama-3": r"(meta-)?llama-3-8b(-instruct)?",
+    }
     #: tokens of the sampled templates, each length once per starter
     template_lengths: ClassVar[tuple[int, ...]] = (10,)
 

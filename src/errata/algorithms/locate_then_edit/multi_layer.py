@@ -5,7 +5,8 @@ down projection of a block does not write them directly (`stream`: a norm behind
 of them is no change of its output. There a value is searched for each layer, at the output of its
 own down projection, on top of what the layers below have written; of its residual a layer writes
 the same part. In Gemma 3 270M the one residual of the hidden states is left unwritten, or breaks
-the model.
+the model; a value at the top layer alone holds, but takes a change of its weight six times as large
+as that of three layers with values of their own.
 
 Shapes: E edits of all groups, n of one, d inputs and h outputs of a down projection.
 """

@@ -15,7 +15,6 @@ from errata.backbones import _tokens
 from errata.backbones._identity import core
 from errata.backbones._text import TextBackbone
 from errata.backbones._vision import writing
-from errata.backbones._vision.frame import Frame, frame_of
 from errata.core.errors import BadBackbone, BadImage, UserError, one_line
 from errata.core.model.batch import Batch
 from errata.core.types import Image, Prompt
@@ -32,9 +31,8 @@ class PictureBackbone(TextBackbone):
     """A text model behind a `processor` of images and text.
 
     image_token: stands for an image in a text for the processor, "" if that needs none; its id is
-    placeholder_id. markup: the text of an image. opening: stands behind the first images. style:
-    how a prompt is written. position_key: the processor's output that says where image tokens are,
-    if their id does not.
+    placeholder_id. markup: the text of an image. style: how a prompt is written. position_key: the
+    processor's output that says where image tokens are, if their id does not.
     """
 
     processor: Any
@@ -42,7 +40,6 @@ class PictureBackbone(TextBackbone):
     image_token: str
     placeholder_id: int
     markup: str
-    opening: str
     position_key: str
     _encoded: OrderedDict[str, _tokens.EncodedImage]
     _texts: OrderedDict[tuple[str, ...], str]
@@ -86,18 +83,13 @@ class PictureBackbone(TextBackbone):
                 parts.append(self.markup)
             else:
                 parts.append(_tokens.in_easyedit(segment) if self.style == "easyedit" else segment)
-        first = next((i for i, s in enumerate(prompt.segments) if not isinstance(s, Image)), None)
-        if prompt.images:
-            parts.insert(len(parts) if first is None else first, self.opening)
         return "".join(parts)
 
     def _write(self, text: str, images: Sequence[Image]) -> str:
         """What the processor gives its tokenizer. Raises BadBackbone."""
         try:
             pictures = [load_image(i) for i in images]
-            written = writing.write(
-                self.processor, text, pictures, **self._text_options(self.special)
-            )
+            written = writing.write(self.processor, text, pictures, **self._options())
         except UserError:
             raise
         except Exception as e:  # whatever a third party's processor raises
@@ -185,8 +177,7 @@ class PictureBackbone(TextBackbone):
         if None not in ends:
             start, end = self.tokenizer.convert_ids_to_tokens(ends)
             return f"{start}{self.image_token}{end}"
-        alone = self.placeholder_id != self.image_id or not self.image_token
-        if self._image_before_bos or alone or self.opening:
+        if self._image_before_bos or self.placeholder_id != self.image_id or not self.image_token:
             return self.image_token
         return f"{self.image_token}\n"
 
@@ -202,38 +193,17 @@ class PictureBackbone(TextBackbone):
             text = text.replace(self.image_token, "")
         images = [load_image(i) for i in prompt.images]
         if images:
-            options = {"images": images, **self._text_options(self.special)}
-            output = self.processor(text=[text], return_tensors="pt", **options)
-        elif self.frame:
-            options = self._text_options(self.special)
+            options = {"images": images, **self._options()}
             output = self.processor(text=[text], return_tensors="pt", **options)
         else:
             output = self.tokenizer([text], return_tensors="pt", add_special_tokens=self.special)
         kept = {k: v for k, v in output.items() if images or k in ("input_ids", "attention_mask")}
         return {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in kept.items()}
 
-    @cached_property
-    def frame(self) -> Frame:
-        """Tokens that the processor puts around every prompt, besides those of its tokenizer."""
-        if self.opening:
-            return Frame()
-        options = self._text_options(self.special)
-        return frame_of(
-            lambda text: self.processor(text=[text], return_tensors="pt", **options),
-            lambda text: self._ids(text, self.special),
-            set(self.tokenizer.all_special_ids),
-        )
-
-    def _front(self, text: str) -> tuple[int, ...]:
-        """The ids in front of a formatted prompt; none if a template has written them."""
-        bos = self.tokenizer.bos_token
-        written = not self.special and bool(bos) and text.startswith(bos)
-        return () if written else self.frame.front
-
-    def _text_options(self, special: bool) -> dict[str, Any]:
-        """Options of the processor with which it adds special tokens, or none."""
+    def _options(self) -> dict[str, Any]:
+        """Options of the processor: it adds special tokens, or none, whatever its default is."""
         added = getattr(self.processor, "text_kwargs", {}).get("add_special_tokens", True)
-        return {} if added == special else {"add_special_tokens": special}
+        return {} if added == self.special else {"add_special_tokens": self.special}
 
     def _image(
         self, image: Image, in_place: bool | None = None
@@ -243,13 +213,12 @@ class PictureBackbone(TextBackbone):
         return key, _kept(self._encoded, key, lambda: self._encode_image(image, in_place))
 
     def _encode_image(self, image: Image, in_place: bool | None) -> _tokens.EncodedImage:
-        before, options = self._image_before_bos, self._text_options(self.special)
-        spliced = not before and (self.in_place if in_place is None else in_place)
-        text = "" if before else self.opening + self.markup
+        spliced = (self.in_place if in_place is None else in_place) and not self._image_before_bos
+        text = "" if self._image_before_bos else self.markup
         return _tokens.encode_image(
             image,
-            lambda picture: self.frame.without(
-                self.processor(text=[text], images=[picture], return_tensors="pt", **options)
+            lambda picture: self.processor(
+                text=[text], images=[picture], return_tensors="pt", **self._options()
             ),
             name=self.name,
             markup=self.markup,
@@ -299,7 +268,7 @@ class PictureBackbone(TextBackbone):
                 f"{self.name}: its chat template leaves images of the prompt out. Load the model "
                 "with --style raw or easyedit."
             )
-        return (*self._front(text), *ids, *self.frame.back)
+        return tuple(ids)
 
     def _column(self, text: str, end: int, images: Sequence[_tokens.EncodedImage]) -> int:
         if images and not self.in_place:
@@ -310,7 +279,6 @@ class PictureBackbone(TextBackbone):
             return token + sum(len(e.ids) for e in images)
         token = self._token(text, end)
         count = self._ids(text, self.special)[:token].count(self.placeholder_id)
-        token += len(self._front(text))
         return token + sum(len(e.ids) for e in images[:count]) - count
 
     def _image_columns(
@@ -342,7 +310,7 @@ class PictureBackbone(TextBackbone):
         text = self._for_processor(prompt).replace(self.image_token, "")
 
         def process() -> dict[str, Tensor]:
-            options = {"images": [writing.grey()], **self._text_options(self.special)}
+            options = {"images": [writing.grey()], **self._options()}
             output = self.processor(text=[text], return_tensors="pt", **options)
             return {k: output[k][0] for k in keys}
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from errata.cli.patch.folder import Folders
+from errata.cli.shared import patches
 from errata.cli.shared.options import quiet
 from errata.cli.shared.printing import say
 
@@ -15,7 +15,7 @@ SHOWN = 20
 
 
 def export_peft(
-    folders: Folders,
+    given: patches.Several,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the adapter is written.")],
     rank: Annotated[
         int | None,
@@ -50,12 +50,11 @@ def export_peft(
     PeftModel.from_pretrained, by load_adapter of transformers, and with --vllm by vLLM.
     """
     from errata.artefacts import peft_export
-    from errata.io.patch_folder import load
 
     quiet()
     peft_export.check_out(out)
     adapter = peft_export.export_peft(
-        [load(folder) for folder in folders],
+        [p.load() for p in patches.located(given)],
         out,
         backbone=backbone,
         rank=rank,

@@ -9,10 +9,6 @@ import typer
 
 from errata.core.errors import BadPatch
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder with patch.json.")]
-Folders = Annotated[
-    list[Path], typer.Argument(metavar="DIR...", help="Folders with patch.json, in order.")
-]
 Force = Annotated[bool, typer.Option("--force", help="Replace a patch that is in DIR already.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from errata.cli.patch.folder import Folders
+from errata.cli.shared import patches
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.options import quiet
 from errata.cli.shared.printing import say
@@ -18,7 +18,7 @@ SHOWN = 20
 @takes_model(without=("style", "dtype", "device", "device_map"))
 def merge(
     model: ModelOptions,
-    folders: Folders,
+    given: patches.Several,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model is written.")],
     force: Annotated[
         bool, typer.Option("--force", help="Replace a merged model that is in DIR already.")
@@ -31,13 +31,12 @@ def merge(
     """
     from errata.artefacts import merge as merging
     from errata.artefacts.changes import ASK_AGAIN, LARGE_LOSS
-    from errata.io.patch_folder import load
 
     quiet()
     merging.check_out(out, force=force)
     merged = merging.merge(
         model.backbone,
-        [load(folder) for folder in folders],
+        [p.load() for p in patches.located(given)],
         out,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,

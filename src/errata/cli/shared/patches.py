@@ -23,6 +23,10 @@ Applied = Annotated[
 One = Annotated[
     str, typer.Argument(metavar="DIR", help="A folder with patch.json, or a name on the Hub.")
 ]
+Several = Annotated[
+    list[str],
+    typer.Argument(metavar="DIR...", help="Folders with patch.json or names on the Hub, in order."),
+]
 
 
 def quiet_downloads() -> None:

@@ -27,6 +27,7 @@ from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
 from errata.core.model.batch import Batch, Generated, Heads, PrefixRow, PrefixState, Question
+from errata.core.model.outline import ModelOutline
 from errata.core.patch import (
     Patch,
     check_fingerprint,
@@ -78,6 +79,8 @@ class Backbone(ABC):
     missing_sites: Sequence[str] = ()
     #: a site that the model lacks -> why, where that is known
     missing_because: Mapping[str, str] = MappingProxyType({})
+    #: images are read by cross-attention: no column of a prompt is an image token
+    images_beside: bool = False
     model: nn.Module
     hooks: HookManager
     #: the folder of its weight files; None if it is not known
@@ -110,12 +113,17 @@ class Backbone(ABC):
     @classmethod
     def outline(
         cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
-    ) -> Backbone | None:
-        """The backbone without weights (on the meta device), to look at its modules and its files.
+    ) -> ModelOutline | None:
+        """Modules, sites and fingerprint of a model whose weights are not loaded.
 
         None where the family has no way to make one.
         """
         return None
+
+    def outlined(self) -> ModelOutline:
+        """The outline of this model, which has its weights."""
+        sites = self.hooks.sites
+        return ModelOutline(self.name, self.model, sites, self.source, self, self.revision)
 
     @property
     @abstractmethod
@@ -281,8 +289,8 @@ class Backbone(ABC):
             if name in self.missing_because:
                 raise BadSpec(
                     f"{self.name} has no site '{name}': {self.missing_because[name]}. Use an "
-                    "editor that acts elsewhere (lora at the attention, ike, serac; errata doctor "
-                    "shows the sites), or a dense model of the family."
+                    "editor that acts elsewhere (lora at the attention, ike, serac); errata doctor "
+                    "shows the sites."
                 )
             block = ".".join(name.split(".")[:2])
             similar = sorted(n for n in self.hooks.sites if n.startswith(f"{block}."))

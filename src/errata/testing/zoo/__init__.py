@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ class ZooModel:
     """cls: name of the class in transformers. make: (model, processor or tokenizer).
 
     kind: what the model takes. refused: words of the line with which `errata.load` refuses the
-    class, "" if it is loaded.
+    class, "" if it is loaded. unfit: editor -> words of the line with which it refuses the class.
     """
 
     name: str
@@ -30,13 +30,14 @@ class ZooModel:
     make: Callable[[], tuple[Any, Any]]
     kind: Literal["image-text", "text"]
     refused: str = ""
+    unfit: Mapping[str, str] = field(default_factory=dict)
 
 
 def _all() -> Mapping[str, ZooModel]:
     models: dict[str, ZooModel] = {}
     for kind, module in (("image-text", vision), ("text", language)):
-        for name, (cls, make, *refused) in module.MODELS.items():
-            models[name] = ZooModel(name, cls, make, kind, *refused)  # type: ignore[arg-type]
+        for name, (cls, make, *more) in module.MODELS.items():
+            models[name] = ZooModel(name, cls, make, kind, *more)  # type: ignore[arg-type]
     return models
 
 

@@ -29,9 +29,7 @@ _EXPERTS: Mapping[str, Any] = {**_EIGHT, "num_experts": 4, "num_experts_per_tok"
 def causal(family: str, sizes: Mapping[str, Any], **options: Any) -> tuple[Any, Any]:
     """A model of the class `{family}ForCausalLM` with random weights, and its tokenizer."""
     tok = tokenizer()
-    kind: Any = getattr(transformers, f"{family}ForCausalLM", None) or getattr(
-        transformers, f"{family}LMHeadModel"
-    )
+    kind: Any = getattr(transformers, _class(family))
     config = kind.config_class(
         vocab_size=len(tok), bos_token_id=1, eos_token_id=2, pad_token_id=0, **{**sizes, **options}
     )
@@ -116,11 +114,24 @@ _FAMILIES: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     "gpt_oss": ("GptOss", _EXPERTS, {"num_local_experts": 4, "sliding_window": 9}),
 }
 
-#: name -> (class, function that makes model and tokenizer)
-MODELS: Mapping[str, tuple[str, Callable[[], tuple[Any, Any]]]] = {
-    name: (
-        f"{family}LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM",
-        partial(causal, family, sizes, **options),
-    )
+#: what UniKE's memory needs; name -> editor -> words of the line with which it refuses the class
+_NO_QKV = dict.fromkeys(("unike",), "no separate attention 'q'")
+_NO_LINEAR = dict.fromkeys(("ft_l", "memit", "unike"), "experts")
+_UNFIT: Mapping[str, Mapping[str, str]] = {
+    **dict.fromkeys(("phi3", "gpt2", "codegen", "gpt_bigcode", "gpt_neox"), _NO_QKV),
+    **dict.fromkeys(("bloom", "mpt", "falcon"), _NO_QKV),
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"), _NO_LINEAR),
+    "gpt_neo": {"unike": "does not know the widths"},
+}
+
+
+def _class(family: str) -> str:
+    return f"{family}LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
+
+
+#: name -> (class, function that makes model and tokenizer, words with which it is refused, editors
+#: that refuse it)
+MODELS: Mapping[str, tuple[str, Callable[[], tuple[Any, Any]], str, Mapping[str, str]]] = {
+    name: (_class(family), partial(causal, family, sizes, **options), "", _UNFIT.get(name, {}))
     for name, (family, sizes, options) in _FAMILIES.items()
 }
