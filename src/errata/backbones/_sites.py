@@ -246,7 +246,7 @@ def _bridge_sites(bridges: dict[str, nn.Module]) -> list[Site]:
 
 def resolve(model: Any) -> SiteLayout:
     """The layout of a model with a decoder-only text model. Raises BadBackbone."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text_config: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
     if any(getattr(c, "is_encoder_decoder", False) for c in (config, text_config)):
         raise BadBackbone(

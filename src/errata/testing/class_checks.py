@@ -97,17 +97,18 @@ def holds_own_forward(bb: Backbone, folder: Path) -> None:
 
 def holds_own_generation(bb: Backbone, folder: Path) -> None:
     """The answer is the one that the model's own `generate` gives."""
+    backbone: Any = bb
     for prompt in prompts(bb, folder):
         if "image" in bb.capabilities and not prompt.images:
             continue
-        own: Any = {k: v for k, v in bb.processed(prompt).items() if k != "labels"}
+        own: Any = {k: v for k, v in dict(bb.processed(prompt) or {}).items() if k != "labels"}
         with torch.no_grad(), bb.ask(bb.encode([prompt])) as question:
             ours = list(question.greedy([6], [True])[0].ids)
-            out = bb.model.generate(**own, max_new_tokens=6, do_sample=False)
+            out = backbone.model.generate(**own, max_new_tokens=6, do_sample=False)
         theirs = out[0].tolist()
         size = own["input_ids"].shape[1]
         theirs = theirs[size:] if theirs[:size] == own["input_ids"][0].tolist() else theirs
-        ends = [i for i, token in enumerate(theirs) if token in bb.end_ids]
+        ends = [i for i, token in enumerate(theirs) if token in backbone.end_ids]
         assert ours == theirs[: min([*ends, 6])], f"{prompt.text!r}: {ours}, generate: {theirs}"
 
 

@@ -99,5 +99,5 @@ def marks_targets(processor: Any, key: str, text: str) -> bool:
     if key not in output or bool(output[key].any()):
         return False
     prompt = output["input_ids"].shape[1]
-    marked = longer[key][0].tolist()
+    marked: list[int] = longer[key][0].tolist()
     return len(marked) > prompt and marked == [0] * prompt + [1] * (len(marked) - prompt)
