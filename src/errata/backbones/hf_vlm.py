@@ -157,7 +157,7 @@ class HfVlm(PictureBackbone):
         path = _weights.bundled(name) if name in cls.bundled else name
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         with _folders.load_errors(name, "vision-language model", "its configuration or processor"):
-            model = _weights.on_meta(_auto_class(path, options), path, **options)
+            model = _weights.on_meta(families.auto_class(path, options), path, **options)
             processor = make_processor(path, **options)
             sites = _sites.resolve(model).sites
         return _weights.outline_of(name, path, revision, model, sites, processor)
