@@ -62,8 +62,9 @@ class PictureBackbone(TextBackbone):
         """The text for the tokenizer: with one placeholder per image where the processor puts image
         tokens there and does nothing else, else as the processor writes it.
         """
+        whole = not prompt.images or self.in_place
         text = self._for_processor(prompt)
-        if not prompt.images or self.in_place:
+        if whole:
             return text
         keys = [self._image(i)[0] for i in prompt.images]  # raises for an image that is not usable
         written = _kept(self._texts, (text, *keys), lambda: self._write(text, prompt.images))
@@ -85,8 +86,16 @@ class PictureBackbone(TextBackbone):
                 parts.append(_tokens.in_easyedit(segment) if self.style == "easyedit" else segment)
         return "".join(parts)
 
+    def _check_number(self, images: int) -> None:
+        if images > 1 and not self.several:
+            raise BadImage(
+                f"{self.name} takes one image in a prompt, and {images} were given. Ask about them "
+                "one at a time."
+            )
+
     def _write(self, text: str, images: Sequence[Image]) -> str:
-        """What the processor gives its tokenizer. Raises BadBackbone."""
+        """What the processor gives its tokenizer. Raises BadBackbone, BadImage."""
+        self._check_number(len(images))
         try:
             pictures = [load_image(i) for i in images]
             written = writing.write(self.processor, text, pictures, **self._options())
@@ -112,8 +121,16 @@ class PictureBackbone(TextBackbone):
     def in_place(self) -> bool:
         """Whether the processor writes image tokens where placeholders stand, and nothing else.
 
-        Found on probe prompts, with the image before, between and behind words.
+        Another one also writes what stands between an image and the text.
         """
+        found = self._is_in_place()
+        if not found:
+            self.markup = self.markup.removesuffix("\n")
+            self._encoded.clear()
+        return found
+
+    def _is_in_place(self) -> bool:
+        """Found on probe prompts, with the image before, between and behind words."""
         if self.position_key:
             return False
         if self._image_before_bos:
@@ -245,11 +262,7 @@ class PictureBackbone(TextBackbone):
         return None if inside else False
 
     def _prompt_ids(self, text: str, images: Sequence[_tokens.EncodedImage]) -> tuple[int, ...]:
-        if len(images) > 1 and not self.several:
-            raise BadImage(
-                f"{self.name} takes one image in a prompt, and {len(images)} were given. Ask about "
-                "them one at a time."
-            )
+        self._check_number(len(images))
         if images and not self.in_place:
             return self._written[text].ids
         return self._spliced(text, images)
