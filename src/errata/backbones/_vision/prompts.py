@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -131,38 +131,33 @@ class PictureBackbone(TextBackbone):
 
     def _is_in_place(self) -> bool:
         """Found on probe prompts, with the image before, between and behind words."""
-        if self.position_key:
-            return False
-        if self._image_before_bos:
-            return True
+        if self.position_key or self._image_before_bos:
+            return not self.position_key
         grey = Image.of(writing.grey())
         probes: list[tuple[str | Image, ...]] = [(grey, "Which"), ("The", grey, "is")]
-        try:
-            _, image = self._image(grey, in_place=True)
-            for segments in [*probes, (grey, grey, "Which")] if self.several else probes:
-                prompt = Prompt(segments)
-                own = self.processed(prompt)["input_ids"][0].tolist()
-                text, images = self._for_processor(prompt), [image] * len(prompt.images)
-                if own != list(self._spliced(text, images)):
-                    return False
-        except BadBackbone:
+        encoded = _tried(lambda: self._image(grey, in_place=True)[1])
+        if encoded is None:
             return False
-        except Exception:  # whatever a third party's processor raises; images raise it again
-            return True
+        for segments in [*probes, (grey, grey, "Which")] if self.several else probes:
+            prompt = Prompt(segments)
+            own = _tried(partial(self.processed, prompt))
+            if own is None:  # it takes no such prompt
+                continue
+            text, images = self._for_processor(prompt), [encoded] * len(prompt.images)
+            ours = _tried(partial(self._spliced, text, images))
+            if ours is None or own["input_ids"][0].tolist() != list(ours):
+                return False
         return True
 
     @cached_property
     def several(self) -> bool:
         """Whether the processor takes a prompt with several images."""
         grey = Image.of(writing.grey())
-        try:
-            one, two = (
-                int(self._is_image(self.processed(Prompt((*[grey] * n, "Which")))).sum())
-                for n in (1, 2)
-            )
-        except Exception:  # whatever a third party's processor raises
+        asked = [Prompt((*[grey] * n, "Which")) for n in (1, 2)]
+        one, two = (_tried(partial(self.processed, p)) for p in asked)
+        if one is None or two is None:
             return False
-        return two == 2 * one
+        return int(self._is_image(two).sum()) == 2 * int(self._is_image(one).sum())
 
     @cached_property
     def target_types(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -328,6 +323,14 @@ class PictureBackbone(TextBackbone):
             return {k: output[k][0] for k in keys}
 
         return _kept(self._asked, text, process)
+
+
+def _tried(make: Callable[[], V]) -> V | None:
+    """What `make` gives, None if it fails: a third party's processor raises whatever it likes."""
+    try:
+        return make()
+    except Exception:
+        return None
 
 
 def _kept(cache: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
