@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from errata.cli.shared.classes import stored
 from errata.core.errors import BadBackbone, UserError
 from errata.testing import class_checks as classes
 from errata.testing import zoo
@@ -41,3 +42,14 @@ def test_a_class_that_cannot_be_edited_is_refused_in_one_line(name: str) -> None
     with pytest.raises(BadBackbone, match=zoo.ZOO[name].refused) as e:
         zoo.loaded(name)
     assert "\n" not in str(e.value)
+
+
+def test_the_stored_table_says_what_is_tested() -> None:
+    """`make docs` writes it, with all editors; here those that were tried above."""
+    rows = {row["name"]: row for row in stored()["classes"]}
+    assert list(rows) == list(zoo.ZOO), "run `make docs`"
+    for name, row in rows.items():
+        assert (row["status"] == "refused") == bool(zoo.ZOO[name].refused), row
+        assert row["status"] in ("works", "partly", "refused"), row
+        for editor in EDITORS if row["status"] != "refused" else ():
+            assert bool(row["editors"][editor]) == (editor in zoo.ZOO[name].unfit), row

@@ -121,7 +121,7 @@ def wrap(model: Any, processor: Any, *, name: str = "", style: str | None = None
     if processor is None or isinstance(processor, (str, bytes, os.PathLike)):
         raise BadBackbone(
             f"errata.wrap takes the model's processor, not {_kind(processor)}. Load it: "
-            "AutoProcessor.from_pretrained(...)."
+            "AutoProcessor.from_pretrained(...), or for a model without images AutoTokenizer."
         )
     source = str(getattr(config, "_name_or_path", "") or "")
     family = _family(name or source or type(model).__name__, config.to_dict())

@@ -17,7 +17,7 @@ from torch import Tensor
 from errata.backbones import _tokens, _weights
 from errata.backbones._decoder import DecoderBackbone
 from errata.backbones._identity import ModelIdentity
-from errata.backbones._language.activations import activation_of
+from errata.backbones._language.activations import activation_between, activation_of
 from errata.backbones._text_blocks import cross
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.model.batch import Batch, Heads
@@ -98,12 +98,26 @@ class TextBackbone(DecoderBackbone):
     def activation(self, site: str) -> str:
         block = self.blocks[self.block_of(site)]
         name, own = activation_of(iter((self.site(site).first, block)), self.text_config)
+        name = name or self._activation_inside(f"text.{self.block_of(site)}.mlp")
         if not name:
             raise BadBackbone(
                 f"{self.name}: errata has no neurons with the activation '{own}'. "
                 f"Known: {', '.join(ACTIVATIONS)}."
             )
         return name
+
+    def _activation_inside(self, mlp: str) -> str:
+        """The activation that a gated FFN's own forward computes; "" if that cannot be seen."""
+        run = {part: f"{mlp}{part}" for part in ("", ".up", ".gate", ".down")}
+        if any(site not in self.hooks.sites for site in run.values()):
+            return ""
+        x_NTd = torch.randn(1, 16, self.width, generator=torch.Generator().manual_seed(0))
+        x_NTd = x_NTd.to(self.device_of(mlp), self.dtype)
+        with torch.no_grad():
+            y, up, gate = (self.hooks.call(run[part], x_NTd) for part in ("", ".up", ".gate"))
+            return activation_between(
+                gate, y, lambda a: self.hooks.call(run[".down"], (a * up).to(up.dtype))
+            )
 
     def _separate(self, layer: int) -> bool:
         at = f"text.{layer}.attn"

@@ -151,13 +151,13 @@ class HfVlm(PictureBackbone):
         cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
     ) -> ModelOutline:
         """Configuration and processor of a model whose weights are not loaded."""
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoProcessor
 
         make_processor: Any = AutoProcessor.from_pretrained
         path = _weights.bundled(name) if name in cls.bundled else name
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         with _folders.load_errors(name, "vision-language model", "its configuration or processor"):
-            model = _weights.on_meta(AutoModelForImageTextToText, path, **options)
+            model = _weights.on_meta(families.auto_class(path, options), path, **options)
             processor = make_processor(path, **options)
             sites = _sites.resolve(model).sites
         return _weights.outline_of(name, path, revision, model, sites, processor)

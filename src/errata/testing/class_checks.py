@@ -27,9 +27,6 @@ from errata.io.patch_folder import load, save
 from errata.io.states import store
 from errata.testing.small_settings import SMALL_SETTINGS
 
-#: editors that the tests try on every class: one that trains weights, one that locates and solves,
-#: one that adds neurons and a memory, one with a trained scope
-EDITORS = ("ft_l", "memit", "unike", "serac")
 #: largest difference of a logit, relative and absolute, float32
 CLOSE = 1e-4
 

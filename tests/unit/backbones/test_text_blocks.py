@@ -122,3 +122,19 @@ def test_an_editor_of_image_tokens_needs_them_in_the_stream(tmp_path: Path) -> N
     edit = Edit(Prompt.of("Which?", classes.pictures(tmp_path)[0]), "green", "thing", id="x")
     reason = VisEdit().unfit(bb, [edit])
     assert reason is not None and "image tokens" in reason
+
+
+def test_blocks_without_a_part_are_left_out_where_all_blocks_are_meant() -> None:
+    bb = zoo.loaded("qwen3_5")
+    assert bb.part_sites((), ("attn.q", "mlp.up")) == [
+        *("text.0.mlp.up", "text.1.attn.q", "text.1.mlp.up"),
+        *("text.2.mlp.up", "text.3.attn.q", "text.3.mlp.up"),
+    ]
+    assert bb.part_sites((0,), ("attn.q",)) == ["text.0.attn.q"]  # is refused where it is used
+    assert bb.part_sites((), ("attn.none",))[0] == "text.0.attn.none"
+
+
+def test_an_activation_that_only_the_forward_names() -> None:
+    bb = zoo.loaded("lfm2_vl")
+    assert not any(hasattr(bb.text_config, f) for f in ("hidden_act", "activation"))
+    assert bb.activation("text.1.mlp") == "silu"

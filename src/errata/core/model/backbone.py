@@ -300,11 +300,22 @@ class Backbone(ABC):
         return self.hooks.sites[name]
 
     def part_sites(self, layers: Iterable[int], parts: Sequence[str]) -> list[str]:
-        """The linear sites of some text blocks, each once.
+        """The linear sites of some text blocks, or of all blocks if none is given; each once.
 
         A part that is fused with others in this model (`FUSED`) stands for the whole fused module.
+        Of all blocks, those are left out that lack a part which others have (a block with a linear
+        attention has no q).
         """
-        sites = [self.site_of_part(f"text.{i}", part) for i in layers for part in parts]
+        chosen = list(layers)
+        blocks = [f"text.{i}" for i in chosen or range(self.depth)]
+        own = self.hooks.sites
+        found = {p for p in parts if any(self.site_of_part(b, p) in own for b in blocks)}
+        sites = [
+            site
+            for block in blocks
+            for part in parts
+            if (site := self.site_of_part(block, part)) in own or chosen or part not in found
+        ]
         return list(dict.fromkeys(sites))
 
     def site_of_part(self, block: str, part: str) -> str:
