@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -62,8 +62,9 @@ class PictureBackbone(TextBackbone):
         """The text for the tokenizer: with one placeholder per image where the processor puts image
         tokens there and does nothing else, else as the processor writes it.
         """
+        whole = not prompt.images or self.in_place
         text = self._for_processor(prompt)
-        if not prompt.images or self.in_place:
+        if whole:
             return text
         keys = [self._image(i)[0] for i in prompt.images]  # raises for an image that is not usable
         written = _kept(self._texts, (text, *keys), lambda: self._write(text, prompt.images))
@@ -85,8 +86,16 @@ class PictureBackbone(TextBackbone):
                 parts.append(_tokens.in_easyedit(segment) if self.style == "easyedit" else segment)
         return "".join(parts)
 
+    def _check_number(self, images: int) -> None:
+        if images > 1 and not self.several:
+            raise BadImage(
+                f"{self.name} takes one image in a prompt, and {images} were given. Ask about them "
+                "one at a time."
+            )
+
     def _write(self, text: str, images: Sequence[Image]) -> str:
-        """What the processor gives its tokenizer. Raises BadBackbone."""
+        """What the processor gives its tokenizer. Raises BadBackbone, BadImage."""
+        self._check_number(len(images))
         try:
             pictures = [load_image(i) for i in images]
             written = writing.write(self.processor, text, pictures, **self._options())
@@ -112,40 +121,43 @@ class PictureBackbone(TextBackbone):
     def in_place(self) -> bool:
         """Whether the processor writes image tokens where placeholders stand, and nothing else.
 
-        Found on probe prompts, with the image before, between and behind words.
+        Another one also writes what stands between an image and the text.
         """
-        if self.position_key:
-            return False
-        if self._image_before_bos:
-            return True
+        found = self._is_in_place()
+        if not found:
+            self.markup = self.markup.removesuffix("\n")
+            self._encoded.clear()
+        return found
+
+    def _is_in_place(self) -> bool:
+        """Found on probe prompts, with the image before, between and behind words."""
+        if self.position_key or self._image_before_bos:
+            return not self.position_key
         grey = Image.of(writing.grey())
         probes: list[tuple[str | Image, ...]] = [(grey, "Which"), ("The", grey, "is")]
-        try:
-            _, image = self._image(grey, in_place=True)
-            for segments in [*probes, (grey, grey, "Which")] if self.several else probes:
-                prompt = Prompt(segments)
-                own = self.processed(prompt)["input_ids"][0].tolist()
-                text, images = self._for_processor(prompt), [image] * len(prompt.images)
-                if own != list(self._spliced(text, images)):
-                    return False
-        except BadBackbone:
+        encoded = _tried(lambda: self._image(grey, in_place=True)[1])
+        if encoded is None:
             return False
-        except Exception:  # whatever a third party's processor raises; images raise it again
-            return True
+        for segments in [*probes, (grey, grey, "Which")] if self.several else probes:
+            prompt = Prompt(segments)
+            own = _tried(partial(self.processed, prompt))
+            if own is None:  # it takes no such prompt
+                continue
+            text, images = self._for_processor(prompt), [encoded] * len(prompt.images)
+            ours = _tried(partial(self._spliced, text, images))
+            if ours is None or own["input_ids"][0].tolist() != list(ours):
+                return False
         return True
 
     @cached_property
     def several(self) -> bool:
         """Whether the processor takes a prompt with several images."""
         grey = Image.of(writing.grey())
-        try:
-            one, two = (
-                int(self._is_image(self.processed(Prompt((*[grey] * n, "Which")))).sum())
-                for n in (1, 2)
-            )
-        except Exception:  # whatever a third party's processor raises
+        asked = [Prompt((*[grey] * n, "Which")) for n in (1, 2)]
+        one, two = (_tried(partial(self.processed, p)) for p in asked)
+        if one is None or two is None:
             return False
-        return two == 2 * one
+        return int(self._is_image(two).sum()) == 2 * int(self._is_image(one).sum())
 
     @cached_property
     def target_types(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -245,11 +257,7 @@ class PictureBackbone(TextBackbone):
         return None if inside else False
 
     def _prompt_ids(self, text: str, images: Sequence[_tokens.EncodedImage]) -> tuple[int, ...]:
-        if len(images) > 1 and not self.several:
-            raise BadImage(
-                f"{self.name} takes one image in a prompt, and {len(images)} were given. Ask about "
-                "them one at a time."
-            )
+        self._check_number(len(images))
         if images and not self.in_place:
             return self._written[text].ids
         return self._spliced(text, images)
@@ -315,6 +323,14 @@ class PictureBackbone(TextBackbone):
             return {k: output[k][0] for k in keys}
 
         return _kept(self._asked, text, process)
+
+
+def _tried(make: Callable[[], V]) -> V | None:
+    """What `make` gives, None if it fails: a third party's processor raises whatever it likes."""
+    try:
+        return make()
+    except Exception:
+        return None
 
 
 def _kept(cache: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:

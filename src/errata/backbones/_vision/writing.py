@@ -8,6 +8,7 @@ is recorded.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,12 +92,11 @@ def position_mask(processor: Any) -> tuple[str, tuple[int, ...]]:
 
 def marks_targets(processor: Any, key: str, text: str) -> bool:
     """Whether `key` is 0 over a whole prompt with an image, and 1 at the answer it is given."""
-    try:
+    output = longer = None
+    with contextlib.suppress(Exception):  # whatever a third party's processor raises
         output = processor(text=[text], images=[grey()], return_tensors="pt")
         longer = processor(text=[text], images=[grey()], suffix=["x"], return_tensors="pt")
-    except Exception:  # whatever a third party's processor raises
-        return False
-    if key not in output or bool(output[key].any()):
+    if output is None or longer is None or key not in output or bool(output[key].any()):
         return False
     prompt = output["input_ids"].shape[1]
     marked: list[int] = longer[key][0].tolist()
