@@ -118,16 +118,25 @@ def _tables(rows: Sequence[Mapping[str, Any]], editors: Sequence[str]) -> str:
         for r in own:
             cells = []
             for e in columns:
-                why = r["editors"].get(e)
+                why = _note(r["editors"].get(e), r["class"])
                 mark = "" if why is None else "yes"
                 cells.append(f"no[{notes.setdefault(why, len(notes) + 1)}]" if why else mark)
             status = r["status"]
-            if r["reason"]:
-                status += f"[{notes.setdefault(r['reason'], len(notes) + 1)}]"
+            if reason := _note(r["reason"], r["class"]):
+                status += f"[{notes.setdefault(reason, len(notes) + 1)}]"
             lines.append(_row([f"`{r['class']}`", status, *cells]))
         said = [f"{n}. {_escaped(why)}" for why, n in notes.items()]
         parts.append("\n".join([f"## Models that take {words}", "", *lines, "", *said]).rstrip())
     return "\n\n".join(parts)
+
+
+def _note(why: str | None, cls: str) -> str | None:
+    """A reason without the name of the class and the number of a block, for several classes."""
+    if why is None:
+        return None
+    why = why.replace(f"{cls}:", "The model:").replace(cls, "the model")
+    why = re.sub(r"text\.\d+\.(mlp)\.\w+", r"text.{i}.\1", re.sub(r"block \d+ ", "a block ", why))
+    return why[:1].upper() + why[1:]
 
 
 def _escaped(text: str) -> str:

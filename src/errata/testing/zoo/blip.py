@@ -137,7 +137,7 @@ def kosmos2() -> tuple[Any, Any]:
 #: name -> (class, function that makes model and processor, words with which it is refused)
 MODELS: Mapping[str, tuple[Any, ...]] = {
     "blip2": ("Blip2ForConditionalGeneration", blip2),
-    "blip2_t5": ("Blip2ForConditionalGeneration", blip2_t5, "encoder-decoder"),
+    "blip2_t5": ("Blip2ForConditionalGeneration (Flan-T5)", blip2_t5, "encoder-decoder"),
     "instructblip": ("InstructBlipForConditionalGeneration", instructblip),
     "kosmos2": ("Kosmos2ForConditionalGeneration", kosmos2),
     "florence2": ("Florence2ForConditionalGeneration", florence2, "encoder-decoder"),

@@ -104,5 +104,5 @@ MODELS: Mapping[str, tuple[str, Callable[[], tuple[Any, Any]]]] = {
     "gemma3": ("Gemma3ForConditionalGeneration", gemma3),
     "gemma4": ("Gemma4ForConditionalGeneration", gemma4),
     "paligemma": ("PaliGemmaForConditionalGeneration", paligemma),
-    "paligemma2": ("PaliGemmaForConditionalGeneration", paligemma2),
+    "paligemma2": ("PaliGemmaForConditionalGeneration (PaliGemma 2)", paligemma2),
 }

@@ -105,6 +105,6 @@ MODELS: Mapping[str, tuple[str, Callable[[], tuple[Any, Any]]]] = {
     "llava_next": ("LlavaNextForConditionalGeneration", llava_next),
     "llava_onevision": ("LlavaOnevisionForConditionalGeneration", llava_onevision),
     "vipllava": ("VipLlavaForConditionalGeneration", vipllava),
-    "pixtral": ("LlavaForConditionalGeneration", pixtral),
+    "pixtral": ("LlavaForConditionalGeneration (Pixtral)", pixtral),
     "mistral3": ("Mistral3ForConditionalGeneration", mistral3),
 }
