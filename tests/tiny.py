@@ -19,16 +19,16 @@ from errata.testing.tiny_models import (
     SPECIAL,
     WINDOWED,
     WORDS,
-    GemmaProcessor,
-    QwenProcessor,
     blip2,
     gemma3,
+    gemma_processor,
     llava,
     llava_parts,
     micro_umm,
     mistral,
     qwen3,
     qwen25,
+    qwen_processor,
     randomise,
     shared,
     tokenizer,
@@ -59,6 +59,7 @@ __all__ = [
 ]
 
 _finish = randomise
+GemmaProcessor, QwenProcessor = gemma_processor, qwen_processor
 
 # old name -> what it is now
 Backbone.wires = property(lambda self: self.hooks)  # type: ignore[attr-defined]

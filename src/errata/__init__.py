@@ -1,4 +1,4 @@
-"""errata: correct what a trained multimodal model knows, measure whether it held, and take it back.
+"""errata: correct what a trained model knows, measure whether it held, and take it back.
 
 Names are imported when they are first used: `import errata` loads no torch.
 """

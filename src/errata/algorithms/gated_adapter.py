@@ -22,7 +22,7 @@ from torch import Tensor
 
 from errata.core import registry
 from errata.core.editor import EditRequest, EditResult
-from errata.core.errors import BadSpec, Notice
+from errata.core.errors import BadBackbone, BadSpec, Notice
 from errata.core.gate import Gate, TokenColumns, gate_class
 from errata.core.hooks.hook import Hook, flat
 from errata.core.kinds import family
@@ -136,6 +136,19 @@ class AdapterEditor(TrainedEditor):
         if gate_class(self.config.gate).always_open:
             idle["threshold"] = f"gate={self.config.gate}"
         return idle
+
+    def check_model(self, backbone: Backbone) -> None:
+        super().check_model(backbone)
+        if backbone.images_beside:
+            raise BadBackbone(
+                f"editor '{self.name}' changes image tokens, and prompts of {backbone.name} have "
+                "none: its blocks read images by cross-attention. Choose another --editor."
+            )
+
+    def unfit(self, backbone: Backbone, edits: Sequence[Edit]) -> str | None:
+        if backbone.images_beside:
+            return "changes image tokens, which prompts of this model do not have"
+        return super().unfit(backbone, edits)
 
     @abstractmethod
     def places(self, backbone: Backbone) -> list[AdapterSite]:

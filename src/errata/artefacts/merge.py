@@ -176,6 +176,12 @@ def check_out(folder: Path, *, force: bool = False) -> None:
 def _source(bb: ModelOutline) -> Path:
     """The folder of the model's files. Raises BadBackbone."""
     source = bb.source
+    if source is None and bb.name.lower().endswith(".gguf"):
+        raise BadBackbone(
+            f"{bb.name} is a GGUF file, and its blocks cannot be changed exactly. Save the "
+            "model (bb = errata.load(FILE); bb.model.save_pretrained(DIR); "
+            "bb.tokenizer.save_pretrained(DIR)) and merge into DIR: its patches fit."
+        )
     if source is None:
         raise BadBackbone(
             f"the files of {bb.name} are not on this machine. Download them first (hf download "

@@ -121,7 +121,7 @@ def wrap(model: Any, processor: Any, *, name: str = "", style: str | None = None
     if processor is None or isinstance(processor, (str, bytes, os.PathLike)):
         raise BadBackbone(
             f"errata.wrap takes the model's processor, not {_kind(processor)}. Load it: "
-            "AutoProcessor.from_pretrained(...)."
+            "AutoProcessor.from_pretrained(...), or for a model without images AutoTokenizer."
         )
     source = str(getattr(config, "_name_or_path", "") or "")
     family = _family(name or source or type(model).__name__, config.to_dict())
@@ -225,6 +225,8 @@ def outline(
 
     name = _checked_name(name)
     family: Any = next((c for c in _families().values() if name in c.bundled), None)
+    if _gguf_of(name, None, family)[1] is not None:
+        return load(name).outlined()
     if family is None:
         if Path(name).exists():
             _folders.check(Path(name))

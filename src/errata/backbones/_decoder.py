@@ -98,9 +98,11 @@ class DecoderBackbone(DecoderForward):
                 return _copied(saved[0])
             name = "" if args else next(iter(kwargs))
             pixels = args[0] if args else kwargs[name]
-            # sizes or masks of the pictures: a tower that joins pictures cannot leave one out
+            # sizes, masks or positions of the pictures: a tower that joins pictures cannot leave
+            # one out, and what comes after it reads all of them again
             sizes = any(
-                isinstance(v, Tensor) and v is not pixels for v in (*args, *kwargs.values())
+                isinstance(v, (Tensor, list, tuple)) and v is not pixels
+                for v in (*args, *kwargs.values())
             )
             with torch.no_grad():
                 if sizes or len(unique) == len(inverse) or pixels.shape[0] != len(inverse):
@@ -122,7 +124,7 @@ class DecoderBackbone(DecoderForward):
     def _below(self, batch: Batch, ctx: HookContext, saved: list[Any]) -> dict[str, Any]:
         """Runs the part below the text model; returns the keywords of the text model's forward."""
         ctx.shape = (batch.size, batch.ids.shape[1])
-        if not batch.image_keys:
+        if batch.inputs.keys() <= {"input_ids", "attention_mask"}:
             return self._trunk(batch, {"input_ids": batch.ids, "attention_mask": batch.mask})
         with (
             self.hooks.forward(),
@@ -241,7 +243,20 @@ class DecoderBackbone(DecoderForward):
         self, batch: Batch, ctx: HookContext, columns: Tensor, tower: list[Any]
     ) -> Tensor:
         """Hidden states after the last block, valid at `columns`; `tower` holds the pictures."""
-        trunk = self._below(batch, ctx, tower)
+        answered = (
+            torch.arange(batch.ids.shape[1], device=batch.ids.device) >= (batch.lengths[:, None])
+        ) & batch.mask.bool()
+        # a token of an image that is answered is a word: below it would be given pixels
+        ids = batch.ids.masked_fill(answered, 0)
+        plain = replace(batch, inputs={**batch.inputs, "input_ids": ids})
+        trunk = self._below(plain, ctx, tower)
+        if "inputs_embeds" in trunk:
+            with self.hooks.forward(), self.hooks.question(ctx):
+                words = self.site("embed").first(batch.ids).to(trunk["inputs_embeds"].device)
+            at = answered[..., None].to(words.device)
+            trunk["inputs_embeds"] = torch.where(at, words, trunk["inputs_embeds"])
+        else:
+            trunk["input_ids"] = batch.ids
         self._dry_run(trunk, ctx)
         return self.run_text(trunk, ctx, columns=columns)
 
@@ -336,7 +351,7 @@ class DecoderBackbone(DecoderForward):
         return _prefixes.split(state)
 
     def concat(self, rows: Sequence[PrefixRow], owners: Tensor) -> PrefixState:
-        return _prefixes.concat(rows, owners)
+        return _prefixes.concat(rows, owners, shared=not self.image_reads_prompt)
 
     # -- asking -------------------------------------------------------------------------------
 

@@ -70,6 +70,7 @@ def check(path: Path) -> None:
             kind, advice = _OTHER_FILES.get(
                 path.suffix.lower(), ("a file, not a folder", "Give the folder of the model")
             )
+            advice = advice.format(path=path.parent, name=path.name)
             raise BadBackbone(f"'{path}' is {kind}. {advice}.")
         return
     for file in sorted(path.iterdir()):
@@ -213,13 +214,11 @@ def load_errors(name: str, kind: str, part: str = "it") -> Iterator[None]:
             "spread it with --device-map auto."
         ) from None
     except Exception as e:  # libraries raise whatever a damaged file leads them to
-        if "torchvision" in str(e) and isinstance(e, (ImportError, ValueError)):
+        if package := missing_package(e):
             raise MissingExtra(
-                f"the processor of '{name}' needs torchvision: pip install 'errata[qwen]'."
+                f"'{name}' needs the package {package}, which is not installed: pip install "
+                f"{package}."
             ) from e
-        library = re.search(r"requires the (\S+) library", str(e))
-        if library is not None and isinstance(e, ImportError):
-            raise MissingExtra(f"'{name}' needs {library[1]}: pip install {library[1]}.") from e
         raise BadBackbone(
             f"cannot load '{name}' as a {kind}: {part} cannot be used ({reason(e)}). Download it "
             "again, or give another model; --debug shows what the library says."
@@ -245,10 +244,26 @@ def forward_errors(name: str) -> Iterator[None]:
         ) from e
 
 
+def missing_package(e: BaseException) -> str:
+    """The package that a library says it lacks, "" for another error."""
+    text = " ".join(str(e).split())
+    if isinstance(e, ImportError):
+        if isinstance(e, ModuleNotFoundError) and e.name and "No module named" in text:
+            return "" if e.name.startswith("transformers") else e.name.partition(".")[0]
+        for pattern in (r"pip install ([\w-]+)", r"requires the (\w+) library"):
+            if found := re.search(pattern, text):
+                return found[1].lower()
+    return "torchvision" * (isinstance(e, (ImportError, ValueError)) and "torchvision" in text)
+
+
 def reason(e: BaseException) -> str:
-    """An error of a library in brackets: its first line, if it is short; else only its kind."""
-    first = next(iter(str(e).strip().splitlines()), "")
-    text = "".join(c if c.isprintable() else " " for c in first).strip().rstrip(".:")
+    """An error of a library in brackets: its first sentences that are short; else only its kind."""
+    # a sentence goes on in the next line, unless that is indented
+    whole = re.split(r"(?<=[.:;!?])[ \t]*\n|\n\s+", str(e).strip(), maxsplit=1)[0]
+    text = "".join(c if c.isprintable() else " " for c in " ".join(whole.split()))
+    while len(text) > 160 and ". " in text:
+        text = text.rpartition(". ")[0]
+    text = text.strip().rstrip(".:")
     return f"{type(e).__name__}: {text}" if 0 < len(text) <= 160 else type(e).__name__
 
 

@@ -13,6 +13,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -64,6 +65,8 @@ class DecoderForward(Backbone, ABC):
     suppressed: tuple[int, ...] = ()
     #: the bridge is part of the tower's own forward (Qwen's merger): the tower cannot be skipped
     bridge_in_tower: bool = False
+    #: the features of an image depend on the prompt (a Q-Former that reads the question)
+    image_reads_prompt: bool = False
 
     @abstractmethod
     def context_of(self, batch: Batch, rows: Tensor | None) -> HookContext:
@@ -191,6 +194,15 @@ class DecoderForward(Backbone, ABC):
         chunked = getattr(config, "attention_chunk_size", None) is not None
         return {"chunked_attention" if chunked else "full_attention"}
 
+    @cached_property
+    def first_position(self) -> int:
+        """The position id of the first token: behind a padding token's in fairseq's embeddings."""
+        counted = [
+            m for m in self.text.children() if hasattr(m, "create_position_ids_from_input_ids")
+        ]
+        padding: Any = getattr(counted[0], "padding_idx", None) if counted else None
+        return 0 if padding is None else int(padding) + 1
+
     def next_positions(
         self, trunk: Mapping[str, Any], lengths: Tensor, offset: Tensor, m: int
     ) -> Tensor:
@@ -201,5 +213,9 @@ class DecoderForward(Backbone, ABC):
             ids = ids.expand(-1, lengths.shape[0], -1)
             last = ids[:, torch.arange(lengths.shape[0], device=ids.device), lengths - 1]
             return last[:, :, None] + 1 + steps
+        first = lengths[:, None] + self.first_position
+        if isinstance(ids, Tensor) and ids.dim() == 2:  # of a model that does not count from 0
+            ids = ids.expand(lengths.shape[0], -1)
+            first = ids.gather(1, lengths[:, None].to(ids.device) - 1) + 1
         # Clamped for rows that already ended: learned position embeddings end with the context.
-        return (lengths[:, None] + steps).clamp(max=self.context - 1)
+        return (first + steps).clamp(max=self.context - 1)

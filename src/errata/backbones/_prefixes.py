@@ -93,8 +93,11 @@ def _cut(value: Any, b: int, t: int, batch: Batch, images: Sequence[int]) -> _Ke
     return None
 
 
-def concat(rows: Sequence[PrefixRow], owners: Tensor) -> PrefixState:
-    """Rows that enter one block, as a right-padded state; `owners` [B] become its `rows`."""
+def concat(rows: Sequence[PrefixRow], owners: Tensor, *, shared: bool = True) -> PrefixState:
+    """Rows that enter one block, as a right-padded state; `owners` [B] become its `rows`.
+
+    shared: rows that begin with the same images and tokens have the same hidden states there.
+    """
     (layer,) = {r.layer for r in rows}
     sizes = [len(r.ids) for r in rows]
     stream, ids = _padded([r.stream for r in rows]), _padded([r.ids for r in rows])
@@ -112,7 +115,7 @@ def concat(rows: Sequence[PrefixRow], owners: Tensor) -> PrefixState:
         image_sizes=torch.zeros(0, dtype=torch.long),
         targets=tuple(r.target for r in rows),
     )
-    same = identical_columns(rows, owners.tolist(), ids)
+    same = identical_columns(rows, owners.tolist(), ids) if shared else None
     return PrefixState(batch, layer, trunk=trunk, stream=stream, rows=owners, same=same)
 
 

@@ -52,6 +52,8 @@ class _Continuation:
         ids = self.trunk.get("position_ids")
         if isinstance(ids, Tensor) and ids.dim() == 3 and ids.shape[1] == batch.size:
             self.trunk["position_ids"] = ids[:, index]
+        elif isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[0] == batch.size:
+            self.trunk["position_ids"] = ids[index]
 
     def _shift(self, kept: Tensor) -> None:
         """Row b's first kept[b] columns become its last; the columns before them are masked."""
@@ -104,7 +106,9 @@ class DecoderQuestion(Question):
         self._fed: _Continuation | Recomputed | None = None
 
     def _continuation(self, index: Tensor, kept: Tensor) -> _Continuation | Recomputed:
-        return (Recomputed if self.cache is None else _Continuation)(self, index, kept)
+        if self.cache is None:
+            return Recomputed(self.bb, self.batch, self.ctx, index, kept)
+        return _Continuation(self, index, kept)
 
     @property
     def logits(self) -> Tensor:

@@ -162,15 +162,21 @@ def _without_experts(mlp: nn.Module) -> nn.Module:
 
 
 def _reasons(layout: SiteLayout) -> dict[str, str]:
-    """Why sites of mixtures of experts are missing."""
-    reasons = {}
+    """Why linear modules of text blocks are missing: experts, or several of them in one module."""
+    sites, reasons = {s.name for s in layout.sites}, {}
     for i, block in enumerate(layout.blocks):
+        fused = {"attn.qkv": ("q", "k", "v"), "mlp.gate_up": ("up",)}
+        for whole, parts in fused.items():
+            if f"text.{i}.{whole}" in sites:
+                where = whole.partition(".")[0]
+                for part in parts:
+                    reasons[f"text.{i}.{where}.{part}"] = f"it is a part of text.{i}.{whole}"
         mlp = _child(block, _MLP)
         if mlp is not None and hasattr(mlp, "experts"):
             for part in ("up", "down"):
                 reasons[f"text.{i}.mlp.{part}"] = (
-                    "its FFN is a mixture of experts, of which no linear module runs for every "
-                    "token"
+                    "its FFN is a mixture of experts, none of which writes to the hidden state of "
+                    "every token through a linear module"
                 )
     return {name: why for name, why in reasons.items() if name in layout.missing}
 
@@ -240,6 +246,14 @@ def _bridge_sites(bridges: dict[str, nn.Module]) -> list[Site]:
 
 def resolve(model: Any) -> SiteLayout:
     """The layout of a model with a decoder-only text model. Raises BadBackbone."""
+    config: Any = getattr(model, "config", None)
+    text_config: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if any(getattr(c, "is_encoder_decoder", False) for c in (config, text_config)):
+        raise BadBackbone(
+            f"{type(model).__name__} is an encoder-decoder: an answer is written by a second stack "
+            "of blocks, which does not hold the prompt. errata edits decoder-only models; take one "
+            "whose text model is, such as BLIP-2 with OPT."
+        )
     owner = _text_blocks(model)
     head, embed = model.get_output_embeddings(), model.get_input_embeddings()
     if owner is None or head is None or embed is None:

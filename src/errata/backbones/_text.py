@@ -17,7 +17,7 @@ from torch import Tensor
 from errata.backbones import _tokens, _weights
 from errata.backbones._decoder import DecoderBackbone
 from errata.backbones._identity import ModelIdentity
-from errata.backbones._language.activations import activation_of
+from errata.backbones._language.activations import activation_between, activation_of
 from errata.backbones._text_blocks import cross
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.model.batch import Batch, Heads
@@ -34,8 +34,8 @@ _LONG = 4000  # the tokens of a text of more characters are not cached
 class TextBackbone(DecoderBackbone):
     """Implements prompts over `tokenizer` and `text_config`, which subclasses set.
 
-    image_markers: tokens that a text must
-    not contain. image_id: the id of image tokens, -1 for none.
+    image_markers: tokens that a text must not contain. image_id: the id of image tokens, -1 for
+    none. target_types: keywords of the forward that are 1 at targets and 0 over a prompt.
     """
 
     tokenizer: Any
@@ -44,6 +44,7 @@ class TextBackbone(DecoderBackbone):
     _former: str = ""
     image_markers: tuple[str, ...] = ()
     image_id: int = -1
+    target_types: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self._tokens: dict[tuple[str, bool], tuple[int, ...]] = {}
@@ -78,6 +79,10 @@ class TextBackbone(DecoderBackbone):
         """Whether the tokenizer adds special tokens to a prompt."""
         return True
 
+    def special_in(self, pictures: bool) -> bool:
+        """As `special`, for the formatted text of a prompt with or without pictures."""
+        return self.special
+
     @property
     def width(self) -> int:
         return int(self.text_config.hidden_size)
@@ -93,6 +98,7 @@ class TextBackbone(DecoderBackbone):
     def activation(self, site: str) -> str:
         block = self.blocks[self.block_of(site)]
         name, own = activation_of(iter((self.site(site).first, block)), self.text_config)
+        name = name or self._activation_inside(f"text.{self.block_of(site)}.mlp")
         if not name:
             raise BadBackbone(
                 f"{self.name}: errata has no neurons with the activation '{own}'. "
@@ -100,13 +106,34 @@ class TextBackbone(DecoderBackbone):
             )
         return name
 
+    def _activation_inside(self, mlp: str) -> str:
+        """The activation that a gated FFN's own forward computes; "" if that cannot be seen."""
+        run = {part: f"{mlp}{part}" for part in ("", ".up", ".gate", ".down")}
+        if any(site not in self.hooks.sites for site in run.values()):
+            return ""
+        x_NTd = torch.randn(1, 16, self.width, generator=torch.Generator().manual_seed(0))
+        x_NTd = x_NTd.to(self.device_of(mlp), self.dtype)
+        with torch.no_grad():
+            y, up, gate = (self.hooks.call(run[part], x_NTd) for part in ("", ".up", ".gate"))
+            return activation_between(
+                gate, y, lambda a: self.hooks.call(run[".down"], (a * up).to(up.dtype))
+            )
+
+    def _separate(self, layer: int) -> bool:
+        at = f"text.{layer}.attn"
+        if any(f"{at}.{part}" not in self.hooks.sites for part in ("q", "k", "v", "o")):
+            return False
+        return self.weight(f"{at}.q")[1] == self.weight(f"{at}.o")[0]  # no gated queries
+
     def heads(self, layer: int) -> Heads:
         at = f"text.{layer}.attn"
         for part in ("q", "k", "v", "o"):
             if f"{at}.{part}" not in self.hooks.sites:
+                others = [str(i) for i in range(self.depth) if self._separate(i)]
+                use = f"blocks that have it ({', '.join(others)})" if others else "another model"
                 raise BadBackbone(
                     f"{self.name}: block {layer} has no separate attention '{part}', which a "
-                    "memory mixed into it needs. Use a model with q, k, v and o projections."
+                    f"memory mixed into it needs. Use {use}."
                 )
         attention: Any = self.site(at).first
         norms = [n for n, _ in self.blocks[layer].named_children() if "norm" in n]
@@ -159,7 +186,7 @@ class TextBackbone(DecoderBackbone):
 
     def _prompt_ids(self, text: str, images: Sequence[_tokens.EncodedImage]) -> tuple[int, ...]:
         """Ids of a formatted prompt, with the ids of its images in place of their placeholders."""
-        return self._ids(text, self.special)
+        return self._ids(text, self.special_in(bool(images)))
 
     def _ids(self, text: str, special: bool) -> tuple[int, ...]:
         key = (text, special)
@@ -188,6 +215,12 @@ class TextBackbone(DecoderBackbone):
                 f"{len(self.tokenizer)}) and wrap the model again, or use the tokenizer that "
                 "belongs to it."
             )
+
+    def _image_columns(
+        self, ids: Tensor, images: Sequence[tuple[int, str, _tokens.EncodedImage]]
+    ) -> Tensor:
+        """[B, T] True for image tokens of padded ids; `images` as in `_batch`."""
+        return ids == self.image_id
 
     def last_column(self, prompt: Prompt, span: str) -> int:
         text, end = self.formatted(prompt), self._end(prompt, span.strip())
@@ -219,16 +252,17 @@ class TextBackbone(DecoderBackbone):
 
     def _column(self, text: str, end: int, images: Sequence[_tokens.EncodedImage]) -> int:
         """The column of the token that holds the last character before `end` in the text."""
-        return self._token(text, end)
+        return self._token(text, end, bool(images))
 
-    def _token(self, text: str, end: int) -> int:
+    def _token(self, text: str, end: int, pictures: bool = False) -> int:
         """As `_column`, without counting image tokens."""
         if not getattr(self.tokenizer, "is_fast", False):
             raise BadBackbone(
                 f"the tokenizer of {self.name} gives no token offsets. Edit "
                 "at the prompt's last token: --set token=last_prompt."
             )
-        tokens = self.tokenizer(text, add_special_tokens=self.special, return_offsets_mapping=True)
+        special = self.special_in(pictures)
+        tokens = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         at_end = [t for t, (a, b) in enumerate(tokens["offset_mapping"]) if a < end <= b]
         assert at_end, f"no token of {self.name} holds character {end - 1} of {text!r}"
         return at_end[-1]
@@ -241,7 +275,8 @@ class TextBackbone(DecoderBackbone):
         _tokens.check_text(text, self.image_markers, f"the answer '{text[:60]}'")
         front = self.formatted(prompt)
         space = "" if front[-1:].isspace() else " "
-        before, joint = (self._ids(t, self.special) for t in (front, front + space + text))
+        special = self.special_in(bool(prompt.images))
+        before, joint = (self._ids(t, special) for t in (front, front + space + text))
         if joint[: len(before)] == before:
             return joint[len(before) :]
         return self._ids(space + text, False)
@@ -325,7 +360,7 @@ class TextBackbone(DecoderBackbone):
         padded = torch.tensor([i + [pad] * (longest - len(i)) for i in ids], device=device)
         columns = torch.arange(longest, device=device)
         mask = (columns < torch.tensor([len(i) for i in ids], device=device)[:, None]).long()
-        vision = (padded == self.image_id) & (mask == 1)
+        vision = self._image_columns(padded, images) & (mask == 1)
         inputs: dict[str, Tensor] = {"input_ids": padded, "attention_mask": mask}
         encoded = [e for _, _, e in images]
         tensors = _tokens.joined(encoded, self.name)
@@ -341,8 +376,9 @@ class TextBackbone(DecoderBackbone):
         for key, values in tensors.items():
             values = values.to(device)
             inputs[key] = values.to(self.dtype) if values.is_floating_point() else values
-        for key in encoded[0].types if encoded else ():
-            inputs[key] = vision.to(torch.int if key == "mm_token_type_ids" else torch.long)
+        inputs.update(_tokens.types(images, padded, vision))
+        for key in self.target_types:
+            inputs[key] = (columns >= torch.tensor(lengths, device=device)[:, None]).long()
         return Batch(
             prompts=rewritten,
             inputs=inputs,

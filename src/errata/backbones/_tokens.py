@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,8 +21,11 @@ from errata.io.images import hash_image, load_image, split_uri
 Style = Literal["raw", "easyedit", "chat"]
 #: words in the names of inputs that tell a model which part of its pixels is padding
 _TELLS = ("size", "mask", "grid", "num_", "ratio")
+#: words in the names of inputs that count the patches [tiles, patches, .] of all images
+_INDICES = ("pooling",)
 #: a processor's outputs for the text; all its other outputs belong to the image
-_OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+_TYPES = ("token_type_ids", "mm_token_type_ids")
+_OF_TEXT = ("input_ids", "attention_mask", "labels", *_TYPES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +33,17 @@ class EncodedImage:
     """One image as inputs of the model.
 
     ids: replace the image's placeholder in a prompt; `count` of them are image tokens. tensors:
-    keywords of the model's forward for one image. types: keywords that mark image tokens.
+    keywords of the model's forward for one image. types: keywords that mark image tokens. patterns:
+    keywords that mark others of `ids` too, with their values there. asked: keywords for another
+    part of the model that reads the prompt.
     """
 
     ids: tuple[int, ...]
     count: int
     tensors: Mapping[str, Tensor]
     types: tuple[str, ...]
+    patterns: Mapping[str, Tensor] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -69,46 +76,50 @@ def encode_image(
     markup: str,
     markup_ids: Sequence[int],
     placeholder: int,
-    image_id: int,
+    is_image: Callable[[Mapping[str, Tensor]], Tensor],
     needs: Callable[[str], bool | None],
 ) -> EncodedImage:
     """`image` as inputs of the model, from the family's own processor.
 
     process: calls it with `markup` and a picture. markup_ids: the ids of the markup without an
-    image; empty if the image tokens come before the text. needs: whether the model reads a keyword;
-    None: only a part of it does. Raises BadImage, or BadBackbone if errata cannot use the processor
-    at all.
+    image; empty if the image tokens do not stand in its place. is_image: which tokens of an output
+    are image tokens. needs: whether the model reads a keyword; None: only a part of it does. Raises
+    BadImage, or BadBackbone if errata cannot use the processor at all.
     """
     output = _processed(image, process, name, markup)
-    ids = output["input_ids"][0].tolist()
-    is_image = output["input_ids"][0] == image_id
-    if not markup_ids:  # the image tokens come before the text
-        ids = ids[: ids.index(image_id) + int(is_image.sum())] if image_id in ids else []
-    elif placeholder in markup_ids:
-        before = list(markup_ids).index(placeholder)
-        after = len(markup_ids) - before - 1
-        end = len(ids) - after
-        same = ids[:before] == list(markup_ids[:before])
-        same = same and ids[end:] == list(markup_ids[before + 1 :])
-        ids = ids[before:end] if same else []
-    else:
-        ids = []
-    count = sum(i == image_id for i in ids)
-    other_ids = [k for k in output if k.endswith("_input_ids")]
-    if other_ids:
-        raise BadBackbone(
-            f"{name}: its processor also gives the prompt to another part of the model "
-            f"({other_ids[0]}), which errata does not do. Use a model of another family."
-        )
+    row, shown = output["input_ids"][0].tolist(), is_image(output)
+    marked = shown
+    for key in _TYPES:  # some families mark the tokens around an image, too
+        if key in output and needs(key):
+            marked = marked | output[key][0].bool()
+    start, end = _place(row, marked, markup_ids, placeholder)
+    count = int(shown[start:end].sum())
     if not count:
         raise BadBackbone(
             f"{name}: its processor does not put image tokens where {markup!r} stands. errata does "
             "not know how this family marks images; see docs/add-a-backbone.md."
         )
-    types = _types(output, is_image, needs, name)
-    return EncodedImage(
-        tuple(ids), count, {k: v for k, v in output.items() if k not in _OF_TEXT}, types
-    )
+    parts = [k.removesuffix("input_ids") for k in output if k.endswith("_input_ids")]
+    asked = tuple(k for k in output if k.startswith(tuple(parts)) and k not in _OF_TEXT)
+    types, patterns = _types(output, shown, needs, (start, end), name)
+    tensors = {k: v for k, v in output.items() if k not in (*_OF_TEXT, *types, *asked)}
+    return EncodedImage(tuple(row[start:end]), count, tensors, types, patterns, asked)
+
+
+def _place(
+    ids: Sequence[int], is_image: Tensor, markup_ids: Sequence[int], placeholder: int
+) -> tuple[int, int]:
+    """(start, end) of what stands in place of the placeholder; of the image tokens without one."""
+    if not markup_ids:
+        places = is_image.nonzero().flatten().tolist()
+        return (places[0], places[-1] + 1) if places else (0, 0)
+    if placeholder not in markup_ids:
+        return 0, 0
+    before = list(markup_ids).index(placeholder)
+    end = len(ids) - (len(markup_ids) - before - 1)
+    same = list(ids[:before]) == list(markup_ids[:before])
+    same = same and list(ids[end:]) == list(markup_ids[before + 1 :])
+    return (before, end) if same else (0, 0)
 
 
 def _processed(
@@ -153,9 +164,20 @@ def joined(encoded: Sequence[EncodedImage], name: str) -> dict[str, Tensor]:
                 f"the processor of {name} scales these pictures to other sizes and does not say "
                 "which, so they cannot be asked together. Ask about them one at a time."
             )
+        if any(word in key for word in _INDICES):
+            parts = _shifted(parts, [e.tensors["pixel_values"] for e in encoded])
         largest = [max(sizes) for sizes in zip(*(p.shape[1:] for p in parts), strict=True)]
         out[key] = torch.cat([_padded(p, largest) for p in parts])
     return out
+
+
+def _shifted(parts: Sequence[Tensor], pixels: Sequence[Tensor]) -> list[Tensor]:
+    """Indices of patches among those of all images; negative ones stand for none."""
+    shifted, before = [], 0
+    for part, patches in zip(parts, pixels, strict=True):
+        shifted.append(torch.where(part >= 0, part + before, part))
+        before += int(patches.shape[:2].numel())
+    return shifted
 
 
 def _padded(tensor: Tensor, largest: Sequence[int]) -> Tensor:
@@ -168,24 +190,67 @@ def _padded(tensor: Tensor, largest: Sequence[int]) -> Tensor:
 
 
 def _types(
-    output: Mapping[str, Tensor], is_image: Tensor, needs: Callable[[str], bool | None], name: str
-) -> tuple[str, ...]:
-    """The keywords of `output` that are 1 at image tokens and 0 elsewhere."""
-    types = []
-    for key in ("token_type_ids", "mm_token_type_ids"):
-        needed = needs(key) if key in output else False
-        if needed is None and not bool(output[key].any()):
+    output: Mapping[str, Tensor],
+    is_image: Tensor,
+    needs: Callable[[str], bool | None],
+    place: tuple[int, int],
+    name: str,
+) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """(keywords of `output` that are 1 at image tokens and 0 elsewhere; keywords with other values
+    at `place`, and these).
+    """
+    types, patterns = [], {}
+    (start, end), shape = place, output["input_ids"].shape
+    for key in output:
+        known = key in _TYPES
+        if not known and (key in _OF_TEXT or output[key].shape != shape):
+            continue
+        needed, values = needs(key), output[key][0]
+        same = torch.equal(values.bool(), is_image)
+        if needed is False or (not same and not known):
+            continue
+        if needed is None and not bool(values.any()):
             continue  # the tokenizer numbers the sentences of a text
-        if needed is not False:
-            if not torch.equal(output[key][0].bool(), is_image):
-                raise BadBackbone(
-                    f"{name}: its {key} do not mark image tokens, so it reads prompts in a way "
-                    "that errata does not know. Use a model of another family."
-                )
+        if same:
             types.append(key)
-    if "image_grid_thw" in output and "mm_token_type_ids" not in types:
+        elif bool(values[:start].any()) or bool(values[end:].any()) or not bool(values.any()):
+            raise BadBackbone(
+                f"{name}: its {key} do not mark image tokens, so it reads prompts in a way "
+                "that errata does not know. Use a model of another family."
+            )
+        else:
+            patterns[key] = values[start:end]
+    if "image_grid_thw" in output and "mm_token_type_ids" not in (*types, *patterns):
         types.append("mm_token_type_ids")
-    return tuple(types)
+    return tuple(types), patterns
+
+
+def types(
+    images: Sequence[tuple[int, str, EncodedImage]], ids: Tensor, vision: Tensor
+) -> dict[str, Tensor]:
+    """Keywords of the forward that mark tokens of images, [B, T]; `images` as (row, key, image)."""
+    out: dict[str, Tensor] = {}
+    for key in images[0][2].types if images else ():
+        out[key] = vision.to(torch.int if key == "mm_token_type_ids" else torch.long)
+    for key, like in images[0][2].patterns.items() if images else ():
+        out[key] = torch.zeros_like(ids, dtype=like.dtype)
+        for row, start, image in places(images, ids):
+            part = image.patterns.get(key, torch.zeros(len(image.ids), dtype=like.dtype))
+            out[key][row, start : start + len(image.ids)] = part.to(ids.device)
+    return out
+
+
+def places(
+    images: Sequence[tuple[int, str, EncodedImage]], ids: Tensor
+) -> Iterator[tuple[int, int, EncodedImage]]:
+    """(row, first column, image) of each image, where its ids stand in padded ids [B, T]."""
+    after: dict[int, int] = {}
+    for row, _, image in images:
+        line, size = ids[row].tolist(), len(image.ids)
+        starts = range(after.get(row, 0), len(line) - size + 1)
+        start = next(c for c in starts if tuple(line[c : c + size]) == image.ids)
+        after[row] = start + size
+        yield row, start, image
 
 
 def image_markers(tokenizer: Any, config: Any, placeholder: str) -> tuple[str, ...]:

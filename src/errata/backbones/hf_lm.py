@@ -197,6 +197,11 @@ class HfLm(TextBackbone):
         path = str(getattr(model.config, "_name_or_path", "") or "")
         name = name or _weights.short_name(path, cls.bundled) or type(model).__name__
         tokenizer = getattr(processor, "tokenizer", processor)
+        if not callable(tokenizer) or not hasattr(tokenizer, "get_vocab"):
+            raise BadBackbone(
+                f"{name} takes text, and a {type(processor).__name__} makes no tokens of it. Give "
+                "the model's tokenizer: AutoTokenizer.from_pretrained(...)."
+            )
         source = _weights.folder(path, None, getattr(model.config, "_commit_hash", None))
         chosen = _tokens.style_of(tokenizer, style, name)
         backbone = cls(model, tokenizer, name=name, style=chosen, source=source, trusted=False)

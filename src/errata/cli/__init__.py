@@ -39,7 +39,7 @@ from errata.core.errors import BadSpec, UserError, one_line
 
 app = typer.Typer(
     name="errata",
-    help="Correct what a trained multimodal model knows, measure it, and undo it.",
+    help="Correct what a trained model knows, measure it, and undo it.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

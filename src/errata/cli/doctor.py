@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from errata.core.model.batch import Batch
     from errata.core.types import Prompt
 
-QUESTION = "What is shown in this picture?"
+QUESTION, TEXT = "What is shown in this picture?", "What is the capital of France?"
 
 
 @takes_model(optional=True)
@@ -66,6 +66,8 @@ def doctor(
         show_classes(editors, only, as_json=as_json)
         return
     bb = model.load()
+    if image is not None and "image" not in bb.capabilities:
+        raise BadSpec(f"{bb.name} takes no images. Leave out --image.")
     with tempfile.TemporaryDirectory() as folder:
         facts = examine(bb, image or str(_picture(Path(folder) / "sample.png")))
     print_json(facts) if as_json else options.print_facts(facts)
@@ -75,7 +77,7 @@ def examine(bb: Backbone, image: str) -> dict[str, Any]:
     """All findings, JSON-ready."""
     from errata.core.types import Prompt
 
-    prompt = Prompt.of(QUESTION, image) if "image" in bb.capabilities else Prompt.of(QUESTION)
+    prompt = Prompt.of(QUESTION, image) if "image" in bb.capabilities else Prompt.of(TEXT)
     batch = bb.encode([prompt])
     return {
         "name": bb.name,

@@ -59,8 +59,7 @@ class Lora(GradientEditor):
 
     def edited_sites(self, backbone: Backbone) -> list[str]:
         c = self.config
-        layers = [backbone.layer(i) for i in c.layers] or range(backbone.depth)
-        return backbone.part_sites(layers, c.parts)
+        return backbone.part_sites([backbone.layer(i) for i in c.layers], c.parts)
 
     def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
         rank, rows = self.config.rank, len(request)

@@ -168,7 +168,8 @@ class Lte(TrainedEditor):
     def _delta(self, backbone: Backbone, seed: int, identity: str = "") -> Alignment:
         """The delta before training: it adds nothing."""
         rank, parts = self.config.rank, {}
-        sites = backbone.part_sites(self._layers(backbone), self.config.parts)
+        layers = [backbone.layer(i) for i in self.config.layers]
+        sites = backbone.part_sites(layers, self.config.parts)
         for site in sites:
             into, out = backbone.weight(site)
             if not rank:

@@ -27,9 +27,6 @@ from errata.io.patch_folder import load, save
 from errata.io.states import store
 from errata.testing.small_settings import SMALL_SETTINGS
 
-#: editors that the tests try on every class: one that trains weights, one that locates and solves,
-#: one that adds neurons and a memory, one with a trained scope
-EDITORS = ("ft_l", "memit", "unike", "serac")
 #: largest difference of a logit, relative and absolute, float32
 CLOSE = 1e-4
 
@@ -93,6 +90,33 @@ def holds_own_forward(bb: Backbone, folder: Path) -> None:
             if prompt.images or "image" not in bb.capabilities:
                 theirs = bb.model(**own).logits[0, -1].float()
                 _close(ours, theirs, f"{prompt.text!r}: logits")
+
+
+def holds_own_generation(bb: Backbone, folder: Path) -> None:
+    """The answer is the one that the model's own `generate` gives."""
+    backbone: Any = bb
+    for prompt in prompts(bb, folder):
+        if "image" in bb.capabilities and not prompt.images:
+            continue
+        own: Any = {k: v for k, v in dict(bb.processed(prompt) or {}).items() if k != "labels"}
+        with torch.no_grad(), bb.ask(bb.encode([prompt])) as question:
+            ours = list(question.greedy([6], [True])[0].ids)
+            out = backbone.model.generate(**own, max_new_tokens=6, do_sample=False)
+        theirs = out[0].tolist()
+        size = own["input_ids"].shape[1]
+        theirs = theirs[size:] if theirs[:size] == own["input_ids"][0].tolist() else theirs
+        ends = [i for i, token in enumerate(theirs) if token in backbone.end_ids]
+        assert ours == theirs[: min([*ends, 6])], f"{prompt.text!r}: {ours}, generate: {theirs}"
+
+
+def holds_continuations(bb: Backbone, folder: Path) -> None:
+    """Tokens that are fed after a prompt get the logits that they get in one forward."""
+    asked = prompts(bb, folder)
+    whole = bb.encode(asked, ["green ring"] * len(asked))
+    size = min(map(len, whole.targets))
+    with torch.no_grad(), bb.ask(bb.encode(asked)) as question:
+        ids = torch.tensor([t[:size] for t in whole.targets], device=whole.ids.device)
+        _close(question.feed(ids), bb.logits(whole)[:, 1 : size + 1], "logits of fed tokens")
 
 
 def holds_batches(bb: Backbone, folder: Path) -> None:

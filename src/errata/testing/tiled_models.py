@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-import torch
 
 from errata.backbones.hf_vlm import HfVlm
 from errata.testing.tiny_models import llama_config, randomise, tokenizer
@@ -57,40 +54,15 @@ def llava_next() -> HfVlm:
     return HfVlm(model, processor, name="tiny-llava-next")
 
 
-class TinyPixtralProcessor:
-    """Does what Pixtral's processor does with one image and text; that one needs torchvision."""
-
-    image_token = "<image>"
-    chat_template = None
-
-    def __init__(self) -> None:
-        from transformers.models.pixtral.image_processing_pil_pixtral import (
-            PixtralImageProcessorPil,
-        )
-
-        self.tokenizer = tokenizer()
-        self.image_processor = PixtralImageProcessorPil(size={"longest_edge": 56}, patch_size=14)
-
-    def __call__(
-        self, text: list[str], images: list[Any], return_tensors: str
-    ) -> dict[str, torch.Tensor]:
-        pixels = self.image_processor(images=images, return_tensors=return_tensors)
-        height, width = (int(n) // 14 for n in pixels["image_sizes"][0])
-        row = self.image_token * width
-        full = "<|vision_start|>".join([row] * height) + "<|vision_end|>"
-        encoded = self.tokenizer(
-            [text[0].replace(self.image_token, full)], return_tensors=return_tensors
-        )
-        return {**encoded, **pixels, "image_sizes": torch.as_tensor(pixels["image_sizes"])}
-
-
 def pixtral() -> HfVlm:
     """Each picture keeps its shape: other numbers of pixels and of image tokens."""
     from transformers import (
         LlavaConfig,
         LlavaForConditionalGeneration,
+        PixtralProcessor,
         PixtralVisionConfig,
     )
+    from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
     tok = tokenizer()
     config = LlavaConfig(
@@ -108,7 +80,15 @@ def pixtral() -> HfVlm:
         vision_feature_select_strategy="full",
     )
     model = randomise(LlavaForConditionalGeneration(config))
-    return HfVlm(model, TinyPixtralProcessor(), name="tiny-pixtral")
+    processor = PixtralProcessor(
+        PixtralImageProcessorPil(size={"longest_edge": 56}, patch_size=14),
+        tok,
+        patch_size=14,
+        image_token="<image>",
+        image_break_token="<|vision_start|>",
+        image_end_token="<|vision_end|>",
+    )
+    return HfVlm(model, processor, name="tiny-pixtral")
 
 
 #: name -> function that makes one

@@ -48,8 +48,11 @@ WORDS = (
 )
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with merges for a few words only; puts BOS in front, has no UNK."""
+def tokenizer(**named: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with merges for a few words only; puts BOS in front, has no UNK.
+
+    named: of its special tokens, those that a processor reads as attributes of the tokenizer.
+    """
     vocab = {t: i for i, t in enumerate((*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())))}
     merges: list[tuple[str, str]] = []
     for word in (*WORDS, *("Ġ" + w for w in WORDS)):
@@ -69,6 +72,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         pad_token="<pad>",
         additional_special_tokens=list(SPECIAL[3:]),
+        **({"model_specific_special_tokens": named} if named else {}),
     )
 
 
@@ -169,32 +173,18 @@ def mistral(window: int = 12) -> HfVlm:
     return HfVlm(randomise(LlavaForConditionalGeneration(config)), processor, name="tiny-mistral")
 
 
-class GemmaProcessor:
-    """Does what Gemma 3's processor does: its placeholder in the text is not the image token."""
+def gemma_processor() -> Any:
+    """Gemma 3's: its placeholder in the text is not the image token."""
+    from transformers import Gemma3Processor
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-    image_token = "<|vision_start|>"
-    chat_template = None
-
-    def __init__(self) -> None:
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-        self.tokenizer = tokenizer()
-        self.image_processor = CLIPImageProcessorPil(
-            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
-        )
-
-    def __call__(
-        self, text: list[str], images: list[Any], return_tensors: str
-    ) -> dict[str, torch.Tensor]:
-        if text[0].count(self.image_token) != len(images):
-            raise ValueError(f"The number of {self.image_token} tokens in each prompt is off.")
-        full = f"\n\n{self.image_token}{'<image>' * 4}<|vision_end|>\n\n"
-        encoded = self.tokenizer(
-            [text[0].replace(self.image_token, full)], return_tensors=return_tensors
-        )
-        pixels = self.image_processor(images=images, return_tensors=return_tensors)
-        types = (encoded["input_ids"] == 3).long()
-        return {**encoded, "pixel_values": pixels["pixel_values"], "token_type_ids": types}
+    marks = {
+        "image_token": "<image>",
+        "boi_token": "<|vision_start|>",
+        "eoi_token": "<|vision_end|>",
+    }
+    images = Gemma3ImageProcessorPil(size={"height": 28, "width": 28})
+    return Gemma3Processor(images, tokenizer(**marks), image_seq_length=4)
 
 
 def gemma3() -> HfVlm:
@@ -232,7 +222,7 @@ def gemma3() -> HfVlm:
         eoi_token_index=5,
     )
     model = randomise(Gemma3ForConditionalGeneration(config))
-    return HfVlm(model, GemmaProcessor(), name="tiny-gemma3")
+    return HfVlm(model, gemma_processor(), name="tiny-gemma3")
 
 
 def blip2() -> HfVlm:
@@ -303,34 +293,20 @@ def minigpt4() -> MiniGpt4:
     return MiniGpt4(model, base.processor, name="tiny-minigpt4")
 
 
-class QwenProcessor:
-    """Does what Qwen's processors do with one image and text; theirs need torchvision."""
+def qwen_processor(patch: int) -> Any:
+    """Qwen 2.5-VL's and Qwen 3-VL's. patch: its side in pixels."""
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    image_token = "<|image_pad|>"
-    chat_template = None
-
-    def __init__(self, patch: int) -> None:
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-            Qwen2VLImageProcessorPil,
-        )
-
-        self.tokenizer = tokenizer()
-        self.image_processor = Qwen2VLImageProcessorPil(
-            patch_size=patch,
-            merge_size=2,
-            temporal_patch_size=2,
-            size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56},
-        )
-
-    def __call__(
-        self, text: list[str], images: list[Any], return_tensors: str
-    ) -> dict[str, torch.Tensor]:
-        pixels = self.image_processor(images=images, return_tensors=return_tensors)
-        count = int(pixels["image_grid_thw"][0].prod()) // 4
-        full = text[0].replace(self.image_token, self.image_token * count)
-        encoded = self.tokenizer([full], return_tensors=return_tensors)
-        types = (encoded["input_ids"] == 6).int()
-        return {**encoded, **pixels, "mm_token_type_ids": types}
+    cut: dict[str, Any] = {
+        "patch_size": patch,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": 28 * 28, "longest_edge": 56 * 56},
+    }
+    return Qwen2_5_VLProcessor(  # type: ignore[no-untyped-call]
+        Qwen2VLImageProcessorPil(**cut), tokenizer(), Qwen2VLVideoProcessor(**cut)
+    )
 
 
 def qwen25() -> HfVlm:
@@ -373,7 +349,7 @@ def qwen25() -> HfVlm:
         vision_end_token_id=5,
     )
     model = randomise(Qwen2_5_VLForConditionalGeneration(config))
-    return HfVlm(model, QwenProcessor(7), name="tiny-qwen2.5-vl")
+    return HfVlm(model, qwen_processor(7), name="tiny-qwen2.5-vl")
 
 
 def qwen3() -> HfVlm:
@@ -418,7 +394,7 @@ def qwen3() -> HfVlm:
         vision_end_token_id=5,
     )
     model = randomise(Qwen3VLForConditionalGeneration(config))
-    return HfVlm(model, QwenProcessor(7), name="tiny-qwen3-vl")
+    return HfVlm(model, qwen_processor(7), name="tiny-qwen3-vl")
 
 
 def micro_umm() -> MicroUmmBackbone:

@@ -172,7 +172,8 @@ class TrainBatch:
         batch = _encoded(self.backbone, [e.example for e in chosen], self.eos)
         if self.floor is None or self.floor <= 0:
             return batch
-        return self.backbone.enter(batch, self.floor, rows=owners)
+        with self.backbone.unedited():  # the state is asked with the patch and without it
+            return self.backbone.enter(batch, self.floor, rows=owners)
 
     def logits(self, what: Batch | PrefixState | None = None) -> Tensor:
         """[B, 1 + M, V] of all examples (or of `edits`); each meets the patch row of its case."""

@@ -262,11 +262,18 @@ def test_seeded_damage_never_ends_in_another_error(whole: Path, tmp_path: Path) 
 
 
 def test_a_library_that_is_missing_is_named() -> None:
-    with (
-        pytest.raises(MissingExtra, match=r"torchvision: pip install 'errata\[qwen\]'"),
-        _folders.load_errors("m", "model"),
-    ):
-        raise ImportError("Qwen2VLVideoProcessor requires the Torchvision library".lower())
+    texts = (
+        "V requires the Torchvision library but it was not found in your environment. Check out "
+        "the instructions on the\ninstallation page: https://pytorch.org/get-started/",
+        "Package `num2words` is required to run it. Install it with `pip install num2words`.",
+        "No module named 'timm'",
+    )
+    for text, package in zip(texts, ("torchvision", "num2words", "timm"), strict=True):
+        error = ModuleNotFoundError if "module" in text else ImportError
+        with pytest.raises(MissingExtra, match=f"installed: pip install {package}") as e:
+            with _folders.load_errors("m", "model"):
+                raise error(text, name=package)
+        assert "\n" not in str(e.value)
     with (
         pytest.raises(BadBackbone, match=r"\(RuntimeError\)\."),
         _folders.load_errors("m", "model"),
@@ -277,6 +284,16 @@ def test_a_library_that_is_missing_is_named() -> None:
         _folders.load_errors("m", "model"),
     ):
         raise BadImage("own")
+
+
+def test_the_reason_of_a_library_is_not_cut_in_a_sentence() -> None:
+    two_lines = ValueError("Read the instructions on the\ninstallation page. " + "More. " * 40)
+    assert _folders.reason(two_lines).startswith(
+        "ValueError: Read the instructions on the installation page"
+    )
+    assert _folders.reason(two_lines).endswith("More")
+    assert _folders.reason(ValueError("Sizes differ:\n\tone\n\ttwo")) == "ValueError: Sizes differ"
+    assert _folders.reason(ValueError("x" * 200 + ".")) == "ValueError"
 
 
 def test_a_token_without_an_embedding_is_refused() -> None:

@@ -148,3 +148,31 @@ def test_a_family_that_reads_no_gguf_says_so(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(HfVlm, "accepts", classmethod(lambda cls, config: True))
     with pytest.raises(UserError, match="HfVlm, which errata does not read from GGUF"):
         errata.load(folder / "tiny.gguf")
+
+
+def test_a_patch_is_merged_into_the_saved_model(folder: Path, tmp_path: Path) -> None:
+    bb: Any = errata.load(folder / "tiny-Q8_0.gguf")
+    patch = errata.editor("ft_l", steps=4, lr=1e-2).edit(bb, [Edit(PROMPTS[0], "ring")]).patch
+    with pytest.raises(BadBackbone, match="its patches fit"):
+        errata.merge_patches(bb.name, patch, tmp_path / "merged")
+    bb.model.save_pretrained(tmp_path / "saved")
+    bb.tokenizer.save_pretrained(tmp_path / "saved")
+    errata.merge_patches(tmp_path / "saved", patch, tmp_path / "merged")
+    with bb.applied(patch):
+        edited = logits(bb)
+    assert torch.allclose(logits(errata.load(tmp_path / "merged")), edited, atol=1e-4)
+
+
+def test_a_family_that_transformers_reads_no_gguf_of(tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(str(tmp_path / "rwkv.gguf"), "rwkv6")
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+    ):
+        write()
+    writer.close()
+    with pytest.raises(BadBackbone, match="architecture rwkv6 is not supported"):
+        errata.load(tmp_path / "rwkv.gguf")

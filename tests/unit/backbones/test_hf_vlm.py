@@ -239,15 +239,6 @@ def test_a_window_counts_a_rows_own_tokens(family: str, pictures: list[str]) -> 
             np.testing.assert_allclose(q.score([said.ids])[0].logprobs, scored.logprobs, atol=1e-4)
 
 
-def test_blocks_with_another_memory_are_refused() -> None:
-    bb = tiny.llava()
-    bb.text.config.layer_types = ["linear_attention", "full_attention"] * 2
-    batch = bb.encode([Prompt.of("Which?")])
-    bb.logits(batch)
-    with pytest.raises(BadBackbone, match="blocks of type linear_attention"):
-        bb.generate(batch, [2])
-
-
 def test_a_hub_model_is_hashed_as_it_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,13 @@ def test_an_image_is_refused() -> None:
         zoo.loaded("llama").encode([Prompt.of("What?", "data:,x")])
 
 
+@pytest.mark.parametrize("given", [object(), nn.Linear(2, 2), {"a": 1}])
+def test_what_is_no_tokenizer_is_refused(given: object) -> None:
+    model, _ = zoo.ZOO["llama"].make()
+    with pytest.raises(BadBackbone, match="Give the model's tokenizer"):
+        errata.wrap(model, given)
+
+
 # -- presets --------------------------------------------------------------------------------------
 
 

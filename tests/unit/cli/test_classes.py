@@ -68,3 +68,17 @@ def test_an_editor_that_leaves_a_trace_fails(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(class_checks, "weights", lambda _: next(calls))
     (row,) = class_table.examined(["llama"], ["ft_l"])
     assert row["status"] == "fails" and "a weight was written" in row["reason"]
+
+
+def test_every_class_with_images_is_tried_or_named(
+    errata: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    monkeypatch.setattr(class_table, "examined", lambda names, editors: iter(()))
+    ran = errata("doctor", "--classes", "--json")
+    others = json.loads(ran.out)["not_tried"]
+    named = {o["cls"] for o in others} | {m.cls for m in zoo.ZOO.values()}
+    assert set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()) <= named
+    assert not {o["cls"] for o in others} & {m.cls for m in zoo.ZOO.values()}
+    assert "timm): FastVlmForConditionalGeneration" in errata("doctor", "--classes").out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -51,3 +51,17 @@ def _computed_by(module: Any) -> str:
     if not isinstance(y, Tensor) or y.shape != x.shape:
         return ""
     return next((n for n in ACTIVATIONS if torch.allclose(y, activation(n, x), atol=1e-5)), "")
+
+
+def activation_between(gate: Tensor, output: Tensor, after: Callable[[Tensor], Tensor]) -> str:
+    """The activation of a gated FFN with these gate values and this output; "" if none fits.
+
+    after: the output that an activated gate leads to.
+    """
+    size = float(output.float().abs().max())
+    errors = {
+        name: float((after(activation(name, gate)) - output).float().abs().max())
+        for name in ACTIVATIONS
+    }
+    best = min(errors, key=errors.__getitem__)
+    return best if errors[best] <= 1e-2 * size else ""

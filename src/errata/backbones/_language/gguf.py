@@ -44,7 +44,8 @@ def check(name: str, file: str) -> None:
             f"'{file}' is one part of a model in several files. Put them together with "
             "`llama-gguf-split --merge` of llama.cpp, and name that file."
         )
-    if folder.is_dir() or folder.is_absolute() or name.startswith("."):
+    hub = name.count("/") == 1 and not folder.is_absolute() and not name.startswith(".")
+    if folder.is_dir() or not hub:
         path = folder / file
         if not path.is_file():
             there = sorted(p.name for p in folder.glob("*.gguf")) if folder.is_dir() else []

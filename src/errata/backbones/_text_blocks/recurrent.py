@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from errata.backbones._forward import DecoderForward
 from errata.backbones._text_blocks import cross
+from errata.core.hooks.context import HookContext
 from errata.core.model.batch import Batch
-
-if TYPE_CHECKING:
-    from errata.backbones._scoring import DecoderQuestion
 
 #: children of a block whose state after a prompt is not one entry per column
 MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "mixer", "recurrent")
@@ -61,25 +60,30 @@ def with_targets(batch: Batch, targets: Sequence[Sequence[int]]) -> Batch:
 class Recomputed:
     """Tokens after the prompts of some rows of a question, read in whole forwards."""
 
-    def __init__(self, q: DecoderQuestion, index: Tensor, kept: Tensor) -> None:
-        """index [b]: which rows. kept [b]: how many target tokens they begin with."""
-        self.q, self.index = q, index
+    def __init__(
+        self, bb: DecoderForward, batch: Batch, ctx: HookContext, index: Tensor, kept: Tensor
+    ) -> None:
+        """index [b]: which rows of the batch. kept [b]: how many target tokens they begin with.
+
+        ctx: of the question, whose decisions hold.
+        """
+        self.bb, self.batch, self.ctx, self.index = bb, batch, ctx, index
         self.offset = kept.clone()
-        self.tokens: list[list[int]] = [[] for _ in range(q.batch.size)]
+        self.tokens: list[list[int]] = [[] for _ in range(batch.size)]
         for b, n in zip(index.tolist(), kept.tolist(), strict=True):
-            self.tokens[b] = list(q.batch.targets[b][:n]) if n else []
+            self.tokens[b] = list(batch.targets[b][:n]) if n else []
         self.tower: list[Any] = []
 
     @torch.no_grad()
     def feed(self, ids: Tensor, real: Tensor | None = None) -> Tensor:
         """Appends ids [b, m] (columns where `real` is 0 are padding): logits [b, m, V]."""
-        bb, batch, m = self.q.bb, self.q.batch, ids.shape[1]
+        bb, batch, m = self.bb, self.batch, ids.shape[1]
         counts = [m] * len(ids) if real is None else real.sum(1).tolist()
         for b, row, n in zip(self.index.tolist(), ids.tolist(), counts, strict=True):
             self.tokens[b] += row[:n]
         whole = with_targets(batch, self.tokens)
-        ctx = bb.context_of(whole, self.q.ctx.rows)
-        ctx.memo.update(self.q.ctx.memo)
+        ctx = bb.context_of(whole, self.ctx.rows)
+        ctx.memo.update(self.ctx.memo)
         first = (batch.lengths[self.index] + self.offset)[:, None]
         columns = first + torch.arange(m, device=first.device)
         columns = columns.clamp(max=whole.ids.shape[1] - 1)

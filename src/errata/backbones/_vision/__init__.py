@@ -1,1 +1,1 @@
-"""What families of models do with pictures, beyond one placeholder and one tower."""
+"""Images and the processors of model families."""

@@ -73,4 +73,4 @@ def read_both_ways(tower: nn.Module | None) -> None:
         return
     for module in tower.modules():
         if getattr(module, "is_causal", False):
-            module.is_causal = False  # type: ignore[assignment]
+            vars(module)["is_causal"] = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
@@ -25,6 +26,7 @@ def show_classes(editors: str | None, only: str | None, *, as_json: bool) -> Non
     quiet()
     chosen = _named("editor", editors, registry.names("editors"))
     from errata.testing import class_table, zoo
+    from errata.testing.zoo.not_tried import not_tried
 
     names = list(zoo.ZOO)
     if only is not None:
@@ -36,10 +38,13 @@ def show_classes(editors: str | None, only: str | None, *, as_json: bool) -> Non
         if not as_json:
             for line in lines(row):
                 say(line)
+    others = not_tried(m.cls for m in zoo.ZOO.values()) if only is None else []
     if as_json:
-        print_json({"classes": rows})
-    else:
-        say(summary(rows))
+        print_json({"classes": rows, "not_tried": [asdict(o) for o in others]})
+        return
+    say(summary(rows))
+    for why in dict.fromkeys(o.why for o in others):
+        say(f"not tried ({why}): {', '.join(o.cls for o in others if o.why == why)}")
 
 
 def lines(row: Mapping[str, Any]) -> list[str]:

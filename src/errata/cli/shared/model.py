@@ -31,7 +31,8 @@ class ModelOptions:
     backbone: Annotated[
         str,
         typer.Argument(
-            metavar="BACKBONE", help="A bundled name (micro-vlm), a hub id or a folder."
+            metavar="BACKBONE",
+            help="A bundled name (micro-vlm), a hub id, a folder or a GGUF file.",
         ),
     ]
     style: Annotated[

@@ -338,7 +338,7 @@ def _shaped(x: Tensor, site: Site, ctx: HookContext) -> Tensor:
     if x.dim() == 3:
         return x
     if site.stream == "vision":
-        return x.unsqueeze(1)
+        return x.unsqueeze(1) if x.dim() < 3 else x.flatten(0, -3)
     return x.reshape(ctx.shape[0] or 1, -1, x.shape[-1])
 
 

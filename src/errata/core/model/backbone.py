@@ -79,6 +79,8 @@ class Backbone(ABC):
     missing_sites: Sequence[str] = ()
     #: a site that the model lacks -> why, where that is known
     missing_because: Mapping[str, str] = MappingProxyType({})
+    #: images are read by cross-attention: no column of a prompt is an image token
+    images_beside: bool = False
     model: nn.Module
     hooks: HookManager
     #: the folder of its weight files; None if it is not known
@@ -287,8 +289,8 @@ class Backbone(ABC):
             if name in self.missing_because:
                 raise BadSpec(
                     f"{self.name} has no site '{name}': {self.missing_because[name]}. Use an "
-                    "editor that acts elsewhere (lora at the attention, ike, serac; errata doctor "
-                    "shows the sites), or a dense model of the family."
+                    "editor that acts elsewhere (lora at the attention, ike, serac); errata doctor "
+                    "shows the sites."
                 )
             block = ".".join(name.split(".")[:2])
             similar = sorted(n for n in self.hooks.sites if n.startswith(f"{block}."))
@@ -298,11 +300,22 @@ class Backbone(ABC):
         return self.hooks.sites[name]
 
     def part_sites(self, layers: Iterable[int], parts: Sequence[str]) -> list[str]:
-        """The linear sites of some text blocks, each once.
+        """The linear sites of some text blocks, or of all blocks if none is given; each once.
 
         A part that is fused with others in this model (`FUSED`) stands for the whole fused module.
+        Of all blocks, those are left out that lack a part which others have (a block with a linear
+        attention has no q).
         """
-        sites = [self.site_of_part(f"text.{i}", part) for i in layers for part in parts]
+        chosen = list(layers)
+        blocks = [f"text.{i}" for i in chosen or range(self.depth)]
+        own = self.hooks.sites
+        found = {p for p in parts if any(self.site_of_part(b, p) in own for b in blocks)}
+        sites = [
+            site
+            for block in blocks
+            for part in parts
+            if (site := self.site_of_part(block, part)) in own or chosen or part not in found
+        ]
         return list(dict.fromkeys(sites))
 
     def site_of_part(self, block: str, part: str) -> str:

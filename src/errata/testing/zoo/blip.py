@@ -8,7 +8,7 @@ from typing import Any
 import transformers as hf
 
 from errata.testing.tiny_models import randomise
-from errata.testing.zoo._parts import square, text_config, tower, vocabulary
+from errata.testing.zoo._parts import square, tower, vocabulary
 
 _QFORMER = {
     "hidden_size": 24,
@@ -45,7 +45,7 @@ def _blip2(text: Callable[[int], dict[str, Any]]) -> tuple[Any, Any]:
     config = hf.Blip2Config(
         vision_config=hf.Blip2VisionConfig(**tower()).to_dict(),
         qformer_config=hf.Blip2QFormerConfig(vocab_size=len(tok), **_QFORMER).to_dict(),
-        text_config=text_config(len(tok)),
+        text_config=text(len(tok)),
         num_query_tokens=4,
         image_token_index=3,
     )

@@ -75,7 +75,9 @@ def llama4() -> tuple[Any, Any]:
     return model, processor(images, tok, patch_size=7, pixel_shuffle_ratio=0.5, chat_template=None)
 
 
+_EXPERTS = dict.fromkeys(("ft_l", "memit", "unike"), "mixture of experts")
+
 MODELS = {
-    "qwen3_vl_moe": ("Qwen3VLMoeForConditionalGeneration", qwen3_vl_moe),
+    "qwen3_vl_moe": ("Qwen3VLMoeForConditionalGeneration", qwen3_vl_moe, "", _EXPERTS),
     "llama4": ("Llama4ForConditionalGeneration", llama4),
 }

@@ -75,19 +75,19 @@ def gemma4() -> tuple[Any, Any]:
     return randomise(hf.Gemma4ForConditionalGeneration(config)), processor
 
 
-def _paligemma(text_config: Callable[..., Any], **more: Any) -> tuple[Any, Any]:
+def _paligemma(kind: Callable[..., Any], **more: Any) -> tuple[Any, Any]:
     tok = vocabulary()
     images = hf.SiglipImageProcessor(size=square(28))
     images.image_seq_length = 4
     processor = hf.PaliGemmaProcessor(images, tok)
     config = hf.PaliGemmaConfig(
         vision_config=hf.SiglipVisionConfig(**tower(), vision_use_head=False),
-        text_config=text_config(**text_config(len(tok), head_dim=8, **more)),
+        text_config=kind(**text_config(len(tok), head_dim=8, **more)),
         image_token_index=3,
         projection_dim=32,
         hidden_size=32,
     )
-    return randomise(hf.PaliGemmaForConditionalGeneration(config)), processor
+    return randomise(hf.PaliGemmaForConditionalGeneration(config), 7), processor
 
 
 def paligemma() -> tuple[Any, Any]:

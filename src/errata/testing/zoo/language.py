@@ -24,6 +24,14 @@ _GPT: Mapping[str, Any] = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions
 _EIGHT: Mapping[str, Any] = {**_SIZES, "head_dim": 8}
 #: experts, two of four for a token
 _EXPERTS: Mapping[str, Any] = {**_EIGHT, "num_experts": 4, "num_experts_per_tok": 2}
+#: every second block has a linear attention
+_LINEAR: Mapping[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 
 
 def causal(family: str, sizes: Mapping[str, Any], **options: Any) -> tuple[Any, Any]:
@@ -111,6 +119,43 @@ _FAMILIES: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
         {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
     ),
     "qwen3_moe": ("Qwen3Moe", _EXPERTS, {"moe_intermediate_size": 32}),
+    "lfm2": ("Lfm2", _SIZES, {"layer_types": ["conv", "full_attention"] * 2}),
+    "qwen3_5_text": ("Qwen3_5", _EIGHT, _LINEAR),
+    "qwen3_next": (
+        "Qwen3Next",
+        _EXPERTS,
+        {**_LINEAR, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {**_SIZES, "num_key_value_heads": 4},
+        {
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 2,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 4,
+            "v_head_dim": 8,
+        },
+    ),
+    "olmo3": ("Olmo3", _SIZES, {"sliding_window": 9}),
+    "hunyuan_v1_dense": ("HunYuanDenseV1", _EIGHT, {}),
+    "xglm": (
+        "XGLM",
+        {},
+        {
+            "d_model": 32,
+            "ffn_dim": 64,
+            "num_layers": 4,
+            "attention_heads": 4,
+            "max_position_embeddings": 512,
+        },
+    ),
     "gpt_oss": ("GptOss", _EXPERTS, {"num_local_experts": 4, "sliding_window": 9}),
 }
 
@@ -120,7 +165,9 @@ _NO_LINEAR = dict.fromkeys(("ft_l", "memit", "unike"), "experts")
 _UNFIT: Mapping[str, Mapping[str, str]] = {
     **dict.fromkeys(("phi3", "gpt2", "codegen", "gpt_bigcode", "gpt_neox"), _NO_QKV),
     **dict.fromkeys(("bloom", "mpt", "falcon"), _NO_QKV),
+    **dict.fromkeys(("lfm2", "qwen3_5_text", "deepseek_v3"), _NO_QKV),
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"), _NO_LINEAR),
+    "qwen3_next": {**_NO_LINEAR, **_NO_QKV},
     "gpt_neo": {"unike": "does not know the widths"},
 }
 

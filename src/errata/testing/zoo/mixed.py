@@ -120,9 +120,17 @@ def mllama() -> tuple[Any, Any]:
     return model, MllamaProcessor(images, tok)  # type: ignore[no-untyped-call]
 
 
+_NO_SEPARATE = {"unike": "no separate attention 'q'"}
+_EXPERTS = dict.fromkeys(("ft_l", "memit"), "mixture of experts")
+
 MODELS = {
-    "qwen3_5": ("Qwen3_5ForConditionalGeneration", qwen3_5),
-    "qwen3_5_moe": ("Qwen3_5MoeForConditionalGeneration", qwen3_5_moe),
-    "lfm2_vl": ("Lfm2VlForConditionalGeneration", lfm2_vl),
+    "qwen3_5": ("Qwen3_5ForConditionalGeneration", qwen3_5, "", _NO_SEPARATE),
+    "qwen3_5_moe": (
+        "Qwen3_5MoeForConditionalGeneration",
+        qwen3_5_moe,
+        "",
+        _NO_SEPARATE | _EXPERTS,
+    ),
+    "lfm2_vl": ("Lfm2VlForConditionalGeneration", lfm2_vl, "", _NO_SEPARATE),
     "mllama": ("MllamaForConditionalGeneration", mllama),
 }

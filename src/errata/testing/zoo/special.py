@@ -135,7 +135,12 @@ def git() -> tuple[Any, Any]:
 
 MODELS = {
     "chameleon": ("ChameleonForConditionalGeneration", chameleon),
-    "phi4_multimodal": ("Phi4MultimodalForCausalLM", phi4_multimodal),
+    "phi4_multimodal": (
+        "Phi4MultimodalForCausalLM",
+        phi4_multimodal,
+        "",
+        {"unike": "no separate attention"},
+    ),
     "fuyu": ("FuyuForCausalLM", fuyu, "how this family marks images"),
     "git": ("GitForCausalLM", git, "no list of transformer blocks"),
 }
