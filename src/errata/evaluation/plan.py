@@ -32,6 +32,7 @@ from errata.core.types import (
     Image,
     Probe,
     Prompt,
+    Scored,
     Skip,
     brief,
     digest,
@@ -310,9 +311,14 @@ def _case_reason(case: Case, answer: Answer) -> str:
     if answered(answer, case.edit.target):
         return "the unedited model already says the target"
     old = case.edit.old if case.origin == "counterfactual" else None
-    if old and not answered(answer, old):
+    if old and not answered(answer, old) and not _begins(answer.contrast):
         return f"the unedited model says '{answer.text[:40]}', not the old answer"
     return ""
+
+
+def _begins(scored: Scored | None) -> bool:
+    """Whether the greedy answer begins with this one: each of its tokens is the likeliest."""
+    return scored is not None and scored.ids == scored.argmax != ()
 
 
 def _probe_reason(case: Case, probe: Probe, answers: Mapping[tuple[str, str], Answer]) -> str:
