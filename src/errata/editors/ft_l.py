@@ -11,7 +11,7 @@ parameters are chosen by site, not by a part of their name.
 
 ROME's FT-L (kmeng01/rome 106c882, `baselines/ft`) is another one: after every step no weight may
 differ from the unedited one by more than a small number (`max_change`), and the first layer is
-trained. Presets `gpt2-xl` and `gpt-j` have the values of its files. It predicts all target tokens
+trained. Presets `rome-gpt2-xl` and `rome-gpt-j` have its values. It predicts all target tokens
 from the last token of the prompt, here each follows the ones before it. LiveEdit has the same clamp
 and leaves it off.
 """
@@ -45,8 +45,8 @@ class FtL(GradientEditor):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {"lr": 3e-2, "steps": 25, "stop_loss": 5e-2, "layers": (-4,)},
         "paper": {"eos": False, "lr": 1e-3, "steps": 25, "layers": (-1,), "parts": ("mlp.down",)},
-        "gpt2-xl": {**_ROME, "max_change": 5e-4},
-        "gpt-j": {**_ROME, "max_change": 5e-5},
+        "rome-gpt2-xl": {**_ROME, "max_change": 5e-4},
+        "rome-gpt-j": {**_ROME, "max_change": 5e-5},
         "vlkeb": {**_VLKEB, "lr": 1e-4, "steps": 10},
         "vlkeb-blip2-opt": {**_VLKEB, "lr": 2e-4, "steps": 15},
         "vlkeb-minigpt4": {**_VLKEB, "lr": 1e-4, "steps": 15},

@@ -49,4 +49,4 @@ def test_a_limit_that_is_none_is_refused(value: float) -> None:
 def test_romes_presets_are_limited_and_the_others_are_not() -> None:
     presets = errata.editor("ft_l").presets
     limits = {n: errata.editor("ft_l", preset=n).config.max_change for n in presets}
-    assert {n: v for n, v in limits.items() if v} == {"gpt2-xl": 5e-4, "gpt-j": 5e-5}
+    assert {n: v for n, v in limits.items() if v} == {"rome-gpt2-xl": 5e-4, "rome-gpt-j": 5e-5}
