@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from errata.cli import main
 from errata.core import registry
 from errata.core.errors import BadData
 from errata.core.measure.benchmark import BenchmarkSpec, Loaded
-from errata.core.types import Case, Skip, from_json, to_json
+from errata.core.types import Answer, Case, Scored, Skip, from_json, to_json
 from errata.evaluation.bench import bench
+from errata.evaluation.plan import filter_cases
 from tests import tiny
 
 
@@ -203,3 +205,24 @@ def test_a_run_records_both_answers_and_scores_them(
     with pytest.raises(SystemExit) as end:
         main(["data", "verify", f"counterfact:{path}"])
     assert end.value.code in (0, None) and "edits: 3" in capsys.readouterr().out
+
+
+def test_a_completion_that_goes_on_is_an_answer_to_the_plan(tmp_path: Path) -> None:
+    """The unedited model knows a fact, or a hop, where its answer begins with it."""
+    (case,) = load(tmp_path / "m.json", [multi_hop(1, subjects("eval")[0])], "mquake:{}").cases
+    begun, other = Scored((1, 2), (-1.0, -1.0), (1, 2)), Scored((3,), (-9.0,), (1,))
+    goes_on = Answer(case.id, "", text="blue, of course", stopped=False)
+    known = replace(goes_on, reference=other, contrast=begun)
+    hop = replace(goes_on, reference=begun)
+    answers = {(case.id, p.id): known for p in case.probes}
+    hops = {(case.id, f"{p.id}/hop"): hop for p in case.probes}
+    told = replace(case, origin="counterfactual")
+    assert filter_cases([told], answers | hops) == ([told], [])
+    unknown = replace(goes_on, reference=other, contrast=other)
+    (kept,), skips = filter_cases([told], answers | dict.fromkeys(hops, unknown))
+    assert [p.kind for p in kept.probes] == ["reliability", "t_generality"]
+    assert {s.reason for s in skips} == {"the unedited model does not know the hop"}
+    main = (case.id, "reliability")
+    for answer, reason in ((unknown, "not the old answer"), (hop, "already says the target")):
+        kept_cases, (skip,) = filter_cases([told], {**answers, **hops, main: answer})
+        assert kept_cases == [] and reason in skip.reason
