@@ -99,6 +99,8 @@ OTHER: dict[tuple[str, str], Any] = {
     ("", "patience"): 1,
     ("", "heads"): 2,
     ("", "gate"): [g for g in registry.names("gates")],
+    ("ft_l", "max_change"): 1e-6,
+    ("rome", "mom2_weight"): 1.0,
     ("", "gate_layer"): 2,
     ("", "gate_cases"): 1,
     ("", "text_layer"): 0,

@@ -27,12 +27,13 @@ from errata.backbones._identity import (
     tied_names,
     weights_digest,
 )
-from errata.backbones._language import gguf
+from errata.backbones._language import gguf, packaged
 from errata.core.errors import BadBackbone, DiskFull, UserError
 from errata.core.files import read_json, write_json
 from errata.core.hooks.context import Site
 from errata.core.model.outline import ModelOutline
 from errata.core.types import digest as digest_of
+from errata.io import packaged_models
 from errata.io.states import home
 from errata.io.weight_files import DTYPES, tensors_in
 
@@ -49,7 +50,13 @@ _VOLATILE = (
 
 
 def bundled(name: str) -> str:
-    """The folder of a model that ships with errata. Raises BadBackbone when it is not there."""
+    """The folder of a model that is loaded by its name alone.
+
+    Raises BadBackbone when one that ships with errata is not there, MissingExtra when the package
+    of another one is not installed.
+    """
+    if name in packaged_models.MODELS:
+        return os.fspath(packaged.folder(name))
     folder = files("errata") / "assets" / name
     if not folder.is_dir():
         raise BadBackbone(
@@ -61,7 +68,8 @@ def bundled(name: str) -> str:
 def short_name(path: str, offered: Iterable[str]) -> str:
     """What a model that was loaded from `path` is called: a bundled one by its name."""
     for name in offered:
-        if path and Path(path).is_dir() and Path(path).samefile(bundled(name)):
+        is_made = name not in packaged_models.MODELS or packaged_models.place(name).is_dir()
+        if path and Path(path).is_dir() and is_made and Path(path).samefile(bundled(name)):
             return name
     return path
 

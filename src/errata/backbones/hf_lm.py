@@ -23,12 +23,13 @@ from errata.core.errors import BadBackbone
 from errata.core.hooks.manager import HookManager
 from errata.core.model.outline import ModelOutline
 from errata.core.types import Prompt
+from errata.io import packaged_models
 
 
 class HfLm(TextBackbone):
     """A language model on the ordinary transformers classes: text in, text out."""
 
-    bundled: ClassVar[Mapping[str, str]] = {}
+    bundled: ClassVar[Mapping[str, str]] = dict.fromkeys(packaged_models.MODELS, "")
     capabilities = frozenset({"text", "generate", "resume"})
 
     def __init__(
@@ -126,15 +127,17 @@ class HfLm(TextBackbone):
         trust_remote_code: bool = False,
         gguf_file: str | None = None,
     ) -> HfLm:
-        """A folder or a hub id, or a GGUF file there. Raises BadBackbone with the reason."""
+        """A bundled name, a folder or a hub id, or a GGUF file there. Raises BadBackbone."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         make_tokenizer: Any = AutoTokenizer.from_pretrained
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         kind, folder = "language model", name
         own_file: dict[str, Any] = {}
+        if name in cls.bundled:
+            folder, style = _weights.bundled(name), style or packaged_models.MODELS[name].style
         if gguf_file is None:
-            _folders.check_weights(Path(name))
+            _folders.check_weights(Path(folder))
         else:
             own_file = gguf.options_of_model(folder, gguf_file, revision)
             name = gguf.joined(folder, gguf_file)

@@ -193,7 +193,7 @@ def _collect(
     from errata.io.states import prepare_cached, store_if_possible
 
     benchmark = benchmark or bb.bundled.get(bb.name)
-    if benchmark is None:
+    if not benchmark:
         return None  # the editor raises MissingState
     spec = training_spec(benchmark)
     cases = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed).cases

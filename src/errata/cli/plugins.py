@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 from dataclasses import MISSING, fields
 from importlib.resources import files
@@ -15,6 +16,7 @@ from errata.cli.shared.printing import print_json, say
 from errata.core import registry
 from errata.core.config import meanings
 from errata.core.errors import BadSpec, UnknownName
+from errata.io import packaged_models
 
 Kind = Annotated[str, typer.Argument(metavar="KIND", help=", ".join(registry.KINDS))]
 
@@ -36,7 +38,14 @@ def rows_of(kind: str) -> list[dict[str, Any]]:
     if kind != "backbones":
         return rows
     families = [{**row, "type": "family"} for row in rows]
-    models = [{"name": n, "summary": "bundled model", "type": "model"} for n in bundled_models()]
+    models: list[dict[str, Any]] = [
+        {"name": n, "summary": "bundled model", "type": "model"} for n in bundled_models()
+    ]
+    models += [
+        {"name": n, "summary": f"{m.title}, in the package {m.package} ({m.status})",
+         "type": "model", "installed": m.paths() is not None}
+        for n, m in packaged_models.MODELS.items()
+    ]  # fmt: skip
     tried = [
         {**row, "name": row["class"], "summary": row["status"], "type": "class"}
         for row in stored()["classes"]
@@ -66,6 +75,8 @@ def show(
     which = _kind(kind)
     if which == "backbones" and name in bundled_models():
         facts, text = _bundled(name)
+    elif which == "backbones" and name in packaged_models.MODELS:
+        facts, text = _packaged(name)
     else:
         cls = registry.load(which, _without_preset(which, name))
         facts = {"name": name, "kind": which, **_facts(which, cls)}
@@ -91,7 +102,7 @@ def check(
     """Run the contract checks on a plug-in, built in or your own."""
     known = {n for kind in registry.KINDS for n in registry.names(kind)}
     if name not in known:
-        if name in bundled_models():
+        if name in bundled_models() or name in packaged_models.MODELS:
             raise BadSpec(
                 f"'{name}' is a bundled model, not a plug-in. `errata doctor {name}` checks it."
             )
@@ -133,8 +144,22 @@ def _bundled(name: str) -> tuple[dict[str, Any], str]:
     return facts, card.split("---", 2)[-1].strip() if card.startswith("---") else card
 
 
+def _packaged(name: str) -> tuple[dict[str, Any], str]:
+    """A model in a package of its own: facts, and what happens to it."""
+    model = packaged_models.MODELS[name]
+    facts = {
+        "name": name,
+        "kind": "language model in a package",
+        "title": model.title,
+        "package": model.package,
+        "status": model.status,
+        "licence": model.licence,
+        "prompt style": model.style,
+    }
+    return facts, inspect.cleandoc(packaged_models.__doc__ or "")
+
+
 def _documentation(cls: type) -> str:
-    import inspect
     import sys
 
     module = inspect.getdoc(sys.modules[cls.__module__]) or ""

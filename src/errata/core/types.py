@@ -222,6 +222,24 @@ class Verdict:
     note: str = ""
 
 
+def _without_unused(schema: Any, *names: str) -> Any:
+    """The schema of a class whose JSON leaves these fields out where they hold nothing.
+
+    So plans and answers of runs that do not use them keep their bytes.
+    """
+    from pydantic_core import core_schema
+
+    def write(value: Any, to_dict: Any) -> Any:
+        data = to_dict(value)
+        for name in names:
+            if data[name] in (None, ""):
+                del data[name]
+        return data
+
+    schema["serialization"] = core_schema.wrap_serializer_function_ser_schema(write)
+    return schema
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """One question asked before and after an edit.
@@ -233,7 +251,8 @@ class Probe:
     `cap` is the most tokens of a free text, which a line break does not end (0: a short answer, of
     at most 8 tokens more than the reference). A probe that asks for an image has a `view`, the
     question for the judge, and, if the image shows the edited fact, `aids`. A probe that asks for
-    the rationale of an image has that image's `view`.
+    the rationale of an image has that image's `view`. `contrast` is an answer that competes with
+    the reference, whose likelihood is recorded too ("": none).
     """
 
     id: str
@@ -246,6 +265,7 @@ class Probe:
     view: JudgeQuestion | None = None
     aids: StatedFact | None = None
     custom_kind: ProbeKind | None = None
+    contrast: str = ""
 
     def __post_init__(self) -> None:
         prompt: Any = self.prompt
@@ -253,6 +273,7 @@ class Probe:
             object.__setattr__(self, "prompt", Prompt.from_any(prompt))
         check_text("the id of a probe", self.id)
         check_text("the reference of a probe", self.reference)
+        check_text("the contrast of a probe", self.contrast)
         custom = self.custom_kind
         if custom is None and self.kind not in KINDS:
             raise ValueError(
@@ -272,18 +293,7 @@ class Probe:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """JSON without `custom_kind` where there is none: a plan keeps its bytes."""
-        from pydantic_core import core_schema
-
-        def write(probe: Probe, to_dict: Any) -> Any:
-            data = to_dict(probe)
-            if data["custom_kind"] is None:
-                del data["custom_kind"]
-            return data
-
-        schema = handler(source)
-        schema["serialization"] = core_schema.wrap_serializer_function_ser_schema(write)
-        return schema
+        return _without_unused(handler(source), "custom_kind", "contrast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,9 +342,10 @@ class Answer:
     that draw add controls of the unedited model: `pre`, and with the fact stated, in the prompt
     (`oracle`) or in a rationale (`ceiling`). `text` and `ids` end before the stop token; `stopped`
     is False if the cap was reached. `reference` are the scores of the probe's reference, `own`
-    those of the model's answer before the edit. `images` are the drawn pictures, one per seed, as
-    paths in the run's folder, `verdicts` the judge's verdict on each. `top` holds the ten likeliest
-    ids at every position of prompt and reference, in order, only if a requested metric needs it.
+    those of the model's answer before the edit, `contrast` those of the probe's contrast. `images`
+    are the drawn pictures, one per seed, as paths in the run's folder, `verdicts` the judge's
+    verdict on each. `top` holds the ten likeliest ids at every position of prompt and reference, in
+    order, only if a requested metric needs it.
     """
 
     case: str
@@ -350,6 +361,11 @@ class Answer:
     images: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    contrast: Scored | None = None
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return _without_unused(handler(source), "contrast")
 
     def __repr__(self) -> str:
         told = [repr(self.text), *([] if self.stopped else ["stopped=False"])]

@@ -12,6 +12,8 @@ Differences:
 - the inverse is a Cholesky factor of lambda C, made once, and a solve of the size of the batch;
 - values of all edits are searched in one batch;
 - context templates are sampled with a seed from the unedited model;
+- lambda is the number of a key's features unless a preset is chosen: the published 15000 is for
+  widths of 11000 to 16000, and leaves most of a value unwritten on a narrow FFN;
 - targets end with EOS unless a published preset is chosen;
 - a `ridge` on C, relative to tr(C)/d, is ours and UniKE's (dead features); 0 in published presets;
 - sequential editing may protect the keys of earlier edits (`memory`, as MEMIT_seq of
@@ -33,7 +35,9 @@ from typing import Any, ClassVar
 
 from errata.algorithms.locate_then_edit.multi_layer import CovarianceUpdate
 
-_PUBLISHED: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "weight_decay": 0.5, "clamp": 0.75}
+_PUBLISHED: Mapping[str, Any] = {
+    "eos": False, "ridge": 0.0, "weight_decay": 0.5, "clamp": 0.75, "mom2_weight": 15000.0,
+}  # fmt: skip
 _EASYEDIT: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "lr": 0.5, "mom2_weight": 15000.0}
 
 

@@ -16,8 +16,8 @@ that output, which the top layer brings to its value. Where a norm stands behind
 has values of its own, as in `memit`.
 
 Differences: as in `memit` (low-rank float32 deltas, Cholesky instead of an explicit inverse, seeded
-context templates, EOS, `ridge`, `memory`); "all tokens are the argmax" is tested as such, there by
-the equality of two floats.
+context templates, EOS, lambda, `ridge`, `memory`); "all tokens are the argmax" is tested as such,
+there by the equality of two floats.
 
 `unike_umm`: gxx27/UniKE f8331cb, which keeps the weights and protects the keys of earlier edits
 (`memory=keys`), with a KL factor of 0.0625 for the published 1 and lambda
@@ -44,6 +44,7 @@ from errata.core.state import State
 
 _PUBLISHED: Mapping[str, Any] = {
     "eos": False, "ridge": 0.0, "weight_decay": 0.5, "steps": 30, "clamp": 0.75,
+    "mom2_weight": 15000.0,
 }  # fmt: skip
 
 
@@ -64,7 +65,7 @@ class Pmet(CovarianceUpdate):
                   "mom2_weight": 6000.0},
         "gpt-neox": {**_PUBLISHED, "layers": (6, 7, 8, 9, 10), "clamp": 0.8, "kl_factor": 0.8},
         "easyedit": {"layers": (4, 5, 6, 7, 8), "steps": 20, "weight_decay": 0.5, "clamp": 1.0,
-                     "eos": False, "ridge": 0.0},
+                     "eos": False, "ridge": 0.0, "mom2_weight": 15000.0},
     }  # fmt: skip
 
     @dataclass(frozen=True, kw_only=True)

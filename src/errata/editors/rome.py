@@ -24,11 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from errata.algorithms.locate_then_edit import layer_stats
 from errata.algorithms.locate_then_edit.base import (
     KeyReader,
     LocateThenEdit,
@@ -48,8 +49,11 @@ from errata.core.state import State
 from errata.core.types import Edit
 from errata.linalg import solve
 
-_PUBLISHED: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "weight_decay": 0.5, "steps": 20}
-_WITHOUT: Mapping[str, Any] = {"eos": False, "mom2": False, "layers": (5,)}
+_MEMIT: Mapping[str, Any] = {"mom2_weight": 15000.0}
+_PUBLISHED: Mapping[str, Any] = {
+    **_MEMIT, "eos": False, "ridge": 0.0, "weight_decay": 0.5, "steps": 20,
+}  # fmt: skip
+_WITHOUT: Mapping[str, Any] = {**_MEMIT, "eos": False, "mom2": False, "layers": (5,)}
 
 
 class Rome(LocateThenEdit):
@@ -58,9 +62,16 @@ class Rome(LocateThenEdit):
     name = "rome"
     template_lengths = (5, 5, 10, 10)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "micro-vlm": {"layers": (5,), "token": "last_prompt"},
-        "micro-umm": {"layers": (1,)},
-        "unike_umm": {"layers": (8,), "lr": 0.1, "eos": False, "decay": "squared", "scaled": True},
+        "micro-vlm": {**_MEMIT, "layers": (5,), "token": "last_prompt"},
+        "micro-umm": {**_MEMIT, "layers": (1,)},
+        "unike_umm": {
+            **_MEMIT,
+            "layers": (8,),
+            "lr": 0.1,
+            "eos": False,
+            "decay": "squared",
+            "scaled": True,
+        },
         "gpt2-medium": {**_PUBLISHED, "layers": (8,), "clamp": 3.0},
         "gpt2-large": {**_PUBLISHED, "layers": (12,)},
         "gpt2-xl": {**_PUBLISHED, "layers": (17,)},
@@ -75,13 +86,14 @@ class Rome(LocateThenEdit):
         """layers: one block, () = at a sixth of the depth (5 of 32). same_key: the update is
         divided by the same averaged key that it is made of (r-ROME), not by the bare prompt's.
         mom2: the direction uses the second moment of keys. mom2_weight: weight of that moment
-        against the keys of earlier edits. ridge: added to the second moment, relative to tr(C)/d.
+        against the keys of earlier edits, `auto`: the number of a key's features. ridge: added to
+        the second moment, relative to tr(C)/d.
         """
 
         mom2: bool = True
         ridge: float = 0.05
         same_key: bool = False
-        mom2_weight: float = 15000.0
+        mom2_weight: float | Literal["auto"] = "auto"
 
     def __init__(self, preset: str | None = None, **passed: Any) -> None:
         super().__init__(preset, **passed)
@@ -153,7 +165,9 @@ class Rome(LocateThenEdit):
         keys = torch.cat([*self.past_keys(state, layer), key_d[None]]).double()
         if self.config.mom2:
             assert state is not None, "the editor checks that there is a state"
-            smoothed = solve.smoothed(self.factor(state, layer, self.config.mom2_weight), keys)
+            moment = layer_stats.moment(state, layer)
+            weight = layer_stats.weight_of(moment, self.config.mom2_weight)
+            smoothed = solve.smoothed(self.factor(state, layer, weight), keys)
         else:
             smoothed = keys / float(key_d.double().square().sum())
         u: Tensor = solve.update(keys, smoothed, 1)[0]

@@ -160,6 +160,7 @@ def _text_answers(
     batch = backbone.encode([p.prompt for p in probes], references, rows=rows.tolist())
     caps = [p.cap or len(t) + EXTRA for p, t in zip(probes, batch.targets, strict=True)]
     earlier = [_before_ids(r, before) for r in requests]
+    contrasts = _contrast_ids(backbone, requests)
     nothing = [Scored((), (), ())] * len(requests)
     with backbone.ask(batch, rows=rows) as q:
         references_scored = q.scores()
@@ -169,6 +170,7 @@ def _text_answers(
             lines=[lines_of(p.reference) if p.kind_info.expects_target else 1 for p in probes],
         )
         earlier_scored = q.score(earlier) if before is not None and any(earlier) else nothing
+        contrasted = q.score(contrasts) if any(contrasts) else nothing
         top = q.top(TOP) if legacy else [None] * len(requests)
     return [
         Answer(
@@ -182,11 +184,22 @@ def _text_answers(
             reference=s if s.ids else None,
             own=e if e.ids else None,
             top=t,
+            contrast=c if c.ids else None,
         )
-        for r, g, s, e, t in zip(
-            requests, generated, references_scored, earlier_scored, top, strict=True
+        for r, g, s, e, c, t in zip(
+            requests, generated, references_scored, earlier_scored, contrasted, top, strict=True
         )
     ]
+
+
+def _contrast_ids(backbone: Backbone, requests: Sequence[PromptRequest]) -> list[tuple[int, ...]]:
+    """Ids of the answer that competes with each reference, as a target; () where there is none."""
+    probes = [r.ask.probe for r in requests]
+    if not any(p.contrast for p in probes):
+        return [()] * len(probes)
+    rows = [r.row for r in requests]
+    batch = backbone.encode([p.prompt for p in probes], [p.contrast for p in probes], rows=rows)
+    return [tuple(t) if p.contrast else () for p, t in zip(probes, batch.targets, strict=True)]
 
 
 def _before_ids(request: PromptRequest, before: Before | None) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ from errata.core.types import (
     Image,
     Probe,
     Prompt,
+    Scored,
     Skip,
     brief,
     digest,
@@ -307,26 +308,38 @@ def filter_cases(
 
 def _case_reason(case: Case, answer: Answer) -> str:
     """Why the case is dropped, by the unedited model's answer to the edit's prompt; "" if not."""
-    if answered(answer, case.edit.target):
+    goes_on = case.main is not None and bool(case.main.contrast)
+    if answered(answer, case.edit.target) or (goes_on and _begins(answer.reference)):
         return "the unedited model already says the target"
     old = case.edit.old if case.origin == "counterfactual" else None
-    if old and not answered(answer, old):
+    if old and not answered(answer, old) and not (goes_on and _begins(answer.contrast)):
         return f"the unedited model says '{answer.text[:40]}', not the old answer"
     return ""
+
+
+def _begins(scored: Scored | None) -> bool:
+    """Whether the greedy answer begins with this one: each of its tokens is the likeliest.
+
+    Enough where probes name a contrast: these are completions, which go on behind the answer.
+    """
+    return scored is not None and scored.ids == scored.argmax != ()
 
 
 def _probe_reason(case: Case, probe: Probe, answers: Mapping[tuple[str, str], Answer]) -> str:
     """Why the probe is dropped, by the unedited model's answers; "" if it is kept."""
     if probe.kind_info.drawn:
         return ""
-    text = answers[case.id, probe.id].text
+    answer = answers[case.id, probe.id]
+    text, goes_on = answer.text, bool(probe.contrast)
     if probe.kind_info.keeps_answer and same_answer(text, case.edit.target):
         return "its before-answer is the target"
     if probe.kind == "portability":
         hop = answers.get((case.id, f"{probe.id}/hop"))
-        if hop is not None and probe.hop is not None and not answered(hop, probe.hop.reference):
-            return "the unedited model does not know the hop"
-        if same_answer(text, probe.reference):
+        if hop is not None and probe.hop is not None:
+            begins = goes_on and _begins(hop.reference)
+            if not begins and not answered(hop, probe.hop.reference):
+                return "the unedited model does not know the hop"
+        if same_answer(text, probe.reference) or (goes_on and _begins(answer.reference)):
             return "the unedited model already gives the new consequence"
     return ""
 

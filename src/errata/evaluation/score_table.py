@@ -11,7 +11,7 @@ from errata.core.kinds import ProbeKind
 from errata.core.measure.metric import Metric, ScoredProbe
 from errata.evaluation.run_folder import CaseAnswers, RunFolder
 
-DEFAULT_METRICS = ("exact", "token", "joint", "first_token", "word", "judge")
+DEFAULT_METRICS = ("exact", "token", "joint", "first_token", "word", "judge", "probability")
 #: After the last edit, after the case's own edit, and the controls of protocols that draw.
 TAGS = ("", "own", "pre", "oracle", "ceiling")
 
@@ -58,7 +58,9 @@ def load_metrics(names: Sequence[str] | None, *runs: RunFolder) -> list[Metric]:
     Raises UnknownName.
     """
     kinds = [kind for run in runs for kind in probe_kinds(run).values()]
+    contrasts = any(p.contrast for run in runs for c in run.cases.values() for p in c.probes)
     default = [registry.load("metrics", name) for name in DEFAULT_METRICS]
+    default = [metric for metric in default if contrasts or not metric.reads_contrast]
     extra = [registry.load("metrics", name) for name in names or ()]
     wanted = dict.fromkeys((*(m for m in default if any(map(m.applies, kinds))), *extra))
     return [metric() for metric in wanted]

@@ -30,6 +30,7 @@ class SearchSettings:
 
     stop_loss: a row stops when its edit loss is below it and every target token is the argmax.
     lr_scale: factor of the step per tensor, by its full name or by the last part of it.
+    max_change: after each update no searched number is further from 0 than this (0 = no limit).
     """
 
     lr: float
@@ -38,6 +39,7 @@ class SearchSettings:
     max_grad_norm: float = 0.0
     eos: bool = True
     lr_scale: Mapping[str, float] | None = None
+    max_change: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,9 @@ class RowAdam:
         kept = [p.detach()[done.to(p.device)] for p in self.parameters] if len(done) else []
         self.adam.step()
         with torch.no_grad():
+            if most := self.settings.max_change:
+                for p in self.parameters:
+                    p.clamp_(-most, most)
             for p, old in zip(self.parameters, kept, strict=False):
                 p[done.to(p.device)] = old
 

@@ -11,6 +11,7 @@ import math
 import pytest
 import torch
 
+import errata
 from errata.algorithms.locate_then_edit import multi_layer
 from errata.algorithms.locate_then_edit.layer_stats import site_of
 from errata.algorithms.locate_then_edit.stream import stream_scale
@@ -186,3 +187,19 @@ def test_an_empty_null_space_is_refused_or_said():
     soft = made("alphaedit", nullspace_threshold=1e-12, threshold="absolute", null_proj_alpha=0.5)
     _, said = edit_and_listen(soft, bb, EDITS[:1], state)
     assert "nothing is written" not in said  # half of the update is not projected
+
+
+@pytest.mark.parametrize("name", ["memit", "pmet"])
+def test_the_default_weight_is_the_number_of_features(name):
+    """And not the papers' 15000, with which a narrow FFN keeps most of a value."""
+    bb, width = _model("llama"), _model("llama").weight(site_of(TOP))[0]
+    left = {}
+    for weight in ("auto", float(width), 15000.0):
+        editor = made(name, mom2_weight=weight)
+        result, said = edit_and_listen(editor, bb, EDITS[:1], _state("llama"))
+        (left[weight],) = (line["left"] for line in result.log.notes["edits"])
+        assert ("Lower mom2_weight (now 15000)" in said) == (weight == 15000.0)
+    assert left["auto"] == left[width] < left[15000.0]
+    assert errata.editor(name).config.mom2_weight == "auto"
+    presets = errata.editor(name).presets
+    assert all(isinstance(p["mom2_weight"], float) for p in presets.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -39,7 +40,17 @@ BEFORE = said("blue", (9,))
 
 def test_names() -> None:
     assert registry.names("metrics") == [
-        *("exact", "first_token", "joint", "judge", "legacy", "token", "word")
+        *(
+            "begins",
+            "exact",
+            "first_token",
+            "joint",
+            "judge",
+            "legacy",
+            "probability",
+            "token",
+            "word",
+        )
     ]
 
 
@@ -204,3 +215,33 @@ def test_joint(rows: dict[str, str | None], wanted: float | None) -> None:
 
 def test_joint_ignores_the_panel() -> None:
     assert list(metric("joint").score_case(joint_rows(retention="blue"))) == []
+
+
+def test_probability_compares_the_two_answers_per_token() -> None:
+    asked = replace(probe("reliability"), contrast="light blue")
+    new, true = Scored((1,), (-1.0,), (1,)), Scored((2, 3), (-0.9, -1.5), (2, 3))
+    after = Answer("c", "p", reference=new, contrast=true)
+    assert scores_of("probability", asked, after) == {
+        "reliability.probability": 1.0,
+        "reliability.p_reference": pytest.approx(math.exp(-1)),
+        "reliability.p_contrast": pytest.approx(math.exp(-1.2)),
+    }
+    longer = replace(after, reference=Scored((1, 1), (-1.1, -1.2), (1, 1)), contrast=new)
+    kept = replace(probe("t_locality"), contrast="x")
+    assert scores_of("probability", kept, longer)["t_locality.probability"] == 0.0
+    assert scores_of("probability", kept, Answer("c", "p"))["t_locality.p_contrast"] is None
+    assert scores_of("probability", probe("reliability"), after) == {}
+
+
+def test_begins_asks_for_every_token_of_the_target() -> None:
+    rest = said("red ring, of course", (4, 5, 6), stopped=False)
+    begun = replace(rest, reference=scored((4, 5), (4, 5)))
+    assert scores_of("begins", probe("reliability"), begun) == {"reliability.begins": 1.0}
+    assert scores_of("exact", probe("reliability", "red ring"), begun) == {"reliability.exact": 0.0}
+    other = replace(rest, reference=scored((4, 5), (4, 9)))
+    assert scores_of("begins", probe("reliability"), other) == {"reliability.begins": 0.0}
+    assert scores_of("begins", probe("t_locality"), begun) == {}
+
+
+def scores_of(metric: str, asked: Probe, after: Answer) -> dict[str, float | None]:
+    return dict(registry.load("metrics", metric)().score_case([ScoredProbe(asked, BEFORE, after)]))

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -138,6 +138,16 @@ def collect(
 
 def _parts(settings: StatsSettings) -> tuple[str, ...]:
     return (FFN, ATTENTION) if settings.attention else (FFN,)
+
+
+def weight_of(moment_dd: Tensor, weight: float | Literal["auto"]) -> float:
+    """The weight (lambda) of a second moment against the keys of edits.
+
+    `auto` is d, its number of features. lambda tr(C)/d is then the mean squared length of a key, so
+    the other texts resist an edit about as much as its own key asks for it, at any width. The
+    papers' 15000 does so at widths of 11000 to 16000; on a narrow FFN it leaves most unwritten.
+    """
+    return float(len(moment_dd)) if weight == "auto" else weight
 
 
 def moment(state: State, layer: int, part: str = FFN) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -192,16 +192,18 @@ class CovarianceUpdate(MultiLayerUpdate):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiLayerUpdate.Config):
-        """mom2_weight: weight (lambda) of the second moment against the keys of edits. ridge: added
-        to the second moment, relative to tr(C)/d.
+        """mom2_weight: weight (lambda) of the second moment against the keys of edits; `auto` is
+        the number of a key's features. ridge: added to the second moment, relative to tr(C)/d.
         """
 
-        mom2_weight: float = 15000.0
+        mom2_weight: float | Literal["auto"] = "auto"
         ridge: float = 0.05
 
     def remedy(self) -> str:
+        weight = self.config.mom2_weight
+        now = weight if isinstance(weight, str) else f"{weight:g}"
         return (
-            f"Lower mom2_weight (now {self.config.mom2_weight:g}), so that lambda_over_key in the "
+            f"Lower mom2_weight (now {now}), so that lambda_over_key in the "
             "notes of the patch is below 1, or choose other --set layers=..."
         )
 
@@ -209,8 +211,9 @@ class CovarianceUpdate(MultiLayerUpdate):
         self, state: State, layer: int, keys_nd: Tensor, part: str = FFN
     ) -> tuple[Tensor, list[dict[str, Any]]]:
         """A^T = (lambda C + K_p K_p^T + K K^T)^-1 K; K_p are the keys of earlier edits."""
-        weight = self.config.mom2_weight
-        cost = weight * covariance.scale(layer_stats.moment(state, layer, part))
+        moment = layer_stats.moment(state, layer, part)
+        weight = layer_stats.weight_of(moment, self.config.mom2_weight)
+        cost = weight * covariance.scale(moment)
         notes = [{"lambda_over_key": cost / float(k.double().square().sum())} for k in keys_nd]
         keys = torch.cat([*self.past_keys(state, layer, part), keys_nd])
         smoothed = solve.smoothed(self.factor(state, layer, weight, part), keys)

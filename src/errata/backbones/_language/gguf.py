@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,11 @@ def _read_config(name: str, file: str, revision: str | None, stamp: object) -> d
     with load_errors(joined(name, file), _KIND, "its configuration"):
         config, _ = PretrainedConfig.get_config_dict(name, revision=revision, gguf_file=file)
     return dict(config)
+
+
+def reading(name: str) -> AbstractContextManager[None]:
+    """Whatever the reader of GGUF raises becomes BadBackbone."""
+    return load_errors(name, _KIND, "its weights or tokenizer")
 
 
 def options(file: str) -> dict[str, Any]:

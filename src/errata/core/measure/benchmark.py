@@ -20,7 +20,8 @@ _SPEC = re.compile(r"(?P<name>[\w-]+)(:(?P<tasks>[\w+-]+))?(@(?P<split>\w+))?(/(
 class BenchmarkSpec:
     """`name[:task[+task]][@train|dev|eval][/published|disjoint]`. Empty tasks = all tasks.
 
-    Of a benchmark that reads a file of the user: `name:FILE[@split]`; `source` is the file.
+    Of a benchmark that reads a file of the user: `name:FILE[@split[/variant]]`; `source` is the
+    file, and the first variant of the benchmark is the default.
     """
 
     name: str
@@ -71,19 +72,24 @@ class BenchmarkSpec:
 
     @classmethod
     def _of_source(cls, benchmark: type[Benchmark], source: str, split: str) -> BenchmarkSpec:
-        file, at, named = source.rpartition("@")
-        if at and named in benchmark.splits:
+        file, at, rest = source.rpartition("@")
+        named, _, variant = rest.partition("/")
+        if at and named in benchmark.splits and variant in ("", *benchmark.variants):
             source, split = file, named
+        else:
+            variant = ""
         if not source.strip():
             raise BadSpec(
                 f"benchmark '{benchmark.name}' reads a file. Name it: "
                 f"{benchmark.name}:{benchmark.source}."
             )
-        return cls(benchmark.name, benchmark.tasks, split, benchmark.variants[0], source)
+        return cls(benchmark.name, benchmark.tasks, split, variant or benchmark.variants[0], source)
 
     def __str__(self) -> str:
         if self.source:
-            return f"{self.name}:{self.source}@{self.split}"
+            variants = registry.load("benchmarks", self.name).variants
+            variant = "" if self.variant == variants[0] else f"/{self.variant}"
+            return f"{self.name}:{self.source}@{self.split}{variant}"
         return f"{self.name}:{'+'.join(self.tasks)}@{self.split}/{self.variant}"
 
 

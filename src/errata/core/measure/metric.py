@@ -73,6 +73,8 @@ class Metric(ABC):
     more_scorers: ClassVar[tuple[Scorer, ...]] = ()
     reads_top: ClassVar[bool] = False
     """Reads `Answer.top`, the likeliest tokens at every position: a run records them for it."""
+    reads_contrast: ClassVar[bool] = False
+    """Compares with the answer that a probe names as `contrast`."""
     kinds: ClassVar[frozenset[str]] = frozenset()
     """The kinds that it scores; empty: all. Override `applies` for a rule instead of names."""
 

@@ -67,7 +67,7 @@ class Backbone(ABC):
     """
 
     plugin_kind: ClassVar[str] = "backbones"
-    #: models that ship with errata -> the benchmark that each was made for
+    #: models that are loaded by their name alone -> the benchmark that each was made for, or ""
     bundled: ClassVar[Mapping[str, str]] = {}
     name: str
     revision: str = ""

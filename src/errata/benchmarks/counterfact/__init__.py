@@ -1,0 +1,170 @@
+"""CounterFact: false facts to be taught to a language model, `counterfact:FILE.json[@split]`.
+
+Meng et al. 2022 (ROME). errata ships no records. FILE is ROME's `counterfact.json`, or the flat
+`counterfact-edit.json` or `counterfact-train.json` of RECIPE and EasyEdit. Every subject belongs to
+one split by its hash, so that facts for tuning (`dev`) share no subject with `eval`. The variant
+`FILE.json@eval/known` keeps the facts that the unedited model answers with the true answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from errata.benchmarks._rewrites import (
+    SPLITS,
+    VARIANTS,
+    BadRecord,
+    Rewrite,
+    checked,
+    file_hash,
+    origin_of,
+    path_of,
+    records,
+    rewrite_of,
+    split_of,
+    text_of,
+    texts_of,
+    verified,
+)
+from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
+from errata.core.types import Case, Edit, Probe, Prompt, Skip
+
+MEND = "Give ROME's counterfact.json, or counterfact-edit.json of RECIPE or EasyEdit."
+
+
+@dataclass(frozen=True, slots=True)
+class CounterFactRow:
+    """One record. neighbours: prompts about other subjects, each with its true answer."""
+
+    id: str
+    rewrite: Rewrite
+    paraphrases: tuple[str, ...]
+    neighbours: tuple[tuple[str, str], ...]
+
+
+class CounterFact(Benchmark):
+    """One edit a record (task `text`), with its paraphrases and the neighbours of its subject.
+
+    reliability: the edited prompt. t_generality: ROME's paraphrases, the flat files have one.
+    t_locality: the same relation of other subjects whose true answer is the one that the edit
+    replaces; ROME has ten, the flat files one. Each probe names the other answer of the record as
+    its contrast, for the papers' probabilities. ROME's attribute and generation prompts are not
+    asked: they serve the fluency and consistency scores.
+    """
+
+    name: ClassVar[str] = "counterfact"
+    version: ClassVar[str] = "1"
+    tasks: ClassVar[tuple[str, ...]] = ("text",)
+    splits: ClassVar[tuple[str, ...]] = SPLITS
+    variants: ClassVar[tuple[str, ...]] = VARIANTS
+    source: ClassVar[str] = "FILE.json"
+
+    def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
+        """Cases in file order. Raises BadData for a file that is none of CounterFact."""
+        rows, skips = _read(path_of(self.name, spec.source, root))
+        origin = origin_of(spec)
+        chosen = [row for row in rows if split_of(row.rewrite.subject) == spec.split]
+        return Loaded(tuple(_case(row, origin) for row in chosen), tuple(skips))
+
+    def files(self, spec: BenchmarkSpec, *, root: Path | None = None) -> Mapping[str, str]:
+        path = path_of(self.name, spec.source, root)
+        return {path.name: file_hash(path)}
+
+    def verify(self, *, root: Path | None = None) -> Mapping[str, Any]:
+        """root: the file. The records that cannot be used, with the reason."""
+        path = path_of(self.name, "", root)
+        rows, skips = _read(path)
+        return verified(path, len(rows), skips)
+
+    def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:
+        """root: the file. Counts; how often a neighbour of eval is about an edited subject."""
+        rows, skips = _read(path_of(self.name, "", root))
+        kinds = Counter(p.kind for row in rows for p in _case(row, "correction").probes)
+        edited = {row.rewrite.subject for row in rows}
+        return {
+            "records": len(rows),
+            "skipped": len(skips),
+            "splits": dict(sorted(Counter(split_of(r.rewrite.subject) for r in rows).items())),
+            "subjects": len(edited),
+            "probes": dict(sorted(kinds.items())),
+            "neighbours about a subject that is edited too": sum(
+                any(beginning in edited for beginning in _beginnings(prompt))
+                for row in rows
+                for prompt, _ in row.neighbours
+            ),
+        }
+
+
+def _beginnings(text: str) -> Iterator[str]:
+    """The text up to each of its spaces."""
+    words = text.split(" ")
+    yield from (" ".join(words[:n]) for n in range(1, len(words) + 1))
+
+
+def _read(path: Path) -> tuple[list[CounterFactRow], list[Skip]]:
+    rows: list[CounterFactRow] = []
+    skips: list[Skip] = []
+    seen: set[str] = set()
+    for index, record in records(path, MEND):
+        number = record.get("case_id", index)
+        name = f"counterfact-{number}"
+        try:
+            if name in seen:
+                raise BadRecord(f"case_id {number} stands in the file twice")
+            seen.add(name)
+            nested = "requested_rewrite" in record
+            rows.append(_nested(name, record) if nested else _flat(name, record))
+        except BadRecord as e:
+            skips.append(Skip(f"row-{index:05d}", str(e)))
+    return rows, skips
+
+
+def _nested(name: str, record: Mapping[str, Any]) -> CounterFactRow:
+    rewrite = rewrite_of(record["requested_rewrite"])
+    prompts = texts_of(record, "neighborhood_prompts")
+    neighbours = tuple((prompt, rewrite.true) for prompt in prompts)
+    return CounterFactRow(name, rewrite, texts_of(record, "paraphrase_prompts"), neighbours)
+
+
+def _flat(name: str, record: Mapping[str, Any]) -> CounterFactRow:
+    rewrite = checked(
+        Rewrite(
+            text_of(record, "prompt"),
+            text_of(record, "subject"),
+            text_of(record, "target_new"),
+            text_of(record, "ground_truth"),
+        )
+    )
+    neighbour = text_of(record, "locality_prompt"), text_of(record, "locality_ground_truth")
+    return CounterFactRow(name, rewrite, (text_of(record, "rephrase_prompt"),), (neighbour,))
+
+
+def _case(row: CounterFactRow, origin: str) -> Case:
+    change = row.rewrite
+    prompt = Prompt.of(change.prompt)
+    edit = Edit(prompt, change.new, change.subject, change.true, row.id)
+    scope = (("subject", change.subject), ("relation", change.relation))
+    return Case(
+        row.id,
+        edit,
+        tuple(_probes(row, prompt)),
+        task="text",
+        origin=origin,
+        asked="relation" if change.relation else "",
+        scope=scope[: 1 + bool(change.relation)],
+    )
+
+
+def _probes(row: CounterFactRow, prompt: Prompt) -> Iterator[Probe]:
+    new, true = row.rewrite.new, row.rewrite.true
+    yield Probe("reliability", prompt, "reliability", reference=new, contrast=true)
+    for i, text in enumerate(row.paraphrases):
+        asked = Prompt.of(text)
+        yield Probe(f"t_generality/{i}", asked, "t_generality", reference=new, contrast=true)
+    for i, (text, answer) in enumerate(row.neighbours):
+        asked = Prompt.of(text)
+        yield Probe(f"t_locality/{i}", asked, "t_locality", reference=answer, contrast=new)
