@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import errata  # noqa: F401 (before a test imports transformers)
+
 if TYPE_CHECKING:
     from errata.core.types import Case, Edit, Prompt
 

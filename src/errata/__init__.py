@@ -9,6 +9,7 @@ import importlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from errata._torchvision import watch
 from errata._version import __version__
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from errata.io.patch_hub import load as load_patch
     from errata.patches.rows import Rows
     from errata.patches.stack import Stack
+
+watch()  # costs nothing until something looks for torchvision
 
 _HOME = MappingProxyType(
     {

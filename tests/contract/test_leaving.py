@@ -115,16 +115,24 @@ def test_every_class_is_exported_imported_and_merged(name: str, tmp_path: Path) 
     written = wanted.abs().where(wanted > -1e30, 0.0)  # some tokens are never written
     close = 1e-5 * max(1.0, float(written.max()))
     assert apart(base, wanted) > 100 * close
-    adapter = errata.export_peft(patch, tmp_path / "a")  # by the name of the model: no weights
-    assert adapter.loss == 0.0 and not adapter.remarks
-    for load in (with_peft, with_load_adapter):
-        _, named = load(bb, tmp_path / "a")
-        assert apart(asked(named, prompts=prompts), wanted) <= close, load.__name__
-    again = import_peft(tmp_path / "a", bb)
-    assert again.sites == patch.sites
+    try:
+        adapter = errata.export_peft(patch, tmp_path / "a")  # by the name of the model: no weights
+    except BadPatch as e:  # peft would put it elsewhere
+        assert "has experts" in str(e) and any(p.dim() == 3 for p in bb.model.parameters())
+    else:
+        assert adapter.loss == 0.0 and not adapter.remarks
+        for load in (with_peft, with_load_adapter):
+            _, named = load(bb, tmp_path / "a")
+            assert apart(asked(named, prompts=prompts), wanted) <= close, load.__name__
+        again = import_peft(tmp_path / "a", bb)
+        assert again.sites == patch.sites
     with warnings.catch_warnings():  # experts are joined while they are loaded
         warnings.filterwarnings("ignore", "whether the patch .* cannot be told", Notice)
-        made = errata.merge_patches(zoo.folder_of(name), patch, tmp_path / "m")
+        try:
+            made = errata.merge_patches(zoo.folder_of(name), patch, tmp_path / "m")
+        except BadBackbone as e:  # not the weights that are in the files
+            assert "joined or split while the model is loaded" in str(e)
+            return
     assert made.loss < 1e-5
     merged = errata.load(tmp_path / "m", dtype="float32")
     assert apart(asked(merged, prompts=prompts), wanted) <= close

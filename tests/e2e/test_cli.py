@@ -256,10 +256,10 @@ def test_what_is_not_a_patch_or_a_model(errata, model, tmp_path):
     no_model = errata("ask", tmp_path, QUESTION)
     assert no_model.code == 2
     assert "no config.json" in no_model.err
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     other = errata("ask", tmp_path, QUESTION)
     assert other.code == 2
-    assert "is of type 'bert'" in other.err
+    assert "is of type 'vit'" in other.err
     close = errata("ask", "micro-vml", QUESTION)
     assert close.code == 2
     assert "Did you mean the bundled 'micro-vlm'?" in close.err

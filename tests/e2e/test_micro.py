@@ -78,6 +78,7 @@ def test_killed_twice_and_resumed(micro: Backbone, tmp_path: Path) -> None:
         assert (again / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.mark.filterwarnings("ignore:editor 'pmet'.* is not written:errata.core.errors.Notice")
 @pytest.mark.parametrize("editor", registry.names("editors"))
 def test_every_editor_runs_and_scores_all_paper_metrics(
     micro: Backbone, tmp_path: Path, editor: str

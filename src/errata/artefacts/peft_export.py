@@ -92,6 +92,7 @@ def export_peft(
     bb = _model(backbone, header, revision, trust_remote_code)
     modules = linear_modules(bb)
     places = {site: _place(modules, site, change, bb) for site, change in changes.items()}
+    _check_experts(bb, places)
     number: torch.dtype = getattr(torch, dtype)
     made = {site: factors(changes[site], rank, number) for site in changes}
     remarks = [*_remarks(made, places, rank, vllm), *_renamed(bb, places)]
@@ -189,6 +190,25 @@ def _place(
             "such an adapter changes both. Apply this patch with errata: --patch DIR."
         )
     return module
+
+
+def _check_experts(bb: ModelOutline, places: Mapping[str, LinearModule]) -> None:
+    """Raises BadPatch for a feed-forward module of a model with joined experts.
+
+    peft takes its name for that of the experts' weights before they were joined, and puts the
+    adapter there (peft 0.21, `utils/transformers_weight_conversion.py`).
+    """
+    joined = any(
+        p.dim() == 3 and name.rpartition(".")[-1] in ("gate_up_proj", "down_proj")
+        for name, p in bb.model.named_parameters()
+    )
+    inside = next((site for site in places if ".mlp." in site), None)
+    if joined and inside is not None:
+        raise BadPatch(
+            f"the patch acts at {inside}, and {bb.name} has experts: peft would put such an "
+            "adapter on the experts. Merge it into the model instead (errata patch merge), or edit "
+            "the attention alone (lora)."
+        )
 
 
 def _ranks(made: Mapping[str, LoraFactors], vllm: bool) -> tuple[dict[str, LoraFactors], int]:

@@ -8,15 +8,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.backbones._torchvision import make_importable
 from errata.core import registry
 from errata.core.errors import BadBackbone, BadSpec
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
     from errata.core.model.outline import ModelOutline
-
-make_importable()  # before any module here imports transformers
 
 #: how a prompt is written
 STYLES = ("raw", "easyedit", "chat")

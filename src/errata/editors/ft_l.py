@@ -81,7 +81,8 @@ class FtL(GradientEditor):
 
     def edited_sites(self, backbone: Backbone) -> list[str]:
         c = self.config
-        return backbone.part_sites([backbone.layer(i) for i in c.layers], c.parts)
+        layers = [backbone.layer(i) for i in c.layers]
+        return backbone.part_sites(layers, c.parts) if layers else []
 
     def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:
         parts = {}

@@ -326,7 +326,7 @@ class ValueLoss:
         kl = self._kl(logits_BMV)
         decay = torch.zeros_like(nll)
         for site, vector in shift.items():
-            norm, base = vector.norm(dim=1), start[site].norm(dim=1)
+            norm, base = vector.norm(dim=1), start[site].norm(dim=1).clamp(min=1e-12)
             power = (norm / base).square() if s.decay == "squared" else norm / base.square()
             decay = decay + s.weight_decay * power.to(place)
         parts = {"nll": nll, "kl": kl, "decay": decay, "right": (wrong == 0).float()}

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from errata.algorithms.locate_then_edit.layer_stats import FFN
@@ -38,9 +37,10 @@ def note_left(logs: Logs, value_Eh: Tensor, start_Eh: Tensor, now_Eh: Tensor, pa
     """
     name = "left" if part == FFN else f"left.{part}"
     left, whole = (value_Eh - now_Eh).norm(dim=1), (value_Eh - start_Eh).norm(dim=1)
-    done = whole <= 1e-6 * value_Eh.norm(dim=1)  # the answer was there: nothing was searched
-    shares = torch.where(done, 0.0, left / whole)
-    for line, share in zip(logs, shares.tolist(), strict=True):
+    same = whole <= 1e-6 * value_Eh.norm(dim=1)  # the search has changed nothing
+    for line, share, unmoved in zip(logs, (left / whole).tolist(), same.tolist(), strict=True):
+        if unmoved:  # the answer was there, or the site has no effect on it
+            share = 0.0 if line.get("stopped", True) else 1.0
         line[name] = round(line.get(name, 1.0) * share, 4)
 
 
