@@ -100,10 +100,15 @@ def _short(rows: Sequence[Mapping[str, Any]]) -> str:
     for takes, words in _TAKES.items():
         own = [r for r in rows if r["takes"] == takes]
         for status in ("works", "partly", "refused", "absent", "fails"):
-            names = ", ".join(f"`{r['class']}`" for r in own if r["status"] == status)
+            names = ", ".join(_family(r["class"]) for r in own if r["status"] == status)
             if names:
                 lines.append(_row([words, status, names]))
     return "\n".join(lines)
+
+
+def _family(cls: str) -> str:
+    """The name of a class without what all of them end with."""
+    return re.sub(r"(ForConditionalGeneration|ForCausalLM|LMHeadModel)", "", cls)
 
 
 def _tables(rows: Sequence[Mapping[str, Any]], editors: Sequence[str]) -> str:
@@ -134,7 +139,9 @@ def _note(why: str | None, cls: str) -> str | None:
     """A reason without the name of the class and the number of a block, for several classes."""
     if why is None:
         return None
+    why = why.replace(f"errata doctor {cls}", "errata doctor MODEL")
     why = why.replace(f"{cls}:", "The model:").replace(cls, "the model")
+    why = re.sub(r" Similar ones: .*", "", why)
     why = re.sub(r"text\.\d+\.(mlp)\.\w+", r"text.{i}.\1", re.sub(r"block \d+ ", "a block ", why))
     return why[:1].upper() + why[1:]
 

@@ -8,19 +8,24 @@ Shapes: dW [o, n] = dense [o, n] + B A with A [r, n], B [o, r]; bias [o].
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from errata.core.errors import BadPatch, FingerprintMismatch
-from errata.core.patch import Patch, parts_of, settled, shape_of
+from errata.core.errors import BadBackbone, BadPatch, FingerprintMismatch, Notice
+from errata.core.model.outline import ModelOutline
+from errata.core.patch import Header, Patch, check_fingerprint, parts_of, settled, shape_of
 from errata.patches.delta import Delta
 
 #: a relative loss from which the edits should be asked again
 LARGE_LOSS = 0.1
-ASK_AGAIN = "so large a loss can undo an edit: ask the questions again."
+ASK_AGAIN = (
+    "so large a loss can undo an edit: take the adapter in (errata patch import-peft) and ask its "
+    "questions (errata ask --patch), or give a larger --rank."
+)
 
 
 @dataclass(frozen=True)
@@ -146,3 +151,19 @@ def _check_finite(changes: Mapping[str, WeightChange]) -> None:
         tensors = [t for t in (c.a, c.b, c.dense, c.bias) if t is not None]
         if not all(bool(t.isfinite().all()) for t in tensors):
             raise BadPatch(f"the patch holds NaN or infinite numbers at {site}. Make it again.")
+
+
+def check_model(bb: ModelOutline, header: Header) -> None:
+    """Raises FingerprintMismatch for patches of another model; warns where that is not known."""
+    if not header.fingerprint:
+        return
+    try:
+        bb.identity.fingerprint()
+    except BadBackbone as e:
+        warnings.warn(
+            f"whether the patch was made for this very model cannot be told from its files: {e}",
+            Notice,
+            stacklevel=3,
+        )
+        return
+    check_fingerprint(header, bb.identity, "the patch")

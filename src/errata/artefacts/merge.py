@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errata.artefacts.changes import WeightChange, weight_changes
+from errata.artefacts.changes import WeightChange, check_model, weight_changes
 from errata.artefacts.linear import LinearModule, linear_at, linear_modules
 from errata.artefacts.peft_export import editors_of, patches_of
 from errata.backbones import outline
 from errata.backbones._weights import KeyMap, Stored
-from errata.core.errors import BadBackbone, BadOutput, BadPatch, DiskFull, Notice
+from errata.core.errors import BadBackbone, BadOutput, BadPatch, DiskFull
 from errata.core.files import (
     FilePath,
     check_folder,
@@ -32,7 +31,7 @@ from errata.core.files import (
     writing,
 )
 from errata.core.model.outline import ModelOutline
-from errata.core.patch import Patch, check_fingerprint, common_header, parts_of
+from errata.core.patch import Patch, common_header, parts_of
 from errata.core.types import path_of
 from errata.io.weight_files import DTYPES, StoredTensor, as_bytes, tensors_in, write_shard
 
@@ -129,7 +128,7 @@ def merge(
     targets = _targets(bb, changes)
     shards = shards_of(bb)
     by_key = _keys(bb, shards, targets)
-    _check_model(bb, patches)
+    check_model(bb, common_header([p for one in patches for p in parts_of(one)]))
     done: list[MergedTensor] = []
     with new_folder(folder) as stage:
         _check_space(shards, stage)
@@ -305,23 +304,6 @@ def _check_stored(t: StoredTensor, target: _Target, bb: ModelOutline) -> None:
             f"{t.key} of {bb.name} is stored as {list(t.shape)}, not {list(target.shape)}, so a "
             "change cannot be added to it. Save the model once with save_pretrained."
         )
-
-
-def _check_model(bb: ModelOutline, patches: Sequence[Patch]) -> None:
-    """Raises FingerprintMismatch for patches of another model; warns where that is not known."""
-    header = common_header([p for one in patches for p in parts_of(one)])
-    if not header.fingerprint:
-        return
-    try:
-        bb.identity.fingerprint()
-    except BadBackbone as e:
-        warnings.warn(
-            f"whether the patch was made for this very model cannot be told from its files: {e}",
-            Notice,
-            stacklevel=3,
-        )
-        return
-    check_fingerprint(header, bb.identity, "the patch")
 
 
 def _check_space(shards: Sequence[Shard], stage: Path) -> None:

@@ -22,7 +22,13 @@ from typing import Any
 import torch
 from safetensors.torch import save as to_safetensors
 
-from errata.artefacts.changes import ASK_AGAIN, LARGE_LOSS, WeightChange, weight_changes
+from errata.artefacts.changes import (
+    ASK_AGAIN,
+    LARGE_LOSS,
+    WeightChange,
+    check_model,
+    weight_changes,
+)
 from errata.artefacts.linear import LinearModule, linear_at, linear_modules
 from errata.artefacts.lora import LoraFactors, factors
 from errata.backbones import outline
@@ -78,8 +84,9 @@ def export_peft(
 ) -> ExportedAdapter:
     """Writes a patch, or several as their sum, as a LoRA adapter.
 
-    backbone: the model; default the one that the patch names. Of a name only configuration and
-    processor are read, no weights. rank: largest rank of a module, else exact. vllm: one rank for
+    backbone: the model; default the one that the patch names, of which only configuration and
+    processor are read. Another name is checked by its weights, where they
+    are on this machine. rank: largest rank of a module, else exact. vllm: one rank for
     all modules. Raises BadPatch for patches that are no low-rank change of linear modules,
     FingerprintMismatch, BadSpec, BadBackbone, BadOutput, DiskFull.
     """
@@ -166,7 +173,10 @@ def _model(
         raise BadPatch("the patch does not say which model it was made for. Give --backbone.")
     if revision is None and name == header.backbone:
         revision = header.revision or None
-    return outline(name, revision=revision, trust_remote_code=trust_remote_code)
+    found = outline(name, revision=revision, trust_remote_code=trust_remote_code)
+    if name != header.backbone:  # its weights are read: another model may fit by its shapes
+        check_model(found, header)
+    return found
 
 
 def _place(

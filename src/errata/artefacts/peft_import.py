@@ -103,7 +103,7 @@ def _check_config(config: Mapping[str, Any], folder: Path) -> None:
     if config.get("modules_to_save"):
         names = shortened(config["modules_to_save"])
         refuse(f"holds whole modules beside its LoRA (modules_to_save: {names})", merge)
-    if config.get("bias", "none") != "none":
+    if (config.get("bias") or "none") != "none":
         refuse(f"also changes biases (bias: {shortened(config['bias'])})", merge)
     start = config.get("init_lora_weights", True)
     if not any(start is s or (isinstance(s, str) and start == s) for s in _STARTS):
@@ -214,7 +214,9 @@ def _scale(config: Mapping[str, Any], path: str, rank: int, folder: Path) -> flo
 def _of_pattern(patterns: Any, path: str, default: Any, folder: Path) -> float:
     """The value of the first pattern (a regular expression of the path's end) that fits."""
     value = default
-    for pattern, other in dict(patterns or {}).items():
+    if not isinstance(patterns or {}, dict):
+        raise BadPatch(f"{folder / CONFIG}: {shortened(patterns)} stands where an object must.")
+    for pattern, other in (patterns or {}).items():
         try:
             fits = re.match(rf"(.*\.)?({pattern})$", path)
         except re.error as e:

@@ -171,7 +171,8 @@ def summary(kind: str, name: str) -> str:
     base = Path(next(iter(parent.submodule_search_locations))) / module.rsplit(".", 1)[1]
     path = base.with_suffix(".py") if base.with_suffix(".py").exists() else base / "__init__.py"
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return doc.splitlines()[0].rstrip(".") if doc else ""
+    first = doc.splitlines()[0] if doc else ""
+    return first if first.endswith("...") else first.rstrip(".")
 
 
 def load(kind: str, name: str) -> type[Any]:

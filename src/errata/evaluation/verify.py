@@ -19,7 +19,7 @@ from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.measure.protocol import Ask
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import Patch
-from errata.core.types import Answer, Edit, Probe, Prompt, brief, path_of
+from errata.core.types import Answer, Case, Edit, Probe, Prompt, brief, path_of
 from errata.evaluation.answers import PromptRequest, ask_all
 from errata.io.images import hash_image
 from errata.patches.rows import Rows
@@ -60,7 +60,8 @@ def verify(
     """Asks the edited questions of patches that are applied together; a check per question.
 
     facts: a file of facts; of those that the patches edit, the other questions are asked too (see
-    docs/facts.md). Raises BadPatch for no patch, BadData for a wrong file.
+    docs/facts.md). All its facts are asked where the patches name none (an
+    imported adapter). Raises BadPatch for no patch, BadData for a wrong file.
     """
     check_backbone(backbone)
     given: list[Any] = [patches] if isinstance(patches, Patch) else list(patches)
@@ -71,6 +72,9 @@ def verify(
         )
     patch = given[0] if len(given) == 1 else stacked(*given)
     edits, rows = _edits_of(patch)
+    if not edits and facts is not None:  # an adapter of somebody else names no facts
+        edits = [case.edit for case in _cases_of(path_of(facts, "a file of facts"))]
+        rows = [0] * len(edits)
     others = [] if facts is None else _other_questions(edits, path_of(facts, "a file of facts"))
     before = _answers(backbone, [p for _, p in others], [0] * len(others))
     with backbone.applied(patch):
@@ -118,9 +122,7 @@ def last_of_each(edits: Sequence[Edit]) -> list[Edit]:
 
 def _other_questions(edits: Sequence[Edit], file: Path) -> list[tuple[Edit, Probe]]:
     """What a file of facts asks beside these edits; raises BadData where it holds none of them."""
-    benchmark = registry.load("benchmarks", "facts")()
-    specs = [BenchmarkSpec("facts", split=split, source=str(file)) for split in benchmark.splits]
-    cases = [case for spec in specs for case in benchmark.load(spec).cases]
+    cases = _cases_of(file)
     edited = {_key(e.prompt, e.target) for e in edits}
     cases = [c for c in cases if _key(c.edit.prompt, c.edit.target) in edited]
     if not cases:
@@ -136,6 +138,12 @@ def _other_questions(edits: Sequence[Edit], file: Path) -> list[tuple[Edit, Prob
         for probe in case.probes
         if not probe.kind_info.main and _key(probe.prompt) not in changed
     ]
+
+
+def _cases_of(file: Path) -> list[Case]:
+    benchmark = registry.load("benchmarks", "facts")()
+    specs = [BenchmarkSpec("facts", split=split, source=str(file)) for split in benchmark.splits]
+    return [case for spec in specs for case in benchmark.load(spec).cases]
 
 
 def _key(prompt: Prompt, target: str = "") -> tuple[Any, ...]:

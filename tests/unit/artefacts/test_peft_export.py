@@ -28,6 +28,7 @@ from errata.patches.context import Context, ContextSettings, Fact
 from errata.patches.delta import Delta
 from errata.patches.neurons import Neurons
 from errata.patches.stack import Stack
+from errata.testing import zoo
 from tests import tiny
 from tests.leaving import apart, asked, delta, with_load_adapter, with_peft
 
@@ -113,7 +114,7 @@ def test_the_loss_of_a_rank_is_what_is_lost(backbone: tiny.HfVlm, tmp_path: Path
         lost, total = lost + error**2, total + size**2
     assert made.loss == pytest.approx((lost / total) ** 0.5, rel=1e-6)
     assert 0.3 < made.loss < 1
-    assert any("ask the questions again" in r for r in made.remarks)
+    assert any("can undo an edit" in r for r in made.remarks)
 
 
 def test_a_smaller_rank_of_a_low_rank_change_is_its_best(backbone: tiny.HfVlm) -> None:
@@ -334,3 +335,12 @@ def test_a_model_with_an_adapter_of_its_own_is_refused(
         errata.export_peft(
             patch.with_header(Header("hand", backbone="peft"), []), tmp_path / "b", backbone=named
         )
+
+
+def test_another_model_by_name_is_refused(tmp_path: Path) -> None:
+    """Its shapes may fit; its weights say that it is another one."""
+    bb = zoo.loaded("llama")
+    patch = delta(bb, ["text.1.mlp.down"], rank=2)
+    with pytest.raises(FingerprintMismatch):
+        errata.export_peft(patch, tmp_path / "a", backbone=str(zoo.folder_of("mistral")))
+    assert not (tmp_path / "a").exists()

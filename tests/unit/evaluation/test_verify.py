@@ -9,7 +9,7 @@ import pytest
 
 import errata
 from errata.core.errors import BadData, BadPatch
-from errata.core.patch import Patch
+from errata.core.patch import Patch, pack, unpack
 from errata.core.types import Edit
 from errata.editors.ft_l import FtL
 from tests import tiny
@@ -92,3 +92,13 @@ def test_wrong_arguments_are_refused(
     for wrong in ([], ["fixes/ring"]):
         with pytest.raises(BadPatch, match="a list of patches"):
             errata.verify(model, wrong)  # type: ignore[arg-type]
+
+
+def test_a_patch_that_names_no_facts_is_asked_those_of_the_file(
+    model: tiny.HfVlm, facts: Path, edits: list[Edit], patches: list[Patch]
+) -> None:
+    """As an adapter of somebody else, which has no edits."""
+    bare = unpack(*pack(patches[0])).with_header(patches[0].header, ())
+    checks = errata.verify(model, bare, facts)
+    assert [c.edit.target for c in checks if c.probe.kind == "reliability"] == ["green", "red"]
+    assert errata.verify(model, bare) == []

@@ -49,8 +49,15 @@ class PictureBackbone(TextBackbone):
 
     @property
     def special(self) -> bool:
-        """A chat template writes the special tokens itself."""
-        return self.style != "chat"
+        """In chat style as in the processor's own `apply_chat_template`: BOS is added to a prompt
+        whose template does not write it.
+        """
+        return self.style != "chat" or not self._template_writes_bos
+
+    @cached_property
+    def _template_writes_bos(self) -> bool:
+        bos = str(getattr(self.tokenizer, "bos_token", None) or "")
+        return bool(bos) and self.formatted(Prompt(("Which",))).startswith(bos)
 
     def forget(self) -> None:
         """Clears the caches of encoded images and tokenised texts."""

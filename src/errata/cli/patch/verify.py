@@ -62,6 +62,8 @@ def verify(
         for reason in problems:
             say(f"image: {reason}")
         lost += problems
+    if facts is None and not any(patch.edits for patch in loaded):
+        say("no edits in it: no question is asked. --facts FILE.jsonl names some")
     if bb is not None:
         lost += [str(c) for c in ask_edits(bb, loaded, facts) if not c.kept]
     if lost:
