@@ -16,6 +16,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzer]:
     yield Fuzzer(tmp_path_factory.mktemp("fuzz"))
 
 
+@pytest.mark.filterwarnings("ignore:editor 'memit'")  # its value is not written, and it says so
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_inputs(fuzzer: Fuzzer, kind: str, tmp_path: Path) -> None:
     for number in range(3):

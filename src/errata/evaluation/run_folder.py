@@ -24,7 +24,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,12 @@ def check_settings(path: Path, manifest: Mapping[str, Any], settings: Mapping[st
         )
 
 
+def _defaults(config: type) -> dict[str, Any]:
+    """The default of every setting that has one, as JSON holds it."""
+    known = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in known.items()}
+
+
 class RunWriter:
     """Writes the run in the folder `path`: `start`, `resume`, then `add` for every unit."""
 
@@ -204,6 +210,8 @@ class RunWriter:
         for name in ("arguments", "config"):
             if config is not None and isinstance(manifest.get(name), dict):
                 manifest[name] = saved_settings(config, manifest[name])
+        if config is not None and manifest.get("config"):  # settings that are newer than the run
+            manifest["config"] = {**_defaults(config), **manifest["config"]}
         check_settings(self.path, manifest, settings)
 
     def _check_same(

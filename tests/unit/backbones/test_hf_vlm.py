@@ -159,6 +159,7 @@ def test_what_else_cannot_be_encoded() -> None:
     chat.processor.chat_template = (
         "{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}"
     )
+    chat.__dict__["_template_writes_bos"] = True  # so that nothing stands in front
     with pytest.raises(BadEdit, match="prompt 1 of 2 is empty"):
         chat.encode([Prompt.of("Which?"), Prompt.of("")])
 
