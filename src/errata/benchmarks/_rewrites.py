@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from errata.core.errors import BadData
 from errata.core.files import read_bytes
 from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.text import same_answer
-from errata.core.types import Skip
+from errata.core.types import Case, Edit, Probe, Prompt, Skip
 
 SPLITS = ("train", "dev", "eval")
 #: Whether every fact is edited, or those that the unedited model answers with the true answer.
@@ -144,3 +144,17 @@ def checked(rewrite: Rewrite) -> Rewrite:
     if same_answer(rewrite.new, rewrite.true):
         raise BadRecord(f"the new answer is the true one ('{rewrite.true}')")
     return rewrite
+
+
+def case_of(id: str, change: Rewrite, probes: Iterable[Probe], origin: str) -> Case:
+    """The case of one rewrite."""
+    scope = (("subject", change.subject), ("relation", change.relation))
+    return Case(
+        id,
+        Edit(Prompt.of(change.prompt), change.new, change.subject, change.true, id),
+        tuple(probes),
+        task="text",
+        origin=origin,
+        asked="relation" if change.relation else "",
+        scope=scope[: 1 + bool(change.relation)],
+    )

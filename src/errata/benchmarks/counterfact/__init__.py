@@ -19,6 +19,7 @@ from errata.benchmarks._rewrites import (
     VARIANTS,
     BadRecord,
     Rewrite,
+    case_of,
     checked,
     file_hash,
     origin_of,
@@ -31,7 +32,7 @@ from errata.benchmarks._rewrites import (
     verified,
 )
 from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
-from errata.core.types import Case, Edit, Probe, Prompt, Skip
+from errata.core.types import Case, Probe, Prompt, Skip
 
 MEND = "Give ROME's counterfact.json, or counterfact-edit.json of RECIPE or EasyEdit."
 
@@ -144,22 +145,11 @@ def _flat(name: str, record: Mapping[str, Any]) -> CounterFactRow:
 
 
 def _case(row: CounterFactRow, origin: str) -> Case:
-    change = row.rewrite
-    prompt = Prompt.of(change.prompt)
-    edit = Edit(prompt, change.new, change.subject, change.true, row.id)
-    scope = (("subject", change.subject), ("relation", change.relation))
-    return Case(
-        row.id,
-        edit,
-        tuple(_probes(row, prompt)),
-        task="text",
-        origin=origin,
-        asked="relation" if change.relation else "",
-        scope=scope[: 1 + bool(change.relation)],
-    )
+    return case_of(row.id, row.rewrite, _probes(row), origin)
 
 
-def _probes(row: CounterFactRow, prompt: Prompt) -> Iterator[Probe]:
+def _probes(row: CounterFactRow) -> Iterator[Probe]:
+    prompt = Prompt.of(row.rewrite.prompt)
     new, true = row.rewrite.new, row.rewrite.true
     yield Probe("reliability", prompt, "reliability", reference=new, contrast=true)
     for i, text in enumerate(row.paraphrases):

@@ -19,6 +19,7 @@ from errata.benchmarks._rewrites import (
     VARIANTS,
     BadRecord,
     Rewrite,
+    case_of,
     file_hash,
     origin_of,
     path_of,
@@ -30,7 +31,7 @@ from errata.benchmarks._rewrites import (
     verified,
 )
 from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
-from errata.core.types import Case, Edit, HopQuestion, Probe, Prompt, Skip
+from errata.core.types import Case, HopQuestion, Probe, Prompt, Skip
 
 MEND = "Give a released file of MQuAKE, such as MQuAKE-CF-3k.json."
 
@@ -179,23 +180,13 @@ def _cloze(hop: Mapping[str, Any]) -> str:
 
 
 def _case(row: MQuAKERow, origin: str) -> Case:
-    change = row.rewrite
-    edit = Edit(Prompt.of(change.prompt), change.new, change.subject, change.true, row.id)
-    scope = (("subject", change.subject), ("relation", change.relation))
-    return Case(
-        row.id,
-        edit,
-        tuple(_probes(row, edit)),
-        task="text",
-        origin=origin,
-        asked="relation" if change.relation else "",
-        scope=scope[: 1 + bool(change.relation)],
-    )
+    return case_of(row.id, row.rewrite, _probes(row), origin)
 
 
-def _probes(row: MQuAKERow, edit: Edit) -> Iterator[Probe]:
+def _probes(row: MQuAKERow) -> Iterator[Probe]:
+    prompt = Prompt.of(row.rewrite.prompt)
     new, true = row.rewrite.new, row.rewrite.true
-    yield Probe("reliability", edit.prompt, "reliability", reference=new, contrast=true)
+    yield Probe("reliability", prompt, "reliability", reference=new, contrast=true)
     if row.question:
         asked = Prompt.of(row.question)
         yield Probe("t_generality", asked, "t_generality", reference=new, contrast=true)
