@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from errata.testing.tiny_models import randomise, tokenizer
-from errata.testing.zoo._parts import text_config, vocabulary
+from errata.testing.zoo._parts import text_config, tower, vocabulary
 
 
 def ovis2() -> tuple[Any, Any]:
@@ -21,16 +21,7 @@ def ovis2() -> tuple[Any, Any]:
     tok = vocabulary("<IMG_ATOM>", *marks)
     config = Ovis2Config(
         text_config={"model_type": "qwen2", **text_config(len(tok))},
-        vision_config=dict(
-            hidden_size=24,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=28,
-            patch_size=7,
-            hidden_stride=2,
-            vocab_size=32,
-        ),
+        vision_config=tower(patch=7, hidden_stride=2, vocab_size=32),
         image_token_id=tok.convert_tokens_to_ids("<IMG_ATOM>"),
         visual_indicator_token_ids=tok.convert_tokens_to_ids(list(marks)),
         vocab_size=len(tok),

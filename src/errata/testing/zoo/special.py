@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from errata.testing.tiny_models import randomise, tokenizer
-from errata.testing.zoo._parts import text_config, vocabulary
+from errata.testing.zoo._parts import text_config, tower, vocabulary
 
 
 def chameleon() -> tuple[Any, Any]:
@@ -116,14 +116,7 @@ def git() -> tuple[Any, Any]:
 
     tok = tokenizer()
     config = GitConfig(
-        vision_config=dict(
-            hidden_size=24,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=28,
-            patch_size=14,
-        ),
+        vision_config=tower(),
         **text_config(len(tok)),
     )
     images = CLIPImageProcessorPil(
