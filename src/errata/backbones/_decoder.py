@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from errata.backbones import _prefixes
+from errata.backbones import _prefixes, _suffix
 from errata.backbones._folders import forward_errors
 from errata.backbones._forward import DecoderForward
 from errata.backbones._identity import core
@@ -33,7 +33,7 @@ from errata.backbones._vision.padding import row_by_row
 from errata.core.errors import BadBackbone
 from errata.core.hooks import cache_names
 from errata.core.hooks.context import HookContext
-from errata.core.model.batch import Batch, PrefixRow, PrefixState, Question
+from errata.core.model.batch import Batch, PrefixRow, PrefixState, Question, SuffixState
 
 #: layer types whose cache holds keys and values per column; windows and chunks count columns
 _KNOWN_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "dummy", "moe", "mlp")
@@ -355,12 +355,42 @@ class DecoderBackbone(DecoderForward):
 
     # -- asking -------------------------------------------------------------------------------
 
-    def logits(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
+    def logits(
+        self, what: Batch | PrefixState | SuffixState, *, rows: Tensor | None = None
+    ) -> Tensor:
         batch = what if isinstance(what, Batch) else what.batch
-        rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
+        rows = what.rows if rows is None and not isinstance(what, Batch) else rows
         ctx = self.context_of(batch, rows)
-        stream, _ = self._start(what, ctx, None, self.answer_columns(batch))
-        return self.answer_logits(stream, batch, ctx)
+        columns = self.answer_columns(batch)
+        if isinstance(what, SuffixState):
+            columns = _suffix.counted_from(what, columns)
+            return self.logits_at(self._run_suffix(what, ctx, columns), columns, ctx)
+        stream, _ = self._start(what, ctx, None, columns)
+        return self.logits_at(stream, columns, ctx)
+
+    def suffix(self, state: PrefixState, first: Tensor) -> SuffixState | None:
+        cache = None if "chunked_attention" in self.layer_types() else self._new_cache()
+        running = [h for hooks in self.hooks.caller().live.at.values() for h in hooks]
+        if cache is None or not _suffix.keeps_columns(state, running):
+            return None
+        ctx = self.context_of(state.batch, state.rows)
+        with torch.no_grad():
+            ctx.shape = (state.batch.size, state.batch.ids.shape[1])
+            ctx.memo.update(state.memo)
+            assert state.stream is not None
+            self.run_text(dict(state.trunk), ctx, cache=cache, enter=(state.layer, state.stream))
+        return _suffix.suffix_of(state, cache, first, self.depth)
+
+    def _run_suffix(self, state: SuffixState, ctx: HookContext, columns: Tensor) -> Tensor:
+        """[B, S, d] the last hidden states of the columns that run, valid at `columns`."""
+        assert _same_rows(ctx.rows, state.rows, state.batch.size), (
+            "a state must be asked with the rows that it was entered with"
+        )
+        ctx.shape, ctx.prefilled = (state.stream.shape[0], state.stream.shape[1]), True
+        ctx.mask = state.trunk["attention_mask"]
+        ctx.memo.update(state.memo)
+        enter, cache = (state.layer, state.stream), _suffix.cache_of(state)
+        return self.run_text(dict(state.trunk), ctx, cache=cache, enter=enter, columns=columns)
 
     @torch.no_grad()
     def attention(self, batch: Batch, columns: Tensor) -> Tensor:

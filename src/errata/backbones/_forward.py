@@ -157,9 +157,12 @@ class DecoderForward(Backbone, ABC):
 
     def answer_logits(self, stream: Tensor, batch: Batch, ctx: HookContext) -> Tensor:
         """[B, 1 + M, V] logits at the last prompt token and at the target tokens."""
-        columns = self.answer_columns(batch).to(stream.device)
+        return self.logits_at(stream, self.answer_columns(batch), ctx)
+
+    def logits_at(self, stream: Tensor, columns: Tensor, ctx: HookContext) -> Tensor:
+        """[B, n, V] logits at columns [B, n] of the last hidden states."""
         rows = torch.arange(stream.shape[0], device=stream.device)[:, None]
-        return self.logits_of(stream[rows, columns], ctx)
+        return self.logits_of(stream[rows, columns.to(stream.device)], ctx)
 
     @staticmethod
     def answer_columns(batch: Batch) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image as Pillow
 
+from errata.algorithms.locate_then_edit.value_search import ColumnShift
 from errata.contract._names import named
 from errata.contract.editors import weights
 from errata.core import registry
@@ -155,6 +156,35 @@ def holds_resume(bb: Backbone, folder: Path) -> None:
             _close(bb.resume(state, None), whole, f"resumed at block {layer}")
             with bb.ask(state) as question:
                 assert question.greedy([4] * len(asked)) == said, f"answers at block {layer}"
+
+
+def holds_suffixes(bb: Backbone, folder: Path) -> None:
+    """Where earlier columns can be finished, a change at one column gives the logits of whole rows.
+
+    With a change of each row's own column, at every block but the first.
+    """
+    asked = prompts(bb, folder)
+    batch = bb.encode(asked, ["green", "blue ring", "", "ring", "red"][: len(asked)])
+    ends = batch.lengths + torch.tensor([len(t) for t in batch.targets], device=batch.ids.device)
+    back = torch.arange(1, len(asked) + 1, device=ends.device)
+    first = (ends - back).clamp(min=0).minimum(batch.lengths - 1)
+    rng = torch.Generator().manual_seed(0)
+    delta = torch.randn(1, bb.width, generator=rng)
+    with torch.no_grad():
+        for layer in range(1, bb.depth):
+            state = bb.enter(batch, layer)
+            suffix = bb.suffix(state, first)
+            if suffix is None:
+                continue
+            shift = ColumnShift([f"text.{layer}.mlp"], first, torch.zeros_like(first))
+            shift.delta = {f"text.{layer}.mlp": delta}
+            with bb.applied(shift):
+                whole = bb.logits(state)
+                shift.columns_B = torch.zeros_like(first)
+                part = bb.logits(suffix)
+            for b, target in enumerate(batch.targets):
+                read = slice(max(0, int(first[b] - batch.lengths[b]) + 1), len(target) + 1)
+                _close(part[b, read], whole[b, read], f"row {b} from column {first[b]}, {layer}")
 
 
 def checks(bb: Backbone, folder: Path) -> list[tuple[str, Callable[[], None]]]:

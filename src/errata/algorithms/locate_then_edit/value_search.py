@@ -13,8 +13,9 @@ below `stop_loss`, before the backward. After each update |delta| is clamped to 
 h0 is the site's output in the bare prompt (without template).
 
 Differences: there the whole model runs once per edit and step. Here the rows of all edits are one
-batch, which is entered once at the highest block that delta does not change, the head runs only
-where the target is predicted, and every edit has a delta, a clamp and a stop of its own.
+batch, which is entered once at the highest block that delta does not change. Above it, the columns
+before delta's run once, where the model allows it (`Backbone.suffix`). The head runs only where the
+target is predicted, and every edit has a delta, a clamp and a stop of its own.
 
 Shapes: E edits, B rows of all edits, M target tokens, V vocabulary, d stream width.
 """
@@ -37,7 +38,7 @@ from errata.algorithms.locate_then_edit.context_templates import (
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.hook import Hook
 from errata.core.model.backbone import Backbone
-from errata.core.model.batch import Batch, PrefixState
+from errata.core.model.batch import Batch, PrefixState, SuffixState
 from errata.core.types import Edit, Prompt
 from errata.training.optimise import check_finite
 
@@ -209,9 +210,11 @@ def _search(
     q = value_batch(backbone, edits, templates, settings)
     shift = ColumnShift(settings.sites, q.columns_B, q.owner_B)
     entry = backbone.entry(shift)
-    state: Batch | PrefixState = q.batch
+    state: Batch | PrefixState | SuffixState = q.batch
     if entry is not None:
-        state = backbone.enter(q.batch, entry, rows=q.rows_B)
+        state = entered = backbone.enter(q.batch, entry, rows=q.rows_B)
+        if (later := backbone.suffix(entered, q.columns_B)) is not None:
+            state, shift.columns_B = later, torch.zeros_like(q.columns_B)
     places = {s: backbone.device_of(s) for s in settings.sites}
     deltas = ValueOptimizer(
         {s: torch.zeros(len(edits), backbone.width, device=p) for s, p in places.items()}

@@ -26,7 +26,7 @@ from errata.core.errors import BadBackbone, BadPatch, BadSpec, Notice
 from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
-from errata.core.model.batch import Batch, Generated, Heads, PrefixRow, PrefixState, Question
+from errata.core.model.batch import Batch, Generated, Heads, PrefixRow, PrefixState, Question, SuffixState
 from errata.core.model.outline import ModelOutline
 from errata.core.patch import (
     Patch,
@@ -210,8 +210,13 @@ class Backbone(ABC):
         """Context manager that yields a Question over `what` with the live hooks."""
 
     @abstractmethod
-    def logits(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
-        """[B, 1 + M, V] as `Question.logits`, with gradients, without a cache."""
+    def logits(
+        self, what: Batch | PrefixState | SuffixState, *, rows: Tensor | None = None
+    ) -> Tensor:
+        """[B, 1 + M, V] as `Question.logits`, with gradients, without a cache.
+
+        Of a `SuffixState` the columns in front of `first` are not valid.
+        """
 
     @abstractmethod
     def enter(
@@ -227,6 +232,14 @@ class Backbone(ABC):
         `what` may be the state of a lower block, which is continued up to block `layer`; not with
         `for_generation`, which also keeps the KV cache.
         """
+
+    def suffix(self, state: PrefixState, first: Tensor) -> SuffixState | None:
+        """The same rows from the columns first [B] on; what lies before is computed once, here.
+
+        For hooks that are added later and act at these columns alone, from `state.layer` on. None
+        where the model or a live hook needs whole rows.
+        """
+        return None
 
     def split(self, state: PrefixState) -> list[PrefixRow] | None:
         """The rows of a state that entered a block, so that they can be cached one by one.

@@ -85,6 +85,26 @@ class PrefixState:
 
 
 @dataclass(frozen=True, eq=False)
+class SuffixState:
+    """The last columns of some rows: the columns in front of them are finished.
+
+    first [B]: the column that each row goes on at. `stream` [B, S, d] are the hidden states that
+    enter block `layer` there, `trunk` the keywords of the text model's forward over these columns.
+    finished: a KV cache of the earlier columns. rows, stack, memo: as in `PrefixState`.
+    """
+
+    batch: Batch
+    layer: int
+    first: Tensor
+    trunk: Mapping[str, Any]
+    stream: Tensor
+    finished: Any
+    rows: Tensor | None = None
+    stack: tuple[Hook, ...] = ()
+    memo: Mapping[tuple[int, str], Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class PrefixRow:
     """One row of a `PrefixState` without its padding; see `Backbone.split`.
 
