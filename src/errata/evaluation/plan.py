@@ -45,6 +45,7 @@ from errata.io.images import hash_image, split_uri
 
 VERSION = 1
 BLOCK = 32  # cases asked together; part of what makes a plan reproducible
+STAGED = 128  # the same, of cases of which only the main probes are asked at first
 
 Progress = Callable[[str, int, int], None]
 
@@ -202,15 +203,22 @@ def _ask_candidates(
     dropped: list[Skip] = []
     if progress is not None:
         progress("asking the unedited model", 0, most)
-    for start in range(0, len(candidates), BLOCK):
+    # of completions mostly few are known: their other probes are asked for the known ones only
+    staged = any(c.main is not None and c.main.contrast for c in candidates)
+    size = STAGED if staged else BLOCK
+    for start in range(0, len(candidates), size):
         if len(cases) >= most:
             break
         block = []
-        for case in candidates[start : start + BLOCK]:
+        for case in candidates[start : start + size]:
             ready, why = _ready(backbone, case)
             dropped += why
             if ready is not None:
                 block.append(ready)
+        if staged:
+            answers = _answers(backbone, [_main_alone(c) for c in block], legacy)
+            block, why = usable(block, answers)
+            dropped += why
         answers = _answers(backbone, block, legacy)
         kept, why = filter_cases(block, answers)
         dropped += why
@@ -265,6 +273,11 @@ def _hashed(prompt: Prompt) -> Prompt:
     )
 
 
+def _main_alone(case: Case) -> Case:
+    assert case.main is not None, case.id
+    return case.with_probes((case.main,))
+
+
 def _answers(
     backbone: Backbone, cases: Sequence[Case], legacy: bool
 ) -> dict[tuple[str, str], Answer]:
@@ -281,6 +294,23 @@ def _answers(
     return {(a.case, a.probe): a for a in ask_all(backbone, requests, step=-1, legacy=legacy)}
 
 
+def usable(
+    cases: Sequence[Case], answers: Mapping[tuple[str, str], Answer]
+) -> tuple[list[Case], list[Skip]]:
+    """The cases that can be edited on this backbone, and why the others are dropped.
+
+    answers: the unedited model's to the main probes, by (case, probe id).
+    """
+    kept, skips = [], []
+    for case in cases:
+        assert case.main is not None, case.id
+        if reason := _case_reason(case, answers[case.id, case.main.id]):
+            skips.append(Skip(case.id, reason))
+        else:
+            kept.append(case)
+    return kept, skips
+
+
 def filter_cases(
     cases: Sequence[Case], answers: Mapping[tuple[str, str], Answer]
 ) -> tuple[list[Case], list[Skip]]:
@@ -288,13 +318,11 @@ def filter_cases(
 
     answers: the unedited model's, by (case, probe id). Also why cases and probes were dropped.
     """
-    kept, skips = [], []
-    for case in cases:
+    kept = []
+    good, skips = usable(cases, answers)
+    for case in good:
         assert case.main is not None, case.id
         answer = answers[case.id, case.main.id]
-        if reason := _case_reason(case, answer):
-            skips.append(Skip(case.id, reason))
-            continue
         probes = []
         for probe in case.probes:
             if reason := _probe_reason(case, probe, answers):
