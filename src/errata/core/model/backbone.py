@@ -26,7 +26,15 @@ from errata.core.errors import BadBackbone, BadPatch, BadSpec, Notice
 from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
-from errata.core.model.batch import Batch, Generated, Heads, PrefixRow, PrefixState, Question, SuffixState
+from errata.core.model.batch import (
+    Batch,
+    Generated,
+    Heads,
+    PrefixRow,
+    PrefixState,
+    Question,
+    SuffixState,
+)
 from errata.core.model.outline import ModelOutline
 from errata.core.patch import (
     Patch,
