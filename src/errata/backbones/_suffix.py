@@ -83,7 +83,7 @@ def suffix_of(state: PrefixState, cache: Any, first_B: Tensor, depth: int) -> Su
 
 
 def cache_of(state: SuffixState) -> Any:
-    """The keys and values of the finished columns; what a forward appends stays out of the state."""
+    """The finished columns; what a forward appends stays out of the state."""
     cache = copy.copy(state.finished)
     cache.layers = [copy.copy(layer) for layer in cache.layers]
     return cache

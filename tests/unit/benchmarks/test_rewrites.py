@@ -235,13 +235,9 @@ def test_a_far_question_has_answers_of_another_relation(tmp_path: Path) -> None:
          "locality_prompt": f"Town {n} is", "locality_ground_truth": "Rome"}
         for i, n in enumerate(subjects("train")[:3])
     ]  # fmt: skip
-    path = tmp_path / "c.json"
-    path.write_text(json.dumps(colours + towns))
-    cases = CounterFact().load(BenchmarkSpec.parse(f"counterfact:{path}")).cases
-    far = [p for c in cases for p in c.probes if p.kind == "t_locality"]
-    assert len(far) == 3
-    assert {(p.reference, p.contrast) for p in far} == {("Rome", "Oslo")}
-    mixed = [*towns, {**flat(20, subjects("train")[4]), "target_new": "Rome"}]
-    path.write_text(json.dumps(colours + mixed))  # now colours stand beside towns
-    cases = CounterFact().load(BenchmarkSpec.parse(f"counterfact:{path}")).cases
-    assert not [p for c in cases for p in c.probes if p.kind == "t_locality"]
+    found = load(tmp_path / "c.json", colours + towns, "counterfact:{}")
+    far = [p for c in found.cases for p in c.probes if p.kind == "t_locality"]
+    assert [(p.reference, p.contrast) for p in far] == [("Rome", "Oslo")] * 3
+    joint = {**flat(20, subjects("train")[4]), "target_new": "Rome"}  # a colour beside a town
+    found = load(tmp_path / "c.json", [*colours, *towns, joint], "counterfact:{}")
+    assert not [p for c in found.cases for p in c.probes if p.kind == "t_locality"]
