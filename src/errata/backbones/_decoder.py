@@ -25,7 +25,7 @@ from errata.backbones._folders import forward_errors
 from errata.backbones._forward import DecoderForward
 from errata.backbones._identity import core
 from errata.backbones._overrides import StopForward, attention_as, forward_as, stop_at
-from errata.backbones._pruning import deduplicated
+from errata.backbones._pruning import deduplicated, packs
 from errata.backbones._scoring import DecoderQuestion
 from errata.backbones._text_blocks import cross
 from errata.backbones._text_blocks.recurrent import is_cacheable
@@ -389,7 +389,13 @@ class DecoderBackbone(DecoderForward):
         ctx.shape, ctx.prefilled = (state.stream.shape[0], state.stream.shape[1]), True
         ctx.mask = state.trunk["attention_mask"]
         ctx.memo.update(state.memo)
-        enter, cache = (state.layer, state.stream), _suffix.cache_of(state)
+        enter = (state.layer, state.stream)
+        if packs(self.text, self.layer_types()) and not self.hooks.direct.others():
+            dedup, earlier, trunk = _suffix.packed(state)
+            return self.run_text(
+                trunk, ctx, enter=enter, columns=columns, dedup=dedup, earlier=earlier
+            )
+        cache = _suffix.cache_of(state)
         return self.run_text(dict(state.trunk), ctx, cache=cache, enter=enter, columns=columns)
 
     @torch.no_grad()

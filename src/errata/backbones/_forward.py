@@ -21,7 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from errata.backbones._overrides import forward_as, in_this_thread
-from errata.backbones._pruning import dedup_attention, dedup_keywords, last_block_at
+from errata.backbones._pruning import (
+    EarlierColumns,
+    dedup_attention,
+    dedup_keywords,
+    last_block_at,
+)
 from errata.core.hooks.cache_names import cache_keywords
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.dedup import DedupBatch
@@ -107,22 +112,24 @@ class DecoderForward(Backbone, ABC):
         enter: tuple[int, Tensor] | None = None,
         columns: Tensor | None = None,
         dedup: DedupBatch | None = None,
+        earlier: EarlierColumns | None = None,
     ) -> Tensor:
         """[B, T, d] last hidden states of the text model, from its input or block `enter[0]` on.
 
         enter: (block, hidden states that enter it). columns [B, n]: only these are needed, the
-        others are not valid. dedup: identical columns run once.
+        others are not valid. dedup: identical columns run once. earlier: columns in front of these,
+        for a deduplicated batch.
         """
         with ExitStack() as stack:
             stack.enter_context(self.hooks.forward())
             stack.enter_context(self.hooks.question(ctx))
-            if self.hooks.direct.others():
+            if self.hooks.direct.others() and earlier is None:
                 dedup = None  # it replaces the attention of all threads
             if dedup is not None:
                 assert enter is not None and cache is None
                 trunk, enter = dedup_keywords(dedup, trunk), (enter[0], dedup.pack(enter[1]))
                 stack.enter_context(self.hooks.deduplicated(dedup))
-                stack.enter_context(dedup_attention(self.text, self.name, dedup))
+                stack.enter_context(dedup_attention(self.text, self.name, dedup, earlier))
             if columns is not None:
                 places = (dedup or DedupBatch.all_distinct(ctx.shape, columns.device)).at(columns)
                 stack.enter_context(last_block_at(self.hooks, self.depth, places))

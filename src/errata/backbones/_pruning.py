@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,14 @@ from errata.backbones._overrides import attention_as, forward_as
 from errata.core.hooks.dedup import DedupBatch
 from errata.core.hooks.manager import HookManager
 from errata.core.model.batch import PrefixState
+
+
+class EarlierColumns(NamedTuple):
+    """Columns in front of those of a batch: their KV cache, and the mask [B, 1, T, P + T]."""
+
+    cache: Any
+    mask: Tensor
+
 
 _TEXT = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 
@@ -33,9 +41,7 @@ def deduplicated(
     mask = state.trunk.get("attention_mask")
     if (
         state.same is None
-        or not getattr(text, "_supports_attention_backend", False)
-        or _attention_of(text) != "sdpa"
-        or layer_types != {"full_attention"}
+        or not packs(text, layer_types)
         or not (isinstance(mask, Tensor) and mask.dim() == 2)
         or any(isinstance(v, Tensor) for k, v in state.trunk.items() if k not in _TEXT)
         or not _same_on_equal_columns(hooks)
@@ -77,9 +83,25 @@ def dedup_keywords(dedup: DedupBatch, trunk: Mapping[str, Any]) -> dict[str, Any
     return rest
 
 
+def packs(text: nn.Module, layer_types: AbstractSet[str]) -> bool:
+    """Whether columns can run packed: every block attends to all earlier columns, and its attention
+    can be replaced.
+    """
+    return (
+        getattr(text, "_supports_attention_backend", False)
+        and _attention_of(text) == "sdpa"
+        and layer_types == {"full_attention"}
+    )
+
+
 @contextmanager
-def dedup_attention(text: nn.Module, name: str, dedup: DedupBatch) -> Iterator[None]:
-    """The text model's attention gets whole rows; all other modules the distinct columns."""
+def dedup_attention(
+    text: nn.Module, name: str, dedup: DedupBatch, earlier: EarlierColumns | None = None
+) -> Iterator[None]:
+    """The text model's attention gets whole rows; all other modules the distinct columns.
+
+    earlier: keys and values that stand in front of those of the batch.
+    """
     calls = 0
 
     def heads(x: Tensor) -> Tensor:
@@ -91,12 +113,37 @@ def dedup_attention(text: nn.Module, name: str, dedup: DedupBatch) -> Iterator[N
         nonlocal calls
         assert mask is None, "no mask is needed: padding comes after every column that attends"
         calls += 1
-        out, _ = sdpa_attention_forward(module, heads(query), heads(key), heads(value), None, **k)
+        query, key, value = heads(query), heads(key), heads(value)
+        if earlier is None:
+            out, _ = sdpa_attention_forward(module, query, key, value, None, **k)
+        else:
+            layer: Any = earlier.cache.layers[module.layer_idx]
+            key, value = torch.cat([layer.keys, key], 2), torch.cat([layer.values, value], 2)
+            out = few_queries(query, key, value, earlier.mask, k.get("scaling"))
         return dedup.pack(out), None
 
     with attention_as(text, f"errata_dedup_{id(text)}", attend):
         yield
     assert calls, f"{name} does not attend through the library's interface"
+
+
+def few_queries(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None
+) -> Tensor:
+    """[B, T, h, n] attention of queries [B, h, T, n] over keys and values [B, g, C, n].
+
+    mask [B, 1, T, C]. For few queries a row: on a CPU the backward of the fused kernel is up to ten
+    times slower. The heads that share keys are queries of one product.
+    """
+    rows, heads, columns, size = query.shape
+    groups = key.shape[1]
+    scale = size**-0.5 if scaling is None else scaling
+    queries = (query * scale).reshape(rows, groups, -1, size)
+    scores = (queries @ key.transpose(2, 3)).view(rows, groups, -1, columns, key.shape[2])
+    scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    out = weights.view(rows, groups, -1, key.shape[2]) @ value
+    return out.view(rows, heads, columns, size).transpose(1, 2)
 
 
 @contextmanager

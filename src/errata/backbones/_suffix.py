@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from errata.backbones._pruning import EarlierColumns
+from errata.core.hooks.dedup import DedupBatch
 from errata.core.hooks.hook import Hook
 from errata.core.model.batch import PrefixState, SuffixState
 
@@ -87,6 +89,18 @@ def cache_of(state: SuffixState) -> Any:
     cache = copy.copy(state.finished)
     cache.layers = [copy.copy(layer) for layer in cache.layers]
     return cache
+
+
+def packed(state: SuffixState) -> tuple[DedupBatch, EarlierColumns, dict[str, Any]]:
+    """The columns that run without their padding, what stands in front of them, and the keywords."""
+    mask, (rows, after) = state.trunk["attention_mask"], state.stream.shape[:2]
+    runs = mask[:, -after:]
+    index = torch.arange(rows * after, device=mask.device).view(rows, after)
+    own = torch.ones(after, after, dtype=torch.bool, device=mask.device).tril()
+    seen = mask[:, None, :-after].bool().expand(-1, after, -1)
+    both = torch.cat([seen, own.expand(rows, -1, -1)], dim=2)[:, None]
+    trunk = {**state.trunk, "attention_mask": runs}
+    return DedupBatch(index, runs), EarlierColumns(state.finished, both), trunk
 
 
 def _gathered(x: Tensor, at: Tensor) -> Tensor:
