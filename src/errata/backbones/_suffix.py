@@ -92,7 +92,7 @@ def cache_of(state: SuffixState) -> Any:
 
 
 def packed(state: SuffixState) -> tuple[DedupBatch, EarlierColumns, dict[str, Any]]:
-    """The columns that run without their padding, what stands in front of them, and the keywords."""
+    """The columns that run, without padding, what stands in front of them, and the keywords."""
     mask, (rows, after) = state.trunk["attention_mask"], state.stream.shape[:2]
     runs = mask[:, -after:]
     index = torch.arange(rows * after, device=mask.device).view(rows, after)
