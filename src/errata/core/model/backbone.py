@@ -26,7 +26,15 @@ from errata.core.errors import BadBackbone, BadPatch, BadSpec, Notice
 from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
-from errata.core.model.batch import Batch, Generated, Heads, PrefixRow, PrefixState, Question, SuffixState
+from errata.core.model.batch import (
+    Batch,
+    Generated,
+    Heads,
+    PrefixRow,
+    PrefixState,
+    Question,
+    SuffixState,
+)
 from errata.core.model.outline import ModelOutline
 from errata.core.patch import (
     Patch,
@@ -189,6 +197,10 @@ class Backbone(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, stripped."""
 
+    def hashed(self, prompt: Prompt) -> Prompt:
+        """The prompt with the sha256 of each picture. Raises BadImage."""
+        return prompt
+
     @abstractmethod
     def answer_ids(self, text: str, prompt: Prompt) -> tuple[int, ...]:
         """Ids of a continuation of `prompt`, as `encode` would append them."""
@@ -201,6 +213,16 @@ class Backbone(ABC):
         raise BadBackbone(
             f"{self.name} cannot locate a word in a prompt. Edit at the prompt's last token: "
             "--set token=last_prompt."
+        )
+
+    def first_column(self, prompt: Prompt, span: str) -> int:
+        """The column of the first token of `span`, of the mention that `last_column` finds.
+
+        That token may begin before it. Raises BadEdit.
+        """
+        raise BadBackbone(
+            f"{self.name} cannot locate a word in a prompt, which this needs. Choose a model of "
+            "another family."
         )
 
     @abstractmethod
