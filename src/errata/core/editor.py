@@ -325,7 +325,8 @@ class Editor(ABC):
         for _, edit in request.edits:
             check_target(backbone, edit)
         _warn_of_contradictions(request)
-        request = _with_hashes(backbone, request)
+        groups = tuple(tuple(map(backbone.hashed, group)) for group in request.groups)
+        request = replace(request, groups=groups)
         stack = backbone.hooks.stack
         results = self.find(backbone, request)
         fingerprint = backbone.fingerprint()
@@ -417,17 +418,6 @@ class Editor(ABC):
             notes={"style": backbone.style},
             config=_plain(self.config),
         )
-
-
-def _with_hashes(backbone: Backbone, request: EditRequest) -> EditRequest:
-    """The same edits, whose pictures are known by content, wherever their files are later."""
-    return replace(
-        request,
-        groups=tuple(
-            tuple(replace(e, prompt=backbone.hashed(e.prompt)) for e in group)
-            for group in request.groups
-        ),
-    )
 
 
 def edits_of(edits: Any) -> list[Edit]:
