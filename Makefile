@@ -17,7 +17,7 @@ KILLS_ARGS ?=
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup check test numbers fuzz kills demo docs clean
+.PHONY: setup check test numbers fuzz kills demo demo-text docs clean
 
 setup: $(STAMP)
 
@@ -50,6 +50,9 @@ kills: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/errata demo $(DEMO_ARGS)
+
+demo-text: $(STAMP)
+	$(BIN)/errata demo --text --out runs/demo-text $(DEMO_ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python -m tools.docs

@@ -1,10 +1,10 @@
-"""`demo`: five editors on the bundled model, measured, undone, and a report."""
+"""`demo`: some editors on a small model, measured, undone, and a report."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,10 +21,21 @@ if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
     from errata.core.types import Case
 
-MODEL = "micro-vlm"
-EDITORS = ("ft_l", "ft_v", "tpatcher", "ike", "unike")
-BENCHMARK = "microworld:vqa"
 MARK = ".errata-demo"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is shown: a model, the benchmark it is edited on, editors, and edits per editor."""
+
+    model: str
+    benchmark: str
+    editors: tuple[str, ...]
+    limit: int
+
+
+PICTURES = Demo("micro-vlm", "microworld:vqa", ("ft_l", "ft_v", "tpatcher", "ike", "unike"), 40)
+TEXT = Demo("smollm2-135m", "places", ("ft_l", "rome", "memit", "ike"), 10)
 
 
 @dataclass(frozen=True)
@@ -43,16 +54,22 @@ def demo(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for runs, a patch and the report.")
     ] = Path("runs/demo"),
-    limit: Annotated[int, typer.Option(min=1, help="Edits per editor.")] = 40,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Edits per editor. Default: 40; with --text 10.")
+    ] = None,
     seed: options.Seed = 0,
+    text: Annotated[
+        bool, typer.Option("--text", help="Edit smollm2-135m, which knows real facts, instead.")
+    ] = False,
 ) -> None:
-    """Edit the bundled model with five methods; measure, undo, report."""
+    """Edit a small model with several methods; measure, undo, report."""
+    shown = TEXT if text else PICTURES
     check_folder(out)
     with locked(out):
-        _demo(out, limit, seed)
+        _demo(out, replace(shown, limit=limit or shown.limit), seed)
 
 
-def _demo(out: Path, limit: int, seed: int) -> None:
+def _demo(out: Path, shown: Demo, seed: int) -> None:
     from errata.cli.shared.progress import reporting
     from errata.cli.shared.tables import print_tables
     from errata.contract.editors import weights
@@ -60,23 +77,26 @@ def _demo(out: Path, limit: int, seed: int) -> None:
     from errata.report.html import write_report
     from errata.report.results import read_settings
 
-    _fresh(out)
     started = time.perf_counter()
-    say(f"{len(EDITORS)} editors make {limit} edits each on {MODEL}, one at a time ({BENCHMARK}).")
-    bb = ModelOptions(MODEL).load()
+    bb = ModelOptions(shown.model).load()
+    _fresh(out)
+    say(
+        f"{len(shown.editors)} editors make {shown.limit} edits each on {shown.model}, one at a "
+        f"time ({shown.benchmark})."
+    )
     unedited_hash = weights(bb)
     runs = []
-    for name in EDITORS:
+    for name in shown.editors:
         editor = options.make_editor(name, None, None)
         with reporting(name) as progress:
             run = bench(
-                bb, editor, BENCHMARK, "one_step", out / name,
-                seed=seed, limit=limit, progress=progress,
+                bb, editor, shown.benchmark, "one_step", out / name,
+                seed=seed, limit=shown.limit, progress=progress,
             )  # fmt: skip
         runs.append(run)
     print_tables(read_settings(runs))
     undo = show_undo(bb, runs[0], out / "patch", unedited_hash, seed)
-    _print_undo(undo, out / "patch")
+    _print_undo(undo, shown.model, out / "patch")
     report = write_report(runs, out / "report.html", title="errata demo")
     say(f"\n{time.perf_counter() - started:.0f} s in all. Open the report: {report.resolve()}")
     if undo.before != undo.undone or not undo.same_weights:
@@ -131,11 +151,11 @@ def _successful_case(run: Path) -> Case:
     return next(iter(folder.cases.values()))
 
 
-def _print_undo(undo: Undo, folder: Path) -> None:
+def _print_undo(undo: Undo, model: str, folder: Path) -> None:
     say(f"\nOne edit, undone. Question: {undo.prompt!r}, new answer: {undo.target!r}")
     say(f"  before the edit      {undo.before}")
     say(f"  with the patch       {undo.edited}")
     say(f"  patch removed        {undo.undone}")
     same = "the same as before the first edit" if undo.same_weights else "CHANGED"
     say(f"  hash of all weights  {same}")
-    say(f"  the patch            {folder} (apply it: errata ask {MODEL} --patch {folder} ...)")
+    say(f"  the patch            {folder} (apply it: errata ask {model} --patch {folder} ...)")

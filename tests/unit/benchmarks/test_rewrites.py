@@ -106,10 +106,10 @@ def test_counterfact_as_rome_and_as_recipe_write_it(tmp_path: Path) -> None:
         ("reliability", f"The colour of {name} is", "red", "blue"),
         ("t_generality/0", f"Today. {name} has the colour", "red", "blue"),
         ("t_generality/1", f"{name}, coloured", "red", "blue"),
-        ("t_locality/0", "The colour of thing 0 is", "blue", "red"),
+        ("near_locality/0", "The colour of thing 0 is", "blue", "red"),
     ]
     assert len(nested.probes) == 13
-    assert [p.kind for p in plain.probes] == ["reliability", "t_generality", "t_locality"]
+    assert [p.kind for p in plain.probes] == ["reliability", "t_generality", "near_locality"]
     (dev,) = load(tmp_path / "c.json", records, "counterfact:{}@dev/known").cases
     assert dev.id == "counterfact-5" and dev.origin == "counterfactual"
 
@@ -197,7 +197,7 @@ def test_a_run_records_both_answers_and_scores_them(
         tmp_path / "run",
     )  # fmt: skip
     scores = json.loads((run / "scores.json").read_text())["metrics"]
-    for kind in ("reliability", "t_generality", "t_locality"):
+    for kind in ("reliability", "t_generality", "near_locality"):
         assert scores[f"{kind}.probability"]["n"] == 3
     lines = (run / "answers.jsonl").read_text().splitlines()
     answers = [json.loads(line) for line in lines]
@@ -226,3 +226,18 @@ def test_a_completion_that_goes_on_is_an_answer_to_the_plan(tmp_path: Path) -> N
     for answer, reason in ((unknown, "not the old answer"), (hop, "already says the target")):
         kept_cases, (skip,) = filter_cases([told], {**answers, **hops, main: answer})
         assert kept_cases == [] and reason in skip.reason
+
+
+def test_a_far_question_has_answers_of_another_relation(tmp_path: Path) -> None:
+    colours = [flat(i, n) for i, n in enumerate(subjects("eval")[:3])]
+    towns = [
+        {**flat(9 + i, n), "target_new": "Oslo", "ground_truth": "Rome",
+         "locality_prompt": f"Town {n} is", "locality_ground_truth": "Rome"}
+        for i, n in enumerate(subjects("train")[:3])
+    ]  # fmt: skip
+    found = load(tmp_path / "c.json", colours + towns, "counterfact:{}")
+    far = [p for c in found.cases for p in c.probes if p.kind == "t_locality"]
+    assert [(p.reference, p.contrast) for p in far] == [("Rome", "Oslo")] * 3
+    joint = {**flat(20, subjects("train")[4]), "target_new": "Rome"}  # a colour beside a town
+    found = load(tmp_path / "c.json", [*colours, *towns, joint], "counterfact:{}")
+    assert not [p for c in found.cases for p in c.probes if p.kind == "t_locality"]

@@ -8,8 +8,9 @@ one split by its hash, so that facts for tuning (`dev`) share no subject with `e
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +35,7 @@ from errata.benchmarks._rewrites import (
 from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
 from errata.core.types import Case, Probe, Prompt, Skip
 
+TRIES = 100  # records that are looked at for a far question
 MEND = "Give ROME's counterfact.json, or counterfact-edit.json of RECIPE or EasyEdit."
 
 
@@ -51,14 +53,15 @@ class CounterFact(Benchmark):
     """One edit a record (task `text`), with its paraphrases and the neighbours of its subject.
 
     reliability: the edited prompt. t_generality: ROME's paraphrases, the flat files have one.
-    t_locality: the same relation of other subjects whose true answer is the one that the edit
-    replaces; ROME has ten, the flat files one. Each probe names the other answer of the record as
-    its contrast, for the papers' probabilities. ROME's attribute and generation prompts are not
-    asked: they serve the fluency and consistency scores.
+    near_locality: the same relation of other subjects whose true answer is the one that the edit
+    replaces (the papers' neighbourhood); ROME has ten, the flat files one. t_locality: a neighbour
+    of a train record with answers of another kind. Each probe names the other
+    answer of its record as its contrast, for the papers' probabilities. ROME's attribute and
+    generation prompts are not asked: they serve the fluency and consistency scores.
     """
 
     name: ClassVar[str] = "counterfact"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     tasks: ClassVar[tuple[str, ...]] = ("text",)
     splits: ClassVar[tuple[str, ...]] = SPLITS
     variants: ClassVar[tuple[str, ...]] = VARIANTS
@@ -69,7 +72,8 @@ class CounterFact(Benchmark):
         rows, skips = _read(path_of(self.name, spec.source, root))
         origin = origin_of(spec)
         chosen = [row for row in rows if split_of(row.rewrite.subject) == spec.split]
-        return Loaded(tuple(_case(row, origin) for row in chosen), tuple(skips))
+        others = Others.of(rows)
+        return Loaded(tuple(_case(row, origin, others) for row in chosen), tuple(skips))
 
     def files(self, spec: BenchmarkSpec, *, root: Path | None = None) -> Mapping[str, str]:
         path = path_of(self.name, spec.source, root)
@@ -84,7 +88,8 @@ class CounterFact(Benchmark):
     def audit(self, *, root: Path | None = None) -> Mapping[str, Any]:
         """root: the file. Counts; how often a neighbour of eval is about an edited subject."""
         rows, skips = _read(path_of(self.name, "", root))
-        kinds = Counter(p.kind for row in rows for p in _case(row, "correction").probes)
+        others = Others.of(rows)
+        kinds = Counter(p.kind for row in rows for p in _case(row, "correction", others).probes)
         edited = {row.rewrite.subject for row in rows}
         return {
             "records": len(rows),
@@ -144,8 +149,8 @@ def _flat(name: str, record: Mapping[str, Any]) -> CounterFactRow:
     return CounterFactRow(name, rewrite, (text_of(record, "rephrase_prompt"),), (neighbour,))
 
 
-def _case(row: CounterFactRow, origin: str) -> Case:
-    return case_of(row.id, row.rewrite, _probes(row), origin)
+def _case(row: CounterFactRow, origin: str, others: Others) -> Case:
+    return case_of(row.id, row.rewrite, [*_probes(row), *_far(row, others)], origin)
 
 
 def _probes(row: CounterFactRow) -> Iterator[Probe]:
@@ -157,4 +162,44 @@ def _probes(row: CounterFactRow) -> Iterator[Probe]:
         yield Probe(f"t_generality/{i}", asked, "t_generality", reference=new, contrast=true)
     for i, (text, answer) in enumerate(row.neighbours):
         asked = Prompt.of(text)
-        yield Probe(f"t_locality/{i}", asked, "t_locality", reference=answer, contrast=new)
+        yield Probe(
+            f"near_locality/{i}", asked, "near_locality", "same_answer", answer, contrast=new
+        )
+
+
+def _far(row: CounterFactRow, others: Others) -> Iterator[Probe]:
+    """A neighbour of another record, chosen by the record's id, with answers of another sort."""
+    start = int(hashlib.sha256(f"errata/far/{row.id}".encode()).hexdigest(), 16)
+    for i in range(min(len(others.rows), TRIES)):
+        other = others.rows[(start + i) % len(others.rows)]
+        if not others.answers_beside(row.rewrite) & others.answers_beside(other.rewrite):
+            text, answer = other.neighbours[0]
+            yield Probe(
+                "t_locality", Prompt.of(text), "t_locality", "far", answer,
+                contrast=other.rewrite.new,
+            )  # fmt: skip
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """Records that far questions are taken from, and the answers that stand beside each answer.
+
+    Flat files name no relation. A record gives two answers that fit its relation, so that relations
+    whose answers are never together in a record, and never beside the same third, are different.
+    """
+
+    rows: Sequence[CounterFactRow]
+    beside: Mapping[str, Set[str]]
+
+    @classmethod
+    def of(cls, rows: Sequence[CounterFactRow], split: str = "train") -> Others:
+        beside: dict[str, set[str]] = {}
+        for row in rows:
+            for answer in (row.rewrite.true, row.rewrite.new):
+                beside.setdefault(answer, set()).update((row.rewrite.true, row.rewrite.new))
+        chosen = [r for r in rows if split_of(r.rewrite.subject) == split and r.neighbours]
+        return cls(chosen, beside)
+
+    def answers_beside(self, rewrite: Rewrite) -> Set[str]:
+        return self.beside[rewrite.true] | self.beside[rewrite.new]

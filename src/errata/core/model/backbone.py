@@ -418,6 +418,8 @@ class Backbone(LinearSites):
 
     def rewritten(self, prompt: Prompt, row: int = 0) -> Prompt:
         """The prompt after all live patches of its row have rewritten it, in order."""
+        if not any(hook.rewrites for hook in self.hooks.stack):
+            return prompt
         for patch in united(settled(flat_on_row(self.hooks.stack, row))):
             if isinstance(patch, Patch):
                 prompt = patch.rewrite(prompt, self, row)
