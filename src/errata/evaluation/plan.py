@@ -249,14 +249,14 @@ def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
     probes, skips = [], []
     for probe in case.probes:
         try:
-            hashed = replace(probe, prompt=hashed(probe.prompt))
-            reason = too_long(backbone, hashed)
+            named = replace(probe, prompt=hashed(probe.prompt))
+            reason = too_long(backbone, named)
         except (BadImage, BadEdit) as e:
-            hashed, reason = probe, str(e)
+            named, reason = probe, str(e)
         if reason:
             skips.append(Skip(f"{case.id}/{probe.id}", reason))
         else:
-            probes.append(hashed)
+            probes.append(named)
     if not any(p.kind_info.main for p in probes):
         return None, [*skips, Skip(case.id, f"its {case.main.kind} probe cannot be asked")]
     return replace(case, edit=edit, probes=tuple(probes)), skips
