@@ -61,12 +61,16 @@ def ragged(pictures: list[str]) -> list[Prompt]:
 def edits(pictures: list[str]) -> list[Edit]:
     """Four edits of different lengths with an image each, targets of 1 to 10 tokens."""
     from errata.core.types import Edit, Prompt
+    from errata.io.images import hashed
+
+    def asked(text: str, picture: str) -> Prompt:
+        return hashed(Prompt.of(text, picture))
 
     return [
-        Edit(Prompt.of("What is the colour of the thing?", pictures[0]), "green", id="e0"),
-        Edit(Prompt.of("Which shape is it?", pictures[1]), "ring", id="e1"),
-        Edit(Prompt.of("What is the thing, please?", pictures[2]), "blue thing", id="e2"),
-        Edit(Prompt.of("Colour?", pictures[3]), "red ring of green", id="e3"),
+        Edit(asked("What is the colour of the thing?", pictures[0]), "green", id="e0"),
+        Edit(asked("Which shape is it?", pictures[1]), "ring", id="e1"),
+        Edit(asked("What is the thing, please?", pictures[2]), "blue thing", id="e2"),
+        Edit(asked("Colour?", pictures[3]), "red ring of green", id="e3"),
     ]
 
 

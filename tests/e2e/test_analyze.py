@@ -159,6 +159,32 @@ def test_studies_of_modalities_end_in_one_report(errata, tmp_path):
     assert page.read_text().count("data:image/svg+xml;base64,") == 8
 
 
+@pytest.mark.trained
+@pytest.mark.skipif("micro-vlm" not in bundled_models(), reason="no bundled model")
+def test_tracing(errata, tmp_path):
+    out = tmp_path / "tracing"
+    ran = errata(
+        *("analyze", "tracing", "micro-vlm", "--limit", 20, "--layer", 1, "--layer", -1),
+        *("--with", "facts=4", "--out", out),
+    )
+    assert ran.code == 0, ran.err
+    assert {p.name for p in out.iterdir()} == {
+        *("tracing.svg", "tracing.csv", "tracing-facts.csv", "tracing.json"),
+    }
+    rows = read(out / "tracing.csv")
+    assert {r["restored"] for r in rows} == {"states", "mlp", "attn"}
+    assert {r["block"] for r in rows} == {"1", "7"}
+    told = json.loads((out / "tracing.json").read_text())
+    assert told["known"] == 4 == len(read(out / "tracing-facts.csv"))
+    last = next(
+        r for r in rows if (r["restored"], r["tokens"], r["block"]) == ("states", "last token", "7")
+    )
+    assert float(last["effect"]) == pytest.approx(told["total"]["value"], abs=1e-4)
+    assert "average total effect" in ran.out and "--set layers" in ran.out
+    ran = errata("analyze", "tracing", "micro-vlm", "--with", "copies=0", "--out", tmp_path / "no")
+    assert ran.code == 2 and ran.err.count("\n") == 1 and "copies=0" in ran.err
+
+
 def test_bad_input_is_one_line(errata, tmp_path):
     (tmp_path / "file").write_text("x")
     out = ("--out", tmp_path / "out")
@@ -186,6 +212,6 @@ def test_bad_input_is_one_line(errata, tmp_path):
 
 def test_analyses_are_listed_and_shown(errata):
     rows = json.loads(errata("list", "analyses", "--json").out)
-    known = {"spaces", "alpha", "attention", "sensitivity", "gate", "attribution"}
+    known = {"spaces", "alpha", "attention", "sensitivity", "gate", "attribution", "tracing"}
     assert known <= {r["name"] for r in rows}
     assert "picture: Literal" in errata("show", "analysis", "spaces").out

@@ -104,8 +104,8 @@ def test_a_patch_is_verified(errata, model, picture, tmp_path):
     assert errata("edit", model, "--editor", "ft_l", *text, "--out", patch).code == 0
     good = errata("patch", "verify", patch, "--backbone", model)
     assert good.code == 0, good.err
-    assert "undamaged, 1 edits" in good.out
-    assert "1 of 1 edited questions are answered with their target" in good.out
+    assert "undamaged, 1 edit, " in good.out
+    assert "1 of 1 edited question is answered with their target" in good.out
     Pillow.new("RGB", (28, 28), "blue").save(image)
     for of_model in ((), ("--backbone", model)):
         changed = errata("patch", "verify", patch, *of_model)
@@ -138,8 +138,8 @@ def test_patches_of_several_facts_are_made_and_asked_together(errata, model, pic
     both = errata(*ask, out / "0001", out / "0002")
     assert ("2 of 2 edited questions" in both.out) == (made.code == 0)
     assert "of 2 edited questions are answered with their target" in both.out
-    assert "1 questions of T-locality" in both.out
-    assert "1 of 1 edited questions" in errata(*ask, out / "0001").out
+    assert "1 question of T-locality" in both.out
+    assert "1 of 1 edited question " in errata(*ask, out / "0001").out
     folder = errata("patch", "verify", out)
     assert (folder.code, "0001, 0002" in folder.err) == (2, True)
     assert errata("patch", "verify", out / "0001", "--facts", facts).code == 2  # asks no model
@@ -151,7 +151,7 @@ def test_an_edit_that_misses_its_target_is_written_and_said(errata, model, tmp_p
     made = errata("edit", model, *few, *text, "--out", tmp_path / "patch")
     assert made.code == 3
     assert made.err.count("\n") == 1
-    assert f"1 of 1 edits missed the target: '{QUESTION}' is answered" in made.err
+    assert f"1 of 1 edit missed the target: '{QUESTION}' is answered" in made.err
     assert f"{tmp_path / 'patch'} is written all the same" in made.err
     checked = errata("patch", "verify", tmp_path / "patch", "--backbone", model)
     assert (checked.code, checked.err.count("\n")) == (3, 1)

@@ -86,7 +86,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[stub.Hub]:
 
 def test_a_moved_patch_is_verified_with_its_pictures_and_not_without(here: Path, run: Run) -> None:
     code, out, _ = run("patch", "verify", "micro-vlm", "with")
-    assert code == 0 and "1 of 1 edited questions are answered with their target" in out
+    assert code == 0 and "1 of 1 edited question is answered with their target" in out
     assert f"held: '{QUESTION}' is answered 'purple'" in out
     assert run("patch", "verify", "with", "--backbone", "micro-vlm")[1] == out
     code, out, err = run("patch", "verify", "micro-vlm", "without")
@@ -165,7 +165,7 @@ def test_a_patch_goes_over_the_hub_and_answers_as_before(
             assert there[str(file.relative_to("with"))] == file.read_bytes()
     card = there["README.md"].decode()
     assert 'license: "cc0-1.0"' in card and f'errata.load_patch("{REPO}", model)' in card
-    assert "1 of 1 edited questions are answered with their target" in card
+    assert "1 of 1 edited question is answered with their target" in card
     (picture,) = Path("with/images").iterdir()
     asked = ("ask", "micro-vlm", QUESTION, "--image", picture, "--patch")
     for name in (REPO, f"{REPO}@main", f"hf://{REPO}"):

@@ -24,6 +24,7 @@ from errata.analyses._summary import Summary, cells, text, with_ends
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Bar, Bars, Figure, Findings, Spread, Spreads, Table, Tone, Value
+from errata.core.formats.counts import counted
 from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.kinds import KINDS, TARGET_KINDS, family, label
 from errata.core.model.backbone import Backbone
@@ -88,7 +89,7 @@ class AlphaAnalysis(Analysis):
             _figures(summary, subject),
             (_all_questions(records), summary.table()),
             {"cases": summary.cases, "blocks": summary.blocks, "rank": summary.ranks()},
-            (*summary.lines(), *first_look(summary.cases, "cases")),
+            (*summary.lines(), *first_look(summary.cases, "case")),
         )
 
 
@@ -291,7 +292,7 @@ def _figures(summary: AlphaSummary, subject: Subject) -> tuple[Figure, ...]:
     passed = ", ".join(f"{k}={v}" for k, v in subject.editor.passed.items())
     where = (
         f"{subject.editor.name}{f' ({passed})' if passed else ''} on {subject.backbone.name}, "
-        f"{subject.benchmark}: {summary.cases} cases, one edit each. "
+        f"{subject.benchmark}: {counted(summary.cases, 'case')}, one edit each. "
     )
     columns = 2 if len(summary.blocks) > 1 else 1
 

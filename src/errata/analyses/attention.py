@@ -36,6 +36,7 @@ from errata.core.figure import (
     Value,
     ceiling,
 )
+from errata.core.formats.counts import counted
 from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.model.batch import Batch
 from errata.core.types import Case
@@ -84,12 +85,12 @@ class AttentionAnalysis(Analysis):
                 rows.update(zip((c.id for c in part), values.tolist(), strict=True))
             subject.progress("reading attention", done, len(cases))
         summary = AttentionSummary(scores, [c.id for c in cases], self.config.top)
-        where = f"{subject.backbone.name}, {subject.benchmark}: {len(cases)} questions. "
+        where = f"{subject.backbone.name}, {subject.benchmark}: {counted(len(cases), 'question')}. "
         return Findings(
             (summary.figure(where),),
             (summary.table(),),
             {"cases": len(cases), "peaks": summary.peaks()},
-            (*summary.lines(), *first_look(len(cases), "questions")),
+            (*summary.lines(), *first_look(len(cases), "question")),
         )
 
 

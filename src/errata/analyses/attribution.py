@@ -114,7 +114,7 @@ class AttributionAnalysis(Analysis):
                  for m, i in best.items()]  # fmt: skip
         facts = {"questions": len(questions), "mapped": [m.name for m in maps],
                  "blocks": list(layers)}  # fmt: skip
-        short = () if c.image else first_look(len(questions), "questions")
+        short = () if c.image else first_look(len(questions), "question")
         return Findings(tuple(figures), tuple(tables), facts, (*lines, *short))
 
     def _questions(self, subject: Subject) -> list[tuple[str, Prompt]]:

@@ -29,6 +29,7 @@ from errata.core import registry
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Heat, Spread, Spreads, Table
+from errata.core.formats.counts import counted
 from errata.core.gate import Gate, TokenColumns
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.modes import in_ordinary_modes
@@ -153,7 +154,7 @@ class GateAnalysis(Analysis):
                     "--benchmark with generality and locality questions, or more of it."
                 )
         summary = GateSummary(scores, train_scores, layers, [x.id for x in cases])
-        where = f"{bb.name}, {subject.benchmark}: {len(cases)} cases. "
+        where = f"{bb.name}, {subject.benchmark}: {counted(len(cases), 'case')}. "
         shown = [layers[i] for i in spaced(len(layers), max(1, c.shown))]
         facts = {
             "cases": len(cases), "training cases": len(train), "blocks": layers,
@@ -163,7 +164,7 @@ class GateAnalysis(Analysis):
             (summary.histograms(shown, where), *summary.heats(where)),
             (summary.table(), summary.questions(shown)),
             facts,
-            (*summary.lines(), *first_look(len(cases), "cases")),
+            (*summary.lines(), *first_look(len(cases), "case")),
         )
 
 

@@ -31,6 +31,7 @@ from errata.analyses._token_groups import TokenGroups
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Figure, Findings, Line, Lines, Table, Tone, Value, ceiling
+from errata.core.formats.counts import counted
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.model.batch import Batch
@@ -133,7 +134,7 @@ class SensitivityAnalysis(Analysis):
             noised(subject, batch, [x.id for x in part], layers, noises, c.draws, records)
             subject.progress("adding noise", start + len(part), len(cases))
         summary = SensitivitySummary(records, layers, [x.id for x in cases])
-        where = f"{subject.backbone.name}, {subject.benchmark}: {len(cases)} questions. "
+        where = f"{subject.backbone.name}, {subject.benchmark}: {counted(len(cases), 'question')}. "
         return Findings(
             tuple(summary.figure(unit, where) for unit, sizes in by_unit.items() if sizes),
             (summary.table(), summary.excess()),
@@ -143,7 +144,7 @@ class SensitivityAnalysis(Analysis):
                 "std": summary.stds(),
                 "peaks": summary.peaks(),
             },
-            (*summary.lines(), *first_look(len(cases), "questions")),
+            (*summary.lines(), *first_look(len(cases), "question")),
         )
 
 

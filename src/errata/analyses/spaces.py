@@ -29,6 +29,7 @@ from errata.analyses._summary import cells, text, with_ends
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadData, BadSpec, MissingExtra, MissingState
 from errata.core.figure import Dots, Figure, Findings, Panel, Scatter, Table
+from errata.core.formats.counts import counted
 from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.text import same_answer
 from errata.core.types import Case, Prompt
@@ -123,7 +124,7 @@ class SpacesAnalysis(Analysis):
             (
                 *(line for v in views for line in v.lines()),
                 *(() if "tsne" in methods else ("no t-SNE: pip install 'errata[viz]'",)),
-                *first_look(len(wrong), "questions that the model gets wrong"),
+                *first_look(len(wrong), "wrong answer of the model"),
             ),
         )
 
@@ -156,11 +157,12 @@ class SpacesAnalysis(Analysis):
             f"True and wrong answers in the spaces of each block ({METHODS[method]})",
             tuple(panels),
             len(panels) // len(views),
-            f"{subject.backbone.name}, {subject.benchmark}: {n} questions about {subjects} "
-            f"subjects that the encoders have not seen; at most {self.config.points} drawn. Probe: "
-            "ridge line, five folds of subjects, 95 % intervals over subjects. Answers alone: what "
-            "the answer's text gives without any state. On known facts the line is the one fitted "
-            "to the corrections: near 100 it finds truth, near 0 what the model did not expect.",
+            f"{subject.backbone.name}, {subject.benchmark}: {counted(n, 'question')} about "
+            f"{counted(subjects, 'subject')} that the encoders have not seen; at most "
+            f"{self.config.points} drawn. Probe: ridge line, five folds of subjects, 95 % "
+            "intervals over subjects. Answers alone: what the answer's text gives without any "
+            "state. On known facts the line is the one fitted to the corrections: near 100 it "
+            "finds truth, near 0 what the model did not expect.",
         )
 
 
@@ -304,7 +306,8 @@ class BlockSpaces:
                     (
                         f"the same line {_percent(self.on_known('truthfulness'))}",
                         f"on plain states {_percent(self.on_known('states'))}",
-                        f"{len(self.known)} facts, {len({p.subject for p in self.known})} subjects",
+                        f"{counted(len(self.known), 'fact')}, "
+                        f"{counted(len({p.subject for p in self.known}), 'subject')}",
                     ),
                 )
             )

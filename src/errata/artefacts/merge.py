@@ -30,6 +30,7 @@ from errata.core.files import (
     visible,
     writing,
 )
+from errata.core.formats.counts import counted
 from errata.core.model.outline import ModelOutline
 from errata.core.patch import Patch, common_header, parts_of
 from errata.core.types import path_of
@@ -403,8 +404,8 @@ def _card(bb: ModelOutline, patches: Sequence[Patch], merged: Merged) -> str:
     return (
         f"---\n{base}tags:\n- knowledge-editing\n---\n\n# {bb.name}, edited\n\n"
         f"The weights of `{bb.name}` with patches of errata in them (editor "
-        f"{editors_of(patches)}), {len(edits)} edit(s). Rounding to the stored dtype loses "
-        f"{merged.loss:.2e} of the change (relative Frobenius error).\n\n"
+        f"{editors_of(patches)}), {counted(len(edits), 'edit')}. Rounding to the stored dtype "
+        f"loses {merged.loss:.2e} of the change (relative Frobenius error).\n\n"
         f"## Facts\n\n{facts or 'None are known.'}{more}\n\n## Changed weights\n\n"
         f"| key | dtype | loss |\n|---|---|---|\n{rows}\n"
     )

@@ -35,6 +35,7 @@ from errata.backbones import outline
 from errata.backbones._weights import KeyMap
 from errata.core.errors import BadOutput, BadPatch, BadSpec
 from errata.core.files import FilePath, check_folder, json_bytes, visible, write_folder
+from errata.core.formats.counts import counted
 from errata.core.locks import SHORT, locked
 from errata.core.model.backbone import Backbone
 from errata.core.model.outline import ModelOutline
@@ -342,7 +343,7 @@ def _card(adapter: ExportedAdapter, header: Header, patches: Sequence[Patch], vl
     return (
         f"---\n{base}library_name: peft\ntags:\n- lora\n- knowledge-editing\n---\n\n"
         f"# An errata patch as a LoRA adapter\n\nEditor {editors_of(patches)} on `{adapter.base}` "
-        f"(fingerprint `{header.fingerprint[:12]}`), {len(edits)} edit(s). Its loss is "
+        f"(fingerprint `{header.fingerprint[:12]}`), {counted(len(edits), 'edit')}. Its loss is "
         f"{adapter.loss:.2e} (relative Frobenius error of the change; 0: an exact copy).\n\n"
         f"{notes}{'' if not notes else chr(10)}## Facts\n\n{facts or 'None are known.'}{more}\n\n"
         f"## Use\n\n{use}\n## Modules\n\n| module | rank | loss |\n|---|---|---|\n{rows}\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from errata.backbones._text_blocks import cross
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.model.batch import Batch, Heads
 from errata.core.state import State
-from errata.core.types import Image, Prompt
-from errata.io import states
+from errata.core.types import Edit, Image, Prompt
+from errata.io import images, states
 from errata.patches.neurons import ACTIVATIONS
 
 #: what configurations call the longest sequence
@@ -222,9 +223,17 @@ class TextBackbone(DecoderBackbone):
         """[B, T] True for image tokens of padded ids; `images` as in `_batch`."""
         return ids == self.image_id
 
+    def hashed(self, edit: Edit) -> Edit:
+        return replace(edit, prompt=images.hashed(edit.prompt))
+
     def last_column(self, prompt: Prompt, span: str) -> int:
         text, end = self.formatted(prompt), self._end(prompt, span.strip())
         return self._column(text, end, [self._image(i)[1] for i in prompt.images])
+
+    def first_column(self, prompt: Prompt, span: str) -> int:
+        text, end = self.formatted(prompt), self._end(prompt, span.strip())
+        start = end - len(span.strip())
+        return self._column(text, start + 1, [self._image(i)[1] for i in prompt.images])
 
     def _end(self, prompt: Prompt, span: str) -> int:
         """Where the last `span` ends in the formatted prompt, found by a marker put after it."""

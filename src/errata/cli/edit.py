@@ -15,6 +15,7 @@ from errata.cli.shared import options, patches
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import fall_short, say, show_table
 from errata.core.errors import BadEdit, BadPatch, BadSpec
+from errata.core.formats.counts import counted
 
 if TYPE_CHECKING:
     from errata.core.editor import Editor
@@ -126,8 +127,8 @@ def edit(
     missed = [c for c in checks if not c.kept]
     if missed:
         fall_short(
-            f"{len(missed)} of {len(checks)} edits missed the target: {missed[0]}. {out} is "
-            "written all the same. Other settings: --set or --editor."
+            f"{len(missed)} of {counted(len(checks), 'edit')} missed the target: {missed[0]}. "
+            f"{out} is written all the same. Other settings: --set or --editor."
         )
 
 
@@ -155,7 +156,8 @@ def _make(
     checks = _print_answers(bb, edits, made)
     if not each:
         options.print_facts(notes_of(joint))
-    say(f"{len(made)} patches written to {out}" if each else f"patch written to {out}")
+    what = counted(len(made), "patch") if each else "patch"
+    say(f"{what} written to {out}")
     return checks
 
 

@@ -12,6 +12,7 @@ from errata.cli.shared import options
 from errata.cli.shared.printing import print_json, say
 from errata.core import registry
 from errata.core.errors import BadRun, BadSpec
+from errata.core.formats.counts import counted
 
 if TYPE_CHECKING:
     from errata.core.measure.judge import Judge
@@ -57,15 +58,17 @@ def judge(
     if as_json:
         print_json(scores)
     else:
-        say(f"{summary.judged} pictures judged by {chosen.identity}, {summary.kept} were already")
+        judged = counted(summary.judged, "picture")
+        say(f"{judged} judged by {chosen.identity}, {summary.kept} were already")
         for reason, count in summary.without.most_common():
             say(f"{count} cannot be judged: {reason}")
         say(f"scores written to {run / 'scores.json'}")
     if summary.waiting:
         (reason, _), *_ = summary.waiting.most_common(1)
         raise BadRun(
-            f"{sum(summary.waiting.values())} pictures of {run} are not judged yet, for example: "
-            f"{reason.rstrip('.')}. They count as unscored until the same command is repeated."
+            f"{counted(sum(summary.waiting.values()), 'picture')} of {run} not judged yet, for "
+            f"example: {reason.rstrip('.')}. They count as unscored until the same command is "
+            "repeated."
         )
 
 

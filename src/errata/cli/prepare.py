@@ -15,6 +15,7 @@ from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import say
 from errata.core.errors import BadData, BadSpec
+from errata.core.formats.counts import counted
 
 if TYPE_CHECKING:
     from errata.core.editor import Editor
@@ -84,7 +85,7 @@ def prepare(
     if workplace != folder:
         with suppress(OSError):
             workplace.rmdir()
-    say(f"state {digest[:16]} of {len(cases)} cases written to {folder} in {seconds} s")
+    say(f"state {digest[:16]} of {counted(len(cases), 'case')} written to {folder} in {seconds} s")
 
 
 def _workplace(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from errata.core.config import parse_config
 from errata.core.errors import BadSpec
 from errata.core.figure import Findings
+from errata.core.formats.counts import counted
 from errata.core.types import Case
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ class Analysis(ABC):
 
 
 def first_look(n: int, what: str) -> tuple[str, ...]:
-    """A line for the terminal if there are fewer than `ENOUGH` cases; else none."""
+    """A line for the terminal if there are fewer than `ENOUGH` of them; else none.
+
+    what: the noun for one.
+    """
     if n >= ENOUGH:
         return ()
-    return (f"only {n} {what}: a first look, not a result (that takes {ENOUGH})",)
+    return (f"only {counted(n, what)}: a first look, not a result (that takes {ENOUGH})",)

@@ -325,6 +325,8 @@ class Editor(ABC):
         for _, edit in request.edits:
             check_target(backbone, edit)
         _warn_of_contradictions(request)
+        groups = tuple(tuple(map(backbone.hashed, group)) for group in request.groups)
+        request = replace(request, groups=groups)
         stack = backbone.hooks.stack
         results = self.find(backbone, request)
         fingerprint = backbone.fingerprint()

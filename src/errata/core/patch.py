@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from errata.core import registry
 from errata.core.errors import FingerprintMismatch
+from errata.core.formats.counts import counted
 from errata.core.formats.pretrained import Pretrained
 from errata.core.hooks.hook import Hook, flat
 from errata.core.text import normalise
@@ -119,7 +120,7 @@ class Patch(Pretrained, Hook, nn.Module, ABC):
         facts = [
             f"editor {self.header.editor!r}" if self.header.editor else "no editor",
             f"for {self.header.backbone!r}" if self.header.backbone else "for no model yet",
-            f"{len(self.edits)} edit{'s' * (len(self.edits) != 1)}",
+            counted(len(self.edits), "edit"),
             f"{numbers:,} numbers at {', '.join(sorted(self.sites)[:3]) or 'no site'}"
             + (f" and {len(self.sites) - 3} more sites" if len(self.sites) > 3 else ""),
         ]

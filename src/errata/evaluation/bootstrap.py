@@ -88,14 +88,23 @@ class Bootstrap:
         """The index k at which the mean of unit -> [K] is highest, and the share of resamples in
         which it is the same k.
         """
+        best, peak_R = self._peaks(values)
+        return best, _round((peak_R == best).mean())
+
+    def peak_range(self, values: Mapping[str, Sequence[float]]) -> tuple[int, int]:
+        """The 95 % interval of the index that `peak` finds, over the resamples."""
+        _, peak_R = self._peaks(values)
+        low, high = np.percentile(peak_R, [100 * TAIL, 100 * (1 - TAIL)], method="nearest")
+        return int(low), int(high)
+
+    def _peaks(self, values: Mapping[str, Sequence[float]]) -> tuple[int, NDArray[np.intp]]:
+        """The index of the highest mean, and that of each resample that has a unit with values."""
         rows_LK = np.zeros((max(len(self._row), 1), len(next(iter(values.values())))))
         has_L = np.zeros(len(rows_LK))
         for unit, row in values.items():
             rows_LK[self._row[unit]], has_L[self._row[unit]] = row, 1.0
-        best = int(rows_LK.sum(0).argmax())
         any_R = self._weights_RL @ has_L > 0
-        peak_R = (self._weights_RL @ rows_LK).argmax(1)[any_R]
-        return best, _round((peak_R == best).mean())
+        return int(rows_LK.sum(0).argmax()), (self._weights_RL @ rows_LK).argmax(1)[any_R]
 
     def auc(
         self, above: Mapping[str, Sequence[float]], below: Mapping[str, Sequence[float]]

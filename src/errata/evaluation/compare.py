@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from errata.core.errors import BadRun
 from errata.core.files import FilePath
+from errata.core.formats.counts import counted
 from errata.core.kinds import MEANS
 from errata.core.measure.metric import Metric
 from errata.core.types import path_of
@@ -208,8 +209,9 @@ def _check_cases(a: RunFolder, b: RunFolder) -> None:
     other = [c for c in sorted(ids_a) if a.cases[c] != b.cases[c]]
     if other:
         raise BadRun(
-            f"the runs have the same case ids, but {len(other)} cases differ in their edit or "
-            f"probes: {_some(other)}. Plan both with one version of the data and one backbone."
+            f"the runs have the same case ids, but {counted(len(other), 'case')} with "
+            f"another edit or other probes: {_some(other)}. Plan both with one version of the "
+            "data and one backbone."
         )
 
 
@@ -231,9 +233,10 @@ def _check_before(a: RunFolder, b: RunFolder) -> None:
     if other:
         fingerprints = [str(run.manifest.get("fingerprint"))[:12] for run in (a, b)]
         raise BadRun(
-            f"the unedited model answered {len(other)} of {len(keys)} questions differently in "
-            f"the two runs ({_some(other)}; backbone fingerprints {fingerprints[0]} and "
-            f"{fingerprints[1]}). Repeat one of them with the backbone and precision of the other."
+            f"the unedited model answered {len(other)} of {counted(len(keys), 'question')} "
+            f"differently in the two runs ({_some(other)}; backbone fingerprints "
+            f"{' and '.join(fingerprints)}). Repeat one of them with the backbone and precision of "
+            "the other."
         )
 
 
@@ -267,8 +270,8 @@ def compare_table(result: Mapping[str, Any], keys: Iterable[str] | None = None) 
     entries = [result["metrics"][key] for key in shown]
     marked = sum(bool(mark(e)) for e in entries)
     table = Table(
-        title=f"{name_b} minus {name_a}, per cent, paired over {result['cases']} cases "
-        f"in {result['units']} units",
+        title=f"{name_b} minus {name_a}, per cent, paired over "
+        f"{counted(result['cases'], 'case')} in {counted(result['units'], 'unit')}",
         caption=f"{HIGHER} {name_b} is higher, {LOWER} lower: the 95 % interval of the difference "
         f"has no 0 in it ({marked} of {len(shown)}). By chance alone, about one in 20 would be "
         "marked. n: cases that both runs scored; unpaired: cases that only one could score.",

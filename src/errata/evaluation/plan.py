@@ -29,9 +29,7 @@ from errata.core.text import normalise, same_answer
 from errata.core.types import (
     Answer,
     Case,
-    Image,
     Probe,
-    Prompt,
     Scored,
     Skip,
     brief,
@@ -41,7 +39,7 @@ from errata.core.types import (
 )
 from errata.evaluation import cache
 from errata.evaluation.answers import PromptRequest, ask_all, too_long, unedited
-from errata.io.images import hash_image, split_uri
+from errata.io.images import hashed, split_uri
 
 VERSION = 1
 BLOCK = 32  # cases asked together; part of what makes a plan reproducible
@@ -241,7 +239,7 @@ def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
     reason = None
     edit_probe = Probe("edit", case.edit.prompt, "reliability", reference=case.edit.target)
     try:
-        edit = replace(case.edit, prompt=_hashed(case.edit.prompt))
+        edit = replace(case.edit, prompt=hashed(case.edit.prompt))
         reason = too_long(backbone, edit_probe)
         check_target(backbone, edit)
     except (BadImage, BadEdit) as e:
@@ -251,26 +249,17 @@ def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
     probes, skips = [], []
     for probe in case.probes:
         try:
-            hashed = replace(probe, prompt=_hashed(probe.prompt))
-            reason = too_long(backbone, hashed)
+            named = replace(probe, prompt=hashed(probe.prompt))
+            reason = too_long(backbone, named)
         except (BadImage, BadEdit) as e:
-            hashed, reason = probe, str(e)
+            named, reason = probe, str(e)
         if reason:
             skips.append(Skip(f"{case.id}/{probe.id}", reason))
         else:
-            probes.append(hashed)
+            probes.append(named)
     if not any(p.kind_info.main for p in probes):
         return None, [*skips, Skip(case.id, f"its {case.main.kind} probe cannot be asked")]
     return replace(case, edit=edit, probes=tuple(probes)), skips
-
-
-def _hashed(prompt: Prompt) -> Prompt:
-    return Prompt(
-        tuple(
-            replace(s, sha256=hash_image(s)) if isinstance(s, Image) and s.sha256 is None else s
-            for s in prompt.segments
-        )
-    )
 
 
 def _main_alone(case: Case) -> Case:

@@ -44,6 +44,7 @@ from errata.core.files import (
     write_json,
     writing,
 )
+from errata.core.formats.counts import counted
 from errata.core.formats.run_files import HASHES, judge_of, read_manifest, read_stored_plan
 from errata.core.measure.metric import ScoredProbe
 from errata.core.types import (
@@ -395,7 +396,7 @@ class RunFolder:
             cases.append(CaseAnswers(case, lane, position, origin, tuple(rows)))
         if missing:
             raise BadRun(
-                f"{self.path} is incomplete: {len(missing)} answers are missing, the first of them "
+                f"{self.path} is incomplete: it lacks {counted(len(missing), 'answer')}, first "
                 f"{missing[0]}. Repeat the same `errata bench` command to resume the run."
             )
         return cases

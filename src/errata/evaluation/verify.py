@@ -15,6 +15,7 @@ from typing import Any
 from errata.core import registry
 from errata.core.errors import BadData, BadImage, BadPatch
 from errata.core.files import FilePath
+from errata.core.formats.counts import counted
 from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.measure.protocol import Ask
 from errata.core.model.backbone import Backbone, check_backbone
@@ -90,8 +91,10 @@ def summary(checks: Sequence[EditCheck]) -> list[str]:
     for kind in {c.probe.kind: c.probe.kind_info for c in checks}.values():
         kept = [c.kept for c in checks if c.probe.kind == kind.name]
         what = "with their target" if kind.expects_target else "as without the patch"
-        named = "edited questions" if kind.main else f"questions of {kind.heading}"
-        lines.append(f"{sum(kept)} of {len(kept)} {named} are answered {what}")
+        asked = counted(len(kept), "edited question" if kind.main else "question")
+        of = "" if kind.main else f" of {kind.heading}"
+        verb = "is" if len(kept) == 1 else "are"
+        lines.append(f"{sum(kept)} of {asked}{of} {verb} answered {what}")
     return lines
 
 

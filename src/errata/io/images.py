@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import warnings
+from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -20,7 +21,7 @@ from errata.core import registry
 from errata.core.errors import BadData, BadImage, BadSpec, one_line
 from errata.core.formats.pictures import data_of, data_uri, shown
 from errata.core.measure.benchmark import Benchmark
-from errata.core.types import Image
+from errata.core.types import Image, Prompt
 
 #: Lower than Pillow's own warning (89 million), far above what any processor keeps.
 MAX_PIXELS = 64_000_000
@@ -113,6 +114,21 @@ def hash_image(image: Image) -> str:
     if scheme is not None:
         return _hash_text(rest)
     return hashlib.sha256(image_bytes(image)).hexdigest()
+
+
+def hashed(prompt: Prompt) -> Prompt:
+    """The prompt with the sha256 of each picture, so that two of them can be compared.
+
+    Raises BadImage for a file that cannot be read.
+    """
+    if all(image.sha256 is not None for image in prompt.images):
+        return prompt
+    return Prompt(
+        tuple(
+            replace(s, sha256=hash_image(s)) if isinstance(s, Image) and s.sha256 is None else s
+            for s in prompt.segments
+        )
+    )
 
 
 def check_image(image: Image) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.core.errors import BadSpec
+from errata.core.formats.counts import counted
 from errata.core.patch import Patch, shape_of
 from errata.core.types import Edit
 
@@ -114,7 +115,7 @@ def _about(patch: Patch, facts: CardFacts) -> str:
         f"- model: {code(_model(patch))}{f', revision {code(h.revision)}' if h.revision else ''}",
         f"- fingerprint of the model: `{h.fingerprint}`{f', in {h.dtype}' if h.dtype else ''}",
         f"- editor: {code(h.editor)}, shape of the patch: `{shape_of(patch)}`, seed {h.seed}",
-        f"- size: {facts.numbers:,} numbers at {len(patch.sites)} sites",
+        f"- size: {facts.numbers:,} numbers at {counted(len(patch.sites), 'site')}",
         f"- made: {code(h.created)} with {code(', '.join(_versions(h.versions)))}",
     ]
     if below:
@@ -125,7 +126,7 @@ def _about(patch: Patch, facts: CardFacts) -> str:
             "prepare` makes one."
         )
     return (
-        f"# {len(patch.edits)} corrected fact{'s' * many}\n\n"
+        f"# {counted(len(patch.edits), 'corrected fact')}\n\n"
         f"A patch of errata (`pip install errata`). While it is applied, the model gives the "
         f"answer{'s' * many} below; the model's weights stay as they are, and without the patch it "
         "answers as before. It belongs to one model, and is refused by any other:\n\n"
@@ -141,7 +142,7 @@ def _facts(edits: Sequence[Edit]) -> str:
     lines = []
     for e in edits[:SHOWN]:
         pictures = len(e.prompt.images)
-        with_ = f" ({pictures} picture{'s' * (pictures > 1)})" if pictures else ""
+        with_ = f" ({counted(pictures, 'picture')})" if pictures else ""
         old = f", instead of {code(e.old)}" if e.old else ""
         lines.append(f"- {code(e.prompt.text)}{with_} is answered {code(e.target)}{old}")
     if len(edits) > SHOWN:

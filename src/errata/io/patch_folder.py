@@ -26,6 +26,7 @@ from errata.core.files import (
     dumps,
     exists,
     finish_folder,
+    from_plain,
     json_bytes,
     read_bytes,
     read_json,
@@ -49,6 +50,7 @@ from errata.core.types import Edit, brief, from_json, path_of, to_json, why
 from errata.io import patch_images
 from errata.io.images import check_image
 from errata.io.patch_card import CardFacts, card, check_license
+from errata.io.patch_place import holds_patch
 from errata.io.states import is_shipped
 
 FORMAT = 1
@@ -79,10 +81,11 @@ def save(
 ) -> None:
     """Writes `patch.json`, `patch.safetensors`, `edits.jsonl` and `README.md`.
 
-    All of them or none: a patch that was there before is replaced in one step, other files are
-    kept. with_images: the picture files of the facts are copied into the folder, as they are.
-    license: an SPDX name for the card. measured: lines for the card, what was measured about the
-    patch. Raises BadPatch for a patch that names no model, BadImage for a picture that is not
+    All of them or none: a patch that was there before is replaced in one step, with all other
+    files kept. A folder that holds other things and no patch is refused. with_images: the
+    picture files of the facts are copied into the folder, as they are. license: an SPDX name for
+    the card. measured: lines for the card, what was measured about the patch. Raises BadPatch for
+    a patch that names no model or a folder with other things, BadImage for a picture that is not
     there, BadSpec, InUse, DiskFull, BadOutput.
     """
     if not isinstance(patch, Patch):
@@ -96,6 +99,7 @@ def save(
         license=license, measured=measured, what=str(folder),
     )  # fmt: skip
     with locked(folder, wait=SHORT):
+        holds_patch(folder)
         before = _pictures_in(folder)
         write_folder(folder, contents)
         _remove_pictures(
@@ -114,11 +118,13 @@ def packed(
     blob = to_safetensors(stored, metadata={"format": str(FORMAT)})
     header, edits = asdict(patch.header), [to_json(e) for e in patch.edits]
     files: dict[str, bytes] = {}
+    named = tuple(patch_images.hashed(v) for v in (settings, edits))
     if with_images:
-        inside, moved = (patch_images.taken_in(v, files) for v in (settings, edits))
-        if files:  # other paths of its pictures make no other patch
-            header = _with_origins(header, edits)
-            settings, edits = _with_origins_below(inside, settings), moved
+        named = tuple(patch_images.taken_in(v, files) for v in named)
+    # other names of its pictures make no other patch
+    if list(named) != from_plain([settings, edits]):
+        header = _with_origins(header, edits)
+        settings, edits = _with_origins_below(named[0], settings), named[1]
     lines = "".join(dumps(e) + "\n" for e in edits).encode()
     images = sorted(name.partition("/")[2] for name in files)
     head = {

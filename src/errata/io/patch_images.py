@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from errata.core.errors import BadPatch, Notice
+from errata.core.errors import BadImage, BadPatch, Notice
 from errata.core.formats.pictures import data_of, shown
 from errata.core.types import Image
 from errata.io.images import file_ending, hash_image, image_bytes, split_uri, tells_place
@@ -51,6 +51,21 @@ def taken_in(plain: Any, files: dict[str, bytes]) -> Any:
         return seen[uri, sha256]
 
     return _changed(plain, take)
+
+
+def hashed(plain: Any) -> Any:
+    """Plain JSON data with the sha256 of every picture file that can be read and has none."""
+    known: dict[str, str | None] = {}
+
+    def add(uri: str, sha256: str | None) -> dict[str, str | None]:
+        if sha256 is None and uri not in known:
+            try:
+                known[uri] = hash_image(Image(uri))
+            except BadImage:
+                known[uri] = None
+        return {"uri": uri, "sha256": known[uri] if sha256 is None else sha256}
+
+    return _changed(plain, add)
 
 
 def placed(plain: Any, folder: Path, names: Collection[str]) -> Any:

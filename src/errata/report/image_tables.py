@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from errata.core.formats.counts import counted
 from errata.core.types import digest
 from errata.report.results import Result, Setting, labelled
 from errata.report.tables import ColumnHeading, ScoreCell, cell_of, percent
@@ -284,8 +285,8 @@ def terminal_table(study: ImageStudy) -> Table:
         collapse_padding=True,
         title=escape(f"{study.benchmark}: does the edit reach the picture? %"),
         caption=escape(
-            f"{study.backbone}; {study.cases} cases, {study.units} units; judged by "
-            f"{', '.join(study.judges)}"
+            f"{study.backbone}; {counted(study.cases, 'case')}, {counted(study.units, 'unit')}; "
+            f"judged by {', '.join(study.judges)}"
         ),
     )
     table.add_column("method", no_wrap=True)

@@ -39,6 +39,7 @@ from errata.core.figure import (
     Tone,
     Value,
 )
+from errata.core.formats.counts import counted
 from errata.core.kinds import ScoreColumn
 from errata.report.charts import tone_of, value_of
 from errata.report.results import Result, Setting, read_settings
@@ -179,8 +180,8 @@ def _with_series(runs: Sequence[SweepRun], names: Sequence[str]) -> list[SweepRu
 
 def _caption(setting: Setting, scorer: str) -> str:
     return (
-        f"{setting.backbone}, {setting.benchmark}, {setting.protocol}, {scorer}: {setting.cases} "
-        f"cases in {setting.units} units"
+        f"{setting.backbone}, {setting.benchmark}, {setting.protocol}, {scorer}: "
+        f"{counted(setting.cases, 'case')} in {counted(setting.units, 'unit')}"
     )
 
 
@@ -342,8 +343,9 @@ def _grid_figure(
         f"{down} by {across}: {runs[0].series}",
         tuple(_heat(column, cells, across, scorer) for column in _columns(runs, scorer)),
         3,
-        f"{_caption(setting, scorer)}, {len(cells)} runs. Rows: {down}, columns: {across}. Means "
-        "in per cent, each map on its own colour scale; intervals are in the CSV. n: cases.",
+        f"{_caption(setting, scorer)}, {counted(len(cells), 'run')}. Rows: {down}, columns: "
+        f"{across}. Means in per cent, each map on its own colour scale; intervals are in the "
+        "CSV. n: cases.",
     )
 
 

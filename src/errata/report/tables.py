@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from errata.core.formats.counts import counted
 from errata.core.kinds import COLUMNS, ProbeKind, ScoreColumn, column_of
 from errata.report.results import Result, Setting
 
@@ -204,7 +205,10 @@ def terminal_table(setting: Setting, scorer: str = "exact") -> Table:
         pad_edge=False,
         collapse_padding=True,
         title=escape(f"{setting.benchmark}, {setting.protocol}: {scorer}, %"),
-        caption=escape(f"{setting.backbone}; {setting.cases} cases, {setting.units} units"),
+        caption=escape(
+            f"{setting.backbone}; {counted(setting.cases, 'case')}, "
+            f"{counted(setting.units, 'unit')}"
+        ),
     )
     table.add_column("method", no_wrap=True)
     for heading in view.headings:
@@ -226,7 +230,7 @@ def left_out(setting: Setting) -> list[str]:
         why = "; ".join(f"{n} x {reason}" if n < count else reason for reason, n in reasons[:3])
         more = " and other reasons" if len(reasons) > 3 else ""
         lines.append(
-            f"{count} {what[:-1] if count == 1 else what} left out before any edit: "
+            f"{counted(count, what.removesuffix('s'))} left out before any edit: "
             f"{why.rstrip('.')}{more} (plan.json)"
         )
     return lines

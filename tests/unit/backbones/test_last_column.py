@@ -53,6 +53,26 @@ def test_the_token_is_the_subjects_last_piece(text, subject, bos):
     assert text.startswith(said)
 
 
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize(("text", "subject"), TEXTS)
+def test_the_first_token_is_the_subjects_first_piece(text, subject, bos):
+    backbone = tiny.llava() if bos else _without_bos(tiny.llava())
+    prompt = Prompt.of(text)
+    first, last = (f(prompt, subject) for f in (backbone.first_column, backbone.last_column))
+    ids = backbone.encode([prompt]).ids[0].tolist()
+    assert str(backbone.tokenizer.decode(ids[first : last + 1])).strip() == subject
+    assert subject not in str(backbone.tokenizer.decode(ids[first + 1 : last + 1]))
+
+
+@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+def test_the_first_token_is_found_behind_image_tokens(family, pictures):
+    backbone = tiny.shared(family)
+    shown = Prompt.of("The colour of the ring is", pictures[0])
+    first, last = (f(shown, "the ring") for f in (backbone.first_column, backbone.last_column))
+    ids = backbone.encode([shown]).ids[0, first : last + 1]
+    assert str(backbone.tokenizer.decode(ids)).strip() == "the ring"
+
+
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
 def test_image_tokens_in_front_are_counted(family, pictures):
     backbone = tiny.shared(family)

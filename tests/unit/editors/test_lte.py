@@ -11,7 +11,7 @@ from errata.core.patch import parts_of, united
 from errata.core.state import State
 from errata.core.types import Case, Edit, Image, Probe, Prompt
 from errata.editors.lte import Lte
-from errata.io.images import embedded
+from errata.io.images import embedded, hashed
 from errata.io.patch_folder import load, save
 from errata.patches.alignment import Alignment
 from errata.patches.context import Context, ContextSettings, Fact, compose, vectors_of
@@ -33,15 +33,19 @@ def backbone() -> tiny.HfVlm:
 def cases(pictures: list[str]) -> list[Case]:
     out = []
     for n in range(4):
-        edit = Edit(Prompt.of("What is the thing?", pictures[n]), "red", old="green", id=str(n))
+        edit = Edit(
+            hashed(Prompt.of("What is the thing?", pictures[n])), "red", old="green", id=str(n)
+        )
         probes = (
             Probe(
                 "g",
-                Prompt.of("The thing is" + n * " x", pictures[n]),
+                hashed(Prompt.of("The thing is" + n * " x", pictures[n])),
                 "t_generality",
                 reference="red",
             ),
-            Probe("l", Prompt.of("New Fact?", pictures[n - 1]), "m_locality", reference="x"),
+            Probe(
+                "l", hashed(Prompt.of("New Fact?", pictures[n - 1])), "m_locality", reference="x"
+            ),
         )
         out.append(Case(str(n), edit, probes))
     return out

@@ -92,7 +92,7 @@ def test_other_probes_are_refused(runs: tuple[Path, Path]) -> None:
     plan = json.loads((runs[1] / "plan.json").read_text())
     plan["cases"][0]["edit"]["target"] = "newer"
     write_json(runs[1] / "plan.json", plan)
-    with pytest.raises(BadRun, match=r"1 cases differ .*: a\."):
+    with pytest.raises(BadRun, match=r"1 case with another edit .*: a\."):
         compare_runs(*runs)
 
 

@@ -93,7 +93,7 @@ def test_more_metrics_on_request(tmp_path: Path, make_run: MakeRun) -> None:
 
 
 def test_incomplete(tmp_path: Path, make_run: MakeRun) -> None:
-    with pytest.raises(BadRun, match=r"1 answers are missing.*panel/l1/p1"):
+    with pytest.raises(BadRun, match=r"it lacks 1 answer,.*panel/l1/p1"):
         score_run(make_run(tmp_path, drop=1))
 
 

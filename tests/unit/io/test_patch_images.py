@@ -14,14 +14,16 @@ from PIL import Image as Pil
 
 import errata
 from errata.core.errors import BadImage, BadPatch, Notice
-from errata.core.patch import Header, Patch, parts_of
+from errata.core.patch import Header, Patch, parts_of, same_prompt, settled
 from errata.core.types import Edit, Image, Prompt
-from errata.io.images import load_image
+from errata.editors.ft_l import FtL
+from errata.io.images import hash_image, load_image
 from errata.io.patch_folder import read_edits, read_head, save
 from errata.patches.context import Context, ContextSettings, Fact
 from errata.patches.delta import Delta
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
+from tests import tiny
 
 HEAD = Header("hand", backbone="m", fingerprint="0" * 64)
 RENDERED = "microworld:shape=ring,colour=blue,pattern=striped,accent=black,size=small,"
@@ -69,7 +71,47 @@ def test_a_moved_patch_has_its_pictures(picture: Path, tmp_path: Path) -> None:
 def test_without_the_option_no_picture_is_copied(picture: Path, tmp_path: Path) -> None:
     save(delta(str(picture)), tmp_path / "p")
     assert not images(tmp_path / "p") and "images" not in read_head(tmp_path / "p")
+    named = Image(str(picture), hash_image(Image(str(picture))))
+    assert shown(errata.load_patch(tmp_path / "p")) == [named]
+
+
+def test_a_fact_saved_with_and_without_its_picture_is_one_fact(
+    picture: Path, tmp_path: Path
+) -> None:
+    save(delta(str(picture)), tmp_path / "with", with_images=True)
+    save(delta(str(picture), "blue"), tmp_path / "without")
+    one, later = (errata.load_patch(tmp_path / name) for name in ("with", "without"))
+    assert same_prompt(one.edits[0].prompt, later.edits[0].prompt)
+    assert settled([one, later]) == [later], "the later answer to the same question counts"
+    again = delta(str(picture))
+    save(again, tmp_path / "again")
+    loaded = errata.load_patch(tmp_path / "again")
+    assert loaded.origins == again.origins == one.origins
+
+
+def test_parts_name_their_pictures_too(picture: Path, tmp_path: Path) -> None:
+    combined = Stack([delta(str(picture)), delta(str(picture), "blue")])
+    save(combined, tmp_path / "p")
+    loaded = errata.load_patch(tmp_path / "p")
+    members = [m for m in loaded.members() or () if isinstance(m, Patch)]
+    assert len(members) == 2
+    assert all(i.sha256 == hash_image(i) for m in members for i in shown(m))
+    assert loaded.origins == combined.origins
+
+
+def test_a_picture_that_is_gone_has_no_hash(picture: Path, tmp_path: Path) -> None:
+    patch = delta(str(picture))
+    picture.unlink()
+    save(patch, tmp_path / "p")
     assert shown(errata.load_patch(tmp_path / "p")) == [Image(str(picture))]
+
+
+def test_an_edit_made_in_python_knows_its_picture(pictures: list[str]) -> None:
+    bb = tiny.shared("llava")
+    edit = Edit(Prompt.of("Which colour?", pictures[0]), "green")
+    for result in (FtL(steps=1).edit(bb, edit), *FtL(steps=1).edit_rows(bb, [edit])):
+        (image,) = shown(result.patch)
+        assert image == Image(pictures[0], hash_image(image))
 
 
 def test_the_format_is_the_one_that_older_errata_reads(picture: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from errata.analyses.drift.trace import drawing_steps
 from errata.core.analysis import Analysis, Subject, first_look
 from errata.core.errors import BadSpec
 from errata.core.figure import Findings
+from errata.core.formats.counts import counted
 from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.model.generation import image_generator
 from errata.core.patch import Patch
@@ -73,13 +74,14 @@ class DriftAnalysis(Analysis):
                 subject, part, keep, patches, one_each=one_each, seeds=c.seeds, variant=c.variant
             ).run(records)
             subject.progress("drawing cases", start + len(part), len(items))
-        where = f"{bb.name}, {subject.benchmark}: {len(items)} cases, {c.seeds} pictures each. "
+        many = f"{counted(len(items), 'case')}, {counted(c.seeds, 'picture')} each"
+        where = f"{bb.name}, {subject.benchmark}: {many}. "
         summary = DriftSummary(records, [i.case.id for i in items], where)
         return Findings(
             summary.figures(),
             summary.tables(),
             {"cases": len(items), "pictures of each": c.seeds, **summary.facts()},
-            (*summary.lines(), *first_look(len(items), "cases")),
+            (*summary.lines(), *first_look(len(items), "case")),
         )
 
     def _items(self, subject: Subject) -> list[DrawnCase]:

@@ -50,12 +50,7 @@ def subject_columns(
     batch = backbone.encode(prompts)
     out = torch.zeros(batch.mask.shape, dtype=torch.bool)
     for b, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
-        last = backbone.last_column(prompt, subject)
-        text = prompt.text
-        before = text[: text.rindex(subject)].rstrip()
-        first = backbone.last_column(prompt, before) + 1 if before else 0
-        while first < last and not before and not backbone.decode([int(batch.ids[b, first])]):
-            first += 1  # a token that begins every text belongs to no subject
+        first, last = (f(prompt, subject) for f in (backbone.first_column, backbone.last_column))
         out[b, first : last + 1] = True
     return out
 

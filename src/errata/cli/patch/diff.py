@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from errata.cli.patch.verify import check_numbers
 from errata.cli.shared import options, patches
 from errata.cli.shared.printing import print_json, say, show_table
+from errata.core.formats.counts import counted
 
 if TYPE_CHECKING:
     from errata.artefacts.patch_diff import FactPair, PartAt, PatchDiff, SiteDiff
@@ -29,7 +30,7 @@ def diff(first: patches.One, second: patches.One, as_json: options.AsJson = Fals
     for name, side in ((first, found.a), (second, found.b)):
         say(
             f"{name}: {side.shape} of {side.editor or 'no editor'} for {side.backbone} "
-            f"({side.fingerprint[:12]}), {side.edits} edits, {side.numbers:,} numbers"
+            f"({side.fingerprint[:12]}), {counted(side.edits, 'edit')}, {side.numbers:,} numbers"
         )
     say(_models(found))
     say("numbers and settings of the patches: " + ("the same" if found.identical else "different"))

@@ -10,6 +10,7 @@ import typer
 from errata.cli.patch.folder import Force, check_out
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import say
+from errata.core.formats.counts import counted
 
 
 @takes_model()
@@ -37,4 +38,5 @@ def import_peft(
     patch = imported(adapter, model.load(), any_base=any_base)
     check_out(out, force=force)  # another command may have written it meanwhile
     save(patch, out)
-    say(f"{out}: a patch of {patch.header.backbone} at {len(patch.sites)} sites, without edits")
+    sites = counted(len(patch.sites), "site")
+    say(f"{out}: a patch of {patch.header.backbone} at {sites}, without edits")

@@ -10,6 +10,7 @@ import typer
 from errata.cli.patch.folder import Force, check_out
 from errata.cli.shared import patches
 from errata.cli.shared.printing import say
+from errata.core.formats.counts import counted
 
 
 def squash(
@@ -39,6 +40,6 @@ def squash(
     save(patch, out, with_images=travel)
     numbers = sum(p.numel() for p in patch.parameters())
     say(
-        f"{out}: {len(given)} patches as one, {len(patch.edits)} edits, {numbers:,} numbers at "
-        f"{len(patch.sites)} sites"
+        f"{out}: {counted(len(given), 'patch')} as one, {counted(len(patch.edits), 'edit')}, "
+        f"{numbers:,} numbers at {counted(len(patch.sites), 'site')}"
     )

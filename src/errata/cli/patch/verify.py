@@ -13,6 +13,7 @@ from errata.cli.shared.model import ModelOptions
 from errata.cli.shared.options import bundled_models
 from errata.cli.shared.printing import fall_short, say
 from errata.core.errors import BadBackbone, BadImage, BadPatch, BadSpec
+from errata.core.formats.counts import counted
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
@@ -57,7 +58,7 @@ def verify(
     loaded, lost = [p.load(bb) for p in folders], []
     for folder, patch in zip(folders, loaded, strict=True):
         check_numbers(patch, folder)
-        say(f"{folder}: undamaged, {len(patch.edits)} edits, {_places(patch)}")
+        say(f"{folder}: undamaged, {counted(len(patch.edits), 'edit')}, {_places(patch)}")
         problems = [reason for e in patch.edits for reason in _image_problems(e)]
         for reason in problems:
             say(f"image: {reason}")

@@ -11,15 +11,14 @@ Shapes: B rows, T columns of prompt and target (right padded), V vocabulary, n p
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from errata.core.errors import BadBackbone, BadPatch, BadSpec, Notice
@@ -35,6 +34,7 @@ from errata.core.model.batch import (
     Question,
     SuffixState,
 )
+from errata.core.model.linear_sites import LinearSites
 from errata.core.model.outline import ModelOutline
 from errata.core.patch import (
     Patch,
@@ -47,15 +47,9 @@ from errata.core.patch import (
     united,
 )
 from errata.core.state import State
-from errata.core.types import Prompt, brief
+from errata.core.types import Edit, Prompt, brief
 
 P = TypeVar("P", bound=Patch)
-
-#: part of a block -> the site of the module that does its work where projections are fused
-FUSED: Mapping[str, str] = {
-    **dict.fromkeys(("attn.q", "attn.k", "attn.v"), "attn.qkv"),
-    **dict.fromkeys(("mlp.up", "mlp.gate"), "mlp.gate_up"),
-}
 
 
 def check_backbone(value: Any) -> None:
@@ -67,7 +61,7 @@ def check_backbone(value: Any) -> None:
         )
 
 
-class Backbone(ABC):
+class Backbone(LinearSites):
     """A frozen model with a hook point at every site.
 
     `capabilities`: `text`, `image` (takes pictures), `generate`, `resume`, `draw` (makes pictures,
@@ -135,11 +129,6 @@ class Backbone(ABC):
 
     @property
     @abstractmethod
-    def depth(self) -> int:
-        """Number of text blocks L."""
-
-    @property
-    @abstractmethod
     def width(self) -> int:
         """Hidden size d of the text stream."""
 
@@ -147,10 +136,6 @@ class Backbone(ABC):
     @abstractmethod
     def context(self) -> int:
         """Longest sequence, image tokens included."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype: ...
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -197,6 +182,10 @@ class Backbone(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, stripped."""
 
+    def hashed(self, edit: Edit) -> Edit:
+        """The edit with the sha256 of each of its pictures. Raises BadImage."""
+        return edit
+
     @abstractmethod
     def answer_ids(self, text: str, prompt: Prompt) -> tuple[int, ...]:
         """Ids of a continuation of `prompt`, as `encode` would append them."""
@@ -209,6 +198,16 @@ class Backbone(ABC):
         raise BadBackbone(
             f"{self.name} cannot locate a word in a prompt. Edit at the prompt's last token: "
             "--set token=last_prompt."
+        )
+
+    def first_column(self, prompt: Prompt, span: str) -> int:
+        """The column of the first token of `span`, of the mention that `last_column` finds.
+
+        That token may begin before it. Raises BadEdit.
+        """
+        raise BadBackbone(
+            f"{self.name} cannot locate a word in a prompt, which this needs. Choose a model of "
+            "another family."
         )
 
     @abstractmethod
@@ -263,10 +262,6 @@ class Backbone(ABC):
         """
         raise BadBackbone(f"{self.name} cannot put cached rows together.")
 
-    @abstractmethod
-    def device_of(self, site: str) -> torch.device:
-        """Where the site's weights (and its patches) are; "" = the text model's first block."""
-
     def generate(
         self, batch: Batch, caps: Sequence[int], *, rows: Tensor | None = None
     ) -> list[Generated]:
@@ -319,57 +314,6 @@ class Backbone(ABC):
             names = ", ".join(similar[:16]) or "see errata doctor"
             raise BadSpec(f"{self.name} has no site '{name}'. Similar ones: {names}.")
         return self.hooks.sites[name]
-
-    def part_sites(self, layers: Iterable[int], parts: Sequence[str]) -> list[str]:
-        """The linear sites of some text blocks, or of all blocks if none is given; each once.
-
-        A part that is fused with others in this model (`FUSED`) stands for the whole fused module.
-        Of all blocks, those are left out that lack a part which others have (a block with a linear
-        attention has no q).
-        """
-        chosen = list(layers)
-        blocks = [f"text.{i}" for i in chosen or range(self.depth)]
-        own = self.hooks.sites
-        found = {p for p in parts if any(self.site_of_part(b, p) in own for b in blocks)}
-        sites = [
-            site
-            for block in blocks
-            for part in parts
-            if (site := self.site_of_part(block, part)) in own or chosen or part not in found
-        ]
-        return list(dict.fromkeys(sites))
-
-    def site_of_part(self, block: str, part: str) -> str:
-        """The site of a part of a block, or the fused one that it is in; the first if none is."""
-        fused = f"{block}.{FUSED.get(part, part)}"
-        own = f"{block}.{part}"
-        return fused if own not in self.hooks.sites and fused in self.hooks.sites else own
-
-    def weight(self, site: str) -> tuple[int, int]:
-        """(in, out) features of a linear site."""
-        module: Any = self.site(site).first
-        if hasattr(module, "in_features"):
-            return int(module.in_features), int(module.out_features)
-        out, into = module.weight.shape[-2:]
-        if hasattr(module, "nf"):  # Conv1D of transformers keeps its weight as [in, out]
-            out, into = into, out
-        return int(into), int(out)
-
-    def weight_rms(self, site: str) -> float:
-        """Root mean square of a linear site's weights, measured on random inputs.
-
-        The module is run, so that it is right for quantised and offloaded weights too.
-        """
-        into, _ = self.weight(site)
-        rng = torch.Generator().manual_seed(0)
-        x_Nn = torch.randn(32, into, generator=rng).to(self.device_of(site), self.dtype)
-        with torch.no_grad():
-            y_No = self.hooks.call(site, x_Nn) - self.hooks.call(site, torch.zeros_like(x_Nn))
-        return float((y_No.float().square().mean() / into).sqrt())
-
-    def gated(self, site: str) -> bool:
-        """Whether the FFN at `text.{i}.mlp` multiplies a gate with an up projection."""
-        return any(f"{site}.{part}" in self.hooks.sites for part in ("gate", "gate_up"))
 
     @abstractmethod
     def activation(self, site: str) -> str:
