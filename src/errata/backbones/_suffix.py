@@ -78,7 +78,7 @@ def suffix_of(state: PrefixState, cache: Any, first_B: Tensor, depth: int) -> Su
     for i in range(depth):
         # blocks below the entry do not run, but the library counts the first block's columns
         layer = cache.layers[max(i, state.layer)]
-        finished.update(*(_columns(x, source) for x in (layer.keys, layer.values)), i)
+        finished.update(_columns(layer.keys, source), _columns(layer.values, source), i)
     return SuffixState(
         batch, state.layer, first_B, trunk, stream, finished, state.rows, state.stack, state.memo
     )
