@@ -38,8 +38,10 @@ class DedupBatch:
         return x.flatten(0, 1).index_select(0, self.kept.to(x.device))[None]
 
     def unpack(self, x: Tensor) -> Tensor:
-        """[1, N, ...] -> [B, T, ...]."""
-        return x[0].index_select(0, self.packed.to(x.device)).view(*self.shape, *x.shape[2:])
+        """[1, N, ...] -> [B, T, ...]; also of [N, n], as some blocks call their FFN."""
+        columns = x if x.dim() == 2 else x[0]
+        whole = columns.index_select(0, self.packed.to(x.device))
+        return whole.view(*self.shape, *columns.shape[1:])
 
     def at(self, columns: Tensor) -> Tensor:
         """[B, n] the packed indices of columns [B, n]."""
