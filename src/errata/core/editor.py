@@ -11,7 +11,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -354,6 +354,15 @@ class Editor(ABC):
                 "gradients can be taken. Make the model outside of it."
             )
 
+    def check_fit(self, backbone: Backbone, state: State | None = None) -> None:
+        """Raises what every edit of this model would raise, before any work is done."""
+        editor = self.for_backbone(backbone)
+        editor.check_model(backbone)
+        for site in editor.edited_sites(backbone):
+            backbone.site(site)
+        if editor.needs_state or state is not None:
+            editor._check_state(backbone, state or editor.shipped_state(backbone))
+
     def edited_sites(self, backbone: Backbone) -> Sequence[str]:
         """The sites that an edit changes, as far as they follow from the settings alone."""
         return ()
@@ -440,9 +449,7 @@ def check_edit(edit: Edit) -> None:
             "Give the answer it should have."
         )
     if not edit.prompt.text.strip():
-        raise BadEdit(
-            f"edit '{edit.id}' has an empty prompt. Give the question to be answered anew."
-        )
+        raise BadEdit(f"edit '{edit.id}' has an empty prompt. Give the question to be answered.")
 
 
 def check_target(backbone: Backbone, edit: Edit) -> None:
@@ -482,9 +489,7 @@ def _warn_of_contradictions(request: EditRequest) -> None:
 
 
 def _plain(config: Any) -> Any:
-    assert is_dataclass(config)
-    kind: Any = type(config)
-    return _adapter(kind).dump_python(config, mode="json")
+    return _adapter(type(config)).dump_python(config, mode="json")
 
 
 @cache

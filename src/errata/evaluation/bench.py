@@ -99,6 +99,7 @@ def _bench(
     progress: Progress | None,
 ) -> Path:
     """The run itself; only one process at a time is in here with the same folder."""
+    editor.check_fit(backbone, state)
     settings = {
         **_settings(backbone, editor, spec, order, state),
         "fingerprint": _fingerprint(backbone, out),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import errata
 from errata.core import registry
 from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadRun, BadSpec, FingerprintMismatch, MissingState, NotFinite
@@ -18,6 +20,7 @@ from errata.core.model.backbone import Backbone
 from errata.core.types import Edit, Prompt, from_json
 from errata.evaluation.bench import bench
 from errata.evaluation.run_folder import FinishedUnit
+from errata.testing import zoo
 from tests import tiny
 from tests.stub import NotesEditor, Stub, knowing
 
@@ -149,3 +152,19 @@ def test_a_finished_unit_that_cannot_be_summed_up_is_refused(changed: dict[str, 
     assert from_json(FinishedUnit, whole).edits == 2
     with pytest.raises(ValueError, match=r"a search needs|bytes of answers"):
         from_json(FinishedUnit, {**whole, **changed})
+
+
+def test_what_every_edit_would_refuse_is_refused_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A down projection that a model with experts lacks; a state that was never trained."""
+    monkeypatch.setattr(
+        sys.modules["errata.evaluation.bench"], "select", lambda *a, **k: pytest.fail("was asked")
+    )
+    for name, editor, why in (
+        ("mixtral", errata.editor("memit"), "no site"),
+        ("llama", errata.editor("serac"), "errata prepare"),
+    ):
+        with pytest.raises((BadSpec, MissingState), match=why):
+            errata.bench(zoo.loaded(name), editor, "places", "one_step", tmp_path / name)
+        assert not (tmp_path / name / "manifest.json").exists()

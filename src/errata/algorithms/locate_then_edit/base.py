@@ -156,6 +156,9 @@ class LocateThenEdit(Editor):
         chosen = self.config.layers or range(backbone.depth // 8, backbone.depth // 4 + 1)
         return sorted({backbone.layer(i) for i in chosen})
 
+    def edited_sites(self, backbone: Backbone) -> list[str]:
+        return [site_of(i) for i in self.layers(backbone)]
+
     def search_settings(self, sites: Sequence[str], **more: Any) -> ValueSettings:
         c = self.config
         return ValueSettings(
