@@ -9,6 +9,7 @@ one split by its hash, so that facts for tuning (`dev`) share no subject with `e
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from errata.benchmarks._rewrites import (
 from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
 from errata.core.types import Case, Probe, Prompt, Skip
 
+SENTENCE_END = re.compile(r"""[.!?:;\n]["')\]]?\s""")
+MOST_WORDS = 12  # in front of the subject of a generation prompt
 TRIES = 100  # records that are looked at for a far question
 MEND = "Give ROME's counterfact.json, or counterfact-edit.json of RECIPE or EasyEdit."
 
@@ -52,7 +55,9 @@ class CounterFactRow:
 class CounterFact(Benchmark):
     """One edit a record (task `text`), with its paraphrases and the neighbours of its subject.
 
-    reliability: the edited prompt. t_generality: ROME's paraphrases, the flat files have one.
+    reliability: the edited prompt. t_generality: ROME's paraphrases (`paraphrase`). The flat files
+    have one, which in 83 % of the records is one of ROME's generation prompts (`generation`): many
+    of these ask what follows from the fact ("One can get to X by navigating").
     near_locality: the same relation of other subjects whose true answer is the one that the edit
     replaces (the papers' neighbourhood); ROME has ten, the flat files one. t_locality: a neighbour
     of a train record with answers of another kind. Each probe names the other
@@ -61,7 +66,7 @@ class CounterFact(Benchmark):
     """
 
     name: ClassVar[str] = "counterfact"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     tasks: ClassVar[tuple[str, ...]] = ("text",)
     splits: ClassVar[tuple[str, ...]] = SPLITS
     variants: ClassVar[tuple[str, ...]] = VARIANTS
@@ -159,12 +164,24 @@ def _probes(row: CounterFactRow) -> Iterator[Probe]:
     yield Probe("reliability", prompt, "reliability", reference=new, contrast=true)
     for i, text in enumerate(row.paraphrases):
         asked = Prompt.of(text)
-        yield Probe(f"t_generality/{i}", asked, "t_generality", reference=new, contrast=true)
+        group = paraphrase_group(text, row.rewrite.subject)
+        yield Probe(f"t_generality/{i}", asked, "t_generality", group, new, contrast=true)
     for i, (text, answer) in enumerate(row.neighbours):
         asked = Prompt.of(text)
         yield Probe(
             f"near_locality/{i}", asked, "near_locality", "same_answer", answer, contrast=new
         )
+
+
+def paraphrase_group(prompt: str, subject: str) -> str:
+    """`paraphrase` for a prompt with an unrelated text in front of the subject, else `generation`.
+
+    In the 20,000 records of the flat files this agrees with whether the prompt without its subject
+    occurs at least five times, but for 25 records.
+    """
+    before = prompt.partition(subject)[0]
+    unrelated = SENTENCE_END.search(before) or len(before.split()) > MOST_WORDS
+    return "paraphrase" if unrelated else "generation"
 
 
 def _far(row: CounterFactRow, others: Others) -> Iterator[Probe]:
