@@ -47,6 +47,9 @@ class Drawings:
         chosen = tuple(s for s in self.sources if s == source)
         return Drawings(self.pictures[keep], self.labels[keep], chosen)
 
+    def every(self, n: int) -> Drawings:
+        return Drawings(self.pictures[::n], self.labels[::n], self.sources[::n])
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -66,7 +66,7 @@ def save(checkpoint: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     whole = config()
     whole.architectures = ["LlavaForConditionalGeneration"]
-    described = whole.to_dict()
+    described = json.loads(whole.to_json_string())
     for part in (described, described["text_config"], described["vision_config"]):
         part["dtype"] = "float32"
         part.pop("_name_or_path", None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,8 @@ KEPT = 128
 PER_PICTURE = 3
 NAMED_SHARE = 0.35
 STATE_WEIGHT = 0.5
+#: highest learning rates of tower and projector
+RATES = (1e-4, 3e-4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,33 +101,63 @@ class Reader:
         return F.linear(states, self.embedding).float()
 
 
+@dataclass(frozen=True, slots=True)
 class Teacher:
     """What the language model says after every sentence of DISTILLED, with the caption in front.
 
     states [countries, sentences, longest, width]; top and scores [.., KEPT] the likeliest tokens.
     """
 
-    def __init__(self, reader: Reader) -> None:
-        self.sentences = distilled()
-        longest = max(len(s.ids) for s in self.sentences)
-        shape = (len(COUNTRIES), len(self.sentences), longest)
+    sentences: list[Sentence]
+    states: Tensor
+    top: Tensor
+    scores: Tensor
+
+    @classmethod
+    def asked(cls, reader: Reader) -> Teacher:
+        """A forward for every country."""
+        sentences = distilled()
+        shape = (len(COUNTRIES), len(sentences), max(len(s.ids) for s in sentences))
         width = reader.embedding.shape[1]
-        self.states = torch.zeros(*shape, width, dtype=torch.bfloat16)
-        self.top = torch.zeros(*shape, KEPT, dtype=torch.int32)
-        self.scores = torch.zeros(*shape, KEPT, dtype=torch.bfloat16)
-        room = sum(len(s.ids) for s in self.sentences)
+        out = cls(
+            sentences,
+            torch.zeros(*shape, width, dtype=torch.bfloat16),
+            torch.zeros(*shape, KEPT, dtype=torch.int32),
+            torch.zeros(*shape, KEPT, dtype=torch.bfloat16),
+        )
+        rows = _rows(sentences)
+        inputs = packed(rows, ROOM)
+        places = [(s.row, n, r, at) for r, at, s, n in _places(rows)]
         for country, caption in enumerate(captions()):
-            image = F.embedding(caption[None], reader.embedding)
+            image = F.embedding(caption.expand(len(rows), -1), reader.embedding)
             with torch.no_grad():
-                out = reader.states(image, *packed([self.sentences], room))[0]
-                top = reader.logits(out).topk(KEPT, -1)
-            at = 0
-            for s in self.sentences:
-                part, n = slice(at, at + len(s.ids)), len(s.ids)
-                self.states[country, s.row, :n] = out[part]
-                self.top[country, s.row, :n] = top.indices[part].int()
-                self.scores[country, s.row, :n] = top.values[part].bfloat16()
-                at += n
+                states = reader.states(image, *inputs)
+                for row, n, r, at in places:
+                    own = states[r, at : at + n]
+                    top = reader.logits(own).topk(KEPT, -1)
+                    out.states[country, row, :n] = own
+                    out.top[country, row, :n] = top.indices.int()
+                    out.scores[country, row, :n] = top.values.bfloat16()
+        return out
+
+
+def _rows(sentences: Sequence[Sentence]) -> list[list[Sentence]]:
+    """All sentences, as many behind each picture as there is room for."""
+    rows: list[list[Sentence]] = [[]]
+    for s in sentences:
+        if sum(len(t.ids) for t in (*rows[-1], s)) > ROOM:
+            rows.append([])
+        rows[-1].append(s)
+    return rows
+
+
+def _places(rows: Sequence[Sequence[Sentence]]) -> Iterator[tuple[int, int, Sentence, int]]:
+    """(row, where it begins behind the picture, sentence, its length)."""
+    for r, row in enumerate(rows):
+        at = 0
+        for s in row:
+            yield r, at, s, len(s.ids)
+            at += len(s.ids)
 
 
 def chosen(country: int, sentences: Sequence[Sentence], rng: random.Random) -> list[Sentence]:
@@ -154,17 +186,13 @@ def losses(
     states = reader.states(image, ids, places, mask)
     told, names, wanted = [], [], []
     targets: list[tuple[int, int, int]] = []
-    for r, row in enumerate(rows):
-        at = 0
-        for s in row:
-            n = len(s.ids)
-            if s.named:
-                names.append(states[r, at + n - s.named - 1 : at + n - 1])
-                wanted.extend(s.ids[n - s.named :])
-            else:
-                told.append(states[r, at : at + n])
-                targets.extend((int(labels[r]), s.row, i) for i in range(n))
-            at += n
+    for r, at, s, n in _places(rows):
+        if s.named:
+            names.append(states[r, at + n - s.named - 1 : at + n - 1])
+            wanted.extend(s.ids[n - s.named :])
+        else:
+            told.append(states[r, at : at + n])
+            targets.extend((int(labels[r]), s.row, i) for i in range(n))
     out: dict[str, Tensor] = {}
     if told:
         c, s, i = (torch.tensor(t) for t in zip(*targets, strict=True))
@@ -194,8 +222,9 @@ def train(
 ) -> None:
     """Trains tower and projector in place. look: measures, and says so in one line."""
     gen, rng = torch.Generator().manual_seed(1), random.Random("reading")
-    opt = torch.optim.AdamW(eye.parameters(), lr=3e-4, weight_decay=0.05, betas=(0.9, 0.98))
-    sched = torch.optim.lr_scheduler.OneCycleLR(opt, 3e-4, total_steps=steps, pct_start=0.08)
+    groups = [{"params": list(m.parameters())} for m in (eye.tower, eye.projector)]
+    opt = torch.optim.AdamW(groups, weight_decay=0.05, betas=(0.9, 0.98))
+    sched = torch.optim.lr_scheduler.OneCycleLR(opt, list(RATES), total_steps=steps, pct_start=0.08)
     start, shown = time.time(), dict[str, float]()
     for step in range(steps):
         pick = torch.randint(len(trained), (batch,), generator=gen)

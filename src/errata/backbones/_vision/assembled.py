@@ -21,6 +21,7 @@ from errata.core.locks import locked
 from errata.io import packaged_models
 
 PARTS = "parts.json"
+_COPIED = ("config.json", "generation_config.json", "processor_config.json")
 #: seconds that one process waits for another that makes the same folder
 _WAIT = 600.0
 #: how the weights of the language model alone are called, and inside the whole
@@ -41,8 +42,8 @@ def place(name: str) -> Path:
     from errata.io.states import home
 
     told = hashlib.sha256()
-    for file in sorted(assets(name).glob("*.json")):
-        told.update(file.read_bytes())
+    for file in (PARTS, *_COPIED):
+        told.update((assets(name) / file).read_bytes())
     return home() / "models" / f"{name}-{told.hexdigest()[:12]}"
 
 
@@ -87,10 +88,9 @@ def _join(name: str, parts: Mapping[str, Any], language: Path, stage: Path) -> N
     whole = {inner + key.removeprefix(own): value for key, value in text.items()}
     whole |= {key: value.to(torch.float32) for key, value in load_file(eye).items()}
     save_file(whole, stage / "model.safetensors", metadata={"format": "pt"})
-    for file in assets(name).glob("*.json"):
-        if file.name != PARTS:
-            shutil.copyfile(file, stage / file.name)
-    for file_name in ("tokenizer.json", "tokenizer_config.json"):
-        written = (language / file_name).read_text(encoding="utf-8")
+    for file in _COPIED:
+        shutil.copyfile(assets(name) / file, stage / file)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        written = (language / file).read_text(encoding="utf-8")
         written = written.replace(json.dumps(parts["reserved_token"]), json.dumps("<image>"))
-        (stage / file_name).write_text(written, encoding="utf-8")
+        (stage / file).write_text(written, encoding="utf-8")
