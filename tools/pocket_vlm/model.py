@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +66,28 @@ class Eye(nn.Module):
             whole = LlavaForConditionalGeneration(config())
         self.tower = type(whole.model.vision_tower)(vision_config())
         self.projector = type(whole.model.multi_modal_projector)(config())
-        for m in self.projector.modules():
-            if isinstance(m, nn.Linear):
-                nn.init.xavier_uniform_(m.weight)
-                nn.init.zeros_(m.bias)
+        # what a trained tower gives has a standard deviation of about 4 in each dimension
+        nn.init.normal_(
+            self.projector.linear_1.weight, std=0.25 * vision_config().hidden_size ** -0.5
+        )
+        nn.init.normal_(self.projector.linear_2.weight, std=0.02)
+        nn.init.zeros_(self.projector.linear_1.bias)
+        nn.init.zeros_(self.projector.linear_2.bias)
+
+    def groups(self, *, tower: float, projector: float) -> list[dict[str, Any]]:
+        """Parameters for an optimiser, with the highest learning rates of the two parts.
+
+        The projector's first layer has small weights, and a smaller rate.
+        """
+        parts = self.tower, self.projector.linear_1, self.projector.linear_2
+        rates = tower, projector / 4, projector
+        return [
+            {"params": list(m.parameters()), "lr": r} for m, r in zip(parts, rates, strict=True)
+        ]
+
+    @property
+    def width(self) -> int:
+        return int(self.tower.config.hidden_size)
 
     def features(self, pixels: Tensor) -> Tensor:
         """[n, IMAGE_TOKENS, width of the tower]."""

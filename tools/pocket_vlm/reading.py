@@ -30,8 +30,8 @@ KEPT = 128
 PER_PICTURE = 3
 NAMED_SHARE = 0.35
 STATE_WEIGHT = 0.5
-#: highest learning rates of tower and projector
-RATES = (1e-4, 3e-4)
+#: highest learning rates
+RATES = {"tower": 1e-4, "projector": 4e-4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +222,11 @@ def train(
 ) -> None:
     """Trains tower and projector in place. look: measures, and says so in one line."""
     gen, rng = torch.Generator().manual_seed(1), random.Random("reading")
-    groups = [{"params": list(m.parameters())} for m in (eye.tower, eye.projector)]
+    groups = eye.groups(**RATES)
     opt = torch.optim.AdamW(groups, weight_decay=0.05, betas=(0.9, 0.98))
-    sched = torch.optim.lr_scheduler.OneCycleLR(opt, list(RATES), total_steps=steps, pct_start=0.08)
+    sched = torch.optim.lr_scheduler.OneCycleLR(
+        opt, [group["lr"] for group in groups], total_steps=steps, pct_start=0.08
+    )
     start, shown = time.time(), dict[str, float]()
     for step in range(steps):
         pick = torch.randint(len(trained), (batch,), generator=gen)

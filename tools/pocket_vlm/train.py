@@ -1,6 +1,6 @@
 """Trains pocket-vlm's tower and projector on one CPU thread.
 
-    python -m tools.pocket_vlm.train work/pocket-vlm/drawings.npz [--work FOLDER] [--stage B]
+    python -m tools.pocket_vlm.train work/pocket-vlm/drawings.npz [--work FOLDER] [--begin B]
 
 Stage A (`captioning`): image tokens learn the word vectors of a caption. Stage B (`reading`): they
 are trained through the frozen language model. Checkpoints and the log go into the work folder.
@@ -25,8 +25,8 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("drawings", type=Path)
     p.add_argument("--work", type=Path, default=Path("work/pocket-vlm"))
-    p.add_argument("--stage", choices=("A", "B"), help="only this one; B continues A2.pt")
-    p.add_argument("--steps", type=int, nargs=3, default=(1000, 400, 600), help="of each part")
+    p.add_argument("--begin", choices=("A1", "A2", "B"), default="A1", help="continue with this")
+    p.add_argument("--steps", type=int, nargs=3, default=(1000, 600, 320), help="of each part")
     p.add_argument("--no-compile", action="store_true", help="where there is no C++ compiler")
     args = p.parse_args()
     torch.set_num_threads(1)
@@ -46,19 +46,19 @@ def main() -> None:
     if not args.no_compile:
         for layer in eye.tower.encoder.layers:
             layer.compile()
-    if args.stage != "B":
-        words = captioning.Words(model.get_input_embeddings().weight)
-        heads = captioning.Heads(eye.tower.config.hidden_size, len(words.slots))
-        watch = {**watched, "twemoji (trained)": trained.of("twemoji")}
-        for part in (
-            captioning.Part("A1", args.steps[0], (1.2e-3, 0.0)),
-            captioning.Part("A2", args.steps[1], (4e-4, 1e-3)),
-        ):
-            captioning.run(part, eye, heads, words, trained, watch, 96, log)
-            torch.save(eye.state_dict(), args.work / f"{part.name}.pt")
-    if args.stage == "A":
-        return
-    eye.load_state_dict(torch.load(args.work / "A2.pt"))
+    words = captioning.Words(model.get_input_embeddings().weight)
+    watch = {**watched, "twemoji (trained)": trained.of("twemoji")}
+    for part in (
+        captioning.Part("A1", args.steps[0], (1.2e-3, 0.0)),
+        captioning.Part("A2", args.steps[1], (6e-4, 2e-3)),
+    ):
+        file = args.work / f"{part.name}.pt"
+        if args.begin > part.name:
+            eye.load_state_dict(torch.load(file))
+            continue
+        heads = captioning.Heads(eye.width, len(words.slots))
+        captioning.run(part, eye, heads, words, trained, watch, 96, log)
+        torch.save(eye.state_dict(), file)
     plain = language_model()
 
     some = {s: d.every(5) for s, d in watched.items()}
