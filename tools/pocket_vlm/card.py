@@ -130,7 +130,9 @@ def measured(drawings: Path) -> dict[str, Any]:
 def seconds(log: Path) -> dict[str, int]:
     """Seconds of each part of the training, from its log."""
     found = re.findall(r"^\S+ (A1|A2|B) (\d+)/\2 (\d+)s", log.read_text(), re.MULTILINE)
-    return {part: int(time) for part, _, time in found}
+    out = {part: int(time) for part, _, time in found}
+    asked = re.search(r"the teacher was asked in (\d+)s", log.read_text())
+    return out | ({"teacher": int(asked[1])} if asked else {})
 
 
 def share(right: int, asked: int) -> str:

@@ -82,6 +82,8 @@ def save(checkpoint: Path, out: Path) -> None:
         "sha256": _weights(checkpoint, out / WEIGHTS),
     }
     _write(out / "parts.json", parts)
+    for file in out.iterdir():
+        file.chmod(0o644)
 
 
 def main() -> None:
