@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from errata.backbones._identity import (
     weights_digest,
 )
 from errata.backbones._language import gguf, packaged
+from errata.backbones._vision import assembled
 from errata.core.errors import BadBackbone, DiskFull, UserError
 from errata.core.files import read_json, write_json
 from errata.core.hooks.context import Site
@@ -57,19 +57,28 @@ def bundled(name: str) -> str:
     """
     if name in packaged_models.MODELS:
         return os.fspath(packaged.folder(name))
-    folder = files("errata") / "assets" / name
+    if assembled.is_in_parts(name):
+        return os.fspath(assembled.folder(name))
+    folder = assembled.assets(name)
     if not folder.is_dir():
         raise BadBackbone(
             f"the bundled model '{name}' is not in this installation. Install errata again."
         )
-    return os.fspath(Path(str(folder)))
+    return os.fspath(folder)
+
+
+def _is_made(name: str) -> bool:
+    """Whether the folder of a model that is loaded by its name is there already."""
+    if name in packaged_models.MODELS:
+        return packaged_models.place(name).is_dir()
+    return not assembled.is_in_parts(name) or assembled.place(name).is_dir()
 
 
 def short_name(path: str, offered: Iterable[str]) -> str:
     """What a model that was loaded from `path` is called: a bundled one by its name."""
     for name in offered:
-        is_made = name not in packaged_models.MODELS or packaged_models.place(name).is_dir()
-        if path and Path(path).is_dir() and is_made and Path(path).samefile(bundled(name)):
+        is_folder = path and Path(path).is_dir() and _is_made(name)
+        if is_folder and Path(path).samefile(bundled(name)):
             return name
     return path
 

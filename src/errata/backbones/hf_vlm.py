@@ -2,7 +2,8 @@
 
 One file for all of them: sites are found by structure (`_sites`), the forward is shared
 (`_decoder`), and text and images are encoded by the family's own processor.
-`micro-vlm`, the bundled model, is an ordinary LLaVA checkpoint in a folder of the package.
+`micro-vlm`, a bundled model, is an ordinary LLaVA checkpoint in a folder of the package; of
+`pocket-vlm` the package has tower and projector (`_vision.assembled`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ _COUNTS = ("patch_size", "num_query_tokens", "num_image_tokens", "image_seq_leng
 class HfVlm(PictureBackbone):
     """A vision-language model on the ordinary transformers classes."""
 
-    bundled: ClassVar[Mapping[str, str]] = {"micro-vlm": "microworld"}
+    bundled: ClassVar[Mapping[str, str]] = {
+        "micro-vlm": "microworld",
+        "pocket-vlm": "pocket",
+    }
     capabilities = frozenset({"text", "image", "generate", "resume"})
 
     def __init__(
