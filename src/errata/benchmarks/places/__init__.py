@@ -22,9 +22,10 @@ from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
 from errata.core.types import Case, HopQuestion, Probe, Prompt
 
 RELATION = "country"
-ASKED = "{} is a city in the country of"
+#: The city is not the first word: without BOS, a model's first position is unlike all others.
+ASKED = "The city of {} is located in the country of"
 PARAPHRASES = (
-    "The city of {} is located in",
+    "{} is a city in the country of",
     "The country where {} lies is called",
     "People who live in {} are citizens of",
 )
