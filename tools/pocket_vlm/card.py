@@ -20,7 +20,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 import errata
-from errata.benchmarks.pocket.countries import COUNTRIES
+from errata.benchmarks._countries import COUNTRIES
 from errata.benchmarks.pocket.wordings import IN_TEXT, NAMING, RELATIONS, UNSEEN
 from errata.core.text import same_answer
 from errata.core.types import Prompt

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from errata.benchmarks.pocket.countries import COUNTRIES
+from errata.benchmarks._countries import COUNTRIES
 from tools.pocket_vlm.drawings import HELD_OUT, TRAINED
 from tools.pocket_vlm.model import IMAGE_TOKENS, folder
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from errata.benchmarks.pocket.countries import COUNTRIES, Country
+from errata.benchmarks._countries import COUNTRIES, Country
 
 SIDE = 96
 #: source -> (package of npm, version, licence of the drawings)

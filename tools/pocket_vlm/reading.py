@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from errata.benchmarks.pocket.countries import COUNTRIES
+from errata.benchmarks._countries import COUNTRIES
 from errata.benchmarks.pocket.wordings import DISTILLED, NAMING
 from tools.pocket_vlm.augment import augmented
 from tools.pocket_vlm.data import Drawings, captions, ids_of

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from errata.benchmarks.pocket.countries import COUNTRIES
+from errata.benchmarks._countries import COUNTRIES
 from errata.benchmarks.pocket.wordings import IN_TEXT, NAMING, RELATIONS
 from tools.pocket_vlm.augment import plain
 from tools.pocket_vlm.data import Drawings, ids_of, tokenizer

@@ -355,7 +355,7 @@ class Editor(ABC):
             )
 
     def check_fit(self, backbone: Backbone, state: State | None = None) -> None:
-        """Raises what every edit of this model would raise, before any work is done."""
+        """Raises what every edit of this model would raise."""
         editor = self.for_backbone(backbone)
         editor.check_model(backbone)
         for site in editor.edited_sites(backbone):
@@ -489,7 +489,7 @@ def _warn_of_contradictions(request: EditRequest) -> None:
 
 
 def _plain(config: Any) -> Any:
-    return _adapter(type(config)).dump_python(config, mode="json")
+    return _adapter(config.__class__).dump_python(config, mode="json")
 
 
 @cache

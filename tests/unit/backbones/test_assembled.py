@@ -10,7 +10,7 @@ import pytest
 
 import errata
 from errata.backbones._vision import assembled
-from errata.benchmarks.pocket.countries import COUNTRIES
+from errata.benchmarks._countries import COUNTRIES
 from errata.benchmarks.pocket.pictures import image_of
 from errata.benchmarks.pocket.wordings import IN_TEXT, NAMING, RELATIONS
 from errata.core.errors import BadBackbone, MissingExtra

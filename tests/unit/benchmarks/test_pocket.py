@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from errata.benchmarks._countries import COUNTRIES
 from errata.benchmarks.pocket import Pocket, cases, pictures
-from errata.benchmarks.pocket.countries import COUNTRIES
 from errata.benchmarks.pocket.wordings import DISTILLED, IN_TEXT, NAMING, RELATIONS, UNSEEN
 from errata.core.errors import BadImage
 from errata.core.measure.benchmark import BenchmarkSpec

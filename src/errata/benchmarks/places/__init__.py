@@ -1,6 +1,6 @@
 """Places: the country of a city is changed, and what follows from it is asked (`places`).
 
-311 cities, 55 countries and 30 questions of general knowledge, written for errata, for language
+307 cities, 54 countries and 30 questions of general knowledge, written for errata, for language
 models that know the world. The new country lies on another continent and has another language than
 the true one, so that all that follows from the edit changes. The plan keeps the cities whose
 country the unedited model knows, and the consequences that it knows (the new country's capital).
@@ -11,12 +11,12 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
+from errata.benchmarks._countries import COUNTRIES, Country
 from errata.benchmarks._rewrites import SPLITS, Rewrite, case_of, split_of
 from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
 from errata.core.types import Case, HopQuestion, Probe, Prompt
@@ -29,7 +29,7 @@ PARAPHRASES = (
     "The country where {} lies is called",
     "People who live in {} are citizens of",
 )
-#: What follows from the country: column of countries.tsv -> (about the city, about the country)
+#: What follows from the country: field of `Country` -> (about the city, about the country)
 FOLLOWS: Mapping[str, tuple[str, str]] = {
     "capital": (
         "The capital of the country where {} is located is",
@@ -43,20 +43,6 @@ FOLLOWS: Mapping[str, tuple[str, str]] = {
 }
 NEIGHBOURS = 2  # questions about other cities of the true country
 FAR = 2  # questions of general knowledge
-
-
-@dataclass(frozen=True, slots=True)
-class Country:
-    """One row of countries.tsv."""
-
-    name: str
-    capital: str
-    continent: str
-    language: str
-
-    def differs(self, other: Country) -> bool:
-        """Whether every consequence is another one."""
-        return self.continent != other.continent and self.language != other.language
 
 
 class Places(Benchmark):
@@ -82,7 +68,7 @@ class Places(Benchmark):
         return {
             "cities": len(names),
             "countries": len(_countries()),
-            "countries without a city": sorted(set(_countries()) - set(names)),
+            "cities without a country": sorted(c for c, n in _cities() if n not in _countries()),
             "questions of general knowledge": len(_far_questions()),
             "splits": {s: sum(split_of(c) == s for c, _ in _cities()) for s in SPLITS},
         }
@@ -96,7 +82,15 @@ def _rows(name: str) -> list[list[str]]:
 
 @cache
 def _countries() -> Mapping[str, Country]:
-    return {row[0]: Country(*row) for row in _rows("countries.tsv")}
+    """The countries that have a city in the table, by name."""
+    names = {name for _, name in _cities()}
+    return {c.name: c for c in COUNTRIES if c.name in names}
+
+
+def _differs(new: Country, true: Country) -> bool:
+    """Whether the new country has another continent and language; it must have just one of each."""
+    one = new.capital and new.continent and new.language
+    return bool(one) and new.continent != true.continent and new.language != true.language
 
 
 @cache
@@ -119,7 +113,7 @@ def _chosen(key: str, things: Sequence[Any]) -> Any:
 
 
 def _case(city: str, true: Country) -> Case:
-    new = _chosen(f"{city}/new", [c for c in _countries().values() if c.differs(true)])
+    new = _chosen(f"{city}/new", [c for c in _countries().values() if _differs(c, true)])
     prompt = ASKED.format(city)
     change = Rewrite(prompt, city, new.name, true.name, RELATION)
     probes = [*_direct(city, true, new), *_elsewhere(city, true, new), *_follows(city, true, new)]
@@ -158,6 +152,8 @@ def _elsewhere(city: str, true: Country, new: Country) -> Iterator[Probe]:
 def _follows(city: str, true: Country, new: Country) -> Iterator[Probe]:
     for column, (about_city, about_country) in FOLLOWS.items():
         answer, before = getattr(new, column), getattr(true, column)
+        if not before:  # the true country has more than one: the edit may not change it
+            continue
         hop = HopQuestion(Prompt.of(about_country.format(new.name)), answer)
         yield Probe(
             f"portability/{column}", Prompt.of(about_city.format(city)), "portability", column,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
+from errata.benchmarks._countries import COUNTRIES, Country
 from errata.benchmarks._rewrites import split_of
-from errata.benchmarks.pocket.countries import COUNTRIES, Country
 from errata.benchmarks.pocket.pictures import HELD_OUT, TRAINED, closest, image_of
 from errata.benchmarks.pocket.wordings import IN_TEXT, NAMING, RELATIONS, UNSEEN
 from errata.core.types import Case, Edit, HopQuestion, Probe, Prompt

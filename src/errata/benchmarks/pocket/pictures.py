@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from errata.benchmarks.pocket.countries import COUNTRIES
+from errata.benchmarks._countries import COUNTRIES
 from errata.core.errors import BadImage
 from errata.core.types import Image
 

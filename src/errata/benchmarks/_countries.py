@@ -1,4 +1,4 @@
-"""The countries whose flags are drawn, with capital, continent and language (`countries.tsv`).
+"""Countries with capital, continent and language (`countries.tsv`); pocket draws their flags.
 
 Left out are the flags that cannot be told from another one at this size, or that sources draw in
 different forms because the state changed it: Chad (Romania), Monaco (Indonesia), Luxembourg (the
@@ -24,7 +24,7 @@ class Country:
 
 
 def _read() -> tuple[Country, ...]:
-    text = (files("errata") / "benchmarks" / "pocket" / "countries.tsv").read_text(encoding="utf-8")
+    text = (files("errata") / "benchmarks" / "countries.tsv").read_text(encoding="utf-8")
     return tuple(Country(**row) for row in csv.DictReader(text.splitlines(), delimiter="\t"))
 
 
