@@ -207,10 +207,10 @@ def updated(args: argparse.Namespace, old: Table) -> Table:
     if here == runs:
         return made(args)
     base, *new = score_table(here, args.scorer, args.columns or COLUMNS, args.by)
-    if list(base) != list(old[0]):
+    if old and list(base) != list(old[0]):
         raise SystemExit(f"{args.csv}: other columns than before; all its runs are needed")
     rows = {row[args.by]: row for row in [*old, *new]}
-    if runs[0] in here:
+    if runs[0] in here or not old:
         rows[BASE] = base
     labels = [r.name.split("-")[0] if args.by == "editor" else _label(r, args.by) for r in runs]
     missing = dict.fromkeys(base, "") | {"n": "not run"}
