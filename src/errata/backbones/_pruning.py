@@ -85,10 +85,12 @@ def dedup_keywords(dedup: DedupBatch, trunk: Mapping[str, Any]) -> dict[str, Any
 
 def packs(text: nn.Module, layer_types: AbstractSet[str]) -> bool:
     """Whether columns can run packed: every block attends to all earlier columns, and its attention
-    can be replaced.
+    can be replaced. Not where the cache holds another form of the keys (latent attention).
     """
+    config: Any = getattr(text, "config", None)
     return (
         getattr(text, "_supports_attention_backend", False)
+        and not getattr(config, "kv_lora_rank", None)
         and _attention_of(text) == "sdpa"
         and layer_types == {"full_attention"}
     )
@@ -143,7 +145,7 @@ def few_queries(
     scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     out = weights.view(rows, groups, -1, key.shape[2]) @ value
-    return out.view(rows, heads, columns, size).transpose(1, 2)
+    return out.view(rows, heads, columns, value.shape[-1]).transpose(1, 2)
 
 
 @contextmanager
