@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from errata.cli import main
-from errata.cli.demo import EDITORS, MARK
+from errata.cli.demo import MARK, PICTURES
 from errata.cli.shared.options import bundled_models
 from tests.short import short_microworld
 
@@ -29,7 +29,7 @@ def test_demo(tmp_path: Path, capsys, monkeypatch):
     said = capsys.readouterr()
     assert not exit_.value.code, said.err
     assert not (out / "old").exists()
-    assert all(name in said.out for name in EDITORS)
+    assert all(name in said.out for name in PICTURES.editors)
     before, edited, undone = (
         re.search(rf"^  {line} +(.*)$", said.out, re.MULTILINE)
         for line in ("before the edit", "with the patch", "patch removed")

@@ -25,7 +25,7 @@ from errata.backbones._folders import forward_errors
 from errata.backbones._forward import DecoderForward
 from errata.backbones._identity import core
 from errata.backbones._overrides import StopForward, attention_as, forward_as, stop_at
-from errata.backbones._pruning import deduplicated, packs
+from errata.backbones._pruning import NotPacked, deduplicated, packs
 from errata.backbones._scoring import DecoderQuestion
 from errata.backbones._text_blocks import cross
 from errata.backbones._text_blocks.recurrent import is_cacheable
@@ -62,7 +62,10 @@ class DecoderBackbone(DecoderForward):
     """Implements `ask`, `enter` and `resume` over `text`, `blocks`, `head` and `tower`.
 
     Subclasses set these attributes, the sites, `end_ids` and `stop_ids`, and implement `encode`.
+    packable: no attempt to run columns packed has failed yet.
     """
+
+    packable = True
 
     def entry(self, patch: Any) -> int | None:
         if (
@@ -390,11 +393,15 @@ class DecoderBackbone(DecoderForward):
         ctx.mask = state.trunk["attention_mask"]
         ctx.memo.update(state.memo)
         enter = (state.layer, state.stream)
-        if packs(self.text, self.layer_types()) and not self.hooks.direct.others():
+        others = self.hooks.direct.others()
+        if self.packable and packs(self.text, self.layer_types()) and not others:
             dedup, earlier, trunk = _suffix.packed(state)
-            return self.run_text(
-                trunk, ctx, enter=enter, columns=columns, dedup=dedup, earlier=earlier
-            )
+            try:
+                return self.run_text(
+                    trunk, ctx, enter=enter, columns=columns, dedup=dedup, earlier=earlier
+                )
+            except NotPacked:
+                self.packable = False
         cache = _suffix.cache_of(state)
         return self.run_text(dict(state.trunk), ctx, cache=cache, enter=enter, columns=columns)
 

@@ -20,11 +20,21 @@ from errata.core.hooks.manager import HookManager
 from errata.core.model.batch import PrefixState
 
 
+class NotPacked(Exception):
+    """This model's attention cannot be given packed columns."""
+
+
 class EarlierColumns(NamedTuple):
     """Columns in front of those of a batch: their KV cache, and the mask [B, 1, T, P + T]."""
 
     cache: Any
     mask: Tensor
+
+    def check(self, module: Any, key: Tensor, mask: Tensor | None) -> None:
+        """Raises NotPacked where the model makes masks of its own, or caches other keys."""
+        layer = self.cache.layers[getattr(module, "layer_idx", None) or 0]
+        if mask is not None or layer.keys.shape[1] != key.shape[1]:
+            raise NotPacked
 
 
 _TEXT = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
@@ -85,12 +95,10 @@ def dedup_keywords(dedup: DedupBatch, trunk: Mapping[str, Any]) -> dict[str, Any
 
 def packs(text: nn.Module, layer_types: AbstractSet[str]) -> bool:
     """Whether columns can run packed: every block attends to all earlier columns, and its attention
-    can be replaced. Not where the cache holds another form of the keys (latent attention).
+    can be replaced.
     """
-    config: Any = getattr(text, "config", None)
     return (
         getattr(text, "_supports_attention_backend", False)
-        and not getattr(config, "kv_lora_rank", None)
         and _attention_of(text) == "sdpa"
         and layer_types == {"full_attention"}
     )
@@ -113,6 +121,8 @@ def dedup_attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **k: Any
     ) -> tuple[Tensor, None]:
         nonlocal calls
+        if earlier is not None:
+            earlier.check(module, key, mask)
         assert mask is None, "no mask is needed: padding comes after every column that attends"
         calls += 1
         query, key, value = heads(query), heads(key), heads(value)
@@ -126,6 +136,8 @@ def dedup_attention(
 
     with attention_as(text, f"errata_dedup_{id(text)}", attend):
         yield
+    if earlier is not None and not calls:
+        raise NotPacked
     assert calls, f"{name} does not attend through the library's interface"
 
 

@@ -33,7 +33,7 @@ class Brief(Metric):
 '''
 
 BENCHMARK = '''
-"""Places: where a thing stands, with a kind of probe of its own."""
+"""Spots: where a thing stands, with a kind of probe of its own."""
 
 from errata.core.measure.benchmark import Benchmark, Loaded
 from errata.core.kinds import ProbeKind
@@ -45,8 +45,8 @@ SPATIAL = ProbeKind(
 )
 
 
-class Places(Benchmark):
-    name = "places"
+class Spots(Benchmark):
+    name = "spots"
     version = "1"
     tasks = ("text",)
     variants = ("disjoint",)
@@ -97,10 +97,10 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Packages:
 @pytest.fixture
 def run(packages: Packages, tmp_path: Path) -> Path:
     """A run on the benchmark of the third party, on a backbone that is right before any edit."""
-    packages.install("benchmarks", "places", "Places", BENCHMARK)
+    packages.install("benchmarks", "spots", "Spots", BENCHMARK)
     right = {Prompt.of(f"where is {i}?"): "there" for i in range(6)}
     right |= {Prompt.of(f"what is {g} of {i}?"): "box" for i in range(6) for g in ("left", "right")}
-    return bench(Stub(right=right), NotesEditor(), "places", "one_step", tmp_path / "run")
+    return bench(Stub(right=right), NotesEditor(), "spots", "one_step", tmp_path / "run")
 
 
 def test_a_metric_is_computed_and_shown(run: Path, packages: Packages, errata: Errata) -> None:
@@ -142,7 +142,7 @@ def test_a_kind_of_probe_is_planned_scored_and_shown(
     metrics = read_json(run / "scores.json")["metrics"]
     assert metrics["spatial.exact"]["n"] == 6 and metrics["spatial.exact"]["base"] == 1.0
     assert metrics["spatial.token"]["value"] is not None
-    packages.remove("places")  # the run describes its kinds
+    packages.remove("spots")  # the run describes its kinds
     assert errata("score", run).code == 0
     shown = errata("results", run)
     assert shown.code == 0 and "Same place" in shown.out
