@@ -35,7 +35,7 @@ class Demo:
 
 
 PICTURES = Demo("micro-vlm", "microworld:vqa", ("ft_l", "ft_v", "tpatcher", "ike", "unike"), 40)
-TEXT = Demo("smollm2-135m", "places", ("ft_l", "rome", "memit", "ike"), 10)
+TEXT = Demo("smollm2-135m", "places", ("ft_l", "memit", "ike"), 10)
 
 
 @dataclass(frozen=True)

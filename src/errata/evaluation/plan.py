@@ -216,6 +216,7 @@ def _ask_candidates(
         if staged:
             answers = _answers(backbone, [_main_alone(c) for c in block], legacy)
             block, why = usable(block, answers)
+            block = block[: most - len(cases)]
             dropped += why
         answers = _answers(backbone, block, legacy)
         kept, why = filter_cases(block, answers)
