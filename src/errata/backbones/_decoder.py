@@ -373,8 +373,7 @@ class DecoderBackbone(DecoderForward):
 
     def suffix(self, state: PrefixState, first: Tensor) -> SuffixState | None:
         cache = None if "chunked_attention" in self.layer_types() else self._new_cache()
-        running = [h for hooks in self.hooks.caller().live.at.values() for h in hooks]
-        if cache is None or not _suffix.keeps_columns(state, running):
+        if cache is None or not _suffix.keeps_columns(state, self.hooks.running):
             return None
         ctx = self.context_of(state.batch, state.rows)
         with torch.no_grad():
@@ -402,7 +401,7 @@ class DecoderBackbone(DecoderForward):
                 )
             except NotPacked:
                 self.packable = False
-        cache = _suffix.cache_of(state)
+        cache = _suffix.copied(state.finished)
         return self.run_text(dict(state.trunk), ctx, cache=cache, enter=enter, columns=columns)
 
     @torch.no_grad()

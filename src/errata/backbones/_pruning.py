@@ -37,7 +37,8 @@ class EarlierColumns(NamedTuple):
             raise NotPacked
 
 
-_TEXT = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+#: keywords of a text model's forward that hold its columns; any other tensor is not understood
+TEXT_KEYWORDS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 
 
 def deduplicated(
@@ -53,7 +54,7 @@ def deduplicated(
         state.same is None
         or not packs(text, layer_types)
         or not (isinstance(mask, Tensor) and mask.dim() == 2)
-        or any(isinstance(v, Tensor) for k, v in state.trunk.items() if k not in _TEXT)
+        or any(isinstance(v, Tensor) for k, v in state.trunk.items() if k not in TEXT_KEYWORDS)
         or not _same_on_equal_columns(hooks)
     ):
         return None
@@ -78,7 +79,7 @@ def _same_on_equal_columns(hooks: HookManager) -> bool:
 
 def dedup_keywords(dedup: DedupBatch, trunk: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of the text model's own forward for the distinct columns."""
-    rest = {k: v for k, v in trunk.items() if k not in _TEXT}
+    rest = {k: v for k, v in trunk.items() if k not in TEXT_KEYWORDS}
     if isinstance(embeds := trunk.get("inputs_embeds"), Tensor):
         rest["inputs_embeds"] = dedup.pack(embeds)
     else:

@@ -10,7 +10,6 @@ Shapes: B rows, T columns, M target tokens, m new tokens, V vocabulary, d stream
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from errata.backbones._forward import DecoderForward
+from errata.backbones._suffix import columns_at, copied
 from errata.backbones._text_blocks.recurrent import Recomputed
 from errata.core.errors import BadBackbone, TooLong
 from errata.core.hooks.context import HookContext
@@ -37,8 +37,7 @@ class _Continuation:
         self.index = index
         batch = q.batch
         all_rows = index.shape[0] == batch.size
-        self.cache = copy.copy(q.cache)
-        self.cache.layers = [copy.copy(layer) for layer in q.cache.layers]
+        self.cache = copied(q.cache)
         if not all_rows:
             self.cache.batch_select_indices(index)
         self.ctx = q.ctx if all_rows else q.ctx.select(index)
@@ -60,15 +59,11 @@ class _Continuation:
         longest = int(kept.max())
         source = torch.arange(longest, device=kept.device) - (longest - kept)[:, None]
         self.mask = (source >= 0).to(self.mask.dtype)
-        source = source.clamp(min=0)
         for layer in self.cache.layers:
             if not layer.is_initialized:  # a block that reads another block's keys
                 continue
-            index = source.to(layer.keys.device)[:, None, :, None]
-            for part in ("keys", "values"):
-                states = getattr(layer, part)
-                columns = index.expand(-1, states.shape[1], -1, states.shape[3])
-                setattr(layer, part, states.gather(2, columns))
+            layer.keys = columns_at(layer.keys, source)
+            layer.values = columns_at(layer.values, source)
 
     def feed(self, ids: Tensor, real: Tensor | None = None) -> Tensor:
         """Appends ids [b, m] (columns where `real` is 0 are padding): logits [b, m, V]."""

@@ -17,13 +17,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from errata.backbones._pruning import EarlierColumns
+from errata.backbones._pruning import TEXT_KEYWORDS, EarlierColumns
 from errata.core.hooks.dedup import DedupBatch
 from errata.core.hooks.hook import Hook
 from errata.core.model.batch import PrefixState, SuffixState
-
-#: keywords of a text model's forward that this file makes anew for the columns that run
-_MADE = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 
 
 def keeps_columns(state: PrefixState, running: Iterable[Hook]) -> bool:
@@ -38,7 +35,7 @@ def keeps_columns(state: PrefixState, running: Iterable[Hook]) -> bool:
         and isinstance(mask, Tensor)
         and mask.dim() == 2
         and torch.equal(mask.long(), state.batch.mask.long())
-        and not any(_holds_tensors(v) for k, v in state.trunk.items() if k not in _MADE)
+        and not any(_holds_tensors(v) for k, v in state.trunk.items() if k not in TEXT_KEYWORDS)
         and all(h.pointwise or not h.sites for h in running)
     )
 
@@ -69,7 +66,7 @@ def suffix_of(state: PrefixState, cache: Any, first_B: Tensor, depth: int) -> Su
     at = (first_B[:, None] + torch.arange(after, device=device)).clamp(max=batch.ids.shape[1] - 1)
     runs = torch.arange(after, device=device) < (ends_B - first_B)[:, None]
     stream = _gathered(state.stream, at)
-    trunk = {k: v for k, v in state.trunk.items() if k not in _MADE}
+    trunk = {k: v for k, v in state.trunk.items() if k not in TEXT_KEYWORDS}
     trunk["inputs_embeds"] = stream
     trunk["attention_mask"] = torch.cat([source >= 0, runs], dim=1).long()
     positions = state.trunk.get("position_ids")
@@ -78,15 +75,15 @@ def suffix_of(state: PrefixState, cache: Any, first_B: Tensor, depth: int) -> Su
     for i in range(depth):
         # blocks below the entry do not run, but the library counts the first block's columns
         layer = cache.layers[max(i, state.layer)]
-        finished.update(_columns(layer.keys, source), _columns(layer.values, source), i)
+        finished.update(columns_at(layer.keys, source), columns_at(layer.values, source), i)
     return SuffixState(
         batch, state.layer, first_B, trunk, stream, finished, state.rows, state.stack, state.memo
     )
 
 
-def cache_of(state: SuffixState) -> Any:
-    """The finished columns; what a forward appends stays out of the state."""
-    cache = copy.copy(state.finished)
+def copied(cache: Any) -> Any:
+    """The same columns; what a forward appends stays out of the original."""
+    cache = copy.copy(cache)
     cache.layers = [copy.copy(layer) for layer in cache.layers]
     return cache
 
@@ -108,7 +105,7 @@ def _gathered(x: Tensor, at: Tensor) -> Tensor:
     return x.gather(1, at.to(x.device)[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _columns(states: Tensor, source: Tensor) -> Tensor:
+def columns_at(states: Tensor, source: Tensor) -> Tensor:
     """[B, h, T, n] -> [B, h, P, n]"""
     index = source.clamp(min=0).to(states.device)[:, None, :, None]
     return states.gather(2, index.expand(-1, states.shape[1], -1, states.shape[3])).detach()

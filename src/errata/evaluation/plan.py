@@ -213,12 +213,13 @@ def _ask_candidates(
             dropped += why
             if ready is not None:
                 block.append(ready)
+        answers: dict[tuple[str, str], Answer] = {}
         if staged:
             answers = _answers(backbone, [_main_alone(c) for c in block], legacy)
             block, why = usable(block, answers)
             block = block[: most - len(cases)]
             dropped += why
-        answers = _answers(backbone, block, legacy)
+        answers |= _answers(backbone, [_unasked(c, answers) for c in block], legacy)
         kept, why = filter_cases(block, answers)
         dropped += why
         for case in kept[: most - len(cases)]:
@@ -266,6 +267,10 @@ def _ready(backbone: Backbone, case: Case) -> tuple[Case | None, list[Skip]]:
 def _main_alone(case: Case) -> Case:
     assert case.main is not None, case.id
     return case.with_probes((case.main,))
+
+
+def _unasked(case: Case, answers: Mapping[tuple[str, str], Answer]) -> Case:
+    return case.with_probes(tuple(p for p in case.probes if (case.id, p.id) not in answers))
 
 
 def _answers(

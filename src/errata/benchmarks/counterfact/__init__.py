@@ -187,9 +187,10 @@ def paraphrase_group(prompt: str, subject: str) -> str:
 def _far(row: CounterFactRow, others: Others) -> Iterator[Probe]:
     """A neighbour of another record, chosen by the record's id, with answers of another sort."""
     start = int(hashlib.sha256(f"errata/far/{row.id}".encode()).hexdigest(), 16)
+    own = others.answers_beside(row.rewrite)
     for i in range(min(len(others.rows), TRIES)):
         other = others.rows[(start + i) % len(others.rows)]
-        if not others.answers_beside(row.rewrite) & others.answers_beside(other.rewrite):
+        if not own & others.answers_beside(other.rewrite):
             text, answer = other.neighbours[0]
             yield Probe(
                 "t_locality", Prompt.of(text), "t_locality", "far", answer,
