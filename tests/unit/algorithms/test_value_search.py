@@ -239,6 +239,27 @@ def test_pmets_rule_eases_and_stops():
     assert goal.weight_E.tolist() == pytest.approx([0.1, 0.1, 1.0])
 
 
+def test_templates_are_sampled_once_until_the_weights_change(monkeypatch):
+    from errata.algorithms.locate_then_edit import context_templates as module
+
+    calls = []
+    sample = module.sample_templates
+    monkeypatch.setattr(module, "sample_templates", lambda *a: calls.append(a) or sample(*a))
+    bb = tiny.FAMILIES["llava"]()
+
+    def drawn(seed=1, lengths=(10,)):
+        return context_templates(bb, "sampled", lengths, torch.Generator().manual_seed(seed))
+
+    first = drawn()
+    assert drawn() == first and len(calls) == 1
+    drawn(seed=2), drawn(lengths=(5,))
+    assert len(calls) == 3
+    with torch.no_grad():
+        for weight in bb.model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+    assert drawn() != first and len(calls) == 4
+
+
 def test_templates_are_drawn_from_the_unedited_model(tmp_path):
     from errata.patches.delta import Delta
 
@@ -251,6 +272,9 @@ def test_templates_are_drawn_from_the_unedited_model(tmp_path):
     with bb.applied(Delta({"text.3.mlp.down": {"dense": noise}})):
         again = context_templates(bb, "sampled", (10,), torch.Generator().manual_seed(1))
     assert again == once
+    fresh = tiny.FAMILIES["llava"]()
+    with fresh.applied(Delta({"text.3.mlp.down": {"dense": noise}})):
+        assert context_templates(fresh, "sampled", (10,), torch.Generator().manual_seed(1)) == once
     assert context_templates(bb, "sampled", (10,), torch.Generator().manual_seed(2)) != once
     assert len(context_templates(bb, "sampled", (5, 5, 10, 10), torch.Generator())) == 21
     file = tmp_path / "templates.txt"
