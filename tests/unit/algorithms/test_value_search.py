@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,6 +122,31 @@ def test_an_edit_among_others_is_that_edit_alone(family, pictures):
         a, b = together.value[settings.sites[0]][e], alone.value[settings.sites[0]][0]
         assert float((a - b).abs().max()) < 1e-5 * max(1.0, float(b.abs().max()))
         assert together.log[e]["steps"] == alone.log[0]["steps"]
+
+
+def test_rows_of_finished_edits_do_not_run(monkeypatch):
+    bb, edits, running = tiny.shared("llava"), [], list[int]()
+    for n in range(2):
+        edits += [(row + 3 * n, replace(edit, id=f"{edit.id}{n}")) for row, edit in EDITS]
+    settings = _settings(stop_loss=7.2, steps=40, lr=0.3, weight_decay=1e-3)
+    logits = bb.logits
+
+    def counted(state, **passed):
+        running.append(len(passed["rows"]))
+        return logits(state, **passed)
+
+    monkeypatch.setattr(bb, "logits", counted)
+    together = search(bb, edits, BEGINNINGS, settings)
+    rows, site = len(BEGINNINGS) + 1, settings.sites[0]
+    first, second, third = sorted({line["steps"] for line in together.log})
+    # two edits of each; four of six still run after the first has stopped, two after the second
+    assert running == [6 * rows] * (second + 1) + [2 * rows] * (third - second)
+    assert 0 <= first < second < third < 39
+    for e, edit in enumerate(edits):
+        alone = search(bb, [edit], BEGINNINGS, settings)
+        a, b = together.value[site][e], alone.value[site][0]
+        assert float((a - b).abs().max()) < 1e-5 * max(1.0, float(b.abs().max()))
+        assert together.log[e] == pytest.approx(alone.log[0], rel=1e-4)
 
 
 def test_many_edits_are_cut_into_parts(monkeypatch):

@@ -15,7 +15,8 @@ h0 is the site's output in the bare prompt (without template).
 Differences: there the whole model runs once per edit and step. Here the rows of all edits are one
 batch, which is entered once at the highest block that delta does not change. Above it, the columns
 before delta's run once, where the model allows it (`Backbone.suffix`). The head runs only where the
-target is predicted, and every edit has a delta, a clamp and a stop of its own.
+target is predicted, and every edit has a delta, a clamp and a stop of its own. Once half of the
+edits that run have reached their goal, the rows of the others are entered alone.
 
 Shapes: E edits, B rows of all edits, M target tokens, V vocabulary, d stream width.
 """
@@ -208,22 +209,18 @@ def _search(
     settings: ValueSettings,
 ) -> ValueResult:
     q = value_batch(backbone, edits, templates, settings)
-    shift = ColumnShift(settings.sites, q.columns_B, q.owner_B)
-    entry = backbone.entry(shift)
-    state: Batch | PrefixState | SuffixState = q.batch
-    if entry is not None:
-        state = entered = backbone.enter(q.batch, entry, rows=q.rows_B)
-        if (later := backbone.suffix(entered, q.columns_B)) is not None:
-            state, shift.columns_B = later, torch.zeros_like(q.columns_B)
+    state, shift = _entered(backbone, q, settings)
+    running = len(edits)
     places = {s: backbone.device_of(s) for s in settings.sites}
     deltas = ValueOptimizer(
         {s: torch.zeros(len(edits), backbone.width, device=p) for s, p in places.items()}
     )
     loss = ValueLoss(q, settings, len(edits))
-    with torch.enable_grad(), backbone.applied(shift):
+    with torch.enable_grad():
         for step in range(settings.steps):
             shift.delta = deltas.leaves()
-            logits = backbone.logits(state, rows=q.rows_B)
+            with backbone.applied(shift):
+                logits = backbone.logits(state, rows=q.rows_B)
             if not step:
                 bare = {s: shift.y[s][q.bare_E.to(shift.y[s].device)] for s in settings.sites}
                 deltas.begin(bare, settings)
@@ -235,8 +232,43 @@ def _search(
             total = loss_E[loss.active_E].sum()
             grads = torch.autograd.grad(total, list(shift.delta.values()))
             deltas.step(dict(zip(shift.delta, grads, strict=True)), loss.active_E, step)
+            active = loss.active_E.nonzero()[:, 0]
+            if 2 * len(active) <= running:
+                running = len(active)
+                q = _of_edits(backbone, edits, active, templates, settings)
+                state, shift = _entered(backbone, q, settings)
+                loss.narrow(q)
     value = {s: deltas.start[s] + deltas.shift(s) for s in settings.sites}
     return ValueResult(deltas.start, value, tuple(loss.log(e, deltas) for e in range(len(edits))))
+
+
+def _entered(
+    backbone: Backbone, q: ValueBatch, settings: ValueSettings
+) -> tuple[Batch | PrefixState | SuffixState, ColumnShift]:
+    """Where a step starts, and the hook that adds delta there."""
+    shift = ColumnShift(settings.sites, q.columns_B, q.owner_B)
+    entry = backbone.entry(shift)
+    if entry is None:
+        return q.batch, shift
+    with torch.no_grad():
+        entered = backbone.enter(q.batch, entry, rows=q.rows_B)
+        later = backbone.suffix(entered, q.columns_B)
+    if later is None:
+        return entered, shift
+    shift.columns_B = torch.zeros_like(q.columns_B)
+    return later, shift
+
+
+def _of_edits(
+    backbone: Backbone,
+    edits: Sequence[tuple[int, Edit]],
+    chosen: Tensor,
+    templates: Sequence[str],
+    settings: ValueSettings,
+) -> ValueBatch:
+    """The rows of the chosen edits alone; `owner_B` counts all edits."""
+    q = value_batch(backbone, [edits[e] for e in chosen.tolist()], templates, settings)
+    return replace(q, owner_B=chosen.to(q.owner_B.device)[q.owner_B])
 
 
 class ValueOptimizer:
@@ -323,7 +355,7 @@ class ValueLoss:
         logp = logits_BMV[is_nll.to(place)].log_softmax(-1)
         nll_B = -(logp.gather(-1, ids[..., None])[..., 0] * real).sum(1) / real.sum(1)
         right_B = ((logp.argmax(-1) == ids) | (real == 0)).all(1)
-        count = torch.bincount(owner, minlength=len(self.active_E))
+        count = torch.bincount(owner, minlength=len(self.active_E)).clamp(min=1)
         nll = torch.zeros(len(count), device=place).index_add(0, owner, nll_B) / count
         wrong = torch.zeros(len(count), device=place).index_add(0, owner, (~right_B).float())
         kl = self._kl(logits_BMV)
@@ -338,6 +370,13 @@ class ValueLoss:
             k: torch.where(on, v.detach(), self.parts.get(k, v.detach())) for k, v in parts.items()
         }
         return self.weight_E.to(place) * nll + s.kl_factor * kl + decay
+
+    def narrow(self, q: ValueBatch) -> None:
+        """Only the rows in q, whole edits, run from now on."""
+        if self.before is not None:
+            runs = torch.isin(self.q.owner_B[self.q.is_kl_B], q.owner_B)
+            self.before = self.before[runs.to(self.before.device)]
+        self.q = q
 
     def _kl(self, logits_BMV: Tensor) -> Tensor:
         """[E] KL(now || before) behind the KL prompt; 0 for edits without a subject."""
