@@ -231,12 +231,40 @@ def test_unikes_steps_grow_with_the_start():
     deltas.begin({"s": torch.tensor([[150.0, 200.0], [30.0, 40.0], [600.0, 800.0]])}, settings)
     assert deltas.scale["s"][:, 0].tolist() == [2.5, 1.0, 5.0]
     peak = 0.1 * 2.5**0.35
-    assert deltas.rate(0)[:, 0].tolist() == pytest.approx([peak, 0.1, 0.1 * 5**0.35])
-    half = deltas.rate(10)[0, 0]  # cos(0.4 pi) = 0.309017
+    assert deltas.rate("s", 0)[:, 0].tolist() == pytest.approx([peak, 0.1, 0.1 * 5**0.35])
+    half = deltas.rate("s", 10)[0, 0]  # cos(0.4 pi) = 0.309017
     assert float(half) == pytest.approx(peak * (0.9 * 0.5 * 1.309017 + 0.1), rel=1e-5)
     deltas.free["s"] = torch.full((3, 2), 1e6)
     deltas.step({"s": torch.zeros(3, 2)}, torch.ones(3, dtype=torch.bool), 0)
     assert deltas.shift("s").norm(dim=1).tolist() == pytest.approx([1000.0, 200.0, 2000.0])
+
+
+def test_an_automatic_step_is_a_share_of_the_start():
+    """The first step has length |h0| * 4 / 24 of 25 steps, whatever the width."""
+    settings = _settings(lr="auto", clamp=100.0, steps=25, weight_decay=0.0)
+    for width in (2, 64):
+        start = torch.linspace(1.0, 30.0, 3)[:, None] * torch.ones(3, width)
+        deltas = ValueOptimizer({"s": torch.zeros(3, width)})
+        deltas.begin({"s": start}, settings)
+        deltas.step({"s": torch.randn(3, width)}, torch.ones(3, dtype=torch.bool), 0)
+        length = deltas.shift("s").norm(dim=1) / start.norm(dim=1)
+        assert length.tolist() == pytest.approx([4 / 24] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("factor", [0.01, 100.0])
+def test_an_automatic_search_fits_models_of_any_scale(factor):
+    """A model whose stream is larger by a factor gets steps that are larger by it."""
+    bb = tiny.FAMILIES["llava"]()
+    with torch.no_grad():
+        bb.model.get_input_embeddings().weight.mul_(factor)
+        for block in bb.blocks:
+            block.self_attn.o_proj.weight.mul_(factor)
+            block.mlp.down_proj.weight.mul_(factor)
+    settings = _settings(lr="auto", stop_loss=0.0, weight_decay=0.0, steps=10, clamp=4.0)
+    there, here = (search(b, EDITS, BEGINNINGS, settings) for b in (tiny.shared("llava"), bb))
+    for one, other in zip(there.log, here.log, strict=True):
+        assert other["nll"] == pytest.approx(one["nll"], rel=0.05)
+        assert other["delta_norm"] == pytest.approx(factor * one["delta_norm"], rel=0.05)
 
 
 def test_decay_in_both_readings():

@@ -44,11 +44,13 @@ from errata.core.types import Edit, Prompt
 from errata.training.optimise import check_finite
 
 ROWS = 512  # rows that are searched together
+REACH = 4.0  # `lr=auto`: norms of h0 that a search can go in all its steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSettings:
-    """sites: where a delta is added. kl_prompt: `{}` stands for the subject. decay: `linear`
+    """sites: where a delta is added. lr: step size of Adam, `auto`: it fits h0 (see
+    `ValueOptimizer`). kl_prompt: `{}` stands for the subject. decay: `linear`
     weight_decay |delta| / |h0|^2 (ROME, MEMIT, PMET) or `squared` weight_decay (|delta| / |h0|)^2.
     downweight_when_right: PMET's rule; once all target tokens are the argmax, the NLL counts a
     tenth, and the search ends if the KL term is at most 0.01. scaled: UniKE's steps, which grow
@@ -56,7 +58,7 @@ class ValueSettings:
     """
 
     sites: tuple[str, ...]
-    lr: float
+    lr: float | Literal["auto"]
     steps: int
     clamp: float
     weight_decay: float
@@ -274,6 +276,10 @@ def _of_edits(
 class ValueOptimizer:
     """Adam (Kingma and Ba 2015) on one free vector per edit and site; edits are independent.
 
+    With `lr=auto`, a step is at most |h0| * REACH / steps long: Adam changes each of d features by
+    about the step size, a vector by sqrt(d) times that. Published step sizes are numbers that fit
+    one model each, 0.1 to 0.5.
+
     With `scaled`, scale * vector is added, with scale = |h0| / 100 within [1, 5]; where that
     exceeds 1 the step starts at lr * scale^0.35 (of the largest scale) and falls along a cosine.
     """
@@ -302,24 +308,29 @@ class ValueOptimizer:
     def leaves(self) -> dict[str, Tensor]:
         return {s: self.shift(s).detach().requires_grad_(True) for s in self.free}
 
-    def rate(self, step: int) -> Tensor:
-        """[E, 1] the step size of each edit."""
-        widest = torch.stack([k.cpu() for k in self.scale.values()]).amax(0)
-        peak = self.settings.lr * widest**0.35
-        fall = 0.45 * (1 + math.cos(math.pi * step / self.settings.steps)) + 0.1 if step else 1.0
-        return torch.where(widest > 1, peak * fall, torch.full_like(peak, self.settings.lr))
+    def rate(self, site: str, step: int) -> Tensor:
+        """[E, 1] the step size of each edit at a site."""
+        s, start = self.settings, self.start[site]
+        widest = torch.stack([k.cpu() for k in self.scale.values()]).amax(0).to(start.device)
+        if s.lr == "auto":
+            reach = REACH / max(1, s.steps - 1) / start.shape[1] ** 0.5
+            base = reach * start.norm(dim=1, keepdim=True)
+        else:
+            base = torch.full_like(widest, s.lr)
+        fall = 0.45 * (1 + math.cos(math.pi * step / s.steps)) + 0.1 if step else 1.0
+        return torch.where(widest > 1, base * widest**0.35 * fall, base)
 
     @torch.no_grad()
     def step(self, grads: Mapping[str, Tensor], active_E: Tensor, step: int) -> None:
         """One update of the active edits, then their clamp."""
-        rate, t = self.rate(step), step + 1
+        t = step + 1
         for site, grad in grads.items():
             g = self.scale[site] * grad.float()
             m, v = self.m[site], self.v[site]
             m.mul_(0.9).add_(g, alpha=0.1)
             v.mul_(0.999).addcmul_(g, g, value=0.001)
             size = (v / (1 - 0.999**t)).sqrt() + 1e-8
-            moved = self.free[site] - rate.to(g.device) * (m / (1 - 0.9**t)) / size
+            moved = self.free[site] - self.rate(site, step) * (m / (1 - 0.9**t)) / size
             limit = self.start[site].norm(dim=1, keepdim=True)
             limit = self.settings.clamp * (
                 limit.clamp(max=500.0) if self.settings.scaled else limit
