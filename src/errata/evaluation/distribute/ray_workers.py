@@ -69,13 +69,18 @@ class RayWorkers:
         queue: UnitQueue[Unit, Result] = UnitQueue(units, AHEAD * count)
         workers = {i: actor.options(**self.options).remote(shared) for i in range(count)}
         running: dict[Any, int] = {}
+        idle = set(workers)
         while not queue.finished:
-            for i, worker in workers.items():
-                if i not in running.values() and (unit := queue.take(i)) is not None:
-                    running[worker.run.remote(unit)] = i
+            for i in sorted(idle):
+                unit = queue.take(i)
+                if unit is None:
+                    break
+                running[workers[i].run.remote(unit)] = i
+                idle.discard(i)
             ready, _ = ray.wait(list(running), timeout=CHECK_AGAIN)
             for answer in ready:
                 i = running.pop(answer)
+                idle.add(i)
                 try:
                     result = ray.get(answer)
                 except ray.exceptions.RayActorError as e:
