@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from errata.algorithms.locate_then_edit.multi_layer import stream_site
+from errata.algorithms.locate_then_edit.stream import stream_site
 from errata.algorithms.locate_then_edit.value_search import ValueSettings as TextSettings
 from errata.core import registry
 from errata.core.errors import BadBackbone, BadEdit, BadSpec

@@ -32,7 +32,7 @@ from errata.algorithms.locate_then_edit.base import (
     with_keys,
 )
 from errata.algorithms.locate_then_edit.layer_stats import FFN, site_of
-from errata.algorithms.locate_then_edit.stream import stream_scale
+from errata.algorithms.locate_then_edit.stream import stream_scale, stream_site
 from errata.algorithms.locate_then_edit.value_search import ValueResult, ValueSettings, search
 from errata.algorithms.locate_then_edit.written import note_left
 from errata.core.editor import EditRequest, EditResult
@@ -218,11 +218,6 @@ class CovarianceUpdate(MultiLayerUpdate):
         keys = torch.cat([*self.past_keys(state, layer, part), keys_nd])
         smoothed = solve.smoothed(self.factor(state, layer, weight, part), keys)
         return solve.update(keys, smoothed, len(keys_nd)), notes
-
-
-def stream_site(backbone: Backbone, layer: int) -> str:
-    """The site at which the output of a block is changed with the fewest blocks to run again."""
-    return f"text.{layer + 1}.in" if layer + 1 < backbone.depth else f"text.{layer}.block"
 
 
 def _searched(values: ValueResult, site: str) -> str:

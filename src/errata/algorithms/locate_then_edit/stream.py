@@ -32,6 +32,17 @@ TOLERANCE, TOLERANCE_16_BIT = 1e-3, 3e-2
 _known: WeakKeyDictionary[Backbone, dict[int, float | None]] = WeakKeyDictionary()
 
 
+def stream_site(backbone: Backbone, layer: int) -> str:
+    """The site at which the output of a block is changed with the fewest blocks to run again."""
+    return f"text.{layer + 1}.in" if layer + 1 < backbone.depth else f"text.{layer}.block"
+
+
+def stream_of(backbone: Backbone, site: str) -> str:
+    """The site of the hidden states that what leaves a site of a block is added to."""
+    _, layer, part = site.split(".", 2)
+    return site if part in ("in", "block") else stream_site(backbone, int(layer))
+
+
 def stream_scale(backbone: Backbone, layer: int) -> float | None:
     """By what the output of a block's down projection is multiplied before it is added.
 

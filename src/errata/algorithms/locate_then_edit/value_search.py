@@ -36,6 +36,7 @@ from errata.algorithms.locate_then_edit.context_templates import (
     lookup_span,
     with_template,
 )
+from errata.algorithms.locate_then_edit.stream import stream_of
 from errata.core.hooks.context import HookContext
 from errata.core.hooks.hook import Hook
 from errata.core.model.backbone import Backbone
@@ -44,13 +45,13 @@ from errata.core.types import Edit, Prompt
 from errata.training.optimise import check_finite
 
 ROWS = 512  # rows that are searched together
-REACH = 4.0  # `lr=auto`: norms of h0 that a search can go in all its steps
+REACH = 4.0  # `lr=auto`: norms of the hidden state that a search can go in all its steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSettings:
-    """sites: where a delta is added. lr: step size of Adam, `auto`: it fits h0 (see
-    `ValueOptimizer`). kl_prompt: `{}` stands for the subject. decay: `linear`
+    """sites: where a delta is added. lr: step size of Adam, `auto`: it fits the hidden
+    states (see `ValueOptimizer`). kl_prompt: `{}` stands for the subject. decay: `linear`
     weight_decay |delta| / |h0|^2 (ROME, MEMIT, PMET) or `squared` weight_decay (|delta| / |h0|)^2.
     downweight_when_right: PMET's rule; once all target tokens are the argmax, the NLL counts a
     tenth, and the search ends if the KL term is at most 0.01. scaled: UniKE's steps, which grow
@@ -211,7 +212,9 @@ def _search(
     settings: ValueSettings,
 ) -> ValueResult:
     q = value_batch(backbone, edits, templates, settings)
-    state, shift = _entered(backbone, q, settings)
+    streams = {s: stream_of(backbone, s) for s in settings.sites}
+    seen = tuple(dict.fromkeys((*settings.sites, *streams.values())))
+    state, shift = _entered(backbone, q, seen)
     running = len(edits)
     places = {s: backbone.device_of(s) for s in settings.sites}
     deltas = ValueOptimizer(
@@ -224,8 +227,9 @@ def _search(
             with backbone.applied(shift):
                 logits = backbone.logits(state, rows=q.rows_B)
             if not step:
-                bare = {s: shift.y[s][q.bare_E.to(shift.y[s].device)] for s in settings.sites}
-                deltas.begin(bare, settings)
+                bare = {s: y[q.bare_E.to(y.device)] for s, y in shift.y.items()}
+                start = {s: bare[s] for s in settings.sites}
+                deltas.begin(start, settings, {s: bare[streams[s]] for s in settings.sites})
             loss_E = loss.loss(logits, shift.delta, deltas.start)
             check_finite(loss_E, [e for _, e in edits])
             loss.stop(loss_E)
@@ -238,17 +242,17 @@ def _search(
             if 2 * len(active) <= running:
                 running = len(active)
                 q = _of_edits(backbone, edits, active, templates, settings)
-                state, shift = _entered(backbone, q, settings)
+                state, shift = _entered(backbone, q, seen)
                 loss.narrow(q)
     value = {s: deltas.start[s] + deltas.shift(s) for s in settings.sites}
     return ValueResult(deltas.start, value, tuple(loss.log(e, deltas) for e in range(len(edits))))
 
 
 def _entered(
-    backbone: Backbone, q: ValueBatch, settings: ValueSettings
+    backbone: Backbone, q: ValueBatch, sites: Sequence[str]
 ) -> tuple[Batch | PrefixState | SuffixState, ColumnShift]:
-    """Where a step starts, and the hook that adds delta there."""
-    shift = ColumnShift(settings.sites, q.columns_B, q.owner_B)
+    """Where a step starts, and the hook that adds delta there and reads these sites."""
+    shift = ColumnShift(sites, q.columns_B, q.owner_B)
     entry = backbone.entry(shift)
     if entry is None:
         return q.batch, shift
@@ -276,9 +280,9 @@ def _of_edits(
 class ValueOptimizer:
     """Adam (Kingma and Ba 2015) on one free vector per edit and site; edits are independent.
 
-    With `lr=auto`, a step is at most |h0| * REACH / steps long: Adam changes each of d features by
-    about the step size, a vector by sqrt(d) times that. Published step sizes are numbers that fit
-    one model each, 0.1 to 0.5.
+    With `lr=auto`, a step is about |h| * REACH / steps long, where h is the hidden state that the
+    site's output is added to: Adam changes each of d features by the step size, a vector by sqrt(d)
+    times that. Published step sizes are numbers that fit one model each, 0.1 to 0.5.
 
     With `scaled`, scale * vector is added, with scale = |h0| / 100 within [1, 5]; where that
     exceeds 1 the step starts at lr * scale^0.35 (of the largest scale) and falls along a cosine.
@@ -290,12 +294,22 @@ class ValueOptimizer:
         self.v = {s: torch.zeros_like(z) for s, z in zero.items()}
         self.scale = {s: torch.ones(len(z), 1, device=z.device) for s, z in zero.items()}
         self.start: dict[str, Tensor] = {}
+        self.stream: dict[str, Tensor] = {}
         self.steps_E = torch.zeros(len(next(iter(zero.values()))), dtype=torch.long)
         self.clamped_E = torch.zeros_like(self.steps_E)
 
-    def begin(self, start: Mapping[str, Tensor], settings: ValueSettings) -> None:
-        """Called once h0 is known, whose norm sets scale, step size and clamp."""
+    def begin(
+        self,
+        start: Mapping[str, Tensor],
+        settings: ValueSettings,
+        stream: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Called once h0 is known, whose norm sets scale and clamp.
+
+        stream: per site [E, d] the hidden state that its output is added to; by default h0.
+        """
         self.settings, self.start = settings, dict(start)
+        self.stream = {s: h.norm(dim=1, keepdim=True) for s, h in (stream or start).items()}
         if settings.scaled:
             self.scale = {
                 s: (h.norm(dim=1, keepdim=True) / 100.0).clamp(1.0, 5.0) for s, h in start.items()
@@ -314,7 +328,7 @@ class ValueOptimizer:
         widest = torch.stack([k.cpu() for k in self.scale.values()]).amax(0).to(start.device)
         if s.lr == "auto":
             reach = REACH / max(1, s.steps - 1) / start.shape[1] ** 0.5
-            base = reach * start.norm(dim=1, keepdim=True)
+            base = reach * self.stream[site].to(start.device)
         else:
             base = torch.full_like(widest, s.lr)
         fall = 0.45 * (1 + math.cos(math.pi * step / s.steps)) + 0.1 if step else 1.0
