@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from errata.core.editor import Editor
     from errata.core.model.backbone import Backbone
     from errata.core.patch import Patch
+    from errata.core.scope import Scope
     from errata.core.state import State
     from errata.core.types import Edit
     from errata.evaluation.verify import EditCheck
@@ -86,6 +87,9 @@ def edit(
     preset: options.Preset = None,
     settings: options.Settings = None,
     state: options.StateDir = None,
+    scope: options.ScopeName = None,
+    scope_set: options.ScopeSettings = None,
+    scope_state: options.ScopeState = None,
     benchmark: Annotated[
         str | None,
         typer.Option(help="Benchmark that the editor's state is collected from."),
@@ -109,6 +113,7 @@ def edit(
     if ed is None and (preset is not None or settings or state is not None):
         raise BadSpec("--preset, --set and --state belong to an editor. Name it with --editor.")
     prepared = None if ed is None else options.load_state(state, ed)
+    bounds = options.make_scope(scope, scope_set, scope_state)
     below = patches.located(patch)
     bb = model.load([p.head() for p in below])
     if ed is None:
@@ -116,6 +121,9 @@ def edit(
     ed = ed.for_backbone(bb)
     if prepared is None and ed.uses_state and not ed.needs_state:
         prepared = _collect(bb, ed, benchmark, root, seed)
+    if bounds is not None and bounds.state is None and bounds.uses_state and bounds.keeps_state:
+        bounds = bounds.with_state(_collect(bb, bounds, benchmark, root, seed))
+    ed = options.behind(ed, bounds)
     from errata.core.locks import locked
 
     with locked(out), bb.applied(*(p.load(bb) for p in below)):
@@ -184,14 +192,15 @@ def _chosen(bb: Backbone, edits: Sequence[Edit]) -> Editor:
 
 
 def _collect(
-    bb: Backbone, ed: Editor, benchmark: str | None, root: Path | None, seed: int
+    bb: Backbone, ed: Editor | Scope, benchmark: str | None, root: Path | None, seed: int
 ) -> State | None:
-    """The editor's state, collected from the train split of a benchmark.
+    """The state of an editor or a scope, collected from the train split of a benchmark.
 
     By default of the benchmark that the bundled model was made for.
     """
     from errata.cli.prepare import training_spec
     from errata.core import registry
+    from errata.core.editor import Editor
     from errata.io.states import prepare_cached, store_if_possible
 
     benchmark = benchmark or bb.bundled.get(bb.name)
@@ -203,7 +212,8 @@ def _collect(
     if state is not None:
         folder = store_if_possible(state)
         if folder is not None:
-            say(f"state collected from {spec}, saved in {folder} (--state {folder.name})")
+            option = "--state" if isinstance(ed, Editor) else "--scope-state"
+            say(f"state collected from {spec}, saved in {folder} ({option} {folder.name})")
     return state
 
 
