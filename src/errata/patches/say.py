@@ -57,7 +57,9 @@ class Say(Patch):
                 "this patch says an answer, but the model was called without an attention_mask. "
                 "Pass attention_mask, or ask through backbone.ask / backbone.generate."
             )
-        mask = ctx.mask.to(y.device)[:, : ctx.offset + y.shape[1]]
+        mask = ctx.mask.to(y.device)
+        if ctx.offset:  # of a direct call, whose mask may be wider than what has run
+            mask = mask[:, : ctx.offset + y.shape[1]]
         count = mask.long().cumsum(1)
         end = (ctx.lengths.to(y.device) - 1).clamp(max=mask.shape[1] - 1)[:, None]
         prompt_B = ctx.decide(self, NORM, lambda: count.gather(1, end)[:, 0])
