@@ -176,6 +176,13 @@ def _facts(kind: str, cls: Any) -> dict[str, Any]:
             "meanings": meanings(cls.Config),
             "presets": {k: dict(v) for k, v in cls.presets.items()},
         }
+    if kind == "scopes":
+        own = cls.needs_state or cls.keeps_state
+        return {
+            "state of": cls.state_name or ("the scope itself" if own else "none"),
+            "settings": settings_of(cls.Config),
+            "meanings": meanings(cls.Config),
+        }
     if kind == "backbones":
         return {"capabilities": sorted(cls.capabilities)}
     if kind == "benchmarks":

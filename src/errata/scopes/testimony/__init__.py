@@ -43,7 +43,6 @@ from errata.scopes.testimony._choice import choose
 from errata.scopes.testimony._fit import fit
 from errata.scopes.testimony._witness import Panel, Witness
 
-
 CHOOSING = 60  # cases: the whole pool is asked about all their pictures
 
 
