@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from errata.core.measure.metric import Metric
     from errata.core.measure.protocol import Protocol
     from errata.core.model.backbone import Backbone
+    from errata.core.model.scope import Scope
     from errata.core.patch import Patch
-    from errata.core.scope import Scope
     from errata.core.state import State
     from errata.core.types import Answer, Case, Edit, Image, Probe, Prompt
     from errata.evaluation.answers import ask_prompts as ask
@@ -57,7 +57,7 @@ _HOME = MappingProxyType(
         "Prompt": "errata.core.types:Prompt",
         "Protocol": "errata.core.measure.protocol:Protocol",
         "Rows": "errata.patches.rows:Rows",
-        "Scope": "errata.core.scope:Scope",
+        "Scope": "errata.core.model.scope:Scope",
         "Stack": "errata.patches.stack:Stack",
         "UserError": "errata.core.errors:UserError",
         "ask": "errata.evaluation.answers:ask_prompts",
@@ -99,7 +99,7 @@ def editor(
     if scope is None:
         return instance
     from errata.algorithms.scoped import scoped
-    from errata.core.scope import scope_of
+    from errata.core.model.scope import scope_of
 
     return scoped(instance, scope_of(scope) if isinstance(scope, str) else scope)
 
@@ -109,7 +109,7 @@ def scope(name: str, *, state: State | str | None = None, **settings: Any) -> Sc
 
     Raises UnknownName, BadSpec for a wrong setting or state, MissingState.
     """
-    from errata.core.scope import scope_of
+    from errata.core.model.scope import scope_of
     from errata.core.state import State
 
     loaded = state if state is None or isinstance(state, State) else State.load(state)

@@ -21,8 +21,8 @@ from errata.contract.editors import weights
 from errata.core import registry
 from errata.core.errors import BadPatch, BadSpec, MissingState
 from errata.core.model.backbone import Backbone
+from errata.core.model.scope import BlockScope, Scope
 from errata.core.patch import Patch
-from errata.core.scope import BlockScope, Scope
 from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
 from errata.io.patch_folder import load, save

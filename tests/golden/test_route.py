@@ -17,10 +17,10 @@ from errata.core.types import Edit, Prompt
 from errata.io.patch_folder import load, save
 from errata.io.states import store
 from errata.networks.reader import Reader, initialise
-from errata.patches.counterfactual import Counterfactual, CounterfactualNetwork
-from errata.patches.delta import Delta
 from errata.networks.scope import ScopeNetwork
 from errata.patches._corrections import singles
+from errata.patches.counterfactual import Counterfactual, CounterfactualNetwork
+from errata.patches.delta import Delta
 from errata.patches.route import Route, mixed
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack, stacked

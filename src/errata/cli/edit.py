@@ -20,8 +20,8 @@ from errata.core.formats.counts import counted
 if TYPE_CHECKING:
     from errata.core.editor import Editor
     from errata.core.model.backbone import Backbone
+    from errata.core.model.scope import Scope
     from errata.core.patch import Patch
-    from errata.core.scope import Scope
     from errata.core.state import State
     from errata.core.types import Edit
     from errata.evaluation.verify import EditCheck

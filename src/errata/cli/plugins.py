@@ -85,11 +85,11 @@ def show(
         print_json({**facts, "documentation": text})
         return
     means = facts.pop("meanings", {})
-    settings = facts.pop("settings", {})
+    settings = facts.pop("settings", None)
     print_facts(facts)
-    if settings:
-        say("settings:")
-    for setting, value in settings.items():
+    if settings is not None:
+        say("settings:" if settings else "settings: none")
+    for setting, value in (settings or {}).items():
         say(f"  {setting}: {value}")
         for line in textwrap.wrap(means.get(setting, ""), 88):
             say(f"      {line}")

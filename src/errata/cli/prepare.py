@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from errata.core.editor import Editor
     from errata.core.measure.benchmark import BenchmarkSpec
     from errata.core.model.backbone import Backbone
-    from errata.core.scope import Scope
+    from errata.core.model.scope import Scope
 
 
 @takes_model()

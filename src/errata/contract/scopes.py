@@ -14,7 +14,7 @@ import torch
 
 from errata.core.config import meanings
 from errata.core.errors import BadSpec
-from errata.core.scope import BlockScope, PromptScope, Scope, unpack_scope
+from errata.core.model.scope import BlockScope, PromptScope, Scope, unpack_scope
 
 
 def checks(cls: type[Scope]) -> list[tuple[str, Callable[[], None]]]:

@@ -22,7 +22,7 @@ from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.core.measure.protocol import Protocol, Unit
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.model.memory import measured_peak
-from errata.core.scope import Scope
+from errata.core.model.scope import Scope
 from errata.core.state import State
 from errata.core.types import Case, brief, path_of, whole_number
 from errata.evaluation import judging, score

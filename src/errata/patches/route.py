@@ -1,10 +1,10 @@
 """Route: a memory of edits behind a scope. A question is answered by one of them, or by none.
 
 The memory holds a key and a correction per edit. Once per question, before there is an answer, the
-scope (`errata.core.scope`) compares the question with all keys: the nearest edit is the one that
-the question may belong to, and its score says whether it does. A scope that reads a block of the
-model decides from hidden states that no correction of the memory has changed: where a correction
-acts below that block, the prompt first runs up to there without it.
+scope (`errata.core.model.scope`) compares the question with all keys: the nearest edit is the one
+that the question may belong to, and its score says whether it does. A scope that reads a block of
+the model decides from hidden states that no correction of the memory has changed: where one acts
+below that block, the prompt first runs up to there without it.
 
 A correction is any patch that acts at sites. Of a memory of thousands only the chosen ones are
 live, one per row of the batch.
@@ -33,8 +33,8 @@ from errata.core import patch as core
 from errata.core.errors import BadPatch
 from errata.core.hooks.context import HookContext
 from errata.core.model.recorder import PromptStates
+from errata.core.model.scope import BlockScope, PromptScope, Scope, scope_of, unpack_scope
 from errata.core.patch import Patch, inherit
-from errata.core.scope import BlockScope, PromptScope, Scope, scope_of, unpack_scope
 from errata.networks.reader import prompt_columns
 from errata.patches._corrections import pack_alike, singles, together, unpack_alike
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from errata.core.kinds import family
 from errata.core.model.backbone import Backbone
 from errata.core.model.recorder import outputs_at
-from errata.core.scope import CHUNK
+from errata.core.model.scope import CHUNK
 from errata.core.types import Case, Probe, Prompt
 
 INSIDE = family("edit", "generality")

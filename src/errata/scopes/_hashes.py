@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from errata.core.scope import PromptScope
+from errata.core.model.scope import PromptScope
 from errata.core.types import Image, Prompt
 from errata.io.images import hash_image
 

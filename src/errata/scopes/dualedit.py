@@ -17,7 +17,7 @@ from errata.core import registry
 from errata.core.errors import BadSpec
 from errata.core.model.backbone import Backbone
 from errata.core.model.recorder import PromptStates
-from errata.core.scope import BlockScope
+from errata.core.model.scope import BlockScope
 
 
 class DualEditScope(BlockScope):

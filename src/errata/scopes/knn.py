@@ -17,7 +17,7 @@ from errata.core.errors import BadSpec
 from errata.core.gate import Gate
 from errata.core.model.backbone import Backbone
 from errata.core.model.recorder import PromptStates
-from errata.core.scope import BlockScope, state_label
+from errata.core.model.scope import BlockScope, state_label
 from errata.core.state import State
 from errata.core.types import Case
 from errata.scopes._cases import Labelled, balanced, last_states, some_of

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from errata.core.model.backbone import Backbone
 from errata.core.model.recorder import PromptStates
-from errata.core.scope import BlockScope, squared_gaps
+from errata.core.model.scope import BlockScope, squared_gaps
 from errata.networks.scope import ScopeNetwork
 
 

@@ -17,7 +17,7 @@ from errata.core.errors import BadSpec, MissingState
 
 if TYPE_CHECKING:
     from errata.core.editor import Editor
-    from errata.core.scope import Scope
+    from errata.core.model.scope import Scope
     from errata.core.state import State
 
 EditorName = Annotated[str, typer.Option("--editor", help="See `errata list editors`.")]
@@ -113,7 +113,7 @@ def make_scope(
     name: str | None, pairs: Sequence[str] | None = None, state: str | None = None
 ) -> Scope | None:
     """The scope, with its state; None without a name."""
-    from errata.core.scope import scope_of
+    from errata.core.model.scope import scope_of
 
     if name is None:
         if pairs or state is not None:

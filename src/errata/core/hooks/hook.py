@@ -7,14 +7,13 @@ be saved.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from errata.core.hooks.context import HookContext
 
 if TYPE_CHECKING:
-    from errata.core.model.backbone import Backbone
     from errata.core.types import Prompt
 
 
@@ -53,11 +52,11 @@ class Hook:
         """The site's output [B, T, o], changed or as it is; x [B, T, n] is its input."""
         return y
 
-    def read(self, prompts: Sequence[Prompt], model: Backbone, ctx: HookContext) -> None:
+    def read(self, prompts: Sequence[Prompt], model: Any, ctx: HookContext) -> None:
         """Decides from the prompts themselves, before the model runs; see `reads_prompts`.
 
         Called once per question, with a prompt per row of the batch; `ctx.decide` keeps what is
-        decided. It may ask the model, inside `model.unedited()`.
+        decided. model: the backbone, which may be asked inside `model.unedited()`.
         """
         for member in self.members() or ():
             member.read(prompts, model, ctx)

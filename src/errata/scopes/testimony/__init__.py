@@ -35,7 +35,7 @@ from torch import Tensor
 
 from errata.core.errors import BadSpec
 from errata.core.model.backbone import Backbone
-from errata.core.scope import PromptScope, state_label
+from errata.core.model.scope import PromptScope, state_label
 from errata.core.state import State
 from errata.core.types import Case, Prompt
 from errata.scopes._cases import some_of
@@ -111,11 +111,13 @@ class TestimonyScope(PromptScope):
         assert self.state is not None
         said = self._witness(backbone).of(prompts)
         weights = torch.tensor(self.state.meta["weights"]["each"])
-        return (said * weights.sqrt()[:, None]).flatten(1)
+        scaled: Tensor = said * weights.sqrt()[:, None]
+        return scaled.flatten(1)
 
     def match(self, query: Tensor, keys: Tensor) -> Tensor:
         assert self.state is not None
-        return query @ keys.T + self.state.meta["weights"]["bias"]
+        bias = float(self.state.meta["weights"]["bias"])
+        return query @ keys.T + bias
 
     def opens(self, score: Tensor) -> Tensor:
         opens: Tensor = score >= self.config.threshold

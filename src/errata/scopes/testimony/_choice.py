@@ -24,7 +24,7 @@ BLANK = " "
 
 
 @dataclass(frozen=True)
-class Pair:
+class PicturePair:
     """Two pictures: of one thing, or of things that are near."""
 
     edit: Image
@@ -53,7 +53,7 @@ def choose(
     return Panel(tuple(questions[i] for i in chosen), shown), curve
 
 
-def pairs_of(cases: Sequence[Case]) -> list[Pair]:
+def pairs_of(cases: Sequence[Case]) -> list[PicturePair]:
     """Of each case: its picture with other pictures of the thing, and with those of near things."""
     pairs = []
     for n, case in enumerate(cases):
@@ -65,9 +65,9 @@ def pairs_of(cases: Sequence[Case]) -> list[Pair]:
             if len(images) != 1 or picture(images[0]) == picture(own[0]):
                 continue
             if probe.kind == "m_generality":
-                pairs.append(Pair(own[0], images[0], True, n))
+                pairs.append(PicturePair(own[0], images[0], True, n))
             elif probe.kind == "near_locality" and probe.prompt.text == case.edit.prompt.text:
-                pairs.append(Pair(own[0], images[0], False, n))
+                pairs.append(PicturePair(own[0], images[0], False, n))
     return pairs
 
 
@@ -78,7 +78,9 @@ def pool_of(cases: Sequence[Case], count: int, rng: random.Random) -> list[str]:
     return rng.sample(texts, min(count, len(texts)))
 
 
-def agreements(backbone: Backbone, pairs: Sequence[Pair], questions: Sequence[str]) -> Tensor:
+def agreements(
+    backbone: Backbone, pairs: Sequence[PicturePair], questions: Sequence[str]
+) -> Tensor:
     """[n, P] how far the answers to a question about both pictures of a pair agree."""
     witness = Witness(backbone, Panel(tuple(questions), ()))
     images = {picture(i): i for p in pairs for i in (p.edit, p.other)}

@@ -78,7 +78,7 @@ def _apart(cases: Sequence[Case], things: Sequence[dict[str, str]], a: int, b: i
     return a != b and cases[a].edit.prompt != cases[b].edit.prompt
 
 
-@torch.enable_grad()  # type: ignore[untyped-decorator]
+@torch.enable_grad()
 def _logistic(x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """Weights [F], not negative, and the bias."""
     raw = torch.zeros(x.shape[1], dtype=torch.double, requires_grad=True)

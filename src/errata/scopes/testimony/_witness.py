@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from errata.core.model.backbone import Backbone
-from errata.core.scope import CHUNK
+from errata.core.model.scope import CHUNK
 from errata.core.types import Image, Prompt
 from errata.scopes._hashes import picture
 
