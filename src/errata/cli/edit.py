@@ -16,6 +16,7 @@ from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import fall_short, say, show_table
 from errata.core.errors import BadEdit, BadPatch, BadSpec
 from errata.core.formats.counts import counted
+from errata.core.locks import locked
 
 if TYPE_CHECKING:
     from errata.core.editor import Editor
@@ -121,11 +122,7 @@ def edit(
     ed = ed.for_backbone(bb)
     if prepared is None and ed.uses_state and not ed.needs_state:
         prepared = _collect(bb, ed, benchmark, root, seed)
-    if bounds is not None and bounds.state is None and bounds.uses_state and bounds.keeps_state:
-        bounds = bounds.with_state(_collect(bb, bounds, benchmark, root, seed))
-    ed = options.behind(ed, bounds)
-    from errata.core.locks import locked
-
+    ed = options.behind(ed, _ready(bb, bounds, benchmark, root, seed))
     with locked(out), bb.applied(*(p.load(bb) for p in below)):
         check_out(out, each=each, force=force)  # another command may have written it meanwhile
         checks = _make(
@@ -189,6 +186,15 @@ def _chosen(bb: Backbone, edits: Sequence[Edit]) -> Editor:
     editor, why = choose(bb, edits)
     say(f"editor {editor.name}: {why} (another one: --editor NAME)")
     return editor
+
+
+def _ready(
+    bb: Backbone, scope: Scope | None, benchmark: str | None, root: Path | None, seed: int
+) -> Scope | None:
+    """The scope with a state, if it needs one that is cheap and has none."""
+    if scope is None or scope.state is not None or not (scope.uses_state and scope.keeps_state):
+        return scope
+    return scope.with_state(_collect(bb, scope, benchmark, root, seed))
 
 
 def _collect(
