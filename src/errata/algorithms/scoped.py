@@ -44,6 +44,9 @@ class ScopedEditor(Editor):
     def __repr__(self) -> str:
         return f"{self.inner!r} behind {self.scope!r}"
 
+    def __reduce__(self) -> Any:
+        return scoped, (self.inner, self.scope)  # its class has no name that could be imported
+
     def with_scope(self, scope: Scope) -> Self:
         """The same editor behind another scope, or the same one with a state."""
         return type(self)(self.inner, scope)

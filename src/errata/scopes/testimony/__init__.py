@@ -100,7 +100,8 @@ class TestimonyScope(PromptScope):
     def _witness(self, backbone: Backbone) -> Witness:
         assert self.state is not None, "a scope is used as `for_model` returns it"
         views = self.state.views
-        if "witness" not in views or views["witness"].backbone is not backbone:
+        known = views.get("witness")
+        if not isinstance(known, Witness) or known.backbone is not backbone:
             views["witness"] = Witness(backbone, Panel.unpack(self.state.meta))
         witness: Witness = views["witness"]
         return witness

@@ -47,6 +47,9 @@ class Witness:
         self.backbone, self.panel = backbone, panel
         self.known: dict[Hashable, Tensor] = {}
 
+    def __reduce__(self) -> Any:
+        return dict, ()  # it holds the model: a copy in another process asks anew
+
     def of(self, prompts: Sequence[Prompt]) -> Tensor:
         """[B, Q + R + 1, m + 1]: testimonies, answers of the fixed pictures, the belief."""
         asked = [self._questions(p) for p in prompts]
