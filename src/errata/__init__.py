@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from errata.evaluation.answers import ask_prompts as ask
     from errata.evaluation.bench import bench
     from errata.evaluation.compare import compare_runs
+    from errata.evaluation.distribute.merge import merge_shards
     from errata.evaluation.score import score_run
     from errata.evaluation.verify import verify
     from errata.io.patch_folder import save as save_patch
@@ -69,6 +70,7 @@ _HOME = MappingProxyType(
         "load": "errata.backbones:load",
         "load_patch": "errata.io.patch_hub:load",
         "merge_patches": "errata.artefacts.merge:merge",
+        "merge_shards": "errata.evaluation.distribute.merge:merge_shards",
         "read_edits": "errata.benchmarks.facts.edits:read_edits",
         "save_patch": "errata.io.patch_folder:save",
         "score_run": "errata.evaluation.score:score_run",
@@ -155,6 +157,7 @@ __all__ = [
     "load",
     "load_patch",
     "merge_patches",
+    "merge_shards",
     "read_edits",
     "save_patch",
     "scope",

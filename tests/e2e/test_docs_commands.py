@@ -35,7 +35,10 @@ PAGES = (
     "docs/real-language-models.md",
     *(f"docs/{n}.md" for n in ("add-an-editor", "add-a-metric", "add-a-benchmark", "facts")),
     *(f"docs/{n}.md" for n in ("add-a-backbone", "analyses", "pictures", "patches", "export")),
-    *(f"docs/{n}.md" for n in ("errors", "minigpt4", "published-settings", "pocket-vlm")),
+    *(
+        f"docs/{n}.md"
+        for n in ("errors", "minigpt4", "published-settings", "pocket-vlm", "many-machines")
+    ),
 )
 BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>not run|by hand): (?P<why>[^>]*) -->\n+)?"

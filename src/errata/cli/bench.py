@@ -10,6 +10,7 @@ import typer
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import say
+from errata.core.errors import BadSpec
 
 
 @takes_model()
@@ -46,6 +47,20 @@ def bench(
     image_seeds: Annotated[
         int, typer.Option("--image-seeds", min=1, help="Images per prompt (protocols that draw).")
     ] = 4,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Run every N-th unit only, from the I-th on, for `errata merge`.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Run on a Ray cluster; `local`: on this machine."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Workers with --ray; 0: one per CPU of the cluster.")
+    ] = 0,
     root: options.Root = None,
 ) -> None:
     """Measure one editor on a benchmark: edit, ask, score.
@@ -55,9 +70,14 @@ def bench(
     Repeat the same command to resume a killed run; raise --limit to add cases to a run.
     """
     spec, order = check_names(benchmark, protocol, metric)
+    from errata.evaluation.distribute.shards import Shard
     from errata.evaluation.run_folder import check_out
 
     check_out(out, editor=editor, benchmark=spec, protocol=order, seed=seed)
+    if shard is not None:
+        Shard.parse(shard)
+    if workers and ray is None:
+        raise BadSpec("--workers counts the workers of --ray. Give --ray ADDRESS, or --ray local.")
     ed = options.make_editor(editor, preset, settings)
     prepared = options.load_state(state, ed)
     ed = options.behind(ed, options.make_scope(scope, scope_set, scope_state))
@@ -65,6 +85,7 @@ def bench(
     from errata.cli.shared.progress import reporting
     from errata.cli.shared.tables import print_tables
     from errata.evaluation.bench import bench as execute
+    from errata.evaluation.distribute.ray_workers import RayWorkers
     from errata.report.results import read_settings
 
     with reporting() as progress:
@@ -82,8 +103,13 @@ def bench(
             metrics=metric,
             keep_patches=keep_patches,
             image_seeds=image_seeds,
+            shard=shard,
+            workers=None if ray is None else RayWorkers(model.load, ray, workers),
             progress=progress,
         )
+    if shard is not None:
+        say(f"shard {shard} written to {run}; `errata merge` puts all shards together")
+        return
     print_tables(read_settings([run]))
     say(f"run written to {run}; `errata report {run} --html FILE` shows it")
 

@@ -38,6 +38,30 @@ def score(
     say(f"scores written to {run / 'scores.json'}")
 
 
+def merge(
+    shards: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="All shards of a run (`errata bench --shard`)."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the whole run.")],
+    metric: Metrics = None,
+    scorer: Scorer = "exact",
+) -> None:
+    """Put the shards of a run together and score it.
+
+    The result equals the run of a single process, except for its times.
+    """
+    from errata.cli.shared.progress import reporting
+    from errata.evaluation.bench import finish_run
+    from errata.evaluation.distribute.merge import merge_shards
+
+    merge_shards(shards, out)
+    with reporting() as progress:
+        finish_run(out, metric, progress=progress)
+    _print_tables([out], scorer)
+    say(f"run written to {out}; `errata report {out} --html FILE` shows it")
+
+
 def results(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Scored runs.")],
     scorer: Scorer = "exact",

@@ -287,13 +287,22 @@ def write_json(path: Path, data: Any) -> None:
     write_bytes(path, json_bytes(data))
 
 
+def lines_of(values: Iterable[Any]) -> bytes:
+    """One JSON line per value."""
+    return "".join(dumps(to_json(v)) + "\n" for v in values).encode()
+
+
 def append_lines(path: Path, values: Iterable[Any]) -> None:
     """Appends one JSON line per value in a single write, then syncs."""
-    text = "".join(dumps(to_json(v)) + "\n" for v in values)
+    append_bytes(path, lines_of(values))
+
+
+def append_bytes(path: Path, data: bytes) -> None:
+    """Appends in a single write, then syncs."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as f:
-            f.write(text)
+        with open(path, "ab") as f:
+            f.write(data)
             f.flush()
             os.fsync(f.fileno())
 

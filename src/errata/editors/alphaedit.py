@@ -40,7 +40,8 @@ from errata.linalg import covariance, solve
 from errata.linalg.nullspace import NullSpace, null_space
 
 _PUBLISHED: Mapping[str, Any] = {
-    "eos": False, "weight_decay": 0.5, "clamp": 0.75, "nullspace_threshold": 0.02, "L2": 10.0,
+    "eos": False, "lr": 0.5, "weight_decay": 0.5, "clamp": 0.75, "nullspace_threshold": 0.02,
+    "L2": 10.0,
 }  # fmt: skip
 _UNIKE: Mapping[str, Any] = {
     "lr": 0.1, "eos": False, "decay": "squared", "scaled": True, "max_upd_ratio": 1.0,
@@ -55,11 +56,12 @@ class AlphaEdit(MultiLayerUpdate):
     name = "alphaedit"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-vlm": {
-            "layers": (4, 5, 6), "token": "last_prompt", "threshold": "relative",
+            "layers": (4, 5, 6), "token": "last_prompt", "lr": 0.5, "threshold": "relative",
             "nullspace_threshold": 0.1, "L2": 1.0,
         },
         "micro-umm": {
-            "layers": (1, 2, 3), "threshold": "relative", "nullspace_threshold": 0.1, "L2": 1.0,
+            "layers": (1, 2, 3), "lr": 0.5, "threshold": "relative", "nullspace_threshold": 0.1,
+            "L2": 1.0,
         },
         "unike_umm": {**_UNIKE, "layers": (4, 5, 6, 7, 8)},
         "unike_umm_blip3o": {**_ON_QWEN, "nullspace_cov_reg": 0.01, "null_proj_alpha": 0.7,

@@ -36,7 +36,8 @@ from typing import Any, ClassVar
 from errata.algorithms.locate_then_edit.multi_layer import CovarianceUpdate
 
 _PUBLISHED: Mapping[str, Any] = {
-    "eos": False, "ridge": 0.0, "weight_decay": 0.5, "clamp": 0.75, "mom2_weight": 15000.0,
+    "eos": False, "ridge": 0.0, "lr": 0.5, "weight_decay": 0.5, "clamp": 0.75,
+    "mom2_weight": 15000.0,
 }  # fmt: skip
 _EASYEDIT: Mapping[str, Any] = {"eos": False, "ridge": 0.0, "lr": 0.5, "mom2_weight": 15000.0}
 
@@ -46,8 +47,9 @@ class Memit(CovarianceUpdate):
 
     name = "memit"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "micro-vlm": {"layers": (4, 5, 6), "token": "last_prompt", "mom2_weight": 150.0},
-        "micro-umm": {"layers": (1, 2, 3), "mom2_weight": 500.0},
+        "micro-vlm": {"layers": (4, 5, 6), "token": "last_prompt", "lr": 0.5,
+                      "mom2_weight": 150.0},
+        "micro-umm": {"layers": (1, 2, 3), "lr": 0.5, "mom2_weight": 500.0},
         "unike_umm": {
             "layers": (4, 5, 6, 7, 8), "lr": 0.1, "eos": False, "decay": "squared",
             "scaled": True, "ridge": 0.05, "mom2_weight": 15000.0, "max_upd_ratio": 1.0,

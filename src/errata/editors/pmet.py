@@ -43,7 +43,7 @@ from errata.core.model.backbone import Backbone
 from errata.core.state import State
 
 _PUBLISHED: Mapping[str, Any] = {
-    "eos": False, "ridge": 0.0, "weight_decay": 0.5, "steps": 30, "clamp": 0.75,
+    "eos": False, "ridge": 0.0, "lr": 0.5, "weight_decay": 0.5, "steps": 30, "clamp": 0.75,
     "mom2_weight": 15000.0,
 }  # fmt: skip
 
@@ -54,8 +54,9 @@ class Pmet(CovarianceUpdate):
     name = "pmet"
     state_settings = (*CovarianceUpdate.state_settings, "write")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "micro-vlm": {"layers": (4, 5, 6), "token": "last_prompt", "mom2_weight": 500.0},
-        "micro-umm": {"layers": (1, 2, 3), "mom2_weight": 5.0},
+        "micro-vlm": {"layers": (4, 5, 6), "token": "last_prompt", "lr": 0.5,
+                      "mom2_weight": 500.0},
+        "micro-umm": {"layers": (1, 2, 3), "lr": 0.5, "mom2_weight": 5.0},
         "unike_umm": {
             "layers": (4, 5, 6, 7, 8), "lr": 0.1, "eos": False, "decay": "squared",
             "scaled": True, "ridge": 0.05, "mom2_weight": 15000.0, "max_upd_ratio": 1.0,
@@ -64,8 +65,8 @@ class Pmet(CovarianceUpdate):
         "gpt-j": {**_PUBLISHED, "layers": (3, 4, 5, 6, 7, 8), "lr": 0.2, "kl_factor": 1.0,
                   "mom2_weight": 6000.0},
         "gpt-neox": {**_PUBLISHED, "layers": (6, 7, 8, 9, 10), "clamp": 0.8, "kl_factor": 0.8},
-        "easyedit": {"layers": (4, 5, 6, 7, 8), "steps": 20, "weight_decay": 0.5, "clamp": 1.0,
-                     "eos": False, "ridge": 0.0, "mom2_weight": 15000.0},
+        "easyedit": {"layers": (4, 5, 6, 7, 8), "lr": 0.5, "steps": 20, "weight_decay": 0.5,
+                     "clamp": 1.0, "eos": False, "ridge": 0.0, "mom2_weight": 15000.0},
     }  # fmt: skip
 
     @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ from errata.core.state import State
 from errata.core.types import Edit
 from errata.linalg import solve
 
-_MEMIT: Mapping[str, Any] = {"mom2_weight": 15000.0}
+_MEMIT: Mapping[str, Any] = {"lr": 0.5, "mom2_weight": 15000.0}
 _PUBLISHED: Mapping[str, Any] = {
     **_MEMIT, "eos": False, "ridge": 0.0, "weight_decay": 0.5, "steps": 20,
 }  # fmt: skip

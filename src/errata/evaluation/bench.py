@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from errata.algorithms.scoped import ScopedEditor
 from errata.core import files, registry
 from errata.core.editor import Editor
 from errata.core.errors import BadSpec
+from errata.core.formats.run_files import read_stored_plan
 from errata.core.locks import locked
 from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.core.measure.protocol import Protocol, Unit
@@ -24,12 +26,14 @@ from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.model.memory import measured_peak
 from errata.core.model.scope import Scope
 from errata.core.state import State
-from errata.core.types import Case, brief, path_of, whole_number
+from errata.core.types import Answer, Case, brief, path_of, whole_number
 from errata.evaluation import judging, score
+from errata.evaluation.distribute.ray_workers import RayWorkers
+from errata.evaluation.distribute.shards import Shard
 from errata.evaluation.limits import earlier_limits
 from errata.evaluation.pictures import SEEDS, PictureStore
 from errata.evaluation.plan import make_plan, plan_json, protocol_of, select
-from errata.evaluation.run_folder import Phase, RunWriter, check_out
+from errata.evaluation.run_folder import Phase, RunWriter, UnitTiming, check_out
 from errata.evaluation.runner import LaneState, Runner
 from errata.io import patch_folder, states
 from errata.io.images import split_uri
@@ -55,14 +59,18 @@ def bench(
     keep_patches: bool = False,
     image_seeds: int = SEEDS,
     command: str = "",
+    shard: str | None = None,
+    workers: RayWorkers | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Runs `editor` on `benchmark` under `protocol` into the folder `out`, and scores the run.
 
     An unfinished run in `out` is resumed; one with a lower limit is continued with the further
-    cases. image_seeds: images per prompt (protocols that draw). legacy: the likeliest tokens are
-    recorded, also where none of `metrics` reads them. Raises BadRun or BadOutput for a folder that
-    cannot hold the run, InUse while another process works in it.
+    cases. shard: `i/n` runs every n-th unit only and scores nothing; `merge_shards` puts the shards
+    together. workers: where the units run, on a Ray cluster. image_seeds: images per prompt
+    (protocols that draw). legacy: the likeliest tokens are recorded, also where none of `metrics`
+    reads them. Raises BadRun or BadOutput for a folder that cannot hold the run, InUse while
+    another process works in it.
     """
     out, root = _checked(backbone, editor, out, root)
     whole_number("seed", seed)
@@ -77,7 +85,7 @@ def bench(
             backbone, editor.for_backbone(backbone), spec, order, out,
             seed=seed, limit=limit, rows=rows, root=root, state=state, legacy=legacy,
             metrics=metrics, keep_patches=keep_patches, image_seeds=image_seeds, command=command,
-            progress=progress,
+            shard=shard, workers=workers, progress=progress,
         )  # fmt: skip
 
 
@@ -98,6 +106,8 @@ def _bench(
     keep_patches: bool,
     image_seeds: int,
     command: str,
+    shard: str | None,
+    workers: RayWorkers | None,
     progress: Progress | None,
 ) -> Path:
     """The run itself; only one process at a time is in here with the same folder."""
@@ -108,6 +118,14 @@ def _bench(
         "seed": seed, "limit": limit, "rows": rows, "legacy": legacy,
         **({"image_seeds": image_seeds} if order.draws else {}),
     }  # fmt: skip
+    if workers is not None and order.draws:
+        raise BadSpec(
+            f"protocol '{order.name}' draws pictures into {out}, which workers of a cluster may "
+            "not reach. Use --shard i/n and `errata merge` instead of --ray."
+        )
+    part = Shard() if shard is None else Shard.parse(shard)
+    if shard is not None:
+        settings["shard"] = str(part)
     writer = RunWriter(out)
     writer.check(settings, editor.Config)
     with timed() as before:
@@ -125,39 +143,59 @@ def _bench(
         editor.Config,
         _root_of(plan.cases, root),
     )
-    finished = writer.resume([unit.id for unit in plan.units])
+    units = part.of(plan.units)
+    finished = writer.resume([unit.id for unit in units])
 
     with timed() as preparation:
-        if finished < len(plan.units):
+        if finished < len(units):
             if state is None:
                 state = prepared(backbone, editor, spec, seed=seed, root=root)
             editor = in_scope(backbone, editor, spec, plan.cases, seed=seed, root=root)
 
-    runner = Runner(
-        backbone,
-        editor,
-        state,
-        order,
-        plan.panel,
-        {(a.case, a.probe): a for a in selection.before},
+    make = partial(
+        Runner,
+        editor=editor,
+        state=state,
+        protocol=order,
+        panel=plan.panel,
+        before={(a.case, a.probe): a for a in selection.before},
         seed=seed,
         legacy=legacy,
         store=PictureStore(out, range(image_seeds)) if order.draws else None,
     )
-    told = CaseProgress(progress, plan.units, finished)
-    for unit in plan.units[finished:]:
-        answers, timing, lanes = runner.run(unit, told.within)
+    told = CaseProgress(progress, units, finished)
+    for unit, (answers, timing, lanes) in (
+        _here(make(backbone), units[finished:], told)
+        if workers is None
+        else workers.run(make, units[finished:], backbone.fingerprint(), keep_patches)
+    ):
         if keep_patches:
             _save_patches(out, unit, lanes)
         writer.add(unit.id, answers, timing)
         told.finish()
     writer.write_timing(before, preparation)
-
-    judge = judging.own_judge(spec, {case.task for case in plan.cases}) if order.draws else ""
-    if judge:
-        judging.judge_run(out, registry.load("judges", judge)(), progress=progress)
-    score.score_run(out, list(metrics) if metrics else None)
+    if shard is None:
+        finish_run(out, metrics, progress=progress)
     return out
+
+
+def _here(
+    runner: Runner, units: Sequence[Unit], told: CaseProgress
+) -> Iterator[tuple[Unit, tuple[list[Answer], UnitTiming, list[LaneState]]]]:
+    for unit in units:
+        yield unit, runner.run(unit, told.within)
+
+
+def finish_run(
+    run: Path, metrics: Sequence[str] | None = None, *, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Judges the pictures of a complete run, if its benchmark has a judge, and scores the run."""
+    plan, cases = read_stored_plan(run)
+    spec, tasks = BenchmarkSpec.parse(plan["benchmark"]), {case.task for case in cases.cases}
+    drawn = protocol_of(plan["protocol"]).draws
+    if drawn and (judge := judging.own_judge(spec, tasks)):
+        judging.judge_run(run, registry.load("judges", judge)(), progress=progress)
+    return score.score_run(run, list(metrics) if metrics else None)
 
 
 def _checked(backbone: Any, editor: Any, out: Any, root: Any) -> tuple[Path, Path | None]:

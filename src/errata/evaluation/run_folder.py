@@ -31,11 +31,13 @@ from typing import Any
 from errata.core.config import saved_settings
 from errata.core.errors import BadRun
 from errata.core.files import (
+    append_bytes,
     append_lines,
     check_folder,
     dumps,
     exists,
     from_plain,
+    lines_of,
     read_bytes,
     read_lines,
     shortened,
@@ -268,8 +270,12 @@ class RunWriter:
 
     def add(self, unit: str, answers: Sequence[Answer], timing: UnitTiming) -> None:
         """Writes a unit's answers, then the line that says that the unit is finished."""
+        self.add_lines(unit, lines_of(answers), timing)
+
+    def add_lines(self, unit: str, answers: bytes, timing: UnitTiming) -> None:
+        """`add`, of answers that are JSON lines already."""
         path = self.path / "answers.jsonl"
-        append_lines(path, answers)
+        append_bytes(path, answers)
         finished = FinishedUnit(unit=unit, length=path.stat().st_size, **asdict(timing))
         append_lines(self.path / "done.jsonl", [finished])
         self.finished.append(finished)
@@ -395,9 +401,15 @@ class RunFolder:
             origin = self.cases[case].origin if case in self.cases else None
             cases.append(CaseAnswers(case, lane, position, origin, tuple(rows)))
         if missing:
+            part = self.manifest.get("shard")
+            remedy = (
+                f"It is shard {part} of a run: put all shards together with `errata merge`."
+                if part
+                else "Repeat the same `errata bench` command to resume the run."
+            )
             raise BadRun(
                 f"{self.path} is incomplete: it lacks {counted(len(missing), 'answer')}, first "
-                f"{missing[0]}. Repeat the same `errata bench` command to resume the run."
+                f"{missing[0]}. {remedy}"
             )
         return cases
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -123,6 +124,31 @@ def test_an_edit_among_others_is_that_edit_alone(family, pictures):
         assert together.log[e]["steps"] == alone.log[0]["steps"]
 
 
+def test_rows_of_finished_edits_do_not_run(monkeypatch):
+    bb, edits, running = tiny.shared("llava"), [], list[int]()
+    for n in range(2):
+        edits += [(row + 3 * n, replace(edit, id=f"{edit.id}{n}")) for row, edit in EDITS]
+    settings = _settings(stop_loss=7.2, steps=40, lr=0.3, weight_decay=1e-3)
+    logits = bb.logits
+
+    def counted(state, **passed):
+        running.append(len(passed["rows"]))
+        return logits(state, **passed)
+
+    monkeypatch.setattr(bb, "logits", counted)
+    together = search(bb, edits, BEGINNINGS, settings)
+    rows, site = len(BEGINNINGS) + 1, settings.sites[0]
+    first, second, third = sorted({line["steps"] for line in together.log})
+    # two edits of each; four of six still run after the first has stopped, two after the second
+    assert running == [6 * rows] * (second + 1) + [2 * rows] * (third - second)
+    assert 0 <= first < second < third < 39
+    for e, edit in enumerate(edits):
+        alone = search(bb, [edit], BEGINNINGS, settings)
+        a, b = together.value[site][e], alone.value[site][0]
+        assert float((a - b).abs().max()) < 1e-5 * max(1.0, float(b.abs().max()))
+        assert together.log[e] == pytest.approx(alone.log[0], rel=1e-4)
+
+
 def test_many_edits_are_cut_into_parts(monkeypatch):
     whole = search(tiny.shared("llava"), EDITS, BEGINNINGS, _settings())
     monkeypatch.setattr(value_search, "ROWS", 8)
@@ -205,12 +231,40 @@ def test_unikes_steps_grow_with_the_start():
     deltas.begin({"s": torch.tensor([[150.0, 200.0], [30.0, 40.0], [600.0, 800.0]])}, settings)
     assert deltas.scale["s"][:, 0].tolist() == [2.5, 1.0, 5.0]
     peak = 0.1 * 2.5**0.35
-    assert deltas.rate(0)[:, 0].tolist() == pytest.approx([peak, 0.1, 0.1 * 5**0.35])
-    half = deltas.rate(10)[0, 0]  # cos(0.4 pi) = 0.309017
+    assert deltas.rate("s", 0)[:, 0].tolist() == pytest.approx([peak, 0.1, 0.1 * 5**0.35])
+    half = deltas.rate("s", 10)[0, 0]  # cos(0.4 pi) = 0.309017
     assert float(half) == pytest.approx(peak * (0.9 * 0.5 * 1.309017 + 0.1), rel=1e-5)
     deltas.free["s"] = torch.full((3, 2), 1e6)
     deltas.step({"s": torch.zeros(3, 2)}, torch.ones(3, dtype=torch.bool), 0)
     assert deltas.shift("s").norm(dim=1).tolist() == pytest.approx([1000.0, 200.0, 2000.0])
+
+
+def test_an_automatic_step_is_a_share_of_the_start():
+    """The first step has length |h0| * 4 / 24 of 25 steps, whatever the width."""
+    settings = _settings(lr="auto", clamp=100.0, steps=25, weight_decay=0.0)
+    for width in (2, 64):
+        start = torch.linspace(1.0, 30.0, 3)[:, None] * torch.ones(3, width)
+        deltas = ValueOptimizer({"s": torch.zeros(3, width)})
+        deltas.begin({"s": start}, settings)
+        deltas.step({"s": torch.randn(3, width)}, torch.ones(3, dtype=torch.bool), 0)
+        length = deltas.shift("s").norm(dim=1) / start.norm(dim=1)
+        assert length.tolist() == pytest.approx([4 / 24] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("factor", [0.01, 100.0])
+def test_an_automatic_search_fits_models_of_any_scale(factor):
+    """A model whose stream is larger by a factor gets steps that are larger by it."""
+    bb = tiny.FAMILIES["llava"]()
+    with torch.no_grad():
+        bb.model.get_input_embeddings().weight.mul_(factor)
+        for block in bb.blocks:
+            block.self_attn.o_proj.weight.mul_(factor)
+            block.mlp.down_proj.weight.mul_(factor)
+    settings = _settings(lr="auto", stop_loss=0.0, weight_decay=0.0, steps=10, clamp=4.0)
+    there, here = (search(b, EDITS, BEGINNINGS, settings) for b in (tiny.shared("llava"), bb))
+    for one, other in zip(there.log, here.log, strict=True):
+        assert other["nll"] == pytest.approx(one["nll"], rel=0.05)
+        assert other["delta_norm"] == pytest.approx(factor * one["delta_norm"], rel=0.05)
 
 
 def test_decay_in_both_readings():
@@ -239,6 +293,27 @@ def test_pmets_rule_eases_and_stops():
     assert goal.weight_E.tolist() == pytest.approx([0.1, 0.1, 1.0])
 
 
+def test_templates_are_sampled_once_until_the_weights_change(monkeypatch):
+    from errata.algorithms.locate_then_edit import context_templates as module
+
+    calls = []
+    sample = module.sample_templates
+    monkeypatch.setattr(module, "sample_templates", lambda *a: calls.append(a) or sample(*a))
+    bb = tiny.FAMILIES["llava"]()
+
+    def drawn(seed=1, lengths=(10,)):
+        return context_templates(bb, "sampled", lengths, torch.Generator().manual_seed(seed))
+
+    first = drawn()
+    assert drawn() == first and len(calls) == 1
+    drawn(seed=2), drawn(lengths=(5,))
+    assert len(calls) == 3
+    with torch.no_grad():
+        for weight in bb.model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+    assert drawn() != first and len(calls) == 4
+
+
 def test_templates_are_drawn_from_the_unedited_model(tmp_path):
     from errata.patches.delta import Delta
 
@@ -251,6 +326,9 @@ def test_templates_are_drawn_from_the_unedited_model(tmp_path):
     with bb.applied(Delta({"text.3.mlp.down": {"dense": noise}})):
         again = context_templates(bb, "sampled", (10,), torch.Generator().manual_seed(1))
     assert again == once
+    fresh = tiny.FAMILIES["llava"]()
+    with fresh.applied(Delta({"text.3.mlp.down": {"dense": noise}})):
+        assert context_templates(fresh, "sampled", (10,), torch.Generator().manual_seed(1)) == once
     assert context_templates(bb, "sampled", (10,), torch.Generator().manual_seed(2)) != once
     assert len(context_templates(bb, "sampled", (5, 5, 10, 10), torch.Generator())) == 21
     file = tmp_path / "templates.txt"

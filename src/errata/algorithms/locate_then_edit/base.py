@@ -70,8 +70,9 @@ class LocateThenEdit(Editor):
         last one. () = from an eighth to a quarter of the depth (4 to 8 of 32).
 
         token: where a fact is looked up, the last token of the `subject` (for an edit without one,
-        of the prompt) or `last_prompt`. lr: step size of Adam in the search for the value. steps:
-        updates of that search at most. clamp: largest change of the value, as a multiple of its
+        of the prompt) or `last_prompt`. lr: step size of Adam in the search for the value; `auto`
+        is relative to the norm of the value that the search starts from. steps: updates of that
+        search at most. clamp: largest change of the value, as a multiple of its
         norm. weight_decay: weight of the penalty on that change. decay: the penalty, `linear`
         |delta| / |h|^2 or `squared` (|delta| / |h|)^2. kl_factor: weight of the KL term that keeps
         what follows `kl_prompt`. kl_prompt: the prompt whose next-token distribution is kept; `{}`
@@ -97,7 +98,7 @@ class LocateThenEdit(Editor):
         }
         layers: tuple[int, ...] = ()
         token: Literal["subject", "last_prompt"] = "subject"
-        lr: float = 0.5
+        lr: float | Literal["auto"] = "auto"
         steps: int = 25
         clamp: float = 4.0
         weight_decay: float = 1e-3
@@ -117,10 +118,10 @@ class LocateThenEdit(Editor):
     def __init__(self, preset: str | None = None, **passed: Any) -> None:
         super().__init__(preset, **passed)
         c = self.config
-        if c.steps < 1 or not c.lr > 0 or not c.clamp > 0:
+        if c.steps < 1 or (c.lr != "auto" and not c.lr > 0) or not c.clamp > 0:
             raise BadSpec(
                 f"editor '{self.name}': steps={c.steps}, lr={c.lr}, clamp={c.clamp} cannot be "
-                "searched with. Give at least one step, and lr and clamp above 0."
+                "searched with. Give at least one step, lr above 0 (or auto), and clamp above 0."
             )
 
     @property

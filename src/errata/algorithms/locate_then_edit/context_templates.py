@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from errata.core.types import Edit, Prompt
 STARTERS = ("The", "Therefore", "Because", "I", "You")
 TOP = 5  # each token is drawn from the 5 likeliest
 
+#: what was sampled from a model, by its fingerprint, the lengths and the state of the generator
+_sampled: WeakKeyDictionary[Backbone, dict[tuple[object, ...], list[str]]] = WeakKeyDictionary()
+
 
 def context_templates(
     backbone: Backbone, source: str, lengths: Sequence[int], rng: torch.Generator
@@ -29,11 +33,16 @@ def context_templates(
 
     source: `sampled` (the unedited model continues every starter, once per length; a length counts
     tokens with the starter), `none`, or a text file with one template a line. Raises BadSpec.
+    Sampled templates are kept with the model, until its weights change.
     """
     if source == "none":
         return ("",)
     if source == "sampled":
-        lines = sample_templates(backbone, lengths, rng)
+        drawn = (backbone.fingerprint(), *lengths, rng.get_state().numpy().tobytes())
+        kept = _sampled.setdefault(backbone, {})
+        if drawn not in kept:
+            kept[drawn] = sample_templates(backbone, lengths, rng)
+        lines = kept[drawn]
     else:
         try:
             lines = read_text(Path(source), BadSpec).split("\n")

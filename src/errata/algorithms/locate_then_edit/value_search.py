@@ -15,7 +15,8 @@ h0 is the site's output in the bare prompt (without template).
 Differences: there the whole model runs once per edit and step. Here the rows of all edits are one
 batch, which is entered once at the highest block that delta does not change. Above it, the columns
 before delta's run once, where the model allows it (`Backbone.suffix`). The head runs only where the
-target is predicted, and every edit has a delta, a clamp and a stop of its own.
+target is predicted, and every edit has a delta, a clamp and a stop of its own. Once half of the
+edits that run have reached their goal, the rows of the others are entered alone.
 
 Shapes: E edits, B rows of all edits, M target tokens, V vocabulary, d stream width.
 """
@@ -43,11 +44,13 @@ from errata.core.types import Edit, Prompt
 from errata.training.optimise import check_finite
 
 ROWS = 512  # rows that are searched together
+REACH = 4.0  # `lr=auto`: norms of h0 that a search can go in all its steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSettings:
-    """sites: where a delta is added. kl_prompt: `{}` stands for the subject. decay: `linear`
+    """sites: where a delta is added. lr: step size of Adam, `auto`: it fits h0 (see
+    `ValueOptimizer`). kl_prompt: `{}` stands for the subject. decay: `linear`
     weight_decay |delta| / |h0|^2 (ROME, MEMIT, PMET) or `squared` weight_decay (|delta| / |h0|)^2.
     downweight_when_right: PMET's rule; once all target tokens are the argmax, the NLL counts a
     tenth, and the search ends if the KL term is at most 0.01. scaled: UniKE's steps, which grow
@@ -55,7 +58,7 @@ class ValueSettings:
     """
 
     sites: tuple[str, ...]
-    lr: float
+    lr: float | Literal["auto"]
     steps: int
     clamp: float
     weight_decay: float
@@ -208,22 +211,18 @@ def _search(
     settings: ValueSettings,
 ) -> ValueResult:
     q = value_batch(backbone, edits, templates, settings)
-    shift = ColumnShift(settings.sites, q.columns_B, q.owner_B)
-    entry = backbone.entry(shift)
-    state: Batch | PrefixState | SuffixState = q.batch
-    if entry is not None:
-        state = entered = backbone.enter(q.batch, entry, rows=q.rows_B)
-        if (later := backbone.suffix(entered, q.columns_B)) is not None:
-            state, shift.columns_B = later, torch.zeros_like(q.columns_B)
+    state, shift = _entered(backbone, q, settings)
+    running = len(edits)
     places = {s: backbone.device_of(s) for s in settings.sites}
     deltas = ValueOptimizer(
         {s: torch.zeros(len(edits), backbone.width, device=p) for s, p in places.items()}
     )
     loss = ValueLoss(q, settings, len(edits))
-    with torch.enable_grad(), backbone.applied(shift):
+    with torch.enable_grad():
         for step in range(settings.steps):
             shift.delta = deltas.leaves()
-            logits = backbone.logits(state, rows=q.rows_B)
+            with backbone.applied(shift):
+                logits = backbone.logits(state, rows=q.rows_B)
             if not step:
                 bare = {s: shift.y[s][q.bare_E.to(shift.y[s].device)] for s in settings.sites}
                 deltas.begin(bare, settings)
@@ -235,12 +234,51 @@ def _search(
             total = loss_E[loss.active_E].sum()
             grads = torch.autograd.grad(total, list(shift.delta.values()))
             deltas.step(dict(zip(shift.delta, grads, strict=True)), loss.active_E, step)
+            active = loss.active_E.nonzero()[:, 0]
+            if 2 * len(active) <= running:
+                running = len(active)
+                q = _of_edits(backbone, edits, active, templates, settings)
+                state, shift = _entered(backbone, q, settings)
+                loss.narrow(q)
     value = {s: deltas.start[s] + deltas.shift(s) for s in settings.sites}
     return ValueResult(deltas.start, value, tuple(loss.log(e, deltas) for e in range(len(edits))))
 
 
+def _entered(
+    backbone: Backbone, q: ValueBatch, settings: ValueSettings
+) -> tuple[Batch | PrefixState | SuffixState, ColumnShift]:
+    """Where a step starts, and the hook that adds delta there."""
+    shift = ColumnShift(settings.sites, q.columns_B, q.owner_B)
+    entry = backbone.entry(shift)
+    if entry is None:
+        return q.batch, shift
+    with torch.no_grad():
+        entered = backbone.enter(q.batch, entry, rows=q.rows_B)
+        later = backbone.suffix(entered, q.columns_B)
+    if later is None:
+        return entered, shift
+    shift.columns_B = torch.zeros_like(q.columns_B)
+    return later, shift
+
+
+def _of_edits(
+    backbone: Backbone,
+    edits: Sequence[tuple[int, Edit]],
+    chosen: Tensor,
+    templates: Sequence[str],
+    settings: ValueSettings,
+) -> ValueBatch:
+    """The rows of the chosen edits alone; `owner_B` counts all edits."""
+    q = value_batch(backbone, [edits[e] for e in chosen.tolist()], templates, settings)
+    return replace(q, owner_B=chosen.to(q.owner_B.device)[q.owner_B])
+
+
 class ValueOptimizer:
     """Adam (Kingma and Ba 2015) on one free vector per edit and site; edits are independent.
+
+    With `lr=auto`, a step is at most |h0| * REACH / steps long: Adam changes each of d features by
+    about the step size, a vector by sqrt(d) times that. Published step sizes are numbers that fit
+    one model each, 0.1 to 0.5.
 
     With `scaled`, scale * vector is added, with scale = |h0| / 100 within [1, 5]; where that
     exceeds 1 the step starts at lr * scale^0.35 (of the largest scale) and falls along a cosine.
@@ -270,24 +308,29 @@ class ValueOptimizer:
     def leaves(self) -> dict[str, Tensor]:
         return {s: self.shift(s).detach().requires_grad_(True) for s in self.free}
 
-    def rate(self, step: int) -> Tensor:
-        """[E, 1] the step size of each edit."""
-        widest = torch.stack([k.cpu() for k in self.scale.values()]).amax(0)
-        peak = self.settings.lr * widest**0.35
-        fall = 0.45 * (1 + math.cos(math.pi * step / self.settings.steps)) + 0.1 if step else 1.0
-        return torch.where(widest > 1, peak * fall, torch.full_like(peak, self.settings.lr))
+    def rate(self, site: str, step: int) -> Tensor:
+        """[E, 1] the step size of each edit at a site."""
+        s, start = self.settings, self.start[site]
+        widest = torch.stack([k.cpu() for k in self.scale.values()]).amax(0).to(start.device)
+        if s.lr == "auto":
+            reach = REACH / max(1, s.steps - 1) / start.shape[1] ** 0.5
+            base = reach * start.norm(dim=1, keepdim=True)
+        else:
+            base = torch.full_like(widest, s.lr)
+        fall = 0.45 * (1 + math.cos(math.pi * step / s.steps)) + 0.1 if step else 1.0
+        return torch.where(widest > 1, base * widest**0.35 * fall, base)
 
     @torch.no_grad()
     def step(self, grads: Mapping[str, Tensor], active_E: Tensor, step: int) -> None:
         """One update of the active edits, then their clamp."""
-        rate, t = self.rate(step), step + 1
+        t = step + 1
         for site, grad in grads.items():
             g = self.scale[site] * grad.float()
             m, v = self.m[site], self.v[site]
             m.mul_(0.9).add_(g, alpha=0.1)
             v.mul_(0.999).addcmul_(g, g, value=0.001)
             size = (v / (1 - 0.999**t)).sqrt() + 1e-8
-            moved = self.free[site] - rate.to(g.device) * (m / (1 - 0.9**t)) / size
+            moved = self.free[site] - self.rate(site, step) * (m / (1 - 0.9**t)) / size
             limit = self.start[site].norm(dim=1, keepdim=True)
             limit = self.settings.clamp * (
                 limit.clamp(max=500.0) if self.settings.scaled else limit
@@ -323,7 +366,7 @@ class ValueLoss:
         logp = logits_BMV[is_nll.to(place)].log_softmax(-1)
         nll_B = -(logp.gather(-1, ids[..., None])[..., 0] * real).sum(1) / real.sum(1)
         right_B = ((logp.argmax(-1) == ids) | (real == 0)).all(1)
-        count = torch.bincount(owner, minlength=len(self.active_E))
+        count = torch.bincount(owner, minlength=len(self.active_E)).clamp(min=1)
         nll = torch.zeros(len(count), device=place).index_add(0, owner, nll_B) / count
         wrong = torch.zeros(len(count), device=place).index_add(0, owner, (~right_B).float())
         kl = self._kl(logits_BMV)
@@ -338,6 +381,13 @@ class ValueLoss:
             k: torch.where(on, v.detach(), self.parts.get(k, v.detach())) for k, v in parts.items()
         }
         return self.weight_E.to(place) * nll + s.kl_factor * kl + decay
+
+    def narrow(self, q: ValueBatch) -> None:
+        """Only the rows in q, whole edits, run from now on."""
+        if self.before is not None:
+            runs = torch.isin(self.q.owner_B[self.q.is_kl_B], q.owner_B)
+            self.before = self.before[runs.to(self.before.device)]
+        self.q = q
 
     def _kl(self, logits_BMV: Tensor) -> Tensor:
         """[E] KL(now || before) behind the KL prompt; 0 for edits without a subject."""

@@ -40,7 +40,7 @@ class Bridge(CovarianceUpdate):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # One scene and two wordings: pictures of other scenes and wordings are left for tests.
         "micro-umm": {
-            "layers": (1, 2, 3), "mom2_weight": 500.0,
+            "layers": (1, 2, 3), "lr": 0.5, "mom2_weight": 500.0,
             "prompts": ("a photo of a {subject} beside a lamp",
                         "a painting of a {subject} beside a stone"),
             "oracles": ("{target} {subject}",),
