@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from errata.core.measure.metric import Metric
     from errata.core.measure.protocol import Protocol
     from errata.core.model.backbone import Backbone
+    from errata.core.model.scope import Scope
     from errata.core.patch import Patch
+    from errata.core.state import State
     from errata.core.types import Answer, Case, Edit, Image, Probe, Prompt
     from errata.evaluation.answers import ask_prompts as ask
     from errata.evaluation.bench import bench
@@ -56,6 +58,7 @@ _HOME = MappingProxyType(
         "Prompt": "errata.core.types:Prompt",
         "Protocol": "errata.core.measure.protocol:Protocol",
         "Rows": "errata.patches.rows:Rows",
+        "Scope": "errata.core.model.scope:Scope",
         "Stack": "errata.patches.stack:Stack",
         "UserError": "errata.core.errors:UserError",
         "ask": "errata.evaluation.answers:ask_prompts",
@@ -78,8 +81,13 @@ _HOME = MappingProxyType(
 )
 
 
-def editor(name: str, *, preset: str | None = None, **settings: Any) -> Editor:
-    """An editor by name. Raises UnknownName, or BadSpec for a wrong preset or setting."""
+def editor(
+    name: str, *, preset: str | None = None, scope: Scope | str | None = None, **settings: Any
+) -> Editor:
+    """An editor by name. Raises UnknownName, or BadSpec for a wrong preset or setting.
+
+    scope: what decides which questions an edit applies to: a name, or what `errata.scope` returns.
+    """
     from errata.core import registry
     from errata.core.errors import BadSpec
 
@@ -90,7 +98,24 @@ def editor(name: str, *, preset: str | None = None, **settings: Any) -> Editor:
             f"in Python editor('{first}', preset='{rest}')."
         )
     instance: Editor = registry.load("editors", name)(preset=preset, **settings)
-    return instance
+    if scope is None:
+        return instance
+    from errata.algorithms.scoped import scoped
+    from errata.core.model.scope import scope_of
+
+    return scoped(instance, scope_of(scope) if isinstance(scope, str) else scope)
+
+
+def scope(name: str, *, state: State | str | None = None, **settings: Any) -> Scope:
+    """A scope by name, for `errata.editor(..., scope=...)`. state: a prepared one, or its folder.
+
+    Raises UnknownName, BadSpec for a wrong setting or state, MissingState.
+    """
+    from errata.core.model.scope import scope_of
+    from errata.core.state import State
+
+    loaded = state if state is None or isinstance(state, State) else State.load(state)
+    return scope_of(name, loaded, **settings)
 
 
 def __getattr__(name: str) -> Any:
@@ -118,6 +143,7 @@ __all__ = [
     "Prompt",
     "Protocol",
     "Rows",
+    "Scope",
     "Stack",
     "UserError",
     "__version__",
@@ -134,6 +160,7 @@ __all__ = [
     "merge_shards",
     "read_edits",
     "save_patch",
+    "scope",
     "score_run",
     "squash_patches",
     "verify",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from errata import contract
-from errata.contract import benchmarks, gates, judges, metrics, protocols
+from errata.contract import benchmarks, gates, judges, metrics, protocols, scopes
 from errata.core import registry
 from errata.core.errors import BadSpec
 from errata.core.measure.metric import Metric
@@ -38,6 +38,12 @@ def test_every_plugin(kind: str, name: str, check: Any) -> None:
 @pytest.mark.parametrize("name", registry.names("gates"))
 def test_every_gate(name: str, check: Any) -> None:
     check(registry.load("gates", name))
+
+
+@pytest.mark.parametrize("check", [f for n, f in vars(scopes).items() if n.startswith("holds_")])
+@pytest.mark.parametrize("name", registry.names("scopes"))
+def test_every_scope(name: str, check: Any) -> None:
+    check(registry.load("scopes", name))
 
 
 @pytest.mark.parametrize("check", [f for n, f in vars(judges).items() if n.startswith("holds_")])

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = (
     "README.md",
     "docs/first-correction.md",
+    "docs/scopes.md",
     "docs/real-language-models.md",
     *(f"docs/{n}.md" for n in ("add-an-editor", "add-a-metric", "add-a-benchmark", "facts")),
     *(f"docs/{n}.md" for n in ("add-a-backbone", "analyses", "pictures", "patches", "export")),

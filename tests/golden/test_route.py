@@ -17,11 +17,14 @@ from errata.core.types import Edit, Prompt
 from errata.io.patch_folder import load, save
 from errata.io.states import store
 from errata.networks.reader import Reader, initialise
+from errata.networks.scope import ScopeNetwork
+from errata.patches._corrections import singles
 from errata.patches.counterfactual import Counterfactual, CounterfactualNetwork
 from errata.patches.delta import Delta
-from errata.patches.route import Route, Scope, ScopeSettings, mixed
+from errata.patches.route import Route, mixed
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack, stacked
+from errata.scopes.trained import TrainedScope
 from errata.training.optimise import generator
 from tests import tiny
 
@@ -34,8 +37,8 @@ def backbone() -> tiny.HfVlm:
 
 
 @pytest.fixture(scope="module")
-def scope() -> Scope:
-    net = Scope(WIDTH, 16, slots=2, blocks=1, heads=2, key=4)
+def scope() -> ScopeNetwork:
+    net = ScopeNetwork(WIDTH, 16, slots=2, blocks=1, heads=2, key=4)
     initialise(net, generator(0, "scope"))
     net.of_edit.load_state_dict(net.of_query.state_dict())
     return net.requires_grad_(False)
@@ -56,7 +59,7 @@ def delta(*values: float) -> Delta:
     return Delta({"text.3.mlp.down": {"dense": rows}}, rows=len(values)).requires_grad_(False)
 
 
-def keys_of(backbone: tiny.HfVlm, scope: Scope, prompts: list[Prompt]) -> Tensor:
+def keys_of(backbone: tiny.HfVlm, scope: ScopeNetwork, prompts: list[Prompt]) -> Tensor:
     """Each prompt's point, made without the patch that will meet it."""
     batch = backbone.encode(prompts)
     stream = backbone.enter(batch, 2).stream
@@ -66,19 +69,30 @@ def keys_of(backbone: tiny.HfVlm, scope: Scope, prompts: list[Prompt]) -> Tensor
     return scope(stream, columns, last)[0]
 
 
+def trained(scope: ScopeNetwork, name: str = "n", threshold: float = 0.5) -> TrainedScope:
+    """The network of these tests as a scope, from a state that only its name tells from others."""
+    tensors = {f"scope.{k}": v for k, v in scope.state_dict().items()}
+    state = State("serac", {"scope": scope.settings, "name": name}, tensors)
+    return TrainedScope(state, layer=int(SITE.split(".")[1]), threshold=threshold)
+
+
 def route(
     backbone: tiny.HfVlm,
-    scope: Scope,
+    scope: ScopeNetwork,
     prompts: list[Prompt],
     branch: Patch,
     *,
     switch: str = "hard",
     threshold: float = 0.9999,
-    state: str = "n",
+    name: str = "n",
 ) -> Route:
-    layout = ScopeSettings(SITE, switch, threshold, state)  # type: ignore[arg-type]
     edits = [Edit(p, "x") for p in prompts]
-    made = Route(scope, keys_of(backbone, scope, prompts), branch, layout)
+    made = Route(
+        trained(scope, name, threshold),
+        keys_of(backbone, scope, prompts),
+        singles(branch),
+        switch=switch,  # type: ignore[arg-type]
+    )
     header = Header(fingerprint=backbone.fingerprint())
     return made.with_header(header, edits).requires_grad_(False)
 
@@ -89,19 +103,19 @@ def logits(backbone: tiny.HfVlm, patch: Patch | None, asked: list[Prompt]) -> Te
         return backbone.logits(backbone.encode(asked, rows=rows), rows=torch.tensor(rows))
 
 
-def test_similarity_and_nearest_by_hand(scope: Scope) -> None:
+def test_similarity_and_nearest_by_hand(scope: ScopeNetwork) -> None:
     """Keys (0,0), (1,0), (0,2); query (1, 1): squared gaps 2, 1, 2: entry 1, e^-1. With owners
     (0, 1, 0) and row 0 the second is not met: gaps 2 and 2, the later of equals, e^-2.
     """
     keys = torch.tensor([[0.0, 0, 0, 0], [1, 0, 0, 0], [0, 2, 0, 0]])
     query = torch.tensor([[1.0, 1, 0, 0]])
-    entry, similarity = Route(scope, keys, delta(1, 2, 3), ScopeSettings(SITE)).nearest(query)
+    of = trained(scope)
+    entry, similarity = of.nearest(query, keys)
     assert entry.tolist() == [1] and similarity.item() == pytest.approx(math.exp(-1))
-    owned = Route(scope, keys, delta(1, 2, 3), ScopeSettings(SITE), torch.tensor([0, 1, 0]))
-    entry, similarity = owned.nearest(query, torch.tensor([0]))
+    entry, similarity = of.nearest(query, keys, torch.tensor([[True, False, True]]))
     assert entry.tolist() == [2] and similarity.item() == pytest.approx(math.exp(-2))
-    entry, similarity = owned.nearest(query, torch.tensor([7]))
-    assert similarity.item() == 0.0
+    _, similarity = of.nearest(query, keys, torch.zeros(1, 3, dtype=torch.bool))
+    assert similarity.item() == -torch.inf
 
 
 def test_the_soft_mixture_by_hand() -> None:
@@ -132,7 +146,7 @@ def test_reader_sees_the_prompt_alone() -> None:
 
 
 def test_closed_is_the_base_bit_for_bit_and_open_is_the_branch(
-    backbone: tiny.HfVlm, scope: Scope, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: ScopeNetwork, ragged: list[Prompt]
 ) -> None:
     """The two prompts in the memory meet their own row of the branch, the others meet nothing."""
     patch = route(backbone, scope, [ragged[0], ragged[1]], delta(0.2, 0.7))
@@ -159,7 +173,7 @@ def edited(
 
 
 def test_the_soft_switch_mixes_what_the_two_models_say(
-    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: ScopeNetwork, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     """All rows are mixed by their similarity to the one key; the hard switch takes one of both."""
     branch = edited(speaker, 1, 3)
@@ -174,7 +188,7 @@ def test_the_soft_switch_mixes_what_the_two_models_say(
 
 
 def test_the_decision_is_the_same_whatever_is_said(
-    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: ScopeNetwork, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     patch = route(backbone, scope, ragged[:2], edited(speaker, 2, 3), threshold=0.5)
     seen = []
@@ -182,13 +196,13 @@ def test_the_decision_is_the_same_whatever_is_said(
         with backbone.applied(patch), backbone.ask(backbone.encode(ragged, targets)) as q:
             live = backbone.hooks.points["head"].live[0]
             seen.append(q.ctx.memo[id(live), SITE])  # type: ignore[attr-defined]
-    for entry, similarity in seen[1:]:
+    for entry, similarity, *_ in seen[1:]:
         assert torch.equal(entry, seen[0][0])
         torch.testing.assert_close(similarity, seen[0][1], atol=1e-5, rtol=1e-5)
 
 
 def test_the_small_model_generates_as_it_scores(
-    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: ScopeNetwork, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     """Greedy answers with a cache, in a batch whose rows end early, equal full forwards."""
     patch = route(backbone, scope, ragged[:3], edited(speaker, 3, 2))
@@ -209,7 +223,7 @@ def test_the_small_model_generates_as_it_scores(
 
 
 def test_asking_again_after_an_answer_gives_the_same(
-    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: ScopeNetwork, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     """Nothing of one continuation reaches the next: scoring after a greedy answer and before."""
     patch = route(backbone, scope, ragged[:3], edited(speaker, 3, 2))
@@ -225,7 +239,7 @@ def test_asking_again_after_an_answer_gives_the_same(
 
 
 def test_rows_equal_single_routes(
-    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: ScopeNetwork, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     """Memories of different sizes and answers of different lengths, one per batch row."""
     routes = [
@@ -253,7 +267,7 @@ def test_rows_equal_single_routes(
 
 
 def test_a_lane_without_an_edit_is_left_alone(
-    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: ScopeNetwork, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     one = route(backbone, scope, ragged[:1], edited(speaker, 1, 3), switch="soft")
     rows = torch.tensor([0, 1])
@@ -264,7 +278,7 @@ def test_a_lane_without_an_edit_is_left_alone(
 
 
 def test_join_is_one_memory_whose_nearest_edit_wins(
-    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: ScopeNetwork, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     a = route(backbone, scope, ragged[:1], edited(speaker, 1, 3))
     b = route(backbone, scope, ragged[1:2], edited(speaker, 1, 1, seed=2))
@@ -279,11 +293,11 @@ def test_join_is_one_memory_whose_nearest_edit_wins(
     torch.testing.assert_close(
         told_again[0], logits(backbone, again, ragged)[0], atol=1e-5, rtol=1e-5
     )
-    foreign = route(backbone, scope, ragged[:1], edited(speaker, 1, 1), state="other")
+    foreign = route(backbone, scope, ragged[:1], edited(speaker, 1, 1), name="other")
     assert isinstance(stacked(a, foreign), Stack)
 
 
-def stated(scope: Scope, speaker: CounterfactualNetwork, name: str = "test") -> State:
+def stated(scope: ScopeNetwork, speaker: CounterfactualNetwork, name: str = "test") -> State:
     """Both networks as what `prepare` writes."""
     tensors = {f"scope.{k}": v for k, v in scope.state_dict().items()}
     tensors |= {f"speaker.{k}": v for k, v in speaker.state_dict().items()}
@@ -293,7 +307,7 @@ def stated(scope: Scope, speaker: CounterfactualNetwork, name: str = "test") -> 
 
 def test_a_route_to_deltas_and_to_a_small_model_is_saved_and_loaded(
     backbone: tiny.HfVlm,
-    scope: Scope,
+    scope: ScopeNetwork,
     speaker: CounterfactualNetwork,
     ragged: list[Prompt],
     tmp_path: Path,
@@ -302,18 +316,20 @@ def test_a_route_to_deltas_and_to_a_small_model_is_saved_and_loaded(
     state = stated(scope, speaker)
     store(state)
     for n, branch in enumerate((delta(0.2, 0.7), edited(speaker, 2, 3, state=state.digest()))):
-        patch = route(backbone, scope, ragged[:2], branch, state=state.digest())
+        patch = route(backbone, scope, ragged[:2], branch)
+        assert patch.scope.state is not None
+        store(patch.scope.state)
         save(patch, tmp_path / str(n))
         loaded = load(tmp_path / str(n), backbone)
         assert torch.equal(logits(backbone, loaded, ragged), logits(backbone, patch, ragged))
         again = stacked(load(tmp_path / str(n), backbone), patch)
-        assert isinstance(again, Route) and again.keys.shape[0] == 4
+        assert isinstance(again, Route) and again.keys.shape[0] == 2, "the later ones replace"
     names = set(load(tmp_path / "1", backbone).pack()[1])
-    assert names == {f"{SITE}/keys", "branch/head/memory", "branch/head/real"}
+    assert names == {f"{SITE}/keys", "corrections/0/head/memory", "corrections/0/head/real"}
 
 
 def test_a_route_without_a_mask_raises(
-    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: ScopeNetwork, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     patch = route(backbone, scope, ragged[:1], edited(speaker, 1, 3))
     batch = backbone.encode(ragged[:1])
@@ -325,7 +341,7 @@ def test_a_route_without_a_mask_raises(
 
 
 def test_a_route_on_a_windowed_model(
-    scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
+    scope: ScopeNetwork, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     """Where a continuation shifts the columns of its prompt, what was decided does not move."""
     backbone = tiny.shared("mistral")
@@ -337,7 +353,7 @@ def test_a_route_on_a_windowed_model(
 
 
 def test_an_edited_stream_is_no_business_of_the_route(
-    backbone: tiny.HfVlm, scope: Scope, speaker: CounterfactualNetwork, ragged: list[Prompt]
+    backbone: tiny.HfVlm, scope: ScopeNetwork, speaker: CounterfactualNetwork, ragged: list[Prompt]
 ) -> None:
     """The route's own branch never reaches what the scope reads, in prefill or later."""
     patch = route(backbone, scope, ragged[:2], delta(3.0, 5.0))
@@ -352,12 +368,13 @@ def test_an_edited_stream_is_no_business_of_the_route(
 
 def test_a_route_whose_networks_are_not_here_says_so(
     backbone: tiny.HfVlm,
-    scope: Scope,
+    scope: ScopeNetwork,
     speaker: CounterfactualNetwork,
     ragged: list[Prompt],
     tmp_path: Path,
 ) -> None:
-    state = stated(scope, speaker, "never kept")
-    save(route(backbone, scope, ragged[:1], delta(1.0), state=state.digest()), tmp_path)
-    with pytest.raises(MissingState, match=state.digest()[:16]):
+    patch = route(backbone, scope, ragged[:1], delta(1.0), name="never kept")
+    save(patch, tmp_path)
+    assert patch.scope.state is not None
+    with pytest.raises(MissingState, match=patch.scope.state.digest()[:16]):
         load(tmp_path, backbone)

@@ -200,7 +200,7 @@ class DecoderBackbone(DecoderForward):
         ctx.memo.update({**before, **decisions})
 
     def context_of(self, batch: Batch, rows: Tensor | None) -> HookContext:
-        return self.hooks.context(
+        ctx = self.hooks.context(
             lengths=batch.lengths,
             mask=batch.mask,
             vision=batch.vision,
@@ -208,6 +208,10 @@ class DecoderBackbone(DecoderForward):
             image_rows=batch.image_rows,
             image_sizes=batch.image_sizes,
         )
+        for hook in self.hooks.running:
+            if hook.reads_prompts:
+                hook.read(batch.prompts, self, ctx)
+        return ctx
 
     def _start(
         self, what: Batch | PrefixState, ctx: HookContext, cache: Any, columns: Tensor | None = None

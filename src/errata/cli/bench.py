@@ -32,6 +32,9 @@ def bench(
     preset: options.Preset = None,
     settings: options.Settings = None,
     state: options.StateDir = None,
+    scope: options.ScopeName = None,
+    scope_set: options.ScopeSettings = None,
+    scope_state: options.ScopeState = None,
     seed: options.Seed = 0,
     limit: options.Limit = None,
     rows: options.RowsOption = 16,
@@ -77,6 +80,7 @@ def bench(
         raise BadSpec("--workers counts the workers of --ray. Give --ray ADDRESS, or --ray local.")
     ed = options.make_editor(editor, preset, settings)
     prepared = options.load_state(state, ed)
+    ed = options.behind(ed, options.make_scope(scope, scope_set, scope_state))
     bb = model.load()
     from errata.cli.shared.progress import reporting
     from errata.cli.shared.tables import print_tables

@@ -16,10 +16,12 @@ from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import fall_short, say, show_table
 from errata.core.errors import BadEdit, BadPatch, BadSpec
 from errata.core.formats.counts import counted
+from errata.core.locks import locked
 
 if TYPE_CHECKING:
     from errata.core.editor import Editor
     from errata.core.model.backbone import Backbone
+    from errata.core.model.scope import Scope
     from errata.core.patch import Patch
     from errata.core.state import State
     from errata.core.types import Edit
@@ -86,6 +88,9 @@ def edit(
     preset: options.Preset = None,
     settings: options.Settings = None,
     state: options.StateDir = None,
+    scope: options.ScopeName = None,
+    scope_set: options.ScopeSettings = None,
+    scope_state: options.ScopeState = None,
     benchmark: Annotated[
         str | None,
         typer.Option(help="Benchmark that the editor's state is collected from."),
@@ -109,6 +114,7 @@ def edit(
     if ed is None and (preset is not None or settings or state is not None):
         raise BadSpec("--preset, --set and --state belong to an editor. Name it with --editor.")
     prepared = None if ed is None else options.load_state(state, ed)
+    bounds = options.make_scope(scope, scope_set, scope_state)
     below = patches.located(patch)
     bb = model.load([p.head() for p in below])
     if ed is None:
@@ -116,8 +122,7 @@ def edit(
     ed = ed.for_backbone(bb)
     if prepared is None and ed.uses_state and not ed.needs_state:
         prepared = _collect(bb, ed, benchmark, root, seed)
-    from errata.core.locks import locked
-
+    ed = options.behind(ed, _ready(bb, bounds, benchmark, root, seed))
     with locked(out), bb.applied(*(p.load(bb) for p in below)):
         check_out(out, each=each, force=force)  # another command may have written it meanwhile
         checks = _make(
@@ -183,15 +188,25 @@ def _chosen(bb: Backbone, edits: Sequence[Edit]) -> Editor:
     return editor
 
 
+def _ready(
+    bb: Backbone, scope: Scope | None, benchmark: str | None, root: Path | None, seed: int
+) -> Scope | None:
+    """The scope with a state, if it needs one that is cheap and has none."""
+    if scope is None or scope.state is not None or not (scope.uses_state and scope.keeps_state):
+        return scope
+    return scope.with_state(_collect(bb, scope, benchmark, root, seed))
+
+
 def _collect(
-    bb: Backbone, ed: Editor, benchmark: str | None, root: Path | None, seed: int
+    bb: Backbone, ed: Editor | Scope, benchmark: str | None, root: Path | None, seed: int
 ) -> State | None:
-    """The editor's state, collected from the train split of a benchmark.
+    """The state of an editor or a scope, collected from the train split of a benchmark.
 
     By default of the benchmark that the bundled model was made for.
     """
     from errata.cli.prepare import training_spec
     from errata.core import registry
+    from errata.core.editor import Editor
     from errata.io.states import prepare_cached, store_if_possible
 
     benchmark = benchmark or bb.bundled.get(bb.name)
@@ -203,7 +218,8 @@ def _collect(
     if state is not None:
         folder = store_if_possible(state)
         if folder is not None:
-            say(f"state collected from {spec}, saved in {folder} (--state {folder.name})")
+            option = "--state" if isinstance(ed, Editor) else "--scope-state"
+            say(f"state collected from {spec}, saved in {folder} ({option} {folder.name})")
     return state
 
 

@@ -85,11 +85,11 @@ def show(
         print_json({**facts, "documentation": text})
         return
     means = facts.pop("meanings", {})
-    settings = facts.pop("settings", {})
+    settings = facts.pop("settings", None)
     print_facts(facts)
-    if settings:
-        say("settings:")
-    for setting, value in settings.items():
+    if settings is not None:
+        say("settings:" if settings else "settings: none")
+    for setting, value in (settings or {}).items():
         say(f"  {setting}: {value}")
         for line in textwrap.wrap(means.get(setting, ""), 88):
             say(f"      {line}")
@@ -175,6 +175,13 @@ def _facts(kind: str, cls: Any) -> dict[str, Any]:
             "settings": settings_of(cls.Config),
             "meanings": meanings(cls.Config),
             "presets": {k: dict(v) for k, v in cls.presets.items()},
+        }
+    if kind == "scopes":
+        own = cls.needs_state or cls.keeps_state
+        return {
+            "state of": cls.state_name or ("the scope itself" if own else "none"),
+            "settings": settings_of(cls.Config),
+            "meanings": meanings(cls.Config),
         }
     if kind == "backbones":
         return {"capabilities": sorted(cls.capabilities)}

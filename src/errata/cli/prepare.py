@@ -21,13 +21,19 @@ if TYPE_CHECKING:
     from errata.core.editor import Editor
     from errata.core.measure.benchmark import BenchmarkSpec
     from errata.core.model.backbone import Backbone
+    from errata.core.model.scope import Scope
 
 
 @takes_model()
 def prepare(
     model: ModelOptions,
-    editor: options.EditorName,
     benchmark: Annotated[str, typer.Option(help="The train split is used: name[:task][@train].")],
+    editor: Annotated[
+        str | None, typer.Option("--editor", help="See `errata list editors`.")
+    ] = None,
+    scope: Annotated[
+        str | None, typer.Option("--scope", help="A scope instead: see `errata list scopes`.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Default: ERRATA_HOME/states/<hash>.")
     ] = None,
@@ -40,7 +46,7 @@ def prepare(
         bool, typer.Option("--force", help="Replace a finished state that is in DIR already.")
     ] = False,
 ) -> None:
-    """Train or collect an editor's state and write it to a folder.
+    """Train or collect the state of an editor, or of a scope, and write it to a folder.
 
     Repeat the same command to resume a killed training from its last checkpoint.
     """
@@ -56,7 +62,7 @@ def prepare(
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
     if not loaded.cases:
         raise BadData(f"{spec} has no cases to prepare on. Give another --benchmark.")
-    ed = options.make_editor(editor, preset, settings)
+    ed = _preparable(editor, scope, preset, settings)
     bb = replace(model, device=model.device or _own_device()).load()
     ed = ed.for_backbone(bb)
     cases, start = loaded.cases[:limit], time.monotonic()
@@ -64,11 +70,11 @@ def prepare(
     with locked(workplace) if _writes() else nullcontext():
         if out is not None and _writes():
             check_out(out, force=force)  # another command may have written it meanwhile
-        with reporting(editor) as progress:
+        with reporting(ed.name) as progress:
             work = PrepareContext(workplace, progress if _writes() else None)
             state = ed.prepare(bb, cases, seed=seed, work=work)
         if state is None:
-            say(f"editor '{editor}' needs no preparation; nothing was written")
+            say(f"'{ed.name}' needs no preparation; nothing was written")
             return
         if not _writes():
             return
@@ -88,8 +94,33 @@ def prepare(
     say(f"state {digest[:16]} of {counted(len(cases), 'case')} written to {folder} in {seconds} s")
 
 
+def _preparable(
+    editor: str | None, scope: str | None, preset: str | None, settings: list[str] | None
+) -> Editor | Scope:
+    """What is prepared: an editor, or a scope. Raises BadSpec unless one of them is named."""
+    if (editor is None) == (scope is None):
+        raise BadSpec("name what is prepared: --editor NAME, or --scope NAME.")
+    if editor is not None:
+        return options.make_editor(editor, preset, settings)
+    if preset is not None:
+        raise BadSpec("scopes have no presets. Leave --preset out.")
+    made = options.make_scope(scope, settings)
+    assert made is not None
+    if made.state_name:
+        raise BadSpec(
+            f"scope '{scope}' works from a state of the editor '{made.state_name}'. Prepare that: "
+            f"--editor {made.state_name}."
+        )
+    return made
+
+
 def _workplace(
-    home: Path, editor: Editor, bb: Backbone, spec: BenchmarkSpec, limit: int | None, seed: int
+    home: Path,
+    editor: Editor | Scope,
+    bb: Backbone,
+    spec: BenchmarkSpec,
+    limit: int | None,
+    seed: int,
 ) -> Path:
     """Checkpoint folder of a training without --out: the same for the same command."""
     from errata.core.types import digest

@@ -10,14 +10,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from errata.contract import benchmarks, editors, gates, judges, metrics, protocols
+from errata.contract import benchmarks, editors, gates, judges, metrics, protocols, scopes
 from errata.contract._names import named
 from errata.core import registry
 from errata.core.errors import BadSpec
 
 __all__ = ["CHECKED", "checks", "named", "run"]
 
-CHECKED = ("editors", "gates", "benchmarks", "protocols", "metrics", "judges")
+CHECKED = ("editors", "gates", "scopes", "benchmarks", "protocols", "metrics", "judges")
 
 
 def checks(kind: str, name: str) -> list[tuple[str, Callable[[], None]]]:
@@ -28,7 +28,8 @@ def checks(kind: str, name: str) -> list[tuple[str, Callable[[], None]]]:
         properties = editors.checks(cls, editors.bundled(folder, cls))
     else:
         module = {
-            "gates": gates, "benchmarks": benchmarks, "protocols": protocols, "metrics": metrics,
+            "gates": gates, "scopes": scopes, "benchmarks": benchmarks, "protocols": protocols,
+            "metrics": metrics,
             "judges": judges,
         }[kind]  # fmt: skip
         properties = module.checks(cls)

@@ -394,11 +394,12 @@ def _edited_again(hooks: Sequence[Hook]) -> dict[int, dict[int, Edit]]:
     again: dict[int, dict[int, Edit]] = {}
     below: dict[str, frozenset[str]] | None = None
     for places in by_text.values():
-        for at, (i, n, edit) in enumerate(places):
-            for j, _, later in places[at + 1 :]:
+        ends = {i: at + 1 for at, (i, _, _) in enumerate(places)}  # a patch's lie side by side
+        for i, n, edit in places:
+            for j, _, later in places[ends[i] :]:
                 a, b = hooks[i], hooks[j]
                 same = normalise(edit.target) == normalise(later.target)
-                if i == j or same or not same_prompt(edit.prompt, later.prompt):
+                if same or not same_prompt(edit.prompt, later.prompt):
                     continue
                 assert isinstance(a, Patch) and isinstance(b, Patch)
                 if below is None:

@@ -24,8 +24,8 @@ from typing import Any
 from errata.core.errors import BadPlugin, UnknownName, one_line
 
 KINDS = (
-    *("patches", "gates", "editors", "backbones", "benchmarks", "protocols", "metrics"),
-    *("judges", "analyses"),
+    *("patches", "gates", "scopes", "editors", "backbones", "benchmarks", "protocols"),
+    *("metrics", "judges", "analyses"),
 )
 #: (kind, former name) -> name today. Former names stand in saved files and in users' scripts.
 RENAMED = MappingProxyType({("judges", "microworld"): "rendered_shapes"})

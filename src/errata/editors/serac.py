@@ -40,9 +40,11 @@ from errata.core.model.recorder import PromptStates, Recorder, answer_embeddings
 from errata.core.state import State
 from errata.core.types import Case, Edit
 from errata.networks.reader import initialise
+from errata.networks.scope import ScopeNetwork
 from errata.patches.counterfactual import Counterfactual, CounterfactualNetwork
-from errata.patches.route import Route, Scope, ScopeSettings, Switch
+from errata.patches.route import Route, Switch
 from errata.patches.stack import stacked
+from errata.scopes.trained import TrainedScope
 from errata.training.batches import TrainBatch
 from errata.training.loop import Trainee
 from errata.training.optimise import generator, target_loss
@@ -54,7 +56,7 @@ CHUNK = 64  # edits of one batch
 class SeracNetwork(nn.Module):
     """The trained networks: `scope`, and `speaker`, the counterfactual model."""
 
-    def __init__(self, scope: Scope, speaker: CounterfactualNetwork) -> None:
+    def __init__(self, scope: ScopeNetwork, speaker: CounterfactualNetwork) -> None:
         super().__init__()
         self.scope, self.speaker = scope, speaker
 
@@ -237,7 +239,9 @@ class Serac(TrainedEditor):
     def trainee(self, backbone: Backbone, cases: Sequence[Case], seed: int) -> Trainee:
         c, width = self.config, backbone.width
         net = SeracNetwork(
-            Scope(width, c.width, slots=c.slots, blocks=c.scope_blocks, heads=c.heads, key=c.key),
+            ScopeNetwork(
+                width, c.width, slots=c.slots, blocks=c.scope_blocks, heads=c.heads, key=c.key
+            ),
             CounterfactualNetwork(width, c.width, slots=c.slots, blocks=c.blocks, heads=c.heads),
         )
         initialise(net, generator(seed, self.name))
@@ -290,16 +294,18 @@ class Serac(TrainedEditor):
         """The route of one edit, from row n of `memory`."""
         c, site = self.config, f"text.{self._layer(backbone)}.in"
         device = backbone.device_of(site)
-        scope, speaker = Scope.of(state).to(device), CounterfactualNetwork.of(state).to(device)
+        speaker = CounterfactualNetwork.of(state).to(device)
+        scope = TrainedScope(state, layer=self._layer(backbone), threshold=c.threshold)
+        scope.to(device)
         at = torch.tensor([n])
         prompts, stated, real = memory[0].take(at), memory[1][at], memory[2][at]
-        _, key = scope(*prompts.parts)
+        key = scope.of_edit(prompts)
         slots = speaker.read_edit(prompts.parts, stated)
         count = slots.shape[1] - real.shape[1]
         slots_mask = torch.ones(1, count, dtype=torch.bool, device=real.device)
         real = torch.cat([slots_mask, real], dim=1)
         branch = Counterfactual(speaker, site, slots, real, state=state.digest())
-        return Route(scope, key, branch, ScopeSettings(site, c.switch, c.threshold, state.digest()))
+        return Route(scope, key, [branch], switch=c.switch)
 
 
 def _union(routes: Sequence[Route]) -> Route:

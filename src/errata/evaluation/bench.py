@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from errata.algorithms.scoped import ScopedEditor
 from errata.core import files, registry
 from errata.core.editor import Editor
 from errata.core.errors import BadSpec
@@ -23,6 +24,7 @@ from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.core.measure.protocol import Protocol, Unit
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.model.memory import measured_peak
+from errata.core.model.scope import Scope
 from errata.core.state import State
 from errata.core.types import Answer, Case, brief, path_of, whole_number
 from errata.evaluation import judging, score
@@ -145,8 +147,10 @@ def _bench(
     finished = writer.resume([unit.id for unit in units])
 
     with timed() as preparation:
-        if state is None and finished < len(units):
-            state = prepared(backbone, editor, spec, seed=seed, root=root)
+        if finished < len(units):
+            if state is None:
+                state = prepared(backbone, editor, spec, seed=seed, root=root)
+            editor = in_scope(backbone, editor, spec, plan.cases, seed=seed, root=root)
 
     make = partial(
         Runner,
@@ -221,10 +225,29 @@ def prepared(
         return None
     if editor.needs_state:
         return editor.shipped_state(backbone)
+    return _collected(backbone, editor, spec, seed, root)
+
+
+def _collected(
+    backbone: Backbone, what: Editor | Scope, spec: BenchmarkSpec, seed: int, root: Path | None
+) -> State | None:
     cases = _load(replace(spec, split="train"), root, seed)
     if not cases and (own := backbone.bundled.get(backbone.name)):
         cases = _load(BenchmarkSpec.parse(own, split="train"), None, seed)
-    return states.prepare_cached(editor, backbone, cases, seed=seed) if cases else None
+    return states.prepare_cached(what, backbone, cases, seed=seed) if cases else None
+
+
+def in_scope(
+    backbone: Backbone, editor: Editor, spec: BenchmarkSpec, cases: Sequence[Case], *, seed: int,
+    root: Path | None,
+) -> Editor:  # fmt: skip
+    """The editor, its scope with a state if it needs one that is cheap, and told of the cases."""
+    if not isinstance(editor, ScopedEditor):
+        return editor
+    scope = editor.scope
+    if scope.state is None and scope.uses_state and scope.keeps_state:
+        scope = scope.with_state(_collected(backbone, scope, spec, seed, root))
+    return editor.with_scope(scope.told(cases))
 
 
 def _load(spec: BenchmarkSpec, root: Path | None, seed: int) -> tuple[Case, ...]:

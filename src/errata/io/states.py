@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from errata.core import files
 from errata.core.errors import BadOutput, DiskFull, InUse, MissingState, Notice, UserError
@@ -24,7 +24,6 @@ from errata.core.state import State
 from errata.core.types import Case, digest, to_json
 
 if TYPE_CHECKING:
-    from errata.core.editor import Editor
     from errata.core.model.backbone import Backbone
 
 
@@ -114,8 +113,22 @@ def store(state: State) -> Path:
     return folder
 
 
+class Preparable(Protocol):
+    """What `prepare_cached` asks of an editor or a scope."""
+
+    plugin_kind: ClassVar[str]
+    name: ClassVar[str]
+    state_name: ClassVar[str]
+    keeps_state: ClassVar[bool]
+
+    def settings_of_state(self) -> dict[str, Any]: ...
+    def prepare(
+        self, backbone: Backbone, cases: Sequence[Case], *, seed: int = 0
+    ) -> State | None: ...
+
+
 def prepare_cached(
-    editor: Editor, backbone: Backbone, cases: Sequence[Case], *, seed: int
+    editor: Preparable, backbone: Backbone, cases: Sequence[Case], *, seed: int
 ) -> State | None:
     """`editor.prepare`; an editor with `keeps_state` reuses the state of an equal earlier call.
 
@@ -125,6 +138,7 @@ def prepare_cached(
         return editor.prepare(backbone, cases, seed=seed)
     key = {
         "state": editor.state_name or editor.name,
+        **({} if editor.plugin_kind == "editors" else {"kind": editor.plugin_kind}),
         "settings": editor.settings_of_state(),
         "model": backbone.fingerprint(),
         "style": backbone.style,

@@ -1,105 +1,78 @@
-"""Route: a scope test that switches to another patch or to a small model (SERAC, WISE).
+"""Route: a memory of edits behind a scope. A question is answered by one of them, or by none.
 
-The memory holds one key per edit. At prefill a network reads the prompt, image and text alike, from
-the hidden states that enter one block, and makes a query. The nearest key is the edit that the
-question may be about; similarity = exp(-|query - key|^2) (as in SERAC, Mitchell et al. 2022) is
-compared with a threshold. This is decided once per question, before there is an answer. The patch
-acts nowhere below that block, so it does not change the hidden states that it decides from.
+The memory holds a key and a correction per edit. Once per question, before there is an answer, the
+scope (`errata.core.model.scope`) compares the question with all keys: the nearest edit is the one
+that the question may belong to, and its score says whether it does. A scope that reads a block of
+the model decides from hidden states that no correction of the memory has changed: where one acts
+below that block, the prompt first runs up to there without it.
 
-`branch` is a row patch with one row per key: row i holds edit i. It may be deltas or neurons above
-the block of the decision, or a small model at the head (`counterfactual`).
+A correction is any patch that acts at sites. Of a memory of thousands only the chosen ones are
+live, one per row of the batch.
 
-- hard switch: the branch's value if similarity > threshold, else the base's value, bit for bit.
-- soft switch, for a branch at the head only: log((1 - s) p_base + s p_branch) in place of the
-  logits, with s the similarity; there is no threshold. It mixes next-token distributions, not whole
-  answers, and the result are log-probabilities. Where s underflows to 0, the logits are the base's,
-  bit for bit. A model that caps its logits after its head caps these too.
+- hard switch: the correction's value if the scope opens, else the base's value, bit for bit.
+- soft switch, for corrections at the head alone: log((1 - s) p_base + s p_correction) in place of
+  the logits, with the score s in [0, 1]; there is no threshold. It mixes next-token distributions,
+  not whole answers, and the result are log-probabilities. Where s underflows to 0, the logits are
+  the base's, bit for bit. A model that caps its logits after its head caps these too.
 
-Shapes: B rows, T columns, K keys, e their width.
+An edit with the key of an earlier one replaces it. Taking edits out leaves the others as they were.
+
+Shapes: B rows, T columns, K edits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from errata.core import patch as core
+from errata.core.errors import BadPatch
 from errata.core.hooks.context import HookContext
+from errata.core.model.recorder import PromptStates
+from errata.core.model.scope import BlockScope, PromptScope, Scope, scope_of, unpack_scope
 from errata.core.patch import Patch, inherit
-from errata.networks.reader import Reader, prompt_columns
-from errata.networks.trained import trained
+from errata.networks.reader import prompt_columns
+from errata.patches._corrections import pack_alike, singles, together, unpack_alike
 
 if TYPE_CHECKING:
-    from errata.core.state import State
+    from errata.core.model.backbone import Backbone
+    from errata.core.types import Prompt
 
 Switch = Literal["hard", "soft"]
 R = TypeVar("R", bound="Route")
+QUESTION = "question"  # where the decision of a scope that reads the prompt itself is kept
 
 
-@dataclass(frozen=True, slots=True)
-class ScopeSettings:
-    """site: the stream `text.{i}.in` that the scope is decided from. state: hash of the state with
-    the trained scope (meta `scope`, tensors `scope.*`); only routes of one state can be merged.
+@dataclass(frozen=True)
+class Chosen:
+    """The corrections that a batch of questions needs, as a row patch.
+
+    parts: what runs in its place. sites: where it acts.
     """
 
-    site: str
-    switch: Switch = "hard"
-    threshold: float = 0.5
-    state: str = ""
-
-
-class Scope(nn.Module):
-    """Embeds prompts: a question lies near the edits whose scope it is in.
-
-    Edits and questions share a reader but have separate projections, because being in scope is
-    not symmetric (what follows from a name is in the scope of the name, not the reverse).
-    """
-
-    def __init__(
-        self,
-        into: int,
-        width: int,
-        *,
-        slots: int = 8,
-        blocks: int = 2,
-        heads: int = 4,
-        key: int = 64,
-    ) -> None:
-        super().__init__()
-        self.settings = {
-            "into": into, "width": width, "slots": slots, "blocks": blocks, "heads": heads,
-            "key": key,
-        }  # fmt: skip
-        self.reader = Reader(into, width, slots=slots, blocks=blocks, heads=heads)
-        self.norm = nn.LayerNorm(slots * width)
-        self.of_query = nn.Linear(slots * width, key)
-        self.of_edit = nn.Linear(slots * width, key)
+    patch: Patch
+    parts: tuple[Patch, ...]
+    sites: frozenset[str]
 
     @classmethod
-    def of(cls, state: State) -> Scope:
-        """The trained network of a state."""
-        return trained(state, lambda: cls(**state.meta["scope"]), "scope.")
+    def of(cls, corrections: Sequence[Patch]) -> Chosen:
+        one = together(corrections)
+        parts = tuple(p for p in one.acting() if isinstance(p, Patch))
+        return cls(one, parts, frozenset(s for p in parts for s in p.sites))
 
-    def start(self) -> None:
-        """Before training an edit lies at its own prompt, other prompts about 2^0.5 away."""
-        with torch.no_grad():
-            self.of_query.weight.mul_(self.of_query.out_features**-0.5)
-        self.of_edit.load_state_dict(self.of_query.state_dict())
 
-    def forward(self, stream: Tensor, mask: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """(as a question [B, e], as an edit [B, e]); arguments as `Reader`'s."""
-        vector = self.norm(self.reader(stream.float(), mask, last.float()).flatten(1))
-        return self.of_query(vector), self.of_edit(vector)
+#: [B] the nearest edit, [B] its score, [B] whether it acts, [B] its row in the chosen ones, these
+Decision = tuple[Tensor, Tensor, Tensor, Tensor, Chosen | None]
 
 
 class Route(Patch):
-    """A memory of keys, and a branch with one row per key.
+    """A memory: one key and one correction per edit.
 
-    keys [K, e]; owner [K]: the batch row (ctx.rows) that may use each key, None = every row.
+    keys [K, e]; owner [K]: the batch row (ctx.rows) that may use each edit, None = every row.
     """
 
     decides = True
@@ -111,84 +84,151 @@ class Route(Patch):
         self,
         scope: Scope,
         keys: Tensor,
-        branch: Patch,
-        layout: ScopeSettings,
+        corrections: Sequence[Patch],
+        *,
+        switch: Switch = "hard",
         owner: Tensor | None = None,
     ) -> None:
-        super().__init__((layout.site, *branch.sites))
-        assert layout.site.endswith(".in"), f"a route decides on a block's input: {layout.site}"
-        self.observes = branch.observes
-        assert layout.switch == "hard" or branch.sites - self.observes == {"head"}, (
-            "a soft switch mixes next-token distributions, so its branch acts at the head alone"
+        assert len(keys) == len(corrections) > 0, "one key per correction"
+        different = {(p.sites, p.observes) for p in corrections}
+        changed = {s for sites, observes in different for s in sites - observes}
+        read = {scope.site} - {""}
+        super().__init__(read.union(*(sites for sites, _ in different)))
+        self.observes = frozenset(self.sites - changed)
+        assert switch == "hard" or changed == {"head"}, (
+            "a soft switch mixes next-token distributions, so its corrections act at the head alone"
         )
-        self.scope, self.branch, self.layout = scope, branch, layout
-        self.register_buffer("keys", keys.detach().float())
+        self.scope, self.corrections, self.switch = scope, tuple(corrections), switch
+        self.register_buffer("keys", keys.detach())
         self.register_buffer("owner", owner)
+        if read and min(map(_height, self.sites)) < _height(scope.site):
+            self.ahead = scope.site
 
-    def before(self, site: str, x: Tensor, ctx: HookContext) -> Tensor:
-        if site == self.layout.site:
-            self.decision(x, ctx)
-        if site in self.observes or site not in self.branch.sites:
-            return x
-        entry_B, similarity_B = self.decision(x, ctx)
-        new = self.branch.before(site, x, replace(ctx, rows=entry_B))
-        return x if new is x else torch.where(self._open(similarity_B, x), new, x)
+    @property
+    def reads_prompts(self) -> bool:
+        return isinstance(self.scope, PromptScope)
 
-    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
-        if site in self.observes:
-            self.branch.at(site, x, y, ctx)
-            return y
-        if site not in self.branch.sites:
-            return y
-        entry_B, similarity_B = self.decision(x, ctx)
-        new = self.branch.at(site, x, y, replace(ctx, rows=entry_B))
-        if self.layout.switch == "soft":
-            return mixed(y, new, similarity_B)
-        return torch.where(self._open(similarity_B, y), new, y)
+    # -- deciding -----------------------------------------------------------------------------
 
-    def _open(self, similarity_B: Tensor, y: Tensor) -> Tensor:
-        return (similarity_B > self.layout.threshold).to(y.device)[:, None, None]
+    def read(self, prompts: Sequence[Prompt], model: Backbone, ctx: HookContext) -> None:
+        if isinstance(self.scope, PromptScope):
+            scope = self.scope
+            ctx.decide(
+                self, QUESTION, lambda: self._decide_from_prompts(scope, prompts, model, ctx)
+            )
 
-    def decision(self, x: Tensor, ctx: HookContext) -> tuple[Tensor, Tensor]:
-        """(entry [B] of the nearest key, similarity [B]); x is read at prefill only."""
-        decided: tuple[Tensor, Tensor] = ctx.decide(
-            self, self.layout.site, lambda: self._decide(x, ctx)
-        )
+    @torch.no_grad()
+    def _decide_from_prompts(
+        self, scope: PromptScope, prompts: Sequence[Prompt], model: Backbone, ctx: HookContext
+    ) -> Decision:
+        with model.unedited():
+            query = scope.query(model, prompts)
+        rows = ctx.rows if ctx.rows is not None else torch.arange(len(prompts))
+        return self._decided(query, rows)
+
+    def decision(self, x: Tensor, ctx: HookContext) -> Decision:
+        """The decision for a batch; x, the input of the scope's block, is read at prefill only."""
+        site = self.scope.site or QUESTION
+        if isinstance(self.scope, PromptScope) and (id(self), site) not in ctx.memo:
+            raise BadPatch(
+                f"the scope '{self.scope.name}' reads the prompt itself, and this call of the "
+                "model does not pass it on. Ask through backbone.ask or errata.ask."
+            )
+        decided: Decision = ctx.decide(self, site, lambda: self._decide_at_block(x, ctx))
         return decided
 
-    def _decide(self, x: Tensor, ctx: HookContext) -> tuple[Tensor, Tensor]:
+    def _decide_at_block(self, x: Tensor, ctx: HookContext) -> Decision:
+        assert isinstance(self.scope, BlockScope)
         last = ctx.last_prompt(x, self)
-        query_Be, _ = self.scope(x, prompt_columns(ctx, x.shape[1]).to(x.device), last)
-        rows = None if self.owner is None else ctx.rows_of(self.layout.site, x)
-        return self.nearest(query_Be, rows)
+        mask = prompt_columns(ctx, x.shape[1]).to(x.device)
+        query = self.scope.query(PromptStates(x.float(), mask, last.float()))
+        return self._decided(query, ctx.rows_of(self.scope.site, x))
 
-    def nearest(self, query_Be: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(entry [B], similarity [B]) among the keys that row rows[b] may use."""
-        gap_BK = (query_Be[:, None] - self.keys).square().sum(-1)
+    def _decided(self, query: Tensor, rows: Tensor) -> Decision:
+        """The nearest edits, and the corrections of those that act."""
+        own = None
         if self.owner is not None:
-            assert rows is not None
-            gap_BK = gap_BK.masked_fill(self.owner != rows[:, None], torch.inf)
-        # of equally near edits the latest: an edit of the same prompt replaces the earlier one
-        rank_BK = (gap_BK.flip(1) * 1e5).round()
-        entry_B = self.keys.shape[0] - 1 - rank_BK.argmin(1)
-        return entry_B, torch.exp(-gap_BK.gather(1, entry_B[:, None])[:, 0])
+            own = self.owner == rows.to(self.owner.device)[:, None]
+        entry_B, score_B = self.scope.nearest(query.to(self.keys.device), self.keys, own)
+        if self.switch == "soft":
+            score_B = score_B.clamp(min=0.0)  # -inf: a row without an edit
+            acts_B = torch.ones_like(entry_B, dtype=torch.bool)
+        else:
+            acts_B = self.scope.opens(score_B) & score_B.isfinite()
+        used = sorted(set(entry_B[acts_B].tolist()))
+        place = {entry: n for n, entry in enumerate(used)}
+        place_B = torch.tensor(
+            [place.get(entry, 0) for entry in entry_B.tolist()], device=entry_B.device
+        )
+        chosen = Chosen.of([self.corrections[i] for i in used]) if used else None
+        return entry_B, score_B, acts_B, place_B, chosen
+
+    # -- acting -------------------------------------------------------------------------------
+
+    def before(self, site: str, x: Tensor, ctx: HookContext) -> Tensor:
+        if site == self.scope.site:
+            self.decision(x, ctx)
+        return self._acted(site, x, x, ctx, lambda p, a, b, c: p.before(site, b, c))
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
+        return self._acted(site, x, y, ctx, lambda p, a, b, c: p.at(site, a, b, c))
+
+    def _acted(
+        self,
+        site: str,
+        x: Tensor,
+        y: Tensor,
+        ctx: HookContext,
+        run: Callable[[Patch, Tensor, Tensor, HookContext], Tensor],
+    ) -> Tensor:
+        """y with the chosen correction of each row; y itself where no row has one."""
+        if ctx.dry_run:
+            return y
+        _, score_B, acts_B, place_B, chosen = self.decision(x, ctx)
+        if chosen is None or site not in chosen.sites:
+            return y
+        inner, new = replace(ctx, rows=place_B), y
+        for part in chosen.parts:
+            if site in part.sites:
+                new = run(part, x, new, inner)
+        if new is y or site in self.observes:
+            return y
+        if self.switch == "soft":
+            return mixed(y, new, score_B)
+        acts = replace(ctx, rows=acts_B).rows_of(site, y)
+        return torch.where(acts[:, None, None], new, y)
+
+    # -- combining and storing ------------------------------------------------------------------
 
     def keep(self, index: Sequence[int]) -> Self | None:
-        branch = self.branch.keep(index)
-        if branch is None or len(self.edits) != len(self.keys) or self.owner is not None:
+        if len(self.edits) != len(self.keys) or self.owner is not None or not len(index):
             return None
-        part = type(self)(self.scope, self.keys[list(index)], branch, self.layout)
+        part = type(self)(
+            self.scope, self.keys[list(index)], [self.corrections[i] for i in index],
+            switch=self.switch,
+        )  # fmt: skip
         return part.requires_grad_(False).with_header(self.header, [self.edits[i] for i in index])
 
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:
-        """One memory with all keys; the nearest of them all is used."""
+        """One memory, without the edits that a later patch has the keys of."""
         one = _joined(patches, None)
-        return None if one is None else inherit(one, patches)
+        if one is None:
+            return None
+        one = inherit(one, patches)
+        left: list[int] = []
+        start = 0
+        for at, patch in enumerate(patches):
+            gone = torch.zeros(len(patch.keys), dtype=torch.bool, device=patch.keys.device)
+            for other in patches[at + 1 :]:
+                gone |= patch.scope.replaced(patch.keys, other.keys)
+            left += [start + i for i in (~gone).nonzero()[:, 0].tolist()]
+            start += len(patch.keys)
+        return one if len(left) == start else one.keep(left) or one
 
     @classmethod
     def batch(cls, patches: Sequence[Self]) -> Self | None:
-        """One memory in which every key belongs to one row."""
+        """One memory in which every edit belongs to one row."""
         sizes = torch.tensor([len(p.keys) for p in patches])
         owner = torch.arange(len(patches)).repeat_interleave(sizes)
         one = _joined(patches, owner.to(patches[0].keys.device))
@@ -198,26 +238,53 @@ class Route(Patch):
         return one.requires_grad_(False)
 
     def site_of(self, tensor: str) -> str:
-        first, _, rest = tensor.partition(".")
-        return self.branch.site_of(rest) if first == "branch" else self.layout.site
+        return self.scope.site
+
+    def to_devices(self, device_of: Callable[[str], torch.device]) -> None:
+        super().to_devices(device_of)
+        self.scope.to(device_of(self.scope.site))
+        for correction in self.corrections:
+            correction.to_devices(device_of)
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        site = self.layout.site
         assert self.owner is None, "a route with rows is made when it is used, and is never saved"
-        settings, inner = core.pack(self.branch)
-        tensors = {f"{site}/keys": self.keys, **{f"branch/{k}": v for k, v in inner.items()}}
-        return {"layout": asdict(self.layout), "branch": settings}, tensors
+        groups, tensors = pack_alike(self.corrections)
+        settings = {"scope": self.scope.pack(), "switch": self.switch, "corrections": groups}
+        return settings, {f"{self.scope.site or QUESTION}/keys": self.keys, **tensors}
 
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Raises MissingState where the trained scope is not on this machine."""
+        """Raises MissingState where the state of the scope is not on this machine."""
         from errata.io import states
 
-        layout = ScopeSettings(**settings["layout"])
-        scope = Scope.of(states.find(layout.state))
+        if "layout" in settings:
+            return cls._of_0_2(settings, tensors)
+        scope = unpack_scope(settings["scope"], states.find)
+        keys = tensors[f"{scope.site or QUESTION}/keys"]
+        corrections = unpack_alike(settings["corrections"], tensors)
+        return cls(scope, keys, corrections, switch=settings["switch"])
+
+    @classmethod
+    def _of_0_2(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """A route as errata wrote it when SERAC's was the only scope: with a row patch."""
+        from errata.io import states
+
+        layout = settings["layout"]
+        scope = scope_of(
+            "trained", states.find(str(layout["state"])),
+            layer=int(layout["site"].split(".")[1]), threshold=layout["threshold"],
+        )  # fmt: skip
         inner = {k.removeprefix("branch/"): v for k, v in tensors.items() if k[:7] == "branch/"}
         branch = core.unpack(settings["branch"], inner)
-        return cls(scope, tensors[f"{layout.site}/keys"], branch, layout)
+        keys = tensors[f"{layout['site']}/keys"]
+        return cls(scope, keys, singles(branch), switch=layout["switch"])
+
+
+def _height(site: str) -> float:
+    """How late in a forward a site is: the number of its text block; below the blocks, above."""
+    if site.startswith("text."):
+        return int(site.split(".")[1])
+    return torch.inf if site in ("final_norm", "head") else -1
 
 
 def mixed(base_BTV: Tensor, other_BTV: Tensor, share_B: Tensor) -> Tensor:
@@ -229,12 +296,11 @@ def mixed(base_BTV: Tensor, other_BTV: Tensor, share_B: Tensor) -> Tensor:
 
 
 def _joined(patches: Sequence[R], owner: Tensor | None) -> R | None:
-    """One route with all keys and branches; None if scopes or switches differ or one has rows."""
+    """One memory of all edits; None if scopes or switches differ, or one has rows."""
     first = patches[0]
-    alike = len({(p.layout, type(p.branch)) for p in patches}) == 1 and first.layout.state
+    alike = len({(p.scope.form, p.switch) for p in patches}) == 1
     if not alike or any(p.owner is not None for p in patches):
         return None
-    branch = type(first.branch).batch([p.branch for p in patches])
-    assert branch is not None, "branches of one trained scope have one form"
-    keys = torch.cat([p.keys for p in patches])
-    return type(first)(first.scope, keys, branch, first.layout, owner)
+    keys = first.scope.join([p.keys for p in patches])
+    corrections = [c for p in patches for c in p.corrections]
+    return type(first)(first.scope, keys, corrections, switch=first.switch, owner=owner)

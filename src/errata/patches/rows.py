@@ -6,10 +6,11 @@ run one by one on their rows, which is slower and gives equal results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ from errata.core.patch import (
 )
 from errata.core.types import Prompt
 from errata.patches.stack import pack_parts, stacked, unpack_parts
+
+if TYPE_CHECKING:
+    from errata.core.model.backbone import Backbone
 
 
 class Rows(Patch):
@@ -62,6 +66,14 @@ class Rows(Patch):
     def acting(self) -> list[Patch]:
         return [self] if self.layers is None else self.layers
 
+    def read(self, prompts: Sequence[Prompt], model: Backbone, ctx: HookContext) -> None:
+        of_row = ctx.rows if ctx.rows is not None else torch.arange(len(prompts))
+        of_row = self._first(of_row)
+        for i in torch.unique(of_row).tolist():
+            index = (of_row == i).nonzero()[:, 0]
+            with _kept(ctx, _of_rows(ctx, index), index, len(prompts)) as part:
+                self.settled[i].read([prompts[b] for b in index.tolist()], model, part)
+
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         return self._each(site, x, y, ctx, lambda p, a, b, c: p.at(site, a, b, c))
 
@@ -73,11 +85,7 @@ class Rows(Patch):
         pictures = ctx.sites[site].stream != "text"
         of_x, of_y = ctx.rows_of(site, x), ctx.rows_of(site, y)
         patches = self.settled
-        # rows that share one patch run together, under the first of them
-        first = torch.tensor(
-            [next(i for i, q in enumerate(patches) if q is p) for p in patches], device=of_y.device
-        )
-        of_x, of_y = first[of_x], first[of_y]
+        of_x, of_y = self._first(of_x), self._first(of_y)
         parts = []
         for i in torch.unique(of_y).tolist():
             p = patches[i]
@@ -86,13 +94,16 @@ class Rows(Patch):
                 parts.append((index, y[index]))
                 continue
             part_ctx = _of_images(ctx, index) if pictures else _of_rows(ctx, index)
-            before = set(part_ctx.memo)
-            parts.append((index, run(p, x[of_x == i], y[index], part_ctx)))
-            spread = partial(_spread, index=index, rows=y.shape[0])
-            for key in part_ctx.memo.keys() - before:
-                ctx.memo[key] = map_decision(part_ctx.memo[key], spread)
+            with _kept(ctx, part_ctx, index, y.shape[0]):
+                parts.append((index, run(p, x[of_x == i], y[index], part_ctx)))
         order = torch.cat([i for i, _ in parts])
         return torch.cat([v for _, v in parts])[torch.argsort(order)]
+
+    def _first(self, rows: Tensor) -> Tensor:
+        """Rows that share one patch run together, under the first of them."""
+        patches = self.settled
+        first = [next(i for i, q in enumerate(patches) if q is p) for p in patches]
+        return torch.tensor(first, device=rows.device)[rows]
 
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:
@@ -114,6 +125,16 @@ class Rows(Patch):
     @classmethod
     def unpack(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         return cls(unpack_parts(settings, tensors))
+
+
+@contextmanager
+def _kept(ctx: HookContext, part: HookContext, index: Tensor, rows: int) -> Iterator[HookContext]:
+    """Decisions that are made inside for rows `index` are kept in `ctx`, for the whole batch."""
+    before = set(part.memo)
+    yield part
+    spread = partial(_spread, index=index, rows=rows)
+    for key in part.memo.keys() - before:
+        ctx.memo[key] = map_decision(part.memo[key], spread)
 
 
 def _of_rows(ctx: HookContext, index: Tensor) -> HookContext:

@@ -74,8 +74,18 @@ class Result:
         words = [f"errata bench {m.get('backbone')} --editor {self.editor}"]
         words += [f"--benchmark {m.get('benchmark')} --protocol {m.get('protocol')}"]
         words += [f"--{k} {m[k]}" for k in ("seed", "limit") if m.get(k) is not None]
-        words += [f"--set {k}={v}" for k, v in self.arguments.items()]
+        words += [_option(k, v) for k, v in self.arguments.items()]
         return " ".join([*words, f"--out {self.path.name}"])
+
+
+def _option(name: str, value: Any) -> str:
+    """How an argument of an editor, or of the scope in front of it, is given to a command."""
+    first, _, rest = name.partition(".")
+    if first != "scope":
+        return f"--set {name}={value}"
+    if not rest:
+        return f"--scope {value}"
+    return f"--scope-state {value}" if rest == "state" else f"--scope-set {rest}={value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +160,15 @@ def read_settings(runs: Sequence[Path]) -> list[Setting]:
 
 def labelled(results: Sequence[Result]) -> tuple[Result, ...]:
     """Short labels that are unique: the editor, then what was passed, the seed, the folder."""
-    labels = [r.editor for r in results]
+    scopes = [str(r.arguments.get("scope", "")) for r in results]
+    labels = [
+        f"{r.editor} behind {s}" if s else r.editor for r, s in zip(results, scopes, strict=True)
+    ]
     details = (
-        [", ".join(f"{k}={v}" for k, v in r.arguments.items()) or "defaults" for r in results],
+        [
+            ", ".join(f"{k}={v}" for k, v in r.arguments.items() if k != "scope") or "defaults"
+            for r in results
+        ],
         [f"seed {r.manifest.get('seed')}" for r in results],
         [r.path.name for r in results],
     )

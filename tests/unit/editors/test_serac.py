@@ -69,7 +69,7 @@ def test_the_key_of_an_edit_does_not_depend_on_its_answer(
     one, other = patches
     assert isinstance(one, Route) and isinstance(other, Route)
     torch.testing.assert_close(one.keys, other.keys, atol=1e-5, rtol=1e-5)
-    assert one.branch.memory.shape != other.branch.memory.shape  # type: ignore[union-attr]
+    assert one.corrections[0].memory.shape != other.corrections[0].memory.shape  # type: ignore[attr-defined]
 
 
 def test_an_answer_in_scope_is_not_a_copy(backbone: tiny.HfVlm, pictures: list[str]) -> None:

@@ -17,6 +17,7 @@ from errata.core.errors import BadSpec, MissingState
 
 if TYPE_CHECKING:
     from errata.core.editor import Editor
+    from errata.core.model.scope import Scope
     from errata.core.state import State
 
 EditorName = Annotated[str, typer.Option("--editor", help="See `errata list editors`.")]
@@ -28,6 +29,18 @@ Preset = Annotated[str | None, typer.Option(help="A named set of settings, such 
 StateDir = Annotated[
     str | None,
     typer.Option("--state", metavar="DIR", help="A prepared state: its folder or its hash."),
+]
+ScopeName = Annotated[
+    str | None,
+    typer.Option("--scope", help="Which questions an edit applies to: see `errata list scopes`."),
+]
+ScopeSettings = Annotated[
+    list[str] | None,
+    typer.Option("--scope-set", metavar="K=V", help="A setting of the scope; repeatable."),
+]
+ScopeState = Annotated[
+    str | None,
+    typer.Option("--scope-state", metavar="DIR", help="The scope's state: its folder or hash."),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all random choices.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")]
@@ -96,10 +109,45 @@ def make_editor(name: str, preset: str | None, pairs: Sequence[str] | None) -> E
     return editor(name, preset=preset, **parse_settings(pairs))
 
 
+def make_scope(
+    name: str | None, pairs: Sequence[str] | None = None, state: str | None = None
+) -> Scope | None:
+    """The scope, with its state; None without a name."""
+    from errata.core.model.scope import scope_of
+
+    if name is None:
+        if pairs or state is not None:
+            raise BadSpec("--scope-set and --scope-state belong to a scope. Name it with --scope.")
+        return None
+    scope = scope_of(name, **parse_settings(pairs, "--scope-set"))
+    if state is None:
+        return scope
+    made_by = f"--editor {scope.state_name}" if scope.state_name else f"--scope {name}"
+    return scope.with_state(_stored_state(state, made_by))
+
+
+def behind(editor: Editor, scope: Scope | None) -> Editor:
+    """The editor behind a scope; the editor itself without one."""
+    from errata.algorithms.scoped import scoped
+
+    return editor if scope is None else scoped(editor, scope)
+
+
 def load_state(text: str | None, editor: Editor) -> State | None:
     """The state in a folder, or the one in ERRATA_HOME by (the beginning of) its hash."""
     if text is None:
         return None
+    state = _stored_state(text, f"--editor {editor.name}")
+    if state.editor != (editor.state_name or editor.name):
+        raise BadSpec(
+            f"{text} holds a state of editor '{state.editor}', not of '{editor.name}'. Give "
+            f"another --state, or --editor {state.editor}."
+        )
+    return state
+
+
+def _stored_state(text: str, made_by: str) -> State:
+    """The state with a folder or hash. made_by: the options of `errata prepare` for it."""
     from errata.core.files import is_dir
     from errata.core.state import State
     from errata.io.states import home, link
@@ -111,21 +159,16 @@ def load_state(text: str | None, editor: Editor) -> State | None:
             what = "no state" if not folders else f"{len(folders)} states"
             raise MissingState(
                 f"{what} with hash {text} in {home() / 'states'}. Give the folder, or run "
-                f"`errata prepare BACKBONE --editor {editor.name} --benchmark B --out DIR`."
+                f"`errata prepare BACKBONE {made_by} --benchmark B --out DIR`."
             )
         folder = folders[0]
     if not is_dir(folder):
         raise MissingState(
-            f"there is no state in {folder}. Run `errata prepare BACKBONE --editor {editor.name} "
-            f"--benchmark B --out {folder}`."
+            f"there is no state in {folder}. Run `errata prepare BACKBONE {made_by} --benchmark B "
+            f"--out {folder}`."
         )
     state = State.load(folder)
     link(folder, state.digest())
-    if state.editor != (editor.state_name or editor.name):
-        raise BadSpec(
-            f"{folder} holds a state of editor '{state.editor}', not of '{editor.name}'. Give "
-            f"another --state, or --editor {state.editor}."
-        )
     return state
 
 

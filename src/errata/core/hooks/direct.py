@@ -215,6 +215,11 @@ class DirectCalls:
                 "call of the model does not pass the prompt to it. Ask through backbone.ask or "
                 "errata.ask."
             )
+        if any(h.reads_prompts for h in live.stack):
+            raise BadPatch(
+                "this patch decides from the prompt itself, but a direct call of the model does "
+                "not pass the prompt to it. Ask through backbone.ask or errata.ask."
+            )
         if self.manager.deciding_ahead():
             raise BadPatch(
                 "this patch decides from a block above those that it changes. It needs a dry run "

@@ -7,10 +7,14 @@ be saved.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from errata.core.hooks.context import HookContext
+
+if TYPE_CHECKING:
+    from errata.core.types import Prompt
 
 
 class Hook:
@@ -48,6 +52,15 @@ class Hook:
         """The site's output [B, T, o], changed or as it is; x [B, T, n] is its input."""
         return y
 
+    def read(self, prompts: Sequence[Prompt], model: Any, ctx: HookContext) -> None:
+        """Decides from the prompts themselves, before the model runs; see `reads_prompts`.
+
+        Called once per question, with a prompt per row of the batch; `ctx.decide` keeps what is
+        decided. model: the backbone, which may be asked inside `model.unedited()`.
+        """
+        for member in self.members() or ():
+            member.read(prompts, model, ctx)
+
     def decided(self, ctx: HookContext) -> Mapping[int, Mapping[str, Tensor]]:
         """Its decisions for the question of `ctx`, for analyses: block -> name -> [B, ...].
 
@@ -59,6 +72,11 @@ class Hook:
     def rewrites(self) -> bool:
         """Whether it rewrites the prompt before the model sees it."""
         return False
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether it decides from the prompts themselves (`read`)."""
+        return any(member.reads_prompts for member in self.members() or ())
 
     def members(self) -> Sequence[Hook] | None:
         """The hooks that a combination consists of, in order; None for a single hook."""

@@ -1,0 +1,1 @@
+"""Scopes: which edit a question belongs to, or none. One file each."""

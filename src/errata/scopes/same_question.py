@@ -1,0 +1,15 @@
+"""Scope `same_question`: exactly the edited question, about any picture."""
+
+from __future__ import annotations
+
+from errata.core.types import Prompt
+from errata.scopes._hashes import EqualScope, number
+
+
+class SameQuestionScope(EqualScope):
+    """Equal words."""
+
+    name = "same_question"
+
+    def _number(self, prompt: Prompt) -> int:
+        return number(prompt.text)

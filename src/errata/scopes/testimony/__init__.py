@@ -1,0 +1,125 @@
+"""Scope `testimony`: the unedited model is asked what it sees, and answers decide.
+
+A question belongs to an edit if the unedited model says the same of both:
+
+- of the picture: its next-token distributions to a few short questions about the question's
+  picture and about the edit's picture (the testimonies) agree, so both show one thing;
+- of the question: put to a few fixed pictures, both questions get the same answers, so both ask
+  the same, in whatever words (the relation);
+- in itself: both questions get the same answer (the belief).
+
+How far two distributions p and q agree is their Bhattacharyya coefficient, the sum of sqrt(p q): 1
+for equal ones, 0 for ones with nothing in common. The score is a weighted sum of these, no weight
+below 0, fitted as a logistic regression on training cases; so all edits are compared in one matrix
+product. A prompt without a picture agrees, in its testimony, with all others without one.
+
+Which questions are asked is chosen on training cases, from all that these ask about pictures: one
+by one, the one that best tells other pictures of the edited thing from pictures of near things (by
+the area under the ROC curve), as long as the area grows on cases held out from the choice. Nobody
+names an attribute.
+
+Each new picture costs one pass per question, each new wording one pass per fixed picture; what was
+asked is remembered. The model's own next answer costs one more.
+
+Shapes: B prompts, Q questions, R fixed pictures, m buckets of tokens, n pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from errata.core.errors import BadSpec
+from errata.core.model.backbone import Backbone
+from errata.core.model.scope import PromptScope, state_label
+from errata.core.state import State
+from errata.core.types import Case, Prompt
+from errata.scopes._cases import some_of
+from errata.scopes.testimony._choice import choose
+from errata.scopes.testimony._fit import fit
+from errata.scopes.testimony._witness import Panel, Witness
+
+CHOOSING = 60  # cases: the whole pool is asked about all their pictures
+
+
+class TestimonyScope(PromptScope):
+    """Agreement of what the unedited model says about question and edit."""
+
+    name = "testimony"
+    keeps_state = True
+    __test__ = False  # no test class, whatever its name begins with
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(PromptScope.Config):
+        """questions: how many questions are asked about a picture at most. pictures: how many fixed
+        pictures a question is put to. pool: how many questions the choice is made from. cases:
+        number of training cases. threshold: least score (a logit) of a question that belongs to an
+        edit; a higher one opens less often.
+        """
+
+        questions: int = 8
+        pictures: int = 4
+        pool: int = 32
+        cases: int = 150
+        threshold: float = 0.0
+
+    def __init__(self, state: State | None = None, **passed: Any) -> None:
+        super().__init__(state, **passed)
+        c = self.config
+        if min(c.questions, c.pictures, c.pool, c.cases) < 1:
+            raise BadSpec(
+                "scope 'testimony': questions, pictures, pool and cases are at least 1 each."
+            )
+
+    @property
+    def uses_state(self) -> bool:
+        return True
+
+    def settings_of_state(self) -> dict[str, Any]:
+        c = self.config
+        return {n: getattr(c, n) for n in ("questions", "pictures", "pool", "cases")}
+
+    def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
+        c = self.config
+        some = some_of(cases, c.cases, seed)
+        panel, curve = choose(backbone, some[:CHOOSING], c.questions, c.pictures, c.pool, seed)
+        if panel is None:
+            return None
+        weights, found = fit(Witness(backbone, panel), some)
+        meta = {**panel.pack(), "weights": weights, "curve": curve, **found}
+        return State(state_label(self.name), meta)
+
+    def for_model(self, backbone: Backbone) -> Self:
+        self.prepared(backbone)
+        return self
+
+    def _witness(self, backbone: Backbone) -> Witness:
+        assert self.state is not None, "a scope is used as `for_model` returns it"
+        views = self.state.views
+        known = views.get("witness")
+        if not isinstance(known, Witness) or known.backbone is not backbone:
+            views["witness"] = Witness(backbone, Panel.unpack(self.state.meta))
+        witness: Witness = views["witness"]
+        return witness
+
+    @torch.no_grad()
+    def query(self, backbone: Backbone, prompts: Sequence[Prompt]) -> Tensor:
+        """[B, (Q + R + 1)(m + 1)] roots of the distributions, times the roots of the weights."""
+        assert self.state is not None
+        said = self._witness(backbone).of(prompts)
+        weights = torch.tensor(self.state.meta["weights"]["each"])
+        scaled: Tensor = said * weights.sqrt()[:, None]
+        return scaled.flatten(1)
+
+    def match(self, query: Tensor, keys: Tensor) -> Tensor:
+        assert self.state is not None
+        bias = float(self.state.meta["weights"]["bias"])
+        return query @ keys.T + bias
+
+    def opens(self, score: Tensor) -> Tensor:
+        opens: Tensor = score >= self.config.threshold
+        return opens

@@ -1,0 +1,120 @@
+"""Which questions are asked about pictures: chosen on training cases, one by one.
+
+Shapes: n pairs of pictures, P questions of the pool.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.core.model.backbone import Backbone
+from errata.core.types import Case, Image, Prompt
+from errata.io.images import embedded
+from errata.scopes._hashes import picture
+from errata.scopes.testimony._witness import Panel, Witness
+
+GAIN = 1e-3  # a further question is worth asking if the area grows by this
+BLANK = " "
+
+
+@dataclass(frozen=True)
+class PicturePair:
+    """Two pictures: of one thing, or of things that are near."""
+
+    edit: Image
+    other: Image
+    same: bool
+    case: int
+
+
+def choose(
+    backbone: Backbone, cases: Sequence[Case], most: int, pictures: int, pool: int, seed: int
+) -> tuple[Panel | None, dict[str, Any]]:
+    """The panel, and how the areas grew; None where no case asks about pictures."""
+    rng = random.Random(f"testimony|{seed}")
+    pairs, questions = pairs_of(cases), pool_of(cases, pool, rng)
+    fixed = [c.edit.prompt.images[0] for c in cases if len(c.edit.prompt.images) == 1]
+    unique = list({picture(i): i for i in fixed}.values())
+    shown = tuple(embedded(i) for i in rng.sample(unique, min(pictures, len(unique))))
+    if not shown or not questions:
+        return None, {}
+    same = torch.tensor([p.same for p in pairs], dtype=torch.bool)
+    if not bool(same.any()) or bool(same.all()):
+        return Panel(tuple(questions[:1]), shown), {}
+    agreed = agreements(backbone, pairs, questions)
+    chosen, areas = greedy(agreed, same, torch.tensor([p.case % 2 == 0 for p in pairs]), most)
+    curve = {"auc": areas, "pairs": [int(same.sum()), int((~same).sum())], "pool": len(questions)}
+    return Panel(tuple(questions[i] for i in chosen), shown), curve
+
+
+def pairs_of(cases: Sequence[Case]) -> list[PicturePair]:
+    """Of each case: its picture with other pictures of the thing, and with those of near things."""
+    pairs = []
+    for n, case in enumerate(cases):
+        own = case.edit.prompt.images
+        if len(own) != 1:
+            continue
+        for probe in case.probes:
+            images = probe.prompt.images
+            if len(images) != 1 or picture(images[0]) == picture(own[0]):
+                continue
+            if probe.kind == "m_generality":
+                pairs.append(PicturePair(own[0], images[0], True, n))
+            elif probe.kind == "near_locality" and probe.prompt.text == case.edit.prompt.text:
+                pairs.append(PicturePair(own[0], images[0], False, n))
+    return pairs
+
+
+def pool_of(cases: Sequence[Case], count: int, rng: random.Random) -> list[str]:
+    """Questions that the cases ask about pictures, drawn from all of them."""
+    prompts = [p for c in cases for p in (c.edit.prompt, *(q.prompt for q in c.probes))]
+    texts = sorted({p.text for p in prompts if len(p.images) == 1 and p.segments[-1] == p.text})
+    return rng.sample(texts, min(count, len(texts)))
+
+
+def agreements(
+    backbone: Backbone, pairs: Sequence[PicturePair], questions: Sequence[str]
+) -> Tensor:
+    """[n, P] how far the answers to a question about both pictures of a pair agree."""
+    witness = Witness(backbone, Panel(tuple(questions), ()))
+    images = {picture(i): i for p in pairs for i in (p.edit, p.other)}
+    rows = {key: n for n, key in enumerate(images)}
+    said = witness.of([Prompt.of(BLANK, i) for i in images.values()])[:, : len(questions)]
+    a = said[[rows[picture(p.edit)] for p in pairs]]
+    b = said[[rows[picture(p.other)] for p in pairs]]
+    return (a * b).sum(-1)
+
+
+def greedy(
+    agreed: Tensor, same: Tensor, choosing: Tensor, most: int
+) -> tuple[list[int], list[list[float]]]:
+    """(questions in the order of their choice, areas after each: [choosing, held out])."""
+    chosen: list[int] = []
+    areas: list[list[float]] = []
+    total, held_out = torch.zeros(len(agreed)), 0.0
+    while len(chosen) < min(most, agreed.shape[1]):
+        left = [i for i in range(agreed.shape[1]) if i not in chosen]
+        area = {i: auc((total + agreed[:, i])[choosing], same[choosing]) for i in left}
+        best = max(left, key=lambda i: area[i])
+        now = auc((total + agreed[:, best])[~choosing], same[~choosing])
+        if chosen and now < held_out + GAIN:
+            break
+        chosen.append(best)
+        areas.append([round(area[best], 4), round(now, 4)])
+        total, held_out = total + agreed[:, best], now
+    return chosen, areas
+
+
+def auc(scores: Tensor, positive: Tensor) -> float:
+    """The area under the ROC curve: how often a positive pair scores above a negative one."""
+    high, low = scores[positive], scores[~positive].sort().values
+    if not len(high) or not len(low):
+        return 0.5
+    below = torch.searchsorted(low, high, right=False) + torch.searchsorted(low, high, right=True)
+    return float(below.float().mean()) / 2 / len(low)

@@ -1,0 +1,107 @@
+"""What the unedited model says of prompts, as vectors whose products are agreements.
+
+Shapes: B prompts, Q questions, R fixed pictures, m buckets, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.core.model.backbone import Backbone
+from errata.core.model.scope import CHUNK
+from errata.core.types import Image, Prompt
+from errata.scopes._hashes import picture
+
+BUCKETS = 128  # tokens are counted in so many; of a large vocabulary several tokens share one
+PRIME = 2_654_435_761
+KEPT = 20_000  # remembered answers
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is asked: questions about a picture, and the pictures that a question is put to."""
+
+    questions: tuple[str, ...]
+    pictures: tuple[Image, ...]
+
+    def pack(self) -> dict[str, Any]:
+        return {
+            "questions": list(self.questions),
+            "pictures": [[i.uri, i.sha256] for i in self.pictures],
+        }
+
+    @classmethod
+    def unpack(cls, meta: Mapping[str, Any]) -> Panel:
+        return cls(tuple(meta["questions"]), tuple(Image(*i) for i in meta["pictures"]))
+
+
+class Witness:
+    """Asks the unedited model, each question once."""
+
+    def __init__(self, backbone: Backbone, panel: Panel) -> None:
+        self.backbone, self.panel = backbone, panel
+        self.known: dict[Hashable, Tensor] = {}
+
+    def __reduce__(self) -> Any:
+        return dict, ()  # it holds the model: a copy in another process asks anew
+
+    def of(self, prompts: Sequence[Prompt]) -> Tensor:
+        """[B, Q + R + 1, m + 1]: testimonies, answers of the fixed pictures, the belief."""
+        asked = [self._questions(p) for p in prompts]
+        self._ask({key: p for row in asked for key, p in row if p is not None})
+        nothing = torch.zeros(BUCKETS + 1)
+        nothing[-1] = 1.0  # no picture: agrees with no picture alone
+        return torch.stack(
+            [
+                torch.stack([nothing if p is None else self.known[key] for key, p in row])
+                for row in asked
+            ]
+        )
+
+    def _questions(self, prompt: Prompt) -> list[tuple[Hashable, Prompt | None]]:
+        """(key, what is asked) in the order of `of`; None where there is no picture to ask about.
+
+        Of several pictures all are shown.
+        """
+        seen = tuple(map(picture, prompt.images))
+        about: list[tuple[Hashable, Prompt | None]] = [
+            ((q, seen), Prompt((*prompt.images, q)) if seen else None) for q in self.panel.questions
+        ]
+        for image in self.panel.pictures:
+            key = (prompt.text, (picture(image),))
+            about.append((key, Prompt.of(prompt.text, image)))
+        if len(prompt.segments) - len(seen) == 1 and not isinstance(prompt.segments[-1], Image):
+            return [*about, ((prompt.text, seen), prompt)]
+        return [*about, (prompt.segments, prompt)]
+
+    def _ask(self, asked: Mapping[Hashable, Prompt]) -> None:
+        new = {k: p for k, p in asked.items() if k not in self.known}
+        if len(self.known) + len(new) > KEPT:
+            self.known.clear()
+            new = dict(asked)
+        # prompts about one picture together: the vision tower reads it once per batch
+        order = sorted(new.items(), key=lambda kp: (_shown(kp[1]), len(kp[1].text)))
+        for start in range(0, len(order), CHUNK):
+            part = order[start : start + CHUNK]
+            for (key, _), root in zip(part, self._roots([p for _, p in part]), strict=True):
+                self.known[key] = root
+
+    @torch.no_grad()
+    def _roots(self, prompts: Sequence[Prompt]) -> Tensor:
+        """[B, m + 1] roots of the bucketed next-token distributions; the last bucket is empty."""
+        logits = self.backbone.logits(self.backbone.encode(prompts))[:, 0].float().cpu()
+        share = logits.softmax(-1)
+        buckets = torch.arange(share.shape[-1])
+        if len(buckets) > BUCKETS:
+            buckets = buckets * PRIME % BUCKETS
+        counts = torch.zeros(len(share), BUCKETS + 1)
+        return counts.index_add(1, buckets, share).sqrt()
+
+
+def _shown(prompt: Prompt) -> tuple[str, ...]:
+    return tuple(i.sha256 or i.uri for i in prompt.images)
