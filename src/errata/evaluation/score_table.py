@@ -1,4 +1,4 @@
-"""The score of every case of a run in every column: what is averaged, resampled and paired."""
+"""The score of every case of a run in every column: what is averaged and paired."""
 
 from __future__ import annotations
 

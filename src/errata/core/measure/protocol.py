@@ -45,7 +45,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """An independent sequence of cases; intervals are bootstrapped over lanes."""
+    """An independent sequence of cases; intervals are over lanes."""
 
     id: str
     cases: tuple[Case, ...]
