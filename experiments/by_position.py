@@ -13,8 +13,8 @@ from pathlib import Path
 
 import errata
 from errata.core import registry
-from errata.evaluation.intervals import Intervals
 from errata.evaluation.run_folder import read_run
+from errata.evaluation.statistics.intervals import Intervals
 
 LAST = 3
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from errata.benchmarks.counterfact import paraphrase_group
 from errata.core import registry
-from errata.evaluation.intervals import Intervals
 from errata.evaluation.run_folder import read_run
+from errata.evaluation.statistics.intervals import Intervals
 
 
 def scores(run: Path, metric: str) -> Iterator[tuple[str, str, float]]:

@@ -28,9 +28,9 @@ import numpy as np
 from tables import Table, markdown, percent, score_cells, write_csv
 
 from errata.core.types import Image
-from errata.evaluation.intervals import Intervals
 from errata.evaluation.run_folder import RunFolder, read_run
 from errata.evaluation.score_table import load_metrics, read_score_table
+from errata.evaluation.statistics.intervals import Intervals
 from errata.io.images import load_image
 from errata.judges.rendered_shapes import read
 

@@ -39,7 +39,7 @@ from errata.core.model.batch import Batch, PrefixState
 from errata.core.model.recorder import PromptStates, outputs_at
 from errata.core.types import Case, Prompt
 from errata.editors.serac import Serac, SeracNetwork, SeracTrainee
-from errata.evaluation.intervals import Intervals
+from errata.evaluation.statistics.intervals import Intervals
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainExample, train
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.evaluation.compare import compare_runs
-from errata.evaluation.seeds import combine_runs, compare_seeds
+from errata.evaluation.statistics.seeds import combine_runs, compare_seeds
 
 #: rows of a CSV file; all rows have the same keys
 Table = list[dict[str, str]]

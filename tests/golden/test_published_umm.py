@@ -11,10 +11,10 @@ import pytest
 
 from errata.core.measure.metric import ScoredProbe
 from errata.core.types import Answer, Probe, Prompt
-from errata.evaluation.intervals import Intervals
 from errata.evaluation.run_folder import CaseAnswers
 from errata.evaluation.score import macro, summarise
 from errata.evaluation.score_table import CaseScore, Column, ScoreTable
+from errata.evaluation.statistics.intervals import Intervals
 
 COUNTS = {
     "efficacy": ({"attribute": (470, 959), "relation": (1305, 2007)}, (49.01, 65.02, 59.84)),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from errata.core.figure import Value
-from errata.evaluation.intervals import Estimate, Intervals, Range
+from errata.evaluation.statistics.intervals import Estimate, Intervals, Range
 
 Scores = Mapping[str, Sequence[float]]
 """case -> its scores, or its scores per block [L]."""

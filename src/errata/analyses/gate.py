@@ -38,7 +38,7 @@ from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch
 from errata.core.model.recorder import EnoughRecorded, Recorder, run_until_enough
 from errata.core.types import Case, Prompt
-from errata.evaluation.intervals import Estimate, Intervals
+from errata.evaluation.statistics.intervals import Estimate, Intervals
 from errata.training.optimise import generator
 
 IN_SCOPE = family("generality")

@@ -36,7 +36,7 @@ from errata.core.types import Case, Prompt
 from errata.editors.unike.encoders import encode, unit
 from errata.editors.unike.probes import by_answer, decisions, ridge_probe, shares
 from errata.editors.unike.triplets import EXTRA_TOKENS, collect, states_of, usable
-from errata.evaluation.intervals import Estimate, Intervals
+from errata.evaluation.statistics.intervals import Estimate, Intervals
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone

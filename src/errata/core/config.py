@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any, get_args, get_origin, get_type_hints
 
 from errata.core.errors import BadSpec
-from errata.core.types import in_words
+from errata.core.formats.validation import in_words
 
 #: the largest whole number that a setting may have: sizes of tensors are computed with them
 MOST = 2**31 - 1

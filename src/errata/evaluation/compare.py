@@ -9,7 +9,7 @@ as one unit, and the panel (`retention`), which belongs to a lane, is not compar
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from errata.core.errors import BadRun
@@ -18,7 +18,6 @@ from errata.core.formats.counts import counted
 from errata.core.kinds import MEANS
 from errata.core.measure.metric import Metric
 from errata.core.types import path_of
-from errata.evaluation.intervals import DIGITS, Intervals
 from errata.evaluation.run_folder import PANEL, RunFolder, read_run
 from errata.evaluation.score_table import (
     TAGS,
@@ -30,6 +29,7 @@ from errata.evaluation.score_table import (
     mean_scorers,
     read_score_table,
 )
+from errata.evaluation.statistics.intervals import DIGITS, Intervals
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,6 +76,8 @@ def compare_runs(a: FilePath, b: FilePath, metrics: Sequence[str] | None = None)
     could score. Raises BadRun naming what differs.
     """
     run_a, run_b = read_run(path_of(a, "a run")), read_run(path_of(b, "a run"))
+    unscored = run_a.unscored | run_b.unscored
+    run_a, run_b = replace(run_a, unscored=unscored), replace(run_b, unscored=unscored)
     check_paired(run_a, run_b)
     scorers = load_metrics(metrics, run_a, run_b)
     one, two = (ScoredRun(run, read_score_table(run, scorers)) for run in (run_a, run_b))
@@ -190,7 +192,12 @@ def _entry(
 
 
 def units_of(a: RunFolder, b: RunFolder) -> dict[str, str]:
-    """Case -> independent unit: the lanes of both runs, joined where they share a case."""
+    """Case -> independent unit: the lanes of both runs, joined where they share a case.
+
+    Where intervals are over the cases of one lane in both runs, each case.
+    """
+    if a.over == b.over == "cases" and a.lanes == b.lanes:
+        return {unit: unit for unit in a.units}
     parent: dict[str, str] = {}
 
     def root(x: str) -> str:

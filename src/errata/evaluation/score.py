@@ -11,13 +11,7 @@ from errata.core.files import FilePath, read_as
 from errata.core.formats.run_files import SCHEMA, StoredScores, judge_of, write_scores
 from errata.core.kinds import KINDS, MEANS
 from errata.core.types import path_of, to_json
-from errata.evaluation.intervals import (
-    DIGITS,
-    METHOD,
-    WHERE_ALL_AGREE,
-    Estimate,
-    Intervals,
-)
+from errata.evaluation.other_scopes import by_kind
 from errata.evaluation.run_folder import CaseAnswers, RunFolder, read_run
 from errata.evaluation.score_table import (
     TAGS,
@@ -25,13 +19,20 @@ from errata.evaluation.score_table import (
     Column,
     Groups,
     ScoreTable,
-    by_lane,
+    by_unit,
     load_metrics,
     mean_scorers,
     probe_kinds,
     read_score_table,
     select,
     unscored_reason,
+)
+from errata.evaluation.statistics.intervals import (
+    DIGITS,
+    METHOD,
+    WHERE_ALL_AGREE,
+    Estimate,
+    Intervals,
 )
 
 
@@ -43,15 +44,16 @@ def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, 
     count cases (for `retention`, lanes), `units` the independent lanes that ci95 is over;
     base is the unedited model's accuracy on the same references. `by_part` has the same for the
     cases of each part, `macro` the mean over the parts with equal weight; in `metrics` every case
-    has equal weight. `kinds` describes the kinds of probes that errata does not have, if any.
-    Raises BadRun, UnknownName.
+    has equal weight. `in_other_scope` counts questions that are not scored because another edit of
+    their sequence changes their answer. `kinds` describes the kinds of probes that errata does not
+    have, if any. Raises BadRun, UnknownName.
     """
     run = path_of(run, "a run")
     folder = read_run(run)
     scorers = load_metrics(metrics, folder)
     table = read_score_table(folder, scorers)
     with_means = mean_scorers(scorers)
-    intervals = Intervals(list(folder.lanes))
+    intervals = Intervals(folder.units, folder.over)
     origins = sorted({case.origin for case in folder.cases.values()})
     after = folder.asked()
     parts = _parts(folder)
@@ -62,7 +64,7 @@ def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, 
         "scorers": {m.name: m.version for m in scorers},
         "intervals": {
             "method": METHOD,
-            "over": "lanes",
+            "over": folder.over,
             "level": 0.95,
             "where_all_agree": WHERE_ALL_AGREE,
         },
@@ -92,6 +94,8 @@ def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, 
         data["macro"] = {
             name: macro(list(by_value.values()), intervals) for name, by_value in tables.items()
         }
+    if folder.unscored:
+        data["in_other_scope"] = by_kind(folder.cases, folder.unscored)
     if judge := judge_of(run):
         data["judge"] = judge
     write_scores(run, data)
@@ -180,7 +184,9 @@ def _mean_of_kinds(kinds: Sequence[Groups], intervals: Intervals) -> dict[str, A
 def _entry(
     groups: Sequence[Mapping[str, CaseScore]], weights: Sequence[float], intervals: Intervals
 ) -> dict[str, Any]:
-    estimate = intervals.mean([by_lane(cases) for cases in groups], weights, within=(0.0, 1.0))
+    estimate = intervals.mean(
+        [by_unit(cases, intervals.over) for cases in groups], weights, within=(0.0, 1.0)
+    )
     every = {case for cases in groups for case in cases}
     scored = {name for cases in groups for name, c in cases.items() if c.score is not None}
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from errata.evaluation.intervals import Floats, Intervals, agreed, quantile, student
+from errata.evaluation.statistics.intervals import Floats, Intervals, agreed, quantile, student
 
 
 def test_interval_of_a_proportion() -> None:

@@ -32,8 +32,8 @@ import pytest
 from errata.core.errors import BadRun, UnknownName
 from errata.core.files import append_lines, write_json
 from errata.core.types import Answer
-from errata.evaluation.intervals import student
 from errata.evaluation.score import score_run
+from errata.evaluation.statistics.intervals import student
 
 MakeRun = Callable[..., Path]
 

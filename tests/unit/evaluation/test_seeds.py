@@ -12,7 +12,7 @@ import pytest
 from errata.core.errors import BadRun
 from errata.evaluation.compare import compare_runs
 from errata.evaluation.score import score_run
-from errata.evaluation.seeds import combine_runs, compare_seeds
+from errata.evaluation.statistics.seeds import combine_runs, compare_seeds
 
 MakeRun = Callable[..., Path]
 

@@ -11,7 +11,7 @@ from errata.analyses.drift.conditions import COMPARED, DriftRecords
 from errata.analyses.drift.distances import ALL, OTHER, SUBJECT, FourWay, Place, StageShift
 from errata.analyses.drift.trace import PICTURE
 from errata.core.figure import Bar, Bars, Figure, Heat, Line, Lines, Panel, Table, Tone, ceiling
-from errata.evaluation.intervals import Estimate
+from errata.evaluation.statistics.intervals import Estimate
 
 #: drawing -> what it is
 DRAWINGS = {

@@ -19,10 +19,10 @@ from errata.evaluation.compare import (
     paired_parts,
     units_of,
 )
-from errata.evaluation.intervals import Estimate, Intervals
 from errata.evaluation.run_folder import RunFolder, read_run
 from errata.evaluation.score import Share, shares
-from errata.evaluation.score_table import by_lane, load_metrics, mean_scorers, read_score_table
+from errata.evaluation.score_table import by_unit, load_metrics, mean_scorers, read_score_table
+from errata.evaluation.statistics.intervals import Estimate, Intervals
 
 SCHEMA = 1
 
@@ -42,7 +42,7 @@ def combine_runs(runs: Sequence[FilePath], metrics: Sequence[str] | None = None)
     scorers = load_metrics(metrics, *folders)
     with_means = mean_scorers(scorers)
     tables = [shares(read_score_table(folder, scorers), with_means) for folder in folders]
-    intervals = Intervals(list(folders[0].lanes))
+    intervals = Intervals(folders[0].units, folders[0].over)
     return {
         "schema": SCHEMA,
         "runs": [folder.path.name for folder in folders],
@@ -105,7 +105,7 @@ def _difference(
 
 
 def _entry(of_runs: Sequence[Share], intervals: Intervals) -> dict[str, Any]:
-    scores = [[by_lane(cases) for cases in share.groups] for share in of_runs]
+    scores = [[by_unit(cases, intervals.over) for cases in share.groups] for share in of_runs]
     weights = of_runs[0].weights
     estimate = intervals.over_runs(scores, weights, within=(0.0, 1.0))
     scored = {

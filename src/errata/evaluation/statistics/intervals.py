@@ -87,7 +87,9 @@ class _Jackknife:
 class Intervals:
     """Means over units. `mean`, `over_runs`, `ratio` and `auc` have intervals of Student's t."""
 
-    def __init__(self, units: Sequence[str]) -> None:
+    def __init__(self, units: Sequence[str], over: str = "lanes") -> None:
+        """over: what the units are, see `RunFolder.over`."""
+        self.over = over
         self._row = {unit: i for i, unit in enumerate(units)}
 
     @cached_property
