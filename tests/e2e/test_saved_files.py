@@ -72,8 +72,9 @@ def command(*words: object) -> None:
 
 
 def bench(run: str, out: Path) -> None:
+    """On the cases of version 1 of microworld, which the runs were made on."""
     command(
-        "bench", "micro-vlm", "--editor", run, "--benchmark", "microworld:vqa",
+        "bench", "micro-vlm", "--editor", run, "--benchmark", "microworld:vqa@eval/v1",
         "--protocol", "one_step", "--limit", 24, *ONE_STEP[run], "--out", out,
     )  # fmt: skip
 
@@ -177,7 +178,10 @@ def test_a_cut_run_is_resumed_to_the_same_answers(run: str, tmp_path: Path) -> N
     (cut / "scores.json").unlink()
     # of another version of Python or torch it would rightly be refused
     manifest = read_json(cut / "manifest.json")
-    (cut / "manifest.json").write_text(json.dumps({**manifest, "versions": versions()}))
+    first = {"benchmark": "microworld:vqa@eval/v1"}
+    (cut / "manifest.json").write_text(json.dumps({**manifest, "versions": versions(), **first}))
+    plan = (cut / "plan.json").read_text()
+    (cut / "plan.json").write_text(plan.replace("microworld:vqa@eval/disjoint", first["benchmark"]))
     bench(run, cut)
     answers = [(f / "answers.jsonl").read_bytes() for f in (cut, whole)]
     assert len(answers[0].splitlines()) == len(answers[1].splitlines())

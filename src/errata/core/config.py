@@ -73,6 +73,20 @@ def saved_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in current_names(cls, settings).items() if k not in retired}
 
 
+def made_with(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As `saved_settings`, for the settings that a state was made with.
+
+    A setting in `since: ClassVar[tuple[str, ...]]` is newer than states that do not name it: they
+    were made as its default says.
+    """
+    saved = saved_settings(cls, settings)
+    newer = {name for base in cls.__mro__ for name in vars(base).get("since", ())} - saved.keys()
+    if not saved or not newer:
+        return saved
+    defaults = {f.name: f.default for f in fields(cls) if f.name in newer}
+    return saved | {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
+
+
 def _inherited(cls: type, name: str) -> dict[str, Any]:
     """The entries of a class variable of `cls` and its bases."""
     entries: dict[str, Any] = {}

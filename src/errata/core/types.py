@@ -221,13 +221,19 @@ class Verdict:
     """A judge's verdict on one picture.
 
     `answer` is what it read from the picture ("" if it abstains), `meets` whether the picture
-    shows the target, None if it could not decide; `note` says why.
+    shows the target, None if it could not decide; `note` says why. `shown` is everything else that
+    it reads from a picture, as (attribute, value) pairs, if it reads more than was asked.
     """
 
     judge: str
     answer: str = ""
     meets: bool | None = None
     note: str = ""
+    shown: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return _without_unused(handler(source), "shown")
 
 
 def _without_unused(schema: Any, *names: str) -> Any:

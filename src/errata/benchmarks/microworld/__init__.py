@@ -18,13 +18,9 @@ from typing import Any, ClassVar
 from PIL import Image as PilImage
 
 from errata.benchmarks.microworld import audit, cases
-from errata.core.errors import BadSpec
 from errata.core.measure.benchmark import Benchmark, BenchmarkSpec, Loaded
 from errata.core.types import Probe
 from errata.synthetic.objects import render, world
-
-#: Variants that hold what is kept out of every editor's training.
-EVAL_ONLY = ("unseen", "all")
 
 
 class Microworld(Benchmark):
@@ -37,15 +33,7 @@ class Microworld(Benchmark):
     variants: ClassVar[tuple[str, ...]] = ("published", "disjoint", "unseen", "all", "v1")
 
     def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
-        """The cases of all tasks of `spec`, task after task. `root` is not used.
-
-        Raises BadSpec for a variant that only eval has.
-        """
-        if spec.variant in EVAL_ONLY and spec.split != "eval":
-            raise BadSpec(
-                f"{spec}: only eval has the variant '{spec.variant}', so that no editor is made on "
-                f"it. Write microworld@eval/{spec.variant} or microworld@{spec.split}."
-            )
+        """The cases of all tasks of `spec`, task after task. `root` is not used."""
         tasks = spec.tasks or self.default_tasks
         loaded = [c for t in tasks for c in cases.cases(t, spec.split, spec.variant, seed)]
         return Loaded(tuple(loaded))

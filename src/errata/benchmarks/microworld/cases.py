@@ -206,9 +206,11 @@ def cases(task: str, split: str, variant: str, seed: int) -> tuple[Case, ...]:
     """All candidate cases of one task and split, shuffled, so that the first N are a fair sample.
 
     In the variant `published`, train takes its far-locality probes from the pool of eval, as in
-    MMEdit; in nothing else it differs from `disjoint`. The other variants: see `slices`.
+    MMEdit; in nothing else it differs from `disjoint`. Only eval differs in `unseen` and `all`: an
+    editor that is measured there is made from the same train split. `v1`: see `slices`.
     """
-    if split != "train" and variant == "published":
+    same = ("published",) if split == "eval" else ("unseen", "all")
+    if variant in (*same, *(("published",) if split == "dev" else ())):
         return cases(task, split, "disjoint", seed)
     far = Slice("eval") if variant == "published" else Slice(split, variant)
     part = Slice(split, "disjoint" if variant == "published" else variant)
