@@ -158,7 +158,7 @@ class Intervals:
         value = _mixed(sums_G[None], counts_G[None], mix_G)[0]
         without_L = _mixed(sums_G - sums_LG, counts_G - counts_LG, mix_G)
         shares_LG = np.divide(counts_LG, counts_G, out=np.zeros_like(counts_LG), where=counts_G > 0)
-        return _left_out(value, without_L, counts_LG.any(axis=1), shares_LG @ mix_G)
+        return _left_out(value, without_L, counts_LG.sum(1) > 0, shares_LG @ mix_G)
 
     def peak(self, values: Mapping[str, Sequence[float]]) -> tuple[int, float]:
         """The index k at which the mean of unit -> [K] is highest, and the share of resamples in
