@@ -104,7 +104,8 @@ def select(
     if draws:
         _check_draws(backbone, spec, loaded.cases)
     panel = tuple(benchmark.panel(spec, root=root))
-    order = random.Random(f"{seed}|{spec}").sample(range(len(loaded.cases)), len(loaded.cases))
+    drawn_as = benchmark.drawn_as(spec)
+    order = random.Random(f"{seed}|{drawn_as}").sample(range(len(loaded.cases)), len(loaded.cases))
     candidates = [loaded.cases[i] for i in order]
     data = digest([to_json(c) for c in loaded.cases])
     key = digest(

@@ -12,6 +12,7 @@ light, other facts of the thing, the other modality). `@eval/v1` gives the cases
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +38,10 @@ class Microworld(Benchmark):
         tasks = spec.tasks or self.default_tasks
         loaded = [c for t in tasks for c in cases.cases(t, spec.split, spec.variant, seed)]
         return Loaded(tuple(loaded))
+
+    def drawn_as(self, spec: BenchmarkSpec) -> str:
+        """Runs of version 1 were drawn as `disjoint`."""
+        return str(replace(spec, variant="disjoint") if spec.variant == "v1" else spec)
 
     def panel(self, spec: BenchmarkSpec, *, root: Path | None = None) -> tuple[Probe, ...]:
         """50 questions about things that no case edits. The same for every spec."""

@@ -120,6 +120,13 @@ class Benchmark(ABC):
     def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
         """All candidate cases of `spec`, in a fixed order. Raises BadData for missing files."""
 
+    def drawn_as(self, spec: BenchmarkSpec) -> str:
+        """The text that, with the seed, decides the order in which cases are planned.
+
+        A variant that gives an older version's cases names the spec that these had.
+        """
+        return str(spec)
+
     def panel(self, spec: BenchmarkSpec, *, root: Path | None = None) -> tuple[Probe, ...]:
         """A fixed panel of questions unrelated to any edit (kind `retention`); may be empty."""
         return ()
