@@ -13,8 +13,8 @@ from pathlib import Path
 
 import errata
 from errata.core import registry
-from errata.evaluation.bootstrap import Bootstrap
 from errata.evaluation.run_folder import read_run
+from errata.evaluation.statistics.intervals import Intervals
 
 LAST = 3
 
@@ -35,7 +35,7 @@ def main() -> None:
                 if row.probe.kind == "reliability" and value is not None:
                     found.setdefault(column, {}).setdefault(asked.case, []).append(value)
         for column, of_case in sorted(found.items()):
-            mean = Bootstrap(list(of_case)).mean([of_case], [1.0], (0.0, 1.0))
+            mean = Intervals(list(of_case)).mean([of_case], [1.0], (0.0, 1.0))
             assert mean is not None
             low, high = (round(100 * x, 1) for x in mean.ci95 or (0.0, 1.0))
             print(f"{run} {column} n={len(of_case)} {100 * mean.value:.1f} [{low}, {high}]")

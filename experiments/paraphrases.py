@@ -16,8 +16,8 @@ from pathlib import Path
 
 from errata.benchmarks.counterfact import paraphrase_group
 from errata.core import registry
-from errata.evaluation.bootstrap import Bootstrap
 from errata.evaluation.run_folder import read_run
+from errata.evaluation.statistics.intervals import Intervals
 
 
 def scores(run: Path, metric: str) -> Iterator[tuple[str, str, float]]:
@@ -41,7 +41,7 @@ def main() -> None:
             for sort, case, value in scores(run, metric):
                 found.setdefault(sort, {}).setdefault(case, []).append(value)
             for sort, of_case in sorted(found.items()):
-                mean = Bootstrap(list(of_case)).mean([of_case], [1.0], (0.0, 1.0))
+                mean = Intervals(list(of_case)).mean([of_case], [1.0], (0.0, 1.0))
                 assert mean is not None and mean.ci95 is not None
                 low, high = (round(100 * x, 1) for x in mean.ci95)
                 value = round(100 * mean.value, 1)

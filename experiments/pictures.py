@@ -28,9 +28,9 @@ import numpy as np
 from tables import Table, markdown, percent, score_cells, write_csv
 
 from errata.core.types import Image
-from errata.evaluation.bootstrap import Bootstrap
 from errata.evaluation.run_folder import RunFolder, read_run
 from errata.evaluation.score_table import load_metrics, read_score_table
+from errata.evaluation.statistics.intervals import Intervals
 from errata.io.images import load_image
 from errata.judges.rendered_shapes import read
 
@@ -93,9 +93,9 @@ def control_table(pair: list[str], part: str) -> Table:
     ]
 
 
-def mean_cells(column: str, bootstrap: Bootstrap, scores: dict[str, list[float]]) -> dict[str, str]:
+def mean_cells(column: str, intervals: Intervals, scores: dict[str, list[float]]) -> dict[str, str]:
     """The cells of the mean over sequences (lanes)."""
-    mean = bootstrap.mean([scores], [1.0], within=(0.0, 1.0))
+    mean = intervals.mean([scores], [1.0], within=(0.0, 1.0))
     return percent(column, mean.value, mean.ci95) if mean else percent(column, None, None)
 
 
@@ -117,11 +117,11 @@ def rationale_table(runs: list[str]) -> Table:
                 if shown.score is not None:
                     lanes = by_kind.setdefault(stated, {})
                     lanes.setdefault(shown.asked.lane, []).append(shown.score)
-        bootstrap = Bootstrap(list(run.lanes))
+        intervals = Intervals(list(run.lanes))
         row = {"run": name_of(path)}
         for kind, stated in kinds.items():
             lanes = by_kind.get(stated, {})
-            row |= mean_cells(kind, bootstrap, lanes)
+            row |= mean_cells(kind, intervals, lanes)
             row[f"n ({kind})"] = str(sum(map(len, lanes.values())))
         table.append(row)
     return table
@@ -132,7 +132,7 @@ def rest_table(runs: list[str]) -> Table:
     table = []
     for path in runs:
         run = read_run(Path(path))
-        bootstrap = Bootstrap(list(run.lanes))
+        intervals = Intervals(list(run.lanes))
         lane_of = {case: lane for lane, cases in run.lanes.items() for case in cases}
         kept: list[dict[str, list[float]]] = [{}, {}, {}]
         drawn = {tag: _drawn(run, tag) for tag in ("pre", "", "oracle")}
@@ -147,7 +147,7 @@ def rest_table(runs: list[str]) -> Table:
                     kept[1].setdefault(lane_of[case], []).append(share)
         row = {"run": name_of(path)}
         for column, lanes in zip(columns, kept, strict=True):
-            row |= mean_cells(column, bootstrap, lanes)
+            row |= mean_cells(column, intervals, lanes)
         table.append(row)
     return table
 

@@ -39,7 +39,7 @@ from errata.core.model.batch import Batch, PrefixState
 from errata.core.model.recorder import PromptStates, outputs_at
 from errata.core.types import Case, Prompt
 from errata.editors.serac import Serac, SeracNetwork, SeracTrainee
-from errata.evaluation.bootstrap import Bootstrap
+from errata.evaluation.statistics.intervals import Intervals
 from errata.training.batches import TrainBatch
 from errata.training.loop import TrainExample, train
 
@@ -109,7 +109,7 @@ def opened(trainee: ScopeOnly, cases: Sequence[Case], *, answer: bool) -> dict[s
     )
     gap = (queries - keys[[i for i, _ in questions]]).square().sum(-1)
     is_open = (torch.exp(-gap) > 0.5).float().tolist()
-    boot = Bootstrap(sorted({c.id for c in cases}))
+    intervals = Intervals(sorted({c.id for c in cases}))
     by_kind: dict[str, dict[str, list[float]]] = {}
     for (i, p), o in zip(questions, is_open, strict=True):
         by_kind.setdefault(p.kind, {}).setdefault(cases[i].id, []).append(o)
@@ -118,7 +118,7 @@ def opened(trainee: ScopeOnly, cases: Sequence[Case], *, answer: bool) -> dict[s
         right = (
             units if kind in TARGET_KINDS else {k: [1 - v for v in vs] for k, vs in units.items()}
         )
-        mean = boot.mean([right], [1.0], within=(0.0, 1.0))
+        mean = intervals.mean([right], [1.0], within=(0.0, 1.0))
         assert mean is not None
         out[kind] = {"right": mean.value, "ci95": mean.ci95, "n": len(units)}
     return out

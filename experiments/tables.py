@@ -3,6 +3,7 @@
 From the repository root:
 
     python experiments/tables.py RUN [RUN ...]            prints one row per run
+    python experiments/tables.py RUN+RUN+RUN [...]        one row of several training seeds
     python experiments/tables.py --pairs RUN RUN [...]    paired differences between all runs
     python experiments/tables.py --pairs RUN [...] --against RUN --columns mean5 mean6
     python experiments/tables.py --fill docs/results/single-edits.md    every table of a page
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.evaluation.compare import compare_runs
+from errata.evaluation.statistics.seeds import combine_runs, compare_seeds
 
 #: rows of a CSV file; all rows have the same keys
 Table = list[dict[str, str]]
@@ -77,8 +79,11 @@ def score_cells(metrics: dict[str, Any], key: str, column: str) -> dict[str, str
 
 
 def score_table(runs: Sequence[Path], scorer: str, wanted: Sequence[str], by: str) -> Table:
-    """The base accuracy, then one row per run. A column that no run has is left out."""
-    scores = [_json(run, "scores")["metrics"] for run in runs]
+    """The base accuracy, then one row per run. A column that no run has is left out.
+
+    A row of several training seeds (`RUN+RUN+RUN`) has the mean over its runs.
+    """
+    scores = [_metrics(run) for run in runs]
     columns = [
         c
         for c in wanted
@@ -86,7 +91,8 @@ def score_table(runs: Sequence[Path], scorer: str, wanted: Sequence[str], by: st
     ]
     base = {by: BASE, "n": "", "sequences": ""}
     for c in columns:
-        base |= percent(c, (scores[0].get(f"{c}.{scorer}") or {}).get("base"), None)
+        first_run = _json(_seeds(runs[0])[0], "scores")["metrics"]
+        base |= percent(c, (first_run.get(f"{c}.{scorer}") or {}).get("base"), None)
     table = [base | {"s/edit": ""}]
     for run, metrics in zip(runs, scores, strict=True):
         first = metrics[f"reliability.{scorer}"]
@@ -94,8 +100,9 @@ def score_table(runs: Sequence[Path], scorer: str, wanted: Sequence[str], by: st
         row = {by: _label(run, by), "n": str(first["n"]), "sequences": sequences}
         for c in columns:
             row |= score_cells(metrics, f"{c}.{scorer}", c)
-        edit = _json(run, "timing")["phases"]["edit"]
-        table.append(row | {"s/edit": f"{edit['seconds'] / max(1, edit['count']):.3f}"})
+        edits = [_json(one, "timing")["phases"]["edit"] for one in _seeds(run)]
+        seconds, count = (sum(e[k] for e in edits) for k in ("seconds", "count"))
+        table.append(row | {"s/edit": f"{seconds / max(1, count):.3f}"})
     return table
 
 
@@ -105,7 +112,10 @@ def pair_table(
     """Paired differences in points: of all pairs of runs, or of each run against one."""
     table = []
     for a, b in [(a, against) for a in runs] if against else itertools.combinations(runs, 2):
-        differences = compare_runs(a, b)["metrics"]
+        seeds = _seeds(a), _seeds(b)
+        several = len(seeds[0]) > 1
+        found = compare_seeds(*seeds) if several else compare_runs(seeds[0][0], seeds[1][0])
+        differences = found["metrics"]
         row = {"difference": f"{_label(b, by)} − {_label(a, by)}"}
         for column in columns:
             entry = differences.get(f"{column}.{scorer}") or {}
@@ -116,6 +126,22 @@ def pair_table(
     return table
 
 
+def _seeds(row: Path) -> list[Path]:
+    """The runs of a row: `RUN`, or `RUN+RUN+RUN` for one run per training seed."""
+    return [Path(part) for part in str(row).split("+")]
+
+
+def _metrics(row: Path) -> dict[str, Any]:
+    runs = _seeds(row)
+    found = combine_runs(runs) if len(runs) > 1 else _json(runs[0], "scores")
+    metrics: dict[str, Any] = found["metrics"]
+    return metrics
+
+
+def _is_here(row: Path) -> bool:
+    return all((run / "scores.json").exists() for run in _seeds(row))
+
+
 def _json(run: Path, name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
     return content
@@ -123,9 +149,19 @@ def _json(run: Path, name: str) -> dict[str, Any]:
 
 def _label(run: Path, by: str) -> str:
     """The editor, what stands behind the last dash of the folder's name, or all of it."""
+    several, run = len(_seeds(run)) > 1, _seeds(run)[0]
     if by == "editor":
-        return str(_json(run, "manifest")["editor"])
+        name = str(_json(run, "manifest")["editor"])
+        return f"{name} (seeds)" if several else name
     return run.name if by == "run" else run.name.rsplit("-", 1)[-1]
+
+
+def _planned_label(row: Path, by: str) -> str:
+    """As `_label`, of a run that may not be here: its folder begins with the editor's name."""
+    first, *others = _seeds(row)
+    if by != "editor":
+        return _label(first, by)
+    return first.name.split("-")[0] + (" (seeds)" if others else "")
 
 
 def read_csv(path: Path) -> Table:
@@ -201,7 +237,7 @@ def updated(args: argparse.Namespace, old: Table) -> Table:
     when all its runs are here. Raises SystemExit where the columns have changed.
     """
     runs = [*args.runs, *([args.against] if args.against else [])]
-    here = [r for r in runs if (r / "scores.json").exists()]
+    here = [r for r in runs if _is_here(r)]
     if not here or (args.pairs and here != runs):
         return old
     if here == runs:
@@ -212,7 +248,7 @@ def updated(args: argparse.Namespace, old: Table) -> Table:
     rows = {row[args.by]: row for row in [*old, *new]}
     if runs[0] in here or not old:
         rows[BASE] = base
-    labels = [r.name.split("-")[0] if args.by == "editor" else _label(r, args.by) for r in runs]
+    labels = [_planned_label(r, args.by) for r in runs]
     missing = dict.fromkeys(base, "") | {"n": "not run"}
     return [rows.get(label, missing | {args.by: label}) for label in [BASE, *labels]]
 

@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python experiments/tune.py --trials 12 --limit 64 --out FILE [--editor ...]
 
 Seeded random search over the spaces below; the defaults are the first trial. The objective is the
-mean of the five paper metrics and near locality, `exact`, on microworld:vqa@dev, one_step.
+mean of the five paper metrics and near locality, `exact`, and over the benchmarks and protocols
+that are named: `tune.sh` names both tasks of microworld@dev, as single edits and in sequences.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from errata.core import registry
 from errata.core.config import parse_config
 from errata.core.editor import Editor
 from errata.core.kinds import MEANS
+from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.evaluation.bench import bench
 
@@ -96,9 +98,25 @@ def made(cls: type[Editor], point: dict[str, Any]) -> Editor:
     return cls(**{k: v for k, v in point.items() if k not in probe.idle()})
 
 
-def objective(scores: dict[str, Any]) -> float:
-    values = [scores["metrics"][f"{k}.exact"]["value"] for k in OBJECTIVE]
-    return float(sum(values) / len(values))
+def measure(
+    backbone: Backbone,
+    editor: Editor,
+    benchmark: str,
+    protocol: str,
+    limit: int,
+    state: State | None,
+) -> dict[str, float]:
+    """Kind -> the score of one run, whose folder is removed."""
+    out = Path(tempfile.mkdtemp(prefix="errata-tune-"))
+    bench(backbone, editor, benchmark, protocol, out / "run", limit=limit, state=state)
+    scores = json.loads((out / "run" / "scores.json").read_text(encoding="utf-8"))
+    shutil.rmtree(out)
+    return {k: scores["metrics"][f"{k}.exact"]["value"] for k in OBJECTIVE}
+
+
+def objective(measured: list[dict[str, float]]) -> float:
+    """The mean over kinds and runs."""
+    return sum(sum(m.values()) / len(m) for m in measured) / len(measured)
 
 
 def main() -> None:
@@ -108,7 +126,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--editor", action="append")
     parser.add_argument("--backbone", default="micro-vlm")
-    parser.add_argument("--benchmark", default="microworld:vqa@dev")
+    parser.add_argument("--benchmark", nargs="+", default=["microworld:vqa@dev"])
+    parser.add_argument("--protocol", nargs="+", default=["one_step"])
     parser.add_argument("--state", type=Path, help="prepared, for editors that need one")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -119,28 +138,20 @@ def main() -> None:
     for editor in args.editor or SPACES:
         finished = []
         for point in trials(editor, args.trials, args.seed):
-            out = Path(tempfile.mkdtemp(prefix="errata-tune-"))
             started = time.perf_counter()
             # a preset that does not exist for the backbone: settings are exactly the point
             instance = made(registry.load("editors", editor), point)
             instance.for_backbone = lambda _, instance=instance: instance
             editor_state = state if state is not None and state.editor == editor else None
-            run = out / "run"
-            bench(
-                backbone,
-                instance,
-                args.benchmark,
-                "one_step",
-                run,
-                limit=args.limit,
-                state=editor_state,
-            )
-            scores = json.loads((out / "run" / "scores.json").read_text(encoding="utf-8"))
-            shutil.rmtree(out)
-            means = {k: round(scores["metrics"][f"{k}.exact"]["value"], 3) for k in OBJECTIVE}
+            measured = [
+                measure(backbone, instance, benchmark, protocol, args.limit, editor_state)
+                for benchmark in args.benchmark
+                for protocol in args.protocol
+            ]
+            means = {k: round(sum(m[k] for m in measured) / len(measured), 3) for k in OBJECTIVE}
             seconds = time.perf_counter() - started
             finished.append(
-                {"set": point, "objective": round(objective(scores), 4), **means, "s": seconds}
+                {"set": point, "objective": round(objective(measured), 4), **means, "s": seconds}
             )
             print(editor, json.dumps(finished[-1]), flush=True)
         finished.sort(key=lambda t: -t["objective"])

@@ -11,10 +11,10 @@ import pytest
 
 from errata.core.measure.metric import ScoredProbe
 from errata.core.types import Answer, Probe, Prompt
-from errata.evaluation.bootstrap import Bootstrap
 from errata.evaluation.run_folder import CaseAnswers
 from errata.evaluation.score import macro, summarise
 from errata.evaluation.score_table import CaseScore, Column, ScoreTable
+from errata.evaluation.statistics.intervals import Intervals
 
 COUNTS = {
     "efficacy": ({"attribute": (470, 959), "relation": (1305, 2007)}, (49.01, 65.02, 59.84)),
@@ -35,7 +35,7 @@ def sheet_of(kind: str, source: str, right: int, of: int) -> ScoreTable:
 @pytest.mark.parametrize("kind", list(COUNTS))
 def test_overall_is_the_mean_over_cases(kind: str) -> None:
     counts, printed = COUNTS[kind]
-    boot = Bootstrap(["l0"])
+    boot = Intervals(["l0"])
     parts = {s: sheet_of(kind, s, *c) for s, c in counts.items()}
     whole: ScoreTable = {
         column: {"stage1": {k: v for p in parts.values() for k, v in p[column]["stage1"].items()}}

@@ -106,7 +106,8 @@ class AdapterEditor(TrainedEditor):
         gate_layer: the block behind which the gate's keys are read; null = the site of the lowest
         adapter. Behind a higher block the prompt's last token has attended to the image; each
         prompt then first runs up to there without the edit. threshold: least similarity at which
-        the gate opens; null = tuned on training cases. gate_cases: number of these cases. Gate,
+        the gate opens; null = tuned on training cases. gate_cases: number of these cases.
+        tuning_kinds: kinds of probes that the gate shall be shut on when it is tuned. Gate,
         gate_layer and threshold can be changed without training again.
         """
 
@@ -115,6 +116,7 @@ class AdapterEditor(TrainedEditor):
             "gen_weight": "generality_weight",
             "loc_weight": "locality_weight",
         }
+        since: ClassVar[tuple[str, ...]] = ("tuning_kinds",)
         mid: int = 1024
         heads: int = 8
         marks: int = 0
@@ -126,6 +128,7 @@ class AdapterEditor(TrainedEditor):
         gate_layer: int | None = None
         threshold: float | None = None
         gate_cases: int = 256
+        tuning_kinds: tuple[str, ...] = OUT_OF_SCOPE
 
     def __init__(self, preset: str | None = None, **passed: Any) -> None:
         super().__init__(preset, **passed)
@@ -178,7 +181,11 @@ class AdapterEditor(TrainedEditor):
     def extra(self, backbone: Backbone, trainee: Trainee, cases: Sequence[Case]) -> dict[str, Any]:
         assert isinstance(trainee, AdapterTrainee)
         order = torch.randperm(len(cases), generator=generator(0, "gate")).tolist()
-        some = [cases[i] for i in order[: self.config.gate_cases]]
+        kinds = (*IN_SCOPE, *self.config.tuning_kinds)
+        some = [
+            case.with_probes(tuple(p for p in case.probes if p.kind in kinds))
+            for case in (cases[i] for i in order[: self.config.gate_cases])
+        ]
         sites = [site_behind(backbone, i) for i in range(backbone.depth)]
         return {
             "network": trainee.module.settings,

@@ -14,7 +14,8 @@ from errata.core.types import Case, Prompt
 
 CHUNK = 32
 
-LOCALITY = family("far_locality", "near_locality")
+#: Kinds of probes whose prompts the neurons are kept silent on; the edits' own are `reliability`.
+MEMORY_KINDS = family("edit", "far_locality", "near_locality")
 
 
 def site_inputs(
@@ -54,13 +55,19 @@ def site_inputs(
     return out
 
 
-def locality_prompts(cases: Sequence[Case], count: int, rng: torch.Generator) -> list[Prompt]:
-    """`count` different prompts of training cases, drawn from edits and locality probes."""
+def locality_prompts(
+    cases: Sequence[Case],
+    count: int,
+    rng: torch.Generator,
+    kinds: Sequence[str] = MEMORY_KINDS,
+) -> list[Prompt]:
+    """`count` different prompts of training cases, drawn from the probes of some kinds."""
     pool: dict[Prompt, None] = {}
     for case in cases:
-        pool.setdefault(case.edit.prompt)
+        if "reliability" in kinds:
+            pool.setdefault(case.edit.prompt)
         for probe in case.probes:
-            if probe.kind in LOCALITY:
+            if probe.kind in kinds and not probe.kind_info.main:
                 pool.setdefault(probe.prompt)
     prompts = list(pool)
     return [prompts[i] for i in torch.randperm(len(prompts), generator=rng)[:count].tolist()]

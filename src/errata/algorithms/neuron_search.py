@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from errata.algorithms.gradient import GradientEditor
-from errata.algorithms.neuron_keys import locality_prompts, site_inputs
+from errata.algorithms.neuron_keys import MEMORY_KINDS, locality_prompts, site_inputs
 from errata.core.editor import EditRequest
 from errata.core.errors import BadSpec
 from errata.core.hooks.hook import Hook
@@ -47,9 +47,11 @@ class NeuronEditor(GradientEditor):
         memory_weight: weight of the loss that keeps them silent elsewhere (l_m). memory_gamma,
         memory_beta: that constant of l_m. memory_top: k of l_m, the strongest activations that
         count. memory: stored inputs of each block that l_m is taken on. prompts: training prompts
-        that these inputs come from. value_scale: step size of values relative to that of keys.
+        that these inputs come from. memory_kinds: kinds of probes that the prompts are drawn from;
+        `reliability` are the edits' own. value_scale: step size of values relative to that of keys.
         """
 
+        since: ClassVar[tuple[str, ...]] = ("memory_kinds",)
         steps: int = 100
         max_grad_norm: float = 5.0
         layers: tuple[int, ...] = (-1,)
@@ -61,6 +63,7 @@ class NeuronEditor(GradientEditor):
         memory_top: int = 1000
         memory: int = 4000
         prompts: int = 600
+        memory_kinds: tuple[str, ...] = MEMORY_KINDS
         value_scale: float = 10.0
 
     def __init__(self, preset: str | None = None, **passed: Any) -> None:
@@ -80,7 +83,7 @@ class NeuronEditor(GradientEditor):
             of_memory = ("memory_gamma", "memory_beta", "memory_top")
             idle |= dict.fromkeys(of_memory, "memory_weight=0")
             if not self.uses_state:
-                idle |= dict.fromkeys(("memory", "prompts"), "memory_weight=0")
+                idle |= dict.fromkeys(("memory", "prompts", "memory_kinds"), "memory_weight=0")
         return idle
 
     def settings(self) -> SearchSettings:
@@ -103,7 +106,7 @@ class NeuronEditor(GradientEditor):
         """FFN inputs on training prompts: the memory that l_m keeps the neurons silent on."""
         c = self.config
         rng = generator(seed, self.name)
-        prompts = locality_prompts(cases, c.prompts, rng)
+        prompts = locality_prompts(cases, c.prompts, rng, c.memory_kinds)
         if not prompts:
             return None
         states = site_inputs(backbone, prompts, self.sites(backbone), c.memory, rng)

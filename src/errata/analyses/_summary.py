@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from errata.core.figure import Value
-from errata.evaluation.bootstrap import Bootstrap, Estimate, Range
+from errata.evaluation.statistics.intervals import Estimate, Intervals, Range
 
 Scores = Mapping[str, Sequence[float]]
 """case -> its scores, or its scores per block [L]."""
@@ -19,14 +19,14 @@ class Summary:
     """Base of what an analysis reports. All its intervals are over the same resampled cases."""
 
     def __init__(self, cases: Sequence[str]) -> None:
-        self.bootstrap = Bootstrap(cases)
+        self.intervals = Intervals(cases)
 
     def mean(self, scores: Scores, within: Range | None = None) -> Estimate | None:
         """The mean over cases of a case's mean score; None without a score.
 
         within: the range of a score; without one, cases that all agree give no interval.
         """
-        return self.bootstrap.mean([scores], [1.0], within)
+        return self.intervals.mean([scores], [1.0], within)
 
     def value(self, scores: Scores, within: Range | None = None) -> Value:
         """`mean`, of cases with at least one score."""
@@ -40,7 +40,7 @@ class Summary:
 
     def peak(self, scores: Scores, blocks: Sequence[int]) -> dict[str, Any]:
         """JSON-ready: the block with the highest mean, and the share of resamples that agree."""
-        index, agree = self.bootstrap.peak(scores)
+        index, agree = self.intervals.peak(scores)
         return {"block": blocks[index], "agree": agree}
 
 

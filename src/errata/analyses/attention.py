@@ -177,7 +177,7 @@ class AttentionSummary(Summary):
                 panels.append(Lines(title, lines, axis="block", high=high, notes=()))
         return Figure(
             "attention", "Attention to image and text", tuple(panels), 2,
-            where + "Per cent, mean over heads and questions, 95 % bootstrap intervals over "
+            where + "Per cent, mean over heads and questions, 95 % intervals over "
             "questions. Begin: the first text token.",
         )  # fmt: skip
 

@@ -38,7 +38,7 @@ from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch
 from errata.core.model.recorder import EnoughRecorded, Recorder, run_until_enough
 from errata.core.types import Case, Prompt
-from errata.evaluation.bootstrap import Bootstrap, Estimate
+from errata.evaluation.statistics.intervals import Estimate, Intervals
 from errata.training.optimise import generator
 
 IN_SCOPE = family("generality")
@@ -227,10 +227,10 @@ class GateSummary(Summary):
         first = scores["prompt", layers[0]]
         train_cases = {c for kinds in train.values() for side in (kinds.inside, kinds.outside)
                        for rows in side.values() for c in rows}  # fmt: skip
-        self.train_bootstrap = Bootstrap(sorted(train_cases))
+        self.train_intervals = Intervals(sorted(train_cases))
         self.inside, self.outside = sorted(first.inside, reverse=True), sorted(first.outside)
         self._aucs = {
-            (r, i, kind): self.bootstrap.auc(_pooled(kinds.inside), kinds.outside.get(kind, {}))
+            (r, i, kind): self.intervals.auc(_pooled(kinds.inside), kinds.outside.get(kind, {}))
             for (r, i), kinds in scores.items()
             for kind in self.outside
         }
@@ -264,7 +264,7 @@ class GateSummary(Summary):
             for rows in parts
         ]
         mix = [0.5 / len(kinds.inside)] * len(kinds.inside) + [0.5 / len(names)] * len(names)
-        return (self.train_bootstrap if on_train else self.bootstrap).mean(
+        return (self.train_intervals if on_train else self.intervals).mean(
             groups, mix, within=(0.0, 1.0)
         )
 

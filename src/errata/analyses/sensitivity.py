@@ -256,7 +256,7 @@ class SensitivitySummary(Summary):
         return Figure(
             f"sensitivity-{unit}", f"Sensitivity to noise, {unit}", tuple(panels), 2,
             f"{where}KL(clean || noised) of the first answer token in nats, noise on the stream "
-            f"that enters a block; {how}. 95 % bootstrap intervals over questions. Standard "
+            f"that enters a block; {how}. 95 % intervals over questions. Standard "
             f"deviation of the states from the first block shown to the last: {std}.",
         )  # fmt: skip
 

@@ -36,7 +36,7 @@ from errata.core.types import Case, Prompt
 from errata.editors.unike.encoders import encode, unit
 from errata.editors.unike.probes import by_answer, decisions, ridge_probe, shares
 from errata.editors.unike.triplets import EXTRA_TOKENS, collect, states_of, usable
-from errata.evaluation.bootstrap import Bootstrap, Estimate
+from errata.evaluation.statistics.intervals import Estimate, Intervals
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
@@ -389,7 +389,7 @@ def _weighted(
         top, bottom = parts.get(subject, (0.0, 0.0))
         top += w_pos * right_pos + w_neg * right_neg
         parts[subject] = (top, bottom + w_pos + w_neg)
-    return Bootstrap(sorted(parts)).ratio(parts, within=(0.0, 1.0))
+    return Intervals(sorted(parts)).ratio(parts, within=(0.0, 1.0))
 
 
 # -- figures and tables ----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def bench(
     protocol: Annotated[
         str,
         typer.Option(
-            help="one_step, batch:16, sequential:10, cross_task:10; direct:50x10, "
+            help="one_step, batch:16, sequential:10, cross_task:10, memory:240; direct:50x10, "
             "reasoning:prepend:50x10 (replace, prepend, instruct)."
         ),
     ],

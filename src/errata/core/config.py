@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any, get_args, get_origin, get_type_hints
 
 from errata.core.errors import BadSpec
-from errata.core.types import in_words
+from errata.core.formats.validation import in_words
 
 #: the largest whole number that a setting may have: sizes of tensors are computed with them
 MOST = 2**31 - 1
@@ -71,6 +71,20 @@ def saved_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     retired = {name for base in cls.__mro__ for name in vars(base).get("retired", ())}
     return {k: v for k, v in current_names(cls, settings).items() if k not in retired}
+
+
+def made_with(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As `saved_settings`, for the settings that a state was made with.
+
+    A setting in `since: ClassVar[tuple[str, ...]]` is newer than states that do not name it: they
+    were made as its default says.
+    """
+    saved = saved_settings(cls, settings)
+    newer = {name for base in cls.__mro__ for name in vars(base).get("since", ())} - saved.keys()
+    if not saved or not newer:
+        return saved
+    defaults = {f.name: f.default for f in fields(cls) if f.name in newer}
+    return saved | {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
 
 
 def _inherited(cls: type, name: str) -> dict[str, Any]:

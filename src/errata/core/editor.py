@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar
 
-from errata.core.config import current_names, parse_config, saved_settings
+from errata.core.config import current_names, made_with, parse_config
 from errata.core.errors import (
     BadBackbone,
     BadEdit,
@@ -260,7 +260,7 @@ class Editor(ABC):
 
     def _made_with(self, state: State) -> dict[str, Any]:
         """The settings that a state was made with, under their present names."""
-        return saved_settings(self.Config, state.settings)
+        return made_with(self.Config, state.settings)
 
     def settings_of_state(self) -> dict[str, Any]:
         """The settings that the editor's state depends on."""

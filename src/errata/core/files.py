@@ -27,7 +27,8 @@ from errata._version import __version__
 from errata.core.errors import BadOutput, BadRun, DiskFull, UserError
 from errata.core.formats.json_lines import BadLine, json_lines
 from errata.core.formats.json_value import parse_json
-from errata.core.types import from_json, to_json, why
+from errata.core.formats.validation import why
+from errata.core.types import from_json, to_json
 
 T = TypeVar("T")
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from errata.core.errors import BadEdit, BadImage, BadSpec, one_line
+from errata.core.errors import BadEdit, BadImage, BadSpec
 from errata.core.kinds import KINDS, ProbeKind
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +170,18 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class HopQuestion:
-    """The first hop of a portability probe, which counts only if the base model answers it."""
+    """The second fact of a portability probe, which counts only if the base model knows it.
+
+    `depends_on` as in `Probe`.
+    """
 
     prompt: Prompt
     reference: str
+    depends_on: tuple[str, ...] = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return _without_unused(handler(source), "depends_on")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +221,19 @@ class Verdict:
     """A judge's verdict on one picture.
 
     `answer` is what it read from the picture ("" if it abstains), `meets` whether the picture
-    shows the target, None if it could not decide; `note` says why.
+    shows the target, None if it could not decide; `note` says why. `shown` is everything else that
+    it reads from a picture, as (attribute, value) pairs, if it reads more than was asked.
     """
 
     judge: str
     answer: str = ""
     meets: bool | None = None
     note: str = ""
+    shown: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return _without_unused(handler(source), "shown")
 
 
 def _without_unused(schema: Any, *names: str) -> Any:
@@ -232,7 +246,7 @@ def _without_unused(schema: Any, *names: str) -> Any:
     def write(value: Any, to_dict: Any) -> Any:
         data = to_dict(value)
         for name in names:
-            if data[name] in (None, ""):
+            if data[name] in (None, "", ()) or data[name] == []:
                 del data[name]
         return data
 
@@ -252,7 +266,8 @@ class Probe:
     at most 8 tokens more than the reference). A probe that asks for an image has a `view`, the
     question for the judge, and, if the image shows the edited fact, `aids`. A probe that asks for
     the rationale of an image has that image's `view`. `contrast` is an answer that competes with
-    the reference, whose likelihood is recorded too ("": none).
+    the reference, whose likelihood is recorded too ("": none). `depends_on` names the facts that
+    its true answer depends on, in the words of `Case.states`.
     """
 
     id: str
@@ -266,6 +281,7 @@ class Probe:
     aids: StatedFact | None = None
     custom_kind: ProbeKind | None = None
     contrast: str = ""
+    depends_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         prompt: Any = self.prompt
@@ -293,7 +309,7 @@ class Probe:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        return _without_unused(handler(source), "custom_kind", "contrast")
+        return _without_unused(handler(source), "custom_kind", "contrast", "depends_on")
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +319,10 @@ class Case:
     `origin` is `counterfactual` (the base is right, the target false) or `correction` (the base is
     wrong, the target true). `scope` declares what the edit is about, as (attribute, value) pairs;
     `asked` names the attribute that the edit changes. `parts` are (name, value)
-    pairs, such as a category: the cases of each value are also scored apart.
+    pairs, such as a category: the cases of each value are also scored apart. `states` names the
+    facts that the edit states, each as any text that is the same for the same fact of one thing.
+    Two edits that state one fact contradict each other, and a question that depends on it lies in
+    the scope of both: in a sequence the first are kept apart, the second are not scored.
     """
 
     id: str
@@ -314,6 +333,11 @@ class Case:
     asked: str = ""
     scope: tuple[tuple[str, str], ...] = ()
     parts: tuple[tuple[str, str], ...] = ()
+    states: tuple[str, ...] = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return _without_unused(handler(source), "states")
 
     @property
     def main(self) -> Probe | None:
@@ -437,53 +461,10 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(cls: type[T], data: Any) -> T:
-    """The inverse of `to_json`. Raises `pydantic.ValidationError`: `why` says it in one line."""
+    """The inverse of `to_json`. Raises `pydantic.ValidationError`; `validation.why` reads it."""
     shape: Any = cls
     value: T = _adapter(shape).validate_python(data)
     return value
-
-
-def why(error: ValueError) -> str:
-    """What was wrong with a value from a file, in one line of our words."""
-    from pydantic import ValidationError
-
-    if isinstance(error, ValidationError):
-        return in_words(error)
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not text in UTF-8"
-    return one_line(error)
-
-
-_WANTED = (
-    (("string",), "a text"),
-    (("int", "greater", "less"), "a whole number"),
-    (("float", "decimal", "finite"), "a number"),
-    (("bool",), "true or false"),
-    (("dict", "mapping", "model", "dataclass", "is_instance"), "an object"),
-    (("tuple", "list", "set", "iterable", "too_"), "a list of the right length"),
-)
-
-
-def in_words(error: ValidationError, what: str = "'{where}' is {there}, not {wanted}") -> str:
-    """The first thing that is wrong, in one line: where, what is there, what belongs there."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))[:80]
-    kind = str(first["type"])
-    if kind == "missing":
-        return f"'{where}' is missing"
-    if kind in ("value_error", "assertion_error"):  # one of our own checks
-        said = str((first.get("ctx") or {}).get("error") or first["msg"])
-        return f"'{where}': {said}" if where else said
-    if kind == "literal_error":
-        wanted = str((first.get("ctx") or {}).get("expected"))
-    else:
-        wanted = next((w for names, w in _WANTED if kind.startswith(names)), first["msg"].lower())
-    return what.format(where=where or "it", there=_there(first), wanted=wanted)
-
-
-def _there(error: Mapping[str, Any]) -> str:
-    text = repr(error["input"])
-    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def json_schema(cls: type) -> dict[str, Any]:

@@ -11,7 +11,8 @@ Differences:
 - the gate. The published one compares the last tokens of prompt AND answer: of the edit with its
   target, and of a question with its gold answer, which is there only because it is scored. It tells
   answers apart, not questions, and would not open in generation. Here (`prompt`) both sides are
-  read at the last prompt token of the unedited model, and the threshold is tuned on training cases.
+  read at the last prompt token of the unedited model, and the threshold is tuned on training cases,
+  near questions among them (preset `micro-vlm-far`: on far ones only).
   `leaky` is the published gate, to measure how much of the published locality it explains (presets
   `leaky-blip2-opt` and `leaky-llava-1.5`, with the thresholds of the paper, 0.8 and 0.6); `none`
   is always open; `errata list gates` lists all. The published gate is read at the site of the lower
@@ -57,35 +58,39 @@ _PAPER: Mapping[str, Any] = {
 }
 
 
+_MICRO: Mapping[str, Any] = {
+    "text_layer": 1,
+    "visual_layer": 2,
+    "gate_layer": 5,
+    "mid": 256,
+    "heads": 8,
+    "marks": 8,
+    "lr": 3e-3,
+    "warmup": 30,
+    "schedule": "cosine",
+    "batch_size": 16,
+    "steps": 1200,
+    "eval_steps": 50,
+    "patience": 20,
+    "held_out": 48,
+    "locality_examples": 1,
+    "locality_pool": 3,
+    "locality_kinds": ("t_locality", "m_locality"),
+    "locality_weight": 1.0,
+}
+
+
 class DualEdit(AdapterEditor):
     """Cross-attention adapters on text and image tokens, gated."""
 
     name = "dualedit"
-    state_settings = ("text_layer", "visual_layer", "mid", "heads", "marks", "eos")
+    state_settings = ("text_layer", "visual_layer", "mid", "heads", "marks", "eos", "tuning_kinds")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": _PAPER,
         "leaky-blip2-opt": {**_PAPER, "gate": "leaky", "threshold": 0.8},
         "leaky-llava-1.5": {**_PAPER, "gate": "leaky", "threshold": 0.6},
-        "micro-vlm": {
-            "text_layer": 1,
-            "visual_layer": 2,
-            "gate_layer": 5,
-            "mid": 256,
-            "heads": 8,
-            "marks": 8,
-            "lr": 3e-3,
-            "warmup": 30,
-            "schedule": "cosine",
-            "batch_size": 16,
-            "steps": 1200,
-            "eval_steps": 50,
-            "patience": 20,
-            "held_out": 48,
-            "locality_examples": 1,
-            "locality_pool": 3,
-            "locality_kinds": ("t_locality", "m_locality"),
-            "locality_weight": 1.0,
-        },
+        "micro-vlm": _MICRO,
+        "micro-vlm-far": {**_MICRO, "tuning_kinds": ("t_locality", "m_locality")},
     }
 
     @dataclass(frozen=True, kw_only=True)

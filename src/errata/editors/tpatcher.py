@@ -11,7 +11,8 @@ Differences:
 - several layers are allowed;
 - the edit loss stays on the edit (LiveEdit's port overwrites it with a Wikipedia paragraph from the
   second step on);
-- the memory comes from training prompts.
+- the memory comes from training prompts, near questions among them; with preset `micro-vlm-far`
+  it holds far questions only.
 """
 
 from __future__ import annotations
@@ -21,25 +22,28 @@ from typing import Any, ClassVar
 
 from errata.algorithms.neuron_search import NeuronEditor
 
+_MICRO: Mapping[str, Any] = {
+    "layers": (-2,),
+    "neurons": 10,
+    "lr": 3e-3,
+    "steps": 200,
+    "act_weight": 1.0,
+    "memory_weight": 10.0,
+    "value_scale": 10.0,
+}
+
 
 class TPatcher(NeuronEditor):
     """New FFN neurons with activation and memory losses."""
 
     name = "tpatcher"
-    state_settings = ("layers", "memory", "prompts")
+    state_settings = ("layers", "memory", "prompts", "memory_kinds")
     without_state = (
         "Without one: --set memory_weight=0, which does not keep the neurons silent elsewhere."
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "micro-vlm": {
-            "layers": (-2,),
-            "neurons": 10,
-            "lr": 3e-3,
-            "steps": 200,
-            "act_weight": 1.0,
-            "memory_weight": 10.0,
-            "value_scale": 10.0,
-        },
+        "micro-vlm": _MICRO,
+        "micro-vlm-far": {**_MICRO, "memory_kinds": ("t_locality", "m_locality")},
         "paper": {
             "layers": (-1,),
             "neurons": 5,

@@ -72,7 +72,7 @@ class VisEdit(AdapterEditor):
 
     name = "visedit"
     modalities = frozenset({"image"})
-    state_settings = ("layer", "mid", "heads", "marks", "eos")
+    state_settings = ("layer", "mid", "heads", "marks", "eos", "tuning_kinds")
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {**_PAPER, "layer": 18, "noise_layers": tuple(range(19, 31))},
         "paper-blip2-opt": {**_PAPER, "layer": 19, "noise_layers": tuple(range(20, 31))},

@@ -1,7 +1,7 @@
 """Two runs on the same cases: paired differences with intervals.
 
 Both runs must have the same planned cases (with equal probes) and the same answers before any
-edit; otherwise they are refused, never intersected. The unit of the bootstrap is a lane. Where the
+edit; otherwise they are refused, never intersected. The unit of an interval is a lane. Where the
 two runs group their cases differently (one_step against sequential), lanes that share a case count
 as one unit, and the panel (`retention`), which belongs to a lane, is not compared.
 """
@@ -9,7 +9,7 @@ as one unit, and the panel (`retention`), which belongs to a lane, is not compar
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from errata.core.errors import BadRun
@@ -18,7 +18,6 @@ from errata.core.formats.counts import counted
 from errata.core.kinds import MEANS
 from errata.core.measure.metric import Metric
 from errata.core.types import path_of
-from errata.evaluation.bootstrap import DIGITS, Bootstrap
 from errata.evaluation.run_folder import PANEL, RunFolder, read_run
 from errata.evaluation.score_table import (
     TAGS,
@@ -30,6 +29,7 @@ from errata.evaluation.score_table import (
     mean_scorers,
     read_score_table,
 )
+from errata.evaluation.statistics.intervals import DIGITS, Intervals
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,8 +64,7 @@ def paired_differences(
     a: ScoredRun, b: ScoredRun, scorers: Sequence[Metric], keys: Collection[str]
 ) -> dict[str, dict[str, Any]]:
     """Differences b - a under some keys of `scores.json`, as in `compare_runs`. Raises BadRun."""
-    _check_cases(a.run, b.run)
-    _check_before(a.run, b.run)
+    check_paired(a.run, b.run)
     return _compare(a, b, scorers, keys)
 
 
@@ -77,8 +76,9 @@ def compare_runs(a: FilePath, b: FilePath, metrics: Sequence[str] | None = None)
     could score. Raises BadRun naming what differs.
     """
     run_a, run_b = read_run(path_of(a, "a run")), read_run(path_of(b, "a run"))
-    _check_cases(run_a, run_b)
-    _check_before(run_a, run_b)
+    unscored = run_a.unscored | run_b.unscored
+    run_a, run_b = replace(run_a, unscored=unscored), replace(run_b, unscored=unscored)
+    check_paired(run_a, run_b)
     scorers = load_metrics(metrics, run_a, run_b)
     one, two = (ScoredRun(run, read_score_table(run, scorers)) for run in (run_a, run_b))
     return {
@@ -86,7 +86,7 @@ def compare_runs(a: FilePath, b: FilePath, metrics: Sequence[str] | None = None)
         "a": _facts(run_a),
         "b": _facts(run_b),
         "cases": sum(map(len, run_a.lanes.values())),
-        "units": len(set(_units(run_a, run_b).values())),
+        "units": len(set(units_of(run_a, run_b).values())),
         "metrics": _compare(one, two, scorers),
     }
 
@@ -95,36 +95,51 @@ def _compare(
     a: ScoredRun, b: ScoredRun, scorers: Sequence[Metric], keys: Collection[str] | None = None
 ) -> dict[str, dict[str, Any]]:
     """keys: the scores that are compared; None: all that both runs have."""
+    unit_of = units_of(a.run, b.run)
+    intervals = Intervals(sorted(set(unit_of.values())))
+    parts = paired_parts(a, b, unit_of, mean_scorers(scorers), keys)
+    entries = {key: _entry(pairs, mix, intervals) for key, (pairs, mix) in parts.items()}
+    return {key: entry for key, entry in entries.items() if entry is not None}
+
+
+def paired_parts(
+    a: ScoredRun,
+    b: ScoredRun,
+    unit_of: Mapping[str, str],
+    with_means: Sequence[str],
+    keys: Collection[str] | None = None,
+) -> dict[str, tuple[list[PairedScores], list[float]]]:
+    """Key of scores.json -> what its difference is the mean of, with the weight of each part.
+
+    keys: the scores that are compared; None: all that both runs have.
+    """
     shared = set(a.table) & set(b.table)
     if a.run.lanes != b.run.lanes:
         panel = {probe.kind for one in (a, b) for probe in one.run.panel}
         shared = {column for column in shared if column.kind not in panel}
-    unit_of = _units(a.run, b.run)
     paired = {
         column: _pair_groups(groups, b.table[column], unit_of)
         for column, groups in a.table.items()
         if column in shared
     }
-    boot = Bootstrap(sorted(set(unit_of.values())))
-    return _differences(paired, boot, mean_scorers(scorers), keys)
+    return _parts(paired, with_means, keys)
 
 
-def _differences(
+def _parts(
     paired: Mapping[Column, Mapping[str, PairedScores]],
-    boot: Bootstrap,
     with_means: Sequence[str],
     keys: Collection[str] | None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, tuple[list[PairedScores], list[float]]]:
     def wanted(key: str) -> bool:
         return keys is None or key in keys
 
-    out: dict[str, dict[str, Any] | None] = {}
+    out: dict[str, tuple[list[PairedScores], list[float]]] = {}
     for column, pairs in paired.items():
         for group, one in pairs.items():
             if group and wanted(column.key(group)):
-                out[column.key(group)] = _entry([one], [1.0], boot)
+                out[column.key(group)] = [one], [1.0]
         if wanted(column.key()):
-            out[column.key()] = _entry(list(pairs.values()), [1.0] * len(pairs), boot)
+            out[column.key()] = list(pairs.values()), [1.0] * len(pairs)
     for scorer in with_means:
         for tag in TAGS:
             for mean in MEANS.values():
@@ -132,8 +147,8 @@ def _differences(
                 kinds = [paired.get(Column(kind, scorer, tag)) for kind in mean.kinds]
                 if all(kinds) and wanted(key):
                     flat = [(p, 1 / len(k)) for k in kinds if k for p in k.values()]
-                    out[key] = _entry([p for p, _ in flat], [w for _, w in flat], boot)
-    return {key: entry for key, entry in out.items() if entry is not None}
+                    out[key] = [p for p, _ in flat], [w for _, w in flat]
+    return out
 
 
 def _pair_groups(a: Groups, b: Groups, unit_of: Mapping[str, str]) -> dict[str, PairedScores]:
@@ -159,10 +174,10 @@ def _pair(
 
 
 def _entry(
-    pairs: Sequence[PairedScores], mix: Sequence[float], boot: Bootstrap
+    pairs: Sequence[PairedScores], mix: Sequence[float], intervals: Intervals
 ) -> dict[str, Any] | None:
-    difference = boot.mean([p.difference() for p in pairs], mix, within=(-1.0, 1.0))
-    a, b = (boot.mean([p.side(i) for p in pairs], mix) for i in (0, 1))
+    difference = intervals.mean([p.difference() for p in pairs], mix, within=(-1.0, 1.0))
+    a, b = (intervals.mean([p.side(i) for p in pairs], mix) for i in (0, 1))
     if difference is None or a is None or b is None:
         return None
     return {
@@ -176,8 +191,13 @@ def _entry(
     }
 
 
-def _units(a: RunFolder, b: RunFolder) -> dict[str, str]:
-    """Case -> independent unit: the lanes of both runs, joined where they share a case."""
+def units_of(a: RunFolder, b: RunFolder) -> dict[str, str]:
+    """Case -> independent unit: the lanes of both runs, joined where they share a case.
+
+    Where intervals are over the cases of one lane in both runs, each case.
+    """
+    if a.over == b.over == "cases" and a.lanes == b.lanes:
+        return {unit: unit for unit in a.units}
     parent: dict[str, str] = {}
 
     def root(x: str) -> str:
@@ -191,6 +211,12 @@ def _units(a: RunFolder, b: RunFolder) -> dict[str, str]:
                 first, second = sorted((root(cases[0]), root(case)))
                 parent[second] = first
     return {case: root(case) for case in list(parent)}
+
+
+def check_paired(a: RunFolder, b: RunFolder) -> None:
+    """Raises BadRun where the runs did not ask the same questions of the same unedited model."""
+    _check_cases(a, b)
+    _check_before(a, b)
 
 
 def _check_cases(a: RunFolder, b: RunFolder) -> None:

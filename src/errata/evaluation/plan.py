@@ -39,6 +39,7 @@ from errata.core.types import (
 )
 from errata.evaluation import cache
 from errata.evaluation.answers import PromptRequest, ask_all, too_long, unedited
+from errata.evaluation.other_scopes import in_other_scopes
 from errata.io.images import hashed, split_uri
 
 VERSION = 1
@@ -71,6 +72,7 @@ class Plan:
     dropped: tuple[Skip, ...]
     base_accuracy: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
+    over: str = "lanes"
 
 
 def protocol_of(text: str) -> Protocol:
@@ -102,7 +104,8 @@ def select(
     if draws:
         _check_draws(backbone, spec, loaded.cases)
     panel = tuple(benchmark.panel(spec, root=root))
-    order = random.Random(f"{seed}|{spec}").sample(range(len(loaded.cases)), len(loaded.cases))
+    drawn_as = benchmark.drawn_as(spec)
+    order = random.Random(f"{seed}|{drawn_as}").sample(range(len(loaded.cases)), len(loaded.cases))
     candidates = [loaded.cases[i] for i in order]
     data = digest([to_json(c) for c in loaded.cases])
     key = digest(
@@ -394,15 +397,17 @@ def make_plan(
         if c.id not in used
     )
     cases = tuple(c for c in selection.cases if c.id in used)
+    lone = len([lane for unit in units for lane in unit.lanes]) == 1
     return Plan(
         benchmark=str(spec),
         protocol=protocol.spec,
         cases=cases,
         panel=selection.panel,
         units=units,
-        dropped=(*selection.dropped, *left),
+        dropped=(*selection.dropped, *left, *in_other_scopes(units)),
         base_accuracy=_base(cases, selection),
         data=selection.data,
+        over="cases" if lone and protocol.cases_of_one_lane else "lanes",
     )
 
 
@@ -455,6 +460,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "dropped": [to_json(s) for s in plan.dropped],
         "base_accuracy": plan.base_accuracy,
         "data": plan.data,
+        **({"over": plan.over} if plan.over != "lanes" else {}),
     }
 
 

@@ -59,6 +59,7 @@ from errata.core.types import (
     to_json,
 )
 from errata.evaluation.limits import is_raised, raise_limit, same_answers
+from errata.evaluation.other_scopes import unscored_probes
 
 PANEL = "panel"
 NOT_JUDGED = "not judged yet"
@@ -362,7 +363,10 @@ class CaseAnswers:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run as `read_run` returns it. `lanes` maps a lane's id to its case ids, in order."""
+    """A run as `read_run` returns it. `lanes` maps a lane's id to its case ids, in order.
+
+    unscored: the questions that were asked and are not scored, as `<case>/<probe>`.
+    """
 
     path: Path
     manifest: Mapping[str, Any]
@@ -372,6 +376,19 @@ class RunFolder:
     lanes: Mapping[str, tuple[str, ...]]
     before: Mapping[tuple[str, str], Answer]
     answers: Mapping[tuple[str, str, str], Answer]
+    unscored: frozenset[str] = frozenset()
+
+    @property
+    def over(self) -> str:
+        """What intervals are over: `lanes`, or the `cases` of the only lane."""
+        return str(self.plan.get("over") or "lanes")
+
+    @property
+    def units(self) -> list[str]:
+        """The independent units of intervals."""
+        if self.over == "lanes":
+            return list(self.lanes)
+        return [*self.cases, *(f"{PANEL}/{lane}" for lane in self.lanes)]
 
     def asked(self, tag: str = "") -> list[CaseAnswers]:
         """Every planned case with its answers of `tag`, then each lane's panel.
@@ -421,7 +438,10 @@ class RunFolder:
         """(case, lane, position, probes, case of the before-answers), panels last."""
         for lane, ids in self.lanes.items():
             for position, case in enumerate(ids):
-                yield case, lane, position, self.cases[case].probes, case
+                probes = self.cases[case].probes
+                if self.unscored:
+                    probes = tuple(p for p in probes if f"{case}/{p.id}" not in self.unscored)
+                yield case, lane, position, probes, case
         for lane in self.lanes if self.panel else ():
             yield f"{PANEL}/{lane}", lane, 0, self.panel, PANEL
 
@@ -456,6 +476,7 @@ def read_run(path: Path) -> RunFolder:
         lanes=lanes,
         before={(case, probe): a for (case, probe, _), a in before.items()},
         answers=answers,
+        unscored=unscored_probes(cases, planned.dropped),
     )
 
 

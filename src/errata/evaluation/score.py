@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from errata.core.files import FilePath, read_as
 from errata.core.formats.run_files import SCHEMA, StoredScores, judge_of, write_scores
 from errata.core.kinds import KINDS, MEANS
 from errata.core.types import path_of, to_json
-from errata.evaluation.bootstrap import (
-    DIGITS,
-    RESAMPLES,
-    SEED,
-    WHERE_ALL_AGREE,
-    Bootstrap,
-    Estimate,
-)
+from errata.evaluation.other_scopes import by_kind
 from errata.evaluation.run_folder import CaseAnswers, RunFolder, read_run
 from errata.evaluation.score_table import (
     TAGS,
@@ -26,13 +19,20 @@ from errata.evaluation.score_table import (
     Column,
     Groups,
     ScoreTable,
-    by_lane,
+    by_unit,
     load_metrics,
     mean_scorers,
     probe_kinds,
     read_score_table,
     select,
     unscored_reason,
+)
+from errata.evaluation.statistics.intervals import (
+    DIGITS,
+    METHOD,
+    WHERE_ALL_AGREE,
+    Estimate,
+    Intervals,
 )
 
 
@@ -41,18 +41,19 @@ def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, 
 
     `metrics` are computed besides the default ones. `metrics` in the result maps
     `<kind>[/<group>].<scorer>[@<tag>]` to {value, n, units, unscored, ci95, base}: n and unscored
-    count cases (for `retention`, lanes), `units` the independent lanes that ci95 is resampled over;
+    count cases (for `retention`, lanes), `units` the independent lanes that ci95 is over;
     base is the unedited model's accuracy on the same references. `by_part` has the same for the
     cases of each part, `macro` the mean over the parts with equal weight; in `metrics` every case
-    has equal weight. `kinds` describes the kinds of probes that errata does not have, if any.
-    Raises BadRun, UnknownName.
+    has equal weight. `in_other_scope` counts questions that are not scored because another edit of
+    their sequence changes their answer. `kinds` describes the kinds of probes that errata does not
+    have, if any. Raises BadRun, UnknownName.
     """
     run = path_of(run, "a run")
     folder = read_run(run)
     scorers = load_metrics(metrics, folder)
     table = read_score_table(folder, scorers)
     with_means = mean_scorers(scorers)
-    boot = Bootstrap(list(folder.lanes))
+    intervals = Intervals(folder.units, folder.over)
     origins = sorted({case.origin for case in folder.cases.values()})
     after = folder.asked()
     parts = _parts(folder)
@@ -61,16 +62,16 @@ def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, 
         "cases": sum(map(len, folder.lanes.values())),
         "units": len(folder.lanes),
         "scorers": {m.name: m.version for m in scorers},
-        "bootstrap": {
-            "resamples": RESAMPLES,
-            "seed": SEED,
-            "over": "lanes",
+        "intervals": {
+            "method": METHOD,
+            "over": folder.over,
             "level": 0.95,
             "where_all_agree": WHERE_ALL_AGREE,
         },
-        "metrics": summarise(table, boot, with_means),
+        "metrics": summarise(table, intervals, with_means),
         "by_origin": {
-            origin: summarise(select(table, _from(origin)), boot, with_means) for origin in origins
+            origin: summarise(select(table, _from(origin)), intervals, with_means)
+            for origin in origins
         },
         "by_position": by_position(table, folder),
         "capped": _capped(after),
@@ -85,12 +86,16 @@ def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, 
             for name, values in parts.items()
         }
         data["by_part"] = {
-            name: {value: summarise(part, boot, with_means) for value, part in by_value.items()}
+            name: {
+                value: summarise(part, intervals, with_means) for value, part in by_value.items()
+            }
             for name, by_value in tables.items()
         }
         data["macro"] = {
-            name: macro(list(by_value.values()), boot) for name, by_value in tables.items()
+            name: macro(list(by_value.values()), intervals) for name, by_value in tables.items()
         }
+    if folder.unscored:
+        data["in_other_scope"] = by_kind(folder.cases, folder.unscored)
     if judge := judge_of(run):
         data["judge"] = judge
     write_scores(run, data)
@@ -105,26 +110,42 @@ def rescore(run: Path) -> dict[str, Any]:
 
 
 def summarise(
-    table: ScoreTable, boot: Bootstrap, with_means: Sequence[str] = ()
+    table: ScoreTable, intervals: Intervals, with_means: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """One entry per column and group, per column, and per mean over kinds.
 
     with_means: the scorers that have means over kinds.
     """
     out: dict[str, dict[str, Any]] = {}
+    for key, share in shares(table, with_means).items():
+        entry = _entry(share.groups, share.weights, intervals)
+        out[key] = entry if share.has_base else {**entry, "base": None}
+    return out
+
+
+class Share(NamedTuple):
+    """What one entry is the mean of: groups of cases, and the weight of each."""
+
+    groups: Sequence[Mapping[str, CaseScore]]
+    weights: Sequence[float]
+    has_base: bool = True
+
+
+def shares(table: ScoreTable, with_means: Sequence[str] = ()) -> dict[str, Share]:
+    """The entries of `summarise`, before anything is averaged."""
+    out: dict[str, Share] = {}
     for column, groups in table.items():
         for group, cases in groups.items():
             if group:
-                out[column.key(group)] = _entry([cases], [1.0], boot)
-        out[column.key()] = _entry(list(groups.values()), [1.0] * len(groups), boot)
+                out[column.key(group)] = Share([cases], [1.0])
+        out[column.key()] = Share(list(groups.values()), [1.0] * len(groups))
     for scorer in with_means:
         for tag in TAGS:
             for mean in MEANS.values():
                 kinds = [table.get(Column(kind, scorer, tag)) for kind in mean.kinds]
                 if all(kinds):
-                    out[Column(mean.name, scorer, tag).key()] = _mean_of_kinds(
-                        [groups for groups in kinds if groups], boot
-                    )
+                    key = Column(mean.name, scorer, tag).key()
+                    out[key] = _of_kinds([groups for groups in kinds if groups])
     return out
 
 
@@ -137,7 +158,7 @@ def _parts(run: RunFolder) -> dict[str, dict[str, set[str]]]:
     return {name: dict(sorted(values.items())) for name, values in sorted(parts.items())}
 
 
-def macro(parts: Sequence[ScoreTable], boot: Bootstrap) -> dict[str, dict[str, Any]]:
+def macro(parts: Sequence[ScoreTable], intervals: Intervals) -> dict[str, dict[str, Any]]:
     """Every entry as the mean over `parts`, whatever their sizes."""
     out: dict[str, dict[str, Any]] = {}
     for column in dict.fromkeys(c for part in parts for c in part):
@@ -145,21 +166,27 @@ def macro(parts: Sequence[ScoreTable], boot: Bootstrap) -> dict[str, dict[str, A
         for group in dict.fromkeys(g for groups in held for g in groups):
             cases = [groups[group] for groups in held if group in groups]
             if group:
-                out[column.key(group)] = _entry(cases, [1.0] * len(cases), boot)
-        out[column.key()] = _mean_of_kinds(held, boot)
+                out[column.key(group)] = _entry(cases, [1.0] * len(cases), intervals)
+        out[column.key()] = _mean_of_kinds(held, intervals)
     return out
 
 
-def _mean_of_kinds(kinds: Sequence[Groups], boot: Bootstrap) -> dict[str, Any]:
+def _of_kinds(kinds: Sequence[Groups]) -> Share:
     cases = [cases for groups in kinds for cases in groups.values()]
-    weights = [1 / len(groups) for groups in kinds for _ in groups]
-    return {**_entry(cases, weights, boot), "base": None}
+    return Share(cases, [1 / len(groups) for groups in kinds for _ in groups], has_base=False)
+
+
+def _mean_of_kinds(kinds: Sequence[Groups], intervals: Intervals) -> dict[str, Any]:
+    share = _of_kinds(kinds)
+    return {**_entry(share.groups, share.weights, intervals), "base": None}
 
 
 def _entry(
-    groups: Sequence[Mapping[str, CaseScore]], weights: Sequence[float], boot: Bootstrap
+    groups: Sequence[Mapping[str, CaseScore]], weights: Sequence[float], intervals: Intervals
 ) -> dict[str, Any]:
-    estimate = boot.mean([by_lane(cases) for cases in groups], weights, within=(0.0, 1.0))
+    estimate = intervals.mean(
+        [by_unit(cases, intervals.over) for cases in groups], weights, within=(0.0, 1.0)
+    )
     every = {case for cases in groups for case in cases}
     scored = {name for cases in groups for name, c in cases.items() if c.score is not None}
     return {

@@ -1,4 +1,4 @@
-"""The score of every case of a run in every column: what is averaged, resampled and paired."""
+"""The score of every case of a run in every column: what is averaged and paired."""
 
 from __future__ import annotations
 
@@ -138,10 +138,12 @@ def select(table: ScoreTable, keep: Callable[[CaseAnswers], bool]) -> ScoreTable
     return out
 
 
-def by_lane(cases: Mapping[str, CaseScore]) -> dict[str, list[float]]:
-    """Lane -> the scores of its cases."""
-    lanes: dict[str, list[float]] = {}
+def by_unit(cases: Mapping[str, CaseScore], over: str = "lanes") -> dict[str, list[float]]:
+    """Independent unit -> the scores of its cases. over: as in `RunFolder`."""
+    units: dict[str, list[float]] = {}
     for case in cases.values():
         if (score := case.score) is not None:
-            lanes.setdefault(case.answers.lane, []).append(score)
-    return lanes
+            answers = case.answers
+            unit = answers.lane if over == "lanes" else answers.case
+            units.setdefault(unit, []).append(score)
+    return units

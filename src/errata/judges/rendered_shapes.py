@@ -4,7 +4,8 @@ No training. Ground and badge are compared with their colours; the colour of the
 its pixels; shape and size are the best of a few thousand silhouettes; the pattern is the best fit
 to the white pixels inside that silhouette. An attribute without a good fit is not read ("").
 
-Verdicts carry the judge's former name, `microworld`.
+Verdicts carry the judge's former name, `microworld`. Since version 2 they hold all attributes that
+were read, which the metric `rest` compares.
 
 Shapes: S side of a picture, W side of the window in which silhouettes are compared, K silhouettes.
 """
@@ -44,7 +45,7 @@ class RenderedShapes(Judge):
 
     name: ClassVar[str] = "rendered_shapes"
     verdict_name: ClassVar[str] = "microworld"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
 
     def judge(self, pictures: Sequence[tuple[Path, JudgeQuestion]]) -> list[Verdict]:
         return [self._verdict(path, view) for path, view in pictures]
@@ -61,10 +62,14 @@ class RenderedShapes(Judge):
         if picture.shape != (render.SIDE, render.SIDE, 3):
             note = f"the picture is {picture.shape[1]} x {picture.shape[0]}, not {render.SIDE} wide"
             return Verdict(self.identity, note=note)
-        answer = read(picture)[view.category]
+        values = read(picture)
+        shown = tuple((a, v) for a, v in values.items() if v and a != view.category)
+        answer = values[view.category]
         if not answer:
-            return Verdict(self.identity, note=f"no {view.category} can be read")
-        return Verdict(self.identity, answer=answer, meets=same_answer(answer, view.target))
+            note = f"no {view.category} can be read"
+            return Verdict(self.identity, note=note, shown=shown)
+        meets = same_answer(answer, view.target)
+        return Verdict(self.identity, answer=answer, meets=meets, shown=shown)
 
 
 def read(picture: NDArray[np.uint8]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 from errata.core.errors import BadSpec
 from errata.core.measure.protocol import Ask, Lane, LaneStep, Step, Unit
@@ -32,11 +32,20 @@ def no_argument(name: str, argument: str) -> None:
 
 
 def edited_things(case: Case) -> frozenset[str]:
-    """What a case edits: its images (by hash, else address), or without an image its subject."""
+    """What a case edits: its images (by hash, else address), or without an image its subject.
+
+    And the facts that it states, where its benchmark declares them: two edits of one fact
+    contradict each other. Subjects are not counted then: one thing has many facts.
+    """
     images = frozenset(image.sha256 or image.uri for image in case.edit.prompt.images)
-    if images or not case.edit.subject:
-        return images
+    if images or case.states or not case.edit.subject:
+        return images | {f"fact {fact}" for fact in case.states}
     return frozenset({f"subject {case.edit.subject.casefold()}"})
+
+
+def _group(case: Case) -> frozenset[str]:
+    """Cases that share this never stand in one window."""
+    return frozenset({f"fact {case.states[0]}"}) if case.states else edited_things(case)
 
 
 def most_windows(cases: Sequence[Case], size: int) -> int:
@@ -44,7 +53,7 @@ def most_windows(cases: Sequence[Case], size: int) -> int:
     counts: dict[frozenset[str], int] = {}
     free = 0
     for case in cases:
-        things = edited_things(case)
+        things = _group(case)
         if things:
             counts[things] = counts.get(things, 0) + 1
         else:
@@ -63,7 +72,7 @@ def deal(cases: Sequence[Case], windows: Sequence[Window], size: int, rng: rando
     """
     groups: dict[frozenset[str], list[Case]] = {}
     for case in rng.sample(list(cases), len(cases)):
-        groups.setdefault(edited_things(case) or frozenset({f"case {case.id}"}), []).append(case)
+        groups.setdefault(_group(case) or frozenset({f"case {case.id}"}), []).append(case)
     loads = [0] * len(windows)
     used: list[set[str]] = [{t for c in w for t in edited_things(c)} for w in windows]
     for case in (c for group in groups.values() for c in group):
@@ -78,10 +87,34 @@ def deal(cases: Sequence[Case], windows: Sequence[Window], size: int, rng: rando
 
 def windows_of(cases: Sequence[Case], size: int, seed: int, spec: str) -> list[Window]:
     """Complete windows of `size` cases, in seeded random order. Raises BadSpec if there is none."""
-    rng = random.Random(seed)
-    windows: list[Window] = [[] for _ in range(most_windows(cases, size))]
-    deal(cases, windows, size, rng)
+
+    def dealt(count: int) -> tuple[list[Window], random.Random]:
+        rng = random.Random(seed)
+        windows: list[Window] = [[] for _ in range(count)]
+        deal(cases, windows, size, rng)
+        return windows, rng
+
+    windows, rng = most_full(most_windows(cases, size), size, dealt)
     return complete(windows, size, rng, spec, f"{len(cases)} cases are planned")
+
+
+def most_full(
+    count: int, size: int, dealt: Callable[[int], tuple[list[Window], random.Random]]
+) -> tuple[list[Window], random.Random]:
+    """The deal into at most `count` windows that fills the most of them.
+
+    The bound of `most_windows` is reached where cases share one thing at most; where an edit
+    states several facts, fewer windows may be filled, and more of them if fewer are begun.
+    """
+    best, filled = dealt(count), -1
+    for fewer in range(count, 0, -1):
+        if fewer <= filled:
+            break
+        windows, rng = dealt(fewer)
+        full = sum(len(w) == size for w in windows)
+        if full > filled:
+            best, filled = (windows, rng), full
+    return best
 
 
 def complete(

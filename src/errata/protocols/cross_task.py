@@ -15,6 +15,7 @@ from errata.protocols._windows import (
     Window,
     complete,
     deal,
+    most_full,
     most_windows,
     number,
     sequential_steps,
@@ -33,13 +34,18 @@ class CrossTask(Protocol):
         self.size = size_argument(self.name, argument, 10, even=True)
 
     def plan(self, cases: Sequence[Case], *, rows: int, seed: int) -> tuple[Unit, ...]:
-        rng = random.Random(seed)
         half = self.size // 2
         by_task = {task: [c for c in cases if c.task == task] for task in TASKS}
-        count = min(most_windows(of_task, half) for of_task in by_task.values())
-        windows: list[Window] = [[] for _ in range(count)]
-        for of_task in by_task.values():
-            deal(of_task, windows, half, rng)
+
+        def dealt(count: int) -> tuple[list[Window], random.Random]:
+            rng = random.Random(seed)
+            windows: list[Window] = [[] for _ in range(count)]
+            for of_task in by_task.values():
+                deal(of_task, windows, half, rng)
+            return windows, rng
+
+        most = min(most_windows(of_task, half) for of_task in by_task.values())
+        windows, rng = most_full(most, self.size, dealt)
         have = "there are " + " and ".join(f"{len(by_task[t])} of task {t}" for t in TASKS)
         return number(complete(windows, self.size, rng, self.spec, have), rows)
 

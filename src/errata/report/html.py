@@ -20,6 +20,7 @@ from errata.report.gallery import cards
 from errata.report.image_tables import CONTROLS, studies
 from errata.report.results import Setting, read_settings, scorers_of
 from errata.report.tables import UNEDITED, group_view, main_view, origins, percent
+from errata.report.trained_on import trained_on
 
 GALLERY = 48
 
@@ -141,7 +142,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters.update(percent=percent, seconds=charts.seconds, dumps=dumps)
+    env.filters.update(percent=percent, seconds=charts.seconds, dumps=dumps, trained_on=trained_on)
     env.globals.update(
         main_view=main_view,
         group_view=group_view,

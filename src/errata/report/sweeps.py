@@ -259,7 +259,7 @@ def _sweep_figure(
         f"{axis}: {', '.join(dict.fromkeys(run.result.editor for run in runs))}",
         panels,
         3,
-        f"{_caption(setting, scorer)}. Percentages with 95 % bootstrap intervals of each run "
+        f"{_caption(setting, scorer)}. Percentages with 95 % intervals of each run "
         "alone; n: scored cases.",
     )
 

@@ -237,7 +237,7 @@ def left_out(setting: Setting) -> list[str]:
 
 
 INTERVALS = (
-    "95 % intervals: a bootstrap over independent units (edits made one after another are one "
+    "95 % intervals: Student's t over independent units (edits made one after another are one "
     "unit). Where all units agree it is the bound of Clopper and Pearson."
 )
 UNEDITED = "how often the model already gave the reference answer before any edit"

@@ -17,8 +17,8 @@ def test_a_renamed_plugin_is_found_by_its_former_name() -> None:
 
 def test_verdicts_of_the_renamed_judge_keep_its_former_name() -> None:
     """Verdicts of older runs and of new ones count in one score."""
-    assert registry.load("judges", "rendered_shapes")().identity == "microworld@1"
-    assert registry.load("judges", "microworld")().identity == "microworld@1"
+    assert registry.load("judges", "rendered_shapes")().identity == "microworld@2"
+    assert registry.load("judges", "microworld")().identity == "microworld@2"
 
 
 def test_a_former_name_is_one_of_its_own_kind() -> None:

@@ -33,6 +33,7 @@ from errata.core.errors import BadRun, UnknownName
 from errata.core.files import append_lines, write_json
 from errata.core.types import Answer
 from errata.evaluation.score import score_run
+from errata.evaluation.statistics.intervals import student
 
 MakeRun = Callable[..., Path]
 
@@ -45,14 +46,18 @@ def test_values_by_hand(tmp_path: Path, make_run: MakeRun) -> None:
     def entry(key: str) -> tuple[Any, ...]:
         return tuple(m[key][k] for k in ("value", "n", "units", "unscored", "ci95", "base"))
 
+    def t(value: float, error: float) -> list[float]:
+        """Two lanes with this mean, which differ by twice the error."""
+        return list(student(value, error, 1, (0.0, 1.0)) or ())
+
     # two lanes that agree: 0.025 = (1 - p)^2 is the share of lanes that may differ
     least = 0.025**0.5
     half, full = (0.5 * least, 1 - 0.5 * least), (least, 1.0)
     assert entry("reliability.exact") == (0.5, 4, 2, 0, [round(x, 6) for x in half], 0.25)
-    assert entry("near_locality/near1.exact") == (0.625, 4, 2, 0, [0.5, 0.75], 1.0)
-    assert entry("near_locality/near2.exact") == (0.5, 2, 2, 0, [0.0, 1.0], 1.0)
-    assert entry("near_locality.exact") == (0.5625, 4, 2, 0, [0.25, 0.875], 1.0)
-    assert entry("retention.exact") == (0.75, 2, 2, 0, [0.5, 1.0], 1.0)
+    assert entry("near_locality/near1.exact") == (0.625, 4, 2, 0, t(0.625, 0.125), 1.0)
+    assert entry("near_locality/near2.exact") == (0.5, 2, 2, 0, t(0.5, 0.5), 1.0)
+    assert entry("near_locality.exact") == (0.5625, 4, 2, 0, t(0.5625, 0.3125), 1.0)
+    assert entry("retention.exact") == (0.75, 2, 2, 0, t(0.75, 0.25), 1.0)
     assert entry("reliability.exact@own") == (1.0, 4, 2, 0, [round(x, 6) for x in full], 0.25)
     # no answer was teacher-forced: everything is unscored, nothing is zero
     assert entry("reliability.token") == (None, 0, 0, 4, None, None)

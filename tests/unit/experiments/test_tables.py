@@ -77,6 +77,29 @@ def test_fill_writes_the_rows_of_runs_and_keeps_the_others(
     assert page.read_text().splitlines()[8] == "| four | not run | – |  |"
 
 
+def test_a_row_of_training_seeds(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [tmp_path / "runs" / f"one-vqa-s{i}" for i in range(3)]
+    for run in runs:
+        _run(run, "one", 0.5)
+    asked: list[list[str]] = []
+
+    def combined(of: list[Path]) -> dict[str, object]:
+        asked.append([run.name for run in of])
+        entry = {"value": 0.6, "ci95": [0.4, 0.8], "n": 20, "units": 20}
+        return {"metrics": {"reliability.exact": entry}}
+
+    monkeypatch.setattr(tables, "combine_runs", combined)
+    row = Path("+".join(str(run) for run in runs))
+    _, cells = tables.score_table([row], "exact", ["reliability"], "editor")
+    assert asked == [["one-vqa-s0", "one-vqa-s1", "one-vqa-s2"]]
+    assert cells["editor"] == "one (seeds)"
+    assert (cells["reliability"], cells["reliability_low"]) == ("60.0", "40.0")
+    assert cells["s/edit"] == "0.150"
+
+
 def test_a_difference_is_bold_where_its_interval_excludes_zero(tables: ModuleType) -> None:
     entry = {"difference": "b − a"}
     apart = entry | tables.percent("x", 0.01, (0.002, 0.02), "+.1f")

@@ -95,3 +95,12 @@ def test_verdicts(tmp_path: Path) -> None:
     ):
         assert said[name].meets is None and said[name].answer == ""
         assert note in said[name].note
+
+
+def test_a_verdict_holds_what_else_is_read(tmp_path: Path) -> None:
+    thing = OBJECTS[0]
+    Pillow.fromarray(render(scene_of(thing, "", 3))).save(tmp_path / "a.png")
+    view = JudgeQuestion("?", "!", thing.colour, "", "colour")
+    (verdict,) = RenderedShapes().judge([(tmp_path / "a.png", view)])
+    assert verdict.answer == thing.colour and verdict.meets
+    assert dict(verdict.shown) == {a: getattr(thing, a) for a in ATTRIBUTES if a != "colour"}

@@ -194,3 +194,19 @@ def test_no_reading_is_not_the_same_as_a_wrong_one() -> None:
     after = Answer("c", "p", images=("a",), verdicts=(Verdict("j", "", False),))
     found = scores("judge", after, "i_locality", before=before)
     assert found["i_locality/stage1.judge"] == 0.0
+
+
+def _read(**shown: str) -> Verdict:
+    return Verdict("j", "red", True, shown=tuple(shown.items()))
+
+
+def test_the_rest_of_a_picture() -> None:
+    before = Answer("c", "p", verdicts=(_read(shape="star", size="big"), _read(shape="disc")))
+    after = Answer("c", "p", verdicts=(_read(shape="star", size="tiny"), _read(shape="disc")))
+    assert scores("rest", after, "vqa", before=before) == {"vqa/stage1.rest": 0.75}
+    # what is read in one picture only says nothing; without anything in common: unscored
+    partly = Answer("c", "p", verdicts=(_read(shape="star"), _read(pattern="plain")))
+    assert scores("rest", partly, "vqa", before=before) == {"vqa/stage1.rest": 1.0}
+    silent = Answer("c", "p", verdicts=(Verdict("j", "red", True),))
+    assert scores("rest", silent, "vqa", before=before) == {"vqa/stage1.rest": None}
+    assert scores("rest", after, "i_locality", before=before) == {}

@@ -15,13 +15,13 @@ from errata.core.types import Answer, Case, Edit, Image, Probe, Prompt
 PANEL = tuple(Probe(f"p{i}", Prompt.of(f"panel {i}"), "retention") for i in range(2))
 
 
-def case(i: int, image: str | None = None, task: str = "vqa") -> Case:
+def case(i: int, image: str | None = None, task: str = "vqa", states: tuple[str, ...] = ()) -> Case:
     prompt = Prompt.of(f"question {i}", Image(image or f"file{i}.png"))
     probes = (
         Probe("rel", prompt, "reliability", reference="new"),
         Probe("loc", Prompt.of(f"far {i}"), "t_locality", reference="gold"),
     )
-    return Case(f"c{i}", Edit(prompt, "new", id=f"e{i}"), probes, task=task)
+    return Case(f"c{i}", Edit(prompt, "new", id=f"e{i}"), probes, task=task, states=states)
 
 
 def protocol(name: str, argument: str = "") -> Protocol:
@@ -54,11 +54,11 @@ def ids(asks: tuple[Ask, ...]) -> list[tuple[str, str, str]]:
 
 
 def test_names_and_defaults() -> None:
-    known = ["batch", "cross_task", "direct", "one_step", "reasoning", "sequential"]
+    known = ["batch", "cross_task", "direct", "memory", "one_step", "reasoning", "sequential"]
     assert registry.names("protocols") == known
     specs = [protocol(n).spec for n in registry.names("protocols")]
     assert specs == [
-        *("batch:16", "cross_task:10", "direct:50x10", "one_step"),
+        *("batch:16", "cross_task:10", "direct:50x10", "memory:100x50", "one_step"),
         *("reasoning:prepend:50x10", "sequential:10"),
     ]
     assert protocol("sequential", "020").spec == "sequential:20"
@@ -76,6 +76,9 @@ def test_names_and_defaults() -> None:
         ("sequential", " 5"),
         ("cross_task", "5"),
         ("cross_task", "0"),
+        ("memory", "9"),
+        ("memory", "1001"),
+        ("memory", "20x0"),
     ],
 )
 def test_bad_arguments(name: str, argument: str) -> None:
@@ -213,3 +216,47 @@ def test_no_torch() -> None:
         "assert not {'torch', 'transformers', 'diffusers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_memory_holds_all_edits_before_any_question() -> None:
+    p = protocol("memory", "10x4")
+    units = p.plan([case(i) for i in range(25)], rows=16, seed=0)
+    assert [[len(lane.cases) for lane in u.lanes] for u in units] == [[10], [10]]
+    steps = drive(p, units[0])
+    assert [s.on for s in steps] == ["clean", "previous", "previous"]
+    assert [len(s.lanes[0].edits) for s in steps] == [4, 4, 2]
+    assert [e.id for s in steps for e in s.lanes[0].edits] == [
+        c.edit.id for c in units[0].lanes[0].cases
+    ]
+    assert [bool(s.lanes[0].asks) for s in steps] == [False, False, True]
+    wanted = [(c.id, q, "") for c in units[0].lanes[0].cases for q in ("rel", "loc")]
+    assert ids(steps[-1].lanes[0].asks) == [
+        *wanted,
+        *(("panel/l0000", f"p{i}", "") for i in (0, 1)),
+    ]
+    assert p.spec == "memory:10x4" and protocol("memory", "30").spec == "memory:30x30"
+
+
+@pytest.mark.parametrize(("name", "argument"), [("sequential", "10"), ("memory", "10")])
+def test_edits_that_contradict_each_other_share_no_sequence(name: str, argument: str) -> None:
+    """24 cases about 12 facts, two pictures each; two state a fact of another one too."""
+    cases = [case(i, states=(f"thing{i % 12}/colour",)) for i in range(24)]
+    cases[0] = case(0, states=("thing0/caption", "thing5/colour"))
+    units = protocol(name, argument).plan(cases, rows=4, seed=0)
+    lanes = [lane for u in units for lane in u.lanes]
+    assert len(lanes) == 2
+    for lane in lanes:
+        facts = [fact for c in lane.cases for fact in c.states]
+        assert len(facts) == len(set(facts))
+
+
+def test_one_thing_may_have_several_facts_edited() -> None:
+    cases = [
+        Case(f"c{i}", Edit(Prompt.of(f"q{i}"), "new", "Ada"), case(i).probes, states=(f"Ada/{i}",))
+        for i in range(10)
+    ]
+    (unit,) = protocol("memory", "10").plan(cases, rows=4, seed=0)
+    assert len(unit.lanes[0].cases) == 10
+    plain = [Case(c.id, c.edit, c.probes) for c in cases]
+    with pytest.raises(BadSpec, match="subjects"):
+        protocol("memory", "10").plan(plain, rows=4, seed=0)

@@ -417,7 +417,7 @@ def test_an_old_interval_without_width_is_no_interval(make_run: MakeRun) -> None
     assert (cell.value, cell.low, cell.high, cell.interval) == (1.0, None, None, "")
 
 
-@pytest.mark.parametrize("name", ["bootstrap", "capped", "unscored_because", "scorers"])
+@pytest.mark.parametrize("name", ["capped", "unscored_because", "scorers"])
 @pytest.mark.parametrize("value", [None, "x"])
 def test_scores_that_the_report_cannot_show_are_refused(
     runs: list[Path], tmp_path: Path, name: str, value: str | None

@@ -11,7 +11,7 @@ from errata.analyses.drift.conditions import COMPARED, DriftRecords
 from errata.analyses.drift.distances import ALL, OTHER, SUBJECT, FourWay, Place, StageShift
 from errata.analyses.drift.trace import PICTURE
 from errata.core.figure import Bar, Bars, Figure, Heat, Line, Lines, Panel, Table, Tone, ceiling
-from errata.evaluation.bootstrap import Estimate
+from errata.evaluation.statistics.intervals import Estimate
 
 #: drawing -> what it is
 DRAWINGS = {
@@ -92,7 +92,7 @@ class DriftSummary(Summary):
         is_right = {c: sum(v) / len(v) >= 0.5 for c, v in self.successes("edit").items() if v}
         right = {c: [v] for c, v in values.items() if is_right.get(c) is True}
         wrong = {c: [v] for c, v in values.items() if is_right.get(c) is False}
-        return self.bootstrap.auc(right, wrong), len(right), len(wrong)
+        return self.intervals.auc(right, wrong), len(right), len(wrong)
 
     @property
     def twin(self) -> float:

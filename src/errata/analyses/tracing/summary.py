@@ -41,7 +41,7 @@ class TracingSummary(Summary):
                     continue
                 peak = self.peak(rows, self.layers)
                 mean = self.at(rows, self.layers.index(peak["block"]))
-                ends = [self.layers[i] for i in self.bootstrap.peak_range(rows)]
+                ends = [self.layers[i] for i in self.intervals.peak_range(rows)]
                 out.setdefault(kind, {})[group] = {
                     **peak, "range": ends, "effect": mean.value, "low": mean.low,
                     "high": mean.high, "n": len(rows),

@@ -98,9 +98,11 @@ Entries = dict[str, StoredScore]
 
 
 @dataclass(frozen=True)
-class StoredBootstrap:
-    resamples: int
+class StoredIntervals:
+    """How the intervals were made. Files of older versions have `bootstrap` instead."""
+
     over: str
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,9 @@ class StoredScores:
     units: int
     metrics: Entries
     scorers: dict[str, str]
-    bootstrap: StoredBootstrap
     capped: dict[str, int]
     unscored_because: dict[str, int]
+    intervals: StoredIntervals | None = None
     by_origin: dict[str, Entries] = field(default_factory=dict)
     by_position: dict[str, StoredCurve] = field(default_factory=dict)
     kinds: dict[str, ProbeKind] = field(default_factory=dict)

@@ -68,7 +68,8 @@ class BenchmarkSpec:
                         f"benchmark '{spec.name}' has no {what} '{value}'. "
                         f"It has: {', '.join(known)}."
                     )
-        return cls(spec.name, spec.tasks or benchmark.tasks, spec.split, spec.variant)
+        tasks = spec.tasks or benchmark.default_tasks or benchmark.tasks
+        return cls(spec.name, tasks, spec.split, spec.variant)
 
     @classmethod
     def _of_source(cls, benchmark: type[Benchmark], source: str, split: str) -> BenchmarkSpec:
@@ -108,6 +109,8 @@ class Benchmark(ABC):
     name: ClassVar[str]
     version: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]]
+    #: the tasks of a spec that names none, where that is not all of them
+    default_tasks: ClassVar[tuple[str, ...]] = ()
     splits: ClassVar[tuple[str, ...]] = ("train", "dev", "eval")
     variants: ClassVar[tuple[str, ...]] = ("published", "disjoint")
     #: what stands behind the colon where it is a file of the user and no task: FILE.jsonl
@@ -116,6 +119,13 @@ class Benchmark(ABC):
     @abstractmethod
     def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
         """All candidate cases of `spec`, in a fixed order. Raises BadData for missing files."""
+
+    def drawn_as(self, spec: BenchmarkSpec) -> str:
+        """The text that, with the seed, decides the order in which cases are planned.
+
+        A variant that gives an older version's cases names the spec that these had.
+        """
+        return str(spec)
 
     def panel(self, spec: BenchmarkSpec, *, root: Path | None = None) -> tuple[Probe, ...]:
         """A fixed panel of questions unrelated to any edit (kind `retention`); may be empty."""

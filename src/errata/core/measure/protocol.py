@@ -45,7 +45,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """An independent sequence of cases; intervals are bootstrapped over lanes."""
+    """An independent sequence of cases; intervals are over lanes."""
 
     id: str
     cases: tuple[Case, ...]
@@ -67,6 +67,8 @@ class Protocol(ABC):
     version: ClassVar[str] = "1"
     #: whether the protocol draws pictures; other protocols drop drawn probes
     draws: ClassVar[bool] = False
+    #: whether intervals are over the cases of a lane where there is only one lane
+    cases_of_one_lane: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, argument: str = "") -> None:

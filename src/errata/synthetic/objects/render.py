@@ -8,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from errata.synthetic.objects import world
 from errata.synthetic.objects.world import ObjectScene
 from errata.synthetic.primitives import coverage, distance, dots, stripes, to_bytes
 
@@ -73,5 +74,5 @@ def render(scene: ObjectScene) -> NDArray[np.uint8]:
         a = _accented(look.pattern, x, y, d)[..., None]
         body = body * (1 - a) + np.asarray(RGB[look.accent]) * a
     ground = np.asarray(RGB[scene.background]) + tint[1]
-    image = ground * (1 - inside) + body * inside + rng.normal(0, 3, (SIDE, SIDE, 3))
-    return to_bytes(image)
+    image = (ground * (1 - inside) + body * inside) * (scene.light / world.FULL_LIGHT)
+    return to_bytes(image + rng.normal(0, 3, (SIDE, SIDE, 3)))

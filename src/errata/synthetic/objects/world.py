@@ -59,6 +59,9 @@ VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )  # fmt: skip
 
+#: Brightness of a picture in per cent: the usual one, and the range.
+FULL_LIGHT, DIMMEST, BRIGHTEST = 100, 50, 150
+
 #: The facts of an entity, besides its name and its look.
 FACTS = ("home", "maker", "food", "material")
 SPLITS = ("train", "dev", "eval", "panel")
@@ -132,13 +135,17 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class ObjectScene:
-    """One picture: a look, size, position and background. seed: small shift, scale and noise."""
+    """One picture: a look, size, position and background. seed: small shift, scale and noise.
+
+    light: brightness in per cent; the model is trained on 100 only.
+    """
 
     look: Appearance
     size: str
     position: str
     background: str
     seed: int = 0
+    light: int = FULL_LIGHT
 
     def get(self, attribute: str) -> str:
         return str(getattr(self.look if attribute in IDENTITY else self, attribute))
@@ -146,7 +153,8 @@ class ObjectScene:
     def spec(self) -> str:
         """The canonical text of the scene, from which it can be rendered again."""
         parts = [f"{a}={self.get(a)}" for a in (*IDENTITY, *FREE)]
-        return ",".join([*parts, f"seed={self.seed}"])
+        lit = [] if self.light == FULL_LIGHT else [f"light={self.light}"]
+        return ",".join([*parts, f"seed={self.seed}", *lit])
 
     @classmethod
     def parse(cls, spec: str) -> ObjectScene:
@@ -154,7 +162,10 @@ class ObjectScene:
         pairs = [p.partition("=") for p in spec.split(",")]
         given = {k: v for k, _, v in pairs}
         keys = (*IDENTITY, *FREE, "seed")
-        ok = tuple(k for k, _, _ in pairs) == keys and given["seed"].isdecimal()
+        light = given.pop("light", str(FULL_LIGHT))
+        named = tuple(k for k, _, _ in pairs)
+        ok = named in (keys, (*keys, "light")) and given["seed"].isdecimal()
+        ok = ok and light.isdecimal() and DIMMEST <= int(light) <= BRIGHTEST
         ok = ok and all(
             given[a] in VALUES[a] or (a == "accent" and given[a] == NO_ACCENT) for a in keys[:-1]
         )
@@ -162,7 +173,7 @@ class ObjectScene:
         if ok:
             look = Appearance(given["shape"], given["colour"], given["pattern"], given["accent"])
             size, position, background = (given[a] for a in FREE)
-            scene = cls(look, size, position, background, int(given["seed"]))
+            scene = cls(look, size, position, background, int(given["seed"]), int(light))
             if scene.spec() == spec:
                 return scene
         wrong = "".join(
@@ -172,7 +183,8 @@ class ObjectScene:
         )
         raise BadImage(
             f"cannot read the scene '{spec}'. {wrong}Write {','.join(f'{k}=...' for k in keys)} "
-            "with the values of the world (accent=none exactly for pattern=plain), in this order."
+            "with the values of the world (accent=none exactly for pattern=plain), in this order. "
+            f"light={DIMMEST} to {BRIGHTEST} may stand behind it."
         )
 
     def varied(self, **changes: Any) -> ObjectScene:

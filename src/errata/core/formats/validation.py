@@ -1,0 +1,54 @@
+"""What was wrong with a value from a file, in one line of our words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from errata.core.errors import one_line
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+def why(error: ValueError) -> str:
+    """What was wrong with a value from a file, in one line of our words."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        return in_words(error)
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text in UTF-8"
+    return one_line(error)
+
+
+_WANTED = (
+    (("string",), "a text"),
+    (("int", "greater", "less"), "a whole number"),
+    (("float", "decimal", "finite"), "a number"),
+    (("bool",), "true or false"),
+    (("dict", "mapping", "model", "dataclass", "is_instance"), "an object"),
+    (("tuple", "list", "set", "iterable", "too_"), "a list of the right length"),
+)
+
+
+def in_words(error: ValidationError, what: str = "'{where}' is {there}, not {wanted}") -> str:
+    """The first thing that is wrong, in one line: where, what is there, what belongs there."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))[:80]
+    kind = str(first["type"])
+    if kind == "missing":
+        return f"'{where}' is missing"
+    if kind in ("value_error", "assertion_error"):  # one of our own checks
+        said = str((first.get("ctx") or {}).get("error") or first["msg"])
+        return f"'{where}': {said}" if where else said
+    if kind == "literal_error":
+        wanted = str((first.get("ctx") or {}).get("expected"))
+    else:
+        wanted = next((w for names, w in _WANTED if kind.startswith(names)), first["msg"].lower())
+    return what.format(where=where or "it", there=_there(first), wanted=wanted)
+
+
+def _there(error: Mapping[str, Any]) -> str:
+    text = repr(error["input"])
+    return text if len(text) <= 40 else f"{text[:40]}..."

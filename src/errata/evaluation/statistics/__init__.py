@@ -1,0 +1,1 @@
+"""Means with intervals, over independent units and over several runs."""
