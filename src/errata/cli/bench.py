@@ -70,12 +70,12 @@ def bench(
     Repeat the same command to resume a killed run; raise --limit to add cases to a run.
     """
     spec, order = check_names(benchmark, protocol, metric)
-    from errata.evaluation.distribute.shards import Shard
+    from errata.evaluation.distribute.shards import RunShard
     from errata.evaluation.run_folder import check_out
 
     check_out(out, editor=editor, benchmark=spec, protocol=order, seed=seed)
     if shard is not None:
-        Shard.parse(shard)
+        RunShard.parse(shard)
     if workers and ray is None:
         raise BadSpec("--workers counts the workers of --ray. Give --ray ADDRESS, or --ray local.")
     ed = options.make_editor(editor, preset, settings)

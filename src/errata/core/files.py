@@ -15,6 +15,7 @@ import platform
 import shutil
 import socket
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -277,6 +278,21 @@ def versions() -> dict[str, str]:
 def _version_of(package: str) -> str:
     """Cached: every patch is written with it, and reading metadata takes a millisecond."""
     return version(package)
+
+
+def git_commit() -> str:
+    """The git commit of this source tree; "" where there is none."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return result.stdout.strip()
 
 
 def json_bytes(data: Any) -> bytes:

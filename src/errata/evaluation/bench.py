@@ -29,7 +29,7 @@ from errata.core.state import State
 from errata.core.types import Answer, Case, brief, path_of, whole_number
 from errata.evaluation import judging, score
 from errata.evaluation.distribute.ray_workers import RayWorkers
-from errata.evaluation.distribute.shards import Shard
+from errata.evaluation.distribute.shards import RunShard
 from errata.evaluation.limits import earlier_limits
 from errata.evaluation.pictures import SEEDS, PictureStore
 from errata.evaluation.plan import make_plan, plan_json, protocol_of, select
@@ -123,7 +123,7 @@ def _bench(
             f"protocol '{order.name}' draws pictures into {out}, which workers of a cluster may "
             "not reach. Use --shard i/n and `errata merge` instead of --ray."
         )
-    part = Shard() if shard is None else Shard.parse(shard)
+    part = RunShard() if shard is None else RunShard.parse(shard)
     if shard is not None:
         settings["shard"] = str(part)
     writer = RunWriter(out)

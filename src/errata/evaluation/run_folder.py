@@ -21,7 +21,6 @@ that length is cut off, so that an interrupted run ends with the same bytes as a
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -37,6 +36,7 @@ from errata.core.files import (
     dumps,
     exists,
     from_plain,
+    git_commit,
     lines_of,
     read_bytes,
     read_lines,
@@ -201,7 +201,7 @@ class RunWriter:
             **settings,
             "command": command,
             "root": root,
-            "git": _commit(),
+            "git": git_commit(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         write_json(self.path / "manifest.json", manifest)
@@ -316,21 +316,6 @@ class RunWriter:
             },
         }
         write_json(self.path / "timing.json", timing)
-
-
-def _commit() -> str:
-    """The git commit of this source tree; "" where there is none."""
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return result.stdout.strip()
 
 
 # -- reading ------------------------------------------------------------------------------------

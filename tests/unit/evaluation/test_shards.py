@@ -14,7 +14,7 @@ from errata.cli import main
 from errata.core.errors import BadRun, BadSpec
 from errata.evaluation.bench import finish_run
 from errata.evaluation.distribute.merge import merge_shards
-from errata.evaluation.distribute.shards import Shard
+from errata.evaluation.distribute.shards import RunShard
 
 SAME = ("plan.json", "before.jsonl", "answers.jsonl", "scores.json")
 
@@ -39,16 +39,16 @@ def runs(tmp_path_factory):
 
 def test_every_unit_is_in_one_shard():
     units = list(range(11))
-    parts = [list(Shard(i, 4).of(units)) for i in range(1, 5)]
+    parts = [list(RunShard(i, 4).of(units)) for i in range(1, 5)]
     assert sorted(u for part in parts for u in part) == units
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert Shard().of(units) == units
+    assert RunShard().of(units) == units
 
 
 @pytest.mark.parametrize("text", ["", "2", "0/3", "4/3", "-1/2", "1/0", "a/b", "1/2/3", "²/3"])
 def test_what_is_no_shard_is_refused(text):
     with pytest.raises(BadSpec, match="is not i/n"):
-        Shard.parse(text)
+        RunShard.parse(text)
 
 
 def test_merged_shards_equal_one_process(runs, tmp_path):

@@ -16,7 +16,7 @@ from errata.core.files import read_bytes, read_json, read_lines, write_bytes, wr
 from errata.core.formats.counts import counted
 from errata.core.formats.run_files import read_manifest, read_stored_plan
 from errata.core.locks import locked
-from errata.evaluation.distribute.shards import Shard
+from errata.evaluation.distribute.shards import RunShard
 from errata.evaluation.limits import same_answers
 from errata.evaluation.run_folder import FinishedUnit, Phase, RunWriter, UnitTiming, check_out
 
@@ -29,7 +29,7 @@ class ShardFolder:
     """A finished shard: its folder, which one it is, and its units in the plan's order."""
 
     path: Path
-    shard: Shard
+    shard: RunShard
     manifest: Mapping[str, Any]
     done: tuple[FinishedUnit, ...]
 
@@ -110,7 +110,7 @@ def _read(run: Path) -> ShardFolder:
     manifest = read_manifest(run)
     if "shard" not in manifest:
         raise BadRun(f"{run} is a whole run, not a shard (`errata bench --shard i/n`).")
-    shard = Shard.parse(str(manifest["shard"]))
+    shard = RunShard.parse(str(manifest["shard"]))
     planned = [unit.id for unit in read_stored_plan(run)[1].units]
     done = read_lines(run / "done.jsonl", FinishedUnit)
     wanted = list(shard.of(planned))

@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class RunShard:
     """Shard `index` of `count`, counted from 1."""
 
     index: int = 1
     count: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Shard:
+    def parse(cls, text: str) -> RunShard:
         """From `i/n`. Raises BadSpec."""
         index, _, count = text.partition("/")
         if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
