@@ -116,6 +116,7 @@ OTHER: dict[tuple[str, str], Any] = {
     ("serac", "layer"): 1,
     ("serac", "width"): 32,
     ("unike", "alpha"): 0.5,
+    ("", "memory_kinds"): ("reliability",),
     ("", "top"): 1,
     ("", "cutoff"): 0.99,
     ("", "triplets"): 4,

@@ -320,7 +320,8 @@ def test_bench_score_report_compare(errata, model, runs, protocol):
     second = runs / f"ft_v-{protocol.partition(':')[0]}"
     compared = errata("compare", run, second, "--json")
     assert compared.code == 0, compared.err
-    assert json.loads(compared.out)["cases"] == 4
+    planned = read_json(run / "plan.json")["cases"]
+    assert json.loads(compared.out)["cases"] == len(planned) >= 2
     assert errata("compare", run, second).code == 0
 
     html = runs / f"{protocol.partition(':')[0]}.html"

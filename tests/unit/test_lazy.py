@@ -57,6 +57,6 @@ def test_every_public_name_is_there():
 
     for name in errata.__all__:
         assert getattr(errata, name) is not None, name
-    assert set(errata.__all__) == {*errata._HOME, "__version__", "editor"}
+    assert set(errata.__all__) == {*errata._HOME, "__version__", "editor", "scope"}
     with pytest.raises(AttributeError, match="nonsense"):
         _ = errata.nonsense

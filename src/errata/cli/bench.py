@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,19 +12,38 @@ from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import say
 from errata.core.errors import BadSpec
 
+if TYPE_CHECKING:
+    from errata.evaluation.distribute.ray_workers import RayWorkers
+
+ProtocolName = Annotated[
+    str,
+    typer.Option(
+        help="one_step, batch:16, sequential:10, cross_task:10, memory:240; direct:50x10, "
+        "reasoning:prepend:50x10 (replace, prepend, instruct)."
+    ),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Run every N-th unit only, from the I-th on, for `errata merge`.",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Run on a Ray cluster; `local`: on this machine."),
+]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Workers with --ray; 0: one per CPU of the cluster.")
+]
+
 
 @takes_model()
 def bench(
     model: ModelOptions,
     editor: options.EditorName,
     benchmark: Annotated[str, typer.Option(help="name[:task[+task]][@split][/variant].")],
-    protocol: Annotated[
-        str,
-        typer.Option(
-            help="one_step, batch:16, sequential:10, cross_task:10, memory:240; direct:50x10, "
-            "reasoning:prepend:50x10 (replace, prepend, instruct)."
-        ),
-    ],
+    protocol: ProtocolName,
     out: Annotated[
         Path,
         typer.Option(metavar="RUN", help="Run folder; an unfinished run in it is resumed."),
@@ -47,20 +66,9 @@ def bench(
     image_seeds: Annotated[
         int, typer.Option("--image-seeds", min=1, help="Images per prompt (protocols that draw).")
     ] = 4,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Run every N-th unit only, from the I-th on, for `errata merge`.",
-        ),
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Run on a Ray cluster; `local`: on this machine."),
-    ] = None,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Workers with --ray; 0: one per CPU of the cluster.")
-    ] = 0,
+    shard: Shard = None,
+    ray: Ray = None,
+    workers: Workers = 0,
     root: options.Root = None,
 ) -> None:
     """Measure one editor on a benchmark: edit, ask, score.
@@ -76,8 +84,7 @@ def bench(
     check_out(out, editor=editor, benchmark=spec, protocol=order, seed=seed)
     if shard is not None:
         RunShard.parse(shard)
-    if workers and ray is None:
-        raise BadSpec("--workers counts the workers of --ray. Give --ray ADDRESS, or --ray local.")
+    elsewhere = _workers(model, ray, workers)
     ed = options.make_editor(editor, preset, settings)
     prepared = options.load_state(state, ed)
     ed = options.behind(ed, options.make_scope(scope, scope_set, scope_state))
@@ -85,7 +92,6 @@ def bench(
     from errata.cli.shared.progress import reporting
     from errata.cli.shared.tables import print_tables
     from errata.evaluation.bench import bench as execute
-    from errata.evaluation.distribute.ray_workers import RayWorkers
     from errata.report.results import read_settings
 
     with reporting() as progress:
@@ -104,7 +110,7 @@ def bench(
             keep_patches=keep_patches,
             image_seeds=image_seeds,
             shard=shard,
-            workers=None if ray is None else RayWorkers(model.load, ray, workers),
+            workers=elsewhere,
             progress=progress,
         )
     if shard is not None:
@@ -112,6 +118,17 @@ def bench(
         return
     print_tables(read_settings([run]))
     say(f"run written to {run}; `errata report {run} --html FILE` shows it")
+
+
+def _workers(model: ModelOptions, ray: str | None, count: int) -> RayWorkers | None:
+    """Where the units run; None for this process. Raises BadSpec."""
+    if ray is None:
+        if count:
+            raise BadSpec("--workers counts those of --ray. Give --ray ADDRESS, or --ray local.")
+        return None
+    from errata.evaluation.distribute.ray_workers import RayWorkers
+
+    return RayWorkers(model.load, ray, count)
 
 
 def check_names(benchmark: str, protocol: str, metrics: list[str] | None) -> tuple[str, str]:

@@ -79,6 +79,11 @@ def bench(
             whole_number(what, number, least=1)
     legacy = legacy or any(registry.load("metrics", name).reads_top for name in metrics or ())
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
+    if workers is not None and order.draws:
+        raise BadSpec(
+            f"protocol '{order.name}' draws pictures into {out}, which workers of a cluster may "
+            "not reach. Use --shard i/n and `errata merge` instead of --ray."
+        )
     check_out(out)
     with locked(out):
         return _bench(
@@ -118,11 +123,6 @@ def _bench(
         "seed": seed, "limit": limit, "rows": rows, "legacy": legacy,
         **({"image_seeds": image_seeds} if order.draws else {}),
     }  # fmt: skip
-    if workers is not None and order.draws:
-        raise BadSpec(
-            f"protocol '{order.name}' draws pictures into {out}, which workers of a cluster may "
-            "not reach. Use --shard i/n and `errata merge` instead of --ray."
-        )
     part = RunShard() if shard is None else RunShard.parse(shard)
     if shard is not None:
         settings["shard"] = str(part)
@@ -145,30 +145,22 @@ def _bench(
     )
     units = part.of(plan.units)
     finished = writer.resume([unit.id for unit in units])
-
     with timed() as preparation:
         if finished < len(units):
             if state is None:
                 state = prepared(backbone, editor, spec, seed=seed, root=root)
             editor = in_scope(backbone, editor, spec, plan.cases, seed=seed, root=root)
-
     make = partial(
-        Runner,
-        editor=editor,
-        state=state,
-        protocol=order,
-        panel=plan.panel,
-        before={(a.case, a.probe): a for a in selection.before},
-        seed=seed,
-        legacy=legacy,
+        Runner, editor=editor, state=state, protocol=order, panel=plan.panel,
+        before={(a.case, a.probe): a for a in selection.before}, seed=seed, legacy=legacy,
         store=PictureStore(out, range(image_seeds)) if order.draws else None,
-    )
-    told = CaseProgress(progress, units, finished)
-    for unit, (answers, timing, lanes) in (
-        _here(make(backbone), units[finished:], told)
-        if workers is None
-        else workers.run(make, units[finished:], backbone.fingerprint(), keep_patches)
-    ):
+    )  # fmt: skip
+    told, left = CaseProgress(progress, units, finished), units[finished:]
+    if workers is None:
+        results = _here(make(backbone), left, told)
+    else:
+        results = workers.run(make, left, backbone.fingerprint(), keep_patches)
+    for unit, (answers, timing, lanes) in results:
         if keep_patches:
             _save_patches(out, unit, lanes)
         writer.add(unit.id, answers, timing)

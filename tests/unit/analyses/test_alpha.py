@@ -177,7 +177,7 @@ def test_means_are_over_questions_and_intervals_over_cases():
     summary = AlphaSummary([record("a", "reliability", 0.2), record("b", "reliability", 0.6)])
     mean = summary.mean_of(summary.rows("the edit", 5), lambda s: s.alpha)
     assert mean.value == pytest.approx(0.4)
-    assert (mean.low, mean.high) == pytest.approx((0.2, 0.6)), "two cases: both, or one twice"
+    assert mean.low < 0.2 and mean.high > 0.6, "two cases: wider than both"
 
 
 def test_text_only_questions_are_also_shown_together_but_counted_once():

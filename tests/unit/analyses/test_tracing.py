@@ -195,11 +195,12 @@ def test_averages_peaks_and_the_suggestion_by_hand():
         effects["mlp"] = torch.tensor(mlp)
         return FactTrace(fact, 0.9, 0.1, effects)
 
-    one = traced("a", [[0.0, 0.0, 0.1, 0.0], [0.0, 0.0, 0.4, 0.0]])
-    two = traced("b", [[0.0, 0.0, 0.1, 0.0], [0.0, 0.2, 0.2, 0.0]])
-    summary = TracingSummary([one, two], [3, 7])
+    one = [[0.0, 0.0, 0.1, 0.0], [0.0, 0.0, 0.4, 0.0]]
+    two = [[0.0, 0.0, 0.1, 0.0], [0.0, 0.2, 0.2, 0.0]]
+    facts = [traced(f"{n}{i}", x) for i in range(5) for n, x in (("a", one), ("b", two))]
+    summary = TracingSummary(facts, [3, 7])
     peak = summary.peaks()["mlp"]["last subject token"]
-    assert peak["block"] == 7 and peak["effect"] == pytest.approx(0.3) and peak["n"] == 2
+    assert peak["block"] == 7 and peak["effect"] == pytest.approx(0.3) and peak["n"] == 10
     assert peak["range"] == [7, 7] and peak["agree"] == 1.0
     assert summary.suggested() == 7
     assert any("--set layers=[7]" in line for line in summary.lines())

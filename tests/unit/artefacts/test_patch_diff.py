@@ -25,6 +25,7 @@ from errata.patches.delta import Delta
 from errata.patches.neurons import Neurons
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
+from tests import tiny
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "v0.1"
 SAVED = sorted(f.name for f in (FIXTURES / "patches").iterdir())
@@ -33,12 +34,14 @@ SITE = "text.1.mlp.down"
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Patch]]:
-    """A patch of every editor that errata 0.1 had, with the states that they need."""
+    """A patch of every editor that errata 0.1 had, with their states; newer shapes too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERRATA_HOME", str(tmp_path_factory.mktemp("home")))
         for folder in (FIXTURES / "states").iterdir():
             store(State.load(folder))
-        yield {name: errata.load_patch(FIXTURES / "patches" / name) for name in SAVED}
+        patches = {name: errata.load_patch(FIXTURES / "patches" / name) for name in SAVED}
+        newer = errata.editor("say").edit(tiny.shared("llava"), [Edit(Prompt.of("Which?"), "red")])
+        yield {**patches, "say": newer.patch}
 
 
 def patch(part: dict[str, Tensor], **about: Any) -> Delta:

@@ -48,6 +48,7 @@ def test_names() -> None:
             "judge",
             "legacy",
             "probability",
+            "rest",
             "token",
             "word",
         )
