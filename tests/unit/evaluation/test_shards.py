@@ -132,6 +132,20 @@ def test_shards_that_do_not_belong_together(runs, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_shards_do_not_go_into_the_run_of_another_editor(runs, tmp_path):
+    """Its plan is the same: what is asked does not depend on the editor."""
+    _, shards = runs
+    other = tmp_path / "other"
+    errata.bench(
+        MODEL(), errata.editor("ft_l", steps=4), "microworld:vqa", "one_step", other,
+        limit=10, rows=2,
+    )  # fmt: skip
+    before = {f: f.read_bytes() for f in other.iterdir() if f.is_file()}
+    with pytest.raises(BadRun, match="holds another run"):
+        merge_shards(shards, other)
+    assert {f: f.read_bytes() for f in other.iterdir() if f.is_file()} == before
+
+
 def test_another_shard_does_not_go_on_in_the_folder(runs):
     _, shards = runs
     with pytest.raises(BadRun, match="shard"):

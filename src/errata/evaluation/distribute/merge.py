@@ -53,7 +53,7 @@ def merge_shards(runs: Sequence[Path], out: Path) -> Path:
     shards = _checked(runs)
     first = shards[0]
     settings = {k: v for k, v in first.manifest.items() if k not in OWN}
-    check_out(out)
+    check_out(out, **settings)
     with locked(out):
         writer = RunWriter(out)
         plan = read_json(first.path / "plan.json")
