@@ -5,7 +5,8 @@
 Prints CSV, one row per editor, each measured in a process of its own, in bfloat16, on one edit of
 the benchmark `places` (text) or `pocket` (pictures): `loaded_mb`, resident memory with the model
 loaded; `edit_mb`, how far resident memory rose above that while the edit was made; `patch_mb`, the
-size of the saved patch. Statistics and trained states are prepared before, and are not counted.
+size of the saved patch; MB of 2^20 bytes. Statistics and trained states are prepared before, and
+are not counted.
 """
 
 from __future__ import annotations
@@ -19,16 +20,11 @@ from pathlib import Path
 FIELDS = ("editor", "loaded_mb", "edit_mb", "patch_mb")
 
 
-def resident(field: str) -> float:
-    """`VmRSS`, now, or `VmHWM`, the highest since it was reset; in MB of 10^6 bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field)) / 1e6
-
-
 def measure(backbone: str, name: str) -> dict[str, str]:
     import errata
     from errata.core import registry
     from errata.core.measure.benchmark import BenchmarkSpec
+    from errata.core.model.memory import measured_peak, resident_mb
     from errata.evaluation.bench import prepared
 
     model = errata.load(backbone, dtype="bfloat16")
@@ -37,14 +33,14 @@ def measure(backbone: str, name: str) -> dict[str, str]:
     state = prepared(model, editor, spec, seed=0, root=None)
     edit = registry.load("benchmarks", spec.name)().load(spec).cases[0].edit
     errata.ask(model, [edit.prompt])
-    Path("/proc/self/clear_refs").write_text("5")
-    loaded = resident("VmRSS")
-    patch = editor.edit(model, [edit], state=state).patch
-    peak = resident("VmHWM")
+    loaded = resident_mb()
+    with measured_peak() as peak:
+        patch = editor.edit(model, [edit], state=state).patch
+    assert peak.mb is not None
     with tempfile.TemporaryDirectory() as folder:
         errata.save_patch(patch, Path(folder) / "patch")
         size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
-    numbers = (loaded, peak - loaded, size / 1e6)
+    numbers = (loaded, peak.mb - loaded, size / 2**20)
     return dict(zip(FIELDS, (name, *(f"{x:.1f}" for x in numbers)), strict=True))
 
 

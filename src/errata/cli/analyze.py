@@ -182,14 +182,7 @@ def _state_of(editor: Editor, backbone: Backbone, state: State | None) -> State 
     """The state to analyse. Raises FingerprintMismatch if it was made for another model."""
     if state is None:
         return editor.shipped_state(backbone) if editor.uses_state else None
-    if state.fingerprint and not backbone.identified_by(state.fingerprint):
-        from errata.core.errors import FingerprintMismatch
-
-        raise FingerprintMismatch(
-            f"the state of '{editor.name}' was made for another model ({state.fingerprint[:12]}), "
-            f"not for {backbone.name} ({backbone.fingerprint()[:12]}). Prepare it again on this "
-            "model."
-        )
+    backbone.check_state(state, f"the state of '{editor.name}'")
     return state
 
 

@@ -192,7 +192,7 @@ def _ready(
     bb: Backbone, scope: Scope | None, benchmark: str | None, root: Path | None, seed: int
 ) -> Scope | None:
     """The scope with a state, if it needs one that is cheap and has none."""
-    if scope is None or scope.state is not None or not (scope.uses_state and scope.keeps_state):
+    if scope is None or not scope.lacks_state:
         return scope
     return scope.with_state(_collect(bb, scope, benchmark, root, seed))
 

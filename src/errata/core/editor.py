@@ -20,7 +20,6 @@ from errata.core.errors import (
     BadBackbone,
     BadEdit,
     BadSpec,
-    FingerprintMismatch,
     MissingState,
     Notice,
 )
@@ -233,14 +232,7 @@ class Editor(ABC):
         if not editor.uses_state:
             return None
         state = editor.train(backbone, cases, seed=seed, work=work)
-        if state is None:
-            return None
-        return replace(
-            state,
-            fingerprint=backbone.fingerprint(),
-            settings=editor.settings_of_state(),
-            style=backbone.style,
-        )
+        return backbone.marked(state, editor.settings_of_state())
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         """Makes the state; `prepare` adds the model and the settings that it is valid for."""
@@ -394,12 +386,7 @@ class Editor(ABC):
                     f"pass --state DIR. {self.without_state}"
                 )
             return
-        if state.fingerprint and not backbone.identified_by(state.fingerprint):
-            raise FingerprintMismatch(
-                f"the state of '{self.name}' was made for another model "
-                f"({state.fingerprint[:12]}), not for {backbone.name} "
-                f"({backbone.fingerprint()[:12]}). Prepare it again on this model."
-            )
+        backbone.check_state(state, f"the state of '{self.name}'")
         backbone.check_style(state.style, f"the state of '{self.name}'")
         now, then = self.settings_of_state(), self._made_with(state)
         idle = self.idle()

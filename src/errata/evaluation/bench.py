@@ -237,7 +237,7 @@ def in_scope(
     if not isinstance(editor, ScopedEditor):
         return editor
     scope = editor.scope
-    if scope.state is None and scope.uses_state and scope.keeps_state:
+    if scope.lacks_state:
         scope = scope.with_state(_collected(backbone, scope, spec, seed, root))
     return editor.with_scope(scope.told(cases))
 

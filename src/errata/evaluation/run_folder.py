@@ -56,7 +56,6 @@ from errata.core.types import (
     Probe,
     Verdict,
     digest,
-    to_json,
 )
 from errata.evaluation.limits import is_raised, raise_limit, same_answers
 from errata.evaluation.other_scopes import unscored_probes
@@ -188,7 +187,7 @@ class RunWriter:
         self._remove_temporary()
         planned = {
             "plan.json": (dumps(plan, indent=1) + "\n").encode(),
-            "before.jsonl": "".join(dumps(to_json(a)) + "\n" for a in before).encode(),
+            "before.jsonl": lines_of(before),
         }
         if (self.path / "manifest.json").exists():
             self._check_same(settings, planned, config)
@@ -264,7 +263,7 @@ class RunWriter:
             with writing(answers):
                 os.truncate(answers, length)
         if self.finished:
-            write_bytes(done, "".join(dumps(to_json(f)) + "\n" for f in self.finished).encode())
+            write_bytes(done, lines_of(self.finished))
         else:
             done.unlink(missing_ok=True)
         return len(self.finished)

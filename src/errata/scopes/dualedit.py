@@ -10,24 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from torch import Tensor
-from torch.nn.functional import normalize
-
 from errata.core import registry
 from errata.core.errors import BadSpec
 from errata.core.model.backbone import Backbone
-from errata.core.model.recorder import PromptStates
-from errata.core.model.scope import BlockScope
+from errata.scopes._cosine import CosineScope
 
 
-class DualEditScope(BlockScope):
+class DualEditScope(CosineScope):
     """The nearest edit by the last prompt token, with the threshold of a DualEdit state."""
 
     name = "dualedit"
     state_name = "dualedit"
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(BlockScope.Config):
+    class Config(CosineScope.Config):
         """layer: the block whose input is read, negative from the end; null = the gate layer of the
         editor for this model. threshold: least cosine of a question that belongs to an edit; null =
         the one of the state.
@@ -48,9 +44,3 @@ class DualEditScope(BlockScope):
                 "threshold=0.9, or choose another layer."
             )
         return self.read_at(backbone, layer, float(threshold))
-
-    def query(self, prompts: PromptStates) -> Tensor:
-        return normalize(prompts.last, dim=-1)
-
-    def match(self, query: Tensor, keys: Tensor) -> Tensor:
-        return query @ keys.T

@@ -10,27 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from errata.core.errors import BadSpec
 from errata.core.gate import Gate
 from errata.core.model.backbone import Backbone
-from errata.core.model.recorder import PromptStates
-from errata.core.model.scope import BlockScope, state_label
+from errata.core.model.scope import state_label
 from errata.core.state import State
 from errata.core.types import Case
 from errata.scopes._cases import Labelled, balanced, last_states, some_of
+from errata.scopes._cosine import CosineScope
 
 
-class KnnScope(BlockScope):
+class KnnScope(CosineScope):
     """The nearest edit by the last prompt token, if it is near enough."""
 
     name = "knn"
     keeps_state = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(BlockScope.Config):
+    class Config(CosineScope.Config):
         """layer: the block whose input is read, negative from the end; null = the best one on the
         training cases. threshold: least cosine of a question that belongs to an edit; null = the
         best one on the training cases. cases: number of these cases.
@@ -72,9 +71,3 @@ class KnnScope(BlockScope):
                 "--scope-set threshold=0.9, or choose another layer."
             )
         return self.read_at(backbone, layer, float(threshold))
-
-    def query(self, prompts: PromptStates) -> Tensor:
-        return normalize(prompts.last, dim=-1)
-
-    def match(self, query: Tensor, keys: Tensor) -> Tensor:
-        return query @ keys.T

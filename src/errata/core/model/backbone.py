@@ -21,7 +21,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from errata.core.errors import BadBackbone, BadPatch, BadSpec, Notice
+from errata.core.errors import BadBackbone, BadPatch, BadSpec, FingerprintMismatch, Notice
 from errata.core.hooks.context import Site
 from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
@@ -389,6 +389,20 @@ class Backbone(LinearSites):
             for part in parts:
                 if part.header.fingerprint not in ("", now):
                     part.header = replace(part.header, fingerprint=now)
+
+    def check_state(self, state: State, what: str) -> None:
+        """Raises FingerprintMismatch if `what`, this state, was made for another model."""
+        if state.fingerprint and not self.identified_by(state.fingerprint):
+            raise FingerprintMismatch(
+                f"{what} was made for another model ({state.fingerprint[:12]}), not for "
+                f"{self.name} ({self.fingerprint()[:12]}). Prepare it again on this model."
+            )
+
+    def marked(self, state: State | None, settings: Mapping[str, Any]) -> State | None:
+        """A new state, with this model, its style and the settings that it belongs to."""
+        if state is None:
+            return None
+        return replace(state, fingerprint=self.fingerprint(), settings=settings, style=self.style)
 
     def check_style(self, style: str, what: object) -> None:
         """Raises BadSpec for what was made for prompts that are written in another style."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from errata.core import registry
 from errata.core.config import parse_config
-from errata.core.errors import BadSpec, FingerprintMismatch, MissingState
+from errata.core.errors import BadSpec, MissingState
 from errata.core.files import dumps
 from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.model.backbone import Backbone
@@ -83,6 +83,11 @@ class Scope(ABC):
         return self.needs_state
 
     @property
+    def lacks_state(self) -> bool:
+        """Whether it has no state yet, needs one, and can collect it at little cost."""
+        return self.state is None and self.uses_state and self.keeps_state
+
+    @property
     def summary(self) -> dict[str, Any]:
         """As `Editor.summary`."""
         return {"preset": None, "passed": self.passed, "config": asdict(self.config)}
@@ -113,14 +118,7 @@ class Scope(ABC):
             return None
         with torch.no_grad(), backbone.unedited():
             state = self.learn(backbone, cases, seed=seed)
-        if state is None:
-            return None
-        return replace(
-            state,
-            fingerprint=backbone.fingerprint(),
-            settings=self.settings_of_state(),
-            style=backbone.style,
-        )
+        return backbone.marked(state, self.settings_of_state())
 
     def with_state(self, state: State | None) -> Self:
         """The same scope, which works from `state`. Raises BadSpec for that of another one."""
@@ -142,12 +140,7 @@ class Scope(ABC):
                 f"{backbone.name} {what} --benchmark NAME@train --out DIR, then pass "
                 "--scope-state DIR."
             )
-        if state.fingerprint and not backbone.identified_by(state.fingerprint):
-            raise FingerprintMismatch(
-                f"the state of the scope '{self.name}' was made for another model "
-                f"({state.fingerprint[:12]}), not for {backbone.name} "
-                f"({backbone.fingerprint()[:12]}). Prepare it again on this model."
-            )
+        backbone.check_state(state, f"the state of the scope '{self.name}'")
         backbone.check_style(state.style, f"the state of the scope '{self.name}'")
         return state
 

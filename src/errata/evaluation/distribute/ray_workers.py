@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from errata.core.errors import BadSpec, UserError, one_line
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from errata.evaluation.runner import Runner
 
 AHEAD = 8  # units per worker that may wait for an earlier one
-CHECK_AGAIN = 5.0  # seconds until workers are looked at again
 
 #: what `Runner.run` gives
 Result = tuple[Any, Any, Any]
@@ -39,7 +38,6 @@ class RayWorkers:
     address: str = "local"
     count: int = 0
     gpus: float = 0.0
-    options: dict[str, Any] = field(default_factory=dict)
 
     def run(
         self,
@@ -67,7 +65,7 @@ class RayWorkers:
         shared = ray.put(parts)
         actor = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=0)(_Worker)
         queue: UnitQueue[Unit, Result] = UnitQueue(units, AHEAD * count)
-        workers = {i: actor.options(**self.options).remote(shared) for i in range(count)}
+        workers = {i: actor.remote(shared) for i in range(count)}
         running: dict[Any, int] = {}
         idle = set(workers)
         while not queue.finished:
@@ -77,7 +75,7 @@ class RayWorkers:
                     break
                 running[workers[i].run.remote(unit)] = i
                 idle.discard(i)
-            ready, _ = ray.wait(list(running), timeout=CHECK_AGAIN)
+            ready, _ = ray.wait(list(running))
             for answer in ready:
                 i = running.pop(answer)
                 idle.add(i)
@@ -85,7 +83,7 @@ class RayWorkers:
                     result = ray.get(answer)
                 except ray.exceptions.RayActorError as e:
                     queue.lost(i, one_line(str(e))[:200])
-                    workers[i] = actor.options(**self.options).remote(shared)
+                    workers[i] = actor.remote(shared)
                 except ray.exceptions.RayTaskError as e:
                     raise e.cause if isinstance(e.cause, UserError) else e from None
                 else:

@@ -29,9 +29,8 @@ from errata.benchmarks.unike_umm.build.rows import (
     read_rows,
 )
 from errata.core.errors import BadData, BadSpec
-from errata.core.files import check_folder, dumps, read_bytes, write_bytes, write_json
+from errata.core.files import check_folder, lines_of, read_bytes, write_bytes, write_json
 from errata.core.locks import locked
-from errata.core.types import to_json
 from errata.io.chat_client import Endpoint
 
 VERSION = 1
@@ -101,8 +100,7 @@ def _build(
         about["relations"] = {"rows": len(read), **counts(relations, refused)}
         records, rejected = [*records, *relations], [*rejected, *refused]
     write_json(out / "UniKE.json", [r.published() for r in records])
-    lines = "".join(dumps(to_json(r)) + "\n" for r in rejected)
-    write_bytes(out / "rejected.jsonl", lines.encode())
+    write_bytes(out / "rejected.jsonl", lines_of(rejected))
     write_json(out / "build.json", about)
     return about
 
