@@ -78,6 +78,16 @@ _WORDINGS = (
     ("seen", "wordings that occur in the model's training data"),
     ("unseen", "wordings that were kept out of the training data"),
 )
+_REPHRASED = (
+    *_WORDINGS,
+    ("paraphrase", "the edited prompt behind an unrelated text"),
+    ("generation", "other prompts about the subject, which need not ask for the edited fact"),
+)
+_SOURCES = (
+    ("seen", "pictures from sources that the model was trained on"),
+    ("unseen", "pictures from sources that were kept out of the training data"),
+)
+_FOLLOWS = tuple((x, f"the {x} of the new answer") for x in ("capital", "continent", "language"))
 _SAME = (
     ("same_subject", "other facts about the edited thing"),
     ("same_attribute", "the edited attribute of other things"),
@@ -95,12 +105,12 @@ _TABLE = (
     ),
     ProbeKind(
         "t_generality", "T-generality", "Other wordings of it are answered with the target.",
-        "T-gen", label="rephrase", family="generality", groups=_WORDINGS,
+        "T-gen", label="rephrase", family="generality", groups=_REPHRASED,
     ),
     ProbeKind(
         "m_generality", "M-generality",
         "The same question about other images of the same thing is answered with the target.",
-        "M-gen", label="other image", family="generality",
+        "M-gen", label="other image", family="generality", groups=_SOURCES,
     ),
     ProbeKind(
         "t_locality", "T-locality", "Unrelated text questions keep their answer.", "T-loc",
@@ -115,6 +125,7 @@ _TABLE = (
         label="near", side="locality", family="near_locality",
         groups=(
             ("near1", "the edited question about a thing that differs in one attribute"),
+            ("near1_moved", "the same as near1, with another pose, size and light"),
             ("near2", "the edited question about a thing that differs in two attributes"),
             ("neighbour", "the same fact about other named things that look similar"),
             ("same_image", "other questions about the edited image"),
@@ -124,7 +135,7 @@ _TABLE = (
     ),
     ProbeKind(
         "portability", "Portability", "Questions that follow from the new fact are answered by it.",
-        "port", label="what follows",
+        "port", label="what follows", groups=_FOLLOWS,
     ),
     ProbeKind(
         "retention", "Retention", "A fixed panel of unrelated questions keeps its answers.",
