@@ -76,7 +76,7 @@ class RunningRows(DecodeBatch):
             masks = (_widened(m[:, None, :, None], width)[:, 0, :, 0] for m in (self.mask, mask))
             self.mask = torch.cat(list(masks))
             self.lengths = torch.cat([self.lengths, lengths])
-            self.position = torch.cat([self.position, position], dim=-2)
+            self.position = _joined([self.position, position])
             self.patch_rows = torch.cat([self.patch_rows, rows])
         self.size += count
 
@@ -138,6 +138,14 @@ def _each_layer(cache: Any, run: Callable[[Tensor], Tensor]) -> None:
     for layer in cache.layers:
         if layer.is_initialized:
             layer.keys, layer.values = run(layer.keys), run(layer.values)
+
+
+def _joined(positions: Sequence[Tensor]) -> Tensor:
+    """[B, 1] or [axes, B, 1] each; a question without a picture has one position for all axes."""
+    axes = next((p.shape[0] for p in positions if p.dim() == 3), None)
+    if axes is not None:
+        positions = [p if p.dim() == 3 else p.expand(axes, -1, -1) for p in positions]
+    return torch.cat(list(positions), dim=-2)
 
 
 def _widened(states: Tensor, width: int) -> Tensor:
