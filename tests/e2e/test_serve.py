@@ -363,9 +363,7 @@ def test_clients_that_hang_up_leave_nothing_behind(server, alone):
         line.close()
     assert server.said("micro-vlm+said", SHAPE, RING) == alone["micro-vlm+said", 1]
     assert idle(server)
-    assert not server.service.engine.shared or not any(
-        s.rows for s in server.service.engine.shared
-    )
+    assert not server.service.engine.shared or not any(s.rows for s in server.service.engine.shared)
 
 
 def test_a_slow_reader_does_not_hold_up_the_others(server, alone):

@@ -33,7 +33,7 @@ UNRELATED = (
     "How many legs has a spider?",
     "Which colour has snow?",
 )
-CAP = 64  # tokens of an answer that is compared
+CAP = 64  # most tokens of an answer that is compared
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class EditMaker:
 
     def __init__(
         self, bb: Backbone, catalogue: PatchCatalogue, *, editor: Editor | None = None,
-        state: State | None = None, most: int = 4,
+        state: State | None = None, most: int = 4, cap: int = CAP,
     ) -> None:  # fmt: skip
         self.bb, self.catalogue, self.editor, self.state = bb, catalogue, editor, state
-        self.most, self.open = most, 0
+        self.most, self.open, self.cap = most, 0, min(cap, CAP)
         self.lock = threading.Lock()
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="errata-edit")
 
@@ -134,7 +134,7 @@ class EditMaker:
         answers = []
         for prompt in prompts:
             try:
-                answers.append(ask_prompts(self.bb, [prompt], cap=CAP)[0].text)
+                answers.append(ask_prompts(self.bb, [prompt], cap=self.cap)[0].text)
             except UserError as e:
                 answers.append(f"(cannot be asked: {e})")
         return answers

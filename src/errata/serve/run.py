@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 from typing import TYPE_CHECKING
 
@@ -49,9 +50,7 @@ def built(
     return service, uvicorn.Server(config)
 
 
-def serve(
-    bb: Backbone, setup: Setup, where: socket.socket, *, log: EventLog, drain: int
-) -> bool:
+def serve(bb: Backbone, setup: Setup, where: socket.socket, *, log: EventLog, drain: int) -> bool:
     """Answers until SIGTERM or SIGINT. Whether all that was accepted was answered within `drain`
     seconds. Raises UserError for a patch that cannot be loaded.
     """
@@ -59,7 +58,13 @@ def serve(
     address, port = where.getsockname()[:2]
     patches = len(service.catalogue.loaded)
     log.write("ready", host=address, port=port, model=setup.name, patches=patches)
-    server.run(sockets=[where])
-    done = service.stop(5.0)
-    log.write("end", complete=done)
+    # uvicorn ends at SIGTERM, and then sends the signal on to the handler of before
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    done = False
+    try:
+        server.run(sockets=[where])
+    finally:
+        done = service.stop(5.0)
+        signal.signal(signal.SIGTERM, before)
+        log.write("end", complete=done)
     return done

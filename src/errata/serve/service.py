@@ -57,8 +57,9 @@ class Service:
         watch = EngineWatch(self.metrics.rows.observe, self._failed)
         self.engine = Engine(bb, limits, post, watch, share_unedited=setup.share_unedited)
         self.maker = EditMaker(
-            bb, self.catalogue, editor=setup.editor, state=setup.state, most=limits.edits
-        )
+            bb, self.catalogue, editor=setup.editor, state=setup.state, most=limits.edits,
+            cap=limits.tokens,
+        )  # fmt: skip
         hosts = setup.access.image_hosts
         self.fetcher = fetcher or Fetcher(hosts, limits.image, limits.fetch_seconds)
         self.reader = ImageReader(limits, self.fetcher)
