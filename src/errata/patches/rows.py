@@ -175,7 +175,7 @@ def _settled(patch: Patch) -> Patch:
 
 
 def _apart(patches: Sequence[Patch]) -> list[Patch]:
-    """The same patches; parts that stand in several different ones are copied, not their tensors."""
+    """The same patches; parts that stand in several are copied, without their tensors."""
     seen: set[int] = set()
     first: dict[int, Patch] = {}
     for patch in patches:
