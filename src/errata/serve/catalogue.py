@@ -162,7 +162,8 @@ class PatchCatalogue:
     def check_free(self, name: str) -> None:
         """Raises Refused if there is a patch with this name, or no room for another one."""
         with self.lock:
-            if name in self.loaded or name in self.places():
+            # on some disks two names are one
+            if name.casefold() in {n.casefold() for n in (*self.loaded, *self.places())}:
                 raise Refused(
                     409, f"there is a patch {name!r} already. Choose another name.",
                     param="name", code="name_taken",

@@ -117,7 +117,8 @@ class LoneRow:
 
     def step(self) -> list[tuple[Row, list[Event]]]:
         with self.block(), torch.no_grad():
-            logits = self.question.feed(torch.tensor([[self.row.last]]))[:, -1]
+            last = torch.tensor([[self.row.last]], device=self.question.batch.ids.device)
+            logits = self.question.feed(last)[:, -1]
         return _taken([self.row], logits)
 
 

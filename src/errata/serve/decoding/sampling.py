@@ -41,7 +41,9 @@ class Sampler:
         if self.greedy:
             return int(logits_V.argmax())
         # shifted first: a small temperature must not overflow
-        scaled = (logits_V.double().cpu() - float(logits_V.max())) / self.sampling.temperature
+        scaled = (
+            logits_V.float().cpu().double() - float(logits_V.max())
+        ) / self.sampling.temperature
         share, order = scaled.softmax(-1).sort(descending=True, stable=True)
         before = share.cumsum(-1) - share
         share = share * (before < self.sampling.top_p)  # the first token always stays
