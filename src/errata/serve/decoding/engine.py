@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
 
 TOGETHER = 8  # prompts that are read in one forward, between two steps of the other answers
-PATCHES = 32  # patches that are kept ready in one row patch
+PATCHES = 16  # patches that are kept ready in one row patch; more are put together anew
 #: of the time that an answer takes, the part that the newest one counts
 NEWEST = 0.1
 
