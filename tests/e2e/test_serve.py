@@ -26,7 +26,7 @@ from errata.core.types import Image
 from errata.io.images import load_image
 from errata.serve.service import Setup
 from errata.serve.settings import Access, Limits
-from tests.serving import ADMIN, CHAT, TOKEN, TestServer, bearer, question, served
+from tests.serving import ADMIN, CHAT, TOKEN, TestServer, bearer, data_url, question, served
 
 pytestmark = pytest.mark.trained
 
@@ -41,10 +41,6 @@ def png(seed: int, shape: str = "ring") -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def data_url(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 RING, CROSS = data_url(png(1)), data_url(png(2, "cross"))
@@ -226,76 +222,6 @@ def test_stop_and_max_tokens_end_an_answer(server):
         assert stopped["finish_reason"] == "stop"
 
 
-BAD: list[dict[str, Any]] = [
-    {"top_p": 0.5},
-    {"temperature": 3},
-    {"temperature": -1},
-    {"n": 2},
-    {"presence_penalty": 0.5},
-    {"frequency_penalty": -0.5},
-    {"logit_bias": {"1": 2}},
-    {"tools": []},
-    {"user": "me"},
-    {"max_tokens": 0},
-    {"max_tokens": 10**6},
-    {"max_tokens": 3, "max_completion_tokens": 3},
-    {"top_logprobs": 2},
-    {"logprobs": True, "top_logprobs": 21},
-    {"stream_options": {"include_usage": True}},
-    {"stop": ["a"] * 5},
-    {"seed": 2**70},
-    {"messages": []},
-    {"messages": [{"role": "system", "content": "Be brief."}]},
-    {"messages": [*question("One?"), *question("Two?")]},
-    {"messages": question("  ")},
-    {"messages": question("half \ud800 of a pair")},
-    {"messages": question("an <image> of its own")},
-    {"messages": question("word " * 3000)},
-    {"messages": question(COLOUR, "/etc/passwd")},
-    {"messages": question(COLOUR, "file:///etc/passwd")},
-    {"messages": question(COLOUR, "microworld:shape=ring")},
-    {"messages": question(COLOUR, "https://127.0.0.1/a.png")},
-    {"messages": question(COLOUR, "https://localhost/a.png")},
-    {"messages": question(COLOUR, "http://img.example.org/a.png")},
-    {"messages": question(COLOUR, "data:image/png;base64,####")},
-    {"messages": question(COLOUR, "data:image/png;base64,")},
-    {"messages": question(COLOUR, "data:image/png,raw")},
-    {"messages": question(COLOUR, data_url(png(1)[:60]))},
-    {"messages": question(COLOUR, data_url(b"no image at all"))},
-    {"messages": [{"role": "user", "content": [{"type": "text", "text": "Which?"}] * 101}]},
-    {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
-    {"model": ""},
-    {"model": 3},
-    {"model": "micro-vlm" + "+purple" * 9},
-]
-
-
-@pytest.mark.parametrize("change", BAD, ids=lambda c: json.dumps(c)[:60])
-def test_what_cannot_be_done_is_a_400_that_says_why(server, change):
-    text = json.dumps({"model": "micro-vlm+said", "messages": question(COLOUR), **change})
-    reply = server.http.post(CHAT, content=text.encode())
-    assert reply.status_code == 400, reply.text
-    error = reply.json()["error"]
-    assert len(error["message"]) > 10 and error["type"] == "invalid_request_error"
-    assert "Traceback" not in error["message"]
-
-
-@pytest.mark.parametrize("name", ["gpt-4", "micro-vlm+", "micro-vlm+no", "micro-vlm+../red", "+red",
-                                  "micro-vlm+red+no", "micro-vlm+purple/../red"])  # fmt: skip
-def test_unknown_models_are_404(server, name):
-    with pytest.raises(openai.NotFoundError) as e:
-        client(server).chat.completions.create(model=name, messages=question(COLOUR))
-    assert e.value.code == "model_not_found"
-
-
-def test_malformed_bodies_are_400(server):
-    for body in (b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"a":' * 2000, b"[" * 100_000,
-                 b'{"model": NaN}', b'{"seed":' + b"9" * 5000 + b"}"):  # fmt: skip
-        reply = server.http.post(CHAT, content=body)
-        assert reply.status_code == 400, body[:40]
-        assert reply.json()["error"]["message"]
-
-
 # -- who may do what ----------------------------------------------------------------------------
 
 
@@ -393,11 +319,6 @@ def test_a_patch_that_is_unloaded_while_in_use_answers_to_the_end(server, folder
     assert server.admin("POST", "/v1/patches/said/unload").status_code == 404
     assert server.admin("POST", "/v1/patches/said/load").status_code == 200
     assert server.said("micro-vlm+said", SHAPE) == LONG
-
-
-@pytest.mark.parametrize("name", ["..%2Fred", "%2e%2e", ".hidden", "a%2Fb", "nothing", "red%00"])
-def test_no_name_of_a_request_is_a_path(server, name):
-    assert server.admin("POST", f"/v1/patches/{name}/load").status_code in (400, 404)
 
 
 # -- edits ----------------------------------------------------------------------------------------

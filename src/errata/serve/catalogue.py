@@ -37,6 +37,14 @@ def check_name(name: str) -> str:
     return name
 
 
+def patches_in(folder: Path | None) -> dict[str, Path]:
+    """Name -> place of the patches whose folders lie in a folder."""
+    if folder is None or not folder.is_dir():
+        return {}
+    inside = [folder / n for n in visible(folder) if NAME.fullmatch(n)]
+    return {f.name: f for f in inside if (f / "patch.json").is_file()}
+
+
 @dataclass(frozen=True, slots=True)
 class ChosenModel:
     """What a request is answered by: the names of the patches, and all of them as one patch."""
@@ -62,11 +70,7 @@ class PatchCatalogue:
 
     def places(self) -> dict[str, Path]:
         """Name -> folder of the patches that can be loaded, as they are now on the disk."""
-        found: dict[str, Path] = {}
-        if self.folder is not None and self.folder.is_dir():
-            inside = [self.folder / n for n in visible(self.folder) if NAME.fullmatch(n)]
-            found = {f.name: f for f in inside if (f / "patch.json").is_file()}
-        return {**found, **self.given}
+        return {**patches_in(self.folder), **self.given}
 
     def load_all(self) -> dict[str, str]:
         """Loads everything; the reasons of those in the folder that cannot be loaded.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from errata.cli.serve import options as own
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import say
-from errata.core.errors import BadOutput, BadSpec, MissingExtra
+from errata.core.errors import BadOutput, BadSpec, MissingExtra, UserError
 
 if TYPE_CHECKING:
     from errata.serve.settings import Access
@@ -25,64 +27,27 @@ NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 @takes_model()
 def serve(
     model: ModelOptions,
-    patch: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=DIR", help="A patch and what requests call it; repeatable."),
-    ] = None,
-    patches: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="A folder whose subfolders are patches; edits are saved there.",
-        ),
-    ] = None,
-    served_name: Annotated[
-        str | None, typer.Option(help="What requests call the model. Default: its own name.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: any free one.")] = 8000,
-    image_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="HOST", help="A host that https: images may be fetched from; repeatable."
-        ),
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
-    max_prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of a prompt. Default: the context.")
-    ] = None,
-    max_body: Annotated[int, typer.Option(min=1, help="Most MiB of a request.")] = 20,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an image.")] = 16_000_000,
-    max_images: Annotated[int, typer.Option(min=0, help="Most images of a request.")] = 4,
-    max_queue: Annotated[
-        int, typer.Option(min=1, help="Most requests that wait; the next one gets a 429.")
-    ] = 128,
-    max_batch: Annotated[
-        int, typer.Option(min=1, help="Most answers that grow at the same time.")
-    ] = 32,
-    share_unedited: Annotated[
-        bool,
-        typer.Option(
-            "--share-unedited",
-            help="Answer questions without a patch in the common batch too: faster, and then "
-            "equal to the unpatched model up to rounding, not bit for bit.",
-        ),
-    ] = False,
-    editor: Annotated[
-        str | None, typer.Option(help="Makes the edits of POST /v1/edits. Default: one that fits.")
-    ] = None,
+    patch: own.Patches = None,
+    patches: own.Folder = None,
+    served_name: own.ServedName = None,
+    host: own.Host = "127.0.0.1",
+    port: own.Port = 8000,
+    image_host: own.ImageHosts = None,
+    max_tokens: own.Tokens = 512,
+    max_prompt_tokens: own.PromptTokens = None,
+    max_body: own.BodyMib = 20,
+    max_pixels: own.Pixels = 16_000_000,
+    max_images: own.Images = 4,
+    max_queue: own.Queue = 128,
+    max_batch: own.BatchRows = 32,
+    share_unedited: own.ShareUnedited = False,
+    editor: own.ForEdits = None,
     preset: options.Preset = None,
     settings: options.Settings = None,
     state: options.StateDir = None,
-    drain: Annotated[
-        int, typer.Option(min=1, help="Seconds to finish answers in after SIGTERM.")
-    ] = 60,
-    log_prompts: Annotated[
-        bool, typer.Option("--log-prompts", help="Write questions and answers into the log.")
-    ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Load everything, say what would be served, and end.")
-    ] = False,
+    drain: own.Drain = 60,
+    log_prompts: own.LogPrompts = False,
+    check: own.Check = False,
 ) -> None:
     """Answer questions over HTTP in OpenAI's protocol, with a patch per request.
 
@@ -90,39 +55,31 @@ def serve(
     questions and for edits; without the first only this machine is answered, without the second
     nobody may edit. See docs/serve.md.
     """
-    lacking = [name for name in NEEDED if find_spec(name) is None]
-    if lacking:
-        raise MissingExtra(f"serve needs {lacking[0]}: pip install 'errata[serve]'.")
+    _check_installed()
     access = _access(host, image_host or ())
     if editor is None and (preset is not None or settings or state is not None):
         raise BadSpec("--preset, --set and --state belong to an editor. Name it with --editor.")
     ed = None if editor is None else options.make_editor(editor, preset, settings)
     prepared = None if ed is None else options.load_state(state, ed)
-    from errata.io.patch_folder import read_head
-    from errata.serve.settings import MIB, Limits
-
     given = _given(patch or ())
     if patches is not None and not patches.is_dir():
         raise BadOutput(f"--patches: there is no folder {patches}. Make it first.")
-    bb = model.load([read_head(folder) for folder in given.values()])
-    name = bb.name if served_name is None else served_name
-    if "+" in name or not name.strip():
-        raise BadSpec(f"requests cannot call a model {name!r}. Give --served-name without a '+'.")
+    if served_name is not None:
+        _check_served(served_name)
+    from errata.io.patch_folder import read_head
     from errata.serve import run
     from errata.serve.logs import EventLog
     from errata.serve.service import Service, Setup
+    from errata.serve.settings import MIB, Limits
 
+    bb = model.load([*(read_head(f) for f in given.values()), *_heads_in(patches)])
+    limits = Limits(
+        body=max_body * MIB, image=max_body * MIB, images=max_images, pixels=max_pixels,
+        prompt_tokens=max_prompt_tokens, tokens=max_tokens, queue=max_queue, batch=max_batch,
+    )  # fmt: skip
     setup = Setup(
-        name=name,
-        given=given,
-        folder=patches,
-        access=access,
-        limits=Limits(
-            body=max_body * MIB, image=max_body * MIB, images=max_images, pixels=max_pixels,
-            prompt_tokens=max_prompt_tokens, tokens=max_tokens, queue=max_queue, batch=max_batch,
-        ),
-        share_unedited=share_unedited,
-        editor=ed,
+        name=_check_served(bb.name if served_name is None else served_name), given=given,
+        folder=patches, access=access, limits=limits, share_unedited=share_unedited, editor=ed,
         state=prepared,
     )  # fmt: skip
     log = EventLog(prompts=log_prompts)
@@ -132,9 +89,34 @@ def serve(
             say(f"left out: {left_out}: {why}", err=True)
         say("\n".join(service.catalogue.models()))
         return
-    done = run.serve(bb, setup, run.listening(host, port), log=log, drain=drain)
-    if not done:
+    if not run.serve(bb, setup, run.listening(host, port), log=log, drain=drain):
         raise typer.Exit(1)
+
+
+def _heads_in(folder: Path | None) -> list[dict[str, Any]]:
+    """Of the patches in a folder; those that cannot be read are left out later, with a line."""
+    from errata.io.patch_folder import read_head
+    from errata.serve.catalogue import patches_in
+
+    heads = []
+    for place in patches_in(folder).values():
+        with suppress(UserError):
+            heads.append(read_head(place))
+    return heads
+
+
+def _check_installed() -> None:
+    """Raises MissingExtra."""
+    lacking = [name for name in NEEDED if find_spec(name) is None]
+    if lacking:
+        raise MissingExtra(f"serve needs {lacking[0]}: pip install 'errata[serve]'.")
+
+
+def _check_served(name: str) -> str:
+    """What requests call the model. Raises BadSpec."""
+    if "+" in name or not name.strip():
+        raise BadSpec(f"requests cannot call a model {name!r}. Give --served-name without a '+'.")
+    return name
 
 
 def _access(host: str, image_hosts: tuple[str, ...] | list[str]) -> Access:

@@ -117,12 +117,15 @@ class Engine:
             self._work()
         except BaseException as e:
             self.watch.failed(e)
-            with self.changed:
-                self.closing = True
-                left = [*self.waiting, *(r.job for s in self.shared for r in s.rows)]
-                self.waiting.clear()
-            self._fail([*left, *(r.row.job for r in self.lone)], e)
+            self._give_up(e)
             raise
+
+    def _give_up(self, error: BaseException) -> None:
+        with self.changed:
+            self.closing = True
+            left = [*self.waiting, *(r.job for s in self.shared for r in s.rows)]
+            self.waiting.clear()
+        self._fail([*left, *(r.row.job for r in self.lone)], error)
 
     def _work(self) -> None:
         while True:
