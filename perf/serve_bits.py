@@ -1,6 +1,6 @@
 """What sharing a forward does to the bits of an unedited answer, and what answering alone costs.
 
-    python perf/serve_bits.py [--questions 48] [--clients 16]
+    python -m perf.serve_bits [--questions 48] [--clients 16]
 
 First: the logits of the first and second token of each question, asked alone, against the same
 question in a batch: of equal questions, of questions of equal length, and of all lengths (padded);

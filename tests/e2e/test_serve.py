@@ -226,16 +226,18 @@ def test_stop_and_max_tokens_end_an_answer(server):
 
 
 def test_tokens(server):
+    http = httpx.Client(base_url=server.url, timeout=60)
+
     def status(method: str, path: str, token: str | None, **options: Any) -> int:
         headers = {} if token is None else bearer(token)
-        return httpx.request(method, server.url + path, headers=headers, **options).status_code
+        return http.request(method, path, headers=headers, **options).status_code
 
     body = {"model": "micro-vlm", "messages": question("Which?"), "max_tokens": 1}
     for path in ("/v1/models", "/metrics", "/openapi.json", "/no/route"):
         assert status("GET", path, None) == 401
         assert status("GET", path, "wrong") == 401
         for odd in (b"Bearer t\xf6ken", b"Basic " + TOKEN.encode(), b"Bearer", TOKEN.encode()):
-            reply = httpx.get(server.url + path, headers={b"Authorization": odd})
+            reply = http.get(path, headers={b"Authorization": odd})
             assert reply.status_code == 401
         assert status("GET", path, TOKEN) == status("GET", path, ADMIN) != 401
     assert status("POST", CHAT, None, json=body) == 401
@@ -245,6 +247,7 @@ def test_tokens(server):
                          ("POST", "/v1/patches/red/unload")):  # fmt: skip
         assert status(method, path, TOKEN) == 403
         assert status(method, path, None) == status(method, path, "x" * 24) == 401
+    http.close()
     with pytest.raises(openai.AuthenticationError):
         client(server, "wrong").models.list()
 
