@@ -391,3 +391,17 @@ def test_rows_of_different_shapes_at_vision_sites(family: str, pictures: list[st
         plain = backbone.logits(backbone.encode([prompt]))
         seen_here = row == 1 or bool(prompt.images)
         assert torch.allclose(plain, alone, atol=1e-3) != seen_here
+
+
+def test_a_patch_that_stands_in_two_rows_decides_in_each(backbone):
+    """Alone in one row, in a stack in another: the second may not find the first one's decision."""
+    one, other = gate(backbone, 1), gate(backbone, 2)
+    prompts = [Prompt.of("Which shape?"), Prompt.of("What colour is the thing?")]
+    patches = [one, stacked(other, one)]
+    for questions in (prompts, prompts[::-1]):
+        batch = backbone.encode(questions)
+        with torch.no_grad(), backbone.applied(Rows(patches)):
+            together = backbone.logits(batch)
+        for b, patch in enumerate(patches):
+            with torch.no_grad(), backbone.applied(patch):
+                torch.testing.assert_close(together[b], backbone.logits(batch)[b])

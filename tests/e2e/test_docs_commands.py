@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 import shlex
 import string
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -32,6 +33,7 @@ PAGES = (
     "README.md",
     "docs/first-correction.md",
     "docs/scopes.md",
+    "docs/serve.md",
     "docs/real-language-models.md",
     *(f"docs/{n}.md" for n in ("add-an-editor", "add-a-metric", "add-a-benchmark", "facts")),
     *(f"docs/{n}.md" for n in ("add-a-backbone", "analyses", "pictures", "patches", "export")),
@@ -103,6 +105,7 @@ class Session:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.variables: dict[str, str] = {}
         self.points: list[EntryPoint] = []
+        self.servers: list[subprocess.Popen[str]] = []
         self.patch = patch
         patch.setattr(
             registry, "entry_points", lambda group: [e for e in self.points if e.group == group]
@@ -132,6 +135,14 @@ class Session:
         """One line: `NAME=value`, or an errata command. Any other program fails."""
         line = string.Template(line).safe_substitute(self.variables)
         words = shlex.split(line, comments=True)
+        if len(words) == 2 and words[0] == "export":
+            self.patch.setenv(*words[1].split("=", 1))
+            return
+        if words[0] == "pip":  # what a reader needs is installed here
+            return
+        if words[:2] == ["errata", "serve"] and "--check" not in words:
+            self.serve(words)
+            return
         if len(words) == 1 and (assigned := re.fullmatch(r"([A-Z]+)=(.*)", words[0])):
             self.variables[assigned[1]] = assigned[2]
             return
@@ -139,6 +150,22 @@ class Session:
         with pytest.raises(SystemExit) as ended, notices_are_no_errors():
             main(words[1:])
         assert not ended.value.code, where
+
+    def serve(self, words: list[str]) -> None:
+        """Starts a server, which answers until the page ends."""
+        run = subprocess.Popen([sys.executable, "-m", *words], stderr=subprocess.PIPE, text=True)
+        self.servers.append(run)
+        assert run.stderr is not None
+        assert any('"ready"' in line for line in run.stderr), words
+
+    def end_servers(self) -> None:
+        """At SIGTERM each ends with exit code 0."""
+        for run in self.servers:
+            run.terminate()
+            assert run.wait(60) == 0
+            assert run.stderr is not None
+            run.stderr.close()
+        self.servers.clear()
 
 
 def runs(block: Block) -> bool:
@@ -160,7 +187,8 @@ def test_a_page_runs_as_printed(
     page: str, session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The benchmark has fewer cases than the limits of the page."""
-    with short_microworld(train=40, dev=8, eval=16):
+    with ExitStack() as at_end, short_microworld(train=40, dev=8, eval=16):
+        at_end.callback(session.end_servers)
         shown = blocks(page)
         for block, after in zip(shown, [*shown[1:], None], strict=False):
             if not block.mark and runs(block) and block.language != "toml":

@@ -26,14 +26,24 @@ from errata.backbones._forward import DecoderForward
 from errata.backbones._identity import core
 from errata.backbones._overrides import StopForward, attention_as, forward_as, stop_at
 from errata.backbones._pruning import NotPacked, deduplicated, packs
-from errata.backbones._scoring import DecoderQuestion
+from errata.backbones._scoring import DecoderQuestion, growing
 from errata.backbones._text_blocks import cross
 from errata.backbones._text_blocks.recurrent import is_cacheable
+from errata.backbones._text_blocks.running import RunningRows
 from errata.backbones._vision.padding import row_by_row
 from errata.core.errors import BadBackbone
 from errata.core.hooks import cache_names
 from errata.core.hooks.context import HookContext
-from errata.core.model.batch import Batch, PrefixRow, PrefixState, Question, SuffixState
+from errata.core.hooks.hook import Hook
+from errata.core.model.batch import (
+    Batch,
+    DecodeBatch,
+    GrowingAnswer,
+    PrefixRow,
+    PrefixState,
+    Question,
+    SuffixState,
+)
 
 #: layer types whose cache holds keys and values per column; windows and chunks count columns
 _KNOWN_LAYERS = ("full_attention", "sliding_attention", "chunked_attention", "dummy", "moe", "mlp")
@@ -458,6 +468,14 @@ class DecoderBackbone(DecoderForward):
             stream, trunk = self._start(what, ctx, cache)
             ctx.prefilled = True
             yield DecoderQuestion(self, batch, ctx, cache, trunk, stream)
+
+    def growing(self, cap: int, lines: int = 1) -> GrowingAnswer:
+        return growing(self, cap, lines)
+
+    def decode_batch(self, *hooks: Hook) -> DecodeBatch | None:
+        if self._new_cache() is None or "chunked_attention" in self.layer_types():
+            return None
+        return RunningRows(self, hooks)
 
 
 def _same_rows(a: Tensor | None, b: Tensor | None, size: int) -> bool:

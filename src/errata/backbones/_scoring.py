@@ -21,7 +21,7 @@ from errata.backbones._suffix import columns_at, copied
 from errata.backbones._text_blocks.recurrent import Recomputed
 from errata.core.errors import BadBackbone, TooLong
 from errata.core.hooks.context import HookContext
-from errata.core.model.batch import Batch, Generated, Question
+from errata.core.model.batch import Batch, Generated, GrowingAnswer, Question
 from errata.core.text import lines_of
 from errata.core.types import Scored
 
@@ -188,7 +188,7 @@ class DecoderQuestion(Question):
         return [tuple(tuple(p) for p in ids[b][mask[b]].tolist()) for b in range(self.batch.size)]
 
 
-class _Answer:
+class _Answer(GrowingAnswer):
     """The ids of one answer so far. `stopped` is None while it goes on, False at its cap."""
 
     def __init__(
@@ -236,6 +236,11 @@ class _Answer:
             return ""
         said = self.bb.decode([*self.ids, token])
         return self.bb.line_breaks[token] if said and lines_of(said) >= self.lines else None
+
+
+def growing(bb: DecoderForward, cap: int, lines: int) -> GrowingAnswer:
+    """An empty answer, which ends as those of `DecoderQuestion.greedy`."""
+    return _Answer(bb, cap, lines, bb.before_end)
 
 
 def _scored(logits: Tensor, targets: Sequence[Sequence[int]]) -> list[Scored]:

@@ -31,6 +31,7 @@ from errata.cli import (
     plugins,
     prepare,
     results,
+    serve,
     stats,
 )
 from errata.cli.shared.printing import finish_printing, printable, readable_warnings, say
@@ -88,6 +89,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(convert.app, name="convert")
 app.command("doctor")(doctor.doctor)
 app.command("draw")(draw.draw)
+app.command("serve")(serve.serve)
 app.command("check")(plugins.check)
 
 

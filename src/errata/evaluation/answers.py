@@ -234,7 +234,7 @@ def ask_prompts(
         part = asked[start : start + BATCH]
         batch = backbone.encode(part, rows=[0] * len(part))
         rows = torch.zeros(len(part), dtype=torch.long)
-        wanted = [_lines(backbone, p) if lines is None else lines for p in part]
+        wanted = [answer_lines(backbone, p) if lines is None else lines for p in part]
         with backbone.ask(batch, rows=rows) as q:
             generated = q.greedy([cap] * len(part), free=[n == 0 for n in wanted], lines=wanted)
         out += [
@@ -256,11 +256,14 @@ def prompts_of(prompts: Any) -> list[Prompt]:
     return [Prompt.from_any(p) for p in ([prompts] if one else prompts)]
 
 
-def _lines(backbone: Backbone, prompt: Prompt) -> int:
-    """After how many lines the answer to a prompt ends; 0: at an end token only."""
+def answer_lines(backbone: Backbone, prompt: Prompt, row: int = 0) -> int:
+    """After how many lines the answer to a prompt ends, with the patches that are live on its row.
+
+    0: at an end token only.
+    """
     if backbone.style == "chat":
         return 0
-    live = [h for h in flat_on_row(backbone.hooks.stack, 0) if isinstance(h, Patch)]
+    live = [h for h in flat_on_row(backbone.hooks.stack, row) if isinstance(h, Patch)]
     targets = [e.target for p in live for e in p.edits if e.prompt.text == prompt.text]
     return max(map(lines_of, targets), default=1)
 

@@ -6,6 +6,7 @@ run one by one on their rows, which is slower and gives equal results.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 class Rows(Patch):
     """A patch per row: row b of a batch uses patch ctx.rows[b], or b where no rows are given.
 
-    settled: the patches as they act, without edits that a later part of a row contradicts.
+    settled: the patches as they act, without edits that a later part of a row contradicts. A part
+    that stands in several rows is another object in each: decisions are kept by object.
     """
 
     one_when_live = True
@@ -45,7 +47,7 @@ class Rows(Patch):
         super().__init__({s for p in patches for s in p.sites})
         self.rows = len(patches)
         self.patches = nn.ModuleList(patches)
-        self.settled = tuple(_settled(p) for p in patches)
+        self.settled = tuple(_apart([_settled(p) for p in patches]))
         self.decides = any(p.decides for p in patches)
         self.edits = tuple(e for p in patches for e in p.edits)
         self.header = common_header(patches)
@@ -170,6 +172,23 @@ def _settled(patch: Patch) -> Patch:
     if parts == parts_of(patch):
         return patch
     return stacked(*(p for p in parts if isinstance(p, Patch)))
+
+
+def _apart(patches: Sequence[Patch]) -> list[Patch]:
+    """The same patches; parts that stand in several are copied, without their tensors."""
+    seen: set[int] = set()
+    first: dict[int, Patch] = {}
+    for patch in patches:
+        if id(patch) in first:
+            continue
+        parts = parts_of(patch) if patch.rows is None else [patch]
+        if any(id(p) in seen for p in parts):
+            own = [copy.copy(p) if id(p) in seen else p for p in parts]
+            first[id(patch)] = stacked(*own)
+        else:
+            first[id(patch)] = patch
+        seen |= {id(p) for p in parts}
+    return [first[id(p)] for p in patches]
 
 
 def _layers(patches: Sequence[Patch]) -> list[Patch] | None:

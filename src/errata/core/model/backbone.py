@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,9 @@ from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
 from errata.core.model.batch import (
     Batch,
+    DecodeBatch,
     Generated,
+    GrowingAnswer,
     Heads,
     PrefixRow,
     PrefixState,
@@ -268,6 +270,17 @@ class Backbone(LinearSites):
         with self.ask(batch, rows=rows) as q:
             return q.greedy(caps)
 
+    def growing(self, cap: int, lines: int = 1) -> GrowingAnswer:
+        """An empty answer of at most `cap` tokens and `lines` lines (0: an end token ends it)."""
+        raise BadBackbone(f"{self.name} does not answer token by token. Choose another model.")
+
+    def decode_batch(self, *hooks: Hook) -> DecodeBatch | None:
+        """No rows yet, with exactly these hooks live, a row patch among them.
+
+        None where a continuation needs more than one row's own keys and values.
+        """
+        return None
+
     def resume(
         self, state: PrefixState, patch: Hook | None = None, *, rows: Tensor | None = None
     ) -> Tensor:
@@ -366,6 +379,13 @@ class Backbone(LinearSites):
     def only(self, *hooks: Hook) -> AbstractContextManager[None]:
         """Inside, exactly these hooks are live; on leaving, those before."""
         return self.hooks.block(hooks, live_hooks, alone=True)
+
+    def merged_once(self, *hooks: Hook) -> Callable[[], AbstractContextManager[None]]:
+        """As `only`, for a block that is opened again and again: the hooks are merged here, once,
+        so that what they decide in one block holds in the next.
+        """
+        running = tuple(live_hooks(hooks))
+        return lambda: self.hooks.block(hooks, lambda _: running, alone=True)
 
     def unedited(self) -> AbstractContextManager[None]:
         """Inside, no hook is live; on leaving, those before."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -185,3 +186,44 @@ class Question(ABC):
     @abstractmethod
     def top(self, k: int) -> list[tuple[tuple[int, ...], ...]]:
         """The k likeliest ids, in order, at every real position of prompt and target."""
+
+
+class GrowingAnswer(ABC):
+    """An answer, token by token, that ends as `Question.greedy` ends one.
+
+    ids: of its tokens so far. stopped: None while it goes on; then whether it ended by itself, or
+    (False) at its cap.
+    """
+
+    ids: list[int]
+    stopped: bool | None
+
+    @abstractmethod
+    def add(self, token: int) -> None:
+        """Adds the next token, or ends the answer."""
+
+
+class DecodeBatch(ABC):
+    """Rows of several questions that are decoded together: they join and leave between steps.
+
+    A row attends to its own prompt and answer alone, and keeps what was decided for its question.
+    size: number of rows. `Backbone.decode_batch` makes one for some hooks.
+    """
+
+    size: int
+
+    @abstractmethod
+    def asking(self) -> AbstractContextManager[None]:
+        """Inside, the hooks are live: a question that is to join is encoded and asked here."""
+
+    @abstractmethod
+    def join(self, question: Question) -> None:
+        """All rows of a question that was asked inside `asking`, behind the rows that are there."""
+
+    @abstractmethod
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these rows stay, in order."""
+
+    @abstractmethod
+    def feed(self, ids: Tensor) -> Tensor:
+        """Appends one token to each row, ids [B]: logits [B, V] of the next one."""

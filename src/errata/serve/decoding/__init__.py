@@ -1,0 +1,1 @@
+"""Answers many questions with one model at the same time. No network."""
