@@ -69,13 +69,7 @@ def load(
 
             _folders.check(path)
         family = _family(name, _config(name, revision, trust_remote_code))
-    if drawing:
-        if "drawing" not in inspect.signature(family.load).parameters:
-            raise BadSpec(
-                f"'{name}' has no drawing settings ({', '.join(drawing)}): it draws as it was "
-                "trained, or not at all. Leave them out."
-            )
-        more["drawing"] = drawing
+    more |= _drawing_of(drawing, name, family.load)
     with ordinary():  # weights that are made in inference mode can never be searched through
         backbone: Backbone = family.load(
             name,
@@ -88,6 +82,16 @@ def load(
             **more,
         )
     return backbone
+
+
+def _drawing_of(drawing: Any, name: str, make: Any) -> dict[str, Any]:
+    """The keyword for settings of a drawing, if some are given. Raises BadSpec."""
+    if drawing and "drawing" not in inspect.signature(make).parameters:
+        raise BadSpec(
+            f"'{name}' has no drawing settings ({', '.join(drawing)}): it draws as it was "
+            "trained, or not at all. Leave them out."
+        )
+    return {"drawing": drawing} if drawing else {}
 
 
 def _gguf_of(name: str, file: Any, family: Any) -> tuple[str, str | None]:
@@ -132,8 +136,6 @@ def wrap(
         family = _family(name or type(model).__name__, {"_diffusers_version": "", **config})
         pipeline: Backbone = family.wrap(model, None, name=name, style=style, drawing=drawing)
         return pipeline
-    if drawing:
-        raise BadSpec("drawing settings belong to a pipeline of diffusers. Leave them out.")
     if not isinstance(model, nn.Module) or not hasattr(config, "to_dict"):
         raise BadBackbone(
             f"errata.wrap takes a model of transformers, not {_kind(model)}. Load one with "
@@ -146,7 +148,8 @@ def wrap(
         )
     source = str(getattr(config, "_name_or_path", "") or "")
     family = _family(name or source or type(model).__name__, config.to_dict())
-    backbone: Backbone = family.wrap(model, processor, name=name, style=style)
+    more = _drawing_of(drawing, name or source, family.wrap)
+    backbone: Backbone = family.wrap(model, processor, name=name, style=style, **more)
     return backbone
 
 

@@ -24,8 +24,8 @@ from errata.core.types import Prompt
 class Stage:
     """A step between the text model and the picture: the output of `site` while drawing.
 
-    name: `tap` (the hidden states that condition the generator), `projected`, `blocks.{i}`,
-    `velocity`. A hook at `site` reads it inside the real call of `draw`. The picture itself is
+    name: `tap` (the hidden states that condition the generator), what lies between, `projected`,
+    `blocks.{i}`, `velocity`; `logits` of a model that draws by tokens. A hook at `site` reads it inside the real call of `draw`. The picture itself is
     not a stage.
     """
 
@@ -35,7 +35,7 @@ class Stage:
     @property
     def in_text(self) -> bool:
         """Whether it holds the tokens of the prompt, the same in all steps of a drawing."""
-        return not self.name.startswith(("blocks.", "velocity"))
+        return not self.name.startswith(("blocks.", "velocity", "logits"))
 
 
 class ImageGenerator(Backbone, ABC):
