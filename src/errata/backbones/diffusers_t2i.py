@@ -73,7 +73,12 @@ class DiffusersT2I(MeasuredGenerator):
             self.encoder.config.get_text_config(),  # type: ignore[union-attr,operator]
         )
         model = PipelineModel(parts, language, config)
-        tokenizer = getattr(pipeline, key.replace("text_encoder", "tokenizer"), None)
+        components = pipeline.components
+        tokenizer = (
+            components[key.replace("text_encoder", "tokenizer")]
+            if key.startswith("text_encoder")
+            else components["processor"].tokenizer
+        )
         self.drawing = given
         self._arguments = arguments(type(pipeline).__call__, given, self.name)
         self.steps = int(self._arguments.pop("num_inference_steps", 0)) or _default_steps(pipeline)
@@ -82,9 +87,9 @@ class DiffusersT2I(MeasuredGenerator):
         self.identify(tokenizer, None)
 
     def _encoder_of(self, parts: Mapping[str, nn.Module]) -> str:
-        found = {k: m for k, m in language_models(parts).items() if k.startswith("text_encoder")}
+        found = language_models(parts)
         if len(found) != 1:
-            classes = {k: type(m).__name__ for k, m in parts.items() if "encoder" in k}
+            classes = {k: type(m).__name__ for k, m in parts.items() if k in found or "enc" in k}
             what = "none is" if not found else f"{len(found)} are"
             raise BadBackbone(
                 f"{self.name} has the text encoders {', '.join(classes.values()) or 'none'}: "
@@ -119,14 +124,14 @@ class DiffusersT2I(MeasuredGenerator):
     ) -> DiffusersT2I:
         """A folder or hub id of a pipeline. Raises BadBackbone with the library's reason."""
         pipelines = _diffusers(name)
+        options: dict[str, Any] = {
+            "revision": revision,
+            "dtype": _dtype(name, dtype),
+            "device_map": device_map,
+            "trust_remote_code": trust_remote_code,
+        }
         with _folders.load_errors(name, "pipeline of diffusers", "one of its parts"):
-            pipeline = pipelines.DiffusionPipeline.from_pretrained(
-                name,
-                revision=revision,
-                torch_dtype=_dtype(name, dtype),
-                device_map=device_map,
-                trust_remote_code=trust_remote_code,
-            )
+            pipeline = cls.open(name, pipelines, options)
             if device is not None:
                 pipeline.to(device)
         source = Path(name) if Path(name).is_dir() else None
@@ -135,6 +140,11 @@ class DiffusersT2I(MeasuredGenerator):
                 pipeline, name=name, revision=revision or "", style=style, source=source,
                 drawing=drawing,
             )  # fmt: skip
+
+    @classmethod
+    def open(cls, name: str, pipelines: Any, options: Mapping[str, Any]) -> Any:
+        """The pipeline in a folder or hub repository. pipelines: the package diffusers."""
+        return pipelines.DiffusionPipeline.from_pretrained(name, **options)
 
     @classmethod
     def outline(

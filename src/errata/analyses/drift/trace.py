@@ -47,8 +47,8 @@ class StageRecorder(Hook):
     """Records every text stage, and the image stages at the steps of `keep`.
 
     A step's rows are [prompt, seed], followed by those of the empty condition, and only the first
-    `rows` are recorded; a model that draws prompts one by one says which rows have the prompt.
-    times: of every step, per site and prompt. Raises NotFinite at the first stage that is not
+    `rows` are recorded; a model that draws prompts one by one says which rows have the prompt, and
+    may draw seeds one by one too. times: of every step, per site and prompt. Raises NotFinite at the first stage that is not
     finite.
     """
 
@@ -57,10 +57,11 @@ class StageRecorder(Hook):
         self.rows, self.keep = rows, frozenset(keep)
         self.names = {s.site: s.name for s in stages}
         self.in_text = {s.site for s in stages if s.in_text}
-        #: site -> prompt (-1: all together) -> [T, d] or [B, T, d]; [M] times [S, P, w]
+        #: site -> prompt (-1: all together) -> [T, d] or [B, T, d]
         self.text: dict[str, dict[int, list[Tensor]]] = {}
-        self.steps: dict[str, dict[int, list[Tensor]]] = {}
-        self.times: dict[str, dict[int, list[float]]] = {}
+        #: the same -> per drawing -> [M] times [S, P, w]
+        self.steps: dict[str, dict[int, list[list[Tensor]]]] = {}
+        self.times: dict[str, dict[int, list[list[float]]]] = {}
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         prompt, states = -1, y
@@ -79,12 +80,16 @@ class StageRecorder(Hook):
             if prompt < 0 or not parts:  # the same in all steps, for all seeds
                 parts.append((states if prompt < 0 else states[0]).detach().float().cpu())
             return y
-        times = self.times.setdefault(site, {}).setdefault(prompt, [])
-        if len(times) in self.keep:
+        drawings = self.times.setdefault(site, {}).setdefault(prompt, [])
+        kept = self.steps.setdefault(site, {}).setdefault(prompt, [])
+        moment = float(ctx.moment or 0.0)
+        if not drawings or moment < drawings[-1][-1]:  # the next seed
+            drawings.append([])
+            kept.append([])
+        if len(drawings[-1]) in self.keep:
             own = states if prompt >= 0 else states[: self.rows]
-            kept = self.steps.setdefault(site, {}).setdefault(prompt, [])
-            kept.append(own.detach().float().cpu())
-        times.append(float(ctx.moment or 0.0))
+            kept[-1].append(own.detach().float().cpu())
+        drawings[-1].append(moment)
         return y
 
     def text_of(self, stage: Stage, prompts: int) -> Tensor | None:
@@ -99,19 +104,16 @@ class StageRecorder(Hook):
         return torch.nn.utils.rnn.pad_sequence(each, batch_first=True)
 
     def steps_of(self, stage: Stage, prompts: int, seeds: int) -> Tensor | None:
-        """[M, B, S, P, w] of an image stage, None if it was not reached.
-
-        A joint stream holds the tokens of its prompt too, so prompts may differ in length: shorter
-        ones are padded.
-        """
+        """[M, B, S, P, w] of an image stage; None if it was not reached."""
         parts = self.steps.get(stage.site)
-        if not parts:
+        if not parts or not any(map(any, parts.values())):
             return None
         if -1 in parts:
-            kept = torch.stack(parts[-1])
+            (drawing,) = parts[-1]
+            kept = torch.stack(drawing)
             return kept.reshape(len(kept), prompts, seeds, *kept.shape[2:])
-        each = [torch.stack(parts[b]).permute(2, 0, 1, 3) for b in range(prompts)]
-        return torch.nn.utils.rnn.pad_sequence(each).permute(2, 1, 3, 0, 4)
+        each = [torch.cat([torch.stack(d) for d in parts[b]], dim=1) for b in range(prompts)]
+        return torch.stack(each, dim=1)
 
 
 class StateSwap(Hook):
@@ -138,7 +140,8 @@ def drawing_steps(backbone: ImageGenerator, prompt: Prompt, count: int) -> tuple
     recorder = StageRecorder(stages, 1, ())
     with torch.no_grad(), backbone.applied(recorder):
         backbone.draw([prompt], [0])
-    total = max((len(t) for t in recorder.times.get(stages[-1].site, {}).values()), default=0)
+    drawings = recorder.times.get(stages[-1].site, {}).values()
+    total = max((len(t) for drawing in drawings for t in drawing), default=0)
     if not total:
         raise _not_reached(backbone, stages[-1])
     count = min(count, total)
@@ -176,7 +179,7 @@ def trace_drawing(
             assert states.shape[:2] == mask.shape, (stage, states.shape, mask.shape)
         elif kept is not None:
             steps[stage.name] = kept
-            times = next(iter(recorder.times[stage.site].values()))
+            times = next(iter(recorder.times[stage.site].values()))[0]
             moments = tuple(times[i] for i in sorted(recorder.keep))
         else:
             raise _not_reached(backbone, stage)

@@ -111,7 +111,9 @@ class DrawingCall:
         ctx = self.hooks.context(
             rows=torch.tensor([self.row]), image_rows=torch.zeros(rows, dtype=torch.long)
         )
-        ctx.shape, ctx.moment, ctx.prompt_rows = (rows, 0), step / self.steps, pattern
+        # a call whose steps are its own was measured whole
+        share = step / self.steps if self.steps > 1 else call / len(patterns)
+        ctx.shape, ctx.moment, ctx.prompt_rows = (rows, 0), share, pattern
         self._check_flat(args, kwargs)
         with self.hooks.question(ctx), self._counted(ctx):
             return forward(*args, **kwargs)

@@ -35,12 +35,18 @@ def token_of(cond_CD: Tensor, states: Sequence[Tensor]) -> Tensor:
             value, index = torch.where(cosine.isfinite(), cosine, -1.0).max(1)
             better = value > score
             best, score = torch.where(better, index, best), torch.where(better, value, score)
-    seen: set[int] = set()  # padding may repeat the last token
-    for column, token in enumerate(best.tolist()):
-        if token in seen:
-            best[column] = -1
-        seen.add(token)
     return best
+
+
+def once(tokens_C: Tensor) -> Tensor:
+    """The same with -1 for all columns of a token but the first: padding may repeat the last one."""
+    seen: set[int] = set()
+    out = tokens_C.clone()
+    for column, token in enumerate(tokens_C.tolist()):
+        if token in seen:
+            out[column] = -1
+        seen.add(token)
+    return out
 
 
 def tokens_of_span(

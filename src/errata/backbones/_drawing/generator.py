@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from errata.backbones import _tokens
 from errata.backbones._drawing.calls import DrawingCall
-from errata.backbones._drawing.columns import token_of, tokens_of_span
+from errata.backbones._drawing.columns import once, token_of, tokens_of_span
 from errata.backbones._drawing.probe import DrawingPath, PartOfPath, PathProbe
 from errata.backbones._folders import load_errors
 from errata.backbones._overrides import StopForward
@@ -46,6 +46,8 @@ class MeasuredGenerator(HfLm, ImageGenerator):
     generator: nn.Module
     steps: int
     drawn_path: DrawingPath
+    #: whether one call draws several seeds, each with a random state of its own
+    seeds_together = True
     #: text -> what `_tokens_given` found
     _given: dict[str, tuple[Tensor, Tensor, Tensor]]
     capabilities = frozenset({"text", "generate", "resume", "draw"})
@@ -82,6 +84,7 @@ class MeasuredGenerator(HfLm, ImageGenerator):
         text = [s for s in self.layout.sites if s.stream == "text"]
         names = {id(m): path for path, m in model.named_modules()}
         self.layout.sites = text
+        self.hooks = HookManager.of(model, lambda _: text)
         sites = [*text, *self.measure()]
         self.site_paths = {s.name: names[id(s.first)] for s in sites}
         self.hooks = HookManager.of(model, lambda _: sites)
@@ -134,11 +137,14 @@ class MeasuredGenerator(HfLm, ImageGenerator):
     ) -> list[list[Any]]:
         assert seeds, "draw needs at least one seed"
         numbers = range(len(prompts)) if rows is None else rows.tolist()
+        groups = [list(seeds)] if self.seeds_together else [[s] for s in seeds]
         out = []
         for prompt, row in zip(prompts, numbers, strict=True):
-            with self._drawing(prompt, row, len(seeds)) as (text, drawing):
-                pictures = self.call(text, seeds, steps=self.steps, pixels=True)
-            drawing.check_finite(pictures)
+            pictures: list[Any] = []
+            for group in groups:
+                with self._drawing(prompt, row, len(group)) as (text, drawing):
+                    pictures.extend(self.call(text, group, steps=self.steps, pixels=True))
+                drawing.check_finite(pictures)
             pixels = [(np.clip(p, 0, 1) * 255).round().astype(np.uint8) for p in pictures]
             out.append([Pillow.fromarray(p) for p in pixels])
         return out
@@ -175,7 +181,9 @@ class MeasuredGenerator(HfLm, ImageGenerator):
             token_C, ids, real = self._tokens_given(text)
             masks.append((token_C >= 0) & real[token_C.clamp(min=0)])
             held = torch.zeros(len(real), dtype=torch.bool)
-            held[tokens_of_span(self.tokenizer, ids.tolist(), real.tolist(), subject)] = True
+            known = real & (ids >= 0)
+            span = tokens_of_span(self.tokenizer, ids.tolist(), known.tolist(), subject)
+            held[span] = True
             spans.append(masks[-1] & held[token_C.clamp(min=0)])
         pad = torch.nn.utils.rnn.pad_sequence
         return pad(masks, batch_first=True), pad(spans, batch_first=True)
@@ -193,7 +201,10 @@ class MeasuredGenerator(HfLm, ImageGenerator):
             assert drawing.ids is not None and drawing.mask is not None
             if len(self._given) > 1000:
                 self._given.clear()
-            self._given[text] = read.tokens(), drawing.ids, drawing.mask.bool()
+            ids = drawing.ids
+            if ids.is_floating_point():
+                ids = token_of(ids.float(), [self.site("embed").first.weight.float().cpu()])
+            self._given[text] = read.tokens(), ids, drawing.mask.bool()
         return self._given[text]
 
 
@@ -221,7 +232,7 @@ class _Conditioning(Hook):
     def tokens(self) -> Tensor:
         assert self.given is not None
         assert self.states, "the text model was not reached"
-        return token_of(self.given, self.states)
+        return once(token_of(self.given, self.states))
 
 
 def _sites_of(path: DrawingPath) -> Iterator[Site]:

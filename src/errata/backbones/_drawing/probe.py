@@ -94,6 +94,8 @@ class PathProbe:
         self.call, self.name = call, name
         self.modules = dict(generator.named_modules())
         del self.modules[""]
+        #: the inputs of the generator that change with the noise
+        self.latents: frozenset[int] = frozenset()
 
     def measure(self) -> DrawingPath:
         """Raises BadBackbone for a call that does not draw from this text model."""
@@ -106,11 +108,14 @@ class PathProbe:
                 "it cannot be drawn."
             )
         noisy = self._run(WORDS[0], 0, noise=(0, rows))
-        conditioned = [_conditioned(a, b) for a, b in zip(base.inputs, noisy.inputs, strict=True)]
+        seeded = self._run(WORDS[0], 1)
+        self.latents = _changed_inputs(base.inputs[0], seeded.inputs[0])
+        conditioned = [
+            self._conditioned(a, b) for a, b in zip(base.inputs, noisy.inputs, strict=True)
+        ]
         of_prompt = next((n for n, c in enumerate(conditioned) if any(c)), None)
         if of_prompt is None:
             raise BadBackbone(f"{self.name}: its text model does not reach its image generator.")
-        seeded = self._run(WORDS[0], 1)
         text = _changed(base.outputs[of_prompt], noisy.outputs[of_prompt])
         image = _changed(base.outputs[of_prompt], seeded.outputs[of_prompt])
         blocks, lists = self._blocks(text, image)
@@ -176,13 +181,25 @@ class PathProbe:
             raise BadBackbone(f"{self.name} never ran its {what} while it drew.")
         return record
 
+    def _conditioned(self, base: Sequence[Tensor], other: Sequence[Tensor]) -> list[bool]:
+        """The rows of a call whose conditioning changed; the latents are no conditioning."""
+        rows = base[0].shape[0]
+        out = [False] * rows
+        for i in _changed_inputs(base, other) - self.latents:
+            a, b = base[i], other[i]
+            if a.shape == b.shape and a.shape[0] == rows:
+                out = [was or not x.equal(y) for was, x, y in zip(out, a, b, strict=True)]
+            else:
+                out = [True] * rows
+        return out
+
     def _reads(self, rows: Sequence[Sequence[bool]], base: _Record, call: int) -> int:
         """The highest block whose change arrives; blocks below one that arrives do too."""
         low, high = 0, len(self.blocks) - 1
         while low < high:
             middle = (low + high + 1) // 2
             run = self._run(WORDS[0], 0, noise=(middle, rows), until=call)
-            arrives = any(_conditioned(base.inputs[call], run.inputs[call]))
+            arrives = any(self._conditioned(base.inputs[call], run.inputs[call]))
             low, high = (middle, high) if arrives else (low, middle - 1)
         return low
 
@@ -391,17 +408,10 @@ def _changed_rows(a: Tensor, b: Tensor) -> list[bool]:
     return [not x.equal(y) for x, y in zip(a, b, strict=True)]
 
 
-def _conditioned(base: Sequence[Tensor], other: Sequence[Tensor]) -> list[bool]:
-    """The rows of a call that changed, by the inputs that have most rows."""
-    rows = max(t.shape[0] for t in base[:1])
-    out = [False] * rows
-    for a, b in zip(base, other, strict=True):
-        if a.shape != b.shape or a.shape[0] != rows:
-            if a.shape != b.shape or not a.equal(b):
-                out = out if a.shape[0] != 1 else [True] * rows
-            continue
-        out = [was or not x.equal(y) for was, x, y in zip(out, a, b, strict=True)]
-    return out
+def _changed_inputs(base: Sequence[Tensor], other: Sequence[Tensor]) -> frozenset[int]:
+    """The numbers of the inputs that changed."""
+    pairs = enumerate(zip(base, other, strict=True))
+    return frozenset(i for i, (a, b) in pairs if a.shape != b.shape or not a.equal(b))
 
 
 def _changed(

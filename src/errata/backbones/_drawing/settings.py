@@ -12,7 +12,7 @@ from errata.core.errors import BadSpec
 #: setting -> what calls name it, in order of preference
 NAMES: Mapping[str, tuple[str, ...]] = {
     "steps": ("num_inference_steps",),
-    "guidance": ("true_cfg_scale", "guidance_scale"),
+    "guidance": ("true_cfg_scale", "text_guidance_scale", "guidance_scale"),
     "negative": ("negative_prompt",),
 }
 #: arguments of a call that errata sets itself

@@ -91,7 +91,7 @@ def _sizes(layers: int = 4) -> dict[str, Any]:
     return dict(
         vocab_size=len(tokenizer()), hidden_size=32, intermediate_size=64,
         num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        max_position_embeddings=4096, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
 
 
