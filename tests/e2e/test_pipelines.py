@@ -31,6 +31,17 @@ def folder() -> Path:
 
 
 @pytest.fixture
+def state(errata, folder, tmp_path) -> Path:
+    """Statistics of keys, taken through the pipeline's own text encoder."""
+    texts, out = tmp_path / "texts.txt", tmp_path / "stats"
+    texts.write_text("".join(f"Fact {i}: the ring of thing {i} is blue.\n" for i in range(40)))
+    made = errata("stats", folder, "--corpus", texts, "--layers", "1,2", "--out", out,
+                  "--draw-with", "size=32")  # fmt: skip
+    assert made.code == 0, made.err
+    return out
+
+
+@pytest.fixture
 def errata(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., SimpleNamespace]:
@@ -61,10 +72,11 @@ def records(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("protocol", ["direct", "reasoning:prepend"])
-def test_from_a_folder_to_a_judged_report(errata, folder, tmp_path, protocol):
+def test_from_a_folder_to_a_judged_report(errata, folder, state, tmp_path, protocol):
     run, root, page = tmp_path / "run", records(tmp_path / "data"), tmp_path / "report.html"
     bench = ("bench", folder, *MEMIT, "--benchmark", BENCHMARK, "--root", root, "--protocol",
-             f"{protocol}:2x2", "--image-seeds", 1, *DRAWING, "--out", run)  # fmt: skip
+             f"{protocol}:2x2", "--state", state, "--image-seeds", 1, *DRAWING,
+             "--out", run)  # fmt: skip
     ran = errata(*bench)
     assert ran.code == 0, ran.err
     pictures = sorted(run.rglob("*.png"))
@@ -89,11 +101,11 @@ def test_from_a_folder_to_a_judged_report(errata, folder, tmp_path, protocol):
     assert other.code == 2 and "drawing" in other.err, "other pictures do not go into this run"
 
 
-def test_drift_of_a_pipeline(errata, folder, tmp_path):
+def test_drift_of_a_pipeline(errata, folder, state, tmp_path):
     out, root = tmp_path / "drift", records(tmp_path / "data")
     ran = errata("analyze", "drift", folder, *MEMIT, "--benchmark", BENCHMARK, "--root", root,
-                 "--limit", 2, "--rows", 2, "--with", "seeds=1", *DRAWING[:1], 3, *DRAWING[2:],
-                 "--out", out)  # fmt: skip
+                 "--state", state, "--limit", 2, "--rows", 2, "--with", "seeds=1",
+                 *DRAWING[:1], 3, *DRAWING[2:], "--out", out)  # fmt: skip
     assert ran.code == 0, ran.err
     assert "the same drawing twice: no change at any stage" in ran.out
     facts = json.loads((out / "drift.json").read_text())

@@ -28,8 +28,8 @@ from errata.backbones._text import TextBackbone
 from errata.core.errors import BadSpec
 
 HOW = (
-    "Install it: git clone -b main https://github.com/JiuhaiChen/BLIP3o, then pip install -e BLIP3o "
-    "in an environment with the fork of diffusers that its README names."
+    "Install it: git clone -b main https://github.com/JiuhaiChen/BLIP3o, then pip install -e "
+    "BLIP3o in an environment with the fork of diffusers that its README names."
 )
 CAPTION = "Please generate image based on the following caption: "
 GUIDANCE = 3.0
@@ -59,8 +59,8 @@ class Blip3o(MeasuredGenerator):
         unknown = sorted(self.drawing.keys() - {"guidance"})
         if unknown:
             raise BadSpec(
-                f"{self.name} draws without a setting '{unknown[0]}'. It takes: guidance. Its steps "
-                "and size are its authors'."
+                f"{self.name} draws without a setting '{unknown[0]}'. It takes: guidance. Its "
+                "steps and size are its authors'."
             )
         self.encoder = _sites.resolve(model).text
         self.generator = model.model.dit
@@ -90,9 +90,7 @@ class Blip3o(MeasuredGenerator):
         from diffusers import DiffusionPipeline
 
         def code(module: str) -> Any:
-            return installed(
-                f"blip3o.{module}", model="BLIP3o", how=HOW, trusted=trust_remote_code
-            )
+            return installed(f"blip3o.{module}", model="BLIP3o", how=HOW, trusted=trust_remote_code)
 
         builder, names, templates = map(code, ("model.builder", "mm_utils", "conversation"))
         with _folders.load_errors(name, "BLIP3o", "its code, configuration or weights"):
@@ -101,7 +99,8 @@ class Blip3o(MeasuredGenerator):
             kind = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
             if device is not None or kind:
                 model.to(**({"device": device} if device else {}), **kind)
-            pipeline = DiffusionPipeline.from_pretrained(
+            open_: Any = DiffusionPipeline.from_pretrained
+            pipeline = open_(
                 str(Path(name) / "diffusion-decoder"),
                 custom_pipeline="pipeline_llava_gen",
                 use_safetensors=True,
@@ -123,9 +122,7 @@ class Blip3o(MeasuredGenerator):
             return str(talk.get_prompt())
 
         with _folders.load_errors(name, "BLIP3o", "its parts do not fit together and"):
-            return cls(
-                model, tokenizer, pipeline, written, name=name, style=style, drawing=drawing
-            )
+            return cls(model, tokenizer, pipeline, written, name=name, style=style, drawing=drawing)
 
     def call(self, text: str, seeds: Sequence[int], *, steps: int, pixels: bool) -> Sequence[Any]:
         (seed,) = seeds

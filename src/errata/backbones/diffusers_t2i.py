@@ -33,8 +33,11 @@ from errata.backbones._drawing.model import (
 from errata.backbones._drawing.settings import arguments
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone, MissingExtra
+from errata.core.hooks.context import Site
 from errata.core.model.outline import ModelOutline
 
+#: pixels of a side while the path is measured
+SMALL = 256
 _GENERATORS = ("transformer", "unet", "decoder", "prior")
 
 
@@ -166,6 +169,22 @@ class DiffusersT2I(MeasuredGenerator):
     ) -> DiffusersT2I:
         """Around a pipeline in memory; `processor` is not needed."""
         return cls(model, name=name, style=style, drawing=drawing)
+
+    def measure(self) -> list[Site]:
+        """Of a small picture: its path is the same."""
+        given = self._arguments
+        small = {"size": SMALL} if self.drawing.get("size", SMALL + 1) > SMALL else {}
+        more = arguments(type(self.pipeline).__call__, small, self.name)
+        for tried in ({**given, **more}, given):
+            self._arguments = tried
+            try:
+                return super().measure()
+            except BadBackbone:
+                if tried == given:
+                    raise
+            finally:
+                self._arguments = given
+        raise AssertionError("measured or raised")
 
     def facts(self) -> Mapping[str, Any]:
         return {

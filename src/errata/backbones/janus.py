@@ -61,9 +61,7 @@ class Janus(HfVlm, ImageGenerator):
         return config.get("model_type") == "janus"
 
     @classmethod
-    def load(
-        cls, name: str, *, drawing: Mapping[str, Any] | None = None, **options: Any
-    ) -> Janus:
+    def load(cls, name: str, *, drawing: Mapping[str, Any] | None = None, **options: Any) -> Janus:
         """As `HfVlm.load`; drawing: settings of its drawings."""
         sampling = _sampling(dict(drawing or {}), name)
         backbone = super().load(name, **options)
@@ -170,9 +168,8 @@ class Janus(HfVlm, ImageGenerator):
             ctx.shape, ctx.moment = (2, size), step / last
             if step:
                 ctx.prefilled = True
-                one = torch.ones_like(ctx.mask[:, :1])  # type: ignore[index]
-                ctx.mask = torch.cat([ctx.mask, one], dim=1)  # type: ignore[list-item]
-                ctx.vision = torch.cat([ctx.vision, one.bool()], dim=1)  # type: ignore[list-item]
+                ctx.mask = torch.nn.functional.pad(real, (0, step), value=1)
+                ctx.vision = torch.zeros_like(ctx.mask, dtype=torch.bool)
             elif self.hooks.deciding_ahead():
                 self._decide(forward, args, kwargs, ctx)
             step += 1

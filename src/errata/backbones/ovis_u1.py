@@ -1,11 +1,11 @@
 """Ovis-U1: Qwen3 (`llm`) in front of a transformer of its own (`visual_generator`), by its authors.
 
 The classes are in the hub repository, so they run only with --trust-remote-code. A prompt is drawn
-behind a blank white picture and the sentence "Describe the image by detailing ..."; the condition is
-that of all tokens, the last two hidden states side by side; guidance has the condition of "Generate
-an image.". One seed is drawn at a time, as its authors' call takes one. Where it is read is measured
-(`_drawing`). Tested on a stand-in with the published class and attribute names, not on the
-published weights; the remote code was written for transformers 4.51.
+behind a blank white picture and the sentence "Describe the image by detailing ..."; the condition
+is that of all tokens, the last two hidden states side by side; guidance has the condition of
+"Generate an image.". One seed is drawn at a time, as its authors' call takes one. Where it is read
+is measured (`_drawing`). Tested on a stand-in with the published class and attribute names, not on
+the published weights; the remote code was written for transformers 4.51.
 
 Drawing settings: steps, guidance, size. Source: Wang et al. 2025; AIDC-AI/Ovis-U1 at dccf5eb
 (Apache-2.0).
@@ -74,7 +74,9 @@ class OvisU1(MeasuredGenerator):
 
     @classmethod
     def accepts(cls, config: Mapping[str, Any]) -> bool:
-        named = " ".join([str(config.get("model_type")), *map(str, config.get("architectures") or ())])
+        named = " ".join(
+            [str(config.get("model_type")), *map(str, config.get("architectures") or ())]
+        )
         return "ovis" in named.lower() and "visual_generator_config" in config
 
     @classmethod
@@ -107,9 +109,7 @@ class OvisU1(MeasuredGenerator):
         if device is not None:
             model = model.to(device)
         with _folders.load_errors(name, "Ovis-U1", "its parts do not fit together and"):
-            return cls(
-                model, name=name, revision=revision or "", style=style, drawing=drawing
-            )
+            return cls(model, name=name, revision=revision or "", style=style, drawing=drawing)
 
     @classmethod
     def wrap(

@@ -48,8 +48,8 @@ class StageRecorder(Hook):
 
     A step's rows are [prompt, seed], followed by those of the empty condition, and only the first
     `rows` are recorded; a model that draws prompts one by one says which rows have the prompt, and
-    may draw seeds one by one too. times: of every step, per site and prompt. Raises NotFinite at the first stage that is not
-    finite.
+    may draw seeds one by one too. times: of every step, per site and prompt. Raises NotFinite at
+    the first stage that is not finite.
     """
 
     def __init__(self, stages: Sequence[Stage], rows: int, keep: Sequence[int]) -> None:

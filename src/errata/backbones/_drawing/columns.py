@@ -39,7 +39,7 @@ def token_of(cond_CD: Tensor, states: Sequence[Tensor]) -> Tensor:
 
 
 def once(tokens_C: Tensor) -> Tensor:
-    """The same with -1 for all columns of a token but the first: padding may repeat the last one."""
+    """The same with -1 for all columns of a token but the first: padding may repeat one."""
     seen: set[int] = set()
     out = tokens_C.clone()
     for column, token in enumerate(tokens_C.tolist()):

@@ -203,7 +203,8 @@ class MeasuredGenerator(HfLm, ImageGenerator):
                 self._given.clear()
             ids = drawing.ids
             if ids.is_floating_point():
-                ids = token_of(ids.float(), [self.site("embed").first.weight.float().cpu()])
+                embedding: Any = self.site("embed").first.weight
+                ids = token_of(ids.float(), [embedding.float().cpu()])
             self._given[text] = read.tokens(), ids, drawing.mask.bool()
         return self._given[text]
 

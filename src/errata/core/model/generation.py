@@ -25,8 +25,8 @@ class Stage:
     """A step between the text model and the picture: the output of `site` while drawing.
 
     name: `tap` (the hidden states that condition the generator), what lies between, `projected`,
-    `blocks.{i}`, `velocity`; `logits` of a model that draws by tokens. A hook at `site` reads it inside the real call of `draw`. The picture itself is
-    not a stage.
+    `blocks.{i}`, `velocity`; `logits` of a model that draws by tokens. A hook at `site` reads it
+    inside the real call of `draw`. The picture itself is not a stage.
     """
 
     name: str

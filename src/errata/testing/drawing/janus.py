@@ -10,7 +10,6 @@ from typing import Any
 
 from errata.testing.zoo.plain import janus
 
-
 #: random weights are sure of themselves: without this all seeds give one picture
 DRAWING = {"guidance": 2.0, "temperature": 8.0}
 

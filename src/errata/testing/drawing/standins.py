@@ -34,7 +34,7 @@ def omnigen2_classes() -> tuple[Any, Any]:
             text_attention_mask: Any, ref_image_hidden_states: Any = None,
         ) -> Any:  # fmt: skip
             assert ref_image_hidden_states is None or not any(ref_image_hidden_states)
-            return super().forward(
+            return super().forward(  # type: ignore[misc]
                 hidden_states, timestep, text_hidden_states, text_attention_mask, return_dict=False
             )[0]
 
@@ -130,7 +130,11 @@ class YakBackbone(nn.Module):
         self.final_layer = nn.Linear(WIDTH, 3)
 
     def forward(self, img: Tensor, txt: Tensor, timesteps: Tensor) -> Tensor:
-        text, x, time = self.txt_in["input_embedder"](txt), self.img_in(img), self.time_in(timesteps)
+        text, x, time = (
+            self.txt_in["input_embedder"](txt),
+            self.img_in(img),
+            self.time_in(timesteps),
+        )
         for block in self.double_blocks:
             x, text = block(x, text, time)
         joined = torch.cat([text, x], dim=1)
