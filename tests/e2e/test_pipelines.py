@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from errata.benchmarks.unike_umm import cases
 from errata.cli import main
 from tests.endpoint import said, serving
 from tests.umm import record
@@ -47,6 +48,7 @@ def errata(
 ) -> Callable[..., SimpleNamespace]:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setattr(cases, "RATIONALE", 16)  # a random model never ends one
 
     def run(*arguments: object) -> SimpleNamespace:
         capsys.readouterr()
@@ -84,7 +86,7 @@ def test_from_a_folder_to_a_judged_report(errata, folder, state, tmp_path, proto
     assert len(edited) == 4 * 1 + 3, "a picture of every stage of every case"
     assert any(p.read_bytes() != p.with_name(p.name.replace("-0", "@pre-0")).read_bytes()
                for p in edited)  # fmt: skip
-    settings = json.loads((run / "run.json").read_text())
+    settings = json.loads((run / "manifest.json").read_text())
     assert settings["drawing"] == {"steps": 2, "size": 32, "max_sequence_length": 64}
     with serving(lambda body: said('{"meets": true}')) as stub:
         judged = errata("judge", run, "--endpoint", stub.url, "--model", "m", "--mode", "criterion")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ from errata.backbones._drawing.model import (
     with_head,
 )
 from errata.backbones._drawing.settings import arguments
+from errata.backbones._identity import ModelIdentity, weights_digest
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone, MissingExtra
 from errata.core.hooks.context import Site
@@ -61,21 +62,11 @@ class DiffusersT2I(MeasuredGenerator):
         self.pipeline, self.revision = pipeline, revision
         self.name = name or type(pipeline).__name__
         given = dict(drawing or {})
-        folder = given.pop("head", None)
-        parts = {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
-        key = self._encoder_of(parts)
-        self.encoder = parts[key]
-        self.generator = self._generator_of(parts)
-        files = Path(folder) if folder else source / key if source is not None else None
-        language, self.head_from = with_head(self.encoder, self.name, files)
-        config = PipelineConfig(
-            {
-                "pipeline": type(pipeline).__name__,
-                **pipeline.components,
-            },
-            self.encoder.config.get_text_config(),  # type: ignore[union-attr,operator]
-        )
-        model = PipelineModel(parts, language, config)
+        self.head_files = given.pop("head", None)
+        model, key, self.head_from = self._assembled(pipeline, source)
+        language = model.language[0]
+        self.encoder = model.get_submodule(key)
+        self.generator = self._generator_of(dict(model.named_children()))
         components = pipeline.components
         tokenizer = (
             components[key.replace("text_encoder", "tokenizer")]
@@ -88,6 +79,34 @@ class DiffusersT2I(MeasuredGenerator):
         pipeline.set_progress_bar_config(disable=True)
         self.be_language_model(model, language, tokenizer, style)
         self.identify(tokenizer, None)
+
+    def _assembled(self, pipeline: Any, source: Path | None) -> tuple[PipelineModel, str, str]:
+        """(the modules of a pipeline as one model, the name of its text model, whose head it has).
+
+        source: the folder of its files.
+        """
+        parts = {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
+        key = self._encoder_of(parts)
+        encoder: Any = parts[key]
+        files = source / key if source is not None else None
+        files = Path(self.head_files) if self.head_files else files
+        language, head_from = with_head(encoder, self.name, files)
+        described = {"pipeline": type(pipeline).__name__, **pipeline.components}
+        config = PipelineConfig(described, encoder.config.get_text_config())
+        return PipelineModel(parts, language, config), key, head_from
+
+    def _identify_as_stored(self, source: Path | None, stored: Callable[[], Any]) -> None:
+        """For weights that are narrower in memory: the model is the one of its files.
+
+        stored: loads the pipeline again, as its files are.
+        """
+
+        def digest(as_loaded: bool) -> str | None:
+            if not as_loaded:
+                return None
+            return weights_digest(self._assembled(stored(), source)[0])
+
+        self._identity = ModelIdentity(self.model, self.tokenizer, self.tokenizer, digest)
 
     def _encoder_of(self, parts: Mapping[str, nn.Module]) -> str:
         found = language_models(parts)
@@ -139,10 +158,14 @@ class DiffusersT2I(MeasuredGenerator):
                 pipeline.to(device)
         source = Path(name) if Path(name).is_dir() else None
         with _folders.load_errors(name, "pipeline of diffusers", "its parts do not fit together"):
-            return cls(
+            backbone = cls(
                 pipeline, name=name, revision=revision or "", style=style, source=source,
                 drawing=drawing,
             )  # fmt: skip
+        kept = {**options, "dtype": _dtype(name, "auto"), "device_map": None}
+        if kept["dtype"].itemsize > options["dtype"].itemsize:
+            backbone._identify_as_stored(source, lambda: cls.open(name, pipelines, kept))
+        return backbone
 
     @classmethod
     def open(cls, name: str, pipelines: Any, options: Mapping[str, Any]) -> Any:

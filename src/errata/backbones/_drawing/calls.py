@@ -60,6 +60,9 @@ class DrawingCall:
         encode, generate = self.encoder.forward, self.generator.forward
         with ExitStack() as stack:
             stack.enter_context(self.hooks.forward())
+            # no call inside is one that errata knows nothing of
+            own = self.hooks.context(rows=torch.tensor([self.row]))
+            stack.enter_context(self.hooks.question(own))
             stack.enter_context(
                 forward_as(self.encoder, lambda *a, **k: self._encode(encode, a, k))
             )
