@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from errata.benchmarks.unike_umm import cases
 from errata.cli import main
 from tests.endpoint import said, serving
 from tests.umm import record
 
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 pytestmark = [pytest.mark.slow]
 
 MEMIT = ("--editor", "memit", "--set", "layers=[1,2]", "--set", "steps=3", "--set", "lr=0.5",
@@ -48,7 +48,8 @@ def errata(
 ) -> Callable[..., SimpleNamespace]:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    monkeypatch.setattr(cases, "RATIONALE", 16)  # a random model never ends one
+    module = importlib.import_module("errata.benchmarks.unike_umm.cases")
+    monkeypatch.setattr(module, "RATIONALE", 16)  # a random model never ends one
 
     def run(*arguments: object) -> SimpleNamespace:
         capsys.readouterr()
@@ -87,7 +88,8 @@ def test_from_a_folder_to_a_judged_report(errata, folder, state, tmp_path, proto
     assert any(p.read_bytes() != p.with_name(p.name.replace("-0", "@pre-0")).read_bytes()
                for p in edited)  # fmt: skip
     settings = json.loads((run / "manifest.json").read_text())
-    assert settings["drawing"] == {"steps": 2, "size": 32, "max_sequence_length": 64}
+    given = {"steps": 2, "size": 32, "max_sequence_length": 64}
+    assert settings["drawing"] == {**given, "diffusers": diffusers.__version__}
     with serving(lambda body: said('{"meets": true}')) as stub:
         judged = errata("judge", run, "--endpoint", stub.url, "--model", "m", "--mode", "criterion")
         assert judged.code == 0, judged.err

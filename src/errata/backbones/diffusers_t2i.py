@@ -16,6 +16,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,7 +74,7 @@ class DiffusersT2I(MeasuredGenerator):
             if key.startswith("text_encoder")
             else components["processor"].tokenizer
         )
-        self.drawing = given
+        self.drawing, self.drawn_by = given, {"diffusers": version("diffusers")}
         self._arguments = arguments(type(pipeline).__call__, given, self.name)
         self.steps = int(self._arguments.pop("num_inference_steps", 0)) or _default_steps(pipeline)
         pipeline.set_progress_bar_config(disable=True)

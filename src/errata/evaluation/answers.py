@@ -54,9 +54,11 @@ def unedited(backbone: Backbone) -> list[Any]:
 
 
 def drawing_settings(backbone: Backbone) -> list[dict[str, Any]]:
-    """What its pictures depend on besides the model; nothing where no setting was given."""
-    given = backbone.drawing if isinstance(backbone, ImageGenerator) else None
-    return [dict(given)] if given else []
+    """What its pictures depend on besides the model: settings, and who draws; or nothing."""
+    if not isinstance(backbone, ImageGenerator):
+        return []
+    given = {**backbone.drawing, **backbone.drawn_by}
+    return [given] if given else []
 
 
 def ask_all(

@@ -124,7 +124,7 @@ def _bench(
         "fingerprint": _fingerprint(backbone, out),
         "seed": seed, "limit": limit, "rows": rows, "legacy": legacy,
         **({"image_seeds": image_seeds} if order.draws else {}),
-        **({"drawing": dict(drawing[0])} if order.draws and drawing else {}),
+        **({"drawing": drawing[0]} if order.draws and drawing else {}),
     }  # fmt: skip
     part = RunShard() if shard is None else RunShard.parse(shard)
     if shard is not None:

@@ -50,6 +50,8 @@ class ImageGenerator(Backbone, ABC):
     glue: str = "\n\n"
     #: settings of a drawing that were given: its pictures depend on them
     drawing: Mapping[str, Any] = MappingProxyType({})
+    #: library that draws -> version
+    drawn_by: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def draw(
