@@ -90,10 +90,10 @@ def test_from_a_folder_to_a_judged_report(errata, folder, state, tmp_path, proto
     settings = json.loads((run / "manifest.json").read_text())
     given = {"steps": 2, "size": 32, "max_sequence_length": 64}
     assert settings["drawing"] == {**given, "diffusers": diffusers.__version__}
-    with serving(lambda body: said('{"meets": true}')) as stub:
+    with serving(lambda body: said('{"observation": "it is", "matches_target": true}')) as stub:
         judged = errata("judge", run, "--endpoint", stub.url, "--model", "m", "--mode", "criterion")
         assert judged.code == 0, judged.err
-        assert len(stub.requests) == len(pictures)
+        assert 0 < len(stub.requests) <= len(pictures)  # equal pictures are judged once
     scores = json.loads((run / "scores.json").read_text())
     assert scores["metrics"]["vqa.judge"]["value"] == 1.0
     assert {"vqa.judge@pre", "vqa.judge@oracle"} <= scores["metrics"].keys()
