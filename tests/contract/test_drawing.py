@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,6 +125,25 @@ def test_code_that_is_not_installed_is_named_with_the_way_to_install_it(tmp_path
         with pytest.raises(MissingExtra, match=url) as missing:
             load(tmp_path / folder, trust_remote_code=True)
         assert "\n" not in str(missing.value)
+
+
+def test_a_pipeline_without_a_language_model_is_refused() -> None:
+    from errata import wrap
+
+    parts = pipeline("hunyuan_image").pipeline.components
+    lacking = {k: v for k, v in parts.items() if k != "text_encoder"}
+    with pytest.raises(BadBackbone, match="T5EncoderModel: none is a decoder-only language") as e:
+        wrap(SimpleNamespace(components=lacking, config={"_class_name": "Two"}))
+    assert "\n" not in str(e.value)
+
+
+def test_a_model_that_does_not_repeat_itself_is_refused() -> None:
+    from errata import wrap
+
+    made = PIPELINES["sana"].make()
+    made.text_encoder.norm.register_forward_hook(lambda m, x, y: y + torch.rand(()))
+    with pytest.raises(BadBackbone, match="other values each time"):
+        wrap(made, drawing={"size": 32, "steps": 2, **PIPELINES["sana"].settings})
 
 
 def test_settings_that_a_drawing_does_not_take_are_refused() -> None:

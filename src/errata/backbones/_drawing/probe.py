@@ -107,6 +107,12 @@ class PathProbe:
                 f"{self.name} does not give the words of a prompt to its text model, so an edit of "
                 "it cannot be drawn."
             )
+        twin = self._run(WORDS[0], 0, until=0)
+        if _changed_inputs(base.inputs[0], twin.inputs[0]):
+            raise BadBackbone(
+                f"{self.name}: the same prompt gives its image generator other values each time, "
+                "so what an edit changes cannot be told. Load it with --dtype float32, or on a CPU."
+            )
         noisy = self._run(WORDS[0], 0, noise=(0, rows))
         seeded = self._run(WORDS[0], 1)
         self.latents = _changed_inputs(base.inputs[0], seeded.inputs[0])
