@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +30,17 @@ def load(
     style: str | None = None,
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
+    drawing: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """A bundled model, a folder or a hub id; the family is found from its config.
 
     gguf_file: a file in GGUF in that folder, whose weights are dequantised; the path of such a file
-    may be given as the name. dtype: `auto`, a name or a torch.dtype. style: how a prompt is
-    written: `raw`, `easyedit` or `chat`; None: with the model's chat template if it has one, else
-    raw. Raises BadSpec for a style that does not exist, or a dtype or device that this machine does
-    not have, BadBackbone for a model that does not exist, that no family accepts, or that cannot be
-    loaded.
+    may be given as the name. drawing: settings of its pictures, for a model that draws (steps,
+    guidance, size, negative, and what its own call takes). dtype: `auto`, a name or a torch.dtype.
+    style: how a prompt is written: `raw`, `easyedit` or `chat`; None: with the model's chat
+    template if it has one, else raw. Raises BadSpec for a style that does not exist, or a dtype or
+    device that this machine does not have, BadBackbone for a model that does not exist, that no
+    family accepts, or that cannot be loaded.
     """
     from errata.core.hooks.modes import ordinary
 
@@ -48,7 +51,7 @@ def load(
     classes = _families()
     family = next((c for c in classes.values() if name in c.bundled), None)
     name, gguf_file = _gguf_of(name, gguf_file, family)
-    more = {} if gguf_file is None else {"gguf_file": gguf_file}
+    more: dict[str, Any] = {} if gguf_file is None else {"gguf_file": gguf_file}
     if gguf_file is not None:
         from errata.backbones._language import gguf
 
@@ -66,6 +69,7 @@ def load(
 
             _folders.check(path)
         family = _family(name, _config(name, revision, trust_remote_code))
+    more |= _drawing_of(drawing, name, family.load)
     with ordinary():  # weights that are made in inference mode can never be searched through
         backbone: Backbone = family.load(
             name,
@@ -78,6 +82,16 @@ def load(
             **more,
         )
     return backbone
+
+
+def _drawing_of(drawing: Any, name: str, make: Any) -> dict[str, Any]:
+    """The keyword for settings of a drawing, if some are given. Raises BadSpec."""
+    if drawing and "drawing" not in inspect.signature(make).parameters:
+        raise BadSpec(
+            f"'{name}' has no drawing settings ({', '.join(drawing)}): it draws as it was "
+            "trained, or not at all. Leave them out."
+        )
+    return {"drawing": drawing} if drawing else {}
 
 
 def _gguf_of(name: str, file: Any, family: Any) -> tuple[str, str | None]:
@@ -94,12 +108,20 @@ def _gguf_of(name: str, file: Any, family: Any) -> tuple[str, str | None]:
     return gguf.split(name, file)
 
 
-def wrap(model: Any, processor: Any, *, name: str = "", style: str | None = None) -> Backbone:
+def wrap(
+    model: Any,
+    processor: Any = None,
+    *,
+    name: str = "",
+    style: str | None = None,
+    drawing: Mapping[str, Any] | None = None,
+) -> Backbone:
     """A backbone around a model in memory, with the fingerprint that `load` would give.
 
     model: of transformers, also inside a PeftModel, compiled, or offloaded by accelerate. It is not
     copied. processor: the model's processor (`AutoProcessor.from_pretrained`); for a model without
-    images its tokenizer. name: for messages and presets; default: where the model came from.
+    images its tokenizer. A pipeline of diffusers is given alone. drawing: as in `load`. name: for
+    messages and presets; default: where the model came from.
     style: as in `load`. Raises BadSpec for a style that does not exist, BadBackbone for a model
     that no family accepts or a processor that does not fit it.
     """
@@ -110,6 +132,10 @@ def wrap(model: Any, processor: Any, *, name: str = "", style: str | None = None
         raise BadSpec(f"the name of a model is a text, not {_kind(name)}.")
     name = os.fspath(name or "")
     config: Any = getattr(model, "config", None)
+    if hasattr(model, "components") and not isinstance(model, nn.Module):
+        family = _family(name or type(model).__name__, {"_diffusers_version": "", **config})
+        pipeline: Backbone = family.wrap(model, None, name=name, style=style, drawing=drawing)
+        return pipeline
     if not isinstance(model, nn.Module) or not hasattr(config, "to_dict"):
         raise BadBackbone(
             f"errata.wrap takes a model of transformers, not {_kind(model)}. Load one with "
@@ -122,7 +148,8 @@ def wrap(model: Any, processor: Any, *, name: str = "", style: str | None = None
         )
     source = str(getattr(config, "_name_or_path", "") or "")
     family = _family(name or source or type(model).__name__, config.to_dict())
-    backbone: Backbone = family.wrap(model, processor, name=name, style=style)
+    more = _drawing_of(drawing, name or source, family.wrap)
+    backbone: Backbone = family.wrap(model, processor, name=name, style=style, **more)
     return backbone
 
 
@@ -175,6 +202,11 @@ def _families() -> dict[str, Any]:
 def _config(name: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
     from transformers import PretrainedConfig
 
+    from errata.backbones import _folders
+
+    pipeline = Path(name) / _folders.PIPELINE
+    if pipeline.is_file():
+        return {"_diffusers_version": "", **_folders.read_object(pipeline)}
     bundled = sorted(b for c in _families().values() for b in c.bundled)
     close = difflib.get_close_matches(name, bundled, n=1)
     if close and not Path(name).exists():
@@ -184,6 +216,8 @@ def _config(name: str, revision: str | None, trust_remote_code: bool) -> dict[st
             name, revision=revision, trust_remote_code=trust_remote_code
         )
     except Exception as e:  # no such folder, hub id or network, or a name that none can have
+        if index := _folders.pipeline_of(name, revision):
+            return index
         raise BadBackbone(
             f"there is no model '{name[:200]}'. Give a bundled name ({', '.join(bundled)}), a "
             "folder with config.json, or a hub id (without a network: one downloaded before)."

@@ -27,14 +27,12 @@ _OTHER_FOLDERS: Mapping[str, tuple[str, str]] = {
         "Load that model, put the adapter on it (peft.PeftModel.from_pretrained), and give both "
         "to errata.wrap",
     ),
-    "model_index.json": (
-        "a pipeline of diffusers",
-        "errata edits models that answer or draw through a text model; see errata list backbones",
-    ),
     "patch.json": ("a patch of errata", "Apply it to its model: errata ask MODEL --patch {path}"),
     "state.json": ("the state of an editor", "Pass it with --state {path}, and name a model"),
     "plan.json": ("a run of errata bench", "Show it with errata results {path}"),
 }
+#: what a pipeline of diffusers has instead of config.json
+PIPELINE = "model_index.json"
 #: the JSON files that transformers reads
 _JSON = (
     *("config", "generation_config", "preprocessor_config", "processor_config", "tokenizer"),
@@ -79,11 +77,22 @@ def check(path: Path) -> None:
     for file in (path / f"{name}.json" for name in _JSON):
         if file.exists():
             read_object(file)
-    _check_config(path)
+    if not (path / PIPELINE).is_file():
+        _check_config(path)
+
+
+def pipeline_of(name: str, revision: str | None) -> dict[str, Any] | None:
+    """The index of a pipeline of diffusers by its hub id; None if there is none."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return read_object(Path(hf_hub_download(name, PIPELINE, revision=revision)))
+    except Exception:  # no such hub id, file or network
+        return None
 
 
 def _check_kind(path: Path) -> None:
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path / PIPELINE).is_file():
         return
     names = sorted(f.name for f in path.iterdir())
     for file, (kind, advice) in _OTHER_FOLDERS.items():

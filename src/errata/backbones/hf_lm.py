@@ -49,25 +49,27 @@ class HfLm(TextBackbone):
         gguf_file: the one of them that holds the weights.
         """
         super().__init__()
-        self.model = model
-        self.tokenizer = tokenizer
         self.name = name or type(model).__name__
         self.revision = revision
         self.style = style
-        self.layout = _sites.resolve(model)
-        self.site_paths = self.layout.paths
+        self._set_language_model(model, model, tokenizer)
+        self.hooks = HookManager.of(model, lambda _: self.layout.sites)
+        self.finish = self._finish()
+        self.identify(tokenizer, source, trusted=trusted, gguf_file=gguf_file)
+
+    def _set_language_model(self, model: Any, language: Any, tokenizer: Any) -> None:
+        """language: the language model inside `model`, or `model` itself."""
+        self.model, self.tokenizer = model, tokenizer
+        self.layout = _sites.resolve(language)
         self.layout.missing = [m for m in self.layout.missing if m not in ("vision", "bridge")]
-        self.missing_sites = self.layout.missing
+        self.site_paths, self.missing_sites = self.layout.paths, self.layout.missing
         self.missing_because = self.layout.reasons
         self.text, self.blocks, self.head = self.layout.text, self.layout.blocks, self.layout.head
         self.tower = None
-        self.hooks = HookManager.of(model, lambda _: self.layout.sites)
-        self.text_config = model.config.get_text_config()
-        self.end_ids = _tokens.end_ids(tokenizer, model)
+        self.text_config = language.config.get_text_config()
+        self.end_ids = _tokens.end_ids(tokenizer, language)
         self.line_breaks = _tokens.line_breaks(tokenizer)
         self.stop_ids = self.end_ids | self.line_breaks.keys()
-        self.finish = self._finish()
-        self.identify(tokenizer, source, trusted=trusted, gguf_file=gguf_file)
 
     def _finish(self) -> Finish:
         """What the model does to the output of its head, from one forward of three tokens.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from errata.core.state import State
 
 
-@takes_model()
+@takes_model(draws=True)
 def analyze(
     analysis: Annotated[
         str, typer.Argument(metavar="ANALYSIS", help="See `errata list analyses`.")

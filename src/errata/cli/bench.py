@@ -38,7 +38,7 @@ Workers = Annotated[
 ]
 
 
-@takes_model()
+@takes_model(draws=True)
 def bench(
     model: ModelOptions,
     editor: options.EditorName,

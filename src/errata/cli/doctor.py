@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 QUESTION, TEXT = "What is shown in this picture?", "What is the capital of France?"
 
 
-@takes_model(optional=True)
+@takes_model(optional=True, draws=True)
 def doctor(
     model: ModelOptions,
     image: Annotated[
@@ -96,6 +96,7 @@ def examine(bb: Backbone, image: str) -> dict[str, Any]:
         "missing": _folded(bb.missing_sites),
         "sample": _sample(bb, prompt, batch),
         "own forward": _own_forward(bb, prompt, batch),
+        **bb.facts(),
     }
 
 

@@ -17,7 +17,7 @@ from errata.core.files import check_file, write_bytes
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
 
 
-@takes_model(without=("style",))
+@takes_model(without=("style",), draws=True)
 def draw(
     model: ModelOptions,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],

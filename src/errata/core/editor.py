@@ -320,7 +320,8 @@ class Editor(ABC):
         groups = tuple(tuple(map(backbone.hashed, group)) for group in request.groups)
         request = replace(request, groups=groups)
         stack = backbone.hooks.stack
-        results = self.find(backbone, request)
+        with backbone.in_edit():
+            results = self.find(backbone, request)
         fingerprint = backbone.fingerprint()
         for row, ((group, state), result) in enumerate(zip(request, results, strict=True)):
             header = self._header(backbone, fingerprint, state, request.seed)

@@ -18,7 +18,7 @@ from errata.core.errors import BadEdit, BadImage, TooLong
 from errata.core.files import versions
 from errata.core.measure.protocol import Ask
 from errata.core.model.backbone import Backbone, check_backbone
-from errata.core.model.generation import image_generator
+from errata.core.model.generation import ImageGenerator, image_generator
 from errata.core.patch import Patch, flat_on_row
 from errata.core.text import lines_of
 from errata.core.types import Answer, Probe, Prompt, Scored, whole_number
@@ -49,7 +49,16 @@ def unedited(backbone: Backbone) -> list[Any]:
         str(backbone.dtype),
         backbone.device_of("").type,
         backbone.style,
+        *drawing_settings(backbone),
     ]
+
+
+def drawing_settings(backbone: Backbone) -> list[dict[str, Any]]:
+    """What its pictures depend on besides the model: settings, and who draws; or nothing."""
+    if not isinstance(backbone, ImageGenerator):
+        return []
+    given = {**backbone.drawing, **backbone.drawn_by}
+    return [given] if given else []
 
 
 def ask_all(

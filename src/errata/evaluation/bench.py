@@ -28,6 +28,7 @@ from errata.core.model.scope import Scope
 from errata.core.state import State
 from errata.core.types import Answer, Case, brief, path_of, whole_number
 from errata.evaluation import judging, score
+from errata.evaluation.answers import drawing_settings
 from errata.evaluation.distribute.ray_workers import RayWorkers
 from errata.evaluation.distribute.shards import RunShard
 from errata.evaluation.limits import earlier_limits
@@ -117,11 +118,13 @@ def _bench(
 ) -> Path:
     """The run itself; only one process at a time is in here with the same folder."""
     editor.check_fit(backbone, state)
+    drawing = drawing_settings(backbone)
     settings = {
         **_settings(backbone, editor, spec, order, state),
         "fingerprint": _fingerprint(backbone, out),
         "seed": seed, "limit": limit, "rows": rows, "legacy": legacy,
         **({"image_seeds": image_seeds} if order.draws else {}),
+        **({"drawing": drawing[0]} if order.draws and drawing else {}),
     }  # fmt: skip
     part = RunShard() if shard is None else RunShard.parse(shard)
     if shard is not None:

@@ -193,12 +193,15 @@ def checks(bb: Backbone, folder: Path) -> list[tuple[str, Callable[[], None]]]:
     return [(named(f), partial(f, bb, folder)) for f in properties]
 
 
-def try_editor(name: str, bb: Backbone, folder: Path) -> None:
-    """Edits, saves, loads and undoes. Raises UserError where the editor refuses the model."""
+def try_editor(name: str, bb: Backbone, folder: Path, **settings: Any) -> None:
+    """Edits, saves, loads and undoes. Raises UserError where the editor refuses the model.
+
+    settings: of the editor, besides the small ones.
+    """
     asked = prompts(bb, folder)
     edit = Edit(asked[0], "green", "thing", id="zoo")
     cls = registry.load("editors", name)
-    editor = cls(**SMALL_SETTINGS.get(name, {}))
+    editor = cls(**{**SMALL_SETTINGS.get(name, {}), **settings})
     before, clean = weights(bb), bb.logits(bb.encode(asked))
     state = editor.prepare(bb, _cases(asked))
     if state is not None and editor.needs_state:

@@ -9,7 +9,7 @@ import torch
 
 from errata.analyses.drift import DriftAnalysis, conditions
 from errata.analyses.drift.conditions import COMPARED, DriftRecords
-from errata.analyses.drift.distances import ALL, SUBJECT, StageShift, subject_columns
+from errata.analyses.drift.distances import ALL, SUBJECT, StageShift
 from errata.analyses.drift.summary import DriftSummary
 from errata.analyses.drift.trace import StateSwap, drawing_steps, trace_drawing
 from errata.core import registry
@@ -104,7 +104,7 @@ def test_the_edited_drawing_is_what_the_model_draws_with_the_patch(bb, cases):
     prompts = [c.probes[0].prompt for c in cases]
     patch = editor().edit(bb, [c.edit for c in cases]).patch
     keep = drawing_steps(bb, prompts[0], 3)
-    seen = trace_drawing(bb, prompts, [0, 1], keep, patch)
+    seen = trace_drawing(bb, prompts, NAMES, [0, 1], keep, patch)[0]
     with bb.applied(patch):
         plain = bb.draw(prompts, [0, 1])
     assert all(a.tobytes() == b.tobytes() for x, y in zip(seen.pictures, plain, strict=True)
@@ -123,7 +123,7 @@ def test_what_is_read_is_what_hooks_of_its_own_see_in_the_same_call(bb, cases):
         )
         for s in bb.path()
     ]
-    seen = trace_drawing(bb, prompts, [3, 5], keep)
+    seen = trace_drawing(bb, prompts, NAMES, [3, 5], keep)[0]
     for handle in handles:
         handle.remove()
     for stage in bb.path():
@@ -158,11 +158,11 @@ def test_a_stage_that_is_not_drawn_through_raises(bb, cases, monkeypatch):
 
 def test_states_put_in_change_their_columns_alone(bb, cases):
     prompts = [c.probes[0].prompt for c in cases]
-    where = subject_columns(bb, prompts, NAMES)
     keep = drawing_steps(bb, prompts[0], 3)
-    fresh = trace_drawing(bb, prompts, [0], keep)
+    fresh, where = trace_drawing(bb, prompts, NAMES, [0], keep)
     other = torch.randn(fresh.text["tap"].shape, generator=torch.Generator().manual_seed(0))
-    put = trace_drawing(bb, prompts, [0], keep, StateSwap(bb.path()[0].site, other, where))
+    swap = StateSwap(bb.path()[0].site, other, where)
+    put, _ = trace_drawing(bb, prompts, NAMES, [0], keep, swap)
     changed = (put.text["projected"] != fresh.text["projected"]).any(-1)
     assert changed.equal(where)
     assert put.text["tap"][where].equal(other[where])
@@ -171,7 +171,7 @@ def test_states_put_in_change_their_columns_alone(bb, cases):
 def test_the_subjects_columns_decode_to_it(bb):
     prompts = [Prompt.of("a thing of blue ring now"), Prompt.of("ring here"), Prompt.of("ring")]
     names = ["blue ring", "ring", "ring"]
-    batch, where = bb.encode(prompts), subject_columns(bb, prompts, names)
+    batch, (_, where) = bb.encode(prompts), bb.conditioning_columns(prompts, names)
     for b, name in enumerate(names):
         assert bb.decode(batch.ids[b][where[b]].tolist()) == name
         assert not bool(where[b, 0]), "the begin token belongs to nobody"

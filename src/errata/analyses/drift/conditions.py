@@ -22,7 +22,6 @@ from errata.analyses.drift.distances import (
     mean_states,
     prompt_distances,
     shifts_between,
-    subject_columns,
 )
 from errata.analyses.drift.random_control import random_control
 from errata.analyses.drift.trace import DrawingTrace, StateSwap, trace_drawing
@@ -135,10 +134,9 @@ class DrawnBatch:
         self._judge(records)
 
     def _draw(self, name: str, prompts: Sequence[Prompt], *hooks: Hook) -> None:
-        columns = subject_columns(self.bb, prompts, [i.subject for i in self.items])
-        self.traces[name] = (
-            trace_drawing(self.bb, prompts, range(self.seeds), self.keep, *hooks),
-            columns,
+        subjects = [i.subject for i in self.items]
+        self.traces[name] = trace_drawing(
+            self.bb, prompts, subjects, range(self.seeds), self.keep, *hooks
         )
 
     def _swap(self, prompts: Sequence[Prompt]) -> None:

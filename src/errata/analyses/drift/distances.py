@@ -12,15 +12,13 @@ Shapes: B prompts, T columns, K pictures of a prompt (1 in text), n numbers of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from errata.analyses.drift.trace import PICTURE, DrawingTrace
-from errata.core.model.backbone import Backbone
-from errata.core.types import Prompt
 
 SUBJECT, OTHER, ALL = "subject", "other", "all"
 
@@ -41,18 +39,6 @@ class StageShift:
     relative: float | None
     size: float
     towards: float | None = None
-
-
-def subject_columns(
-    backbone: Backbone, prompts: Sequence[Prompt], subjects: Sequence[str]
-) -> Tensor:
-    """[B, T] True for the tokens of the last mention of each subject. Raises BadEdit."""
-    batch = backbone.encode(prompts)
-    out = torch.zeros(batch.mask.shape, dtype=torch.bool)
-    for b, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
-        first, last = (f(prompt, subject) for f in (backbone.first_column, backbone.last_column))
-        out[b, first : last + 1] = True
-    return out
 
 
 def prompt_distances(p: DrawingTrace, subject: Tensor) -> Iterator[tuple[Place, list[float]]]:

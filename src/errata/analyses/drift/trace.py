@@ -46,33 +46,74 @@ class DrawingTrace:
 class StageRecorder(Hook):
     """Records every text stage, and the image stages at the steps of `keep`.
 
-    A step's rows are [prompt, seed], followed by those of the empty condition; only the first
-    `rows` are recorded. times: of every step, per site. Raises NotFinite at the first stage that is
-    not finite.
+    A step's rows are [prompt, seed], followed by those of the empty condition, and only the first
+    `rows` are recorded; a model that draws prompts one by one says which rows have the prompt, and
+    may draw seeds one by one too. times: of every step, per site and prompt. Raises NotFinite at
+    the first stage that is not finite.
     """
 
     def __init__(self, stages: Sequence[Stage], rows: int, keep: Sequence[int]) -> None:
         super().__init__(tuple(s.site for s in stages))
         self.rows, self.keep = rows, frozenset(keep)
         self.names = {s.site: s.name for s in stages}
-        self.text: dict[str, list[Tensor]] = {}
-        self.steps: dict[str, list[Tensor]] = {}
-        self.times: dict[str, list[float]] = {}
+        self.in_text = {s.site for s in stages if s.in_text}
+        #: site -> prompt (-1: all together) -> [T, d] or [B, T, d]
+        self.text: dict[str, dict[int, list[Tensor]]] = {}
+        #: the same -> per drawing -> [M] times [S, P, w]
+        self.steps: dict[str, dict[int, list[list[Tensor]]]] = {}
+        self.times: dict[str, dict[int, list[list[float]]]] = {}
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
-        if not bool(y.isfinite().all()):
+        prompt, states = -1, y
+        if ctx.prompt_rows is not None:
+            assert ctx.rows is not None
+            prompt, states = int(ctx.rows[0]), y[ctx.prompt_rows.to(y.device)]
+        if not bool(states.isfinite().all()):
             raise NotFinite(
                 f"stage '{self.names[site]}' became infinite or not a number while drawing. Load "
                 "with --dtype float32, or try the edit alone."
             )
-        if ctx.moment is None:
-            self.text.setdefault(site, []).append(y.detach().float().cpu())
+        if not len(states):
             return y
-        times = self.times.setdefault(site, [])
-        if len(times) in self.keep:
-            self.steps.setdefault(site, []).append(y.detach()[: self.rows].float().cpu())
-        times.append(float(ctx.moment))
+        if site in self.in_text:
+            parts = self.text.setdefault(site, {}).setdefault(prompt, [])
+            if prompt < 0 or not parts:  # the same in all steps, for all seeds
+                parts.append((states if prompt < 0 else states[0]).detach().float().cpu())
+            return y
+        drawings = self.times.setdefault(site, {}).setdefault(prompt, [])
+        kept = self.steps.setdefault(site, {}).setdefault(prompt, [])
+        moment = float(ctx.moment or 0.0)
+        if not drawings or moment < drawings[-1][-1]:  # the next seed
+            drawings.append([])
+            kept.append([])
+        if len(drawings[-1]) in self.keep:
+            own = states if prompt >= 0 else states[: self.rows]
+            kept[-1].append(own.detach().float().cpu())
+        drawings[-1].append(moment)
         return y
+
+    def text_of(self, stage: Stage, prompts: int) -> Tensor | None:
+        """[B, T, d] the states of a text stage, padded; None if it was not reached."""
+        parts = self.text.get(stage.site)
+        if not parts:
+            return None
+        if -1 in parts:
+            (states,) = parts[-1]
+            return states[:prompts]
+        each = [parts[b][0] for b in range(prompts)]
+        return torch.nn.utils.rnn.pad_sequence(each, batch_first=True)
+
+    def steps_of(self, stage: Stage, prompts: int, seeds: int) -> Tensor | None:
+        """[M, B, S, P, w] of an image stage; None if it was not reached."""
+        parts = self.steps.get(stage.site)
+        if not parts or not any(map(any, parts.values())):
+            return None
+        if -1 in parts:
+            (drawing,) = parts[-1]
+            kept = torch.stack(drawing)
+            return kept.reshape(len(kept), prompts, seeds, *kept.shape[2:])
+        each = [torch.cat([torch.stack(d) for d in parts[b]], dim=1) for b in range(prompts)]
+        return torch.stack(each, dim=1)
 
 
 class StateSwap(Hook):
@@ -83,8 +124,13 @@ class StateSwap(Hook):
         self.states, self.where = states, where
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
-        assert y.shape == self.states.shape, (y.shape, self.states.shape)
         where, states = self.where.to(y.device), self.states.to(y)
+        if ctx.prompt_rows is not None:
+            assert ctx.rows is not None
+            b, columns = int(ctx.rows[0]), y.shape[1]
+            own = ctx.prompt_rows.to(y.device)[:, None]
+            where, states = where[b, :columns] & own, states[b, :columns].expand_as(y)
+        assert y.shape == states.shape, (y.shape, states.shape)
         return torch.where(where[..., None], states, y)
 
 
@@ -94,7 +140,8 @@ def drawing_steps(backbone: ImageGenerator, prompt: Prompt, count: int) -> tuple
     recorder = StageRecorder(stages, 1, ())
     with torch.no_grad(), backbone.applied(recorder):
         backbone.draw([prompt], [0])
-    total = len(recorder.times.get(stages[-1].site, ()))
+    drawings = recorder.times.get(stages[-1].site, {}).values()
+    total = max((len(t) for drawing in drawings for t in drawing), default=0)
     if not total:
         raise _not_reached(backbone, stages[-1])
     count = min(count, total)
@@ -105,39 +152,41 @@ def drawing_steps(backbone: ImageGenerator, prompt: Prompt, count: int) -> tuple
 def trace_drawing(
     backbone: ImageGenerator,
     prompts: Sequence[Prompt],
+    subjects: Sequence[str],
     seeds: Sequence[int],
     keep: Sequence[int],
     *hooks: Hook | None,
-) -> DrawingTrace:
-    """Draws with `hooks` applied and records what leaves them.
+) -> tuple[DrawingTrace, Tensor]:
+    """Draws with `hooks` applied and records what leaves them; also the columns of the subjects.
 
     Raises BadBackbone for a stage that the drawing does not reach, NotFinite for one that is not
-    finite, and whatever a block itself raises.
+    finite, BadEdit for a subject that is not in its prompt, and whatever a block itself raises.
     """
     stages = backbone.path()
     recorder = StageRecorder(stages, len(prompts) * len(seeds), keep)
-    with backbone.applied(*hooks, recorder):
-        mask = backbone.encode(prompts).mask.bool().cpu()
-        pictures = backbone.draw(prompts, seeds)
+    with backbone.applied(*hooks):
+        mask, subject = backbone.conditioning_columns(prompts, subjects)
+        with backbone.applied(recorder):
+            pictures = backbone.draw(prompts, seeds)
     text: dict[str, Tensor] = {}
     steps: dict[str, Tensor] = {}
     moments: tuple[float, ...] = ()
     for stage in stages:
-        if states := recorder.text.get(stage.site):
-            assert len(states) == 1, f"{backbone.name} drew {len(prompts)} prompts in several parts"
-            text[stage.name] = states[0][: len(prompts)]
-            assert text[stage.name].shape[:2] == mask.shape, (stage, text[stage.name].shape)
-        elif parts := recorder.steps.get(stage.site):
-            kept = torch.stack(parts)
-            steps[stage.name] = kept.reshape(len(kept), len(prompts), len(seeds), *kept.shape[2:])
-            times = recorder.times[stage.site]
+        states = recorder.text_of(stage, len(prompts))
+        kept = recorder.steps_of(stage, len(prompts), len(seeds))
+        if states is not None:
+            text[stage.name] = states
+            assert states.shape[:2] == mask.shape, (stage, states.shape, mask.shape)
+        elif kept is not None:
+            steps[stage.name] = kept
+            times = next(iter(recorder.times[stage.site].values()))[0]
             moments = tuple(times[i] for i in sorted(recorder.keep))
         else:
             raise _not_reached(backbone, stage)
     pixels = torch.from_numpy(
         np.stack([np.stack([np.asarray(p) for p in row]) for row in pictures])
     )
-    return DrawingTrace(text, mask, steps, moments, pixels.float() / 255, pictures)
+    return DrawingTrace(text, mask, steps, moments, pixels.float() / 255, pictures), subject
 
 
 def _not_reached(backbone: ImageGenerator, stage: Stage) -> BadBackbone:

@@ -15,7 +15,7 @@ from errata.cli.shared.printing import say
 SHOWN = 20
 
 
-@takes_model(without=("style", "dtype", "device", "device_map", "gguf_file"))
+@takes_model(without=("style", "dtype", "device", "device_map", "gguf_file", "draw_with"))
 def merge(
     model: ModelOptions,
     given: patches.Several,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from errata.cli.shared.options import bundled_models, quiet
+from errata.cli.shared.options import bundled_models, parse_settings, quiet
 from errata.core.errors import BadSpec
 
 if TYPE_CHECKING:
@@ -58,6 +58,15 @@ class ModelOptions:
         str | None,
         typer.Option(help="A GGUF file in that folder or hub repository, read by transformers."),
     ] = None
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a drawing.")] = None
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance of a drawing by its prompt.")
+    ] = None
+    size: Annotated[int | None, typer.Option(min=1, help="Pixels of a picture's side.")] = None
+    draw_with: Annotated[
+        list[str] | None,
+        typer.Option(metavar="K=V", help="What else the call of a pipeline takes; repeatable."),
+    ] = None
 
     def load(self, heads: Sequence[Mapping[str, Any]] = ()) -> Backbone:
         """Loads the model quietly. Raises BadSpec on a wrong option, BadBackbone on a model.
@@ -84,10 +93,18 @@ class ModelOptions:
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
             gguf_file=self.gguf_file,
+            drawing=self.drawing,
         )
         if self.style is None:
             bb.style = _style_of(heads, bb)
         return bb
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """The settings of a drawing that were given. Raises BadSpec."""
+        named = {"steps": self.steps, "guidance": self.guidance, "size": self.size}
+        given = {k: v for k, v in named.items() if v is not None}
+        return {**parse_settings(self.draw_with, "--draw-with"), **given}
 
 
 def _style_of(heads: Sequence[Mapping[str, Any]], bb: Backbone) -> str:
@@ -107,13 +124,14 @@ def _style_of(heads: Sequence[Mapping[str, Any]], bb: Backbone) -> str:
 
 
 def takes_model(
-    *, without: tuple[str, ...] = (), optional: bool = False
+    *, without: tuple[str, ...] = (), optional: bool = False, draws: bool = False
 ) -> Callable[[Callable[..., None]], Any]:
     """Replaces the parameter `model` of a command by the fields of ModelOptions.
 
     without: fields that the command does not offer; they keep their defaults. optional: BACKBONE
-    may be left out, and is then "".
+    may be left out, and is then "". draws: whether it offers the settings of a drawing.
     """
+    without = without if draws else (*without, "steps", "guidance", "size")
     hints = get_type_hints(ModelOptions, include_extras=True)
     options = {
         name: p.replace(kind=p.KEYWORD_ONLY, annotation=hints[name])

@@ -22,13 +22,17 @@ class Site:
 
     Mostly both are one module. With `last` None the site is the hidden state that enters `first`
     (`text.{i}.in`): x and y are the same. `stream` is `text` for modules that see [B, T, .],
-    `vision` for those that see images, `draw` for those that draw them.
+    `vision` for those that see images, `draw` for those that draw them. `output`: which of the
+    outputs of `last`, if it gives several. `image`: where the image tokens stand in a stream that
+    also holds those of the text, `first` or `last`; a hook sees them alone.
     """
 
     name: str
     first: nn.Module
     last: nn.Module | None
     stream: str = "text"
+    output: int = 0
+    image: str = ""
 
 
 @dataclass(eq=False)
@@ -44,6 +48,9 @@ class HookContext:
     image_sizes: [N] relative number of vision positions per image, for towers that flatten images.
     memo:    decisions, made once at prefill and read afterwards; keyed (id of hook, site).
     moment:  time of the running diffusion step, 0 = noise, 1 = picture; None in text.
+    prompt_rows: [R] while drawing, True for rows that have the prompt, False for those of guidance;
+    None where all rows have it, or those that have it come first. image_tokens: while drawing, how
+    many tokens a picture has.
     dry_run: True in a dry run: hooks whose gate site lies above their edit site record their
     decision; nothing is changed.
     dedup:   set while identical columns of the batch are computed once.
@@ -64,6 +71,8 @@ class HookContext:
     prefilled: bool = False
     dry_run: bool = False
     moment: float | None = None
+    prompt_rows: Tensor | None = None
+    image_tokens: int = 0
     dedup: DedupBatch | None = None
     offset: int = 0
     memo: dict[tuple[int, str], Any] = field(default_factory=dict)

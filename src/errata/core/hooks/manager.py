@@ -319,7 +319,8 @@ class HookPoint:
             x = _shaped(_first(args, kwargs), self.site, ctx)
         else:
             x = caller.inputs.pop(self.site.name)
-        y = output[0] if isinstance(output, tuple) else output
+        part = self.site.output
+        y = output[part] if isinstance(output, tuple) else output
         shaped = _shaped(y, self.site, ctx)
         new = shaped
         with without_autocast(y.device):
@@ -328,7 +329,9 @@ class HookPoint:
         if new is shaped:
             return None
         new = _back(new, y, self.site, ctx)
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+        if not isinstance(output, tuple):
+            return new
+        return (*output[:part], new, *output[part + 1 :])
 
 
 def _shaped(x: Tensor, site: Site, ctx: HookContext) -> Tensor:
@@ -336,9 +339,11 @@ def _shaped(x: Tensor, site: Site, ctx: HookContext) -> Tensor:
     if ctx.dedup is not None and site.stream == "text":
         return ctx.dedup.unpack(x)
     if x.dim() == 3:
-        return x
+        return x[:, _image(site, ctx)] if site.image else x
     if site.stream == "vision":
         return x.unsqueeze(1) if x.dim() < 3 else x.flatten(0, -3)
+    if site.stream == "draw" and x.dim() > 3:  # [R, width, height, ...] of convolutions
+        return x.flatten(2).transpose(1, 2)
     return x.reshape(ctx.shape[0] or 1, -1, x.shape[-1])
 
 
@@ -346,7 +351,19 @@ def _back(new: Tensor, like: Tensor, site: Site, ctx: HookContext) -> Tensor:
     """The inverse of `_shaped`, in the shape of `like`."""
     if ctx.dedup is not None and site.stream == "text":
         new = ctx.dedup.pack(new)
+    if site.stream == "draw" and like.dim() > 3:
+        new = new.transpose(1, 2)
+    if site.image:
+        whole = like.clone()
+        whole[:, _image(site, ctx)] = new
+        return whole
     return new.reshape(like.shape)
+
+
+def _image(site: Site, ctx: HookContext) -> slice:
+    """The image tokens of a stream that may hold those of the text too."""
+    n = ctx.image_tokens
+    return slice(0, n or None) if site.image == "first" else slice(-n if n else None, None)
 
 
 def _first(args: Any, kwargs: Any) -> Tensor:

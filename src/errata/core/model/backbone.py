@@ -85,6 +85,8 @@ class Backbone(LinearSites):
     missing_because: Mapping[str, str] = MappingProxyType({})
     #: images are read by cross-attention: no column of a prompt is an image token
     images_beside: bool = False
+    #: whether an edit is being made, for a model that not all of its blocks are of use to
+    editing: bool = False
     model: nn.Module
     hooks: HookManager
     #: the folder of its weight files; None if it is not known
@@ -301,6 +303,19 @@ class Backbone(LinearSites):
         if site.startswith("text."):
             return int(site.split(".")[1])
         return self.depth - 1 if site in ("final_norm", "head") else -1
+
+    @contextmanager
+    def in_edit(self) -> Iterator[None]:
+        """Inside, `layer` names blocks to edit."""
+        before, self.editing = self.editing, True
+        try:
+            yield
+        finally:
+            self.editing = before
+
+    def facts(self) -> Mapping[str, Any]:
+        """What else there is to know about this model, for `errata doctor`."""
+        return {}
 
     def layer(self, index: int) -> int:
         """A text block by index, counted from the end when negative. Raises BadSpec."""

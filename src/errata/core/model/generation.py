@@ -6,10 +6,12 @@ Shapes: B rows, T columns, c width of the conditioning, R pictures, N image toke
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from errata.core.errors import BadBackbone
@@ -22,13 +24,18 @@ from errata.core.types import Prompt
 class Stage:
     """A step between the text model and the picture: the output of `site` while drawing.
 
-    name: `tap` (the hidden states that condition the generator), `projected`, `blocks.{i}`,
-    `velocity`. A hook at `site` reads it inside the real call of `draw`. The picture itself is
-    not a stage.
+    name: `tap` (the hidden states that condition the generator), what lies between, `projected`,
+    `blocks.{i}`, `velocity`; `logits` of a model that draws by tokens. A hook at `site` reads it
+    inside the real call of `draw`. The picture itself is not a stage.
     """
 
     name: str
     site: str
+
+    @property
+    def in_text(self) -> bool:
+        """Whether it holds the tokens of the prompt, the same in all steps of a drawing."""
+        return not self.name.startswith(("blocks.", "velocity", "logits"))
 
 
 class ImageGenerator(Backbone, ABC):
@@ -41,6 +48,10 @@ class ImageGenerator(Backbone, ABC):
 
     #: text between a rationale and the image prompt after it
     glue: str = "\n\n"
+    #: settings of a drawing that were given: its pictures depend on them
+    drawing: Mapping[str, Any] = MappingProxyType({})
+    #: library that draws -> version
+    drawn_by: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def draw(
@@ -54,6 +65,20 @@ class ImageGenerator(Backbone, ABC):
     def path(self) -> tuple[Stage, ...]:
         """The stages from the text model to the picture, in order."""
         raise self._not_offered("the stages of its drawing")
+
+    def conditioning_columns(
+        self, prompts: Sequence[Prompt], subjects: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """([B, T] real columns of the stages of text, those of the last mention of each subject).
+
+        Raises BadEdit for a subject that is not in its prompt.
+        """
+        batch = self.encode(prompts)
+        held = torch.zeros(batch.mask.shape, dtype=torch.bool)
+        for b, (prompt, subject) in enumerate(zip(prompts, subjects, strict=True)):
+            first, last = (f(prompt, subject) for f in (self.first_column, self.last_column))
+            held[b, first : last + 1] = True
+        return batch.mask.bool().cpu(), held
 
     def conditioning(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Tensor:
         """[B, T, c] conditioning of the image generator for each prompt, with gradients.

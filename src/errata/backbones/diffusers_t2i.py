@@ -1,0 +1,266 @@
+"""Any text-to-image pipeline of diffusers whose text encoder is a language model: Sana, Lumina 2,
+Qwen-Image, Z-Image, Ovis-Image, FLUX.2 Klein, CogView4, HunyuanImage, LongCat-Image, ...
+
+One file for all of them. The pipeline's own call draws, with its template, padding, negative
+prompt, guidance, scheduler and VAE; where its text model is read, and what lies between it and the
+picture, is measured by `_drawing.probe`. The text model answers questions as any language model
+does (`hf_lm`); one without an output head gets that of its causal model.
+
+`pip install 'errata[image]'`. Drawing settings: steps, guidance, size, negative, and whatever else
+the pipeline's call takes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from errata.backbones import _folders
+from errata.backbones._drawing.generator import MeasuredGenerator
+from errata.backbones._drawing.model import (
+    PipelineConfig,
+    PipelineModel,
+    language_models,
+    with_head,
+)
+from errata.backbones._drawing.settings import arguments
+from errata.backbones._identity import ModelIdentity, weights_digest
+from errata.backbones._text import TextBackbone
+from errata.core.errors import BadBackbone, MissingExtra
+from errata.core.hooks.context import Site
+from errata.core.model.outline import ModelOutline
+
+#: pixels of a side while the path is measured
+SMALL = 256
+_GENERATORS = ("transformer", "unet", "decoder", "prior")
+
+
+class DiffusersT2I(MeasuredGenerator):
+    """A pipeline of diffusers that draws from the hidden states of a language model."""
+
+    bundled: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        name: str = "",
+        revision: str = "",
+        style: str | None = None,
+        source: Path | None = None,
+        drawing: Mapping[str, Any] | None = None,
+    ) -> None:
+        """source: the pipeline's folder. drawing: settings of its drawings."""
+        TextBackbone.__init__(self)
+        self.pipeline, self.revision = pipeline, revision
+        self.name = name or type(pipeline).__name__
+        given = dict(drawing or {})
+        self.head_files = given.pop("head", None)
+        model, key, self.head_from = self._assembled(pipeline, source)
+        language = model.language[0]
+        self.encoder = model.get_submodule(key)
+        self.generator = self._generator_of(dict(model.named_children()))
+        components = pipeline.components
+        tokenizer = (
+            components[key.replace("text_encoder", "tokenizer")]
+            if key.startswith("text_encoder")
+            else components["processor"].tokenizer
+        )
+        self.drawing, self.drawn_by = given, {"diffusers": version("diffusers")}
+        self._arguments = arguments(type(pipeline).__call__, given, self.name)
+        self.steps = int(self._arguments.pop("num_inference_steps", 0)) or _default_steps(pipeline)
+        pipeline.set_progress_bar_config(disable=True)
+        self.be_language_model(model, language, tokenizer, style)
+        self.identify(tokenizer, None)
+
+    def _assembled(self, pipeline: Any, source: Path | None) -> tuple[PipelineModel, str, str]:
+        """(the modules of a pipeline as one model, the name of its text model, whose head it has).
+
+        source: the folder of its files.
+        """
+        parts = {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
+        key = self._encoder_of(parts)
+        encoder: Any = parts[key]
+        files = source / key if source is not None else None
+        files = Path(self.head_files) if self.head_files else files
+        language, head_from = with_head(encoder, self.name, files)
+        described = {"pipeline": type(pipeline).__name__, **pipeline.components}
+        config = PipelineConfig(described, encoder.config.get_text_config())
+        return PipelineModel(parts, language, config), key, head_from
+
+    def _identify_as_stored(self, source: Path | None, stored: Callable[[], Any]) -> None:
+        """For weights that are narrower in memory: the model is the one of its files.
+
+        stored: loads the pipeline again, as its files are.
+        """
+
+        def digest(as_loaded: bool) -> str | None:
+            if not as_loaded:
+                return None
+            return weights_digest(self._assembled(stored(), source)[0])
+
+        self._identity = ModelIdentity(self.model, self.tokenizer, self.tokenizer, digest)
+
+    def _encoder_of(self, parts: Mapping[str, nn.Module]) -> str:
+        found = language_models(parts)
+        if len(found) != 1:
+            classes = {k: type(m).__name__ for k, m in parts.items() if k in found or "enc" in k}
+            what = "none is" if not found else f"{len(found)} are"
+            raise BadBackbone(
+                f"{self.name} has the text encoders {', '.join(classes.values()) or 'none'}: "
+                f"{what} a decoder-only language model, and errata edits the one that is. Choose "
+                "another pipeline, such as Sana, Lumina 2 or Qwen-Image."
+            )
+        return next(iter(found))
+
+    def _generator_of(self, parts: Mapping[str, nn.Module]) -> nn.Module:
+        for key in _GENERATORS:
+            if key in parts:
+                return parts[key]
+        raise BadBackbone(f"{self.name} has no part {' or '.join(_GENERATORS[:2])} that draws.")
+
+    @classmethod
+    def accepts(cls, config: Mapping[str, Any]) -> bool:
+        return "_diffusers_version" in config and "model_type" not in config
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: Any = None,
+        style: str | None = None,
+        trust_remote_code: bool = False,
+        gguf_file: str | None = None,
+        drawing: Mapping[str, Any] | None = None,
+    ) -> DiffusersT2I:
+        """A folder or hub id of a pipeline. Raises BadBackbone with the library's reason."""
+        pipelines = _diffusers(name)
+        options: dict[str, Any] = {
+            "revision": revision,
+            "dtype": _dtype(name, dtype),
+            "device_map": device_map,
+            "trust_remote_code": trust_remote_code,
+        }
+        with _folders.load_errors(name, "pipeline of diffusers", "one of its parts"):
+            pipeline = cls.open(name, pipelines, options)
+            if device is not None:
+                pipeline.to(device)
+        source = Path(name) if Path(name).is_dir() else None
+        with _folders.load_errors(name, "pipeline of diffusers", "its parts do not fit together"):
+            backbone = cls(
+                pipeline, name=name, revision=revision or "", style=style, source=source,
+                drawing=drawing,
+            )  # fmt: skip
+        kept = {**options, "dtype": _dtype(name, "auto"), "device_map": None}
+        if kept["dtype"].itemsize > options["dtype"].itemsize:
+            backbone._identify_as_stored(source, lambda: cls.open(name, pipelines, kept))
+        return backbone
+
+    @classmethod
+    def open(cls, name: str, pipelines: Any, options: Mapping[str, Any]) -> Any:
+        """The pipeline in a folder or hub repository. pipelines: the package diffusers."""
+        return pipelines.DiffusionPipeline.from_pretrained(name, **options)
+
+    @classmethod
+    def outline(
+        cls, name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> ModelOutline:
+        """With the weights: the path of a pipeline is measured."""
+        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        return cls.load(name, **options).outlined()  # type: ignore[arg-type]
+
+    @classmethod
+    def wrap(
+        cls,
+        model: Any,
+        processor: Any,
+        *,
+        name: str = "",
+        style: str | None = None,
+        drawing: Mapping[str, Any] | None = None,
+    ) -> DiffusersT2I:
+        """Around a pipeline in memory; `processor` is not needed."""
+        return cls(model, name=name, style=style, drawing=drawing)
+
+    def measure(self) -> list[Site]:
+        """Of a small picture: its path is the same."""
+        given = self._arguments
+        small = {"size": SMALL} if self.drawing.get("size", SMALL + 1) > SMALL else {}
+        more = arguments(type(self.pipeline).__call__, small, self.name)
+        for tried in ({**given, **more}, given):
+            self._arguments = tried
+            try:
+                return super().measure()
+            except BadBackbone:
+                if tried == given:
+                    raise
+            finally:
+                self._arguments = given
+        raise AssertionError("measured or raised")
+
+    def facts(self) -> Mapping[str, Any]:
+        return {
+            "class": type(self.pipeline).__name__,
+            "text model": f"{type(self.encoder).__name__}, output head: {self.head_from}",
+            **super().facts(),
+        }
+
+    def call(self, text: str, seeds: Sequence[int], *, steps: int, pixels: bool) -> Sequence[Any]:
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        out = self.pipeline(
+            prompt=text,
+            num_inference_steps=steps,
+            num_images_per_prompt=len(seeds),
+            generator=generators,
+            output_type="np" if pixels else "latent",
+            **self._arguments,
+        )
+        pictures: Sequence[Any] = out.images
+        return pictures
+
+
+def _default_steps(pipeline: Any) -> int:
+    return int(inspect.signature(type(pipeline).__call__).parameters["num_inference_steps"].default)
+
+
+def _diffusers(name: str) -> Any:
+    try:
+        import diffusers
+    except ImportError:
+        raise MissingExtra(
+            f"'{name}' is a pipeline of diffusers, which is not installed: pip install "
+            "'errata[image]'."
+        ) from None
+    if not sys.stderr.isatty():
+        diffusers.utils.logging.disable_progress_bar()
+    return diffusers
+
+
+def _dtype(name: str, dtype: str) -> Any:
+    """`auto`: as the pipeline's largest part is stored; of a hub id: bfloat16."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if not Path(name).is_dir():
+        return torch.bfloat16
+    kinds: dict[str, int] = {}
+    for file in Path(name).glob("*/*.safetensors"):
+        with file.open("rb") as f:
+            header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+        for key, entry in header.items():
+            if key != "__metadata__":
+                size = entry["data_offsets"][1] - entry["data_offsets"][0]
+                kinds[entry["dtype"]] = kinds.get(entry["dtype"], 0) + size
+    named = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    return named.get(max(kinds, key=lambda k: kinds[k], default="F32"), torch.float32)

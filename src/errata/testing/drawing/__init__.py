@@ -1,0 +1,1 @@
+"""Tiny models that draw, with random weights, of the real classes."""

@@ -1,0 +1,172 @@
+"""What must hold for every model that draws, on tiny models of the real classes and stand-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from errata.backbones import load
+from errata.core.errors import BadBackbone, MissingExtra, UserError
+from errata.core.types import Prompt
+from errata.patches.delta import Delta
+from errata.testing import class_checks
+from errata.testing.drawing import checks, janus, standins
+from errata.testing.drawing.pipelines import PIPELINES, folder_of
+from errata.testing.drawing.pipelines import wrapped as pipeline
+
+pytest.importorskip("diffusers")
+
+MODELS: dict[str, Callable[[], Any]] = {
+    **{name: lambda name=name: pipeline(name) for name in PIPELINES},
+    "janus": janus.wrapped,
+    **{name: lambda name=name: standins.wrapped(name) for name in standins.STANDINS},
+}
+#: each editor on some classes of pipelines; together they are on all
+EDITED = {
+    "memit": ("sana", "z_image", "ovis_u1"),
+    "pmet": ("lumina2", "blip3o"),
+    "alphaedit": ("qwen_image", "omnigen2"),
+    "rome": ("ovis_image", "cogview4", "janus"),
+    "ft_l": ("flux2_klein", "longcat", "hunyuan_image"),
+}
+
+
+def reads(name: str) -> int:
+    """The highest block that the code of a model reads, known from its source."""
+    return PIPELINES[name].reads if name in PIPELINES else MODELS[name]().depth - 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("check", checks.CHECKS, ids=lambda f: f.__name__)
+def test_every_model(check, name: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    check(MODELS[name](), tmp_path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("check", checks.REACH, ids=lambda f: f.__name__)
+def test_what_an_edit_reaches(check, name: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    check(MODELS[name](), tmp_path, reads(name))
+
+
+@pytest.mark.parametrize(("editor", "name"), [(e, n) for e, names in EDITED.items() for n in names])
+def test_editors(editor: str, name: str, tmp_path: Path) -> None:
+    """Edited, saved, loaded, undone; those blocks reach the picture, so the edit does."""
+    bb = MODELS[name]()
+    layers = {"layers": (0,)} if editor in ("rome", "ft_l") else {"layers": (0, 1)}
+    class_checks.try_editor(editor, bb, tmp_path, **layers)
+    from errata.io.patch_folder import load as load_patch
+
+    seeds = range(16) if name == "janus" else [0]  # a token is the same until its logits turn over
+    fresh = bb.draw(checks.prompts()[:1], seeds)
+    with bb.applied(load_patch(tmp_path / editor, bb)):
+        assert not checks.equal(bb.draw(checks.prompts()[:1], seeds), fresh)
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n != "blip3o"])
+def test_a_subject_is_found_in_what_is_handed_over(name: str) -> None:
+    _, subject = MODELS[name]().conditioning_columns(checks.prompts(), checks.SUBJECTS)
+    assert subject.sum(1).tolist() == [3, 3]  # "r", "ed", " ring" and the like
+
+
+def test_janus_says_and_draws_through_two_heads_on_one_trunk() -> None:
+    bb = janus.wrapped()
+    fresh = bb.draw(checks.prompts(), [0])
+    said = bb.logits(bb.encode(checks.prompts()))
+    for site, drawn in (("head", False), ("draw.logits", True)):
+        n = bb.site(site).first
+        o, i = (n.weight if hasattr(n, "weight") else n.vision_head.weight).shape
+        inner = n.proj_out.weight.shape[1] if hasattr(n, "proj_out") else i
+        dense = torch.randn(o, inner, generator=torch.Generator().manual_seed(0))
+        with bb.applied(Delta({site: {"dense": dense}}).requires_grad_(False)):
+            assert checks.equal(bb.draw(checks.prompts(), [0]), fresh) != drawn, site
+            same = torch.equal(bb.logits(bb.encode(checks.prompts())), said)
+            assert same == drawn, site
+
+
+def test_a_saved_pipeline_is_the_same_model_in_every_dtype() -> None:
+    given, kept = {"size": 32, "steps": 2, "max_sequence_length": 64}, pipeline("sana")
+    loaded = [
+        load(folder_of("sana"), dtype=dtype, drawing={"complex_human_instruction": None, **given})
+        for dtype in ("auto", "bfloat16")
+    ]
+    assert [b.fingerprint() for b in loaded] == [kept.fingerprint()] * 2
+    assert [str(b.dtype) for b in loaded] == ["torch.float32", "torch.bfloat16"]
+    assert checks.equal(loaded[0].draw(checks.prompts(), [0]), kept.draw(checks.prompts(), [0]))
+
+
+def test_a_multi_tap_pipeline_is_read_at_its_highest_tap() -> None:
+    facts = pipeline("flux2_klein").facts()
+    assert facts["blocks that reach the picture"] == "0 to 3 of 6"
+    assert facts["class"] == "Flux2KleinPipeline"
+    assert "the tied embedding" in pipeline("sana").facts()["text model"]
+
+
+def test_code_that_is_not_installed_is_named_with_the_way_to_install_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "model_index.json").write_text(
+        '{"_class_name": "OmniGen2Pipeline", "_diffusers_version": "0.42.1"}'
+    )
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.json").write_text('{"model_type": "blip3o_qwen"}')
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "config.json").write_text(
+        '{"model_type": "ovis_u1", "visual_generator_config": {}}'
+    )
+    for folder in "abc":
+        with pytest.raises(BadBackbone, match="--trust-remote-code") as e:
+            load(tmp_path / folder)
+        assert "\n" not in str(e.value)
+    for folder, url in (("a", "VectorSpaceLab/OmniGen2"), ("b", "JiuhaiChen/BLIP3o")):
+        with pytest.raises(MissingExtra, match=url) as missing:
+            load(tmp_path / folder, trust_remote_code=True)
+        assert "\n" not in str(missing.value)
+
+
+def test_a_pipeline_without_a_language_model_is_refused() -> None:
+    from errata import wrap
+
+    parts = pipeline("hunyuan_image").pipeline.components
+    lacking = {k: v for k, v in parts.items() if k != "text_encoder"}
+    with pytest.raises(BadBackbone, match="T5EncoderModel: none is a decoder-only language") as e:
+        wrap(SimpleNamespace(components=lacking, config={"_class_name": "Two"}))
+    assert "\n" not in str(e.value)
+
+
+def test_a_model_that_does_not_repeat_itself_is_refused() -> None:
+    from errata import wrap
+
+    made = PIPELINES["sana"].make()
+    made.text_encoder.norm.register_forward_hook(lambda m, x, y: y + torch.rand(()))
+    with pytest.raises(BadBackbone, match="other values each time"):
+        wrap(made, drawing={"size": 32, "steps": 2, **PIPELINES["sana"].settings})
+
+
+def test_settings_that_a_drawing_does_not_take_are_refused() -> None:
+    from errata import wrap
+
+    for name, setting in (("sana", {"max_length": 3}), ("sana", {"steps": 0})):
+        with pytest.raises(UserError, match=next(iter(setting))):
+            wrap(PIPELINES[name].make(), drawing=setting)
+    with pytest.raises(UserError, match="draws by tokens"):
+        wrap(*janus.parts(), drawing={"steps": 2})
+
+
+def test_a_prompt_that_patches_rewrite_is_drawn_as_rewritten() -> None:
+    from errata.core.registry import load as plugin
+
+    bb = pipeline("sana")
+    editor = plugin("editors", "ike")(demonstrations=0)
+    from errata.core.types import Edit
+
+    prompt = Prompt.of(checks.PROMPTS[0])
+    patch = editor.edit(bb, [Edit(prompt, "green", "ring", id="a")], None).patch
+    with bb.applied(patch):
+        drawn = bb.draw([prompt], [0])
+        written = bb.rewritten(prompt)
+    assert written.text != prompt.text
+    assert checks.equal(drawn, bb.draw([written], [0]))
