@@ -17,7 +17,7 @@ KILLS_ARGS ?=
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup check test numbers fuzz kills demo demo-text docs clean
+.PHONY: setup check test numbers fuzz kills demo demo-text docs site clean
 
 setup: $(STAMP)
 
@@ -56,6 +56,11 @@ demo-text: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m tools.docs
+
+# Strict: a link that leads nowhere, or a page that would load something from a network, is an error.
+site: $(STAMP)
+	HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "built: build/site/index.html"
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

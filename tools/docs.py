@@ -4,6 +4,7 @@ From the repository root:
 
     python -m tools.docs            writes (tries all classes: about seven seconds each)
     python -m tools.docs --only A,B writes, and tries these classes alone
+    python -m tools.docs --editors E,F   tries these editors alone; the rest of a row stays
     python -m tools.docs --check    exits 1 when a part is not current
 """
 
@@ -38,7 +39,8 @@ def schemas() -> dict[Path, str]:
 def classes() -> dict[Path, str]:
     """The classes that errata was tried on: as data, as a page, and in short in the README.
 
-    Takes some seconds a class. `--only NAME,NAME` tries these and keeps the other rows.
+    Takes some seconds a class. `--only NAME,NAME` tries these and keeps the other rows; `--editors
+    NAME,NAME` tries these editors, and keeps what the rows say about others.
     """
     from errata.core import registry
     from errata.core.files import versions
@@ -47,14 +49,30 @@ def classes() -> dict[Path, str]:
     path = ROOT / "src" / "errata" / "assets" / "classes.json"
     names = list(zoo.ZOO)
     rows = {}
-    if "--only" in sys.argv:
+    editors = _argument("--editors")
+    if (only := _argument("--only")) or editors:
         rows = {r["name"]: r for r in json.loads(path.read_text(encoding="utf-8"))["classes"]}
-        names = sys.argv[sys.argv.index("--only") + 1].split(",")
-    rows |= {row["name"]: row for row in class_table.examined(names)}
+        names = only or names
+    for row in class_table.examined(names, editors):
+        rows[row["name"]] = _with_editors(rows[row["name"]], row) if editors else row
     made = {"transformers": versions()["transformers"]}
     kept = [rows[n] for n in zoo.ZOO if n in rows]
     text = json.dumps({"versions": made, "classes": kept}, indent=1, ensure_ascii=False) + "\n"
     return {path: text, **pages(kept, registry.names("editors"))}
+
+
+def _argument(name: str) -> list[str] | None:
+    """The names behind an argument; None where it is not given."""
+    return sys.argv[sys.argv.index(name) + 1].split(",") if name in sys.argv else None
+
+
+def _with_editors(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with what was found about some editors now. Raises where the model itself fails."""
+    if old["status"] in ("refused", "absent") and new["status"] == old["status"]:
+        return dict(old)
+    assert new["status"] in ("works", "partly"), (new["name"], new["status"], new["reason"])
+    editors = dict(sorted({**old["editors"], **new["editors"]}.items()))
+    return {**old, "editors": editors, "status": "partly" if any(editors.values()) else "works"}
 
 
 def pages(rows: Sequence[Mapping[str, Any]], editors: Sequence[str]) -> dict[Path, str]:

@@ -48,3 +48,20 @@ def test_demo_leaves_foreign_folders_alone(tmp_path: Path, capsys):
     assert exit_.value.code == 2
     assert "holds no demo" in capsys.readouterr().err
     assert (tmp_path / "letter.txt").read_text() == "mine"
+
+
+@trained
+@pytest.mark.trained
+def test_an_editor_without_its_state_is_left_out_and_said(capsys, monkeypatch):
+    """As in an installation from the wheel, which has no states."""
+    from errata import load
+    from errata.cli.demo import _possible
+    from errata.io import states
+
+    model = load("micro-vlm")
+    assert _possible(PICTURES, model) == PICTURES
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(states, "_shipped", lambda: [])
+    assert _possible(PICTURES, model).editors == ("ft_l", "ft_v", "tpatcher", "ike")
+    said = capsys.readouterr().out
+    assert said.startswith("unike is left out") and "errata prepare micro-vlm" in said

@@ -2,7 +2,8 @@
 
 A comment in front of a block says when it is not, with a reason: `<!-- not run: ... -->`, or
 `<!-- by hand: ... -->` for what takes minutes (`pytest -m by_hand` with this file). A block with a
-file name behind its language is that file; a block `output` is what the block before it prints.
+file name behind its language is that file; a block `output` is what the last command of the block
+before it prints.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import shlex
 import string
 import subprocess
 import sys
+import tomllib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -41,6 +43,12 @@ PAGES = (
         f"docs/{n}.md"
         for n in ("errors", "minigpt4", "published-settings", "pocket-vlm", "many-machines")
     ),
+)
+#: Their readers begin in an empty folder.
+FRESH = (
+    *(f"docs/start/{n}.md" for n in ("fix-one-fact", "compare-methods", "add-a-method")),
+    *(f"docs/concepts/{n}.md" for n in ("site", "hook", "patch", "scope", "measurement")),
+    *(f"docs/{n}.md" for n in ("index", "real-models", "deploying", "gallery")),
 )
 BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>not run|by hand): (?P<why>[^>]*) -->\n+)?"
@@ -102,7 +110,10 @@ def notices_are_no_errors() -> Iterator[None]:
 class Session:
     """A folder, shell variables and installed plug-ins, as somebody who follows the docs has."""
 
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, patch: pytest.MonkeyPatch, printed: Callable[[], object] = lambda: None
+    ) -> None:
+        self.printed = printed  # takes what was printed so far
         self.variables: dict[str, str] = {}
         self.points: list[EntryPoint] = []
         self.servers: list[subprocess.Popen[str]] = []
@@ -117,6 +128,7 @@ class Session:
         elif block.language == "python":
             self.python(block)
         for line in block.commands:
+            self.printed()
             self.shell(line, f"{block.page}, block that ends in line {block.line}: {line}")
 
     def python(self, block: Block) -> None:
@@ -146,6 +158,9 @@ class Session:
         if len(words) == 1 and (assigned := re.fullmatch(r"([A-Z]+)=(.*)", words[0])):
             self.variables[assigned[1]] = assigned[2]
             return
+        if words == ["pip", "install", "-e", "."]:
+            self.install()
+            return
         assert words[0] == "errata", f"{where}: a program that this test does not run"
         with pytest.raises(SystemExit) as ended, notices_are_no_errors():
             main(words[1:])
@@ -167,6 +182,13 @@ class Session:
             run.stderr.close()
         self.servers.clear()
 
+    def install(self) -> None:
+        """The entry points of the package in the folder, as `pip install -e .` registers them."""
+        project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+        self.patch.syspath_prepend(str(Path.cwd()))
+        for group, points in project["entry-points"].items():
+            self.points += [EntryPoint(name, value, group) for name, value in points.items()]
+
 
 def runs(block: Block) -> bool:
     """Whether it can be run by itself: a command, a session, or a plug-in; not a few lines."""
@@ -182,23 +204,35 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         yield Session(patch)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_runs_as_printed(
-    page: str, session: Session, capsys: pytest.CaptureFixture[str]
-) -> None:
+def run_page(page: str, session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     """The benchmark has fewer cases than the limits of the page."""
     with ExitStack() as at_end, short_microworld(train=40, dev=8, eval=16):
         at_end.callback(session.end_servers)
         shown = blocks(page)
         for block, after in zip(shown, [*shown[1:], None], strict=False):
-            if not block.mark and runs(block) and block.language != "toml":
+            if not block.mark and runs(block) and (block.language != "toml" or block.file):
                 capsys.readouterr()
                 session.run(block)
                 if after is not None and after.language == "output":
                     assert capsys.readouterr().out == after.text
-                elif block.language == "python":
+                elif block.language == "python" and not block.file:
                     claimed = re.findall(r"^ *print\(.*\)  # (\w+)$", block.text, re.M)
                     assert capsys.readouterr().out.split() == claimed
+
+
+@pytest.mark.parametrize("page", FRESH)
+def test_a_page_runs_as_printed_in_an_empty_folder(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page(page, Session(monkeypatch, capsys.readouterr), capsys)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs_as_printed(
+    page: str, session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_page(page, session, capsys)
     if page == "README.md":
         for made in ("ring-is-purple/patch.json", "runs/ft_l/scores.json", "dax.png"):
             assert Path(made).is_file(), made
@@ -213,10 +247,11 @@ def test_what_takes_minutes_runs_as_printed(page: str, session: Session) -> None
 
 
 def test_every_page_with_commands_is_run_and_every_exception_has_a_reason() -> None:
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    pages = [p for p in (ROOT / "docs").rglob("*.md") if p.parent.name not in ("results", "adr")]
+    for path in (ROOT / "README.md", *pages):
         page = str(path.relative_to(ROOT))
         shown = [b for b in blocks(page) if b.commands]
-        assert not shown or page in PAGES, page
+        assert not shown or page in (*PAGES, *FRESH), page
         for block in shown:
             assert not block.mark or len(block.why.split()) > 2, (page, block.line)
     run = [b for page in PAGES for b in blocks(page) if b.commands and not b.mark]

@@ -80,6 +80,7 @@ def _demo(out: Path, shown: Demo, seed: int) -> None:
     started = time.perf_counter()
     bb = ModelOptions(shown.model).load()
     _fresh(out)
+    shown = _possible(shown, bb)
     say(
         f"{len(shown.editors)} editors make {shown.limit} edits each on {shown.model}, one at a "
         f"time ({shown.benchmark})."
@@ -101,6 +102,19 @@ def _demo(out: Path, shown: Demo, seed: int) -> None:
     say(f"\n{time.perf_counter() - started:.0f} s in all. Open the report: {report.resolve()}")
     if undo.before != undo.undone or not undo.same_weights:
         raise AssertionError("the edit was not undone completely")
+
+
+def _possible(shown: Demo, bb: Backbone) -> Demo:
+    """The demo without editors whose state is not installed; a line says which."""
+    made = {name: options.make_editor(name, None, None) for name in shown.editors}
+    lacking = [n for n, e in made.items() if e.needs_state and e.shipped_state(bb) is None]
+    for name in lacking:
+        say(
+            f"{name} is left out: its state for {shown.model} is in errata's source distribution "
+            f"only. `errata prepare {shown.model} --editor {name} --benchmark "
+            f"{shown.benchmark}@train --out DIR` makes it."
+        )
+    return replace(shown, editors=tuple(n for n in shown.editors if n not in lacking))
 
 
 def _fresh(out: Path) -> None:

@@ -84,6 +84,10 @@ def report(
         ),
     ] = None,
     title: Annotated[str | None, typer.Option(help="The report's heading.")] = None,
+    cases: Annotated[
+        int,
+        typer.Option(min=1, help="Most cases in the HTML file, to be searched and filtered."),
+    ] = 48,
     scorer: Scorer = "exact",
     vary: Annotated[
         list[str] | None,
@@ -128,7 +132,9 @@ def report(
     if html is not None:
         from errata.report.html import write_report
 
-        written = write_report(runs, html, analyses=folders, title=title, root=root)
+        written = write_report(
+            runs, html, analyses=folders, title=title, gallery=cases, root=root, scorer=scorer
+        )
         say(f"report written to {written}")
 
 

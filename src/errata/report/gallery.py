@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +34,11 @@ SIDE = 160
 """Larger images are scaled down to this many pixels and 256 colours."""
 
 OUTSIDE = "it lies outside the run and the benchmark's root: report --root DIR shows it"
+
+MOST_OF_PICTURES = 24_000_000
+"""Characters of pictures in a report; later cases are shown without theirs."""
+
+TOO_MANY = f"left out: the report holds {MOST_OF_PICTURES // 1_000_000} MB of pictures already"
 
 #: Headings of the controls of the unedited model, in the order of the columns.
 BEFORE, ORACLE, CEILING = "before", "fact in the prompt", "fact in a rationale"
@@ -130,6 +137,12 @@ class CaseCard:
     strips: tuple[ImageStrip, ...] = ()
 
     @property
+    def anchor(self) -> str:
+        """What a link to the case ends with; other cases of the report have another one."""
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", self.id).strip("-")[:60]
+        return f"case-{name}-{zlib.crc32(f'{self.where} {self.id}'.encode()):08x}"
+
+    @property
     def tally(self) -> list[tuple[str, int, int]]:
         """(method, right answers, scored answers) in text, in the order of the runs."""
         marks: dict[str, list[bool]] = {}
@@ -167,6 +180,7 @@ class Thumbnails:
         self.trusted = [folder.resolve() for folder in trusted]
         self.recorded = [folder.resolve() for folder in recorded]
         self._made: dict[Image, Thumbnail] = {}
+        self._left = MOST_OF_PICTURES
 
     def _may_show(self, image: Image) -> bool:
         if split_uri(image.uri)[0] is not None:
@@ -185,10 +199,14 @@ class Thumbnails:
 
     def one(self, image: Image) -> Thumbnail:
         if image not in self._made:
-            self._made[image] = (
-                thumbnail(image) if self._may_show(image) else Thumbnail(image.uri, None, OUTSIDE)
-            )
+            self._made[image] = made = self._make(image)
+            self._left -= len(made.data or "")
         return self._made[image]
+
+    def _make(self, image: Image) -> Thumbnail:
+        if self._left <= 0:
+            return Thumbnail(image.shown, None, TOO_MANY)
+        return thumbnail(image) if self._may_show(image) else Thumbnail(image.uri, None, OUTSIDE)
 
 
 @dataclass

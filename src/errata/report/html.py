@@ -6,18 +6,21 @@ import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from errata.core.errors import BadOutput
 from errata.core.files import check_file, dumps, write_bytes
+from errata.core.measure.metric import Scorer
 from errata.figures.plots import panel_svg, style_sheet
 from errata.report import charts
 from errata.report.analysis_pages import AnalysisPage, read_analyses
 from errata.report.differences import differences
 from errata.report.gallery import cards
 from errata.report.image_tables import CONTROLS, studies
+from errata.report.packed import CHUNK, pack
 from errata.report.results import Setting, read_settings, scorers_of
 from errata.report.tables import UNEDITED, group_view, main_view, origins, percent
 from errata.report.trained_on import trained_on
@@ -47,13 +50,16 @@ def write_report(
     title: str | None = None,
     gallery: int = GALLERY,
     root: Path | None = None,
+    scorer: str = "",
 ) -> Path:
     """Writes the report of scored runs and of analyses and returns its path. Raises BadRun.
 
     Raises BadOutput or DiskFull if the file cannot be written.
     """
     check_out(html)
-    text = render_report(runs, analyses=analyses, title=title, gallery=gallery, root=root)
+    text = render_report(
+        runs, analyses=analyses, title=title, gallery=gallery, root=root, scorer=scorer
+    )
     write_bytes(html, text.encode())
     return html
 
@@ -65,19 +71,24 @@ def render_report(
     title: str | None = None,
     gallery: int = GALLERY,
     root: Path | None = None,
+    scorer: str = "",
 ) -> str:
-    """The report as text, with at most `gallery` cases shown in full.
+    """The report as text, with at most `gallery` cases; those behind the first 48 are packed.
 
     runs, analyses: folders that `errata bench` and `errata analyze` wrote; either may be empty, not
     both. root: folder of the benchmark's pictures: those outside it and the runs are not embedded
-    unless the run recorded them. Raises BadRun.
+    unless the run recorded them. scorer: whose scores are shown first. Raises BadRun.
     """
     pages = read_analyses(analyses)
     settings = read_settings(runs) if runs or not pages else []
-    shown, total = cards(settings, gallery, root)
+    chosen, total = cards(settings, gallery, root)
+    shown = chosen[:GALLERY]
+    protocols = _distinct(a.protocol for c in chosen for q in c.questions for a in q.answers)
     scorers = scorers_of(settings)
     env = _environment()
-    script = env.get_template("script.js.jinja").render()
+    article: Any = env.get_template("case.html.jinja").module
+    packed = pack(chosen[GALLERY:], lambda card: str(article.article(card, len(protocols) > 1)))
+    script = env.get_template("script.js.jinja").render(chunk=CHUNK)
     return env.get_template("report.html.jinja").render(
         title=title or (_title(settings) if settings else _analyses_title(pages)),
         settings=settings,
@@ -89,15 +100,22 @@ def render_report(
         figure_style=style_sheet(),
         compared={s.slug: differences(s, [scorer.name for scorer in scorers]) for s in settings},
         words=words(settings, [scorer.name for scorer in scorers]),
+        first_scorer=next((s.name for s in scorers if s.name == scorer), _first(scorers)),
         cards=shown,
+        packed=packed,
+        chosen=len(chosen),
         cards_of=total,
-        methods=_distinct(a.method for c in shown for q in c.questions for a in q.answers),
-        protocols=_distinct(a.protocol for c in shown for q in c.questions for a in q.answers),
-        kinds={q.kind: q.heading for c in shown for q in c.questions},
-        places=_distinct(c.where for c in shown),
+        methods=_distinct(a.method for c in chosen for q in c.questions for a in q.answers),
+        protocols=protocols,
+        kinds={q.kind: q.heading for c in chosen for q in c.questions},
+        places=_distinct(c.where for c in chosen),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _first(scorers: Sequence[Scorer]) -> str:
+    return scorers[0].name if scorers else ""
 
 
 def _title(settings: Sequence[Setting]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import json
 import re
@@ -82,7 +84,8 @@ def test_self_contained(html: str, page: Page) -> None:
             value = attrs.get(name) or ""
             assert value[:1] in ("", "#") or value.startswith("data:image/png;base64,"), value
     assert not re.search(r"@import|url\(|https?://", html)
-    assert len(page.all("script")) == 1
+    kinds = [attrs.get("type") for attrs in page.all("script")]
+    assert kinds.count(None) == 1 and set(kinds) <= {None, "application/octet-stream"}
 
 
 def test_structure(page: Page) -> None:
@@ -198,7 +201,8 @@ def test_hostile_text_is_inert(make_run: MakeRun) -> None:
 
     run = make_run("a", "ft_l", change=change, backbone=HOSTILE, arguments={"<b>": HOSTILE})
     page = Page(render_report([run], title=HOSTILE))
-    assert len(page.all("script")) == 1
+    kinds = [attrs.get("type") for attrs in page.all("script")]
+    assert kinds.count(None) == 1 and set(kinds) <= {None, "application/octet-stream"}
     assert all("onerror" not in attrs for _, attrs in page.elements)
     assert all(tag not in ("b", "i") or not attrs for tag, attrs in page.elements)
     assert page.text.count('<script>alert("x")</script>') > 9
@@ -321,7 +325,37 @@ def test_every_scorer_has_a_tab_and_says_what_it_is(page: Page, html: str) -> No
     assert tabs == ["exact", "token", "token_own"]
     assert next(a for a in page.all("input") if "checked" in a)["value"] == "exact"
     assert "Teacher-forced token accuracy" in page.text
-    assert len(re.findall(r"#pick-2:not\(:checked\) ~ main \.scores-2", html)) == 1
+    assert html.count("body:has(#pick-2:not(:checked)) main .scores-2 ") == 1
+
+
+def test_the_scorer_that_is_asked_for_is_shown_first(runs: list[Path]) -> None:
+    page = Page(render_report(runs[:1], gallery=1, scorer="token"))
+    assert [a["value"] for a in page.all("input") if "checked" in a] == ["token"]
+
+
+def test_cases_behind_the_first_are_packed_and_complete(runs: list[Path], monkeypatch) -> None:
+    monkeypatch.setattr("errata.report.html.GALLERY", 6)
+    whole = render_report(runs[:2], gallery=20, root=runs[0].parent)
+    page = Page(whole)
+    assert len(page.all("article")) == 6 and "20 of 20 cases" in page.text
+    index, chunk = re.findall(r'octet-stream" [^>]*>([^<]+)</script>', whole)
+    records, cases = (json.loads(gzip.decompress(base64.b64decode(p))) for p in (index, chunk))
+    assert len(records) == len(cases) == 14
+    for record, html in zip(records, cases, strict=True):
+        case = Page(html)
+        (article,) = case.all("article")
+        assert article["id"] == record["anchor"]
+        assert sum(count for *_, count in record["answers"]) == html.count('<li class="answer')
+        assert case.all("article")[0]["aria-label"].split()[-1].lower() in record["text"]
+
+
+def test_pictures_stop_where_a_report_would_be_too_large(runs: list[Path], monkeypatch) -> None:
+    whole = Page(render_report(runs[:1], gallery=6, root=runs[0].parent))
+    monkeypatch.setattr("errata.report.gallery.MOST_OF_PICTURES", 1000)
+    page = Page(render_report(runs[:1], gallery=6, root=runs[0].parent))
+    labels = [a.get("aria-label") or "" for a in page.all("span")]
+    assert 0 < len(page.all("img")) < len(whole.all("img"))
+    assert any("pictures already" in label for label in labels)
 
 
 def test_groups_are_explained(page: Page) -> None:

@@ -1,0 +1,1 @@
+"""The documentation site: generated pages and hooks of MkDocs (`make site`)."""
