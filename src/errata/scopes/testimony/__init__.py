@@ -6,7 +6,7 @@ A question belongs to an edit if the unedited model says the same of both:
   picture and about the edit's picture (the testimonies) agree, so both show one thing;
 - of the question: put to a few fixed pictures, both questions get the same answers, so both ask
   the same, in whatever words (the relation);
-- in itself: both questions get the same answer (the belief).
+- in itself: both questions get the same answer, in its first token (the belief) and as a whole.
 
 How far two distributions p and q agree is their Bhattacharyya coefficient, the sum of sqrt(p q): 1
 for equal ones, 0 for ones with nothing in common. The score is a weighted sum of the logarithms,
@@ -26,7 +26,7 @@ thing from pictures of near things (by the area under the ROC curve), as long as
 cases held out from the choice. Nobody names an attribute.
 
 Each new picture costs one pass per question, each new wording one pass per fixed picture; what was
-asked is remembered. The model's own next answer costs one more.
+asked is remembered. The model's own answer costs one more, of at most 16 tokens.
 
 Shapes: B prompts, K edits, Q questions, R fixed pictures, m buckets of tokens.
 """
@@ -122,7 +122,7 @@ class TestimonyScope(PromptScope):
 
     @torch.no_grad()
     def query(self, backbone: Backbone, prompts: Sequence[Prompt]) -> Tensor:
-        """[B, (Q + R + 1)(m + 1)] roots of the distributions, one after the other."""
+        """[B, (Q + R + 2)(m + 1)] roots of the distributions, one after the other."""
         return self._witness(backbone).of(prompts).flatten(1)
 
     def match(self, query: Tensor, keys: Tensor) -> Tensor:

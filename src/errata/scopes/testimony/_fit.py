@@ -1,6 +1,6 @@
 """The weights of the agreements, and how high a score is rare among questions of no edit.
 
-Shapes: P probes, K edits, n pairs of a question and an edit, F agreements (Q + 2: the fixed
+Shapes: P probes, K edits, n pairs of a question and an edit, F agreements (Q + 3: the fixed
 pictures' are one).
 """
 
@@ -52,7 +52,8 @@ def fit(witness: Witness, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[s
         for k in dict.fromkeys(kinds)
     }
     count, fixed = len(witness.panel.questions), len(witness.panel.pictures)
-    each = [*weights[:count].tolist(), *[float(weights[count]) / fixed] * fixed, float(weights[-1])]
+    relation = [float(weights[count]) / fixed] * fixed
+    each = [*weights[:count].tolist(), *relation, *weights[-2:].tolist()]
     rare = _rare((agreed @ weights + bias)[_strangers(asked)])
     learnt = {"each": each, "bias": float(bias), "threshold": threshold, "rare": rare}
     return learnt, {"accuracy": accuracy, "whole": whole}
@@ -79,10 +80,10 @@ def agreement(asked: Tensor, edits: Tensor) -> Tensor:
 
 
 def _features(witness: Witness, agreed: Tensor) -> Tensor:
-    """[..., Q + 2]: testimonies, the mean over the fixed pictures, the belief."""
+    """[..., Q + 3]: testimonies, the mean over the fixed pictures, belief and whole answer."""
     count = len(witness.panel.questions)
-    relation = agreed[..., count:-1].mean(-1, keepdim=True)
-    return torch.cat([agreed[..., :count], relation, agreed[..., -1:]], dim=-1)
+    relation = agreed[..., count:-2].mean(-1, keepdim=True)
+    return torch.cat([agreed[..., :count], relation, agreed[..., -2:]], dim=-1)
 
 
 def _strangers(asked: Labelled) -> Tensor:
