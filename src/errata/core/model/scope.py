@@ -171,6 +171,10 @@ class Scope(ABC):
     def opens(self, score: Tensor) -> Tensor:
         """[B] whether a question belongs to its nearest edit, from the score."""
 
+    def penalty(self, count: int) -> float:
+        """What is taken off each score in a memory of `count` edits; none by default."""
+        return 0.0
+
     def nearest(
         self, query: Tensor, keys: Tensor, own_BK: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -179,7 +183,11 @@ class Scope(ABC):
         own_BK: the edits that a question may belong to; None = all.
         """
         score_BK = self.match(query, keys)
-        if own_BK is not None:
+        if own_BK is None:
+            score_BK = score_BK - self.penalty(len(keys))
+        else:
+            off_B = [self.penalty(max(n, 1)) for n in own_BK.sum(1).tolist()]
+            score_BK = score_BK - score_BK.new_tensor(off_B)[:, None]
             score_BK = score_BK.masked_fill(~own_BK, -torch.inf)
         best_B = score_BK.amax(1)
         # of equally near edits the latest, so that a fact can be edited again

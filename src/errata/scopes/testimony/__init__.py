@@ -6,22 +6,29 @@ A question belongs to an edit if the unedited model says the same of both:
   picture and about the edit's picture (the testimonies) agree, so both show one thing;
 - of the question: put to a few fixed pictures, both questions get the same answers, so both ask
   the same, in whatever words (the relation);
-- in itself: both questions get the same answer (the belief).
+- in itself: both questions get the same answer, in its first token (the belief) and as a whole.
 
 How far two distributions p and q agree is their Bhattacharyya coefficient, the sum of sqrt(p q): 1
-for equal ones, 0 for ones with nothing in common. The score is a weighted sum of these, no weight
-below 0, fitted as a logistic regression on training cases; so all edits are compared in one matrix
-product. A prompt without a picture agrees, in its testimony, with all others without one.
+for equal ones, 0 for ones with nothing in common. The score is a weighted sum of the logarithms,
+no weight below 0, fitted as a logistic regression on training cases. It is the logarithm of a
+product: one clear disagreement outweighs any number of agreements, as it should, since things that
+are near differ in one point. A prompt without a picture agrees, in its testimony, with all others
+without one.
 
-Which questions are asked is chosen on training cases, from all that these ask about pictures: one
-by one, the one that best tells other pictures of the edited thing from pictures of near things (by
-the area under the ROC curve), as long as the area grows on cases held out from the choice. Nobody
-names an attribute.
+The more edits a memory holds, the more often the best of their scores is high by chance. So the
+cut grows with the memory: of questions that no edit is about, a fixed share opens one of them
+(`false_open`). How high a score is how rare is measured on the training cases, where each
+question is compared with the edits of all other cases.
+
+Which questions are asked is chosen on training cases, from all that these ask about pictures,
+in as many senses as there are: one by one, the one that best tells other pictures of the edited
+thing from pictures of near things (by the area under the ROC curve), as long as the area grows on
+cases held out from the choice. Nobody names an attribute.
 
 Each new picture costs one pass per question, each new wording one pass per fixed picture; what was
-asked is remembered. The model's own next answer costs one more.
+asked is remembered. The model's own answer costs one more, of at most 16 tokens.
 
-Shapes: B prompts, Q questions, R fixed pictures, m buckets of tokens, n pairs.
+Shapes: B prompts, K edits, Q questions, R fixed pictures, m buckets of tokens.
 """
 
 from __future__ import annotations
@@ -40,7 +47,7 @@ from errata.core.state import State
 from errata.core.types import Case, Prompt
 from errata.scopes._cases import some_of
 from errata.scopes.testimony._choice import choose
-from errata.scopes.testimony._fit import fit
+from errata.scopes.testimony._fit import agreement, cut, fit
 from errata.scopes.testimony._witness import Panel, Witness
 
 CHOOSING = 60  # cases: the whole pool is asked about all their pictures
@@ -58,14 +65,17 @@ class TestimonyScope(PromptScope):
         """questions: how many questions are asked about a picture at most. pictures: how many fixed
         pictures a question is put to. pool: how many questions the choice is made from. cases:
         number of training cases. threshold: least score (a logit) of a question that belongs to an
-        edit; a higher one opens less often.
+        edit; a higher one opens less often; null = the one with which most training cases are
+        right in all their questions. false_open: share of the questions about none of the
+        edits that may open one, of a memory of any size; 1 = the threshold alone decides.
         """
 
         questions: int = 8
         pictures: int = 4
         pool: int = 32
         cases: int = 150
-        threshold: float = 0.0
+        threshold: float | None = None
+        false_open: float = 0.003
 
     def __init__(self, state: State | None = None, **passed: Any) -> None:
         super().__init__(state, **passed)
@@ -73,6 +83,10 @@ class TestimonyScope(PromptScope):
         if min(c.questions, c.pictures, c.pool, c.cases) < 1:
             raise BadSpec(
                 "scope 'testimony': questions, pictures, pool and cases are at least 1 each."
+            )
+        if not 0 < c.false_open <= 1:
+            raise BadSpec(
+                f"scope 'testimony': false_open={c.false_open} is a share above 0 and at most 1."
             )
 
     @property
@@ -98,7 +112,7 @@ class TestimonyScope(PromptScope):
         return self
 
     def _witness(self, backbone: Backbone) -> Witness:
-        assert self.state is not None, "a scope is used as `for_model` returns it"
+        assert self.state is not None
         views = self.state.views
         known = views.get("witness")
         if not isinstance(known, Witness) or known.backbone is not backbone:
@@ -108,18 +122,31 @@ class TestimonyScope(PromptScope):
 
     @torch.no_grad()
     def query(self, backbone: Backbone, prompts: Sequence[Prompt]) -> Tensor:
-        """[B, (Q + R + 1)(m + 1)] roots of the distributions, times the roots of the weights."""
-        assert self.state is not None
-        said = self._witness(backbone).of(prompts)
-        weights = torch.tensor(self.state.meta["weights"]["each"])
-        scaled: Tensor = said * weights.sqrt()[:, None]
-        return scaled.flatten(1)
+        """[B, (Q + R + 2)(m + 1)] roots of the distributions, one after the other."""
+        return self._witness(backbone).of(prompts).flatten(1)
 
     def match(self, query: Tensor, keys: Tensor) -> Tensor:
-        assert self.state is not None
-        bias = float(self.state.meta["weights"]["bias"])
-        return query @ keys.T + bias
+        learnt = self._learnt()
+        weights = torch.tensor(learnt["each"], device=keys.device)
+        asked, edits = (x.view(len(x), len(weights), -1) for x in (query, keys))
+        return agreement(asked, edits) @ weights + float(learnt["bias"])
+
+    def penalty(self, count: int) -> float:
+        """How far the cut of a memory lies above the threshold."""
+        rare = cut(self._learnt()["rare"], self.config.false_open / count)
+        return max(rare - self.threshold, 0.0)
 
     def opens(self, score: Tensor) -> Tensor:
-        opens: Tensor = score >= self.config.threshold
+        opens: Tensor = score >= self.threshold
         return opens
+
+    @property
+    def threshold(self) -> float:
+        """The least score, as set or as tuned."""
+        own: float | None = self.config.threshold
+        return float(self._learnt()["threshold"]) if own is None else own
+
+    def _learnt(self) -> dict[str, Any]:
+        assert self.state is not None, "a scope is used as `for_model` returns it"
+        learnt: dict[str, Any] = self.state.meta["weights"]
+        return learnt

@@ -1,6 +1,10 @@
 """Which questions are asked about pictures: chosen on training cases, one by one.
 
-Shapes: n pairs of pictures, P questions of the pool.
+Training cases ask the same in many wordings. So the pool is spread first: each further question is
+the one that the model answers least like those in the pool, on a few fixed pictures. A pool that is
+drawn at random misses what few cases ask about.
+
+Shapes: n pairs of pictures, P questions of the pool, N wordings.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from errata.scopes._hashes import picture
 from errata.scopes.testimony._witness import Panel, Witness
 
 GAIN = 1e-3  # a further question is worth asking if the area grows by this
+ALIKE = 0.99  # questions whose answers agree by this ask the same
 BLANK = " "
 
 
@@ -38,12 +43,13 @@ def choose(
 ) -> tuple[Panel | None, dict[str, Any]]:
     """The panel, and how the areas grew; None where no case asks about pictures."""
     rng = random.Random(f"testimony|{seed}")
-    pairs, questions = pairs_of(cases), pool_of(cases, pool, rng)
+    pairs, texts = pairs_of(cases), questions_of(cases)
     fixed = [c.edit.prompt.images[0] for c in cases if len(c.edit.prompt.images) == 1]
     unique = list({picture(i): i for i in fixed}.values())
     shown = tuple(embedded(i) for i in rng.sample(unique, min(pictures, len(unique))))
-    if not shown or not questions:
+    if not shown or not texts:
         return None, {}
+    questions = spread(Witness(backbone, Panel((), shown)), texts, pool)
     same = torch.tensor([p.same for p in pairs], dtype=torch.bool)
     if not bool(same.any()) or bool(same.all()):
         return Panel(tuple(questions[:1]), shown), {}
@@ -71,11 +77,25 @@ def pairs_of(cases: Sequence[Case]) -> list[PicturePair]:
     return pairs
 
 
-def pool_of(cases: Sequence[Case], count: int, rng: random.Random) -> list[str]:
-    """Questions that the cases ask about pictures, drawn from all of them."""
+def questions_of(cases: Sequence[Case]) -> list[str]:
+    """Questions that the cases ask about pictures, each wording once."""
     prompts = [p for c in cases for p in (c.edit.prompt, *(q.prompt for q in c.probes))]
-    texts = sorted({p.text for p in prompts if len(p.images) == 1 and p.segments[-1] == p.text})
-    return rng.sample(texts, min(count, len(texts)))
+    return sorted({p.text for p in prompts if len(p.images) == 1 and p.segments[-1] == p.text})
+
+
+def spread(witness: Witness, texts: Sequence[str], count: int) -> list[str]:
+    """At most `count` of the N texts, each as far from the earlier ones as it can be.
+
+    How near two are: the agreement of their answers, mean over the fixed pictures. It ends where
+    all others are nearly a question that is in.
+    """
+    fixed = len(witness.panel.pictures)
+    answers = witness.of([Prompt.of(x) for x in texts])[:, :fixed].flatten(1) / fixed**0.5
+    chosen, nearest = [0], answers @ answers[0]
+    while len(chosen) < count and float(nearest.min()) < ALIKE:
+        chosen.append(int(nearest.argmin()))
+        nearest = nearest.maximum(answers @ answers[chosen[-1]])
+    return [texts[i] for i in chosen]
 
 
 def agreements(

@@ -1,10 +1,13 @@
-"""The weights of the agreements: a logistic regression whose weights are not negative.
+"""The weights of the agreements, and how high a score is rare among questions of no edit.
 
-Shapes: n pairs of a question and an edit, F agreements (Q + R + 1, the fixed pictures' as one).
+Shapes: P probes, K edits, n pairs of a question and an edit, F agreements (Q + 3: the fixed
+pictures' are one).
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,54 +19,107 @@ from errata.core.types import Case
 from errata.scopes._cases import INSIDE, Labelled
 from errata.scopes.testimony._witness import Witness
 
+LEAST = 1e-3  # answers that agree less are as different as can be
 SHRINK = 1e-4  # weight of the squared weights in the loss
+CUTS = tuple(k / 4 for k in range(-16, 25))
+RATES = tuple(10 ** (-k / 4) for k in range(4, 33))  # 0.1 to 1e-8
 
 
 def fit(witness: Witness, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({"each": a weight per part of `Witness.of`, "bias"}, what came of it on these cases).
+    """({"each": weights of the parts of `Witness.of`, "bias", "threshold", "rare"}, and the shares
+    of the questions and of whole cases that these decide rightly).
 
     In scope: the probes that should get the target. Out of scope: the locality probes of a case,
     and for every probe the most similar edit of a case about something else. All kinds weigh alike.
     """
     asked = Labelled.of(cases)
     edits, probes = witness.of(asked.edits), witness.of(asked.asked)
-    features = _features(witness, (probes * edits[asked.of_case]).sum(-1))
-    kinds = [p.kind for p in asked.probes]
-    other, at = _others(cases, asked, edits, probes)
-    rest = _features(witness, (probes[at] * edits[other]).sum(-1))
-    features = torch.cat([features, rest])
-    kinds += ["other"] * len(rest)
+    agreed = _features(witness, agreement(probes, edits))
+    own = agreed[torch.arange(len(probes)), asked.of_case]
+    other, at = _others(cases, asked, agreed.sum(-1))
+    features = torch.cat([own, agreed[at, other]])
+    kinds = [*(p.kind for p in asked.probes), *["other"] * len(at)]
     inside = torch.tensor([k in INSIDE for k in kinds]).float()
     share = torch.tensor([1.0 / kinds.count(k) for k in kinds])
     for side in (inside, 1 - inside):
         share = torch.where(side.bool(), share / (share * side).sum().clamp(min=1e-9), share)
     weights, bias = _logistic(features, inside, share)
     score = features @ weights + bias
-    right = ((score >= 0) == inside.bool()).float()
+    threshold, whole = _tuned(score[: len(own)], inside[: len(own)].bool(), asked.of_case)
+    right = ((score >= threshold) == inside.bool()).float()
     accuracy = {
         k: round(float(right[[i for i, other in enumerate(kinds) if other == k]].mean()), 4)
         for k in dict.fromkeys(kinds)
     }
     count, fixed = len(witness.panel.questions), len(witness.panel.pictures)
-    each = [*weights[:count].tolist(), *[float(weights[count]) / fixed] * fixed, float(weights[-1])]
-    return {"each": each, "bias": float(bias)}, {"accuracy": accuracy}
+    relation = [float(weights[count]) / fixed] * fixed
+    each = [*weights[:count].tolist(), *relation, *weights[-2:].tolist()]
+    rare = _rare((agreed @ weights + bias)[_strangers(asked)])
+    learnt = {"each": each, "bias": float(bias), "threshold": threshold, "rare": rare}
+    return learnt, {"accuracy": accuracy, "whole": whole}
+
+
+def _tuned(score: Tensor, inside: Tensor, of_case: Tensor) -> tuple[float, float]:
+    """(the cut with which most cases are right in all their questions, their share).
+
+    Of equally good cuts the one in the middle.
+    """
+    cases = set(of_case.tolist())
+    shares = []
+    for at in CUTS:
+        wrong = set(of_case[(score >= at) != inside].tolist())
+        shares.append(1 - len(wrong) / len(cases))
+    best = [n for n, share in enumerate(shares) if share == max(shares)]
+    return CUTS[best[len(best) // 2]], round(max(shares), 4)
+
+
+def agreement(asked: Tensor, edits: Tensor) -> Tensor:
+    """[P, K, parts] log of how far the answers to two prompts agree, part by part; 0 = equal."""
+    agreed = torch.einsum("bpm,kpm->bkp", asked, edits)
+    return agreed.clamp(LEAST, 1.0).log()
 
 
 def _features(witness: Witness, agreed: Tensor) -> Tensor:
-    """[n, Q + 2]: testimonies, the mean over the fixed pictures, the belief."""
+    """[..., Q + 3]: testimonies, the mean over the fixed pictures, belief and whole answer."""
     count = len(witness.panel.questions)
-    relation = agreed[:, count:-1].mean(1, keepdim=True)
-    return torch.cat([agreed[:, :count], relation, agreed[:, -1:]], dim=1)
+    relation = agreed[..., count:-2].mean(-1, keepdim=True)
+    return torch.cat([agreed[..., :count], relation, agreed[..., -2:]], dim=-1)
 
 
-def _others(
-    cases: Sequence[Case], asked: Labelled, edits: Tensor, probes: Tensor
-) -> tuple[Tensor, Tensor]:
-    """([n] an edit of another case, [n] the probe that is compared with it)."""
+def _strangers(asked: Labelled) -> Tensor:
+    """[P, K] whether a question is about nothing that an edit states, and not of its case."""
+    states = [set(c.states) for c in asked.cases]
+    return torch.tensor(
+        [
+            [k != own and states[k].isdisjoint(p.depends_on) for k in range(len(states))]
+            for p, own in zip(asked.probes, asked.of_case.tolist(), strict=True)
+        ]
+    )
+
+
+def _rare(score: Tensor) -> list[list[float]]:
+    """[share of the questions, score that they exceed], down to one pair."""
+    ordered = score.flatten().sort(descending=True).values
+    held = [r for r in RATES if r * len(ordered) >= 1]
+    return [[r, round(float(ordered[int(r * len(ordered))]), 4)] for r in held]
+
+
+def cut(rare: Sequence[Sequence[float]], rate: float) -> float:
+    """The score that a share `rate` of strange questions exceeds, or of the rarest known."""
+    for (many, low), (few, high) in itertools.pairwise(rare):
+        if few <= rate <= many:
+            part = math.log(many / rate) / math.log(many / few)
+            return low + part * (high - low)
+    if not rare:
+        return -math.inf
+    return rare[-1][1] if rate < rare[-1][0] else rare[0][1]
+
+
+def _others(cases: Sequence[Case], asked: Labelled, near: Tensor) -> tuple[Tensor, Tensor]:
+    """([n] the nearest edit about something else, [n] the probe that is compared with it)."""
     things = [dict(c.scope) for c in cases]
     apart = torch.tensor([[_apart(cases, things, a, b) for b in range(len(cases))]
                           for a in range(len(cases))])  # fmt: skip
-    near = probes.flatten(1) @ edits.flatten(1).T
     near = near.masked_fill(~apart[asked.of_case], -torch.inf)
     best, index = near.max(1)
     at = best.isfinite().nonzero()[:, 0]

@@ -15,11 +15,12 @@ from torch import Tensor
 from errata.core.model.backbone import Backbone
 from errata.core.model.scope import CHUNK
 from errata.core.types import Image, Prompt
-from errata.scopes._hashes import picture
+from errata.scopes._hashes import number, picture
 
 BUCKETS = 128  # tokens are counted in so many; of a large vocabulary several tokens share one
 PRIME = 2_654_435_761
 KEPT = 20_000  # remembered answers
+WORDS = 16  # tokens of a whole answer that are compared
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,23 @@ class Witness:
     def __init__(self, backbone: Backbone, panel: Panel) -> None:
         self.backbone, self.panel = backbone, panel
         self.known: dict[Hashable, Tensor] = {}
+        self.answers: dict[Hashable, Tensor] = {}
 
     def __reduce__(self) -> Any:
         return dict, ()  # it holds the model: a copy in another process asks anew
 
     def of(self, prompts: Sequence[Prompt]) -> Tensor:
-        """[B, Q + R + 1, m + 1]: testimonies, answers of the fixed pictures, the belief."""
+        """[B, Q + R + 2, m + 1]: testimonies, answers of the fixed pictures, belief, answer."""
         asked = [self._questions(p) for p in prompts]
         self._ask({key: p for row in asked for key, p in row if p is not None})
+        self._answer({row[-1][0]: p for row, p in zip(asked, prompts, strict=True)})
         nothing = torch.zeros(BUCKETS + 1)
         nothing[-1] = 1.0  # no picture: agrees with no picture alone
-        return torch.stack(
-            [
-                torch.stack([nothing if p is None else self.known[key] for key, p in row])
-                for row in asked
-            ]
-        )
+        rows = []
+        for row in asked:
+            said = [nothing if p is None else self.known[key] for key, p in row]
+            rows.append(torch.stack([*said, self.answers[row[-1][0]]]))
+        return torch.stack(rows)
 
     def _questions(self, prompt: Prompt) -> list[tuple[Hashable, Prompt | None]]:
         """(key, what is asked) in the order of `of`; None where there is no picture to ask about.
@@ -78,6 +80,24 @@ class Witness:
         if len(prompt.segments) - len(seen) == 1 and not isinstance(prompt.segments[-1], Image):
             return [*about, ((prompt.text, seen), prompt)]
         return [*about, (prompt.segments, prompt)]
+
+    @torch.no_grad()
+    def _answer(self, asked: Mapping[Hashable, Prompt]) -> None:
+        """The unedited greedy answers, as unit vectors: equal answers agree, others do not."""
+        new = [(k, p) for k, p in asked.items() if k not in self.answers]
+        if len(self.answers) + len(new) > KEPT:
+            self.answers.clear()
+            new = list(asked.items())
+        new.sort(key=lambda kp: (_shown(kp[1]), len(kp[1].text)))
+        for start in range(0, len(new), CHUNK):
+            part = new[start : start + CHUNK]
+            batch = self.backbone.encode([p for _, p in part])
+            for (key, _), said in zip(
+                part, self.backbone.generate(batch, [WORDS] * len(part)), strict=True
+            ):
+                one = torch.zeros(BUCKETS + 1)
+                one[number(*map(str, said.ids)) % BUCKETS] = 1.0
+                self.answers[key] = one
 
     def _ask(self, asked: Mapping[Hashable, Prompt]) -> None:
         new = {k: p for k, p in asked.items() if k not in self.known}
