@@ -41,8 +41,11 @@ def write_run(path: Path, count: int) -> int:
         "units": [{"id": f"u{i:04d}", "lanes": lanes[i : i + 16]} for i in range(0, count, 16)],
     }  # fmt: skip
     write_json(path / "plan.json", plan)
-    write_json(path / "manifest.json", {"schema": 1, "editor": "ft_l", "backbone": "micro-vlm", "config": {},
-                                        "benchmark": str(spec), "protocol": "one_step"})  # fmt: skip
+    manifest = {
+        "schema": 1, "editor": "ft_l", "backbone": "micro-vlm", "config": {},
+        "benchmark": str(spec), "protocol": "one_step",
+    }  # fmt: skip
+    write_json(path / "manifest.json", manifest)
     for start in range(0, count, 1000):
         part = cases[start : start + 1000]
         append_lines(path / "before.jsonl", [a for c in part for a in answers(c, -1)])

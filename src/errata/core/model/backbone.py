@@ -213,9 +213,17 @@ class Backbone(LinearSites):
 
     @abstractmethod
     def ask(
-        self, what: Batch | PrefixState, *, rows: Tensor | None = None
+        self,
+        what: Batch | PrefixState,
+        *,
+        rows: Tensor | None = None,
+        answers_only: bool = False,
     ) -> AbstractContextManager[Question]:
-        """Context manager that yields a Question over `what` with the live hooks."""
+        """Context manager that yields a Question over `what` with the live hooks.
+
+        answers_only: `Question.top` is not asked, so that a picture which several rows ask about
+        may run once.
+        """
 
     @abstractmethod
     def logits(
