@@ -104,7 +104,7 @@ class Stub(Backbone):
         return tuple(map(ord, text))
 
     @contextmanager
-    def ask(self, what: Any, *, rows: Any = None) -> Iterator[Any]:
+    def ask(self, what: Any, *, rows: Any = None, answers_only: bool = False) -> Iterator[Any]:
         time.sleep(self.delay)
         said = []
         for prompt, row in zip(what.prompts, rows.tolist(), strict=True):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from errata.core.errors import BadPatch, BadSpec, MissingMask
 from errata.core.hooks.context import HookContext
-from errata.core.patch import Patch, merged, parts_of
+from errata.core.model.live_patches import live_hooks
+from errata.core.patch import Patch, parts_of
 from errata.core.types import Edit, Prompt
 from errata.networks.embedder import embed
 from errata.patches.context import Context, ContextSettings, Fact
@@ -198,7 +199,7 @@ def test_fusing_changes_nothing(backbone: tiny.HfVlm, ragged: list[Prompt]) -> N
         for _ in range(3)
     ]
     parts: list[Patch] = [*low, *(neurons(backbone, i) for i in range(3))]
-    assert len(merged(parts)) == 2
+    assert len(live_hooks(parts)) == 2
     with backbone.applied(*parts):
         together = backbone.logits(batch)
     with backbone.hooks.block(parts, lambda hooks: hooks, alone=True):

@@ -24,12 +24,12 @@ from errata.core import registry
 from errata.core.editor import EditRequest, EditResult
 from errata.core.errors import BadBackbone, BadSpec, Notice
 from errata.core.gate import Gate, TokenColumns, gate_class
-from errata.core.hooks.hook import Hook, flat
+from errata.core.hooks.hook import Hook, flat, flat_on_row
 from errata.core.kinds import family
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch
 from errata.core.model.recorder import outputs_at
-from errata.core.patch import Patch, flat_on_row
+from errata.core.patch import Patch
 from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
 from errata.networks.adapter import AdapterNetwork, AdapterSite

@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Self
 from errata.core.editor import EditLog, Editor, EditRequest, EditResult
 from errata.core.errors import BadSpec
 from errata.core.gate import gate_class
-from errata.core.hooks.hook import Hook, flat
+from errata.core.hooks.hook import Hook, flat, flat_on_row
 from errata.core.model.backbone import Backbone
 from errata.core.model.scope import BlockScope, Scope
-from errata.core.patch import Patch, flat_on_row
+from errata.core.patch import Patch
 from errata.core.state import PrepareContext, State
 from errata.core.types import Case, Edit
 from errata.patches.adapter import Adapter

@@ -233,7 +233,7 @@ class DecoderBackbone(DecoderForward):
             return self.run_text(trunk, ctx, cache=cache, columns=columns), trunk
         batch = what.batch
         self._check_resumable(what)
-        assert _same_rows(ctx.rows, what.rows, batch.size), (
+        assert _prefixes.same_rows(ctx.rows, what.rows, batch.size), (
             "a state must be asked with the rows that it was entered with"
         )
         if what.layer < 0:
@@ -399,7 +399,7 @@ class DecoderBackbone(DecoderForward):
 
     def _run_suffix(self, state: SuffixState, ctx: HookContext, columns: Tensor) -> Tensor:
         """[B, S, d] the last hidden states of the columns that run, valid at `columns`."""
-        assert _same_rows(ctx.rows, state.rows, state.batch.size), (
+        assert _prefixes.same_rows(ctx.rows, state.rows, state.batch.size), (
             "a state must be asked with the rows that it was entered with"
         )
         ctx.shape, ctx.prefilled = (state.stream.shape[0], state.stream.shape[1]), True
@@ -456,7 +456,13 @@ class DecoderBackbone(DecoderForward):
             time.sleep(0.001)
 
     @contextmanager
-    def ask(self, what: Batch | PrefixState, *, rows: Tensor | None = None) -> Iterator[Question]:
+    def ask(
+        self,
+        what: Batch | PrefixState,
+        *,
+        rows: Tensor | None = None,
+        answers_only: bool = False,
+    ) -> Iterator[Question]:
         batch = what if isinstance(what, Batch) else what.batch
         rows = what.rows if rows is None and isinstance(what, PrefixState) else rows
         ctx = self.context_of(batch, rows)
@@ -465,7 +471,10 @@ class DecoderBackbone(DecoderForward):
             "enter(..., for_generation=True) is needed to continue from a state"
         )
         with torch.no_grad():
-            stream, trunk = self._start(what, ctx, cache)
+            if answers_only and isinstance(what, Batch) and cache is not None:
+                stream, trunk = self._answered(what, ctx, cache)
+            else:
+                stream, trunk = self._start(what, ctx, cache)
             ctx.prefilled = True
             yield DecoderQuestion(self, batch, ctx, cache, trunk, stream)
 
@@ -477,8 +486,17 @@ class DecoderBackbone(DecoderForward):
             return None
         return RunningRows(self, hooks)
 
-
-def _same_rows(a: Tensor | None, b: Tensor | None, size: int) -> bool:
-    """Whether both name the same rows; None names row b for batch row b."""
-    in_order = torch.arange(size)
-    return torch.equal(*((in_order if r is None else r.cpu().long()) for r in (a, b)))
+    def _answered(
+        self, batch: Batch, ctx: HookContext, cache: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """As `_start`, valid at the answer's columns; what rows have in common runs once."""
+        columns = self.answer_columns(batch)
+        plain = self.layer_types() == {"full_attention"} and not self.image_reads_prompt
+        shared = _prefixes.shared_prefix(batch, ctx.rows, self.hooks.running)
+        if shared is None or not plain:
+            return self._start(batch, ctx, cache, columns)
+        trunk = self._below(batch, ctx, [])
+        if not _suffix.by_columns(trunk, batch) or "inputs_embeds" not in trunk:
+            self._dry_run(trunk, ctx)
+            return self.run_text(trunk, ctx, cache=cache, columns=columns), trunk
+        return _prefixes.run_shared(self.run_text, shared, batch, trunk, ctx, cache, columns), trunk

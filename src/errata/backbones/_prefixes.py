@@ -10,13 +10,15 @@ Shapes: B rows, T columns, t columns of one row, d stream width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from errata.backbones._text_blocks import cross
+from errata.core.hooks.context import HookContext
+from errata.core.hooks.hook import Hook
 from errata.core.model.batch import Batch, PrefixRow, PrefixState
 
 #: rebuilt from the rows' hidden states and lengths
@@ -164,3 +166,101 @@ def _joined(name: str, rows: Sequence[PrefixRow]) -> Any:
 def _padded(values: Sequence[Tensor]) -> Tensor:
     """[t, ...] each, as [B, T, ...], right padded with zeros."""
     return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
+
+
+# -- one prefix for all questions about a picture --------------------------------------------------
+
+
+class SharedPrefix(NamedTuple):
+    """Rows that begin alike: their first `columns` columns run once for each of G groups.
+
+    first [G]: a row of each group. group [B]: the group of each row.
+    """
+
+    columns: int
+    first: Tensor
+    group: Tensor
+
+
+def shared_prefix(batch: Batch, rows: Tensor | None, hooks: Sequence[Hook]) -> SharedPrefix | None:
+    """The pictures that several rows of one patch ask about, up to their last image token.
+
+    rows [B]: the patch row of each. hooks: those that are live. None where a hook reads whole rows,
+    where no picture is asked about twice, or where the pictures end at different columns.
+    """
+    if not all(h.pointwise or not h.sites for h in hooks):
+        return None
+    ids, lengths = batch.ids, batch.lengths.tolist()
+    of_patch = range(len(lengths)) if rows is None else rows.tolist()
+    owners = of_patch if hooks else [0] * len(lengths)
+    at = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    ends = (batch.vision * at).amax(1).tolist()
+    end = min(ends[0], min(lengths) - 1)
+    if end < 1 or any(min(e, n - 1) != end for e, n in zip(ends, lengths, strict=True)):
+        return None
+    pictures: list[list[str]] = [[] for _ in lengths]
+    for row, key in zip(batch.image_rows.tolist(), batch.image_keys, strict=True):
+        pictures[row].append(key)
+    groups: dict[Any, int] = {}
+    first: list[int] = []
+    group: list[int] = []
+    for b, row in enumerate(ids[:, :end].tolist()):
+        same = (owners[b], *pictures[b], tuple(row))
+        if same not in groups:
+            groups[same] = len(first)
+            first.append(b)
+        group.append(groups[same])
+    if len(first) == len(group):
+        return None
+    return SharedPrefix(
+        end, torch.tensor(first, device=ids.device), torch.tensor(group, device=ids.device)
+    )
+
+
+def run_shared(
+    run_text: Callable[..., Tensor],
+    shared: SharedPrefix,
+    batch: Batch,
+    trunk: Mapping[str, Any],
+    ctx: HookContext,
+    cache: Any,
+    columns: Tensor,
+) -> Tensor:
+    """[B, T, d] last hidden states, valid at `columns` [B, n], with the cache of all rows.
+
+    run_text: of the backbone. trunk: keywords of the text model's forward over whole rows.
+    """
+    end, whole, first = shared.columns, batch.ids.shape[1], shared.first
+    part = ctx.select(first)
+    part.shape, part.mask = (len(first), end), batch.mask[first, :end]
+    last = torch.full((len(first), 1), end - 1, device=batch.ids.device)
+    run_text(_columns_of(trunk, slice(0, end), first), part, cache=cache, columns=last)
+    cache.batch_select_indices(shared.group)
+    ctx.shape = (batch.size, whole - end)
+    rest = _columns_of(trunk, slice(end, whole), None)
+    stream = run_text(rest, ctx, cache=cache, columns=columns - end)
+    ctx.shape = (batch.size, whole)
+    return torch.nn.functional.pad(stream, (0, 0, end, 0))
+
+
+def _columns_of(trunk: Mapping[str, Any], columns: slice, rows: Tensor | None) -> dict[str, Any]:
+    """The keywords of a text model's forward for some columns of some rows (None: of all)."""
+    cut = dict(trunk)
+    size = trunk["inputs_embeds"].shape[0]
+    for name in ("inputs_embeds", "position_ids"):
+        if not isinstance(value := trunk.get(name), Tensor):
+            continue
+        axes = name == "position_ids" and value.dim() == 3
+        value = value[..., columns] if name == "position_ids" else value[:, columns]
+        if rows is not None and value.shape[1 if axes else 0] == size:
+            value = value[:, rows] if axes else value[rows]
+        cut[name] = value
+    mask = trunk["attention_mask"][:, : columns.stop]
+    cut["attention_mask"] = mask if rows is None else mask[rows]
+    return cut
+
+
+def same_rows(a: Tensor | None, b: Tensor | None, size: int) -> bool:
+    """Whether both name the same rows; None names row b for batch row b."""
+    in_order = torch.arange(size)
+    return torch.equal(*((in_order if r is None else r.cpu().long()) for r in (a, b)))

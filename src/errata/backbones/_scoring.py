@@ -48,11 +48,23 @@ class _Continuation:
             self._shift(self.lengths + kept)
         self.offset = kept.clone()
         self.trunk = dict(q.trunk)
+        self._positions_of(index, batch.size)
+
+    def _positions_of(self, index: Tensor, size: int) -> None:
+        """Keeps the position ids of some of `size` rows."""
         ids = self.trunk.get("position_ids")
-        if isinstance(ids, Tensor) and ids.dim() == 3 and ids.shape[1] == batch.size:
+        if isinstance(ids, Tensor) and ids.dim() == 3 and ids.shape[1] == size:
             self.trunk["position_ids"] = ids[:, index]
-        elif isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[0] == batch.size:
+        elif isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[0] == size:
             self.trunk["position_ids"] = ids[index]
+
+    def keep(self, at: Tensor) -> None:
+        """Goes on with some of its rows only."""
+        self._positions_of(at, len(self.index))
+        self.cache.batch_select_indices(at)
+        self.ctx = self.ctx.select(at)
+        self.index, self.lengths = self.index[at], self.lengths[at]
+        self.mask, self.offset = self.mask[at], self.offset[at]
 
     def _shift(self, kept: Tensor) -> None:
         """Row b's first kept[b] columns become its last; the columns before them are masked."""
@@ -175,7 +187,10 @@ class DecoderQuestion(Question):
         device = self.batch.ids.device
         kept = torch.tensor([len(answers[b].ids) - 1 for b in rows], device=device)
         continuation = self._continuation(torch.tensor(rows, device=device), kept)
-        while any(answers[b].stopped is None for b in rows):
+        while live := [n for n, b in enumerate(rows) if answers[b].stopped is None]:
+            if 2 * len(live) <= len(rows):  # halves, so that a compiled model sees few shapes
+                continuation.keep(torch.tensor(live, device=device))
+                rows = [rows[n] for n in live]
             fed = torch.tensor([[answers[b].ids[-1]] for b in rows], device=device)
             best = continuation.feed(fed)[:, -1].argmax(-1).tolist()
             for b, token in zip(rows, best, strict=True):

@@ -10,7 +10,7 @@ Shapes: B rows, T columns, S columns that still run, P finished columns, h heads
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from errata.backbones._pruning import TEXT_KEYWORDS, EarlierColumns
 from errata.core.hooks.dedup import DedupBatch
 from errata.core.hooks.hook import Hook
-from errata.core.model.batch import PrefixState, SuffixState
+from errata.core.model.batch import Batch, PrefixState, SuffixState
 
 
 def keeps_columns(state: PrefixState, running: Iterable[Hook]) -> bool:
@@ -29,14 +29,21 @@ def keeps_columns(state: PrefixState, running: Iterable[Hook]) -> bool:
     The forward must take no tensors but ids, mask and positions; the live hooks must act on each
     column by itself.
     """
-    mask = state.trunk.get("attention_mask")
     return (
         state.layer > 0
-        and isinstance(mask, Tensor)
-        and mask.dim() == 2
-        and torch.equal(mask.long(), state.batch.mask.long())
-        and not any(_holds_tensors(v) for k, v in state.trunk.items() if k not in TEXT_KEYWORDS)
+        and by_columns(state.trunk, state.batch)
         and all(h.pointwise or not h.sites for h in running)
+    )
+
+
+def by_columns(trunk: Mapping[str, Any], batch: Batch) -> bool:
+    """Whether a text model's forward takes no tensors but ids, mask and positions."""
+    mask = trunk.get("attention_mask")
+    return (
+        isinstance(mask, Tensor)
+        and mask.dim() == 2
+        and torch.equal(mask.long(), batch.mask.long())
+        and not any(_holds_tensors(v) for k, v in trunk.items() if k not in TEXT_KEYWORDS)
     )
 
 

@@ -333,7 +333,8 @@ def _write_in_order(
 def _is_made(folder: Path, bb: Backbone, ed: Editor, edit: Edit, seed: int) -> bool:
     """Whether the folder holds this edit by this editor. Raises BadPatch if it holds another."""
     from errata.core.files import exists, finish_folder, from_plain, visible
-    from errata.core.patch import flat_on_row, tops
+    from errata.core.hooks.hook import flat_on_row
+    from errata.core.patch import tops
     from errata.io.patch_folder import read_edits, read_head
 
     if folder.is_dir():

@@ -24,10 +24,11 @@ from errata.core.errors import (
     Notice,
 )
 from errata.core.files import versions
+from errata.core.hooks.hook import flat_on_row
 from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.measure.metric import spelled
 from errata.core.model.backbone import Backbone, check_backbone
-from errata.core.patch import Header, Patch, flat_on_row, parts_of, same_prompt, tops
+from errata.core.patch import Header, Patch, parts_of, same_prompt, tops
 from errata.core.state import PrepareContext, State
 from errata.core.text import normalise
 from errata.core.types import Case, Edit, brief, whole_number

@@ -37,6 +37,7 @@ T = TypeVar("T")
 FilePath = str | os.PathLike[str]
 #: Most bytes of a regular file, and of a pipe or device, that are read as text.
 MOST, MOST_OF_A_PIPE = 2**30, 2**26
+PIECE = 2**20  # bytes of lines that are read at once
 #: A folder is written in here, then renamed to READY, then its files are moved to their places.
 STAGE, READY = ".writing", ".ready"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -445,20 +446,39 @@ def read_lines(path: Path, cls: type[T]) -> list[T]:
     """
     if not path.exists():
         return []
-    data = read_bytes(path)
-    whole = data[: data.rfind(b"\n") + 1]
     values: list[T] = []
-    number = 0
+    number = passed = 0
     try:
-        for number, row in json_lines(whole):  # noqa: B007
-            values.append(from_json(cls, row))
-        try:
-            values += [from_json(cls, row) for _, row in json_lines(data[len(whole) :])]
-        except ValueError:
-            pass  # unfinished
+        for data in _whole_lines(read_bytes(path)):
+            unfinished = not data.endswith(b"\n")
+            try:
+                for line, row in json_lines(data):
+                    number = passed + line
+                    values.append(from_json(cls, row))
+            except ValueError:
+                if unfinished:
+                    break
+                raise
+            passed += data.count(b"\n")
     except ValueError as e:
-        number = e.number if isinstance(e, BadLine) else number
+        number = passed + e.number if isinstance(e, BadLine) else number
         raise BadRun(
             f"{path}, line {number}, cannot be read ({why(e)}). Delete the run and repeat it."
         ) from None
     return values
+
+
+def _whole_lines(data: bytes) -> Iterator[bytes]:
+    """A file in pieces of whole lines, and at last what stands behind the last line break.
+
+    One that does not begin with a line of UTF-8, as errata's own do, is one piece.
+    """
+    end = data.rfind(b"\n") + 1
+    at = 0
+    while at < end:
+        until = data.rfind(b"\n", at, at + PIECE) + 1 or data.find(b"\n", at) + 1
+        until = until if data[:1] == b"{" and data[1:2] != b"\0" else end
+        yield data[at:until]
+        at = until
+    if at < len(data):
+        yield data[at:]

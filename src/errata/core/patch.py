@@ -82,12 +82,14 @@ class Patch(Pretrained, Hook, nn.Module, ABC):
     one_when_live: patches of this shape that are live together must act as one (a shared memory,
     facts in one prompt), so that a stack merges them at once. Other shapes may be merged while they
     are live, which only saves work. dropped: demonstrations that did not fit into the prompts that
-    it has rewritten so far.
+    it has rewritten so far. folded: of a stack, what its parts came to when they were last live
+    (`errata.core.model.live_patches`); None in others.
     """
 
     plugin_kind: ClassVar[str] = "patches"
     one_when_live: ClassVar[bool] = False
     dropped: int = 0
+    folded: Mapping[type[Hook], Any] | None = None
 
     def __init__(self, sites: Iterable[str] = ()) -> None:
         nn.Module.__init__(self)
@@ -95,6 +97,14 @@ class Patch(Pretrained, Hook, nn.Module, ABC):
         self.header = Header()
         self.edits: tuple[Edit, ...] = ()
         self._origins: frozenset[str] | None = None
+        self._asked: tuple[tuple[Edit, ...], tuple[tuple[Any, ...], ...]] = (), ()
+
+    @property
+    def asked(self) -> tuple[tuple[Any, ...], ...]:
+        """Per edit the keys of its question: prompts that ask the same have one in common."""
+        if self._asked[0] is not self.edits:
+            self._asked = self.edits, tuple(_keys(e.prompt) for e in self.edits)
+        return self._asked[1]
 
     @property
     def origins(self) -> frozenset[str]:
@@ -198,22 +208,27 @@ def united(hooks: Iterable[Hook], *, to_keep: bool = False) -> list[Hook]:
     apart, so that `settled` finds the later one when they are live.
     """
     out: list[Hook] = []
+    places: dict[type[Hook], list[int]] = {}  # in `out`, of those that may be merged
     for hook in flat(hooks):
-        for i, earlier in enumerate(out):
-            both = _united(earlier, hook, to_keep)
+        alike = places.setdefault(type(hook), []) if _one_when_live(hook) else []
+        for i in alike:
+            both = _united(out[i], hook, to_keep)
             if both is not None:
                 out[i] = both
                 break
         else:
+            alike.append(len(out))
             out.append(hook)
     return out
 
 
+def _one_when_live(hook: Hook) -> bool:
+    return isinstance(hook, Patch) and hook.one_when_live
+
+
 def _united(a: Hook, b: Hook, to_keep: bool) -> Patch | None:
-    """Both merged; None unless they are frozen, for one model, and of one `one_when_live` shape."""
-    if not (isinstance(a, Patch) and a.one_when_live and type(a) is type(b)):
-        return None
-    assert isinstance(b, Patch)
+    """Both merged; None unless they are frozen, and for one model. Both are of one shape."""
+    assert isinstance(a, Patch) and isinstance(b, Patch)
     if len({a.header.fingerprint, b.header.fingerprint} - {""}) > 1 or trainable(a) or trainable(b):
         return None
     if to_keep and _edited_again([a, b]):
@@ -234,46 +249,9 @@ def inherit(merged: P, patches: Sequence[Patch]) -> P:
     return merged.with_header(header, [e for p in patches for e in p.edits])
 
 
-def merged(hooks: Iterable[Hook]) -> list[Hook]:
-    """The same hooks, stacks flattened; frozen patches of one shape are merged to save work."""
-    groups: dict[type[Hook], list[Hook]] = {}
-    in_training: list[Hook] = []
-    for hook in flat(hooks):
-        if trainable(hook):
-            in_training.append(hook)
-        else:
-            groups.setdefault(type(hook), []).append(hook)
-    out: list[Hook] = []
-    for group in groups.values():
-        patches = [h for h in group if isinstance(h, Patch) and not h.one_when_live]
-        one = type(patches[0]).merge(patches) if len(patches) > 1 else None
-        out.extend(group if one is None else [one])
-    return [*out, *in_training]
-
-
-def live_hooks(stack: Iterable[Hook]) -> list[Hook]:
-    """The merged hooks that run at the sites when `stack` is applied."""
-    parts = united(h for h in settled(stack) if h.sites)
-    return merged(united(h for part in parts for h in part.acting()))
-
-
 def trainable(hook: Hook) -> bool:
     """Whether the hook's parameters are still being trained."""
     return isinstance(hook, Patch) and any(p.requires_grad for p in hook.parameters())
-
-
-def flat_on_row(hooks: Iterable[Hook], row: int) -> list[Hook]:
-    """The hooks that act on row `row` of a batch, in order."""
-    out: list[Hook] = []
-    for hook in hooks:
-        members = hook.members()
-        if members is None:
-            out.append(hook)
-        elif hook.rows is None:
-            out += flat_on_row(members, row)
-        else:
-            out += flat_on_row([members[row]], 0)
-    return out
 
 
 # -- several patches for one question -----------------------------------------------------------
@@ -289,6 +267,8 @@ def settled(hooks: Iterable[Hook]) -> list[Hook]:
     """
     all_hooks = _in_rows(flat(hooks))
     again = _edited_again(all_hooks)
+    if not again:
+        return all_hooks
     out: list[Hook] = []
     for i, hook in enumerate(all_hooks):
         lost = again.get(i)
@@ -382,24 +362,40 @@ def _same_segment(a: str | Image, b: str | Image) -> bool:
     return a.uri == b.uri
 
 
+def _keys(prompt: Prompt) -> tuple[Any, ...]:
+    """Keys of a prompt: two that are the same (`same_prompt`) have one of them in common."""
+    text, images = prompt.text, prompt.images
+    if len(images) != 1:
+        return (text,)
+    image = images[0]
+    known = () if image.sha256 is None else ((text, "sha256", image.sha256),)
+    return ((text, "uri", image.uri), *known)
+
+
 def _edited_again(hooks: Sequence[Hook]) -> dict[int, dict[int, Edit]]:
     """Index of a patch -> index of an edit -> the later edit that gives its question another
     answer, in a patch that was found apart from it.
     """
-    by_text: dict[str, list[tuple[int, int, Edit]]] = {}
-    for i, hook in enumerate(hooks):
-        if isinstance(hook, Patch) and hook.rows is None:
-            for n, edit in enumerate(hook.edits):
-                by_text.setdefault(edit.prompt.text, []).append((i, n, edit))
+    patches = [(i, h) for i, h in enumerate(hooks) if h.rows is None and isinstance(h, Patch)]
+    if sum(bool(p.edits) for _, p in patches) < 2:
+        return {}
+    by_key: dict[Any, list[tuple[int, int, Edit]]] = {}
+    for i, patch in patches:
+        for n, keys in enumerate(patch.asked):
+            for key in keys:
+                by_key.setdefault(key, []).append((i, n, patch.edits[n]))
     again: dict[int, dict[int, Edit]] = {}
     below: dict[str, frozenset[str]] | None = None
-    for places in by_text.values():
+    for places in by_key.values():
+        if len(places) < 2:
+            continue
         ends = {i: at + 1 for at, (i, _, _) in enumerate(places)}  # a patch's lie side by side
         for i, n, edit in places:
             for j, _, later in places[ends[i] :]:
+                if edit is later or not same_prompt(edit.prompt, later.prompt):
+                    continue
                 a, b = hooks[i], hooks[j]
-                same = normalise(edit.target) == normalise(later.target)
-                if same or not same_prompt(edit.prompt, later.prompt):
+                if normalise(edit.target) == normalise(later.target):
                     continue
                 assert isinstance(a, Patch) and isinstance(b, Patch)
                 if below is None:

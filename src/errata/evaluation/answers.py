@@ -8,18 +8,20 @@ order, so that a repeated run gives equal bytes. Probes of drawn kinds are drawn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 
 from errata.core.errors import BadEdit, BadImage, TooLong
 from errata.core.files import versions
+from errata.core.hooks.hook import flat_on_row
 from errata.core.measure.protocol import Ask
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.model.generation import ImageGenerator, image_generator
-from errata.core.patch import Patch, flat_on_row
+from errata.core.patch import Patch
 from errata.core.text import lines_of
 from errata.core.types import Answer, Probe, Prompt, Scored, whole_number
 from errata.evaluation.pictures import PictureStore
@@ -44,7 +46,7 @@ def unedited(backbone: Backbone) -> list[Any]:
     """What the answers of the unedited model depend on besides the questions: a cache key."""
     return [
         versions(),
-        [BATCH, EXTRA, "lines"],
+        [BATCH, EXTRA, "lines", "pictures"],
         backbone.fingerprint(),
         str(backbone.dtype),
         backbone.device_of("").type,
@@ -88,9 +90,8 @@ def ask_all(
     answers: dict[int, Answer] = {}
     for drawn, size, ask in ((False, batch_size, text), (True, store.batch if store else 1, draw)):
         chosen = [i for i, r in enumerate(requests) if (r.ask.probe.kind_info.drawn) == drawn]
-        order = sorted(chosen, key=lambda i: _cost(requests[i].ask.probe))
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
+        order = sorted(chosen, key=lambda i: _cost(requests[i]))
+        for part in _batches(order, size, lambda i: len(requests[i].ask.probe.prompt.images)):
             batch = [requests[i] for i in part]
             answers.update(zip(part, _ask_or_reason(batch, step, ask), strict=True))
             if on_batch is not None:
@@ -98,15 +99,25 @@ def ask_all(
     return [answers[i] for i in range(len(requests))]
 
 
-def _cost(probe: Probe) -> tuple[int, bool, int, str]:
-    """Sort key: equal shapes together, probes of one image next to each other."""
-    images = probe.prompt.images
-    return (
-        probe.cap,
-        bool(images),
-        len(probe.prompt.text) // 8,
-        images[0].uri if images else "",
-    )
+def _batches(
+    order: Sequence[int], size: int, pictures: Callable[[int], int]
+) -> Iterator[Sequence[int]]:
+    """At most `size` at a time, with equal numbers of pictures."""
+    for _, alike in groupby(order, key=pictures):
+        part = list(alike)
+        yield from (part[start : start + size] for start in range(0, len(part), size))
+
+
+def _cost(request: PromptRequest) -> tuple[int, int, int, int, str, int]:
+    """Sort key: equal shapes together, questions about one picture next to each other.
+
+    A picture is shared by the questions of one patch, and costs more than all their words.
+    """
+    probe, row = request.ask.probe, request.row
+    images, length = probe.prompt.images, len(probe.prompt.text) // 8
+    if images:
+        return len(images), probe.cap, 0, row, images[0].uri, length
+    return 0, probe.cap, length, row, "", 0
 
 
 def _ask_or_reason(
@@ -171,7 +182,7 @@ def _text_answers(
     earlier = [_before_ids(r, before) for r in requests]
     contrasts = _contrast_ids(backbone, requests)
     nothing = [Scored((), (), ())] * len(requests)
-    with backbone.ask(batch, rows=rows) as q:
+    with backbone.ask(batch, rows=rows, answers_only=not legacy) as q:
         references_scored = q.scores()
         generated = q.greedy(
             caps,
@@ -244,7 +255,7 @@ def ask_prompts(
         batch = backbone.encode(part, rows=[0] * len(part))
         rows = torch.zeros(len(part), dtype=torch.long)
         wanted = [answer_lines(backbone, p) if lines is None else lines for p in part]
-        with backbone.ask(batch, rows=rows) as q:
+        with backbone.ask(batch, rows=rows, answers_only=True) as q:
             generated = q.greedy([cap] * len(part), free=[n == 0 for n in wanted], lines=wanted)
         out += [
             Answer(

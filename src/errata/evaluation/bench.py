@@ -157,6 +157,7 @@ def _bench(
         Runner, editor=editor, state=state, protocol=order, panel=plan.panel,
         before={(a.case, a.probe): a for a in selection.before}, seed=seed, legacy=legacy,
         store=PictureStore(out, range(image_seeds)) if order.draws else None,
+        keep_parts=keep_patches,
     )  # fmt: skip
     told, left = CaseProgress(progress, units, finished), units[finished:]
     if workers is None:

@@ -349,7 +349,8 @@ class CaseAnswers:
 class RunFolder:
     """A run as `read_run` returns it. `lanes` maps a lane's id to its case ids, in order.
 
-    unscored: the questions that were asked and are not scored, as `<case>/<probe>`.
+    unscored: the questions that were asked and are not scored, as `<case>/<probe>`. plan: as it is
+    stored, without its cases.
     """
 
     path: Path
@@ -361,6 +362,7 @@ class RunFolder:
     before: Mapping[tuple[str, str], Answer]
     answers: Mapping[tuple[str, str, str], Answer]
     unscored: frozenset[str] = frozenset()
+    _asked: dict[str, list[CaseAnswers]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def over(self) -> str:
@@ -380,6 +382,12 @@ class RunFolder:
         Raises BadRun when some are missing. Under a tag other than "" a protocol may ask only some
         kinds of probes, or only some cases: an answer is missing there if other cases have one.
         """
+        if tag not in self._asked:
+            there = not tag or any(key[2] == tag for key in self.answers)
+            self._asked[tag] = self._read_asked(tag) if there else []
+        return self._asked[tag]
+
+    def _read_asked(self, tag: str) -> list[CaseAnswers]:
         missing: list[str] = []
         cases: list[CaseAnswers] = []
         kinds = {
@@ -454,7 +462,7 @@ def read_run(path: Path) -> RunFolder:
     return RunFolder(
         path=path,
         manifest=manifest,
-        plan=plan,
+        plan={k: v for k, v in plan.items() if k != "cases"},
         cases=cases,
         panel=planned.panel,
         lanes=lanes,

@@ -22,7 +22,7 @@ from errata.evaluation.answers import PromptRequest, ask_all, unedited, unscored
 from errata.evaluation.pictures import PictureStore
 from errata.evaluation.run_folder import UnitTiming
 from errata.patches.rows import Rows
-from errata.patches.stack import Stack, stacked
+from errata.patches.stack import Stack, folded, stacked
 
 #: Errors that concern one edit. Any other error stops the run.
 EDIT_ERRORS = (BadEdit, BadImage, NotFinite, TooLong)
@@ -82,7 +82,10 @@ class Runner:
         seed: int,
         legacy: bool = False,
         store: PictureStore | None = None,
+        keep_parts: bool = True,
     ) -> None:
+        """keep_parts: a lane's patch holds its edits one by one, also where they act as one."""
+        self.keep_parts = keep_parts
         self.backbone, self.editor, self.state, self.protocol = backbone, editor, state, protocol
         self.panel, self.before, self.seed, self.legacy = panel, before, seed, legacy
         self.store = store
@@ -130,12 +133,17 @@ class Runner:
                 lane.failed.update(dict.fromkeys(ids, result))
                 timing.failed += ids
                 continue
-            lane.patch = result.patch if lane.patch is None else stacked(lane.patch, result.patch)
+            lane.patch = self._added(lane.patch, result.patch)
             lane.state = result.state
             timing.searches.append(result.log.search)
         timing.edit_seconds += time.perf_counter() - started
         timing.edits += sum(len(part.edits) for part in step.lanes)
         self._share.edited(sum(len(part.edits) for part in step.lanes))
+
+    def _added(self, patch: Patch | None, new: Patch) -> Patch:
+        if patch is None:
+            return new
+        return stacked(patch, new) if self.keep_parts else folded(patch, new)
 
     def _find(
         self, groups: Sequence[Sequence[Edit]], lanes: Sequence[LaneState]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from errata.core import registry
 from errata.core.kinds import ProbeKind
 from errata.core.measure.metric import Metric, ScoredProbe
+from errata.core.types import Probe
 from errata.evaluation.run_folder import CaseAnswers, RunFolder
 
 DEFAULT_METRICS = ("exact", "token", "joint", "first_token", "word", "judge", "probability")
@@ -39,12 +40,16 @@ class CaseScore:
     answers: CaseAnswers
     scores: list[float | None] = field(default_factory=list)
     base: list[float] = field(default_factory=list)
+    _mean: tuple[int, float | None] = (0, None)
 
     @property
     def score(self) -> float | None:
-        """The mean over the scored probes."""
-        scored = [s for s in self.scores if s is not None]
-        return sum(scored) / len(scored) if scored else None
+        """The mean over the scored probes; kept until there are more of them."""
+        if self._mean[0] != len(self.scores):
+            scored = [s for s in self.scores if s is not None]
+            mean = sum(scored) / len(scored) if scored else None
+            self._mean = len(self.scores), mean
+        return self._mean[1]
 
 
 Groups = dict[str, dict[str, CaseScore]]
@@ -96,12 +101,15 @@ def read_score_table(run: RunFolder, metrics: Iterable[Metric]) -> ScoreTable:
     metrics, table = list(metrics), ScoreTable()
     for tag in TAGS:
         for answers in run.asked(tag):
+            targets = [_as_target(row.probe) for row in answers.rows]
             for metric in metrics:
-                _add(table, metric, answers, tag)
+                _add(table, metric, answers, tag, targets)
     return table
 
 
-def _add(table: ScoreTable, metric: Metric, answers: CaseAnswers, tag: str) -> None:
+def _add(
+    table: ScoreTable, metric: Metric, answers: CaseAnswers, tag: str, targets: Sequence[Probe]
+) -> None:
     failed = unscored_reason(answers) is not None
     for key, score in metric.score_case(answers.rows):
         head, _, scorer = key.rpartition(".")
@@ -109,19 +117,26 @@ def _add(table: ScoreTable, metric: Metric, answers: CaseAnswers, tag: str) -> N
         groups = table.setdefault(Column(kind, scorer, tag), {})
         case = groups.setdefault(group, {}).setdefault(answers.case, CaseScore(answers))
         case.scores.append(None if failed else score)
-    for row in answers.rows:
+    for row, target in zip(answers.rows, targets, strict=True):
         cases = table.get(Column(row.probe.kind, metric.name, tag), {}).get(row.probe.group, {})
-        if answers.case in cases and (base := base_score(metric, row)) is not None:
+        if answers.case not in cases:
+            continue
+        base = metric.score(row.before, row.before, target)
+        if base is not None:
             cases[answers.case].base.append(base)
 
 
 def base_score(metric: Metric, row: ScoredProbe) -> float | None:
     """The unedited model's score on the probe's reference, by the metric's rule for targets."""
-    probe = row.probe
-    if probe.kind_info.side == "locality":
-        kind = "vqa" if probe.kind_info.drawn else "reliability"
-        probe = replace(probe, kind=kind, custom_kind=None)
-    return metric.score(row.before, row.before, probe)
+    return metric.score(row.before, row.before, _as_target(row.probe))
+
+
+def _as_target(probe: Probe) -> Probe:
+    """The probe as one whose reference is the wanted answer."""
+    if probe.kind_info.side != "locality":
+        return probe
+    kind = "vqa" if probe.kind_info.drawn else "reliability"
+    return replace(probe, kind=kind, custom_kind=None)
 
 
 def select(table: ScoreTable, keep: Callable[[CaseAnswers], bool]) -> ScoreTable:

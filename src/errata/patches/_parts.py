@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -28,6 +29,8 @@ class PartsPatch(Patch):
     option_names: ClassVar[tuple[str, ...]] = ()
 
     pointwise = True
+    #: site -> how many of its neurons or ranks are not zeros that `merge` has added
+    filled: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, parts: Parts, *, rows: int | None = None) -> None:
         super().__init__(tuple(parts))
@@ -52,6 +55,18 @@ class PartsPatch(Patch):
         part = self.parts_[self.names[site]]
         assert isinstance(part, nn.ParameterDict)
         return dict(part.items())
+
+    def frozen_part(self, site: str, dims: Mapping[str, int]) -> dict[str, Tensor]:
+        """The tensors of a site without the zeros that `merge` has added.
+
+        dims: name -> the dimension along which neurons or ranks lie.
+        """
+        count = self.filled.get(site)
+        part: dict[str, Tensor] = {k: p.detach() for k, p in self.part(site).items()}
+        for name in dims:
+            if count is not None and name in part:
+                part[name] = part[name].narrow(dims[name], 0, count)
+        return part
 
     def form(self) -> tuple[Any, ...]:
         """Equal for patches with the same sites, tensor names and options."""

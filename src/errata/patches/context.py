@@ -22,7 +22,7 @@ from torch import Tensor
 
 from errata.core.errors import TooLong
 from errata.core.patch import Patch, PromptEncoder, inherit, same_prompt
-from errata.core.types import Image, Prompt, Segment, from_json
+from errata.core.types import Edit, Image, Prompt, Segment, from_json
 from errata.io.images import embedded
 from errata.networks.embedder import embed, embed_with_images
 
@@ -70,6 +70,7 @@ class Context(Patch):
         self.facts, self.layout = tuple(facts), layout
         self.register_buffer("vectors", vectors.detach().float())
         self.dropped = 0
+        self._again: tuple[tuple[Edit, ...], set[int]] | None = None
 
     @property
     def rewrites(self) -> bool:
@@ -116,14 +117,22 @@ class Context(Patch):
 
     def _replaced(self) -> set[int]:
         """Facts whose question is edited again by a later fact."""
+        if self._again is None or self._again[0] is not self.edits:
+            self._again = self.edits, self._edited_again()
+        return self._again[1]
+
+    def _edited_again(self) -> set[int]:
         if len(self.edits) != len(self.facts):
             return set()
-        prompts = [e.prompt for e in self.edits]
-        return {
-            i
-            for i, prompt in enumerate(prompts)
-            if any(same_prompt(prompt, later) for later in prompts[i + 1 :])
-        }
+        later: dict[Any, list[Prompt]] = {}
+        again = set()
+        for i in reversed(range(len(self.edits))):
+            prompt = self.edits[i].prompt
+            if any(same_prompt(prompt, p) for key in self.asked[i] for p in later.get(key, ())):
+                again.add(i)
+            for key in self.asked[i]:
+                later.setdefault(key, []).append(prompt)
+        return again
 
     def keep(self, index: Sequence[int]) -> Self | None:
         if len(self.edits) != len(self.facts):

@@ -17,6 +17,9 @@ from torch import Tensor
 from errata.patches._parts import PartsPatch
 from errata.patches._rows import padded
 
+#: the dimension of the ranks
+RANKS = {"A": 0, "B": 1}
+
 
 class Delta(PartsPatch):
     """An additive change of linear maps.
@@ -36,29 +39,34 @@ class Delta(PartsPatch):
 
     @classmethod
     def merge(cls, patches: Sequence[Self]) -> Self | None:
-        """Dense parts are added; low-rank parts are concatenated (their ranks add up).
-
-        Where they would hold more numbers than a dense part, they become one.
+        """One matrix or one factor pair per site: low-rank parts are concatenated, until they
+        would hold more numbers than a dense part (about r > d/2); dense parts are added up.
         """
-        if len({p.form() for p in patches}) != 1 or any(p.rows is not None for p in patches):
+        if any(p.rows is not None for p in patches):
             return None
-        return cls(
-            {site: _sum([p.part(site) for p in patches]) for site in patches[0].names}
-        ).requires_grad_(False)
+        held: dict[str, list[dict[str, Tensor]]] = {}
+        for patch in patches:
+            for site in patch.names:
+                held.setdefault(site, []).append(patch.frozen_part(site, RANKS))
+        sums = {site: _sum(parts) for site, parts in held.items()}
+        one = cls({site: part for site, (part, _) in sums.items()}).requires_grad_(False)
+        one.filled = {site: rank for site, (_, rank) in sums.items() if rank is not None}
+        return one
 
 
-def _sum(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One part that adds what all of them add; they have the same names."""
-    total = {}
-    for name in parts[0]:
-        tensors = [part[name].detach() for part in parts]
-        if name in ("A", "B"):
-            total[name] = torch.cat(tensors, dim=0 if name == "A" else 1)
-        else:
-            total[name] = torch.stack(tensors).sum(0)
-    if "A" not in total:
-        return total
-    a, b = total.pop("A"), total.pop("B")
-    if a.numel() + b.numel() > a.shape[1] * b.shape[0]:
-        return {"dense": b @ a, **total}
-    return {"A": padded(a, 0), "B": padded(b, 1), **total}
+def _sum(parts: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], int | None]:
+    """(one part that adds what all of them add, its rank before `padded`; None if dense)."""
+    biases = [part["bias"] for part in parts if "bias" in part]
+    rest = {"bias": torch.stack(biases).sum(0)} if biases else {}
+    if all("A" in part for part in parts):
+        rank = sum(len(part["A"]) for part in parts)
+        a = padded(torch.cat([part["A"] for part in parts]), 0)
+        b = padded(torch.cat([part["B"] for part in parts], dim=1), 1)
+        if a.numel() + b.numel() <= a.shape[1] * b.shape[0]:
+            return {"A": a, "B": b, **rest}, rank
+    dense = None
+    for part in parts:
+        one = part["dense"] if "dense" in part else part["B"] @ part["A"]
+        dense = one if dense is None else dense + one
+    assert dense is not None
+    return {"dense": dense, **rest}, None

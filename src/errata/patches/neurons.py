@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from errata.patches._parts import Parts, PartsPatch
 from errata.patches._rows import padded
 
+#: the dimension of the neurons
+NEURONS = {"key": -1, "key_bias": -1, "up": -1, "up_bias": -1, "value": 0}
 ACTIVATIONS = ("silu", "relu", "relu2", "gelu", "gelu_tanh", "quick_gelu")
 
 
@@ -67,7 +69,7 @@ class Neurons(PartsPatch):
         first = patches[0]
         if any(p.rows is not None for p in patches):
             return None
-        values = [{s: _full_values(p.part(s)) for s in p.names} for p in patches]
+        values = [{s: _full_values(p.frozen_part(s, NEURONS)) for s in p.names} for p in patches]
         forms = {
             (p.act, tuple((s, *sorted(t[s])) for s in sorted(t)))
             for p, t in zip(patches, values, strict=True)
@@ -76,18 +78,21 @@ class Neurons(PartsPatch):
             return None
         parts: dict[str, dict[str, Tensor]] = {}
         for site in first.names:
-            parts[site] = {}
-            for name in values[0][site]:
-                dim = 0 if name == "value" else -1
-                parts[site][name] = padded(torch.cat([t[site][name] for t in values], dim=dim), dim)
-        return cls(parts, act=first.act).requires_grad_(False)
+            parts[site] = {
+                name: padded(torch.cat([t[site][name] for t in values], dim=dim), dim)
+                for name, dim in NEURONS.items()
+                if name in values[0][site]
+            }
+        one = cls(parts, act=first.act).requires_grad_(False)
+        one.filled = {s: sum(len(t[s]["value"]) for t in values) for s in first.names}
+        return one
 
 
 def _full_values(part: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with the shared direction added to the values: row j becomes v_j + shared."""
-    tensors = {k: p.detach() for k, p in part.items() if k != "shared"}
+    tensors = {k: p for k, p in part.items() if k != "shared"}
     if "shared" in part:
-        tensors["value"] = tensors["value"] + part["shared"].detach()
+        tensors["value"] = tensors["value"] + part["shared"]
     return tensors
 
 

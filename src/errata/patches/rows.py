@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from errata.core.hooks.context import HookContext, map_decision
+from errata.core.model.live_patches import live_hooks
 from errata.core.patch import (
     Patch,
     PromptEncoder,
     common_header,
-    merged,
     parts_of,
     settled,
     trainable,
@@ -196,7 +196,7 @@ def _layers(patches: Sequence[Patch]) -> list[Patch] | None:
     if not patches or any(trainable(p) for p in patches):
         return None
     # patches without sites only rewrite prompts, which is done per row
-    stacks = [[q for q in merged([p]) if isinstance(q, Patch) and q.sites] for p in patches]
+    stacks = [[q for q in live_hooks([p]) if isinstance(q, Patch)] for p in patches]
     if len({len(s) for s in stacks}) != 1:
         return None
     layers: list[Patch] = []

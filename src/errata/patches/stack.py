@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 from errata.core import patch as core
 from errata.core.hooks.context import HookContext
-from errata.core.patch import Header, Patch, PromptEncoder, common_header, united
+from errata.core.model.live_patches import live_hooks
+from errata.core.patch import (
+    Header,
+    Patch,
+    PromptEncoder,
+    common_header,
+    inherit,
+    parts_of,
+    trainable,
+    united,
+)
 from errata.core.types import Edit, Prompt, from_json, to_json
 
 
@@ -27,6 +37,7 @@ class Stack(Patch):
     def __init__(self, patches: Sequence[Patch]) -> None:
         flat = [p for p in united(patches, to_keep=True) if isinstance(p, Patch)]
         super().__init__({s for p in flat for s in p.sites})
+        self.folded = next((p.folded for p in patches if p.folded is not None), {})
         self.patches = nn.ModuleList(flat)
         self.decides = any(p.decides for p in flat)
         self.edits = tuple(dict.fromkeys(e for p in flat for e in p.edits))
@@ -57,6 +68,7 @@ class Stack(Patch):
         return prompt
 
     def to_devices(self, device_of: Callable[[str], torch.device]) -> None:
+        self.folded = {}
         for p in self.members():
             p.to_devices(device_of)
 
@@ -70,8 +82,26 @@ class Stack(Patch):
 
 def stacked(*patches: Patch) -> Patch:
     """The patches one after the other, as one patch: a stack, or a single merged patch."""
-    parts = [p for p in united(patches, to_keep=True) if isinstance(p, Patch)]
-    return parts[0] if len(parts) == 1 else Stack(parts)
+    one = Stack(patches)
+    parts = one.members()
+    return parts[0] if len(parts) == 1 else one
+
+
+def folded(*patches: Patch) -> Patch:
+    """As `stacked`, of what the patches come to when they are live: single parts are not kept.
+
+    It acts as they do, bit for bit, however many edits it holds; none of them can be taken out.
+    """
+    one = stacked(*patches)
+    live_hooks([one])
+    how, out = one.folded or {}, dict[int, Patch]()
+    for part in parts_of(one):
+        fold = how.get(type(part))
+        if fold is None or len(fold.totals) > 1 or trainable(part):
+            out[id(part)] = part
+        elif id(fold.totals[0]) not in out:
+            out[id(fold.totals[0])] = inherit(fold.totals[0], fold.patches)
+    return stacked(*out.values())
 
 
 def pack_parts(patches: Sequence[Patch]) -> tuple[dict[str, Any], dict[str, Tensor]]:

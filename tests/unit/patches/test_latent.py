@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from errata.core.errors import MissingMask
+from errata.core.model.live_patches import live_hooks
 from errata.core.model.recorder import Recorder
-from errata.core.patch import Header, Patch, merged, parts_of, united
+from errata.core.patch import Header, Patch, parts_of, united
 from errata.core.types import Edit, Prompt
 from errata.patches.delta import Delta
 from errata.patches.latent import BlockMemory, Latent, LatentSettings, SharedMemory
@@ -479,5 +480,5 @@ def test_bfloat16_stays_and_is_near(asked: list[Prompt]) -> None:
 
 
 def test_equal_shapes_are_not_fused_into_two_mixings(bb: tiny.HfVlm, known: SharedMemory) -> None:
-    live = merged(united([latent(bb, known), low(bb), latent(bb, known, seed=4), low(bb, 2)]))
+    live = live_hooks([latent(bb, known), low(bb), latent(bb, known, seed=4), low(bb, 2)])
     assert sorted(type(p).__name__ for p in live) == ["Delta", "Latent"]

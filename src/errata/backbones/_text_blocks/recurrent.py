@@ -74,6 +74,10 @@ class Recomputed:
             self.tokens[b] = list(batch.targets[b][:n]) if n else []
         self.tower: list[Any] = []
 
+    def keep(self, at: Tensor) -> None:
+        """Goes on with some of its rows only."""
+        self.index, self.offset = self.index[at], self.offset[at]
+
     @torch.no_grad()
     def feed(self, ids: Tensor, real: Tensor | None = None) -> Tensor:
         """Appends ids [b, m] (columns where `real` is 0 are padding): logits [b, m, V]."""

@@ -23,7 +23,7 @@ from errata.core.hooks.context import HookContext
 from errata.core.hooks.grouped import Grouped, QuestionRows, decides, kept
 from errata.core.hooks.hook import Hook
 from errata.core.model.batch import DecodeBatch, Question
-from errata.core.patch import live_hooks
+from errata.core.model.live_patches import live_hooks
 
 
 class RunningRows(DecodeBatch):

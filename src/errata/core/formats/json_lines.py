@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from errata.core.formats.json_value import checked_json
+from errata.core.formats.json_value import checked_json, written_alike
 
 _BREAK = re.compile("\r\n|\r|\n")
 _BLANK = " \t\r\n\ufeff"
@@ -97,6 +97,8 @@ def _over_lines(text: str, *, must: bool) -> list[tuple[int, Any]]:
 
 
 def _parsed(text: str, number: int) -> Any:
+    if (value := written_alike(text)) is not None:
+        return value
     try:
         return checked_json(text, _unique)
     except json.JSONDecodeError as e:

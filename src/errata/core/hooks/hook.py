@@ -101,3 +101,17 @@ def flat(hooks: Iterable[Hook]) -> list[Hook]:
         members = hook.members() if hook.rows is None else None
         out.extend([hook] if members is None else flat(members))
     return out
+
+
+def flat_on_row(hooks: Iterable[Hook], row: int) -> list[Hook]:
+    """The hooks that act on row `row` of a batch, in order."""
+    out: list[Hook] = []
+    for hook in hooks:
+        members = hook.members()
+        if members is None:
+            out.append(hook)
+        elif hook.rows is None:
+            out += flat_on_row(members, row)
+        else:
+            out += flat_on_row([members[row]], 0)
+    return out

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ThreadPool
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from errata.core.hooks.context import HookContext
 from errata.core.hooks.generation import Generation
 from errata.core.hooks.hook import Hook, walk
 
+T = TypeVar("T")
 #: makes the hooks that run from the hooks that were applied
 Merge = Callable[[Sequence[Hook]], Sequence[Hook]]
 
@@ -57,7 +58,7 @@ class Live:
     stack: the hooks as they were applied. running: the merged hooks, which are the ones that run.
     at: site -> those of them that act there. asks: whether some of them need to know the prompt.
     checked: how many blocks of the model, of all callers, had been closed when these were last
-    known to be open.
+    known to be open. kept: by `once`.
     """
 
     blocks: tuple[Block, ...] = ()
@@ -66,6 +67,13 @@ class Live:
     at: dict[str, tuple[Hook, ...]] = field(default_factory=dict)
     asks: bool = False
     checked: int = 0
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What follows from what is live, made on first use."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        return cast(T, self.kept[key])
 
     @classmethod
     def of(cls, blocks: tuple[Block, ...], checked: int = 0) -> Live:

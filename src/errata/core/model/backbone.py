@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from errata.core.errors import BadBackbone, BadPatch, BadSpec, FingerprintMismatch, Notice
 from errata.core.hooks.context import Site
-from errata.core.hooks.hook import Hook
+from errata.core.hooks.hook import Hook, flat_on_row
 from errata.core.hooks.manager import HookManager
 from errata.core.model.batch import (
     Batch,
@@ -37,12 +37,11 @@ from errata.core.model.batch import (
     SuffixState,
 )
 from errata.core.model.linear_sites import LinearSites
+from errata.core.model.live_patches import live_hooks
 from errata.core.model.outline import ModelOutline
 from errata.core.patch import (
     Patch,
     check_fingerprint,
-    flat_on_row,
-    live_hooks,
     parts_below,
     remarks,
     settled,
@@ -216,9 +215,17 @@ class Backbone(LinearSites):
 
     @abstractmethod
     def ask(
-        self, what: Batch | PrefixState, *, rows: Tensor | None = None
+        self,
+        what: Batch | PrefixState,
+        *,
+        rows: Tensor | None = None,
+        answers_only: bool = False,
     ) -> AbstractContextManager[Question]:
-        """Context manager that yields a Question over `what` with the live hooks."""
+        """Context manager that yields a Question over `what` with the live hooks.
+
+        answers_only: `Question.top` is not asked, so that a picture which several rows ask about
+        may run once.
+        """
 
     @abstractmethod
     def logits(
@@ -467,11 +474,9 @@ class Backbone(LinearSites):
 
     def rewritten(self, prompt: Prompt, row: int = 0) -> Prompt:
         """The prompt after all live patches of its row have rewritten it, in order."""
-        if not any(hook.rewrites for hook in self.hooks.stack):
-            return prompt
-        for patch in united(settled(flat_on_row(self.hooks.stack, row))):
-            if isinstance(patch, Patch):
-                prompt = patch.rewrite(prompt, self, row)
+        live = self.hooks.caller().live
+        for patch in live.once(("rewriting", row), lambda: _rewriting(live.stack, row)):
+            prompt = patch.rewrite(prompt, self, row)
         return prompt
 
     def prompt_length(self, prompt: Prompt) -> int:
@@ -494,3 +499,11 @@ class Backbone(LinearSites):
             mask[:, 0] = 0.0  # the BOS state is the same in all rows and has a very large norm
         mean = (state.stream.float() * mask).sum(1) / mask.sum(1).clamp(min=1.0)
         return nn.functional.normalize(mean - mean.mean(-1, keepdim=True), dim=-1).cpu()
+
+
+def _rewriting(stack: Sequence[Hook], row: int) -> list[Patch]:
+    """The patches that rewrite the prompts of a row, merged."""
+    if not any(hook.rewrites for hook in stack):
+        return []
+    live = united(settled(flat_on_row(stack, row)))
+    return [p for p in live if isinstance(p, Patch) and p.rewrites]
