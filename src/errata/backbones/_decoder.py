@@ -471,10 +471,8 @@ class DecoderBackbone(DecoderForward):
             "enter(..., for_generation=True) is needed to continue from a state"
         )
         with torch.no_grad():
-            if answers_only and isinstance(what, Batch) and cache is not None:
-                stream, trunk = self._answered(what, ctx, cache)
-            else:
-                stream, trunk = self._start(what, ctx, cache)
+            start = self._answered if answers_only and cache is not None else self._start
+            stream, trunk = start(what, ctx, cache)
             ctx.prefilled = True
             yield DecoderQuestion(self, batch, ctx, cache, trunk, stream)
 
@@ -487,16 +485,16 @@ class DecoderBackbone(DecoderForward):
         return RunningRows(self, hooks)
 
     def _answered(
-        self, batch: Batch, ctx: HookContext, cache: Any
+        self, batch: Batch | PrefixState, ctx: HookContext, cache: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         """As `_start`, valid at the answer's columns; what rows have in common runs once."""
-        columns = self.answer_columns(batch)
-        plain = self.layer_types() == {"full_attention"} and not self.image_reads_prompt
-        shared = _prefixes.shared_prefix(batch, ctx.rows, self.hooks.running)
-        if shared is None or not plain:
+        if not isinstance(batch, Batch):
+            return self._start(batch, ctx, cache)
+        columns, live = self.answer_columns(batch), self.hooks.running
+        shared = _prefixes.shared_prefix(batch, ctx.rows, live) if self.shares_pictures else None
+        if shared is None:
             return self._start(batch, ctx, cache, columns)
         trunk = self._below(batch, ctx, [])
         if not _suffix.by_columns(trunk, batch) or "inputs_embeds" not in trunk:
-            self._dry_run(trunk, ctx)
             return self.run_text(trunk, ctx, cache=cache, columns=columns), trunk
         return _prefixes.run_shared(self.run_text, shared, batch, trunk, ctx, cache, columns), trunk

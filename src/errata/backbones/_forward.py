@@ -186,6 +186,11 @@ class DecoderForward(Backbone, ABC):
         )
 
     @property
+    def shares_pictures(self) -> bool:
+        """Whether a picture's columns are the same in front of every question."""
+        return self.layer_types() == {"full_attention"} and not self.image_reads_prompt
+
+    @property
     def chunk(self) -> int:
         """Most columns of a batch with its continuation: blocks do not attend across chunks."""
         config: Any = getattr(self.text, "config", None)

@@ -45,13 +45,13 @@ def picked(tensors: Mapping[str, Tensor], index: Tensor | None) -> Mapping[str, 
 
 
 def padded(tensor: Tensor, dim: int) -> Tensor:
-    """Zeros up to a power of four along `dim`: zero neurons and zero ranks add exactly nothing.
+    """Zeros up to a power of four along `dim`, from 256 on of two: they add exactly nothing.
 
     A compiled model then sees few shapes, whatever the number of merged patches.
     """
     size = 1
     while size < tensor.shape[dim]:
-        size *= 4
+        size *= 4 if size < 256 else 2
     shape = list(tensor.shape)
     shape[dim] = size - tensor.shape[dim]
     return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
