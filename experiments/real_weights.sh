@@ -39,7 +39,7 @@ bench pocket-vlm pocket-default/ft_v ft_v pocket one_step 20
 for editor in ${*:-ft_l lora rome memit pmet alphaedit ike}; do
   known eval 310 "one_step/$editor" "$editor"
   bench smollm2-135m "places/$editor" "$editor" places one_step 100
-  bench smollm2-135m "sequential100/$editor" "$editor" "counterfact:$facts@eval" sequential:100 100
+  bench smollm2-135m "sequential100/$editor" "$editor" "counterfact:$facts@eval" sequential:100 130
   bench pocket-vlm "pocket/$editor" "$editor" pocket one_step 60
 done
 .venv/bin/python experiments/memory.py smollm2-135m ft_l lora rome memit pmet alphaedit ike
