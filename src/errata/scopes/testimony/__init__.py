@@ -22,8 +22,8 @@ them in one memory.
 
 Which questions are asked is chosen on training cases, from all that these ask about pictures,
 in as many senses as there are: one by one, the one that best tells other pictures of the edited
-thing from pictures of near things (by the area under the ROC curve), as long as the area grows on
-cases held out from the choice. Nobody names an attribute.
+thing from pictures of near things (by the area under the ROC curve); as many of them as are best
+on cases held out from the choice. Nobody names an attribute.
 
 Each new picture costs one pass per question, each new wording one pass per fixed picture; what was
 asked is remembered. The model's own answer costs one more, of at most 16 tokens.

@@ -16,9 +16,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from errata.core.types import Case
 from errata.scopes._cases import INSIDE, Labelled
-from errata.scopes.testimony._witness import Witness
+from errata.scopes.testimony._witness import LEAST, Witness
 
-LEAST = 1e-3  # answers that agree less are as different as can be
 SHRINK = 1e-4  # weight of the squared weights in the loss
 CUTS = tuple(k / 4 for k in range(-16, 25))
 
