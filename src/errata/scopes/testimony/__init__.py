@@ -51,7 +51,7 @@ from errata.scopes.testimony._choice import choose
 from errata.scopes.testimony._fit import agreement, fit
 from errata.scopes.testimony._witness import Panel, Witness
 
-CHOOSING = 60  # cases: the whole pool is asked about all their pictures
+CHOOSING = 100  # cases: the whole pool is asked about all their pictures
 
 
 class TestimonyScope(PromptScope):
@@ -71,7 +71,7 @@ class TestimonyScope(PromptScope):
         edits; null = tuned in the same way.
         """
 
-        questions: int = 8
+        questions: int = 12
         pictures: int = 4
         pool: int = 32
         cases: int = 150
