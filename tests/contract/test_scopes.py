@@ -63,7 +63,7 @@ def network() -> State:
 
 def panel(picture: str) -> State:
     """Two questions and one fixed picture; it opens for nearly equal testimonies alone."""
-    weights_ = {"each": [40.0] * 5, "bias": 0.1, "threshold": 0.0, "rare": []}
+    weights_ = {"each": [40.0] * 5, "bias": 0.1, "threshold": 0.0, "rise": 0.0}
     return State(
         "scope testimony",
         {

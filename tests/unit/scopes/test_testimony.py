@@ -11,10 +11,11 @@ from torch import Tensor
 
 from errata.core.errors import BadSpec
 from errata.core.state import State
-from errata.core.types import Image, Prompt
+from errata.core.types import Case, Edit, Image, Probe, Prompt
+from errata.scopes._cases import Labelled
 from errata.scopes.testimony import TestimonyScope
 from errata.scopes.testimony._choice import greedy, spread
-from errata.scopes.testimony._fit import _rare, _tuned, agreement, cut
+from errata.scopes.testimony._fit import _in_memory, _tuned, agreement
 from errata.scopes.testimony._witness import Panel
 
 SENSES = {"colour?": 0, "hue?": 0, "shape?": 1, "form?": 1, "town?": 2}
@@ -53,41 +54,47 @@ def test_one_disagreement_outweighs_all_agreements() -> None:
     assert agreed[0].sum() == 0 and float(agreed[1].sum()) == pytest.approx(math.log(1e-3))
 
 
-def test_the_cut_is_the_score_that_so_many_strange_questions_exceed() -> None:
-    score = torch.arange(10_000).float()
-    rare = _rare(score)
-    assert cut(rare, 0.01) == pytest.approx(9899)
-    assert cut(rare, 0.003) == pytest.approx(9970, abs=5)  # between two measured shares
-    assert cut(rare, 1e-12) == rare[-1][1] and cut(rare, 0.5) == rare[0][1]
-    assert cut([], 0.1) == -math.inf
-
-
 def test_the_threshold_is_the_one_with_most_whole_cases() -> None:
     score = torch.tensor([3.0, 1.0, 2.9, 1.2, 2.0, -9.0])
-    inside = torch.tensor([True, False] * 3)
-    threshold, whole = _tuned(score, inside, torch.tensor([0, 0, 1, 1, 2, 2]))
+    inside, of_case = torch.tensor([True, False] * 3), torch.tensor([0, 0, 1, 1, 2, 2])
+    threshold, whole = _tuned(score, torch.ones(6, dtype=torch.bool), inside, of_case)
     assert whole == 1.0 and 1.2 < threshold <= 2.0
+    lost = torch.tensor([True, True, False, True, True, True])  # another edit is nearer
+    assert _tuned(score, lost, inside, of_case)[1] == pytest.approx(2 / 3, abs=1e-4)
+
+
+def test_in_a_memory_edits_that_rightly_answer_too_are_left_out() -> None:
+    asked = Prompt.of("colour?")
+    cases = [
+        Case(str(n), Edit(asked, "red", id=str(n)),
+             (Probe("r", asked, "reliability", reference="red", depends_on=("ring/colour",)),),
+             states=(state,))
+        for n, state in enumerate(("ring/colour", "ring/colour", "dot/colour"))
+    ]  # fmt: skip
+    labelled = Labelled.of(cases)
+    score = torch.tensor([[1.0, 3.0, 2.0], [3.0, 1.0, 0.0], [0.0, 0.0, 5.0]])
+    best, own = _in_memory(labelled, score)
+    assert best.tolist() == [2.0, 1.0, 5.0] and own.tolist() == [False, True, True]
 
 
 def learnt(**settings: Any) -> TestimonyScope:
-    rare = [[0.1, -8.0], [0.01, -2.0], [0.001, 2.0]]
-    weights = {"each": [1.0, 1.0], "bias": 1.0, "threshold": 0.5, "rare": rare}
+    weights = {"each": [1.0, 1.0], "bias": 1.0, "threshold": 0.5, "rise": 0.75}
     return TestimonyScope(State("scope testimony", {"weights": weights}), **settings)
 
 
 def test_the_cut_grows_with_the_memory_and_is_of_each_lane() -> None:
-    scope = learnt(false_open=0.1)
-    assert [scope.penalty(k) for k in (1, 10, 100)] == [0.0, 0.0, pytest.approx(1.5)]
-    assert learnt(false_open=1.0).penalty(10) == 0.0
+    scope = learnt()
+    assert [scope.penalty(k) for k in (1, 10, 100)] == [0.0, 0.75, 1.5]
+    assert learnt(rise=0.0).penalty(10) == 0.0
     keys = torch.nn.functional.one_hot(torch.arange(200) % 3, 4).float().repeat(1, 2)
     asked = keys[:2]
     alone = scope.nearest(asked, keys[:100])[1]
     own = torch.zeros(2, 200, dtype=torch.bool)
     own[:, :100] = True
     torch.testing.assert_close(scope.nearest(asked, keys, own)[1], alone)
-    assert bool((scope.nearest(asked, keys)[1] <= alone).all())
+    assert bool((scope.nearest(asked, keys)[1] < alone).all())
 
 
-def test_a_share_outside_of_its_range_is_refused() -> None:
-    with pytest.raises(BadSpec, match="share above 0"):
-        learnt(false_open=0.0)
+def test_a_rise_below_zero_is_refused() -> None:
+    with pytest.raises(BadSpec, match="from 0 on"):
+        learnt(rise=-1.0)

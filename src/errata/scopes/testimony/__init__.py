@@ -16,14 +16,14 @@ are near differ in one point. A prompt without a picture agrees, in its testimon
 without one.
 
 The more edits a memory holds, the more often the best of their scores is high by chance. So the
-cut grows with the memory: of questions that no edit is about, a fixed share opens one of them
-(`false_open`). How high a score is how rare is measured on the training cases, where each
-question is compared with the edits of all other cases.
+cut rises with the logarithm of their number (`rise`). Both the cut for one edit and the rise are
+those with which most training cases are right in all their questions: each case alone, and all of
+them in one memory.
 
 Which questions are asked is chosen on training cases, from all that these ask about pictures,
 in as many senses as there are: one by one, the one that best tells other pictures of the edited
-thing from pictures of near things (by the area under the ROC curve), as long as the area grows on
-cases held out from the choice. Nobody names an attribute.
+thing from pictures of near things (by the area under the ROC curve); as many of them as are best
+on cases held out from the choice. Nobody names an attribute.
 
 Each new picture costs one pass per question, each new wording one pass per fixed picture; what was
 asked is remembered. The model's own answer costs one more, of at most 16 tokens.
@@ -33,6 +33,7 @@ Shapes: B prompts, K edits, Q questions, R fixed pictures, m buckets of tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -47,10 +48,10 @@ from errata.core.state import State
 from errata.core.types import Case, Prompt
 from errata.scopes._cases import some_of
 from errata.scopes.testimony._choice import choose
-from errata.scopes.testimony._fit import agreement, cut, fit
+from errata.scopes.testimony._fit import agreement, fit
 from errata.scopes.testimony._witness import Panel, Witness
 
-CHOOSING = 60  # cases: the whole pool is asked about all their pictures
+CHOOSING = 100  # cases: the whole pool is asked about all their pictures
 
 
 class TestimonyScope(PromptScope):
@@ -66,16 +67,16 @@ class TestimonyScope(PromptScope):
         pictures a question is put to. pool: how many questions the choice is made from. cases:
         number of training cases. threshold: least score (a logit) of a question that belongs to an
         edit; a higher one opens less often; null = the one with which most training cases are
-        right in all their questions. false_open: share of the questions about none of the
-        edits that may open one, of a memory of any size; 1 = the threshold alone decides.
+        right in all their questions. rise: how much higher it is in a memory of ten times as many
+        edits; null = tuned in the same way.
         """
 
-        questions: int = 8
+        questions: int = 12
         pictures: int = 4
         pool: int = 32
         cases: int = 150
         threshold: float | None = None
-        false_open: float = 0.003
+        rise: float | None = None
 
     def __init__(self, state: State | None = None, **passed: Any) -> None:
         super().__init__(state, **passed)
@@ -84,10 +85,8 @@ class TestimonyScope(PromptScope):
             raise BadSpec(
                 "scope 'testimony': questions, pictures, pool and cases are at least 1 each."
             )
-        if not 0 < c.false_open <= 1:
-            raise BadSpec(
-                f"scope 'testimony': false_open={c.false_open} is a share above 0 and at most 1."
-            )
+        if c.rise is not None and not c.rise >= 0:
+            raise BadSpec(f"scope 'testimony': rise={c.rise} is a number from 0 on.")
 
     @property
     def uses_state(self) -> bool:
@@ -133,8 +132,8 @@ class TestimonyScope(PromptScope):
 
     def penalty(self, count: int) -> float:
         """How far the cut of a memory lies above the threshold."""
-        rare = cut(self._learnt()["rare"], self.config.false_open / count)
-        return max(rare - self.threshold, 0.0)
+        rise: float | None = self.config.rise
+        return float(self._learnt()["rise"] if rise is None else rise) * math.log10(count)
 
     def opens(self, score: Tensor) -> Tensor:
         opens: Tensor = score >= self.threshold

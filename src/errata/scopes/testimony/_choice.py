@@ -21,9 +21,8 @@ from errata.core.model.backbone import Backbone
 from errata.core.types import Case, Image, Prompt
 from errata.io.images import embedded
 from errata.scopes._hashes import picture
-from errata.scopes.testimony._witness import Panel, Witness
+from errata.scopes.testimony._witness import LEAST, Panel, Witness
 
-GAIN = 1e-3  # a further question is worth asking if the area grows by this
 ALIKE = 0.99  # questions whose answers agree by this ask the same
 BLANK = " "
 
@@ -101,34 +100,36 @@ def spread(witness: Witness, texts: Sequence[str], count: int) -> list[str]:
 def agreements(
     backbone: Backbone, pairs: Sequence[PicturePair], questions: Sequence[str]
 ) -> Tensor:
-    """[n, P] how far the answers to a question about both pictures of a pair agree."""
+    """[n, P] log of how far the answers to a question about both pictures of a pair agree."""
     witness = Witness(backbone, Panel(tuple(questions), ()))
     images = {picture(i): i for p in pairs for i in (p.edit, p.other)}
     rows = {key: n for n, key in enumerate(images)}
     said = witness.of([Prompt.of(BLANK, i) for i in images.values()])[:, : len(questions)]
     a = said[[rows[picture(p.edit)] for p in pairs]]
     b = said[[rows[picture(p.other)] for p in pairs]]
-    return (a * b).sum(-1)
+    return (a * b).sum(-1).clamp(LEAST, 1.0).log()
 
 
 def greedy(
     agreed: Tensor, same: Tensor, choosing: Tensor, most: int
 ) -> tuple[list[int], list[list[float]]]:
-    """(questions in the order of their choice, areas after each: [choosing, held out])."""
+    """(questions in the order of their choice, areas after each: [choosing, held out]).
+
+    They end where the area on the pairs that are held out from the choice is largest.
+    """
     chosen: list[int] = []
     areas: list[list[float]] = []
-    total, held_out = torch.zeros(len(agreed)), 0.0
+    total = torch.zeros(len(agreed))
     while len(chosen) < min(most, agreed.shape[1]):
         left = [i for i in range(agreed.shape[1]) if i not in chosen]
         area = {i: auc((total + agreed[:, i])[choosing], same[choosing]) for i in left}
         best = max(left, key=lambda i: area[i])
-        now = auc((total + agreed[:, best])[~choosing], same[~choosing])
-        if chosen and now < held_out + GAIN:
-            break
         chosen.append(best)
-        areas.append([round(area[best], 4), round(now, 4)])
-        total, held_out = total + agreed[:, best], now
-    return chosen, areas
+        total = total + agreed[:, best]
+        held_out = auc(total[~choosing], same[~choosing])
+        areas.append([round(area[best], 4), round(held_out, 4)])
+    count = 1 + max(range(len(areas)), key=lambda n: areas[n][1])
+    return chosen[:count], areas[:count]
 
 
 def auc(scores: Tensor, positive: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The weights of the agreements, and how high a score is rare among questions of no edit.
+"""The weights of the agreements, and from which score on an edit opens.
 
 Shapes: P probes, K edits, n pairs of a question and an edit, F agreements (Q + 3: the fixed
 pictures' are one).
@@ -6,7 +6,6 @@ pictures' are one).
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,17 +16,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from errata.core.types import Case
 from errata.scopes._cases import INSIDE, Labelled
-from errata.scopes.testimony._witness import Witness
+from errata.scopes.testimony._witness import LEAST, Witness
 
-LEAST = 1e-3  # answers that agree less are as different as can be
 SHRINK = 1e-4  # weight of the squared weights in the loss
 CUTS = tuple(k / 4 for k in range(-16, 25))
-RATES = tuple(10 ** (-k / 4) for k in range(4, 33))  # 0.1 to 1e-8
 
 
 def fit(witness: Witness, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({"each": weights of the parts of `Witness.of`, "bias", "threshold", "rare"}, and the shares
-    of the questions and of whole cases that these decide rightly).
+    """({"each": weights of the parts of `Witness.of`, "bias", "threshold", "rise"}, and the shares
+    of the questions and of whole cases that these decide rightly: each alone, and all in a memory).
 
     In scope: the probes that should get the target. Out of scope: the locality probes of a case,
     and for every probe the most similar edit of a case about something else. All kinds weigh alike.
@@ -45,7 +42,11 @@ def fit(witness: Witness, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[s
         share = torch.where(side.bool(), share / (share * side).sum().clamp(min=1e-9), share)
     weights, bias = _logistic(features, inside, share)
     score = features @ weights + bias
-    threshold, whole = _tuned(score[: len(own)], inside[: len(own)].bool(), asked.of_case)
+    mine = inside[: len(own)].bool()
+    always = torch.ones_like(mine)
+    threshold, whole = _tuned(score[: len(own)], always, mine, asked.of_case)
+    raised, whole_of_all = _tuned(*_in_memory(asked, agreed @ weights + bias), mine, asked.of_case)
+    rise = max(raised - threshold, 0.0) / math.log10(max(len(cases), 10))
     right = ((score >= threshold) == inside.bool()).float()
     accuracy = {
         k: round(float(right[[i for i, other in enumerate(kinds) if other == k]].mean()), 4)
@@ -54,21 +55,22 @@ def fit(witness: Witness, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[s
     count, fixed = len(witness.panel.questions), len(witness.panel.pictures)
     relation = [float(weights[count]) / fixed] * fixed
     each = [*weights[:count].tolist(), *relation, *weights[-2:].tolist()]
-    rare = _rare((agreed @ weights + bias)[_strangers(asked)])
-    learnt = {"each": each, "bias": float(bias), "threshold": threshold, "rare": rare}
-    return learnt, {"accuracy": accuracy, "whole": whole}
+    learnt = {"each": each, "bias": float(bias), "threshold": threshold, "rise": rise}
+    return learnt, {"accuracy": accuracy, "whole": [whole, whole_of_all]}
 
 
-def _tuned(score: Tensor, inside: Tensor, of_case: Tensor) -> tuple[float, float]:
+def _tuned(score: Tensor, found: Tensor, inside: Tensor, of_case: Tensor) -> tuple[float, float]:
     """(the cut with which most cases are right in all their questions, their share).
 
-    Of equally good cuts the one in the middle.
+    A question in scope is right if it opens the edit that it is about (`found`), one out of scope
+    if it opens none. Of equally good cuts the one in the middle.
     """
     cases = set(of_case.tolist())
     shares = []
     for at in CUTS:
-        wrong = set(of_case[(score >= at) != inside].tolist())
-        shares.append(1 - len(wrong) / len(cases))
+        opens = score >= at
+        wrong = torch.where(inside, ~(opens & found), opens)
+        shares.append(1 - len(set(of_case[wrong].tolist())) / len(cases))
     best = [n for n, share in enumerate(shares) if share == max(shares)]
     return CUTS[best[len(best) // 2]], round(max(shares), 4)
 
@@ -86,33 +88,20 @@ def _features(witness: Witness, agreed: Tensor) -> Tensor:
     return torch.cat([agreed[..., :count], relation, agreed[..., -2:]], dim=-1)
 
 
-def _strangers(asked: Labelled) -> Tensor:
-    """[P, K] whether a question is about nothing that an edit states, and not of its case."""
+def _in_memory(asked: Labelled, score: Tensor) -> tuple[Tensor, Tensor]:
+    """([P] score of the nearest edit of all cases, [P] whether it is the probe's own).
+
+    Edits of other cases that rightly answer a question too are left out.
+    """
     states = [set(c.states) for c in asked.cases]
-    return torch.tensor(
+    friends = torch.tensor(
         [
-            [k != own and states[k].isdisjoint(p.depends_on) for k in range(len(states))]
+            [k != own and not states[k].isdisjoint(p.depends_on) for k in range(len(states))]
             for p, own in zip(asked.probes, asked.of_case.tolist(), strict=True)
         ]
     )
-
-
-def _rare(score: Tensor) -> list[list[float]]:
-    """[share of the questions, score that they exceed], down to one pair."""
-    ordered = score.flatten().sort(descending=True).values
-    held = [r for r in RATES if r * len(ordered) >= 1]
-    return [[r, round(float(ordered[int(r * len(ordered))]), 4)] for r in held]
-
-
-def cut(rare: Sequence[Sequence[float]], rate: float) -> float:
-    """The score that a share `rate` of strange questions exceeds, or of the rarest known."""
-    for (many, low), (few, high) in itertools.pairwise(rare):
-        if few <= rate <= many:
-            part = math.log(many / rate) / math.log(many / few)
-            return low + part * (high - low)
-    if not rare:
-        return -math.inf
-    return rare[-1][1] if rate < rare[-1][0] else rare[0][1]
+    best, index = score.masked_fill(friends, -torch.inf).max(1)
+    return best, index == asked.of_case
 
 
 def _others(cases: Sequence[Case], asked: Labelled, near: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from errata.core.types import Image, Prompt
 from errata.scopes._hashes import number, picture
 
 BUCKETS = 128  # tokens are counted in so many; of a large vocabulary several tokens share one
+LEAST = 1e-3  # answers that agree less are as different as can be
 PRIME = 2_654_435_761
 KEPT = 20_000  # remembered answers
 WORDS = 16  # tokens of a whole answer that are compared
