@@ -150,6 +150,9 @@ class Session:
         if len(words) == 2 and words[0] == "export":
             self.patch.setenv(*words[1].split("=", 1))
             return
+        if words == ["pip", "install", "-e", "."]:
+            self.install()
+            return
         if words[0] == "pip":  # what a reader needs is installed here
             return
         if words[:2] == ["errata", "serve"] and "--check" not in words:
@@ -157,9 +160,6 @@ class Session:
             return
         if len(words) == 1 and (assigned := re.fullmatch(r"([A-Z]+)=(.*)", words[0])):
             self.variables[assigned[1]] = assigned[2]
-            return
-        if words == ["pip", "install", "-e", "."]:
-            self.install()
             return
         assert words[0] == "errata", f"{where}: a program that this test does not run"
         with pytest.raises(SystemExit) as ended, notices_are_no_errors():
@@ -171,16 +171,23 @@ class Session:
         run = subprocess.Popen([sys.executable, "-m", *words], stderr=subprocess.PIPE, text=True)
         self.servers.append(run)
         assert run.stderr is not None
-        assert any('"ready"' in line for line in run.stderr), words
+        said = []
+        for line in run.stderr:
+            said.append(line)
+            if '"ready"' in line:
+                return
+        raise AssertionError((words, said))
 
     def end_servers(self) -> None:
         """At SIGTERM each ends with exit code 0."""
-        for run in self.servers:
+        servers, self.servers[:] = list(self.servers), []
+        codes = []
+        for run in servers:
             run.terminate()
-            assert run.wait(60) == 0
+            codes.append(run.wait(60))
             assert run.stderr is not None
             run.stderr.close()
-        self.servers.clear()
+        assert not any(codes), codes
 
     def install(self) -> None:
         """The entry points of the package in the folder, as `pip install -e .` registers them."""

@@ -382,6 +382,7 @@ def test_an_edit_that_cannot_be_made_leaves_nothing(server, folder, change, stat
 
 
 def test_metrics_count(server):
+    client(server).chat.completions.create(model="micro-vlm+red", messages=question(COLOUR, RING))
     text = server.http.get("/metrics").text
     for name in ("errata_requests_total", "errata_request_seconds_bucket", "errata_tokens_total",
                  "errata_waiting", "errata_growing", "errata_patches", "errata_edits_total",
@@ -391,7 +392,7 @@ def test_metrics_count(server):
     chats = re.search(
         r'^errata_requests_total{route="/v1/chat/completions",status="200"} (\S+)$', text, re.M
     )
-    assert float(chats[1]) > 10 and math.isfinite(float(chats[1]))
+    assert 1 <= float(chats[1]) < math.inf
 
 
 # -- limits ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from errata.core.errors import BadBackbone, BadPatch, BadSpec, FingerprintMismatch, Notice
 from errata.core.hooks.context import Site
-from errata.core.hooks.hook import Hook, flat_on_row
+from errata.core.hooks.hook import Hook
 from errata.core.hooks.manager import HookManager
 from errata.core.model.batch import (
     Batch,
@@ -37,15 +37,13 @@ from errata.core.model.batch import (
     SuffixState,
 )
 from errata.core.model.linear_sites import LinearSites
-from errata.core.model.live_patches import live_hooks
+from errata.core.model.live_patches import live_hooks, rewriting
 from errata.core.model.outline import ModelOutline
 from errata.core.patch import (
     Patch,
     check_fingerprint,
     parts_below,
     remarks,
-    settled,
-    united,
 )
 from errata.core.state import State
 from errata.core.types import Edit, Prompt, brief
@@ -475,7 +473,7 @@ class Backbone(LinearSites):
     def rewritten(self, prompt: Prompt, row: int = 0) -> Prompt:
         """The prompt after all live patches of its row have rewritten it, in order."""
         live = self.hooks.caller().live
-        for patch in live.once(("rewriting", row), lambda: _rewriting(live.stack, row)):
+        for patch in live.once(("rewriting", row), lambda: rewriting(live.stack, row)):
             prompt = patch.rewrite(prompt, self, row)
         return prompt
 
@@ -499,11 +497,3 @@ class Backbone(LinearSites):
             mask[:, 0] = 0.0  # the BOS state is the same in all rows and has a very large norm
         mean = (state.stream.float() * mask).sum(1) / mask.sum(1).clamp(min=1.0)
         return nn.functional.normalize(mean - mean.mean(-1, keepdim=True), dim=-1).cpu()
-
-
-def _rewriting(stack: Sequence[Hook], row: int) -> list[Patch]:
-    """The patches that rewrite the prompts of a row, merged."""
-    if not any(hook.rewrites for hook in stack):
-        return []
-    live = united(settled(flat_on_row(stack, row)))
-    return [p for p in live if isinstance(p, Patch) and p.rewrites]

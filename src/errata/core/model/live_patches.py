@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from errata.core.hooks.hook import Hook, flat
+from errata.core.hooks.hook import Hook, flat, flat_on_row
 from errata.core.patch import Patch, settled, trainable, united
 
 
@@ -88,3 +88,11 @@ def live_hooks(stack: Iterable[Hook]) -> list[Hook]:
     if known is not None and len(stack) == 1 and isinstance(stack[0], Patch):
         stack[0].folded = how
     return out
+
+
+def rewriting(stack: Sequence[Hook], row: int) -> list[Patch]:
+    """The patches that rewrite the prompts of a row, merged."""
+    if not any(hook.rewrites for hook in stack):
+        return []
+    live = united(settled(flat_on_row(stack, row)))
+    return [p for p in live if isinstance(p, Patch) and p.rewrites]
