@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
 import string
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -49,7 +50,9 @@ FRESH = (
     *(f"docs/start/{n}.md" for n in ("fix-one-fact", "compare-methods", "add-a-method")),
     *(f"docs/concepts/{n}.md" for n in ("site", "hook", "patch", "scope", "measurement")),
     *(f"docs/{n}.md" for n in ("index", "real-models", "deploying", "gallery")),
+    *(f"docs/{n}.md" for n in ("models-that-draw", "reproduce-pictures")),
 )
+SERVED = "8123"  # the port of the pages; another one is used here, since this may be taken
 BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>not run|by hand): (?P<why>[^>]*) -->\n+)?"
     r"(?:^```(?P<language>\w*)(?: (?P<file>[\w.-]+))?\n(?P<fenced>.*?)^```$"
@@ -115,6 +118,8 @@ class Session:
     ) -> None:
         self.printed = printed  # takes what was printed so far
         self.variables: dict[str, str] = {}
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = str(free.getsockname()[1])
         self.points: list[EntryPoint] = []
         self.servers: list[subprocess.Popen[str]] = []
         self.patch = patch
@@ -123,6 +128,7 @@ class Session:
         )
 
     def run(self, block: Block) -> None:
+        block = replace(block, text=block.text.replace(SERVED, self.port))
         if block.file:
             Path(block.file).write_text(block.text, encoding="utf-8")
         elif block.language == "python":

@@ -385,9 +385,10 @@ def test_metrics_count(server):
     client(server).chat.completions.create(model="micro-vlm+red", messages=question(COLOUR, RING))
     text = server.http.get("/metrics").text
     for name in ("errata_requests_total", "errata_request_seconds_bucket", "errata_tokens_total",
-                 "errata_waiting", "errata_growing", "errata_patches", "errata_edits_total",
+                 "errata_waiting", "errata_growing", "errata_patches",
                  "process_resident_memory_bytes"):  # fmt: skip
         assert re.search(rf"^{name}[ {{]", text, re.M), name
+    assert "\n# TYPE errata_edits_total counter\n" in text
     assert re.search(r"^errata_bugs_total 0.0$", text, re.M)
     chats = re.search(
         r'^errata_requests_total{route="/v1/chat/completions",status="200"} (\S+)$', text, re.M
