@@ -5,7 +5,7 @@ Shapes: B prompts, Q questions, R fixed pictures, m buckets, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,35 +82,11 @@ class Witness:
             return [*about, ((prompt.text, seen), prompt)]
         return [*about, (prompt.segments, prompt)]
 
-    @torch.no_grad()
-    def _answer(self, asked: Mapping[Hashable, Prompt]) -> None:
-        """The unedited greedy answers, as unit vectors: equal answers agree, others do not."""
-        new = [(k, p) for k, p in asked.items() if k not in self.answers]
-        if len(self.answers) + len(new) > KEPT:
-            self.answers.clear()
-            new = list(asked.items())
-        new.sort(key=lambda kp: (_shown(kp[1]), len(kp[1].text)))
-        for start in range(0, len(new), CHUNK):
-            part = new[start : start + CHUNK]
-            batch = self.backbone.encode([p for _, p in part])
-            for (key, _), said in zip(
-                part, self.backbone.generate(batch, [WORDS] * len(part)), strict=True
-            ):
-                one = torch.zeros(BUCKETS + 1)
-                one[number(*map(str, said.ids)) % BUCKETS] = 1.0
-                self.answers[key] = one
-
     def _ask(self, asked: Mapping[Hashable, Prompt]) -> None:
-        new = {k: p for k, p in asked.items() if k not in self.known}
-        if len(self.known) + len(new) > KEPT:
-            self.known.clear()
-            new = dict(asked)
-        # prompts about one picture together: the vision tower reads it once per batch
-        order = sorted(new.items(), key=lambda kp: (_shown(kp[1]), len(kp[1].text)))
-        for start in range(0, len(order), CHUNK):
-            part = order[start : start + CHUNK]
-            for (key, _), root in zip(part, self._roots([p for _, p in part]), strict=True):
-                self.known[key] = root
+        _remember(self.known, asked, self._roots)
+
+    def _answer(self, asked: Mapping[Hashable, Prompt]) -> None:
+        _remember(self.answers, asked, self._wholes)
 
     @torch.no_grad()
     def _roots(self, prompts: Sequence[Prompt]) -> Tensor:
@@ -122,6 +98,30 @@ class Witness:
             buckets = buckets * PRIME % BUCKETS
         counts = torch.zeros(len(share), BUCKETS + 1)
         return counts.index_add(1, buckets, share).sqrt()
+
+    @torch.no_grad()
+    def _wholes(self, prompts: Sequence[Prompt]) -> Tensor:
+        """[B, m + 1] the greedy answers as unit vectors: equal answers agree, others do not."""
+        said = self.backbone.generate(self.backbone.encode(prompts), [WORDS] * len(prompts))
+        numbers = torch.tensor([number(*map(str, s.ids)) % BUCKETS for s in said])
+        return torch.nn.functional.one_hot(numbers, BUCKETS + 1).float()
+
+
+def _remember(
+    known: dict[Hashable, Tensor],
+    asked: Mapping[Hashable, Prompt],
+    say: Callable[[Sequence[Prompt]], Tensor],
+) -> None:
+    """Adds to `known` what is not in it; where that would be too much, it begins anew."""
+    new = {k: p for k, p in asked.items() if k not in known}
+    if len(known) + len(new) > KEPT:
+        known.clear()
+        new = dict(asked)
+    # prompts about one picture together: the vision tower reads it once per batch
+    order = sorted(new.items(), key=lambda kp: (_shown(kp[1]), len(kp[1].text)))
+    for start in range(0, len(order), CHUNK):
+        part = order[start : start + CHUNK]
+        known.update(zip([k for k, _ in part], say([p for _, p in part]), strict=True))
 
 
 def _shown(prompt: Prompt) -> tuple[str, ...]:
