@@ -42,6 +42,7 @@ def load(
     device that this machine does not have, BadBackbone for a model that does not exist, that no
     family accepts, or that cannot be loaded.
     """
+    from errata.backbones._slow_dtype import warn_of_slow_dtype
     from errata.core.hooks.modes import ordinary
 
     name = _checked_name(name)
@@ -81,6 +82,7 @@ def load(
             **({} if style is None else {"style": style}),
             **more,
         )
+    warn_of_slow_dtype(backbone)
     return backbone
 
 

@@ -1,0 +1,34 @@
+"""A number format that the processor is slow in is named when a model is loaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import errata
+from errata.backbones import _slow_dtype
+from errata.core.errors import Notice
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A processor on which a product in half precision takes 50 times as long."""
+    seconds = {torch.float32: 0.001, torch.bfloat16: 0.05}
+    monkeypatch.setattr(_slow_dtype, "_seconds", lambda dtype: seconds[dtype])
+    _slow_dtype.slowness.cache_clear()
+    yield
+    _slow_dtype.slowness.cache_clear()
+
+
+def test_a_slow_format_is_named(slow: None) -> None:
+    with pytest.warns(Notice, match=r"bfloat16 matrices 50 times slower.*--dtype float32"):
+        errata.load("micro-vlm", dtype="bfloat16")
+
+
+def test_float32_is_never_slow(slow: None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        errata.load("micro-vlm", dtype="float32")
