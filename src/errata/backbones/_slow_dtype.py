@@ -28,7 +28,7 @@ def warn_of_slow_dtype(backbone: Backbone) -> None:
     if times >= SLOW:
         name = str(dtype).removeprefix("torch.")
         warnings.warn(
-            f"this processor multiplies {name} matrices {times:.0f} times slower than float32 ones. "
+            f"this processor multiplies {name} matrices {times:.0f} times slower than float32. "
             f"{backbone.name} is loaded in {name}; with --dtype float32 it takes twice the memory "
             "and is faster.",
             Notice,
