@@ -187,6 +187,8 @@ def test_a_cell(
     for b, (acts, _) in enumerate(first):
         if not acts:
             assert torch.equal(together[b], base[b])
+            alone = asked[b : b + 1]
+            assert torch.equal(logits(backbone, route, alone), logits(backbone, None, alone))
     with backbone.applied(route):
         said = backbone.generate(backbone.encode(asked), [5] * len(asked))
         for prompt, one in zip(asked[:4], said, strict=False):

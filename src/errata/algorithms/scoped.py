@@ -25,6 +25,7 @@ from errata.patches.adapter import Adapter
 from errata.patches.route import Route
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack, stacked
+from errata.patches.two_ways import in_way
 
 
 class ScopedEditor(Editor):
@@ -89,7 +90,7 @@ class ScopedEditor(Editor):
     # -- editing ------------------------------------------------------------------------------
 
     def _headed(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
-        with _without_scoped(backbone):
+        with without_memories(backbone):
             return super()._headed(backbone, request)
 
     def find(self, backbone: Backbone, request: EditRequest) -> list[EditResult]:
@@ -173,7 +174,7 @@ def _joint_log(logs: Sequence[EditLog]) -> EditLog:
 def _ungated(patch: Patch) -> Patch:
     """The patch without its own decision where it applies."""
     if isinstance(patch, Route) and len(patch.corrections) == 1:
-        return patch.corrections[0]
+        return in_way(patch.corrections[0], 0)
     if isinstance(patch, Adapter):
         lowest = min((p.site for p in patch.network.places), key=lambda s: int(s.split(".")[1]))
         return Adapter(patch.network, patch.bank, gate_class("none")(lowest))
@@ -184,7 +185,7 @@ def _ungated(patch: Patch) -> Patch:
 
 
 @contextmanager
-def _without_scoped(backbone: Backbone) -> Iterator[None]:
+def without_memories(backbone: Backbone) -> Iterator[None]:
     """Only memories behind scopes are switched off: their edits are found as if alone."""
     others = [left for hook in backbone.hooks.stack if (left := _others(hook)) is not None]
     with backbone.only(*others):

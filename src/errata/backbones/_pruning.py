@@ -172,7 +172,7 @@ def last_block_at(hooks: HookManager, depth: int, places: Tensor) -> Iterator[No
     above = (f"{name}.attn", f"{name}.mlp", f"{name}.block", "final_norm")
     live = [h for s, point in hooks.points.items() if s.startswith(above) for h in point.live]
     with ExitStack() as stack:
-        if all(h.pointwise for h in live):
+        if all(h.pointwise or h.by_column for h in live):
             for part in ("attn.q", "attn.o", "mlp"):
                 site = hooks.sites.get(f"{name}.{part}")
                 if site is not None and site.last is site.first:

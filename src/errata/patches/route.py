@@ -15,6 +15,9 @@ live, one per row of the batch.
   not whole answers, and the result are log-probabilities. Where s underflows to 0, the logits are
   the base's, bit for bit. A model that caps its logits after its head caps these too.
 
+A correction may differ between questions that ask for the edited fact and questions that follow
+from it (`errata.patches.two_ways`); the scope says which a question is.
+
 An edit with the key of an earlier one replaces it. Taking edits out leaves the others as they were.
 
 Shapes: B rows, T columns, K edits.
@@ -37,6 +40,7 @@ from errata.core.model.scope import BlockScope, PromptScope, Scope, scope_of, un
 from errata.core.patch import Patch, inherit
 from errata.networks.reader import prompt_columns
 from errata.patches._corrections import pack_alike, singles, together, unpack_alike
+from errata.patches.two_ways import in_way
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
@@ -95,6 +99,8 @@ class Route(Patch):
         read = {scope.site} - {""}
         super().__init__(read.union(*(sites for sites, _ in different)))
         self.observes = frozenset(self.sites - changed)
+        # else the last block runs otherwise than in the unedited model, and bits differ
+        self.by_column = all(p.pointwise or p.by_column for p in corrections)
         assert switch == "hard" or changed == {"head"}, (
             "a soft switch mixes next-token distributions, so its corrections act at the head alone"
         )
@@ -155,12 +161,12 @@ class Route(Patch):
             acts_B = torch.ones_like(entry_B, dtype=torch.bool)
         else:
             acts_B = self.scope.opens(score_B) & score_B.isfinite()
-        used = sorted(set(entry_B[acts_B].tolist()))
-        place = {entry: n for n, entry in enumerate(used)}
-        place_B = torch.tensor(
-            [place.get(entry, 0) for entry in entry_B.tolist()], device=entry_B.device
-        )
-        chosen = Chosen.of([self.corrections[i] for i in used]) if used else None
+        way_B = self.scope.way(query.to(self.keys.device), self.keys[entry_B])
+        wanted = list(zip(entry_B.tolist(), way_B.tolist(), strict=True))
+        used = sorted({w for w, acts in zip(wanted, acts_B.tolist(), strict=True) if acts})
+        place = {w: n for n, w in enumerate(used)}
+        place_B = torch.tensor([place.get(w, 0) for w in wanted], device=entry_B.device)
+        chosen = Chosen.of([in_way(self.corrections[i], n) for i, n in used]) if used else None
         return entry_B, score_B, acts_B, place_B, chosen
 
     # -- acting -------------------------------------------------------------------------------

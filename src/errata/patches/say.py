@@ -33,6 +33,7 @@ class Say(Patch):
 
     ids: Tensor
     decides = True
+    by_column = True  # the final norm runs at all columns, however few of them the last block has
 
     def __init__(self, ids: Tensor, *, rows: int | None = None) -> None:
         super().__init__((NORM, HEAD))

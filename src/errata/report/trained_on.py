@@ -18,6 +18,7 @@ NOTHING = "nothing but the edits themselves"
 _SEEN = (
     (("generality_kinds", "gen_kinds"), "should follow the edit", ("generality_examples", "gen")),
     (("locality_kinds", "loc_kinds"), "should stay", ("locality_examples", "loc")),
+    (("relation_kinds",), "which relations follow from which is learnt on", ()),
     (("memory_kinds",), "neurons are kept silent on", ("memory_weight",)),
 )
 _GATE = (("tuning_kinds",), "the gate's threshold is tuned on", ("gate_cases",))

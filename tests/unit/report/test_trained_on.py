@@ -33,7 +33,7 @@ def test_every_kind_in_an_editors_settings_is_named(name: str) -> None:
 
 def test_who_trains_on_what_is_measured() -> None:
     trained = {n for n in EDITORS if "Portability" in trained_on(config_of(n))}
-    assert trained == {"serac", "lte"}
+    assert trained == {"serac", "lte", "witness"}
     near = {n for n in EDITORS if "Near locality" in trained_on(config_of(n, _micro(n)))}
     assert {"serac", "lte", "mend", "ke", "tpatcher", "unike", "dualedit"} <= near
 

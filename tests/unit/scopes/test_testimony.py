@@ -16,7 +16,7 @@ from errata.scopes._cases import Labelled
 from errata.scopes.testimony import TestimonyScope
 from errata.scopes.testimony._choice import greedy, spread
 from errata.scopes.testimony._fit import _in_memory, _tuned, agreement
-from errata.scopes.testimony._witness import Panel
+from errata.scopes.testimony._witness import Panel, Witness
 
 SENSES = {"colour?": 0, "hue?": 0, "shape?": 1, "form?": 1, "town?": 2}
 
@@ -31,6 +31,8 @@ class Answers:
         for n, p in enumerate(prompts):
             rows[n, :, SENSES[p.text]] = 1.0
         return rows
+
+    relations = Witness.relations
 
 
 def test_the_pool_has_one_question_of_each_sense() -> None:

@@ -75,7 +75,11 @@ class ValueSettings:
 
 @dataclass(frozen=True, eq=False)
 class ValueResult:
-    """Per site start [E, d] (h0) and value [E, d] (z = h0 + delta), float32; a log per edit."""
+    """Per site start [E, d] (h0) and value [E, d] (z = h0 + delta), float32; a log per edit.
+
+    Behind the searched sites: the hidden states that their outputs are added to, without the deltas
+    and with them.
+    """
 
     start: Mapping[str, Tensor]
     value: Mapping[str, Tensor]
@@ -199,8 +203,8 @@ def search(
         for i in range(0, len(edits), size)
     ]
     return ValueResult(
-        {s: torch.cat([p.start[s] for p in parts]) for s in settings.sites},
-        {s: torch.cat([p.value[s] for p in parts]) for s in settings.sites},
+        {s: torch.cat([p.start[s] for p in parts]) for s in parts[0].start},
+        {s: torch.cat([p.value[s] for p in parts]) for s in parts[0].value},
         tuple(line for p in parts for line in p.log),
     )
 
@@ -230,6 +234,11 @@ def _search(
                 bare = {s: y[q.bare_E.to(y.device)] for s, y in shift.y.items()}
                 start = {s: bare[s] for s in settings.sites}
                 deltas.begin(start, settings, {s: bare[streams[s]] for s in settings.sites})
+                before = {s: bare[s] for s in seen if s not in start}
+                now = {s: h.clone() for s, h in before.items()}
+            for s, h in now.items():  # of an edit that has ended they stay as they were
+                rows = q.bare_E.to(h.device)
+                h[q.owner_B.to(h.device)[rows]] = shift.y[s].to(h.device)[rows]
             loss_E = loss.loss(logits, shift.delta, deltas.start)
             check_finite(loss_E, [e for _, e in edits])
             loss.stop(loss_E)
@@ -245,7 +254,8 @@ def _search(
                 state, shift = _entered(backbone, q, seen)
                 loss.narrow(q)
     value = {s: deltas.start[s] + deltas.shift(s) for s in settings.sites}
-    return ValueResult(deltas.start, value, tuple(loss.log(e, deltas) for e in range(len(edits))))
+    logs = tuple(loss.log(e, deltas) for e in range(len(edits)))
+    return ValueResult({**deltas.start, **before}, {**value, **now}, logs)
 
 
 def _entered(

@@ -24,6 +24,8 @@ class Hook:
     decides:   it makes decisions from the prompt (it then needs prompt lengths or a mask).
     pointwise: its effect on a column depends on that column alone, so that it may be given only the
                columns that an answer is read from.
+    by_column: it may be given only the columns that an answer is read from, whatever it decides
+               about whole rows. Pointwise hooks may be, too.
     causal:    its effect on a column depends on the columns up to it and on the row's
                `HookContext.rows` alone, never on where the prompt ends, so that prompts with a
                common prefix can share its columns. Pointwise hooks are causal too.
@@ -35,6 +37,7 @@ class Hook:
 
     decides: bool = False
     pointwise: bool = False
+    by_column: bool = False
     causal: bool = False
     ahead: str = ""
     rows: int | None = None

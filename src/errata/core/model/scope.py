@@ -195,6 +195,12 @@ class Scope(ABC):
         entry_B = keys.shape[0] - 1 - equal_BK.int().flip(1).argmax(1)
         return entry_B, best_B
 
+    def way(self, query: Tensor, keys: Tensor) -> Tensor:
+        """[B] in which way a question belongs to an edit: 0 it asks for the edited fact, 1 its
+        answer follows from it. query [B, e], keys [B, e] of the edits that they belong to.
+        """
+        return torch.zeros(len(query), dtype=torch.long, device=query.device)
+
     def replaced(self, old: Tensor, new: Tensor) -> Tensor:
         """[K] the edits with keys `old` that one with a key of `new` takes the place of."""
         if not old.is_floating_point():

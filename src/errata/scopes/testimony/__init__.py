@@ -49,8 +49,10 @@ from errata.core.types import Case, Prompt
 from errata.scopes._cases import some_of
 from errata.scopes.testimony._choice import choose
 from errata.scopes.testimony._fit import agreement, fit
+from errata.scopes.testimony._follows import learn_follows, nearest
 from errata.scopes.testimony._witness import Panel, Witness
 
+_LEARNT = ("questions", "pictures", "pool", "cases", "relation_kinds")
 CHOOSING = 100  # cases: the whole pool is asked about all their pictures
 
 
@@ -68,7 +70,9 @@ class TestimonyScope(PromptScope):
         number of training cases. threshold: least score (a logit) of a question that belongs to an
         edit; a higher one opens less often; null = the one with which most training cases are
         right in all their questions. rise: how much higher it is in a memory of ten times as many
-        edits; null = tuned in the same way.
+        edits; null = tuned in the same way. consequences: whether an edit also opens for questions
+        that follow from it. relation_kinds: kinds of training questions from which it is learnt
+        which relations follow from which.
         """
 
         questions: int = 12
@@ -77,6 +81,8 @@ class TestimonyScope(PromptScope):
         cases: int = 150
         threshold: float | None = None
         rise: float | None = None
+        consequences: bool = False
+        relation_kinds: tuple[str, ...] = ("portability",)
 
     def __init__(self, state: State | None = None, **passed: Any) -> None:
         super().__init__(state, **passed)
@@ -94,7 +100,7 @@ class TestimonyScope(PromptScope):
 
     def settings_of_state(self) -> dict[str, Any]:
         c = self.config
-        return {n: getattr(c, n) for n in ("questions", "pictures", "pool", "cases")}
+        return {n: getattr(c, n) for n in _LEARNT}
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         c = self.config
@@ -102,12 +108,20 @@ class TestimonyScope(PromptScope):
         panel, curve = choose(backbone, some[:CHOOSING], c.questions, c.pictures, c.pool, seed)
         if panel is None:
             return None
-        weights, found = fit(Witness(backbone, panel), some)
-        meta = {**panel.pack(), "weights": weights, "curve": curve, **found}
-        return State(state_label(self.name), meta)
+        witness = Witness(backbone, panel)
+        weights, found = fit(witness, some)
+        tensors, follows = learn_follows(witness, some, c.pool, c.relation_kinds)
+        meta = {**panel.pack(), "weights": weights, "curve": curve, **found, "follows": follows}
+        return State(state_label(self.name), meta, tensors)
 
     def for_model(self, backbone: Backbone) -> Self:
-        self.prepared(backbone)
+        state = self.prepared(backbone)
+        if self.config.consequences and "follows" not in state.tensors:
+            raise BadSpec(
+                "scope 'testimony': this state does not know which questions follow from which: "
+                "its training cases have no portability questions, or errata was older. Prepare "
+                "it from others, or leave consequences out."
+            )
         return self
 
     def _witness(self, backbone: Backbone) -> Witness:
@@ -125,10 +139,40 @@ class TestimonyScope(PromptScope):
         return self._witness(backbone).of(prompts).flatten(1)
 
     def match(self, query: Tensor, keys: Tensor) -> Tensor:
-        learnt = self._learnt()
-        weights = torch.tensor(learnt["each"], device=keys.device)
-        asked, edits = (x.view(len(x), len(weights), -1) for x in (query, keys))
-        return agreement(asked, edits) @ weights + float(learnt["bias"])
+        asked, edits = self._parts(query), self._parts(keys)
+        return torch.stack(self._scores(asked, edits, pairs=False)).amax(0)
+
+    def way(self, query: Tensor, keys: Tensor) -> Tensor:
+        scores = self._scores(self._parts(query), self._parts(keys), pairs=True)
+        return torch.stack(scores).argmax(0)
+
+    def _parts(self, vectors: Tensor) -> Tensor:
+        """[n, parts, m + 1] the answers of a query or key."""
+        return vectors.view(len(vectors), len(self._learnt()["each"]), -1)
+
+    def _scores(self, asked: Tensor, edits: Tensor, *, pairs: bool) -> list[Tensor]:
+        """The score of each way: as a question for the fact, and, with `consequences`, as one that
+        follows from it. [B, K] each, or [B] of questions and edits one by one.
+
+        What follows from a fact is asked of the same thing in another relation: its score is that
+        of the testimonies alone, -inf where the relation does not follow.
+        """
+        assert self.state is not None
+        weights = torch.tensor(self._learnt()["each"], device=edits.device)
+        bias = float(self._learnt()["bias"])
+        agreed = agreement(asked, edits, pairs=pairs)
+        direct = agreed @ weights + bias
+        if not self.config.consequences:
+            return [direct]
+        count, fixed = len(self.state.meta["questions"]), len(self.state.meta["pictures"])
+        relations, follows = (
+            self.state.tensors[n].to(edits.device) for n in ("relations", "follows")
+        )
+        edited, about = (nearest(x[:, count : count + fixed], relations) for x in (edits, asked))
+        edited, about = (edited, about) if pairs else (edited[None], about[:, None])
+        does = (follows[edited, about] > 0) & (edited >= 0) & (about >= 0)
+        thing = agreed[..., :count] @ weights[:count] + bias
+        return [direct, thing.masked_fill(~does, -torch.inf)]
 
     def penalty(self, count: int) -> float:
         """How far the cut of a memory lies above the threshold."""

@@ -88,8 +88,8 @@ def spread(witness: Witness, texts: Sequence[str], count: int) -> list[str]:
     How near two are: the agreement of their answers, mean over the fixed pictures. It ends where
     all others are nearly a question that is in.
     """
-    fixed = len(witness.panel.pictures)
-    answers = witness.of([Prompt.of(x) for x in texts])[:, :fixed].flatten(1) / fixed**0.5
+    said = witness.relations(witness.of([Prompt.of(x) for x in texts]))
+    answers = said.flatten(1) / said.shape[1] ** 0.5
     chosen, nearest = [0], answers @ answers[0]
     while len(chosen) < count and float(nearest.min()) < ALIKE:
         chosen.append(int(nearest.argmin()))

@@ -75,9 +75,12 @@ def _tuned(score: Tensor, found: Tensor, inside: Tensor, of_case: Tensor) -> tup
     return CUTS[best[len(best) // 2]], round(max(shares), 4)
 
 
-def agreement(asked: Tensor, edits: Tensor) -> Tensor:
-    """[P, K, parts] log of how far the answers to two prompts agree, part by part; 0 = equal."""
-    agreed = torch.einsum("bpm,kpm->bkp", asked, edits)
+def agreement(asked: Tensor, edits: Tensor, *, pairs: bool = False) -> Tensor:
+    """[P, K, parts] log of how far the answers to two prompts agree, part by part; 0 = equal.
+
+    pairs: [P, parts] instead, of prompts that belong together one by one.
+    """
+    agreed = torch.einsum("bpm,bpm->bp" if pairs else "bpm,kpm->bkp", asked, edits)
     return agreed.clamp(LEAST, 1.0).log()
 
 

@@ -66,6 +66,11 @@ class Witness:
             rows.append(torch.stack([*said, self.answers[row[-1][0]]]))
         return torch.stack(rows)
 
+    def relations(self, said: Tensor) -> Tensor:
+        """[B, R, m + 1] the answers about the fixed pictures, of what `of` returns."""
+        count = len(self.panel.questions)
+        return said[:, count : count + len(self.panel.pictures)]
+
     def _questions(self, prompt: Prompt) -> list[tuple[Hashable, Prompt | None]]:
         """(key, what is asked) in the order of `of`; None where there is no picture to ask about.
 
