@@ -84,10 +84,13 @@ def share_missing(bb: Backbone, made: Any, edit: Edit, result: EditResult, site:
             values = made.search_values(bb, one, ("",), TOP, seed=0)
     else:
         values = search(bb, one, ("",), made.search_settings([site_of(TOP)]))
-    searched = next(iter(values.value))  # pmet drops that of the attention
+    searched = next(iter(values.value))
+    placed = [searched]
+    if getattr(made.config, "write", "") == "stream":
+        placed = list(made.value_settings(bb, TOP).sites)
     columns = torch.tensor([bb.last_column(edit.prompt, str(edit.subject))])
-    value = ColumnShift([searched], columns, torch.tensor([0]))
-    value.delta = {searched: values.value[searched] - values.start[searched]}
+    value = ColumnShift(placed, columns, torch.tensor([0]))
+    value.delta = {s: values.value[s] - values.start[s] for s in placed}
 
     def output(*hooks: Hook) -> torch.Tensor:
         look = ColumnRecorder([site or searched], columns)

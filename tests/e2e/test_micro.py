@@ -41,7 +41,8 @@ def editor_and_state(name: str, backbone: Backbone) -> tuple[Editor, State | Non
     """The editor with few steps; the state of two steps if it is one that must be trained."""
     cls = registry.load("editors", name)
     if not issubclass(cls, TrainedEditor):
-        shorter = {"steps": 5, "encoder": "backbone"}.items()
+        small = {"questions": 2, "pictures": 2, "pool": 4, "cases": 8}  # of a scope's state
+        shorter = {"steps": 5, "encoder": "backbone", **small}.items()
         editor: Editor = cls(**{k: v for k, v in shorter if k in cls().summary["config"]})
         return editor, None
     trained = cls(steps=2, batch=2, held_out=0).for_backbone(backbone)

@@ -19,7 +19,7 @@ By default (`write=stream`) the residual is that of the hidden states behind the
 both vectors in them. So nothing of what was searched is dropped, and the residual shrinks from
 layer to layer: in total it is written once. On SmolLM2-135M the published way says the new answer
 for 55 % of the edits (docs/results/real-weights.md). Where a norm stands behind the FFN, each layer
-has values of its own, as in `memit`, and those of the down projections are written.
+has values of its own, as in `memit`, which are searched at the down projections alone.
 
 Differences: as in `memit` (low-rank float32 deltas, Cholesky instead of an explicit inverse, seeded
 context templates, EOS, lambda, `ridge`, `memory`); "all tokens are the argmax" is tested as such,
@@ -106,6 +106,8 @@ class Pmet(CovarianceUpdate):
 
     def value_settings(self, backbone: Backbone, layer: int) -> ValueSettings:
         sites = [site_of(layer), site_of(layer, ATTENTION)]
+        if self.config.write == "stream" and self.value_site(backbone, layer) == site_of(layer):
+            sites.pop()  # it would be dropped
         return self.search_settings(sites, downweight_when_right=True)
 
     def search_values(

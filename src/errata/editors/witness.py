@@ -32,6 +32,7 @@ from errata.core.state import State
 from errata.core.types import Case
 from errata.patches.route import Route
 from errata.patches.two_ways import TwoWays
+from errata.scopes.testimony import LEARNT
 
 SCOPE = "testimony"
 NOTHING = "none"
@@ -43,18 +44,22 @@ class WitnessEditor(Editor):
     name = "witness"
     keeps_state = True
     state_name = state_label(SCOPE)
-    state_settings = ("relation_kinds",)
+    state_settings = LEARNT
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Editor.Config):
         """direct: the editor that corrects the fact itself. follows: the editor that corrects what
-        follows from it; `none` = nothing does. threshold, rise, relation_kinds: as in the scope
-        `testimony`.
+        follows from it; `none` = nothing does. questions, pictures, pool, cases, relation_kinds,
+        threshold, rise: as in the scope `testimony`.
         """
 
         direct: str = "ft_l"
         follows: str = "ft_v"
+        questions: int = 12
+        pictures: int = 4
+        pool: int = 32
+        cases: int = 150
         relation_kinds: tuple[str, ...] = ("portability",)
         threshold: float | None = None
         rise: float | None = None
@@ -79,8 +84,8 @@ class WitnessEditor(Editor):
         return True
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
-        scope = scope_of(SCOPE, relation_kinds=self.config.relation_kinds)
-        return scope.learn(backbone, cases, seed=seed)
+        settings = {n: getattr(self.config, n) for n in LEARNT}
+        return scope_of(SCOPE, **settings).learn(backbone, cases, seed=seed)
 
     def edited_sites(self, backbone: Backbone) -> Sequence[str]:
         return self._part(self.config.direct).for_backbone(backbone).edited_sites(backbone)

@@ -13,6 +13,7 @@ SMALL_SETTINGS: dict[str, dict[str, Any]] = {
     "ft_v": {"steps": 3, "lr": 1e-2},
     "lora": {"steps": 8, "lr": 1e-2},
     "tpatcher": {"steps": 8, "memory": 200, "prompts": 20, "memory_weight": 0.1},
+    "witness": {"questions": 2, "pictures": 2, "pool": 4, "cases": 8},
     "ike": {"encoder": "backbone"},
     "unike": {
         "steps": 6,

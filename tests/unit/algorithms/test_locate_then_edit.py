@@ -179,9 +179,11 @@ def test_pmet_writes_the_attention_beside_the_ffn(state):
     assert pmet.shipped_state(bb) is None and pmet.settings_of_state()["write"] == "both"
     patch = pmet.edit(bb, EDITS[:2], both).patch
     assert patch.sites == {"text.1.attn.o", "text.1.mlp.down"}
-    wanted = search(bb, list(enumerate(EDITS[:2])), ("",), pmet.value_settings(bb, 1)).value
+    settings = pmet.value_settings(bb, 1)
+    wanted = search(bb, list(enumerate(EDITS[:2])), ("",), settings).value
     with bb.applied(patch):
-        for site, z in wanted.items():
+        for site in settings.sites:
+            z = wanted[site]
             _, got = _at(bb, EDITS[:2], site)
             assert torch.allclose(got, z, atol=1e-2 * float(z.abs().max())), site
     noted = patch.header.notes["edits"]

@@ -23,8 +23,10 @@ from errata.core.types import Edit, Prompt
 from errata.io.states import store
 from errata.patches.delta import Delta
 from errata.patches.neurons import Neurons
+from errata.patches.route import Route
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
+from errata.patches.two_ways import TwoWays
 from tests import tiny
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "v0.1"
@@ -40,8 +42,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Patch]
         for folder in (FIXTURES / "states").iterdir():
             store(State.load(folder))
         patches = {name: errata.load_patch(FIXTURES / "patches" / name) for name in SAVED}
-        newer = errata.editor("say").edit(tiny.shared("llava"), [Edit(Prompt.of("Which?"), "red")])
-        yield {**patches, "say": newer.patch}
+        llava, edit = tiny.shared("llava"), Edit(Prompt.of("Which?"), "red")
+        said = errata.editor("say").edit(llava, [edit]).patch
+        scope = errata.scope("lookup").for_model(llava)
+        route = Route(scope, scope.keys(llava, [edit]), [TwoWays(said, said)])
+        two = route.requires_grad_(False).with_header(said.header, [edit])
+        yield {**patches, "say": said, "two": two}
 
 
 def patch(part: dict[str, Tensor], **about: Any) -> Delta:

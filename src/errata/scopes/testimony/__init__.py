@@ -52,7 +52,8 @@ from errata.scopes.testimony._fit import agreement, fit
 from errata.scopes.testimony._follows import learn_follows, nearest
 from errata.scopes.testimony._witness import Panel, Witness
 
-_LEARNT = ("questions", "pictures", "pool", "cases", "relation_kinds")
+#: settings that the state depends on
+LEARNT = ("questions", "pictures", "pool", "cases", "relation_kinds")
 CHOOSING = 100  # cases: the whole pool is asked about all their pictures
 
 
@@ -100,7 +101,7 @@ class TestimonyScope(PromptScope):
 
     def settings_of_state(self) -> dict[str, Any]:
         c = self.config
-        return {n: getattr(c, n) for n in _LEARNT}
+        return {n: getattr(c, n) for n in LEARNT}
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         c = self.config
