@@ -80,11 +80,8 @@ class PictureBackbone(TextBackbone):
     def _for_processor(self, prompt: Prompt) -> str:
         """The text that the family's processor is given."""
         if self.style == "chat":
-            content = [
-                {"type": "image"} if isinstance(s, Image) else {"type": "text", "text": s}
-                for s in prompt.segments
-            ]
-            return _tokens.in_chat(self.processor, content, self.name)
+            return _tokens.in_chat(self.processor, prompt, self.name, parts=True)
+        self.check_no_turns(prompt)
         parts = []
         for segment in prompt.segments:
             if isinstance(segment, Image):
