@@ -18,7 +18,7 @@ from errata.core.types import Turn
 from errata.serve.service import Setup
 from errata.serve.settings import Access
 from errata.testing import zoo
-from tests.serving import CHAT, TestServer, data_url, served
+from tests.serving import TestServer, data_url, served
 
 #: as Llama's and Qwen's: any order of turns, a system where one is given
 LANGUAGE = (
@@ -74,10 +74,14 @@ def own_answer(bb: Any, talk: Messages, tokens: int = 12) -> str:
     return str(bb.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 
+def client(server: TestServer) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+
+
 def said(server: TestServer, talk: Messages, **more: Any) -> str:
-    api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
     body: dict[str, Any] = {"model": "talker", "messages": talk, "max_tokens": 12, **more}
-    return str(api.chat.completions.create(**body).choices[0].message.content)
+    with client(server) as api:
+        return str(api.chat.completions.create(**body).choices[0].message.content)
 
 
 @pytest.fixture(scope="module")
@@ -109,18 +113,19 @@ def test_turns_matter_and_other_forms_of_them_do_not(server: TestServer) -> None
     parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in TALK]
     assert said(server, parts) == wanted
     assert said(server, [{**TALK[0], "role": "developer"}, *TALK[1:]]) == wanted
-    pieces = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any").chat.completions.create(
-        model="talker", messages=TALK, max_tokens=12, stream=True
-    )
-    assert "".join(c.choices[0].delta.content or "" for c in pieces) == wanted
+    with client(server) as api:
+        pieces = api.chat.completions.create(
+            model="talker", messages=TALK, max_tokens=12, stream=True
+        )
+        assert "".join(c.choices[0].delta.content or "" for c in pieces) == wanted
 
 
 def test_an_answer_can_be_sent_back_as_it_came(server: TestServer) -> None:
-    api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
     talk: list[Any] = [TALK[1]]
-    first = api.chat.completions.create(model="talker", messages=talk, max_tokens=8)
-    talk += [first.choices[0].message, {"role": "user", "content": "Why?"}]
-    second = api.chat.completions.create(model="talker", messages=talk, max_tokens=12)
+    with client(server) as api:
+        first = api.chat.completions.create(model="talker", messages=talk, max_tokens=8)
+        talk += [first.choices[0].message, {"role": "user", "content": "Why?"}]
+        second = api.chat.completions.create(model="talker", messages=talk, max_tokens=12)
     plain = [TALK[1], {"role": "assistant", "content": first.choices[0].message.content}, talk[-1]]
     assert second.choices[0].message.content == own_answer(server.service.bb, plain)
 
@@ -254,8 +259,7 @@ MALFORMED: list[tuple[Messages, str]] = [
 
 @pytest.mark.parametrize(("talk", "why"), MALFORMED, ids=lambda v: v if isinstance(v, str) else "")
 def test_malformed_chats_are_400(server: TestServer, talk: Messages, why: str) -> None:
-    body = json.dumps({"model": "talker", "messages": talk})
-    reply = server.http.post(CHAT, content=body.encode())
+    reply = server.send(json.dumps({"model": "talker", "messages": talk}))
     assert reply.status_code == 400, reply.text
     error = reply.json()["error"]
     assert why in error["message"] and error["type"] == "invalid_request_error"

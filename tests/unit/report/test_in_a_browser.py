@@ -57,6 +57,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Path]
     return runs, report.write_report(runs, out, gallery=60, root=folder, scorer="token")
 
 
+@pytest.fixture(scope="module")
+def drawn_page(drawn_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of runs that draw: before, after, controls, verdicts and rationales."""
+    out = tmp_path_factory.mktemp("drawn-report") / "pictures.html"
+    return report.write_report(list(drawn_runs.values()), out)
+
+
 @pytest.fixture
 def opened(browser: Any, written: tuple[list[Path], Path]) -> Iterator[Callable[..., Any]]:
     """Opens the report; a message on the console fails the test."""
@@ -77,16 +84,34 @@ def opened(browser: Any, written: tuple[list[Path], Path]) -> Iterator[Callable[
     assert errors == []
 
 
+def violations(page: Any, width: int) -> list[tuple[str, str]]:
+    """What axe finds with everything unfolded: (rule, first place)."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.evaluate("document.querySelectorAll('details:not(.whole)').forEach(d => d.open = true)")
+    page.evaluate("document.querySelectorAll('.whole').forEach(d => d.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    found = axe.run(page).response["violations"]
+    return [(v["id"], v["nodes"][0]["html"][:200]) for v in found]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_contrast_names_and_structure_by_axe(opened, scheme, width):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page = opened(color_scheme=scheme, viewport={"width": width, "height": 900})
-    page.evaluate("document.querySelectorAll('details:not(.whole)').forEach(d => d.open = true)")
-    page.evaluate("document.querySelector('.whole').open = true")
-    assert page.evaluate("document.documentElement.scrollWidth") == width
-    found = axe.run(page).response["violations"]
-    assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == []
+    assert violations(page, width) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_report_of_pictures_by_axe(browser, drawn_page, scheme, width):
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+    page, errors = context.new_page(), []
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(drawn_page.as_uri())
+    assert page.locator("figure.frame img").count() > 100
+    assert violations(page, width) == [] == errors
+    context.close()
 
 
 def test_it_opens_with_the_scorer_that_was_asked_for(opened):

@@ -92,8 +92,8 @@ async def complete(body: ChatBody, request: Request) -> Response:
     note = {"model": body.model, "stream": body.stream}
     if earlier:
         note["turns"] = len(body.messages)
-    said = [turn.text for turn in (*prompt.history, prompt)]
-    request.state.facts, request.state.texts = note, {"prompt": said[-1], "earlier": said[:-1]}
+    before = [turn.text for turn in prompt.history]
+    request.state.facts, request.state.texts = note, {"prompt": prompt.text, "earlier": before}
     first = await anext(events)  # a question that cannot be answered has its 4xx here
     assert isinstance(first, Begun)
     reply.prompt_tokens = note["prompt_tokens"] = first.tokens
