@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 import errata
 from errata import Edit, Prompt
 from errata.core.types import Turn
+from errata.io.packaged_models import MODELS
 from errata.serve.service import Setup
 from errata.serve.settings import Access
 from errata.testing import zoo
@@ -38,6 +39,7 @@ PICTURES = (
     "{% if c['type'] == 'image' %}IMAGE{% else %}{{ c['text'] }}{% endif %}{% endfor %}\n"
     "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
+REAL = MODELS["smollm2-135m"]
 Messages = list[dict[str, Any]]
 SAID = {"role": "assistant", "content": "The red ring"}
 TALK: Messages = [
@@ -253,7 +255,7 @@ MALFORMED: list[tuple[Messages, str]] = [
     ([TALK[1], {**SAID, "refusal": "No."}, TALK[3]], "refusal"),
     ([{"role": "system", "content": shown(RED, "Be brief.")[0]}, TALK[3]], "only a user shows"),
     ([TALK[1], {"role": "assistant", "content": shown(RED)[0]}, TALK[3]], "only a user shows"),
-    ([{"role": "system", "content": "half \ud800 of a pair"}, TALK[3]], "surrogate"),
+    ([{"role": "system", "content": "half \ud800 of a pair"}, TALK[3]], "unicode"),
 ]
 
 
@@ -303,3 +305,22 @@ def test_pictures_have_one_limit_for_all_turns(server: TestServer) -> None:
     five = [m for _ in range(5) for m in ({"role": "user", "content": shown(RED, "?")[0]}, SAID)]
     reply = server.ask({"model": "talker", "messages": [*five, TALK[1]]})
     assert reply.status_code == 400 and reply.json()["error"]["code"] == "too_many_images"
+
+
+# -- a real model ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(REAL.paths() is None, reason=f"not installed: {REAL.install}")
+def test_a_real_model_chats() -> None:
+    bb: Any = errata.load("smollm2-135m", style="chat")
+    talk: Messages = [
+        {"role": "system", "content": "You answer with the name of a city."},
+        {"role": "user", "content": "What is the capital of Italy?"},
+        {"role": "assistant", "content": "Rome"},
+        {"role": "user", "content": "What is the capital of France?"},
+    ]
+    with served(bb, Setup(name="talker", access=Access())) as running:
+        for asked in (talk, talk[1:], talk[-1:]):
+            assert said(running, asked) == own_answer(bb, asked)
+        assert "Paris" in said(running, talk)
