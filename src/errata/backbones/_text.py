@@ -33,13 +33,15 @@ _LONG = 4000  # the tokens of a text of more characters are not cached
 
 
 class TextBackbone(DecoderBackbone):
-    """Implements prompts over `tokenizer` and `text_config`, which subclasses set.
+    """Implements prompts over `tokenizer` and `text_config`, which subclasses set; families that
+    take images also set `processor`.
 
     image_markers: tokens that a text must not contain. image_id: the id of image tokens, -1 for
     none. target_types: keywords of the forward that are 1 at targets and 0 over a prompt.
     """
 
     tokenizer: Any
+    processor: Any = None
     text_config: Any
     _identity: ModelIdentity | None = None
     _former: str = ""
@@ -183,7 +185,8 @@ class TextBackbone(DecoderBackbone):
         return prompt.text
 
     def check_turns(self) -> None:
-        _tokens.check_turns(getattr(self, "processor", self.tokenizer), self.style, self.name)
+        writer = self.tokenizer if self.processor is None else self.processor
+        _tokens.check_turns(writer, self.style, self.name)
 
     def check_no_turns(self, prompt: Prompt) -> None:
         """Raises BadEdit for a prompt with a history."""
