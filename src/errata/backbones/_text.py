@@ -23,7 +23,7 @@ from errata.backbones._text_blocks import cross
 from errata.core.errors import BadBackbone, BadEdit, BadImage, TooLong
 from errata.core.model.batch import Batch, Heads
 from errata.core.state import State
-from errata.core.types import Edit, Image, Prompt, Turn
+from errata.core.types import Edit, Image, Prompt
 from errata.io import images, states
 from errata.patches.neurons import ACTIVATIONS
 
@@ -326,9 +326,8 @@ class TextBackbone(DecoderBackbone):
         rows = rows if rows is not None else range(len(prompts))
         rewritten = tuple(self.rewritten(p, r) for p, r in zip(prompts, rows, strict=True))
         for p in rewritten:
-            said: Prompt | Turn
-            for said in (*p.history, p):
-                _tokens.check_text(said.text, self.image_markers, f"prompt '{said.text[:60]}'")
+            for text in (*(turn.text for turn in p.history), p.text):
+                _tokens.check_text(text, self.image_markers, f"prompt '{text[:60]}'")
         images = [(b, *self._image(i)) for b, p in enumerate(rewritten) for i in p.images]
         ids = [
             list(self._prompt_ids(self.formatted(p), [e for r, _, e in images if r == b]))
