@@ -23,6 +23,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
     (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
 )
 COUNT = 2000
+PATIENCE = 120_000  # ms; of a machine with other work to do
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get i
 def expected(locator: Any) -> Any:
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=PATIENCE)
     return expect(locator)
 
 
@@ -42,7 +44,7 @@ def says(page: Any, pattern: str) -> None:
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as p:
-        found = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        found = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE)
         yield found
         found.close()
 
@@ -71,6 +73,7 @@ def opened(browser: Any, written: tuple[list[Path], Path]) -> Iterator[Callable[
 
     def opened_page(anchor: str = "", **options: Any) -> Any:
         contexts.append(browser.new_context(**options))
+        contexts[-1].set_default_timeout(PATIENCE)
         page = contexts[-1].new_page()
         page.on("console", lambda message: errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -105,6 +108,7 @@ def test_contrast_names_and_structure_by_axe(opened, scheme, width):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_report_of_pictures_by_axe(browser, drawn_page, scheme, width):
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+    context.set_default_timeout(PATIENCE)
     page, errors = context.new_page(), []
     page.on("console", lambda message: errors.append(message.text))
     page.on("pageerror", lambda error: errors.append(str(error)))

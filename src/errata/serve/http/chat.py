@@ -90,10 +90,10 @@ async def complete(body: ChatBody, request: Request) -> Response:
     mailbox: Mailbox = request.app.state.mailbox
     events = mailbox.answered(service.engine, job, request)
     note = {"model": body.model, "stream": body.stream}
+    request.state.facts, request.state.texts = note, {"prompt": prompt.text}
     if earlier:
         note["turns"] = len(body.messages)
-    before = [turn.text for turn in prompt.history]
-    request.state.facts, request.state.texts = note, {"prompt": prompt.text, "earlier": before}
+        request.state.texts["earlier"] = [turn.text for turn in prompt.history]
     first = await anext(events)  # a question that cannot be answered has its 4xx here
     assert isinstance(first, Begun)
     reply.prompt_tokens = note["prompt_tokens"] = first.tokens
