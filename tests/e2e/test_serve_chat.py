@@ -66,7 +66,7 @@ def pictured(family: str) -> Any:
 
 def own_answer(bb: Any, talk: Messages, tokens: int = 12) -> str:
     """What transformers alone makes of the messages."""
-    speaker = bb.processor or bb.tokenizer
+    speaker = getattr(bb, "processor", bb.tokenizer)
     inputs = speaker.apply_chat_template(
         talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )

@@ -33,15 +33,13 @@ _LONG = 4000  # the tokens of a text of more characters are not cached
 
 
 class TextBackbone(DecoderBackbone):
-    """Implements prompts over `tokenizer` and `text_config`, which subclasses set; families that
-    take images also set `processor`.
+    """Implements prompts over `tokenizer` and `text_config`, which subclasses set.
 
     image_markers: tokens that a text must not contain. image_id: the id of image tokens, -1 for
     none. target_types: keywords of the forward that are 1 at targets and 0 over a prompt.
     """
 
     tokenizer: Any
-    processor: Any = None
     text_config: Any
     _identity: ModelIdentity | None = None
     _former: str = ""
@@ -185,8 +183,7 @@ class TextBackbone(DecoderBackbone):
         return prompt.text
 
     def check_turns(self) -> None:
-        writer = self.tokenizer if self.processor is None else self.processor
-        _tokens.check_turns(writer, self.style, self.name)
+        _tokens.check_turns(self.tokenizer, self.style, self.name)
 
     def check_no_turns(self, prompt: Prompt) -> None:
         """Raises BadEdit for a prompt with a history."""

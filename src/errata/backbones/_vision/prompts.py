@@ -65,6 +65,9 @@ class PictureBackbone(TextBackbone):
         for kept in (self._encoded, self._texts, self._written, self._asked):
             kept.clear()
 
+    def check_turns(self) -> None:
+        _tokens.check_turns(self.processor, self.style, self.name)
+
     def formatted(self, prompt: Prompt) -> str:
         """The text for the tokenizer: with one placeholder per image where the processor puts image
         tokens there and does nothing else, else as the processor writes it.
