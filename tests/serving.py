@@ -39,6 +39,10 @@ class TestServer:
     def ask(self, body: dict[str, Any], **options: Any) -> httpx.Response:
         return self.http.post(CHAT, json=body, **options)
 
+    def send(self, text: str | bytes) -> httpx.Response:
+        """A question as it is written, right or wrong."""
+        return self.http.post(CHAT, content=text, headers={"Content-Type": "application/json"})
+
     def admin(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self.http.request(method, path, headers=bearer(ADMIN), **options)
 

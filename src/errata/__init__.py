@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from errata.core.model.scope import Scope
     from errata.core.patch import Patch
     from errata.core.state import State
-    from errata.core.types import Answer, Case, Edit, Image, Probe, Prompt
+    from errata.core.types import Answer, Case, Edit, Image, Probe, Prompt, Turn
     from errata.evaluation.answers import ask_prompts as ask
     from errata.evaluation.bench import bench
     from errata.evaluation.compare import compare_runs
@@ -60,6 +60,7 @@ _HOME = MappingProxyType(
         "Rows": "errata.patches.rows:Rows",
         "Scope": "errata.core.model.scope:Scope",
         "Stack": "errata.patches.stack:Stack",
+        "Turn": "errata.core.types:Turn",
         "UserError": "errata.core.errors:UserError",
         "ask": "errata.evaluation.answers:ask_prompts",
         "bench": "errata.evaluation.bench:bench",
@@ -145,6 +146,7 @@ __all__ = [
     "Rows",
     "Scope",
     "Stack",
+    "Turn",
     "UserError",
     "__version__",
     "ask",

@@ -14,7 +14,6 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from functools import cache
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,7 +45,7 @@ def make_importable() -> Any:
     return operators
 
 
-class TorchvisionFinder(MetaPathFinder):
+class TorchvisionFinder:
     """Finds nothing; it notices that torchvision is looked for."""
 
     def find_spec(

@@ -17,7 +17,7 @@ from errata import Edit, Prompt
 from errata.serve.service import Setup
 from errata.serve.settings import Access
 from tests import tiny
-from tests.serving import ADMIN, CHAT, TOKEN, TestServer, data_url, question, served
+from tests.serving import ADMIN, TOKEN, TestServer, data_url, question, served
 
 ASKED = "Which shape?"
 
@@ -88,7 +88,7 @@ BAD: list[dict[str, Any]] = [
 @pytest.mark.parametrize("change", BAD, ids=lambda c: json.dumps(c)[:60])
 def test_what_cannot_be_done_is_a_400_that_says_why(server, change):
     text = json.dumps({"model": "tiny+said", "messages": question(ASKED), **change})
-    reply = server.http.post(CHAT, content=text.encode())
+    reply = server.send(text)
     assert reply.status_code == 400, reply.text
     error = reply.json()["error"]
     assert len(error["message"]) > 10 and error["type"] == "invalid_request_error"
@@ -107,7 +107,7 @@ def test_unknown_models_are_404(server, name):
 def test_malformed_bodies_are_400(server):
     for body in (b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"a":' * 2000, b"[" * 100_000,
                  b'{"model": NaN}', b'{"seed":' + b"9" * 5000 + b"}"):  # fmt: skip
-        reply = server.http.post(CHAT, content=body)
+        reply = server.send(body)
         assert reply.status_code == 400, body[:40]
         assert reply.json()["error"]["message"]
 

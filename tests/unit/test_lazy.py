@@ -39,6 +39,12 @@ def test_no_model_library_is_loaded(code):
     assert _heavy_after(code) == ""
 
 
+def test_help_loads_no_numbers_and_no_pictures():
+    code = "import errata.cli, sys; print([m for m in ('numpy', 'PIL') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
 def test_help_is_shown_in_half_a_second():
     def seconds() -> float:
         """CPU time of the command: unlike the wall clock it does not depend on other tests."""

@@ -31,9 +31,9 @@ from errata.core.files import (
     writing,
 )
 from errata.core.formats.counts import counted
+from errata.core.formats.validation import path_of
 from errata.core.model.outline import ModelOutline
 from errata.core.patch import Patch, common_header, parts_of
-from errata.core.types import path_of
 from errata.io.weight_files import DTYPES, StoredTensor, as_bytes, tensors_in, write_shard
 
 PURPOSE = "a part of the model's weights"

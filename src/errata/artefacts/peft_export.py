@@ -36,11 +36,12 @@ from errata.backbones._weights import KeyMap
 from errata.core.errors import BadOutput, BadPatch, BadSpec
 from errata.core.files import FilePath, check_folder, json_bytes, visible, write_folder
 from errata.core.formats.counts import counted
+from errata.core.formats.validation import path_of
 from errata.core.locks import SHORT, locked
 from errata.core.model.backbone import Backbone
 from errata.core.model.outline import ModelOutline
 from errata.core.patch import Header, Patch, check_fingerprint, common_header, parts_of
-from errata.core.types import brief, path_of
+from errata.core.types import brief
 
 #: what vLLM's --max-lora-rank takes
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

@@ -22,9 +22,9 @@ from errata.artefacts.linear import LinearModule, linear_modules
 from errata.backbones._weights import KeyMap
 from errata.core.errors import BadBackbone, BadPatch
 from errata.core.files import FilePath, is_dir, read_bytes, read_json, shortened, versions
+from errata.core.formats.validation import path_of
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import Header
-from errata.core.types import path_of
 from errata.io.weight_files import load_bin
 from errata.patches.delta import Delta
 

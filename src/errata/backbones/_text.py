@@ -179,7 +179,17 @@ class TextBackbone(DecoderBackbone):
 
     def formatted(self, prompt: Prompt) -> str:
         """The text for the tokenizer."""
+        self.check_no_turns(prompt)
         return prompt.text
+
+    def check_turns(self) -> None:
+        _tokens.check_turns(self.tokenizer, self.style, self.name)
+
+    def check_no_turns(self, prompt: Prompt) -> None:
+        """Raises BadEdit for a prompt with a history."""
+        if prompt.history:
+            self.check_turns()
+            raise BadEdit(f"{self.name} takes one question here. Ask without earlier turns.")
 
     def _image(self, image: Image) -> tuple[str, _tokens.EncodedImage]:
         """(the image's key, its encoding). Raises BadImage."""
@@ -251,7 +261,7 @@ class TextBackbone(DecoderBackbone):
         parts = list(prompt.segments)
         before = str(parts[segment])
         parts[segment] = before[:end] + marker + before[end:]
-        marked = self.formatted(Prompt(tuple(parts)))
+        marked = self.formatted(replace(prompt, segments=tuple(parts)))
         if marked.count(marker) != 1 or marked.replace(marker, "") != self.formatted(prompt):
             raise BadBackbone(
                 f"the chat template of {self.name} changes the text of a prompt, so a word in it "
@@ -313,7 +323,8 @@ class TextBackbone(DecoderBackbone):
         rows = rows if rows is not None else range(len(prompts))
         rewritten = tuple(self.rewritten(p, r) for p, r in zip(prompts, rows, strict=True))
         for p in rewritten:
-            _tokens.check_text(p.text, self.image_markers, f"prompt '{p.text[:60]}'")
+            for text in (*(turn.text for turn in p.history), p.text):
+                _tokens.check_text(text, self.image_markers, f"prompt '{text[:60]}'")
         images = [(b, *self._image(i)) for b, p in enumerate(rewritten) for i in p.images]
         ids = [
             list(self._prompt_ids(self.formatted(p), [e for r, _, e in images if r == b]))

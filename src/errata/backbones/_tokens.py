@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from errata.core.errors import BadBackbone, BadEdit, BadImage, BadSpec, one_line
-from errata.core.types import Image
+from errata.core.types import Image, Prompt, Turn
 from errata.io.images import hash_image, load_image, split_uri
 
 #: how a prompt is written: as it is, as in EasyEdit, or with the model's chat template
@@ -315,21 +315,71 @@ def in_easyedit(text: str) -> str:
     return f"Question: {text} Short answer:"
 
 
-def in_chat(processor: Any, content: Any, name: str) -> str:
-    """One message of a user, up to where the answer begins.
+def in_chat(processor: Any, prompt: Prompt, name: str, *, parts: bool) -> str:
+    """A chat up to where its answer begins, by the model's own template.
 
-    content: a text, or a list of parts for a model with images. Raises BadSpec, BadBackbone.
+    parts: a message is a list of texts and images, not one text. Raises BadSpec, BadBackbone, and
+    BadEdit for a chat that the template refuses or leaves out a part of.
     """
     style_of(processor, "chat", name)
-    with template_errors(name):
-        return str(
-            processor.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=chat_template(processor),
-                add_generation_prompt=True,
-                tokenize=False,
+    turns = (*prompt.history, Turn("user", prompt.segments))
+    talk = [{"role": t.role, "content": _content(t) if parts else t.text} for t in turns]
+    try:
+        with template_errors(name):
+            written = str(
+                processor.apply_chat_template(
+                    talk,
+                    chat_template=chat_template(processor),
+                    add_generation_prompt=True,
+                    tokenize=False,
+                )
             )
+    except BadBackbone as e:
+        if not prompt.history:
+            raise
+        reason = one_line(e.__cause__ or e)
+        raise BadEdit(
+            f"the chat template of {name} refuses these turns ({reason}). Ask with other ones, or "
+            "with the question alone."
+        ) from e
+    _check_written(prompt.history, written, name)
+    return written
+
+
+def _content(turn: Turn) -> list[dict[str, str]]:
+    return [
+        {"type": "text", "text": s} if isinstance(s, str) else {"type": "image"}
+        for s in turn.segments
+    ]
+
+
+def _check_written(history: Sequence[Turn], written: str, name: str) -> None:
+    """Raises BadEdit if the template leaves out what a system or a user said.
+
+    Of an assistant's turn some templates leave out the reasoning, which is their right.
+    """
+    for place, turn in enumerate(history):
+        said = [s.strip() for s in turn.segments if isinstance(s, str)]
+        if turn.role != "assistant" and not all(s in written for s in said):
+            raise BadEdit(
+                f"the chat template of {name} leaves out or changes what the {turn.role} says in "
+                f"turn {place}. Ask without that turn."
+            )
+
+
+def check_turns(processor: Any, style: str, name: str) -> None:
+    """Raises BadEdit unless prompts are written by the model's own chat template."""
+    if style == "chat":
+        return
+    if chat_template(processor) is None:
+        raise BadEdit(
+            f"{name} has no chat template, so it is asked one question, without a system's or "
+            "earlier turns. Ask the question alone."
         )
+    raise BadEdit(
+        f"{name} is asked in the style '{style}', which writes one question. For a chat load it in "
+        "the style of its chat template: --style chat."
+    )
 
 
 def end_ids(tokenizer: Any, model: Any) -> frozenset[int]:

@@ -227,7 +227,8 @@ class HfLm(TextBackbone):
     def formatted(self, prompt: Prompt) -> str:
         """The text for the tokenizer."""
         if self.style == "chat":
-            return _tokens.in_chat(self.tokenizer, prompt.text, self.name)
+            return _tokens.in_chat(self.tokenizer, prompt, self.name, parts=False)
+        self.check_no_turns(prompt)
         return _tokens.in_easyedit(prompt.text) if self.style == "easyedit" else prompt.text
 
     def processed(self, prompt: Prompt) -> dict[str, Any]:

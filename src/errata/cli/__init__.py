@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 import typer
 
@@ -91,6 +91,20 @@ app.command("doctor")(doctor.doctor)
 app.command("draw")(draw.draw)
 app.command("serve")(serve.serve)
 app.command("check")(plugins.check)
+
+
+def _evaluate_annotations(commands: typer.Typer) -> None:
+    """Once; typer would evaluate the text of each annotation four times, which takes a while."""
+    for command in commands.registered_commands:
+        if command.callback is not None:
+            hints = get_type_hints(command.callback, include_extras=True)
+            command.callback.__annotations__ = hints
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _evaluate_annotations(group.typer_instance)
+
+
+_evaluate_annotations(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from errata.benchmarks.facts.edits import referenced
 from errata.cli.shared import options, patches
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import print_json, say
@@ -29,6 +28,8 @@ def ask(
     as_json: options.AsJson = False,
 ) -> None:
     """Ask a model one question and print its greedy answer."""
+    from errata.benchmarks.facts.edits import referenced
+
     picture = referenced(image)
     given = patches.located(patch)
     bb = model.load([p.head() for p in given])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from errata.benchmarks.facts.edits import make_edit, read_edits
 from errata.cli.patch.folder import check_out as check_patch_out
 from errata.cli.shared import options, patches
 from errata.cli.shared.model import ModelOptions, takes_model
@@ -230,6 +229,8 @@ def _requested(
     subject: str | None,
     file: Path | None,
 ) -> list[Edit]:
+    from errata.benchmarks.facts.edits import make_edit, read_edits
+
     if file is not None:
         if any(x is not None for x in (prompt, target, image, subject)):
             raise BadEdit(

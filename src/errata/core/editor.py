@@ -24,6 +24,7 @@ from errata.core.errors import (
     Notice,
 )
 from errata.core.files import versions
+from errata.core.formats.validation import whole_number
 from errata.core.hooks.hook import flat_on_row
 from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.measure.metric import spelled
@@ -31,7 +32,7 @@ from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import Header, Patch, parts_of, same_prompt, tops
 from errata.core.state import PrepareContext, State
 from errata.core.text import normalise
-from errata.core.types import Case, Edit, brief, whole_number
+from errata.core.types import Case, Edit, brief
 
 
 @dataclass(frozen=True)
@@ -439,6 +440,11 @@ def check_edit(edit: Edit) -> None:
         )
     if not edit.prompt.text.strip():
         raise BadEdit(f"edit '{edit.id}' has an empty prompt. Give the question to be answered.")
+    if edit.prompt.history:
+        raise BadEdit(
+            f"edit '{edit.id or edit.prompt.text}' is about a question within a chat. Edit the "
+            "question alone; it may then be asked within any chat."
+        )
 
 
 def check_target(backbone: Backbone, edit: Edit) -> None:

@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -278,6 +277,8 @@ def versions() -> dict[str, str]:
 @cache
 def _version_of(package: str) -> str:
     """Cached: every patch is written with it, and reading metadata takes a millisecond."""
+    from importlib.metadata import version
+
     return version(package)
 
 

@@ -349,7 +349,7 @@ def tops(stack: Iterable[Hook]) -> frozenset[str]:
 
 def same_prompt(a: Prompt, b: Prompt) -> bool:
     """Whether two prompts ask the same of the same pictures."""
-    if len(a.segments) != len(b.segments):
+    if len(a.segments) != len(b.segments) or a.history != b.history:
         return False
     return all(_same_segment(x, y) for x, y in zip(a.segments, b.segments, strict=True))
 

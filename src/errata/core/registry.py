@@ -15,13 +15,14 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from functools import cache
-from importlib import metadata
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from errata.core.errors import BadPlugin, UnknownName, one_line
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 KINDS = (
     *("patches", "gates", "scopes", "editors", "backbones", "benchmarks", "protocols"),
@@ -53,6 +54,8 @@ def _builtin(kind: str) -> dict[str, str]:
 @cache
 def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     """The entry points on `path`, which is sys.path. Cached: one reading takes 10 ms."""
+    from importlib import metadata
+
     return tuple(metadata.entry_points(group=group))
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from errata.core.errors import BadEdit, BadImage, BadSpec
+from errata.core.errors import BadEdit, BadImage
+from errata.core.formats.json_value import without_unused
 from errata.core.kinds import KINDS, ProbeKind
 
 if TYPE_CHECKING:
@@ -71,32 +70,75 @@ class Image:
 
 
 Segment = str | Image
+#: who speaks in a chat; what a system says comes first
+ROLES = ("system", "user", "assistant")
+
+
+def _segments(given: Any) -> tuple[Segment, ...]:
+    """Texts and images, in order. Raises BadEdit, BadImage."""
+    if isinstance(given, (str, bytes, Image)) or not isinstance(given, Iterable):
+        raise BadEdit(
+            f"Prompt(segments) takes a tuple of texts and images, not {brief(given)}. "
+            "Use Prompt.of(text, image)."
+        )
+    parts = tuple(s if isinstance(s, str) else Image.of(s) for s in given)
+    for part in parts:
+        if isinstance(part, str):
+            check_text("a prompt", part)
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What somebody said in a chat before the question: one of `ROLES`, and texts and images.
+
+    Only a user shows images. Raises BadEdit.
+    """
+
+    role: str
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "segments", _segments(self.segments))
+        if self.role not in ROLES:
+            raise BadEdit(f"a turn is of {', '.join(ROLES)}, not of {self.role!r:.60}.")
+        if self.role != "user" and any(isinstance(s, Image) for s in self.segments):
+            raise BadEdit(f"only a user shows images, not the {self.role}.")
+
+    @property
+    def text(self) -> str:
+        return "".join(s for s in self.segments if isinstance(s, str))
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The input of a model: a tuple of text and image segments, in order."""
+    """The input of a model: a question as a tuple of text and image segments, in order.
+
+    history: the turns of a chat in front of it. `text` and `segments` are the question's alone,
+    `images` are those of the whole chat.
+    """
 
     segments: tuple[Segment, ...]
+    history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
-        given: Any = self.segments
-        if isinstance(given, (str, bytes, Image)) or not isinstance(given, Iterable):
-            raise BadEdit(
-                f"Prompt(segments) takes a tuple of texts and images, not {brief(given)}. "
-                "Use Prompt.of(text, image)."
-            )
-        parts = tuple(s if isinstance(s, str) else Image.of(s) for s in given)
-        for part in parts:
-            if isinstance(part, str):
-                check_text("a prompt", part)
-        if not isinstance(given, tuple) or any(
-            a is not b for a, b in zip(parts, given, strict=True)
-        ):
-            object.__setattr__(self, "segments", parts)
+        object.__setattr__(self, "segments", _segments(self.segments))
+        if not self.history:
+            return
+        object.__setattr__(self, "history", tuple(self.history))
+        for place, turn in enumerate(self.history):
+            if not isinstance(turn, Turn):
+                raise BadEdit(f"the history of a prompt holds turns, not {brief(turn)}.")
+            if turn.role == "system" and place:
+                raise BadEdit(f"turn {place} is of the system, which speaks first alone.")
 
     def __repr__(self) -> str:
-        return f"Prompt({', '.join(map(repr, self.segments))})"
+        earlier = [f"history={self.history!r}"] if self.history else []
+        return f"Prompt({', '.join([*map(repr, self.segments), *earlier])})"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return without_unused(handler(source), "history")
 
     @classmethod
     def of(cls, text: str, image: Any = None) -> Prompt:
@@ -120,16 +162,27 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """All text segments, joined."""
+        """The text segments of the question, joined."""
         return "".join(s for s in self.segments if isinstance(s, str))
 
     @property
     def images(self) -> tuple[Image, ...]:
-        return tuple(s for s in self.segments if isinstance(s, Image))
+        """Those of all turns, in order."""
+        parts = (*(s for t in self.history for s in t.segments), *self.segments)
+        return tuple(s for s in parts if isinstance(s, Image))
+
+    @property
+    def alone(self) -> Prompt:
+        """The question without the turns in front of it, about all pictures of the chat."""
+        if not self.history:
+            return self
+        shown = (s for t in self.history for s in t.segments if isinstance(s, Image))
+        return Prompt((*shown, *self.segments))
 
     def with_text(self, text: str) -> Prompt:
-        """The same images, in front of another text."""
-        return Prompt((*self.images, text))
+        """The same turns and images, in front of another text."""
+        own = (s for s in self.segments if isinstance(s, Image))
+        return replace(self, segments=(*own, text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +234,7 @@ class HopQuestion:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        return _without_unused(handler(source), "depends_on")
+        return without_unused(handler(source), "depends_on")
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,25 +286,7 @@ class Verdict:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        return _without_unused(handler(source), "shown")
-
-
-def _without_unused(schema: Any, *names: str) -> Any:
-    """The schema of a class whose JSON leaves these fields out where they hold nothing.
-
-    So plans and answers of runs that do not use them keep their bytes.
-    """
-    from pydantic_core import core_schema
-
-    def write(value: Any, to_dict: Any) -> Any:
-        data = to_dict(value)
-        for name in names:
-            if data[name] in (None, "", ()) or data[name] == []:
-                del data[name]
-        return data
-
-    schema["serialization"] = core_schema.wrap_serializer_function_ser_schema(write)
-    return schema
+        return without_unused(handler(source), "shown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +344,7 @@ class Probe:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        return _without_unused(handler(source), "custom_kind", "contrast", "depends_on")
+        return without_unused(handler(source), "custom_kind", "contrast", "depends_on")
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +372,7 @@ class Case:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        return _without_unused(handler(source), "states")
+        return without_unused(handler(source), "states")
 
     @property
     def main(self) -> Probe | None:
@@ -389,7 +424,7 @@ class Answer:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        return _without_unused(handler(source), "contrast")
+        return without_unused(handler(source), "contrast")
 
     def __repr__(self) -> str:
         told = [repr(self.text), *([] if self.stopped else ["stopped=False"])]
@@ -429,22 +464,6 @@ def check_text(what: str, value: Any) -> None:
             raise BadEdit(
                 f"{what} holds half of a surrogate pair: {value[:60]!r}. Correct its Unicode."
             ) from None
-
-
-def path_of(value: Any, what: str) -> Path:
-    """A path from a text or a path. Raises BadSpec."""
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        raise BadSpec(f"{what} is given as {brief(value)}. Give a path.")
-    return Path(os.fsdecode(value))
-
-
-def whole_number(name: str, value: Any, *, least: int | None = None) -> int:
-    """Raises BadSpec for anything but a whole number that is large enough."""
-    small = isinstance(value, int) and least is not None and value < least
-    if isinstance(value, bool) or not isinstance(value, int) or small:
-        bound = "" if least is None else f" of at least {least}"
-        raise BadSpec(f"{name}={value!r} is no whole number{bound}.")
-    return value
 
 
 @functools.cache

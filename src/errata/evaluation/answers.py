@@ -17,13 +17,14 @@ import torch
 
 from errata.core.errors import BadEdit, BadImage, TooLong
 from errata.core.files import versions
+from errata.core.formats.validation import whole_number
 from errata.core.hooks.hook import flat_on_row
 from errata.core.measure.protocol import Ask
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.model.generation import ImageGenerator, image_generator
 from errata.core.patch import Patch
 from errata.core.text import lines_of
-from errata.core.types import Answer, Probe, Prompt, Scored, whole_number
+from errata.core.types import Answer, Probe, Prompt, Scored
 from errata.evaluation.pictures import PictureStore
 
 BATCH = 64

@@ -19,6 +19,7 @@ from errata.core import files, registry
 from errata.core.editor import Editor
 from errata.core.errors import BadSpec
 from errata.core.formats.run_files import read_stored_plan
+from errata.core.formats.validation import path_of, whole_number
 from errata.core.locks import locked
 from errata.core.measure.benchmark import BenchmarkSpec, Loaded
 from errata.core.measure.protocol import Protocol, Unit
@@ -26,7 +27,7 @@ from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.model.memory import measured_peak
 from errata.core.model.scope import Scope
 from errata.core.state import State
-from errata.core.types import Answer, Case, brief, path_of, whole_number
+from errata.core.types import Answer, Case, brief
 from errata.evaluation import judging, score
 from errata.evaluation.answers import drawing_settings
 from errata.evaluation.distribute.ray_workers import RayWorkers

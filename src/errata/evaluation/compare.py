@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from errata.core.errors import BadRun
 from errata.core.files import FilePath
 from errata.core.formats.counts import counted
+from errata.core.formats.validation import path_of
 from errata.core.kinds import MEANS
 from errata.core.measure.metric import Metric
-from errata.core.types import path_of
 from errata.evaluation.run_folder import PANEL, RunFolder, read_run
 from errata.evaluation.score_table import (
     TAGS,

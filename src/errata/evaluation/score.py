@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from errata.core.files import FilePath, read_as
 from errata.core.formats.run_files import SCHEMA, StoredScores, judge_of, write_scores
+from errata.core.formats.validation import path_of
 from errata.core.kinds import KINDS, MEANS
-from errata.core.types import path_of, to_json
+from errata.core.types import to_json
 from errata.evaluation.other_scopes import by_kind
 from errata.evaluation.run_folder import CaseAnswers, RunFolder, read_run
 from errata.evaluation.score_table import (

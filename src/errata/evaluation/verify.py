@@ -16,11 +16,12 @@ from errata.core import registry
 from errata.core.errors import BadData, BadImage, BadPatch
 from errata.core.files import FilePath
 from errata.core.formats.counts import counted
+from errata.core.formats.validation import path_of
 from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.measure.protocol import Ask
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import Patch
-from errata.core.types import Answer, Case, Edit, Probe, Prompt, brief, path_of
+from errata.core.types import Answer, Case, Edit, Probe, Prompt, brief
 from errata.evaluation.answers import PromptRequest, ask_all
 from errata.io.images import hash_image
 from errata.patches.rows import Rows

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -21,7 +22,7 @@ from errata.core import registry
 from errata.core.errors import BadData, BadImage, BadSpec, one_line
 from errata.core.formats.pictures import data_of, data_uri, shown
 from errata.core.measure.benchmark import Benchmark
-from errata.core.types import Image, Prompt
+from errata.core.types import Image, Prompt, Segment
 
 #: Lower than Pillow's own warning (89 million), far above what any processor keeps.
 MAX_PIXELS = 64_000_000
@@ -123,12 +124,15 @@ def hashed(prompt: Prompt) -> Prompt:
     """
     if all(image.sha256 is not None for image in prompt.images):
         return prompt
-    return Prompt(
-        tuple(
+
+    def known(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+        return tuple(
             replace(s, sha256=hash_image(s)) if isinstance(s, Image) and s.sha256 is None else s
-            for s in prompt.segments
+            for s in segments
         )
-    )
+
+    history = tuple(replace(t, segments=known(t.segments)) for t in prompt.history)
+    return Prompt(known(prompt.segments), history)
 
 
 def check_image(image: Image) -> None:

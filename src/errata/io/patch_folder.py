@@ -34,7 +34,7 @@ from errata.core.files import (
     write_folder,
 )
 from errata.core.formats.json_lines import json_lines
-from errata.core.formats.validation import why
+from errata.core.formats.validation import path_of, why
 from errata.core.locks import SHORT, locked
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import (
@@ -47,7 +47,7 @@ from errata.core.patch import (
     shape_of,
     unpack,
 )
-from errata.core.types import Edit, brief, from_json, path_of, to_json
+from errata.core.types import Edit, brief, from_json, to_json
 from errata.io import patch_images
 from errata.io.images import check_image
 from errata.io.patch_card import CardFacts, card, check_license

@@ -15,9 +15,9 @@ from typing import Any
 
 from errata.core.errors import BadPatch, BadSpec, FingerprintMismatch, Notice, UserError
 from errata.core.files import FilePath, read_bytes
+from errata.core.formats.validation import path_of
 from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.patch import Patch, shape_of
-from errata.core.types import path_of
 from errata.io import hub, patch_folder, patch_images
 from errata.io.hub import HubAccess, HubName, Upload
 from errata.io.patch_card import MARK, check_license

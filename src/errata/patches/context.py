@@ -186,7 +186,7 @@ def compose(
     front: list[Segment] = []
     for f in facts:
         front += ["[Updated Information] ", *f.images, f"{f.question} {f.answer}\n"]
-    return Prompt((*front, "[Query] ", *prompt.segments))
+    return replace(prompt, segments=(*front, "[Query] ", *prompt.segments))
 
 
 def fits(prompt: Prompt, model: PromptEncoder, reserve: int) -> bool:

@@ -128,7 +128,7 @@ class Route(Patch):
         self, scope: PromptScope, prompts: Sequence[Prompt], model: Backbone, ctx: HookContext
     ) -> Decision:
         with model.unedited():
-            query = scope.query(model, prompts)
+            query = scope.query(model, [p.alone for p in prompts])
         rows = ctx.rows if ctx.rows is not None else torch.arange(len(prompts))
         return self._decided(query, rows)
 

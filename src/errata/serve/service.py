@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errata.core.editor import Editor
+from errata.core.errors import BadEdit
 from errata.core.state import State
-from errata.core.types import Image, Prompt, digest
+from errata.core.types import Image, Prompt, Turn, digest
 from errata.serve.catalogue import ChosenModel, PatchCatalogue
 from errata.serve.decoding.engine import Engine, EngineWatch
 from errata.serve.decoding.jobs import Post
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
 
 READERS = 4  # images that are fetched or decoded at the same time
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one message of a chat says. parts: `("text", T)` or `("image", URL)`, in order."""
+
+    role: str
+    parts: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +101,38 @@ class Service:
         origins = [] if chosen.patch is None else sorted(chosen.patch.origins)
         return f"fp_{digest([self.fingerprint, list(chosen.names), origins])[:16]}"
 
-    def prompt(self, parts: Sequence[tuple[str, str]]) -> Prompt:
-        """A prompt from texts and image URLs, `("text", T)` or `("image", URL)`, in order.
+    def prompt(self, parts: Sequence[tuple[str, str]], earlier: Sequence[Said] = ()) -> Prompt:
+        """A prompt from the parts of a question and the messages in front of it.
 
         Raises Refused, UserError.
         """
-        count = sum(kind == "image" for kind, _ in parts)
+        if earlier:
+            self._check_turns(earlier)
+        count = sum(kind == "image" for m in (*earlier, Said("user", parts)) for kind, _ in m.parts)
         if count > self.limits.images:
             raise Refused(
                 400, f"the request has {count} images, this server takes {self.limits.images}.",
                 param="messages", code="too_many_images",
             )  # fmt: skip
-        segments: list[str | Image] = [
-            text if kind == "text" else self.reader.read(text) for kind, text in parts
-        ]
-        prompt = Prompt(tuple(segments))
+        history = tuple(Turn(m.role, self._segments(m.parts)) for m in earlier)
+        prompt = Prompt(self._segments(parts), history)
         if not prompt.text.strip():
             raise Refused(400, "the question is empty. Give it a text.", param="messages")
         return prompt
+
+    def _segments(self, parts: Sequence[tuple[str, str]]) -> tuple[str | Image, ...]:
+        return tuple(text if kind == "text" else self.reader.read(text) for kind, text in parts)
+
+    def _check_turns(self, earlier: Sequence[Said]) -> None:
+        """Before a picture is fetched. Raises Refused."""
+        try:
+            self.bb.check_turns()
+        except BadEdit as e:
+            raise Refused(400, str(e), param="messages", code="no_chat_template") from None
+        for place, said in enumerate(earlier):
+            shown = any(kind == "image" for kind, _ in said.parts)
+            if not shown and not "".join(text for _, text in said.parts).strip():
+                raise Refused(400, f"messages[{place}] is empty. Give it a text.", param="messages")
 
     def health(self) -> dict[str, Any]:
         """Raises Refused if no question would be answered."""

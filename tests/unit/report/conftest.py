@@ -248,3 +248,11 @@ def make_run(tmp_path: Path) -> MakeRun:
         return write_run(tmp_path / name, editor, spec, made, **manifest)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def drawn_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two editors over both protocols, with verdicts, of a model that draws."""
+    from tests.unit.report.drawn import write_drawn  # torch, which most tests here do without
+
+    return write_drawn(tmp_path_factory.mktemp("drawn"))

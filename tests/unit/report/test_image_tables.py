@@ -9,43 +9,19 @@ from pathlib import Path
 import pytest
 
 from errata.core import registry
-from errata.core.files import write_json
 from errata.core.measure.benchmark import BenchmarkSpec
 from errata.evaluation.bench import bench
 from errata.evaluation.compare import compare_runs
-from errata.evaluation.judging import judge_run
-from errata.evaluation.score import score_run
 from errata.report.html import render_report
 from errata.report.image_tables import studies, terminal_table
 from errata.report.results import read_settings
-from tests.umm import Beliefs, Believer, Painter, PixelJudge, write_records
-
-SPEC = "unike_umm:attribute"
-
-
-class Forgetful(Believer):
-    """Learns nothing."""
-
-    def find(self, backbone, request):  # type: ignore[no-untyped-def]
-        return [type(f)(Beliefs({}), f.state) for f in super().find(backbone, request)]
+from tests.umm import Believer, Painter, write_records
+from tests.unit.report.drawn import SPEC
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("drawn")
-    root = write_records(folder / "data")
-    cases = registry.load("benchmarks", "unike_umm")().load(BenchmarkSpec.parse(SPEC), root=root)
-    made = {}
-    for name, editor in (("good", Believer()), ("none", Forgetful())):
-        for way in ("direct", "reasoning"):
-            out = bench(Painter(cases.cases), editor, SPEC, f"{way}:6x3", folder / f"{name}-{way}",
-                        root=root, limit=12, image_seeds=2, seed=1)  # fmt: skip
-            judge_run(out, PixelJudge(blind=1 if way == "reasoning" else -1))
-            score_run(out)
-            manifest = json.loads((out / "manifest.json").read_text())
-            write_json(out / "manifest.json", {**manifest, "editor": name})
-            made[f"{name}-{way}"] = out
-    return made
+def runs(drawn_runs: dict[str, Path]) -> dict[str, Path]:
+    return drawn_runs
 
 
 def test_an_editor_is_one_line(runs: dict[str, Path]) -> None:

@@ -23,6 +23,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
     (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
 )
 COUNT = 2000
+PATIENCE = 120_000  # ms; of a machine with other work to do
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get i
 def expected(locator: Any) -> Any:
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=PATIENCE)
     return expect(locator)
 
 
@@ -42,7 +44,7 @@ def says(page: Any, pattern: str) -> None:
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as p:
-        found = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        found = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE)
         yield found
         found.close()
 
@@ -57,6 +59,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Path]
     return runs, report.write_report(runs, out, gallery=60, root=folder, scorer="token")
 
 
+@pytest.fixture(scope="module")
+def drawn_page(drawn_runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of runs that draw: before, after, controls, verdicts and rationales."""
+    out = tmp_path_factory.mktemp("drawn-report") / "pictures.html"
+    return report.write_report(list(drawn_runs.values()), out)
+
+
 @pytest.fixture
 def opened(browser: Any, written: tuple[list[Path], Path]) -> Iterator[Callable[..., Any]]:
     """Opens the report; a message on the console fails the test."""
@@ -64,6 +73,7 @@ def opened(browser: Any, written: tuple[list[Path], Path]) -> Iterator[Callable[
 
     def opened_page(anchor: str = "", **options: Any) -> Any:
         contexts.append(browser.new_context(**options))
+        contexts[-1].set_default_timeout(PATIENCE)
         page = contexts[-1].new_page()
         page.on("console", lambda message: errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -77,16 +87,35 @@ def opened(browser: Any, written: tuple[list[Path], Path]) -> Iterator[Callable[
     assert errors == []
 
 
+def violations(page: Any, width: int) -> list[tuple[str, str]]:
+    """What axe finds with everything unfolded: (rule, first place)."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.evaluate("document.querySelectorAll('details:not(.whole)').forEach(d => d.open = true)")
+    page.evaluate("document.querySelectorAll('.whole').forEach(d => d.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    found = axe.run(page).response["violations"]
+    return [(v["id"], v["nodes"][0]["html"][:200]) for v in found]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_contrast_names_and_structure_by_axe(opened, scheme, width):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page = opened(color_scheme=scheme, viewport={"width": width, "height": 900})
-    page.evaluate("document.querySelectorAll('details:not(.whole)').forEach(d => d.open = true)")
-    page.evaluate("document.querySelector('.whole').open = true")
-    assert page.evaluate("document.documentElement.scrollWidth") == width
-    found = axe.run(page).response["violations"]
-    assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == []
+    assert violations(page, width) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_report_of_pictures_by_axe(browser, drawn_page, scheme, width):
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+    context.set_default_timeout(PATIENCE)
+    page, errors = context.new_page(), []
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(drawn_page.as_uri())
+    assert page.locator("figure.frame img").count() > 100
+    assert violations(page, width) == [] == errors
+    context.close()
 
 
 def test_it_opens_with_the_scorer_that_was_asked_for(opened):

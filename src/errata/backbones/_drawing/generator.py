@@ -153,6 +153,7 @@ class MeasuredGenerator(HfLm, ImageGenerator):
     def _drawing(self, prompt: Prompt, row: int, seeds: int) -> Iterator[tuple[str, DrawingCall]]:
         """(what is drawn, the drawing whose call is followed inside)."""
         written = self.rewritten(prompt, row)
+        self.check_no_turns(written)
 
         def read(size: int, ctx: HookContext) -> None:
             for hook in self.hooks.running:

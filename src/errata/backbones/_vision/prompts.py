@@ -65,6 +65,9 @@ class PictureBackbone(TextBackbone):
         for kept in (self._encoded, self._texts, self._written, self._asked):
             kept.clear()
 
+    def check_turns(self) -> None:
+        _tokens.check_turns(self.processor, self.style, self.name)
+
     def formatted(self, prompt: Prompt) -> str:
         """The text for the tokenizer: with one placeholder per image where the processor puts image
         tokens there and does nothing else, else as the processor writes it.
@@ -80,11 +83,8 @@ class PictureBackbone(TextBackbone):
     def _for_processor(self, prompt: Prompt) -> str:
         """The text that the family's processor is given."""
         if self.style == "chat":
-            content = [
-                {"type": "image"} if isinstance(s, Image) else {"type": "text", "text": s}
-                for s in prompt.segments
-            ]
-            return _tokens.in_chat(self.processor, content, self.name)
+            return _tokens.in_chat(self.processor, prompt, self.name, parts=True)
+        self.check_no_turns(prompt)
         parts = []
         for segment in prompt.segments:
             if isinstance(segment, Image):

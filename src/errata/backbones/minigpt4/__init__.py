@@ -26,7 +26,7 @@ from torch import Tensor
 from errata.backbones import _tokens
 from errata.backbones._identity import core
 from errata.backbones.hf_vlm import HfVlm
-from errata.core.errors import BadBackbone
+from errata.core.errors import BadBackbone, BadEdit
 from errata.core.types import Prompt
 from errata.io.images import load_image
 
@@ -77,6 +77,11 @@ class MiniGpt4(HfVlm):
     def _markup(self) -> str:
         human = f"###Human: <Img>{self.image_token}</Img> "
         return human if self.style == "easyedit" else f"{self.image_token}\n"
+
+    def _for_processor(self, prompt: Prompt) -> str:
+        if any(turn.role == "system" for turn in prompt.history):
+            raise BadEdit(f"{self.name} knows turns of a user and its own, and none of a system.")
+        return super()._for_processor(prompt)
 
     def _pieces(self, text: str, images: int) -> list[str]:
         """The text around the images. Raises BadBackbone if the text has another number of them."""

@@ -12,7 +12,8 @@ from errata.benchmarks.facts.rows import PROBE_FIELDS, RowReader
 from errata.core.errors import BadEdit, BadImage
 from errata.core.files import FilePath, read_bytes
 from errata.core.formats.json_lines import BadLine, json_lines
-from errata.core.types import Edit, Image, Prompt, path_of
+from errata.core.formats.validation import path_of
+from errata.core.types import Edit, Image, Prompt
 from errata.io.images import hash_image, load_image
 
 REQUIRED = ("prompt", "target")

@@ -132,7 +132,7 @@ def takes_model(
     may be left out, and is then "". draws: whether it offers the settings of a drawing.
     """
     without = without if draws else (*without, "steps", "guidance", "size")
-    hints = get_type_hints(ModelOptions, include_extras=True)
+    hints = _model_hints()
     options = {
         name: p.replace(kind=p.KEYWORD_ONLY, annotation=hints[name])
         for name, p in inspect.signature(ModelOptions).parameters.items()
@@ -147,10 +147,16 @@ def takes_model(
             model = ModelOptions(**{name: values.pop(name) for name in options})
             command(model=model, **values)
 
-        run.__dict__["__signature__"] = _signature(command, options)
+        signature = run.__dict__["__signature__"] = _signature(command, options)
+        run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
         return run
 
     return decorate
+
+
+@functools.cache
+def _model_hints() -> dict[str, Any]:
+    return get_type_hints(ModelOptions, include_extras=True)
 
 
 def _signature(

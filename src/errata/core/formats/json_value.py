@@ -89,3 +89,21 @@ def _check_depth(value: Any) -> None:
             for child in (node.values() if isinstance(node, dict) else node)
             if isinstance(child, (dict, list))
         ]
+
+
+def without_unused(schema: Any, *names: str) -> Any:
+    """The schema of a class whose JSON leaves these fields out where they hold nothing.
+
+    So plans and answers of runs that do not use them keep their bytes.
+    """
+    from pydantic_core import core_schema
+
+    def write(value: Any, to_dict: Any) -> Any:
+        data = to_dict(value)
+        for name in names:
+            if data[name] in (None, "", ()) or data[name] == []:
+                del data[name]
+        return data
+
+    schema["serialization"] = core_schema.wrap_serializer_function_ser_schema(write)
+    return schema

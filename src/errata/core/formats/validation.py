@@ -1,11 +1,14 @@
-"""What was wrong with a value from a file, in one line of our words."""
+"""What is wrong with a value that a file or a caller gave, in one line of our words."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errata.core.errors import one_line
+from errata.core.errors import BadSpec, one_line
+from errata.core.types import brief
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -52,3 +55,19 @@ def in_words(error: ValidationError, what: str = "'{where}' is {there}, not {wan
 def _there(error: Mapping[str, Any]) -> str:
     text = repr(error["input"])
     return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def path_of(value: Any, what: str) -> Path:
+    """A path from a text or a path. Raises BadSpec."""
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise BadSpec(f"{what} is given as {brief(value)}. Give a path.")
+    return Path(os.fsdecode(value))
+
+
+def whole_number(name: str, value: Any, *, least: int | None = None) -> int:
+    """Raises BadSpec for anything but a whole number that is large enough."""
+    small = isinstance(value, int) and least is not None and value < least
+    if isinstance(value, bool) or not isinstance(value, int) or small:
+        bound = "" if least is None else f" of at least {least}"
+        raise BadSpec(f"{name}={value!r} is no whole number{bound}.")
+    return value

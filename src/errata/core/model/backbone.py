@@ -39,12 +39,7 @@ from errata.core.model.batch import (
 from errata.core.model.linear_sites import LinearSites
 from errata.core.model.live_patches import live_hooks, rewriting
 from errata.core.model.outline import ModelOutline
-from errata.core.patch import (
-    Patch,
-    check_fingerprint,
-    parts_below,
-    remarks,
-)
+from errata.core.patch import Patch, check_fingerprint, parts_below, remarks
 from errata.core.state import State
 from errata.core.types import Edit, Prompt, brief
 
@@ -174,6 +169,9 @@ class Backbone(LinearSites):
     def formatted(self, prompt: Prompt) -> str:
         """The prompt as text for the tokenizer, with the template of its style."""
         return prompt.text
+
+    def check_turns(self) -> None:
+        """Raises BadEdit if a prompt takes no history here: the style writes no chat."""
 
     def processed(self, prompt: Prompt) -> Mapping[str, Any] | None:
         """The output of the model family's own processor; None if there is none."""

@@ -286,7 +286,9 @@ class BlockScope(Scope):
 
 
 class PromptScope(Scope):
-    """Reads the prompt itself, before the model runs."""
+    """Reads the prompt itself, before the model runs: of a chat the last question, with all
+    pictures.
+    """
 
     @abstractmethod
     def query(self, backbone: Backbone, prompts: Sequence[Prompt]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 from errata.core.errors import BadRun
 from errata.core.files import FilePath
-from errata.core.types import path_of
+from errata.core.formats.validation import path_of
 from errata.evaluation.compare import (
     PairedScores,
     ScoredRun,

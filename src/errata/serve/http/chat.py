@@ -17,9 +17,9 @@ from errata.serve.decoding.jobs import AskJob, Begun, Event, Finished, Spoken, W
 from errata.serve.decoding.sampling import Sampling
 from errata.serve.failures import Refused
 from errata.serve.http.common import FAILURES, in_thread, service_of
-from errata.serve.http.schemas import ChatBody, ChatMessage, TextPart
+from errata.serve.http.schemas import ChatBody, ChatMessage, ImagePart, TextPart
 from errata.serve.http.waiting import ClientGone, Mailbox
-from errata.serve.service import Service
+from errata.serve.service import Said, Service
 
 router = APIRouter(prefix="/v1/chat", responses=FAILURES)
 
@@ -73,11 +73,11 @@ class ChatReply:
 
 @router.post("/completions")
 async def complete(body: ChatBody, request: Request) -> Response:
-    """Answers one question. Its model name says which patches it is answered with."""
+    """Answers the last message. Its model name says which patches it is answered with."""
     service = service_of(request)
     chosen = service.catalogue.resolve(body.model)
-    parts = _parts(body.messages)
-    prompt = await in_thread(service.readers, lambda: service.prompt(parts))
+    *earlier, asked = _turns(body.messages)
+    prompt = await in_thread(service.readers, lambda: service.prompt(asked.parts, earlier))
     job = AskJob(
         patch=chosen.patch,
         prompt=prompt,
@@ -91,6 +91,9 @@ async def complete(body: ChatBody, request: Request) -> Response:
     events = mailbox.answered(service.engine, job, request)
     note = {"model": body.model, "stream": body.stream}
     request.state.facts, request.state.texts = note, {"prompt": prompt.text}
+    if earlier:
+        note["turns"] = len(body.messages)
+        request.state.texts["earlier"] = [turn.text for turn in prompt.history]
     first = await anext(events)  # a question that cannot be answered has its 4xx here
     assert isinstance(first, Begun)
     reply.prompt_tokens = note["prompt_tokens"] = first.tokens
@@ -151,17 +154,22 @@ def _event(data: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(data).encode() + b"\n\n"
 
 
-def _parts(messages: Sequence[ChatMessage]) -> list[tuple[str, str]]:
-    """The texts and image URLs of the question."""
-    if len(messages) != 1 or messages[0].role != "user":
+def _turns(messages: Sequence[ChatMessage]) -> list[Said]:
+    """The texts and image URLs of each message; the last one is the question."""
+    if messages[-1].role != "user":
         raise Refused(
             400,
-            "errata answers one question at a time: give one message, of the role user. An edit "
-            "is about a question, so earlier turns and system messages are not taken.",
+            f"the last message is of the role {messages[-1].role}. It is the question to answer: "
+            "give one of the role user.",
             param="messages",
-            code="one_user_message",
+            code="no_question",
         )
-    content = messages[0].content
+    return [
+        Said("system" if m.role == "developer" else m.role, _parts(m.content)) for m in messages
+    ]
+
+
+def _parts(content: str | Sequence[TextPart | ImagePart]) -> list[tuple[str, str]]:
     if isinstance(content, str):
         return [("text", content)]
     return [

@@ -34,7 +34,10 @@ class ImagePart(Body):
 
 
 class ChatMessage(Body):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    """refusal: what an answer of this server has, so that it can be sent back as it came."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    refusal: None = None
     content: (
         Text
         | Annotated[
