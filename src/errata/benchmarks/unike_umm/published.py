@@ -86,8 +86,8 @@ def find_file(root: Path | None) -> Path:
         if not home:
             raise BadData(
                 f"the tasks {' and '.join(SOURCES)} of unike_umm need {FILE}, which errata does "
-                "not ship: name it (unike_umm:FILE.json), put it into ERRATA_HOME/unike_umm, build one "
-                "with `errata data build-umm`, or choose unike_umm:microworld."
+                "not ship: name it (unike_umm:FILE.json), put it into ERRATA_HOME/unike_umm, build "
+                "one with `errata data build-umm`, or choose unike_umm:microworld."
             )
         root = Path(home) / "unike_umm"
     path = root if root.is_file() else root / FILE
