@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from errata.analyses.drift import DriftAnalysis
-from errata.analyses.drift.conditions import DriftRecords
 from errata.analyses.drift.trace import trace_drawing
 from errata.core.analysis import Subject
 from errata.core.types import Case, Edit, JudgeQuestion, Probe, Prompt, StatedFact
