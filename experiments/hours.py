@@ -10,6 +10,7 @@ in it.
     a forward of a generator    2 p T + 4 T^2 d L     p parameters that a token passes, T tokens,
                                                       L blocks of width d
     a picture                   steps x rows of guidance x that forward, and the VAE's decoder
+                                (a UNet and the decoder: torch.utils.flop_counter, on meta tensors)
     an edit                     6 P x tokens x steps of its search, P parameters of the text model
     an answer or a rationale    2 P x tokens read, then one step of the model a token
 """
@@ -28,7 +29,7 @@ DRAWING, READING, SEARCHING, TRAINING = 0.4, 0.4, 0.1, 0.3  # shares of the peak
 TOKEN = 0.03  # s a generated token of a batch: launching the kernels, not computing
 BATCH = 64
 EDITS, PICTURES = 2971, 5500  # UniKE.json
-VAE = 10.0e12  # a decoder of Stable Diffusion's shape at 1024 x 1024 pixels
+VAE = 10.5e12  # a decoder of Stable Diffusion's shape at 1024 x 1024 pixels, counted
 SEARCH = 25 * 21 * 30  # steps x prompts of an edit x their tokens
 HOUR = 3600
 
@@ -75,8 +76,8 @@ UNIFIED = (
     Unified("Ovis-U1-3B", 1.7e9, joint(18 * 12 * 1536**2, 4396, 1536, 18), 50, 2, 3.6e9),
     # 4B parameters in 32 blocks of width 2520
     Unified("OmniGen2", 3.1e9, joint(4.0e9, 4156, 2520, 32), 50, 2, 7.6e9),
-    # a UNet of SDXL's shape; the 30 steps on 64 feature tokens are below a hundredth of it
-    Unified("BLIP3o-4B", 3.1e9, 6.0e12, 50, 2, 10.0e9),
+    # a UNet of SDXL's shape, counted; 30 steps on 64 feature tokens are below a hundredth of it
+    Unified("BLIP3o-4B", 3.1e9, 6.8e12, 50, 2, 10.0e9),
 )
 
 #: (name, parameters, tokens of a question with its picture)
