@@ -135,7 +135,7 @@ def live_digest(hooks: Sequence[Hook]) -> str:
             for name, tensor in sorted(tensors.items()):
                 found.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
                 plain = tensor.detach().cpu().contiguous().reshape(-1)
-                found.update(plain.view(torch.uint8).numpy())
+                found.update(plain.view(torch.uint8).numpy().tobytes())
         found.update(b".")
 
     for hook in hooks:
