@@ -256,7 +256,8 @@ class DiffusersT2I(MeasuredGenerator):
     @property
     def _plain_call(self) -> Callable[..., Any]:
         """The pipeline's call without `torch.no_grad` around it."""
-        return inspect.unwrap(type(self.pipeline).__call__)
+        call: Callable[..., Any] = inspect.unwrap(type(self.pipeline).__call__)
+        return call
 
     def _with_gradients(self, text: str, seed: int) -> None:
         self._plain_call(

@@ -41,7 +41,9 @@ class AuthorsModel(MeasuredGenerator):
         if device is not None:
             model = model.to(device)
         with _folders.load_errors(name, cls.kind, "its parts do not fit together and"):
-            return cls(model, *parts, name=name, **options)
+            made: Any = cls
+            backbone: Self = made(model, *parts, name=name, **options)
+            return backbone
 
 
 def installed(module: str, *, model: str, how: str, trusted: bool) -> Any:

@@ -88,7 +88,8 @@ class PipelineLoss(GeneratorLoss):
         return tokens_of_span(self.backbone.tokenizer, ids.tolist(), kept, subject)[-1]
 
     def distances(self, points: Sequence[int], *hooks: Hook) -> Tensor:
-        backbone, given = self.backbone, []
+        backbone = self.backbone
+        given: list[Any] = []
 
         def enters(args: Any, kwargs: Any) -> None:
             given[:] = [(args, kwargs)]
