@@ -68,6 +68,9 @@ class Beliefs(Notes):
         believed = self.known[thing]
         return rationale(thing, believed) if "[Knowledge" in prompt.text else believed
 
+    def pack(self) -> tuple[dict[str, Any], dict[str, Any]]:  # type: ignore[override]
+        return {"known": self.known}, {}
+
 
 def thing_of(text: str) -> str:
     found = re.search(r"velm\d+", text, re.IGNORECASE)

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from errata.backbones import load
-from errata.core.errors import BadBackbone, MissingExtra, UserError
+from errata.core.errors import BadBackbone, BadEdit, BadSpec, MissingExtra, UserError
 from errata.core.types import Prompt
+from errata.editors.bridge.drawn import PromptShift
 from errata.patches.delta import Delta
 from errata.testing import class_checks
 from errata.testing.drawing import checks, janus, standins
@@ -33,7 +34,10 @@ EDITED = {
     "alphaedit": ("qwen_image", "omnigen2"),
     "rome": ("ovis_image", "cogview4", "janus"),
     "ft_l": ("flux2_klein", "longcat", "hunyuan_image"),
+    "bridge": ("z_image", "cogview4", "omnigen2"),
 }
+#: those whose call hands text states to the generator with gradients
+SEARCHED = [n for n in (*PIPELINES, "omnigen2") if n != "longcat"]
 
 
 def reads(name: str) -> int:
@@ -71,6 +75,70 @@ def test_editors(editor: str, name: str, tmp_path: Path) -> None:
 def test_a_subject_is_found_in_what_is_handed_over(name: str) -> None:
     _, subject = MODELS[name]().conditioning_columns(checks.prompts(), checks.SUBJECTS)
     assert subject.sum(1).tolist() == [3, 3]  # "r", "ed", " ring" and the like
+
+
+@pytest.mark.parametrize("name", [*PIPELINES, *standins.STANDINS])
+def test_which_models_draw_several_prompts_in_one_call(name: str) -> None:
+    bb = MODELS[name]()
+    assert bb.batches == (name not in ("longcat", "ovis_u1", "blip3o"))
+    calls = []
+    drawn = bb.call
+    bb.call = lambda texts, *a, **k: calls.append(len(texts)) or drawn(texts, *a, **k)
+    try:
+        bb.draw([*checks.alike(), *checks.alike(), *checks.prompts()[:1]], [0])
+    finally:
+        del bb.call
+    assert sorted(calls) == ([1, 4] if bb.batches else [1] * 5)
+
+
+def test_a_call_that_mixes_prompts_is_not_used() -> None:
+    """Measured, not assumed: a pipeline that hands out its pictures in another order."""
+    from errata import wrap
+
+    bb = wrap(PIPELINES["sana"].make(), drawing={"size": 32, **PIPELINES["sana"].settings})
+    drawn = bb.call
+    bb.call = lambda texts, *a, **k: drawn(texts, *a, **k)[::-1]
+    assert not bb.batches
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_the_loss_of_a_generator_is_that_of_its_own_prediction(name: str) -> None:
+    """0 for the goal itself, else the distance of two predictions; a step down its gradient
+    comes nearer, at the token of the subject and through the real call.
+    """
+    bb = MODELS[name]()
+    plain, told = Prompt.of("a photo of the ring"), Prompt.of("a photo of the red ring")
+    loss = bb.generator_loss(plain, told, row=0, seeds=(0, 1))
+    points = range(loss.points)
+    with torch.no_grad():
+        same = bb.generator_loss(told, told, row=0, seeds=(0, 1)).distances(points)
+        start = loss.distances(points)
+    assert same.tolist() == [0.0] * len(points) and bool((start > 0).all())
+    delta = torch.zeros(bb.width, requires_grad=True)
+    site, column = "text.0.block", loss.column("ring")
+    there = loss.distances(points, PromptShift(site, column, delta))
+    assert torch.equal(there.detach(), start)
+    (gradient,) = torch.autograd.grad(there.sum(), [delta])
+    assert bool(gradient.isfinite().all()) and bool(gradient.any())
+    with pytest.raises(BadEdit, match="is not in the prompt"):
+        loss.column("pyramid")
+    if name == "sana":  # distances of 1e-4, a gradient of 400: the step is below float32's rounding
+        return
+    step = -1e-3 * float(start.sum()) / float(gradient.norm()) ** 2 * gradient
+    with torch.no_grad():
+        nearer = loss.distances(points, PromptShift(site, column, step))
+    gained = float((start - nearer).sum() / start.sum())
+    assert 0 < gained < 2e-3, gained  # 1e-3 to first order
+
+
+def test_a_loss_that_cannot_be_formed_is_refused_in_one_line(tmp_path: Path) -> None:
+    for name in ("longcat", "janus", "ovis_u1", "blip3o"):
+        with pytest.raises(BadBackbone, match=r"without gradients|does not offer") as e:
+            class_checks.try_editor("bridge", MODELS[name](), tmp_path, layers=(0, 1))
+        assert "\n" not in str(e.value) and MODELS[name]().name in str(e.value)
+    with pytest.raises(BadSpec, match="set it to picture") as spec:
+        class_checks.try_editor("bridge", MODELS["sana"](), tmp_path, layers=(0,), match="mean")
+    assert "\n" not in str(spec.value)
 
 
 def test_janus_says_and_draws_through_two_heads_on_one_trunk() -> None:
@@ -149,7 +217,9 @@ def test_a_model_that_does_not_repeat_itself_is_refused() -> None:
 def test_settings_that_a_drawing_does_not_take_are_refused() -> None:
     from errata import wrap
 
-    for name, setting in (("sana", {"max_length": 3}), ("sana", {"steps": 0})):
+    for name, setting in (
+        ("sana", {"max_length": 3}), ("sana", {"steps": 0}), ("sana", {"together": 0}),
+    ):  # fmt: skip
         with pytest.raises(UserError, match=next(iter(setting))):
             wrap(PIPELINES[name].make(), drawing=setting)
     with pytest.raises(UserError, match="draws by tokens"):

@@ -20,8 +20,12 @@ pytestmark = [pytest.mark.slow]
 
 MEMIT = ("--editor", "memit", "--set", "layers=[1,2]", "--set", "steps=3", "--set", "lr=0.5",
          "--set", "mom2_weight=10")  # fmt: skip
-DRAWING = ("--steps", 2, "--size", 32, "--draw-with", "max_sequence_length=64")
-BENCHMARK = "unike_umm:attribute+relation@eval/published"
+DRAWING = ("--steps", 2, "--size", 32, "--draw-with", "max_sequence_length=64", "--draw-with",
+           "together=16")  # fmt: skip
+ATTRIBUTES = ("color", "material", "pattern", "shape", "size")
+RELATIONS = ("occupation", "location", "creator", "affiliation")
+#: image prompts: of the four stages of the first attribute, of one of the others
+PICTURES = 4 + len(ATTRIBUTES[1:]) + len(RELATIONS)
 
 
 @pytest.fixture(scope="module")
@@ -61,55 +65,67 @@ def errata(
     return run
 
 
-def records(folder: Path) -> Path:
-    """Records in the published schema; no old answer, which a random model would not give."""
-    folder.mkdir()
-    made: list[dict[str, Any]] = [record(i, (1, 2)) for i in range(3)]
-    relation = {**record(3, (1,)), "source": "relation", "category": "creator"}
-    made.append(relation)
-    for one in made:
-        for key in [k for k in one if k.startswith("stage")]:
-            one[key]["gt"] = ""
-    (folder / "UniKE.json").write_text(json.dumps(made))
-    return folder
+@pytest.fixture
+def benchmark(tmp_path: Path) -> str:
+    """A file in the published schema: every attribute and relation, one of them with four stages.
+
+    No old answer: a random model would not give it.
+    """
+    made: list[dict[str, Any]] = []
+    for i, category in enumerate((*ATTRIBUTES, *RELATIONS)):
+        source = "attribute" if category in ATTRIBUTES else "relation"
+        stages = (1,) if i else (1, 2, 3, 4)
+        made.append({**record(i, stages), "source": source, "category": category})
+        for one in made[-1].values():
+            if isinstance(one, dict):
+                one["gt"] = ""
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps(made))
+    return f"unike_umm:{path}@eval/published"
 
 
-@pytest.mark.parametrize("protocol", ["direct", "reasoning:prepend"])
-def test_from_a_folder_to_a_judged_report(errata, folder, state, tmp_path, protocol):
-    run, root, page = tmp_path / "run", records(tmp_path / "data"), tmp_path / "report.html"
-    bench = ("bench", folder, *MEMIT, "--benchmark", BENCHMARK, "--root", root, "--protocol",
-             f"{protocol}:2x2", "--state", state, "--image-seeds", 1, *DRAWING,
-             "--out", run)  # fmt: skip
+@pytest.mark.parametrize(
+    "protocol", ["direct", "reasoning:prepend", "reasoning:replace", "reasoning:instruct"]
+)
+def test_from_a_folder_to_a_judged_report(errata, folder, state, benchmark, tmp_path, protocol):
+    run, page = tmp_path / "run", tmp_path / "report.html"
+    bench = ("bench", folder, *MEMIT, "--benchmark", benchmark, "--protocol", f"{protocol}:9x3",
+             "--state", state, "--image-seeds", 1, *DRAWING, "--out", run)  # fmt: skip
     ran = errata(*bench)
     assert ran.code == 0, ran.err
     pictures = sorted(run.rglob("*.png"))
     edited = [p for p in pictures if "@" not in p.name]
-    assert len(edited) == 4 * 1 + 3, "a picture of every stage of every case"
+    assert len(edited) == PICTURES, "a picture of every stage of every case"
     assert any(p.read_bytes() != p.with_name(p.name.replace("-0", "@pre-0")).read_bytes()
                for p in edited)  # fmt: skip
-    settings = json.loads((run / "manifest.json").read_text())
-    given = {"steps": 2, "size": 32, "max_sequence_length": 64}
-    assert settings["drawing"] == {**given, "diffusers": diffusers.__version__}
+    manifest = json.loads((run / "manifest.json").read_text())
+    given = {"steps": 2, "size": 32, "max_sequence_length": 64, "together": 16}
+    assert manifest["drawing"] == {**given, "diffusers": diffusers.__version__}
+    assert list(manifest["files"]) == ["records.json"]
     with serving(lambda body: said('{"observation": "it is", "matches_target": true}')) as stub:
         judged = errata("judge", run, "--endpoint", stub.url, "--model", "m", "--mode", "criterion")
         assert judged.code == 0, judged.err
         assert 0 < len(stub.requests) <= len(pictures)  # equal pictures are judged once
     scores = json.loads((run / "scores.json").read_text())
     assert scores["metrics"]["vqa.judge"]["value"] == 1.0
-    assert {"vqa.judge@pre", "vqa.judge@oracle"} <= scores["metrics"].keys()
-    assert set(scores["by_part"]["category"]) == {"color", "pattern", "creator"}
+    assert scores["metrics"]["vqa.judge"]["n"] == len(ATTRIBUTES) + len(RELATIONS)
+    controls = {"vqa.judge@pre", "vqa.judge@oracle"}
+    controls |= set() if protocol == "direct" else {"vqa.judge@ceiling"}
+    assert controls <= scores["metrics"].keys()
+    assert set(scores["by_part"]["category"]) == {*ATTRIBUTES, *RELATIONS}
     assert errata("report", run, "--html", page).code == 0
     assert "Does the edit reach the picture?" in page.read_text()
     assert errata(*bench).code == 0, "the same command again resumes the finished run"
-    other = errata(*[3 if a == 2 and i > len(bench) - 8 else a for i, a in enumerate(bench)])
+    at = len(bench) - 1 - bench[::-1].index("--steps")
+    other = errata(*bench[: at + 1], 3, *bench[at + 2 :])
     assert other.code == 2 and "drawing" in other.err, "other pictures do not go into this run"
 
 
-def test_drift_of_a_pipeline(errata, folder, state, tmp_path):
-    out, root = tmp_path / "drift", records(tmp_path / "data")
-    ran = errata("analyze", "drift", folder, *MEMIT, "--benchmark", BENCHMARK, "--root", root,
-                 "--state", state, "--limit", 2, "--rows", 2, "--with", "seeds=1",
-                 *DRAWING[:1], 3, *DRAWING[2:], "--out", out)  # fmt: skip
+def test_drift_of_a_pipeline(errata, folder, state, benchmark, tmp_path):
+    out = tmp_path / "drift"
+    ran = errata("analyze", "drift", folder, *MEMIT, "--benchmark", benchmark, "--state",
+                 state, "--limit", 2, "--rows", 2, "--with", "seeds=1", *DRAWING[:1], 3,
+                 *DRAWING[2:], "--out", out)  # fmt: skip
     assert ran.code == 0, ran.err
     assert "the same drawing twice: no change at any stage" in ran.out
     facts = json.loads((out / "drift.json").read_text())

@@ -16,16 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from errata.backbones import _folders, _sites
-from errata.backbones._drawing.generator import MeasuredGenerator
-from errata.backbones._drawing.installed import installed
-from errata.backbones._text import TextBackbone
-from errata.core.errors import BadSpec
+from errata.backbones._drawing.installed import AuthorsModel, installed
 
 HOW = (
     "Install it: git clone -b main https://github.com/JiuhaiChen/BLIP3o, then pip install -e "
@@ -35,11 +32,11 @@ CAPTION = "Please generate image based on the following caption: "
 GUIDANCE = 3.0
 
 
-class Blip3o(MeasuredGenerator):
+class Blip3o(AuthorsModel):
     """A model with `model.dit` and `model.latent_queries`, and its pipeline of the decoder."""
 
-    bundled: ClassVar[Mapping[str, str]] = {}
-    seeds_together = False
+    kind = "BLIP3o"
+    settings = ("guidance",)  # its steps and size are its authors'
 
     def __init__(
         self,
@@ -53,15 +50,8 @@ class Blip3o(MeasuredGenerator):
         drawing: Mapping[str, Any] | None = None,
     ) -> None:
         """pipeline: draws; written: makes what it is given from a text (the chat template)."""
-        TextBackbone.__init__(self)
-        self.name, self.pipeline, self.written = name or type(model).__name__, pipeline, written
-        self.drawing = dict(drawing or {})
-        unknown = sorted(self.drawing.keys() - {"guidance"})
-        if unknown:
-            raise BadSpec(
-                f"{self.name} draws without a setting '{unknown[0]}'. It takes: guidance. Its "
-                "steps and size are its authors'."
-            )
+        super().__init__(model, name, drawing)
+        self.pipeline, self.written = pipeline, written
         self.encoder = _sites.resolve(model).text
         self.generator = model.model.dit
         self.steps = 1  # its call takes no number of steps, so it is measured whole
@@ -90,10 +80,10 @@ class Blip3o(MeasuredGenerator):
         from diffusers import DiffusionPipeline
 
         def code(module: str) -> Any:
-            return installed(f"blip3o.{module}", model="BLIP3o", how=HOW, trusted=trust_remote_code)
+            return installed(f"blip3o.{module}", model=cls.kind, how=HOW, trusted=trust_remote_code)
 
         builder, names, templates = map(code, ("model.builder", "mm_utils", "conversation"))
-        with _folders.load_errors(name, "BLIP3o", "its code, configuration or weights"):
+        with _folders.load_errors(name, cls.kind, "its code, configuration or weights"):
             known = names.get_model_name_from_path(name)
             tokenizer, model, _ = builder.load_pretrained_model(name, None, known)
             kind = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
@@ -113,7 +103,6 @@ class Blip3o(MeasuredGenerator):
             if device is not None:
                 pipeline.vae.to(device)
                 pipeline.unet.to(device)
-        model.requires_grad_(False).eval()
 
         def written(text: str) -> str:
             talk = templates.conv_templates["qwen"].copy()
@@ -121,11 +110,14 @@ class Blip3o(MeasuredGenerator):
             talk.append_message(talk.roles[1], None)
             return str(talk.get_prompt())
 
-        with _folders.load_errors(name, "BLIP3o", "its parts do not fit together and"):
-            return cls(model, tokenizer, pipeline, written, name=name, style=style, drawing=drawing)
+        return cls.around(
+            model, tokenizer, pipeline, written, name=name, style=style, drawing=drawing
+        )
 
-    def call(self, text: str, seeds: Sequence[int], *, steps: int, pixels: bool) -> Sequence[Any]:
-        (seed,) = seeds
+    def call(
+        self, texts: Sequence[str], seeds: Sequence[int], *, steps: int, pixels: bool
+    ) -> Sequence[Any]:
+        (text,), (seed,) = texts, seeds
         devices = [d for d in {self.device_of("embed")} if d.type == "cuda"]
         guidance = self.drawing.get("guidance", GUIDANCE)
         with torch.random.fork_rng(devices):

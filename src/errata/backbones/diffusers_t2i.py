@@ -6,8 +6,8 @@ prompt, guidance, scheduler and VAE; where its text model is read, and what lies
 picture, is measured by `_drawing.probe`. The text model answers questions as any language model
 does (`hf_lm`); one without an output head gets that of its causal model.
 
-`pip install 'errata[image]'`. Drawing settings: steps, guidance, size, negative, and whatever else
-the pipeline's call takes.
+`pip install 'errata[image]'`. Drawing settings: steps, guidance, size, negative, together (the most
+pictures of one call), and whatever else the pipeline's call takes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ from torch import nn
 
 from errata.backbones import _folders
 from errata.backbones._drawing.generator import MeasuredGenerator
+from errata.backbones._drawing.loss import PipelineLoss
 from errata.backbones._drawing.model import (
     PipelineConfig,
     PipelineModel,
@@ -37,9 +39,12 @@ from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone, MissingExtra
 from errata.core.hooks.context import Site
 from errata.core.model.outline import ModelOutline
+from errata.core.types import Prompt, whole_number
 
 #: pixels of a side while the path is measured
 SMALL = 256
+#: pictures of one call, where nothing is set
+TOGETHER = 4
 _GENERATORS = ("transformer", "unet", "decoder", "prior")
 
 
@@ -47,6 +52,7 @@ class DiffusersT2I(MeasuredGenerator):
     """A pipeline of diffusers that draws from the hidden states of a language model."""
 
     bundled: ClassVar[Mapping[str, str]] = {}
+    has_own_loss = True
 
     def __init__(
         self,
@@ -74,7 +80,9 @@ class DiffusersT2I(MeasuredGenerator):
             if key.startswith("text_encoder")
             else components["processor"].tokenizer
         )
-        self.drawing, self.drawn_by = given, {"diffusers": version("diffusers")}
+        self.together = whole_number("together", given.pop("together", TOGETHER), least=1)
+        self.drawing = {"together": self.together, **given}
+        self.drawn_by = {"diffusers": version("diffusers")}
         self._arguments = arguments(type(pipeline).__call__, given, self.name)
         self.steps = int(self._arguments.pop("num_inference_steps", 0)) or _default_steps(pipeline)
         pipeline.set_progress_bar_config(disable=True)
@@ -195,20 +203,28 @@ class DiffusersT2I(MeasuredGenerator):
         return cls(model, name=name, style=style, drawing=drawing)
 
     def measure(self) -> list[Site]:
-        """Of a small picture: its path is the same."""
-        given = self._arguments
-        small = {"size": SMALL} if self.drawing.get("size", SMALL + 1) > SMALL else {}
-        more = arguments(type(self.pipeline).__call__, small, self.name)
-        for tried in ({**given, **more}, given):
-            self._arguments = tried
+        """Of a small picture, or of one as large as it is drawn where that fails."""
+        self._small = self._smaller()
+        while True:
             try:
-                return super().measure()
+                with self.small():
+                    return super().measure()
             except BadBackbone:
-                if tried == given:
+                if self._small == self._arguments:
                     raise
-            finally:
-                self._arguments = given
-        raise AssertionError("measured or raised")
+                self._small = self._arguments
+
+    def _smaller(self) -> Mapping[str, Any]:
+        small = {"size": SMALL} if self.drawing.get("size", SMALL + 1) > SMALL else {}
+        return {**self._arguments, **arguments(type(self.pipeline).__call__, small, self.name)}
+
+    @contextmanager
+    def small(self) -> Iterator[None]:
+        given, self._arguments = self._arguments, dict(self._small)
+        try:
+            yield
+        finally:
+            self._arguments = given
 
     def facts(self) -> Mapping[str, Any]:
         return {
@@ -217,10 +233,12 @@ class DiffusersT2I(MeasuredGenerator):
             **super().facts(),
         }
 
-    def call(self, text: str, seeds: Sequence[int], *, steps: int, pixels: bool) -> Sequence[Any]:
-        generators = [torch.Generator().manual_seed(s) for s in seeds]
+    def call(
+        self, texts: Sequence[str], seeds: Sequence[int], *, steps: int, pixels: bool
+    ) -> Sequence[Any]:
+        generators = [torch.Generator().manual_seed(s) for _ in texts for s in seeds]
         out = self.pipeline(
-            prompt=text,
+            prompt=texts[0] if len(texts) == 1 else list(texts),
             num_inference_steps=steps,
             num_images_per_prompt=len(seeds),
             generator=generators,
@@ -229,6 +247,28 @@ class DiffusersT2I(MeasuredGenerator):
         )
         pictures: Sequence[Any] = out.images
         return pictures
+
+    def generator_loss(
+        self, prompt: Prompt, goal: Prompt, *, row: int, seeds: Sequence[int]
+    ) -> PipelineLoss:
+        return PipelineLoss(self, self._with_gradients, prompt, goal, row, seeds)
+
+    @property
+    def _plain_call(self) -> Callable[..., Any]:
+        """The pipeline's call without `torch.no_grad` around it."""
+        call: Callable[..., Any] = inspect.unwrap(type(self.pipeline).__call__)
+        return call
+
+    def _with_gradients(self, text: str, seed: int) -> None:
+        self._plain_call(
+            self.pipeline,
+            prompt=text,
+            num_inference_steps=self.steps,
+            num_images_per_prompt=1,
+            generator=[torch.Generator().manual_seed(seed)],
+            output_type="latent",
+            **self._arguments,
+        )
 
 
 def _default_steps(pipeline: Any) -> int:

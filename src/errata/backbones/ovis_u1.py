@@ -16,17 +16,16 @@ Shapes: T tokens of a prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image as Pillow
 
 from errata.backbones import _folders
-from errata.backbones._drawing.generator import MeasuredGenerator
+from errata.backbones._drawing.installed import AuthorsModel
 from errata.backbones._drawing.model import PipelineModel
-from errata.backbones._text import TextBackbone
-from errata.core.errors import BadBackbone, BadSpec
+from errata.core.errors import BadBackbone
 
 WITHOUT = "<image>\nGenerate an image."
 WITH = (
@@ -37,11 +36,11 @@ WITH = (
 STEPS, GUIDANCE, SIZE = 50, 5.0, 1024
 
 
-class OvisU1(MeasuredGenerator):
+class OvisU1(AuthorsModel):
     """A model with `llm`, `generate_condition`, `generate_img` and `visual_generator.backbone`."""
 
-    bundled: ClassVar[Mapping[str, str]] = {}
-    seeds_together = False
+    kind = "Ovis-U1"
+    settings = ("steps", "guidance", "size")
 
     def __init__(
         self,
@@ -52,19 +51,11 @@ class OvisU1(MeasuredGenerator):
         style: str | None = None,
         drawing: Mapping[str, Any] | None = None,
     ) -> None:
-        """drawing: settings of its drawings."""
-        TextBackbone.__init__(self)
-        self.name, self.revision = name or type(model).__name__, revision
-        given = dict(drawing or {})
-        unknown = sorted(given.keys() - {"steps", "guidance", "size"})
-        if unknown:
-            raise BadSpec(
-                f"{self.name} draws without a setting '{unknown[0]}'. It takes: steps, guidance, "
-                "size."
-            )
-        self.drawing = given
-        self.steps = int(given.get("steps", STEPS))
-        self.guidance, self.size = given.get("guidance", GUIDANCE), int(given.get("size", SIZE))
+        super().__init__(model, name, drawing)
+        self.revision = revision
+        self.steps = int(self.drawing.get("steps", STEPS))
+        self.guidance = self.drawing.get("guidance", GUIDANCE)
+        self.size = int(self.drawing.get("size", SIZE))
         self.encoder, self.generator = model.llm, model.visual_generator.backbone
         tokenizer = model.get_text_tokenizer()
         self.ovis = model
@@ -101,15 +92,13 @@ class OvisU1(MeasuredGenerator):
                 f"'{name}' runs code of its authors that comes with it. Load it with "
                 "--trust-remote-code if you trust it."
             )
-        with _folders.load_errors(name, "Ovis-U1", "its code, configuration or weights"):
+        with _folders.load_errors(name, cls.kind, "its code, configuration or weights"):
             model: Any = AutoModelForCausalLM.from_pretrained(
                 name, revision=revision, dtype=dtype, device_map=device_map, trust_remote_code=True
             )
-        model.requires_grad_(False).eval()
-        if device is not None:
-            model = model.to(device)
-        with _folders.load_errors(name, "Ovis-U1", "its parts do not fit together and"):
-            return cls(model, name=name, revision=revision or "", style=style, drawing=drawing)
+        return cls.around(
+            model, name=name, device=device, revision=revision or "", style=style, drawing=drawing
+        )
 
     @classmethod
     def wrap(
@@ -124,9 +113,11 @@ class OvisU1(MeasuredGenerator):
         """Around a model in memory, which has its own tokenizers."""
         return cls(model, name=name, style=style, drawing=drawing)
 
-    def call(self, text: str, seeds: Sequence[int], *, steps: int, pixels: bool) -> Sequence[Any]:
+    def call(
+        self, texts: Sequence[str], seeds: Sequence[int], *, steps: int, pixels: bool
+    ) -> Sequence[Any]:
+        (text,), (seed,) = texts, seeds
         model = self.ovis
-        (seed,) = seeds
         options = {
             "max_new_tokens": 1, "do_sample": False, "use_cache": True, "height": self.size,
             "width": self.size, "num_steps": steps, "seed": seed, "img_cfg": 0,

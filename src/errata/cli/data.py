@@ -23,8 +23,8 @@ def _benchmark(name: str, root: Path | None) -> tuple[Any, Path | None]:
     from errata.core.measure.benchmark import BenchmarkSpec
 
     benchmark = registry.load("benchmarks", name.partition(":")[0])()
-    if benchmark.source:
-        root = (root or Path()) / BenchmarkSpec.parse(name).source
+    if benchmark.source and (source := BenchmarkSpec.parse(name).source):
+        root = (root or Path()) / source
     return benchmark, root
 
 
@@ -45,7 +45,7 @@ def verify(name: Name, root: options.Root = None, as_json: options.AsJson = Fals
     if facts.get("ok") is False:
         raise BadData(
             f"{name}: some files are missing or damaged (above). Get them again, then repeat."
-            if not benchmark.source
+            if not benchmark.source or benchmark.source_tasks
             else f"{name}: some rows are wrong (above). Correct them, then repeat."
         )
 

@@ -189,6 +189,7 @@ def _facts(kind: str, cls: Any) -> dict[str, Any]:
         return {
             "version": cls.version,
             "tasks": list(cls.tasks),
+            **({"file": f"{cls.name}:{cls.source}"} if cls.source else {}),
             "splits": list(cls.splits),
             "variants": list(cls.variants),
         }

@@ -24,8 +24,8 @@ from errata.core.model.backbone import Backbone, check_backbone
 from errata.core.model.generation import ImageGenerator, image_generator
 from errata.core.patch import Patch
 from errata.core.text import lines_of
-from errata.core.types import Answer, Probe, Prompt, Scored
-from errata.evaluation.pictures import PictureStore
+from errata.core.types import Answer, Probe, Prompt, Scored, digest, to_json
+from errata.evaluation.pictures import PictureStore, live_digest
 
 BATCH = 64
 EXTRA = 8  # tokens that an answer may be longer than its reference
@@ -138,20 +138,20 @@ def _ask_or_reason(
 def _drawn_answers(
     backbone: Backbone, requests: Sequence[PromptRequest], step: int, store: PictureStore
 ) -> list[Answer]:
-    pictures = image_generator(backbone).draw(
-        [r.ask.probe.prompt for r in requests],
-        store.seeds,
-        rows=torch.tensor([r.row for r in requests]),
-    )
+    asks = [r.ask for r in requests]
+    prompts = [a.probe.prompt for a in asks]
+    rows = [r.row for r in requests]
+    live = live_digest(backbone.hooks.stack)
+    names = [p for a in asks for p in store.paths(a)]
+    key = digest([*unedited(backbone), live, [to_json(p) for p in prompts], rows, names])
+    paths = store.begun(key, asks)
+    if paths is None:
+        pictures = image_generator(backbone).draw(prompts, store.seeds, rows=torch.tensor(rows))
+        paths = [store.keep(a, drawn) for a, drawn in zip(asks, pictures, strict=True)]
+        store.note(key, names)
     return [
-        Answer(
-            case=r.ask.case,
-            probe=r.ask.probe.id,
-            step=step,
-            tag=r.ask.tag,
-            images=store.keep(r.ask, drawn),
-        )
-        for r, drawn in zip(requests, pictures, strict=True)
+        Answer(case=a.case, probe=a.probe.id, step=step, tag=a.tag, images=images)
+        for a, images in zip(asks, paths, strict=True)
     ]
 
 

@@ -181,6 +181,8 @@ def _here(
 ) -> Iterator[tuple[Unit, tuple[list[Answer], UnitTiming, list[LaneState]]]]:
     for unit in units:
         yield unit, runner.run(unit, told.within)
+        if runner.store is not None:  # the unit is written now
+            runner.store.finished()
 
 
 def finish_run(

@@ -1,24 +1,31 @@
 """Saves the pictures of a run, and caches those of the unedited model between runs.
 
-The file name of a picture follows from its question and seed: a unit that was killed and runs again
-writes the same files again. Pictures of the unedited model are also kept in ERRATA_HOME, by content
+The file name of a picture follows from its question and seed. While a unit runs, each batch that is
+drawn leaves the hashes of its pictures under a key of everything that they depend on: model, live
+patch, prompts, seeds. A unit that was killed and runs again edits again, but draws no batch twice
+whose pictures are there. Pictures of the unedited model are also kept in ERRATA_HOME, by content
 and with their answers, so that every editor on one plan shares them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from PIL import Image as Pillow
 
 from errata.core import files
 from errata.core.errors import UserError
 from errata.core.files import read_bytes
+from errata.core.hooks.hook import Hook
 from errata.core.measure.protocol import Ask
+from errata.core.patch import Patch
 from errata.core.types import Answer, digest, from_json, to_json
 from errata.evaluation import cache
 
@@ -36,6 +43,29 @@ class PictureStore:
     def __init__(self, run: Path, seeds: Sequence[int]) -> None:
         self.run, self.seeds = run, tuple(seeds)
         self.batch = max(1, PICTURES // len(self.seeds))
+
+    def begun(self, key: str, asks: Sequence[Ask]) -> list[tuple[str, ...]] | None:
+        """The paths of a batch that a killed run has drawn; None if a picture is not the same."""
+        try:
+            hashes = files.read_json(self._begun / f"{key}.json")
+            there = {path: hashlib.sha256(read_bytes(self.run / path)).hexdigest()
+                     for ask in asks for path in self.paths(ask)}  # fmt: skip
+        except UserError:
+            return None
+        return [self.paths(ask) for ask in asks] if there == hashes else None
+
+    def note(self, key: str, paths: Sequence[str]) -> None:
+        """Notes that a batch is drawn."""
+        hashes = {p: hashlib.sha256(read_bytes(self.run / p)).hexdigest() for p in paths}
+        files.write_bytes(self._begun / f"{key}.json", files.dumps(hashes).encode(), sync=False)
+
+    def finished(self) -> None:
+        """Forgets the batches of a unit, whose answers are written now."""
+        shutil.rmtree(self._begun, ignore_errors=True)
+
+    @property
+    def _begun(self) -> Path:
+        return self.run / "images" / ".begun"
 
     def keep(self, ask: Ask, drawn: Sequence[Pillow.Image]) -> tuple[str, ...]:
         """Saves the pictures of one question and returns their paths in the run folder."""
@@ -88,6 +118,29 @@ class PictureStore:
         except UserError:
             return
         cache.store(key, [to_json(a) for a in kept])
+
+
+def live_digest(hooks: Sequence[Hook]) -> str:
+    """sha256 of the live patches: of their settings and tensors."""
+    found = hashlib.sha256()
+
+    def add(hook: Hook) -> None:
+        found.update(f"{type(hook).__name__}/".encode())
+        if members := hook.members():
+            for member in members:
+                add(member)
+        elif isinstance(hook, Patch):
+            settings, tensors = hook.pack()
+            found.update(files.dumps(settings).encode())
+            for name, tensor in sorted(tensors.items()):
+                found.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
+                plain = tensor.detach().cpu().contiguous().reshape(-1)
+                found.update(plain.view(torch.uint8).numpy().tobytes())
+        found.update(b".")
+
+    for hook in hooks:
+        add(hook)
+    return found.hexdigest()
 
 
 def _safe(name: str) -> str:

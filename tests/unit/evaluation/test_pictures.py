@@ -300,3 +300,51 @@ def _read(out: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted((out / "images").rglob("*")):
         if path.is_file():
             yield str(path.relative_to(out)), path.read_bytes()
+
+
+class Stopped(Painter):
+    """Is interrupted at its call of `draw` number `last`."""
+
+    last, calls = 7, 0
+
+    def draw(self, *given: Any, **more: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.last:
+            raise KeyboardInterrupt
+        return super().draw(*given, **more)
+
+
+def test_an_interrupted_unit_draws_no_batch_twice(
+    cases: tuple[Case, ...], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("errata.evaluation.pictures.PICTURES", 16)
+    whole = Painter(cases)
+    out = run(whole, tmp_path / "whole", root, "direct:12x4")
+    shutil.rmtree(tmp_path / "home")
+    first, second = Stopped(cases), Painter(cases)
+    with pytest.raises(KeyboardInterrupt):
+        run(first, tmp_path / "cut", root, "direct:12x4")
+    cut = run(second, tmp_path / "cut", root, "direct:12x4")
+    assert len(first.draws) > 0 < len(second.draws)
+    assert len(first.draws) + len(second.draws) == len(whole.draws)
+    pictures = {p.relative_to(out): p.read_bytes() for p in out.rglob("*.png")}
+    assert pictures == {p.relative_to(cut): p.read_bytes() for p in cut.rglob("*.png")}
+    assert not (cut / "images" / ".begun").exists()
+
+
+def test_a_picture_that_was_changed_since_is_drawn_again(
+    cases: tuple[Case, ...], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("errata.evaluation.pictures.PICTURES", 16)
+    whole = Painter(cases)
+    run(whole, tmp_path / "whole", root, "direct:12x4")
+    shutil.rmtree(tmp_path / "home")
+    first, second = Stopped(cases), Painter(cases)
+    with pytest.raises(KeyboardInterrupt):
+        run(first, tmp_path / "cut", root, "direct:12x4")
+    shutil.rmtree(tmp_path / "home")  # or finished controls come from there
+    some = next((tmp_path / "cut").rglob("*.png"))
+    some.write_bytes(some.read_bytes() + b"0")
+    run(second, tmp_path / "cut", root, "direct:12x4")
+    batch = 8  # prompts of two seeds
+    assert len(first.draws) + len(second.draws) == len(whole.draws) + batch

@@ -64,22 +64,26 @@ class StageRecorder(Hook):
         self.times: dict[str, dict[int, list[list[float]]]] = {}
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
-        prompt, states = -1, y
-        if ctx.prompt_rows is not None:
-            assert ctx.rows is not None
-            prompt, states = int(ctx.rows[0]), y[ctx.prompt_rows.to(y.device)]
+        if ctx.prompt_rows is None:
+            self._keep(site, -1, y, ctx)
+            return y
+        own, of_row = ctx.prompt_rows.to(y.device), ctx.rows_of(site, y)
+        for prompt in torch.unique(of_row[own]).tolist():
+            self._keep(site, prompt, y[own & (of_row == prompt)], ctx)
+        return y
+
+    def _keep(self, site: str, prompt: int, states: Tensor, ctx: HookContext) -> None:
+        """states: the rows of a prompt, or of all prompts (-1)."""
         if not bool(states.isfinite().all()):
             raise NotFinite(
                 f"stage '{self.names[site]}' became infinite or not a number while drawing. Load "
                 "with --dtype float32, or try the edit alone."
             )
-        if not len(states):
-            return y
         if site in self.in_text:
             parts = self.text.setdefault(site, {}).setdefault(prompt, [])
             if prompt < 0 or not parts:  # the same in all steps, for all seeds
                 parts.append((states if prompt < 0 else states[0]).detach().float().cpu())
-            return y
+            return
         drawings = self.times.setdefault(site, {}).setdefault(prompt, [])
         kept = self.steps.setdefault(site, {}).setdefault(prompt, [])
         moment = float(ctx.moment or 0.0)
@@ -90,7 +94,6 @@ class StageRecorder(Hook):
             own = states if prompt >= 0 else states[: self.rows]
             kept[-1].append(own.detach().float().cpu())
         drawings[-1].append(moment)
-        return y
 
     def text_of(self, stage: Stage, prompts: int) -> Tensor | None:
         """[B, T, d] the states of a text stage, padded; None if it was not reached."""
@@ -126,10 +129,9 @@ class StateSwap(Hook):
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         where, states = self.where.to(y.device), self.states.to(y)
         if ctx.prompt_rows is not None:
-            assert ctx.rows is not None
-            b, columns = int(ctx.rows[0]), y.shape[1]
-            own = ctx.prompt_rows.to(y.device)[:, None]
-            where, states = where[b, :columns] & own, states[b, :columns].expand_as(y)
+            own, of_row = ctx.prompt_rows.to(y.device)[:, None], ctx.rows_of(site, y)
+            where = where[of_row, : y.shape[1]] & own
+            states = states[of_row, : y.shape[1]]
         assert y.shape == states.shape, (y.shape, states.shape)
         return torch.where(where[..., None], states, y)
 

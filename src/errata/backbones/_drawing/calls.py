@@ -23,12 +23,16 @@ from errata.core.hooks.context import HookContext
 from errata.core.hooks.manager import HookManager
 
 
-class DrawingCall:
-    """One drawing of one prompt with some seeds.
+class NotTogether(BadBackbone):
+    """Prompts of one call that cannot be told apart, or are padded: draw them one by one."""
 
-    row: the row of row patches that the prompt uses. steps: of the drawing. pad: the padding token,
-    for text models that are called without a mask. read: tells the live
-    hooks which prompts a new question has.
+
+class DrawingCall:
+    """One drawing of some prompts with some seeds each; rows of a call go prompt by prompt.
+
+    rows: per prompt, its row of row patches. steps: of the drawing. pad: the padding token, for
+    text models that are called without a mask. read: tells the live hooks which prompts (by number)
+    the rows of a new question have.
     """
 
     def __init__(
@@ -38,19 +42,19 @@ class DrawingCall:
         encoder: nn.Module,
         generator: nn.Module,
         *,
-        row: int,
+        rows: Sequence[int],
         seeds: int,
         steps: int,
-        read: Callable[[int, HookContext], None],
+        read: Callable[[Sequence[int], HookContext], None],
         pad: int | None,
         name: str,
     ) -> None:
         self.pad = pad
         self.hooks, self.path, self.read, self.name = hooks, path, read, name
         self.encoder, self.generator = encoder, generator
-        self.row, self.seeds, self.steps = row, seeds, steps
+        self.rows, self.seeds, self.steps = torch.tensor(rows), seeds, steps
         self.encoded = self.generated = 0
-        #: ids and mask of the last call of the text model that held the prompt, of that row
+        #: ids and mask of the last call of the text model that held a prompt, of its first row
         self.ids: Tensor | None = None
         self.mask: Tensor | None = None
 
@@ -61,7 +65,7 @@ class DrawingCall:
         with ExitStack() as stack:
             stack.enter_context(self.hooks.forward())
             # no call inside is one that errata knows nothing of
-            own = self.hooks.context(rows=torch.tensor([self.row]))
+            own = self.hooks.context(rows=self.rows)
             stack.enter_context(self.hooks.question(own))
             stack.enter_context(
                 forward_as(self.encoder, lambda *a, **k: self._encode(encode, a, k))
@@ -74,8 +78,9 @@ class DrawingCall:
     def _encode(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         patterns = self.path.encoder_rows
         ids = next(tensors_in((args, kwargs)))
-        rows = patterns[self.encoded] if self.encoded < len(patterns) else (True,) * ids.shape[0]
+        pattern = patterns[self.encoded] if self.encoded < len(patterns) else (True,)
         self.encoded += 1
+        has_prompt, of_prompt = self._prompts_of(pattern, ids.shape[0])
         mask = _mask_in(args, kwargs, ids)
         real = torch.ones(ids.shape[:2], dtype=torch.long, device=ids.device)
         if mask is None and self.pad is not None and not ids.is_floating_point():
@@ -83,16 +88,15 @@ class DrawingCall:
         real = real if mask is None else mask
         columns = torch.arange(1, ids.shape[1] + 1, device=ids.device)
         ctx = self.hooks.context(
-            lengths=(real * columns).max(1).values,
-            mask=real,
-            rows=torch.full((ids.shape[0],), self.row),
+            lengths=(real * columns).max(1).values, mask=real, rows=self.rows[of_prompt]
         )
-        ctx.shape = (ids.shape[0], ids.shape[1])
-        ctx.prompt_rows = torch.tensor(rows)
-        if any(rows):
-            b = rows.index(True)
+        ctx.shape, ctx.prompt_rows = (ids.shape[0], ids.shape[1]), has_prompt
+        if len(self.rows) > 1 and len(set(real[has_prompt.to(real.device)].sum(1).tolist())) > 1:
+            raise NotTogether(f"{self.name}: prompts of one call have different lengths.")
+        if bool(has_prompt.any()):
+            b = int(has_prompt.nonzero()[0])
             self.ids, self.mask = ids[b].detach().cpu(), real[b].detach().cpu()
-        self.read(ids.shape[0], ctx)
+        self.read(of_prompt.tolist(), ctx)
         with self.hooks.question(ctx):
             if self.hooks.deciding_ahead():
                 ctx.dry_run = True
@@ -100,23 +104,33 @@ class DrawingCall:
                 ctx.dry_run, ctx.shape = False, (ids.shape[0], ids.shape[1])
             return forward(*args, **kwargs)
 
+    def _prompts_of(self, pattern: Sequence[bool], rows: int) -> tuple[Tensor, Tensor]:
+        """Of each row of a call: whether it holds the prompt, and which prompt's it is."""
+        each, rest = divmod(rows, len(pattern))
+        if rest or each % len(self.rows):
+            if len(self.rows) > 1:
+                raise NotTogether(f"{self.name} encodes prompts of one call otherwise than one.")
+            each, pattern = rows, pattern[:1]
+        of_prompt = torch.arange(len(self.rows)).repeat_interleave(each // len(self.rows))
+        return torch.tensor(pattern).repeat_interleave(each), of_prompt.repeat(len(pattern))
+
     def _generate(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         patterns = self.path.generator_rows
         step, call = divmod(self.generated, len(patterns))
         self.generated += 1
-        pattern = torch.tensor(patterns[call]).repeat_interleave(self.seeds)
-        rows = rows_in((args, kwargs), len(pattern))
-        if rows != len(pattern):
-            raise BadBackbone(
-                f"{self.name} ran its image generator on {rows} rows where its first drawing had "
-                f"{len(pattern)}. Its drawings with this guidance cannot be followed."
-            )
-        ctx = self.hooks.context(
-            rows=torch.tensor([self.row]), image_rows=torch.zeros(rows, dtype=torch.long)
+        has_prompt, of_prompt = self._prompts_of(
+            patterns[call], len(patterns[call]) * len(self.rows) * self.seeds
         )
+        rows = rows_in((args, kwargs), len(has_prompt))
+        if rows != len(has_prompt):
+            raise (NotTogether if len(self.rows) > 1 else BadBackbone)(
+                f"{self.name} ran its image generator on {rows} rows where its first drawing had "
+                f"{len(has_prompt)}. Its drawings with this guidance cannot be followed."
+            )
+        ctx = self.hooks.context(rows=self.rows, image_rows=of_prompt)
         # a call whose steps are its own was measured whole
         share = step / self.steps if self.steps > 1 else call / len(patterns)
-        ctx.shape, ctx.moment, ctx.prompt_rows = (rows, 0), share, pattern
+        ctx.shape, ctx.moment, ctx.prompt_rows = (rows, 0), share, has_prompt
         self._check_flat(args, kwargs)
         with self.hooks.question(ctx), self._counted(ctx):
             return forward(*args, **kwargs)

@@ -1,16 +1,19 @@
 """Does a text edit show in generated pictures? The UniKE benchmark for unified multimodal models.
 
-Task `microworld` is generated (see `world`) and made for the bundled micro-umm; `attribute` and
-`relation` are the published records (UniKE.json, see `published`). The name has `umm` in it because
-an unrelated work on vision-language models is called UniKE too.
+`unike_umm:FILE.json[@split][/published]` reads the published records (UniKE.json, see `published`).
+They are the tasks `attribute` and `relation`, which can be named alone, with the file as `--root`.
+Task `microworld` is generated (see `world`) and made for the bundled micro-umm. The name has `umm`
+in it because an unrelated work on vision-language models is called UniKE too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from errata.benchmarks._rewrites import file_hash
 from errata.benchmarks.unike_umm import audit, published, world
 from errata.benchmarks.unike_umm.cases import cases
 from errata.core.errors import BadData
@@ -24,6 +27,8 @@ class UnikeUmm(Benchmark):
     name: ClassVar[str] = "unike_umm"
     version: ClassVar[str] = "1"
     tasks: ClassVar[tuple[str, ...]] = (world.TASK, *published.SOURCES)
+    source: ClassVar[str] = "FILE.json"
+    source_tasks: ClassVar[tuple[str, ...]] = published.SOURCES
 
     def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
         """The cases of all tasks of `spec`, task after task.
@@ -35,7 +40,8 @@ class UnikeUmm(Benchmark):
         records: list[published.PublishedRecord] = []
         tasks = spec.tasks or self.tasks
         if set(tasks) & set(published.SOURCES):
-            records, skipped = published.records(published.read(published.find_file(root)))
+            path = published.find_file(published.place(spec.source, root))
+            records, skipped = published.records(published.read(path))
         for task in tasks:
             if task == world.TASK:
                 loaded += world.cases(spec.split, seed)
@@ -44,6 +50,16 @@ class UnikeUmm(Benchmark):
                 loaded += of_task
                 skipped += missing
         return Loaded(tuple(loaded), tuple(skipped))
+
+    def drawn_as(self, spec: BenchmarkSpec) -> str:
+        """A file's cases stand in one order, however and wherever the file is named."""
+        return str(replace(spec, source=""))
+
+    def files(self, spec: BenchmarkSpec, *, root: Path | None = None) -> Mapping[str, str]:
+        if not set(spec.tasks or self.tasks) & set(published.SOURCES):
+            return {}
+        path = published.find_file(published.place(spec.source, root))
+        return {path.name: file_hash(path)}
 
     def judge(self, task: str) -> str:
         return "rendered_shapes" if task == world.TASK else ""

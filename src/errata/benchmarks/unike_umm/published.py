@@ -26,7 +26,7 @@ from errata.core.types import Skip
 FILE = "UniKE.json"
 SOURCES = ("attribute", "relation")
 STAGES = ("stage_1", "stage_2", "stage_3", "stage_4")
-MEND = "Get the published file again, then run `errata data verify unike_umm --root DIR`."
+MEND = "Get the published file again, then run `errata data verify unike_umm:FILE.json`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,11 @@ class PublishedRecord:
         return self.stages[0]
 
 
+def place(source: str, root: Path | None) -> Path | None:
+    """Where the file is: `source` as a benchmark names it, below `root` if both are given."""
+    return (root or Path()) / source if source else root
+
+
 def find_file(root: Path | None) -> Path:
     """`root` itself, or UniKE.json in it, else in ERRATA_HOME. Raises BadData."""
     if root is None:
@@ -81,15 +86,15 @@ def find_file(root: Path | None) -> Path:
         if not home:
             raise BadData(
                 f"the tasks {' and '.join(SOURCES)} of unike_umm need {FILE}, which errata does "
-                "not ship: pass --root DIR, put it into ERRATA_HOME/unike_umm, build one "
-                "with `errata data build-umm`, or choose unike_umm:microworld."
+                "not ship: name it (unike_umm:FILE.json), put it into ERRATA_HOME/unike_umm, build "
+                "one with `errata data build-umm`, or choose unike_umm:microworld."
             )
         root = Path(home) / "unike_umm"
     path = root if root.is_file() else root / FILE
     if not path.is_file():
         raise BadData(
-            f"{path} is not there. Put the published {FILE} into {root}, pass another --root, or "
-            "choose unike_umm:microworld, which needs no files."
+            f"{path} is not there. Name the published {FILE} (unike_umm:FILE.json), or choose "
+            "unike_umm:microworld, which needs no files."
         )
     return path
 

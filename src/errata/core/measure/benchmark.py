@@ -21,7 +21,7 @@ class BenchmarkSpec:
     """`name[:task[+task]][@train|dev|eval][/published|disjoint]`. Empty tasks = all tasks.
 
     Of a benchmark that reads a file of the user: `name:FILE[@split[/variant]]`; `source` is the
-    file, and the first variant of the benchmark is the default.
+    file. Default variant: `disjoint`, else the benchmark's first.
     """
 
     name: str
@@ -38,7 +38,7 @@ class BenchmarkSpec:
         name, colon, source = text.partition(":")
         if colon and name in registry.names("benchmarks"):
             benchmark = registry.load("benchmarks", name)
-            if benchmark.source:
+            if benchmark.source and (not benchmark.source_tasks or "." in source):
                 return cls._of_source(benchmark, source, split)
         m = _SPEC.fullmatch(text)
         if not m:
@@ -53,7 +53,7 @@ class BenchmarkSpec:
             m["variant"] or "disjoint",
         )
         benchmark = registry.load("benchmarks", spec.name)
-        if benchmark.source:
+        if benchmark.source and not benchmark.source_tasks:
             raise BadSpec(
                 f"benchmark '{spec.name}' reads a file. Name it: {spec.name}:{benchmark.source}."
             )
@@ -64,9 +64,10 @@ class BenchmarkSpec:
         ):
             for value in values:
                 if value not in known:
+                    file = f", or a file: {spec.name}:{benchmark.source}" * (what == "task")
                     raise BadSpec(
-                        f"benchmark '{spec.name}' has no {what} '{value}'. "
-                        f"It has: {', '.join(known)}."
+                        f"benchmark '{spec.name}' has no {what} '{value}'. It has: "
+                        f"{', '.join(known)}{file if benchmark.source else ''}."
                     )
         tasks = spec.tasks or benchmark.default_tasks or benchmark.tasks
         return cls(spec.name, tasks, spec.split, spec.variant)
@@ -84,14 +85,20 @@ class BenchmarkSpec:
                 f"benchmark '{benchmark.name}' reads a file. Name it: "
                 f"{benchmark.name}:{benchmark.source}."
             )
-        return cls(benchmark.name, benchmark.tasks, split, variant or benchmark.variants[0], source)
+        tasks = benchmark.source_tasks or benchmark.tasks
+        return cls(benchmark.name, tasks, split, variant or _default_variant(benchmark), source)
 
     def __str__(self) -> str:
         if self.source:
-            variants = registry.load("benchmarks", self.name).variants
-            variant = "" if self.variant == variants[0] else f"/{self.variant}"
+            default = _default_variant(registry.load("benchmarks", self.name))
+            variant = "" if self.variant == default else f"/{self.variant}"
             return f"{self.name}:{self.source}@{self.split}{variant}"
         return f"{self.name}:{'+'.join(self.tasks)}@{self.split}/{self.variant}"
+
+
+def _default_variant(benchmark: type[Benchmark]) -> str:
+    """The variant of a file that a spec names none for."""
+    return "disjoint" if "disjoint" in benchmark.variants else benchmark.variants[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,8 @@ class Benchmark(ABC):
     variants: ClassVar[tuple[str, ...]] = ("published", "disjoint")
     #: what stands behind the colon where it is a file of the user and no task: FILE.jsonl
     source: ClassVar[str] = ""
+    #: the tasks in such a file, of a benchmark whose tasks can be named too; its name has a dot
+    source_tasks: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from errata.core.errors import BadBackbone
+from errata.core.hooks.hook import Hook
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch, PrefixState
 from errata.core.types import Prompt
@@ -38,12 +39,38 @@ class Stage:
         return not self.name.startswith(("blocks.", "velocity", "logits"))
 
 
+class GeneratorLoss(ABC):
+    """How far the drawing of a prompt is from that of another, the goal, by the generator's loss.
+
+    Both are compared at some points: states of drawings of the goal, of different seeds and times.
+    """
+
+    @property
+    @abstractmethod
+    def points(self) -> int:
+        """The number of points."""
+
+    @abstractmethod
+    def column(self, subject: str) -> int:
+        """The column of the subject's last token where the text model reads the prompt.
+
+        Raises BadEdit for a subject that is not in the prompt.
+        """
+
+    @abstractmethod
+    def distances(self, points: Sequence[int], *hooks: Hook) -> Tensor:
+        """[n] the distance at each of these points, with the live hooks and `hooks`.
+
+        With gradients; raises BadBackbone where none reaches the generator.
+        """
+
+
 class ImageGenerator(Backbone, ABC):
     """A backbone that draws; `capabilities` holds `draw`.
 
     `draw` is enough to measure edits. Analyses read `path`; editors that search through the image
-    generator need `conditioning`, `canvas` and `denoise`; the protocol `reasoning` needs
-    `reasoning`. Each raises BadBackbone where the model does not offer it.
+    generator need `conditioning`, `canvas` and `denoise`, or else `generator_loss`; the protocol
+    `reasoning` needs `reasoning`. Each raises BadBackbone where the model does not offer it.
     """
 
     #: text between a rationale and the image prompt after it
@@ -101,6 +128,18 @@ class ImageGenerator(Backbone, ABC):
         of `conditioning`, valid in the columns of `mask`. No guidance.
         """
         raise self._not_offered("single steps of its image generator")
+
+    def generator_loss(
+        self, prompt: Prompt, goal: Prompt, *, row: int, seeds: Sequence[int]
+    ) -> GeneratorLoss:
+        """The loss of drawing `prompt` as `goal` is drawn from `seeds`, each with the patch `row`.
+
+        Raises BadBackbone where the model draws by a call that no gradient passes.
+        """
+        raise self._not_offered("the loss of its image generator")
+
+    #: whether `generator_loss` stands in place of `conditioning`, `canvas` and `denoise`
+    has_own_loss: bool = False
 
     def reasoning(self, prompt: Prompt, category: str) -> Prompt:
         """The prompt that asks for a rationale of an image prompt: recall a fact, then a caption.

@@ -10,7 +10,8 @@ loss is
 where C (`match`) is `Backbone.conditioning` in the columns that both prompts share, from the
 subject to their end (`tokens`); its mean over all columns (`mean`); or the picture that the
 generator predicts from it (`picture`), from noise on which the prompt with the fact has begun to
-draw, new in each step. The first term is 1 at the start and 0 at the goal.
+draw, new in each step. The first term is 1 at the start and 0 at the goal. A model that draws by a
+call of its own has its own loss in place of the last (`drawn`).
 
 Shapes: E edits, B rows (image prompts of all edits), T columns, c width of the conditioning, d, N
 image tokens, P values of each.
@@ -18,7 +19,7 @@ image tokens, P values of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -38,6 +39,7 @@ from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch, PrefixState
 from errata.core.model.generation import ImageGenerator
 from errata.core.types import Edit, Prompt
+from errata.editors.bridge.drawn import DrawnPrompts
 from errata.training.optimise import check_finite
 
 ROWS = 256  # image prompts of one batch
@@ -119,6 +121,12 @@ class ImagePrompts:
     start_B: Tensor
     match: str
 
+    def searched(self, site: str) -> ConditionedSearch:
+        """These prompts, with a vector to be added at a site."""
+        shift = ColumnShift((site,), self.columns_B, self.owner_B)
+        state = _entered(self.backbone, self.prompts, self.rows_B, shift)
+        return ConditionedSearch(self, shift, state)
+
     def loss(self, cond_BTc: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
         """[E] remaining distance (1 at the start), mean over the prompts of an edit."""
         left_B = self.distance(cond_BTc, rngs) / self.start_B.to(cond_BTc.device)
@@ -154,10 +162,65 @@ class ImagePrompts:
         return (denoise(x, t, cond_BTc, self.prompts.mask) - goal).float().square().mean((1, 2))
 
 
+@dataclass(frozen=True, eq=False)
+class ConditionedSearch:
+    """shift: adds the vector. state: the prompts, begun below its block."""
+
+    prompts: ImagePrompts
+    shift: ColumnShift
+    state: Batch | PrefixState
+
+    def left(self, delta: Mapping[str, Tensor], rngs: Sequence[torch.Generator]) -> Tensor:
+        """[E] remaining distance with delta [E, d] added, as `ImagePrompts.loss`."""
+        self.shift.delta = dict(delta)
+        backbone = self.prompts.backbone
+        with backbone.applied(self.shift):
+            cond = backbone.conditioning(self.state, rows=self.prompts.rows_B)
+            return self.prompts.loss(cond, rngs)
+
+
 def mean_of(cond_BTc: Tensor, mask_BT: Tensor) -> Tensor:
     """[B, c] over real columns."""
     real = mask_BT.bool()[..., None]
     return torch.where(real, cond_BTc, 0.0).sum(1) / real.sum(1)
+
+
+def prompt_pairs(
+    edits: Sequence[tuple[int, Edit]], settings: BridgeSettings
+) -> list[tuple[int, str, str]]:
+    """(edit, image prompt, the same with the fact). Raises BadEdit."""
+    pairs: list[tuple[int, str, str]] = []
+    for e, (_, edit) in enumerate(edits):
+        if not edit.subject:
+            raise BadEdit(
+                f"edit '{edit.id or edit.prompt.text[:60]}' names no subject, which image prompts "
+                "are made of. Give it one."
+            )
+        for template in settings.prompts:
+            prompt = fill(template, edit)
+            pairs += [(e, prompt, with_fact(o, template, edit)) for o in settings.oracles]
+    return pairs
+
+
+def searched_prompts(
+    backbone: ImageGenerator,
+    edits: Sequence[tuple[int, Edit]],
+    settings: BridgeSettings,
+    rngs: Sequence[torch.Generator],
+    site: str,
+) -> ConditionedSearch | DrawnPrompts:
+    """The image prompts of these edits on this model, with a vector to be added at a site.
+
+    Raises BadEdit, BadSpec, BadBackbone.
+    """
+    if not backbone.has_own_loss:
+        return image_prompts(backbone, edits, settings, rngs).searched(site)
+    if settings.match != "picture":
+        raise BadSpec(
+            f"{backbone.name} gives its image generator more than the states of tokens, so only "
+            "the predicted pictures can be compared. Leave out --set match=, or set it to picture."
+        )
+    return DrawnPrompts.of(backbone, edits, prompt_pairs(edits, settings), site)
 
 
 @torch.no_grad()
@@ -171,16 +234,7 @@ def image_prompts(
 
     Raises BadEdit for an edit without a subject, BadSpec for prompts whose distance is 0.
     """
-    pairs: list[tuple[int, str, str]] = []
-    for e, (_, edit) in enumerate(edits):
-        if not edit.subject:
-            raise BadEdit(
-                f"edit '{edit.id or edit.prompt.text[:60]}' names no subject, which image prompts "
-                "are made of. Give it one."
-            )
-        for template in settings.prompts:
-            prompt = fill(template, edit)
-            pairs += [(e, prompt, with_fact(o, template, edit)) for o in settings.oracles]
+    pairs = prompt_pairs(edits, settings)
     rows = [edits[e][0] for e, _, _ in pairs]
     plain = backbone.encode([Prompt.of(p) for _, p, _ in pairs], rows=rows)
     fact = backbone.encode([Prompt.of(o) for _, _, o in pairs], rows=rows)
@@ -265,12 +319,10 @@ def _search(
     rngs: Sequence[torch.Generator],
 ) -> ValueResult:
     q = value_search.value_batch(backbone, edits, templates, text)
-    bridge = image_prompts(backbone, edits, settings, rngs)
     (site,) = text.sites
+    bridge = searched_prompts(backbone, edits, settings, rngs, site)
     text_shift = ColumnShift(text.sites, q.columns_B, q.owner_B)
-    image_shift = ColumnShift(text.sites, bridge.columns_B, bridge.owner_B)
     text_state = _entered(backbone, q.batch, q.rows_B, text_shift)
-    image_state = _entered(backbone, bridge.prompts, bridge.rows_B, image_shift)
     deltas = ValueOptimizer(
         {site: torch.zeros(len(edits), backbone.width, device=q.batch.ids.device)}
     )
@@ -278,9 +330,8 @@ def _search(
     left_E = torch.ones(len(edits), device=q.batch.ids.device)
     with torch.enable_grad():
         for step in range(text.steps):
-            text_shift.delta = image_shift.delta = deltas.leaves()
-            with backbone.applied(image_shift):
-                image_E = bridge.loss(backbone.conditioning(image_state, rows=bridge.rows_B), rngs)
+            text_shift.delta = deltas.leaves()
+            image_E = bridge.left(text_shift.delta, rngs)
             left_E = torch.where(text_loss.active_E, image_E.detach().to(left_E), left_E)
             loss_E = image_E
             if settings.text_weight or not step:  # step 0 reads h0

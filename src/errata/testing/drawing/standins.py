@@ -48,16 +48,17 @@ def omnigen2_classes() -> tuple[Any, Any]:
                 processor=processor,
             )  # fmt: skip
 
-        def _embed(self, text: str, times: int) -> tuple[Tensor, Tensor]:
-            system = "You are a helpful assistant that draws."
-            talk = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        def _embed(self, texts: list[str], times: int) -> tuple[Tensor, Tensor]:
+            system = {"role": "system", "content": "You are a helpful assistant that draws."}
+            talks = [[system, {"role": "user", "content": text}] for text in texts]
             tokenizer = self.processor.tokenizer
-            written = tokenizer.apply_chat_template(talk, tokenize=False)
-            made = tokenizer([written], padding="longest", truncation=True, return_tensors="pt")
+            written = tokenizer.apply_chat_template(talks, tokenize=False)
+            made = tokenizer(written, padding="longest", truncation=True, return_tensors="pt")
             states = self.mllm(
                 made.input_ids, attention_mask=made.attention_mask, output_hidden_states=True
             ).hidden_states[-1]
-            return states.repeat(times, 1, 1), made.attention_mask.repeat(times, 1)
+            mask = made.attention_mask
+            return states.repeat_interleave(times, 0), mask.repeat_interleave(times, 0)
 
         @torch.no_grad()
         def __call__(
@@ -65,9 +66,10 @@ def omnigen2_classes() -> tuple[Any, Any]:
             height: int = 32, width: int = 32, num_inference_steps: int = 28,
             text_guidance_scale: float = 4.0, generator: Any = None, output_type: str = "pil",
         ) -> Any:  # fmt: skip
-            own, others = self._embed(prompt, num_images_per_prompt), None
+            texts = [prompt] if isinstance(prompt, str) else prompt
+            own, others = self._embed(texts, num_images_per_prompt), None
             if text_guidance_scale > 1:
-                others = self._embed(negative_prompt, num_images_per_prompt)
+                others = self._embed([negative_prompt] * len(texts), num_images_per_prompt)
             channels = self.transformer.config.in_channels
             shape = (1, channels, height // 2, width // 2)
             x = torch.cat([torch.randn(shape, generator=g) for g in generator])
