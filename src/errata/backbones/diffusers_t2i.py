@@ -37,9 +37,10 @@ from errata.backbones._drawing.settings import arguments
 from errata.backbones._identity import ModelIdentity, weights_digest
 from errata.backbones._text import TextBackbone
 from errata.core.errors import BadBackbone, MissingExtra
+from errata.core.formats.validation import whole_number
 from errata.core.hooks.context import Site
 from errata.core.model.outline import ModelOutline
-from errata.core.types import Prompt, whole_number
+from errata.core.types import Prompt
 
 #: pixels of a side while the path is measured
 SMALL = 256

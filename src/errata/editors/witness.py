@@ -120,7 +120,7 @@ class WitnessEditor(Editor):
         return bool(self.config.follows != NOTHING)
 
     def idle(self) -> Mapping[str, str]:
-        return super().idle() | ({} if self._follows else {"relation_kinds": "follows=none"})
+        return {**super().idle(), **({} if self._follows else {"relation_kinds": "follows=none"})}
 
     def _part(self, name: str) -> Editor:
         editor: Editor = registry.load("editors", name)()
