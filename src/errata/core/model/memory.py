@@ -87,6 +87,6 @@ def allocated_peak() -> Iterator[Peak]:
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=cpu, profile_memory=True) as seen:
         yield peak
-    results: Any = seen.profiler.kineto_results  # type: ignore[union-attr]
+    results: Any = seen.profiler.kineto_results
     events = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
     peak.mb = max(accumulate((size for _, size in events), initial=0)) / 2**20
