@@ -3,7 +3,7 @@
 A batch grows with its rows: hidden states and keys per column, logits over the vocabulary per
 answer token, activations of every block that a gradient goes through. All of it is known before the
 batch runs, so that a batch is cut instead of failing. The counts are of tensors that live at the
-same time, rounded up; a library's work space is not in them. Where a device says all the same that
+same time; a library's work space is not in them. Where a device says all the same that
 it is out of memory, the part that failed is cut in two (`in_parts`).
 
 Shapes: T columns of a row, S of them that run with gradients, M target tokens, V vocabulary.
@@ -71,7 +71,7 @@ def free_bytes(device: torch.device) -> int:
         return int(free + cached)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     free = int(psutil.virtual_memory().available)
     most, used = (_cgroup(name) for name in ("memory.max", "memory.current"))
@@ -198,13 +198,12 @@ class Budgeted(LinearSites):
         keys = 2 * width
         if "text.0.attn.k" in sites and "text.0.attn.v" in sites:
             keys = self.weight("text.0.attn.k")[1] + self.weight("text.0.attn.v")[1]
-        known = "head" in sites
+        vocabulary = int(getattr(text, "vocab_size", None) or self.weight("head")[1])
         vision = sites["vision.0.block"].first if "vision.0.block" in sites else None
         return Costs(
             depth=self.depth, block=int(RUNNING * numbers * size),
             kept=int(KEPT * numbers * size) + (8 * width if size < 4 else 0),
-            keys=keys * size, stream=width * size,
-            vocabulary=self.weight("head")[1] if known else int(text.vocab_size), size=size,
+            keys=keys * size, stream=width * size, vocabulary=vocabulary, size=size,
             heads=int(getattr(text, "num_attention_heads", None) or 1),
             vision=0 if vision is None else _features(vision, 1) * size,
             pixels=0 if vision is None else _patch(self.model),
