@@ -1,6 +1,7 @@
 """The peak memory of many edits and questions in one batch, and what --memory makes of it.
 
-    OMP_NUM_THREADS=1 python perf/batch_memory.py [--edits 30] [--budgets none,1GB,300MB]
+    OMP_NUM_THREADS=1 python perf/batch_memory.py [--edits 30] [--blocks 30]
+        [--budgets none,1GB,300MB] [--out F.json]
 
 A random Llama of the shape of SmolLM2-135M: 30 blocks, d = 576, 49152 tokens, with the bundled
 model's tokenizer. `--edits` joint edits of memit, then one question about each. Every row is a
@@ -18,6 +19,7 @@ import gc
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ NAMES = ("Zorvex", "Mirabel", "Tantor", "Quillon", "Brask", "Ondine", "Feldar", 
 ASKED = ("The colour of {} is", "The home of {} is", "What is the maker of {}?", "{} has the shape")
 
 
-def model(blocks: int = 30) -> Any:
+def model(blocks: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -60,21 +62,21 @@ def edits(count: int) -> list[Edit]:
     return made
 
 
-def statistics(bb: Any) -> Any:
+def statistics(bb: Any, layers: Sequence[int]) -> Any:
     lines = [f"The {a} of the {b} is {c}" for a in NAMES for b in NAMES for c in NAMES]
     documents = [Document(Prompt.of(line)) for line in lines]
     source = Corpus("lines", "lines", len(lines), lambda: iter(documents))
-    return collect(bb, source, StatsSettings(layers=tuple(range(3, 8))))
+    return collect(bb, source, StatsSettings(layers=tuple(layers)))
 
 
-def work(count: int, steps: int, budget: str, found: Path) -> dict[str, Any]:
+def work(count: int, steps: int, blocks: int, budget: str, found: Path) -> dict[str, Any]:
     """What one row does: the edits, then the questions."""
     torch.set_num_threads(1)
-    bb, wanted = model(), edits(count)
+    bb, wanted = model(blocks), edits(count)
     if budget != "none":
         bb.memory = budget
-    state = statistics(bb)
     editor = errata.editor("memit", steps=steps, stop_loss=0.0)
+    state = statistics(bb, editor.layers(bb))
     told: dict[str, Any] = {"budget": budget}
     before, began = settled_mb(), time.process_time()
     with measured_peak() as peak:
@@ -117,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--edits", type=int, default=30)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--budgets", default="none,1GB,300MB")
     parser.add_argument("--out", type=Path)
     parser.add_argument(
@@ -124,15 +127,16 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.row:
-        print(json.dumps(work(args.edits, args.steps, args.row[0], Path(args.row[1]))))
+        print(json.dumps(work(args.edits, args.steps, args.blocks, args.row[0], Path(args.row[1]))))
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for budget in args.budgets.split(","):
             found = Path(folder) / f"{budget}.pt"
             row = run_child(
-                __file__, "--edits", args.edits, "--steps", args.steps, "--row", budget, found
-            ).json()
+                __file__, "--edits", args.edits, "--steps", args.steps, "--blocks", args.blocks,
+                "--row", budget, found,
+            ).json()  # fmt: skip
             first = Path(folder) / f"{args.budgets.split(',')[0]}.pt"
             row["difference"] = difference(torch.load(found), torch.load(first))
             rows.append(row)
