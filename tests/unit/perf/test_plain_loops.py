@@ -26,7 +26,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("name", ["rome", "memit", "alphaedit", "pmet"])
 def test_the_plain_loop_writes_what_errata_writes(name: str, script: Any) -> None:
     whole: ModuleType = script("whole_edits")
-    bb = whole.model(blocks=5, width=64, ffn=96, vocabulary=500)
+    bb = whole.model(blocks=5, width=64, ffn=96, vocabulary=1000)
     editor = errata.editor(
         name, steps=3, stop_loss=0.0, eos=False, lr=0.1, context_templates="none",
         **whole.SETTINGS[name],
