@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from children import run_errata
 
 from errata.core import registry
 from errata.core.files import append_lines, write_json
@@ -64,19 +64,8 @@ def answers(case: Case, step: int) -> list[Answer]:
 
 def measured(*command: str) -> dict[str, float]:
     """CPU seconds and the largest resident memory (MB) of a command."""
-    code = (
-        "import re, resource, runpy, sys; sys.argv = ['errata', *sys.argv[1:]]\n"
-        "try: runpy.run_module('errata', run_name='__main__')\n"
-        "except SystemExit as e: assert not e.code, e.code\n"
-        "r = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "kb = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
-        "print(r.ru_utime + r.ru_stime, kb / 1024, file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *command], text=True, capture_output=True)
-    if done.returncode:
-        raise SystemExit(f"errata {' '.join(command)} failed: {done.stderr[-2000:]}")
-    seconds, peak = map(float, done.stderr.strip().splitlines()[-1].split())
-    return {"cpu_s": seconds, "peak_mb": peak}
+    took = run_errata(*command)
+    return {"cpu_s": took.cpu_s, "peak_mb": took.peak_mb}
 
 
 def main() -> None:

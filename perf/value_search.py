@@ -72,35 +72,49 @@ def edits(count: int) -> list[Edit]:
     return made
 
 
-def plain(bb: HfVlm, edit: Edit, starts: Sequence[str], settings: ValueSettings) -> Tensor:
-    """The vector of one edit, as the published loop finds it."""
-    subject = str(edit.subject)
+def plain(
+    bb: Any,
+    edit: Edit,
+    starts: Sequence[str],
+    settings: ValueSettings,
+    modules: Sequence[torch.nn.Module] = (),
+) -> Tensor:
+    """The vector of one edit at the output of the first module, as the published loop finds it.
+
+    modules: to whose outputs a vector is added; default: the block of this script.
+    """
+    subject, steps = str(edit.subject), settings.steps
+    modules = modules or [bb.blocks[LAYER]]
     prompts = [with_template(edit.prompt, s) for s in starts]
     kl_prompt = Prompt.of(settings.kl_prompt.replace("{}", subject))
     target = bb.answer_ids(edit.target, edit.prompt)
     rows = [[*bb.encode([p]).ids[0].tolist(), *target[:-1]] for p in prompts]
     rows.append(bb.encode([kl_prompt]).ids[0].tolist())
     where = torch.tensor([bb.last_column(p, subject) for p in [*prompts, kl_prompt]])
-    longest = max(map(len, rows))
-    ids = torch.tensor([r + [0] * (longest - len(r)) for r in rows])
-    mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows])
-    each, last = torch.arange(len(rows)), torch.tensor([len(r) for r in rows])
-    delta = torch.zeros(bb.width, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=settings.lr)
-    seen: list[Tensor] = []
+    ids, mask, last = padded(rows)
+    each = torch.arange(len(rows))
+    deltas = [torch.zeros(bb.width, requires_grad=True) for _ in modules]
+    rate = 0.1 if settings.lr == "auto" else settings.lr
+    adam = torch.optim.Adam(deltas, lr=rate)
+    seen: list[list[Tensor]] = [[] for _ in modules]
 
-    def add(_: Any, args: Any, out: Any) -> Any:
-        y = out[0] if isinstance(out, tuple) else out
-        seen.append(y[0, where[0]].detach())
-        moved = y.index_put((each, where), y[each, where] + delta)
-        return (moved, *out[1:]) if isinstance(out, tuple) else moved
+    def adder(delta: Tensor, kept: list[Tensor]) -> Any:
+        def add(_: Any, args: Any, out: Any) -> Any:
+            y = out[0] if isinstance(out, tuple) else out
+            kept.append(y[0, where[0]].detach())
+            moved = y.index_put((each, where), y[each, where] + delta)
+            return (moved, *out[1:]) if isinstance(out, tuple) else moved
 
-    handle = bb.blocks[LAYER].register_forward_hook(add)
+        return add
+
+    handles = [
+        m.register_forward_hook(adder(d, k)) for m, d, k in zip(modules, deltas, seen, strict=True)
+    ]
     wanted = torch.tensor(target)
     columns = last[:-1, None] - len(target) + torch.arange(len(target))
     before: Tensor | None = None
     try:
-        for step in range(settings.steps):
+        for step in range(steps):
             logp = bb.model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
             now = logp[-1, where[-1]]
             before = now.detach() if before is None else before
@@ -108,18 +122,29 @@ def plain(bb: HfVlm, edit: Edit, starts: Sequence[str], settings: ValueSettings)
                 -1, wanted.expand(len(starts), -1)[..., None]
             )
             loss = -said.mean() + settings.kl_factor * (now.exp() * (now - before)).sum()
-            loss = loss + settings.weight_decay * delta.norm() / seen[0].norm() ** 2
-            if step == settings.steps - 1:
+            for delta, kept in zip(deltas, seen, strict=True):
+                loss = loss + settings.weight_decay * delta.norm() / kept[0].norm() ** 2
+            if step == steps - 1:
                 break
             adam.zero_grad()
             loss.backward()
             adam.step()
-            limit = settings.clamp * seen[0].norm()
             with torch.no_grad():
-                delta *= (limit / delta.norm().clamp(min=1e-30)).clamp(max=1.0)
+                for delta, kept in zip(deltas, seen, strict=True):
+                    limit = settings.clamp * kept[0].norm()
+                    delta *= (limit / delta.norm().clamp(min=1e-30)).clamp(max=1.0)
     finally:
-        handle.remove()
-    return seen[0] + delta.detach()
+        for handle in handles:
+            handle.remove()
+    return seen[0][0] + deltas[0].detach()
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids [B, T], mask [B, T], lengths [B])"""
+    lengths = torch.tensor([len(r) for r in rows])
+    longest = int(lengths.max())
+    ids = torch.tensor([[*r, *[0] * (longest - len(r))] for r in rows])
+    return ids, (torch.arange(longest) < lengths[:, None]).long(), lengths
 
 
 def main() -> None:

@@ -282,6 +282,18 @@ def test_doctor_finds_the_sites_and_equal_logits(errata, model):
     assert "text.{i}.attn.q" in errata("doctor", model).out
 
 
+def test_doctor_says_what_an_edit_takes(errata, model):
+    ran = errata("doctor", model, "--editor", "memit", "--memory", "20MB", "--json")
+    assert ran.code == 0, ran.err
+    memory = json.loads(ran.out)["memory"]
+    assert memory["editor"] == "memit" and memory["fits"]
+    assert memory["memory of a batch"] == "20 MB"
+    assert 0 < memory["edits in a batch of 16"] <= 16
+    assert memory["state"].endswith("kB"), "known before it is collected"
+    told = errata("doctor", model, "--editor", "serac")
+    assert told.code == 2 and "works from a state" in told.err
+
+
 BENCH = ("--benchmark", "microworld:vqa", "--limit", "4", "--rows", "4")
 
 

@@ -21,13 +21,12 @@ from errata.core.hooks.hook import Hook
 from errata.core.model.backbone import Backbone
 from errata.core.patch import Patch
 from errata.core.state import State
+from errata.core.types import Edit
 from errata.patches._parts import PartsPatch
 from errata.patches.rows import Rows
 from errata.patches.stack import Stack
-from errata.training.optimise import SearchLog, SearchSettings, search
+from errata.training.optimise import SearchLog, SearchSettings, encode_edits, search
 
-#: bytes for the patches of one search, with gradients and Adam's moments
-BUDGET = 4 << 30
 #: `lr=auto`: steps that are tried, as multiples of the weights' root mean square
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 #: `lr=auto`: the search is over when all target tokens are the argmax and the loss is below this
@@ -216,12 +215,21 @@ class GradientEditor(Editor):
         return chunks
 
     def _chunk(self, backbone: Backbone, request: EditRequest) -> int:
-        """Number of rows that fit into the budget: patch, gradient, two moments in float32."""
+        """Number of groups whose rows fit into the memory that a batch may take."""
         if len(request) <= 1:
             return 1
+        return backbone.fitting(self._bytes(backbone, request), len(request))
+
+    def _bytes(self, backbone: Backbone, request: EditRequest) -> float:
+        """Of all groups: patch, gradient, two moments, and what the backward keeps."""
         one = self.start(backbone, request.take([0]))
         numbers = sum(p.numel() for p in one.parameters())
-        return int(max(1, min(len(request), BUDGET // (16 * max(1, numbers)))))
+        batch, _ = encode_edits(backbone, request.groups, eos=self.config.eos)
+        search = backbone.bytes_to_search(batch, backbone.entry(one))
+        return 16 * numbers * len(request) + search
+
+    def need(self, backbone: Backbone, edits: Sequence[Edit], state: State | None = None) -> float:
+        return self._bytes(backbone, EditRequest.of([[e] for e in edits], [state] * len(edits)))
 
 
 def _has_rows(stack: Sequence[Hook]) -> bool:

@@ -31,6 +31,7 @@ def load(
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
     drawing: Mapping[str, Any] | None = None,
+    memory: int | str | None = None,
 ) -> Backbone:
     """A bundled model, a folder or a hub id; the family is found from its config.
 
@@ -38,15 +39,18 @@ def load(
     may be given as the name. drawing: settings of its pictures, for a model that draws (steps,
     guidance, size, negative, and what its own call takes). dtype: `auto`, a name or a torch.dtype.
     style: how a prompt is written: `raw`, `easyedit` or `chat`; None: with the model's chat
-    template if it has one, else raw. Raises BadSpec for a style that does not exist, or a dtype or
-    device that this machine does not have, BadBackbone for a model that does not exist, that no
-    family accepts, or that cannot be loaded.
+    template if it has one, else raw. memory: most bytes of a batch beyond the weights, a number or
+    a text such as `8GB`; larger batches are cut; None: half of what is free. Raises BadSpec for a
+    style that does not exist, or a dtype or device that this machine does not have, BadBackbone for
+    a model that does not exist, that no family accepts, or that cannot be loaded.
     """
     from errata.backbones._slow_dtype import warn_of_slow_dtype
     from errata.core.hooks.modes import ordinary
+    from errata.core.model.budget import parse_bytes
 
     name = _checked_name(name)
     check_style(style)
+    most = None if memory is None else parse_bytes(memory)
     dtype = str(dtype).removeprefix("torch.")
     _check_device(dtype, device)
     classes = _families()
@@ -83,6 +87,7 @@ def load(
             **more,
         )
     warn_of_slow_dtype(backbone)
+    backbone.memory = most
     return backbone
 
 

@@ -11,7 +11,7 @@ from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import print_json, say
 
 
-@takes_model()
+@takes_model(batches=True)
 def ask(
     model: ModelOptions,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The question.")],

@@ -37,8 +37,20 @@ Workers = Annotated[
     int, typer.Option(min=0, help="Workers with --ray; 0: one per CPU of the cluster.")
 ]
 
+Metrics = Annotated[
+    list[str] | None, typer.Option(help="A metric in addition to the default ones; repeatable.")
+]
+Forced = Annotated[
+    bool,
+    typer.Option(
+        "--forced",
+        help="Teacher forcing alone: no answer is generated after an edit. Scores token, "
+        "first_token and probability.",
+    ),
+]
 
-@takes_model(draws=True)
+
+@takes_model(draws=True, batches=True)
 def bench(
     model: ModelOptions,
     editor: options.EditorName,
@@ -57,9 +69,8 @@ def bench(
     seed: options.Seed = 0,
     limit: options.Limit = None,
     rows: options.RowsOption = 16,
-    metric: Annotated[
-        list[str] | None, typer.Option(help="A metric in addition to the default ones; repeatable.")
-    ] = None,
+    metric: Metrics = None,
+    forced: Forced = False,
     keep_patches: Annotated[
         bool, typer.Option("--keep-patches", help="Also save every patch, in RUN/patches.")
     ] = False,
@@ -107,6 +118,7 @@ def bench(
             root=root,
             state=prepared,
             metrics=metric,
+            forced=forced,
             keep_patches=keep_patches,
             image_seeds=image_seeds,
             shard=shard,

@@ -20,14 +20,16 @@ from errata.cli.shared.printing import print_json
 from errata.core.errors import BadSpec
 
 if TYPE_CHECKING:
+    from errata.core.editor import Editor
     from errata.core.model.backbone import Backbone
     from errata.core.model.batch import Batch
+    from errata.core.state import State
     from errata.core.types import Prompt
 
 QUESTION, TEXT = "What is shown in this picture?", "What is the capital of France?"
 
 
-@takes_model(optional=True, draws=True)
+@takes_model(optional=True, draws=True, batches=True)
 def doctor(
     model: ModelOptions,
     image: Annotated[
@@ -50,6 +52,13 @@ def doctor(
         str | None,
         typer.Option(metavar="A,B", help="With --classes: only these, by class or short name."),
     ] = None,
+    editor: Annotated[
+        str | None,
+        typer.Option(help="Also say what an edit with this editor takes of memory."),
+    ] = None,
+    preset: options.Preset = None,
+    settings: options.Settings = None,
+    state: options.StateDir = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Print the sites of a model and compare its logits.
@@ -62,14 +71,23 @@ def doctor(
         raise BadSpec("--editors and --only belong to --classes.")
     if not classes and not model.backbone:
         raise BadSpec("name a BACKBONE to examine, or give --classes.")
+    if editor is None and (preset or settings or state or model.memory):
+        raise BadSpec("--preset, --set, --state and --memory belong to an editor. Give --editor.")
+    if classes and editor:
+        raise BadSpec("--editor belongs to a BACKBONE; --classes takes --editors.")
     if classes:
         show_classes(editors, only, as_json=as_json)
         return
+    ed = None if editor is None else options.make_editor(editor, preset, settings)
+    prepared = None if ed is None else options.load_state(state, ed)
     bb = model.load()
     if image is not None and "image" not in bb.capabilities:
         raise BadSpec(f"{bb.name} takes no images. Leave out --image.")
     with tempfile.TemporaryDirectory() as folder:
-        facts = examine(bb, image or str(_picture(Path(folder) / "sample.png")))
+        shown = image or str(_picture(Path(folder) / "sample.png"))
+        facts = examine(bb, shown)
+        if ed is not None:
+            facts["memory"] = _memory(bb, ed, prepared, shown)
     print_json(facts) if as_json else options.print_facts(facts)
 
 
@@ -160,6 +178,33 @@ def _own_forward(bb: Backbone, prompt: Prompt, batch: Batch) -> dict[str, Any]:
         "largest difference of a logit": f"{gap:.2e}",
         "equal": same and finite and gap <= tolerance,
         "finite": finite,
+    }
+
+
+def _memory(bb: Backbone, ed: Editor, state: State | None, image: str) -> dict[str, Any]:
+    """What weights, state, an edit and a question take, and what fits into one batch."""
+    from errata.core.model.budget import as_text
+    from errata.core.types import Edit, Prompt
+    from errata.evaluation.memory.estimate import estimate
+
+    shows = "image" in bb.capabilities and "image" in ed.modalities
+    prompt = Prompt.of(QUESTION, image) if shows else Prompt.of(TEXT)
+    edit = Edit(prompt, "a grey ramp", "picture" if shows else "France")
+    found = estimate(bb, ed, edit, state)
+    unknown = "not known: give --state"
+    return {
+        "editor": ed.name,
+        "tokens of the prompt": found.tokens,
+        "weights": as_text(found.weights),
+        "state": unknown if found.state is None else as_text(found.state),
+        "one edit": as_text(found.edit),
+        "one question": as_text(found.question),
+        "all together": as_text(found.peak),
+        "free now": as_text(found.free),
+        "fits": found.fits,
+        "memory of a batch": as_text(found.budget),
+        "edits in a batch of 16": found.edits,
+        "questions in a batch of 64": found.questions,
     }
 
 

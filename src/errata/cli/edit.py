@@ -54,7 +54,7 @@ WithImages = Annotated[
 ]
 
 
-@takes_model()
+@takes_model(batches=True)
 def edit(
     model: ModelOptions,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the patch is written.")],

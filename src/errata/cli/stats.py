@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from errata.core.state import State
 
 
-@takes_model(without=("style",))
+@takes_model(without=("style",), batches=True)
 def stats(
     model: ModelOptions,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the statistics.")],

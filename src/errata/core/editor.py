@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -29,6 +29,7 @@ from errata.core.hooks.hook import flat_on_row
 from errata.core.hooks.modes import in_ordinary_modes
 from errata.core.measure.metric import spelled
 from errata.core.model.backbone import Backbone, check_backbone
+from errata.core.model.needs import Needs
 from errata.core.patch import Header, Patch, parts_of, same_prompt, tops
 from errata.core.state import PrepareContext, State
 from errata.core.text import normalise
@@ -125,7 +126,7 @@ class EditResult:
         return f"EditResult({self.patch!r}{f', {found}' if found else ''})"
 
 
-class Editor(ABC):
+class Editor(Needs):
     """Base of all editors. Subclasses implement `find`, and `learn` or `train` if they use a state.
 
     Settings are the nested frozen `Config`; settings of papers are named presets.

@@ -103,6 +103,10 @@ class NotFinite(UserError):
     """A loss or logit became NaN or infinite while an edit was computed."""
 
 
+class OutOfMemory(UserError):
+    """A device has no memory left for one edit or one question alone."""
+
+
 class BadEndpoint(UserError):
     """A model server or the hub that cannot be reached, refuses all requests, or stays busy."""
 

@@ -21,6 +21,8 @@ from errata.core.formats.validation import whole_number
 from errata.core.hooks.hook import flat_on_row
 from errata.core.measure.protocol import Ask
 from errata.core.model.backbone import Backbone, check_backbone
+from errata.core.model.batch import Generated
+from errata.core.model.budget import in_parts
 from errata.core.model.generation import ImageGenerator, image_generator
 from errata.core.patch import Patch
 from errata.core.text import lines_of
@@ -71,18 +73,24 @@ def ask_all(
     step: int,
     before: Before | None = None,
     legacy: bool = False,
+    forced: bool = False,
     store: PictureStore | None = None,
     batch_size: int = BATCH,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Answer]:
     """Answers in the order of `requests`.
 
-    before: if given, each locality probe's before-answer is scored as well (`Answer.own`). store:
-    where pictures are saved; needed if a probe is drawn.
+    before: if given, each locality probe's before-answer is scored as well (`Answer.own`). forced:
+    nothing is generated, the answers have scores under teacher forcing alone. store: where pictures
+    are saved; needed if a probe is drawn.
     """
 
     def text(part: Sequence[PromptRequest]) -> list[Answer]:
-        return _text_answers(backbone, part, step, before, legacy)
+        return in_parts(
+            part,
+            lambda few: _text_answers(backbone, few, step, before, legacy, forced),
+            f"one question to {backbone.name}",
+        )
 
     def draw(part: Sequence[PromptRequest]) -> list[Answer]:
         assert store is not None
@@ -173,6 +181,7 @@ def _text_answers(
     step: int,
     before: Before | None,
     legacy: bool,
+    forced: bool,
 ) -> list[Answer]:
     probes = [r.ask.probe for r in requests]
     rows = torch.tensor([r.row for r in requests])
@@ -181,16 +190,25 @@ def _text_answers(
     batch = backbone.encode([p.prompt for p in probes], references, rows=rows.tolist())
     caps = [p.cap or len(t) + EXTRA for p, t in zip(probes, batch.targets, strict=True)]
     earlier = [_before_ids(r, before) for r in requests]
+    size = backbone.bytes_to_ask(batch, 0 if forced else max(caps), max(map(len, earlier)))
+    fit = backbone.fitting(size, len(requests))
+    if fit < len(requests):
+        parts = [requests[i : i + fit] for i in range(0, len(requests), fit)]
+        return [a for p in parts for a in _text_answers(backbone, p, step, before, legacy, forced)]
+    # an answer that equals the reference is scored with it
+    other = [e if e != t else () for e, t in zip(earlier, batch.targets, strict=True)]
     contrasts = _contrast_ids(backbone, requests)
     nothing = [Scored((), (), ())] * len(requests)
+    generated = [Generated((), True)] * len(requests)
     with backbone.ask(batch, rows=rows, answers_only=not legacy) as q:
         references_scored = q.scores()
-        generated = q.greedy(
-            caps,
-            free=[p.cap > 0 for p in probes],
-            lines=[lines_of(p.reference) if p.kind_info.expects_target else 1 for p in probes],
-        )
-        earlier_scored = q.score(earlier) if before is not None and any(earlier) else nothing
+        if not forced:
+            generated = q.greedy(
+                caps,
+                free=[p.cap > 0 for p in probes],
+                lines=[lines_of(p.reference) if p.kind_info.expects_target else 1 for p in probes],
+            )
+        earlier_scored = q.score(other) if any(other) else nothing
         contrasted = q.score(contrasts) if any(contrasts) else nothing
         top = q.top(TOP) if legacy else [None] * len(requests)
     return [
@@ -203,12 +221,19 @@ def _text_answers(
             ids=g.ids,
             stopped=g.stopped,
             reference=s if s.ids else None,
-            own=e if e.ids else None,
+            own=e if e.ids else s if said and said == s.ids else None,
             top=t,
             contrast=c if c.ids else None,
         )
-        for r, g, s, e, c, t in zip(
-            requests, generated, references_scored, earlier_scored, contrasted, top, strict=True
+        for r, g, s, e, said, c, t in zip(
+            requests,
+            generated,
+            references_scored,
+            earlier_scored,
+            earlier,
+            contrasted,
+            top,
+            strict=True,
         )
     ]
 
@@ -250,25 +275,33 @@ def ask_prompts(
     asked = prompts_of(prompts)
     cap = whole_number("cap", cap, least=1)
     lines = None if lines is None else whole_number("lines", lines, least=0)
-    out: list[Answer] = []
+    texts: list[tuple[str, Generated]] = []
     for start in range(0, len(asked), BATCH):
-        part = asked[start : start + BATCH]
-        batch = backbone.encode(part, rows=[0] * len(part))
-        rows = torch.zeros(len(part), dtype=torch.long)
-        wanted = [answer_lines(backbone, p) if lines is None else lines for p in part]
-        with backbone.ask(batch, rows=rows, answers_only=True) as q:
-            generated = q.greedy([cap] * len(part), free=[n == 0 for n in wanted], lines=wanted)
-        out += [
-            Answer(
-                case="",
-                probe=str(start + i),
-                text=backbone.decode(g.ids),
-                ids=g.ids,
-                stopped=g.stopped,
-            )
-            for i, g in enumerate(generated)
-        ]
-    return out
+        texts += in_parts(
+            asked[start : start + BATCH],
+            lambda few: _said(backbone, few, cap, lines),
+            f"one question to {backbone.name}",
+        )
+    return [
+        Answer(case="", probe=str(i), text=text, ids=g.ids, stopped=g.stopped)
+        for i, (text, g) in enumerate(texts)
+    ]
+
+
+def _said(
+    backbone: Backbone, prompts: Sequence[Prompt], cap: int, lines: int | None
+) -> list[tuple[str, Generated]]:
+    """The answers as texts and tokens."""
+    batch = backbone.encode(prompts, rows=[0] * len(prompts))
+    fit = backbone.fitting(backbone.bytes_to_ask(batch, cap), len(prompts))
+    if fit < len(prompts):
+        parts = [prompts[i : i + fit] for i in range(0, len(prompts), fit)]
+        return [said for part in parts for said in _said(backbone, part, cap, lines)]
+    wanted = [answer_lines(backbone, p) if lines is None else lines for p in prompts]
+    rows = torch.zeros(len(prompts), dtype=torch.long)
+    with backbone.ask(batch, rows=rows, answers_only=True) as q:
+        generated = q.greedy([cap] * len(prompts), free=[n == 0 for n in wanted], lines=wanted)
+    return [(backbone.decode(g.ids), g) for g in generated]
 
 
 def prompts_of(prompts: Any) -> list[Prompt]:

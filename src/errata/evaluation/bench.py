@@ -37,6 +37,7 @@ from errata.evaluation.pictures import SEEDS, PictureStore
 from errata.evaluation.plan import make_plan, plan_json, protocol_of, select
 from errata.evaluation.run_folder import Phase, RunWriter, UnitTiming, check_out
 from errata.evaluation.runner import LaneState, Runner
+from errata.evaluation.score_table import check_forced
 from errata.io import patch_folder, states
 from errata.io.images import split_uri
 
@@ -57,6 +58,7 @@ def bench(
     root: files.FilePath | None = None,
     state: State | None = None,
     legacy: bool = False,
+    forced: bool = False,
     metrics: Sequence[str] | None = None,
     keep_patches: bool = False,
     image_seeds: int = SEEDS,
@@ -71,8 +73,9 @@ def bench(
     cases. shard: `i/n` runs every n-th unit only and scores nothing; `merge_shards` puts the shards
     together. workers: where the units run, on a Ray cluster. image_seeds: images per prompt
     (protocols that draw). legacy: the likeliest tokens are recorded, also where none of `metrics`
-    reads them. Raises BadRun or BadOutput for a folder that cannot hold the run, InUse while
-    another process works in it.
+    reads them. forced: answers after an edit are not generated; metrics that read scores under
+    teacher forcing alone are computed (`Metric.forced`). Raises BadRun or BadOutput for a folder
+    that cannot hold the run, InUse while another process works in it.
     """
     out, root = _checked(backbone, editor, out, root)
     whole_number("seed", seed)
@@ -81,6 +84,13 @@ def bench(
             whole_number(what, number, least=1)
     legacy = legacy or any(registry.load("metrics", name).reads_top for name in metrics or ())
     spec, order = BenchmarkSpec.parse(benchmark), protocol_of(protocol)
+    if forced:
+        check_forced([registry.load("metrics", name) for name in metrics or ()])
+        if order.draws:
+            raise BadSpec(
+                f"protocol '{order.name}' draws from generated answers. Leave --forced out, or "
+                "choose another protocol, such as one_step."
+            )
     if workers is not None and order.draws:
         raise BadSpec(
             f"protocol '{order.name}' draws pictures into {out}, which workers of a cluster may "
@@ -91,8 +101,8 @@ def bench(
         return _bench(
             backbone, editor.for_backbone(backbone), spec, order, out,
             seed=seed, limit=limit, rows=rows, root=root, state=state, legacy=legacy,
-            metrics=metrics, keep_patches=keep_patches, image_seeds=image_seeds, command=command,
-            shard=shard, workers=workers, progress=progress,
+            forced=forced, metrics=metrics, keep_patches=keep_patches, image_seeds=image_seeds,
+            command=command, shard=shard, workers=workers, progress=progress,
         )  # fmt: skip
 
 
@@ -109,6 +119,7 @@ def _bench(
     root: Path | None,
     state: State | None,
     legacy: bool,
+    forced: bool,
     metrics: Sequence[str] | None,
     keep_patches: bool,
     image_seeds: int,
@@ -124,6 +135,7 @@ def _bench(
         **_settings(backbone, editor, spec, order, state),
         "fingerprint": _fingerprint(backbone, out),
         "seed": seed, "limit": limit, "rows": rows, "legacy": legacy,
+        **({"forced": True} if forced else {}),
         **({"image_seeds": image_seeds} if order.draws else {}),
         **({"drawing": drawing[0]} if order.draws and drawing else {}),
     }  # fmt: skip
@@ -157,7 +169,7 @@ def _bench(
     make = partial(
         Runner, editor=editor, state=state, protocol=order, panel=plan.panel,
         before={(a.case, a.probe): a for a in selection.before}, seed=seed, legacy=legacy,
-        store=PictureStore(out, range(image_seeds)) if order.draws else None,
+        forced=forced, store=PictureStore(out, range(image_seeds)) if order.draws else None,
         keep_parts=keep_patches,
     )  # fmt: skip
     told, left = CaseProgress(progress, units, finished), units[finished:]

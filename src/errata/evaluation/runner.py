@@ -81,6 +81,7 @@ class Runner:
         *,
         seed: int,
         legacy: bool = False,
+        forced: bool = False,
         store: PictureStore | None = None,
         keep_parts: bool = True,
     ) -> None:
@@ -88,7 +89,7 @@ class Runner:
         self.keep_parts = keep_parts
         self.backbone, self.editor, self.state, self.protocol = backbone, editor, state, protocol
         self.panel, self.before, self.seed, self.legacy = panel, before, seed, legacy
-        self.store = store
+        self.store, self.forced = store, forced
         self._share = UnitShare(Unit("", ()), (), None)
 
     def run(
@@ -192,6 +193,7 @@ class Runner:
                 step=number,
                 before=self.before,
                 legacy=self.legacy,
+                forced=self.forced,
                 store=self.store,
                 on_batch=self._share.asked,
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from errata.core.files import FilePath, read_as
+from errata.core.formats.collector import without_collector
 from errata.core.formats.run_files import SCHEMA, StoredScores, judge_of, write_scores
 from errata.core.formats.validation import path_of
 from errata.core.kinds import KINDS, MEANS
@@ -37,6 +38,7 @@ from errata.evaluation.statistics.intervals import (
 )
 
 
+@without_collector()
 def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, Any]:
     """Scores a complete run, writes `scores.json`, and returns its content.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from errata.core import registry
+from errata.core.errors import BadSpec
 from errata.core.kinds import ProbeKind
 from errata.core.measure.metric import Metric, ScoredProbe
 from errata.core.types import Probe
@@ -60,15 +61,31 @@ ScoreTable = dict[Column, Groups]
 def load_metrics(names: Sequence[str] | None, *runs: RunFolder) -> list[Metric]:
     """The default metrics that score some kind of probe in `runs`, and those called `names`.
 
-    Raises UnknownName.
+    Of runs that generated nothing, the metrics that need nothing generated. Raises UnknownName,
+    and BadSpec for such a run and another metric.
     """
     kinds = [kind for run in runs for kind in probe_kinds(run).values()]
     contrasts = any(p.contrast for run in runs for c in run.cases.values() for p in c.probes)
     default = [registry.load("metrics", name) for name in DEFAULT_METRICS]
     default = [metric for metric in default if contrasts or not metric.reads_contrast]
     extra = [registry.load("metrics", name) for name in names or ()]
+    if any(run.manifest.get("forced") for run in runs):
+        default = [metric for metric in default if metric.forced]
+        check_forced(extra)
     wanted = dict.fromkeys((*(m for m in default if any(map(m.applies, kinds))), *extra))
     return [metric() for metric in wanted]
+
+
+def check_forced(metrics: Iterable[type[Metric]]) -> None:
+    """Raises BadSpec for a metric that reads generated answers, where none are generated."""
+    for metric in metrics:
+        if not metric.forced:
+            known = (registry.load("metrics", name) for name in registry.names("metrics"))
+            raise BadSpec(
+                f"metric '{metric.name}' reads generated answers, and a run with --forced has "
+                "none. Leave --forced out, or use: "
+                f"{', '.join(m.name for m in known if m.forced)}."
+            )
 
 
 def probe_kinds(run: RunFolder) -> dict[str, ProbeKind]:

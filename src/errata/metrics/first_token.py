@@ -15,6 +15,7 @@ class FirstToken(Metric):
     """`first_token`, for efficacy. Unscored: answers without teacher forcing."""
 
     name = "first_token"
+    forced = True
     heading = "First token"
     meaning = "The target's first token is the most likely token after the prompt."
     kinds = frozenset({"efficacy"})

@@ -20,6 +20,7 @@ class Probability(Metric):
     """`probability`, with `p_reference` and `p_contrast`, for probes that name a contrast."""
 
     name = "probability"
+    forced = True
     heading = "Probability"
     meaning = (
         "The wanted answer is likelier than the competing one, per token: the new answer where it "

@@ -20,6 +20,7 @@ class Token(Metric):
     """`token`, and `token_own` for locality kinds. Unscored: answers without teacher forcing."""
 
     name = "token"
+    forced = True
     heading = "Token"
     meaning = (
         "Teacher-forced token accuracy: the model is given the wanted answer, and its next-token "

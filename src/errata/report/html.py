@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from errata.core.errors import BadOutput
 from errata.core.files import check_file, dumps, write_bytes
+from errata.core.formats.collector import without_collector
 from errata.core.measure.metric import Scorer
 from errata.figures.plots import panel_svg, style_sheet
 from errata.report import charts
@@ -42,6 +43,7 @@ def check_out(html: Path) -> None:
         raise BadOutput(f"{html} is there already and is no report. Choose another --html.")
 
 
+@without_collector()
 def write_report(
     runs: Sequence[Path],
     html: Path,

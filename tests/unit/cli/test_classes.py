@@ -28,6 +28,10 @@ def test_doctor_tries_classes_and_says_which_editors_act(errata: Any) -> None:
         (("micro-vlm", "--only", "llama"), "belong to --classes"),
         (("--classes", "--only", "lama"), "Did you mean 'llama'"),
         (("--classes", "--editors", "ft"), "unknown editor 'ft'"),
+        (("micro-vlm", "--editor", "ft"), "unknown editor 'ft'"),
+        (("micro-vlm", "--memory", "8GB"), "belong to an editor"),
+        (("micro-vlm", "--editor", "ft_l", "--memory", "8"), "cannot read the memory '8'"),
+        (("--classes", "--editor", "ft_l"), "--classes takes --editors"),
     ],
 )
 def test_wrong_options_of_doctor_are_said_in_one_line(

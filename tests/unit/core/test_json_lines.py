@@ -120,3 +120,17 @@ def test_own_files_too(rewritten: Callable[[bytes], bytes], tmp_path: Path) -> N
     line = json.dumps(to_json(EDIT), ensure_ascii=False) + "\n"
     path.write_bytes(rewritten((line * 2).encode()))
     assert read_lines(path, Edit) == [EDIT, EDIT]
+
+
+def test_the_collector_rests_inside_and_is_as_it_was_afterwards() -> None:
+    import gc
+
+    from errata.core.formats.collector import without_collector
+
+    assert gc.isenabled()
+    with without_collector():
+        assert not gc.isenabled()
+        with without_collector():
+            pass
+        assert not gc.isenabled(), "an inner block leaves it to the outer one"
+    assert gc.isenabled()

@@ -29,11 +29,18 @@ from errata.algorithms.locate_then_edit.context_templates import (
 )
 from errata.algorithms.locate_then_edit.corpus import from_cases
 from errata.algorithms.locate_then_edit.layer_stats import FFN, MOMENTS, site_of, tensor_of
-from errata.algorithms.locate_then_edit.value_search import ROWS, ColumnRecorder, ValueSettings
+from errata.algorithms.locate_then_edit.stream import stream_site
+from errata.algorithms.locate_then_edit.value_search import (
+    ROWS,
+    ColumnRecorder,
+    ValueSettings,
+    search_bytes,
+)
 from errata.algorithms.locate_then_edit.written import notice, oversized, unwritten
 from errata.core.editor import EditLog, Editor, EditResult
 from errata.core.errors import BadData, BadSpec
 from errata.core.model.backbone import Backbone
+from errata.core.model.batch import Batch, PrefixState
 from errata.core.model.recorder import run_to_block
 from errata.core.state import PrepareContext, State
 from errata.core.types import Case, Edit
@@ -160,6 +167,19 @@ class LocateThenEdit(Editor):
     def edited_sites(self, backbone: Backbone) -> list[str]:
         return [site_of(i) for i in self.layers(backbone)]
 
+    def need(self, backbone: Backbone, edits: Sequence[Edit], state: State | None = None) -> float:
+        """The search, and the factors of the moments (float64) that a state keeps once made."""
+        templates, layers = self.templates(backbone, 0), self.layers(backbone)
+        settings = self.search_settings([stream_site(backbone, layers[-1])])
+        search = search_bytes(backbone, list(enumerate(edits)), templates, settings)
+        factors = [8.0 * backbone.weight(s)[0] ** 2 for s in self.edited_sites(backbone)]
+        return sum(factors) + max(search, 2 * max(factors))
+
+    def state_need(self, backbone: Backbone, state: State | None) -> float | None:
+        if state is not None:
+            return super().state_need(backbone, state)
+        return sum(4.0 * backbone.weight(s)[0] ** 2 for s in self.edited_sites(backbone))
+
     def search_settings(self, sites: Sequence[str], **more: Any) -> ValueSettings:
         c = self.config
         return ValueSettings(
@@ -263,15 +283,30 @@ class KeyReader:
         floor: int,
     ) -> None:
         self.backbone, self.count = backbone, len(templates)
+        self.token, self.floor, self.held = token, floor, 0
+        self.chunks: list[tuple[Batch | PrefixState, Tensor, Tensor]] = []
         size = max(1, ROWS // self.count)
-        self.chunks = []
         for i in range(0, len(edits), size):
-            part = [(r, e, p) for r, e in edits[i : i + size] for p in templates]
-            index = [r for r, _, _ in part]
-            batch = backbone.encode([with_template(e.prompt, p) for _, e, p in part], rows=index)
-            where = lookup_columns(backbone, batch, [lookup_span(e, token) for _, e, _ in part])
-            rows = torch.tensor(index, device=batch.ids.device)
-            self.chunks.append((backbone.enter(batch, floor, rows=rows), rows, where))
+            self._enter(edits[i : i + size], templates)
+
+    def _enter(self, edits: Sequence[tuple[int, Edit]], templates: Sequence[str]) -> None:
+        """Enters these edits, in as many batches as memory asks for."""
+        bb = self.backbone
+        part = [(r, e, p) for r, e in edits for p in templates]
+        index = [r for r, _, _ in part]
+        batch = bb.encode([with_template(e.prompt, p) for _, e, p in part], rows=index)
+        fit = bb.fitting(bb.bytes_to_enter(batch), len(edits))
+        if fit < len(edits):
+            for i in range(0, len(edits), fit):
+                self._enter(edits[i : i + fit], templates)
+            return
+        where = lookup_columns(bb, batch, [lookup_span(e, self.token) for _, e, _ in part])
+        rows = torch.tensor(index, device=batch.ids.device)
+        what: Batch | PrefixState = batch
+        self.held += batch.ids.numel() * bb.width * 4
+        if self.held <= bb.budget / 2:  # else each reading starts from the words
+            what = bb.enter(batch, self.floor, rows=rows)
+        self.chunks.append((what, rows, where))
 
     def read(
         self, keys: Sequence[int], value: str | None = None, *, top: int, part: str = FFN

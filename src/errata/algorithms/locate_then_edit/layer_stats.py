@@ -44,7 +44,8 @@ WINDOW = 256  # documents that are sorted by length and batched together
 
 @dataclass(frozen=True, kw_only=True)
 class StatsSettings:
-    """layers: text blocks, () = all. tokens: most columns (padding too) of a batch.
+    """layers: text blocks, () = all. tokens: most columns (padding too) of a batch,
+    where memory allows it.
 
     longest: tokens of a document, the rest is cut off (0 = the model's context). attention: also
     of the inputs of the attention's output projections.
@@ -192,9 +193,10 @@ def _batches(
     """Batches of documents of similar length, within the budget of tokens."""
     longest = min(settings.longest or backbone.context, backbone.context)
     fitted = sorted((_fitted(backbone, d, longest) for d in window), key=lambda f: f[0])
+    most = min(settings.tokens, backbone.columns_to_run())
     batch: list[Document] = []
     for size, document in fitted:
-        if batch and size * (len(batch) + 1) > settings.tokens:
+        if batch and size * (len(batch) + 1) > most:
             yield _encoded(backbone, batch)
             batch = []
         batch.append(document)

@@ -41,10 +41,11 @@ from errata.core.hooks.context import HookContext
 from errata.core.hooks.hook import Hook
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch, PrefixState, SuffixState
+from errata.core.model.budget import in_parts
 from errata.core.types import Edit, Prompt
 from errata.training.optimise import check_finite
 
-ROWS = 512  # rows that are searched together
+ROWS = 512  # rows that are searched together, where memory allows it
 REACH = 4.0  # `lr=auto`: norms of the hidden state that a search can go in all its steps
 
 
@@ -198,15 +199,57 @@ def search(
 ) -> ValueResult:
     """The values of all edits, on top of what is applied. Raises BadEdit, NotFinite."""
     size = max(1, ROWS // (len(templates) + 1))
-    parts = [
-        _search(backbone, edits[i : i + size], templates, settings)
-        for i in range(0, len(edits), size)
-    ]
+    parts: list[ValueResult] = []
+    for i in range(0, len(edits), size):
+        for part in _fitting(backbone, edits[i : i + size], templates, settings):
+            parts += in_parts(
+                part,
+                lambda few: [_search(backbone, few, templates, settings)],
+                f"one edit of {backbone.name}, searched in {len(templates) + 1} rows",
+            )
     return ValueResult(
         {s: torch.cat([p.start[s] for p in parts]) for s in parts[0].start},
         {s: torch.cat([p.value[s] for p in parts]) for s in parts[0].value},
         tuple(line for p in parts for line in p.log),
     )
+
+
+def _fitting(
+    backbone: Backbone,
+    edits: Sequence[tuple[int, Edit]],
+    templates: Sequence[str],
+    settings: ValueSettings,
+) -> list[Sequence[tuple[int, Edit]]]:
+    """The edits in parts whose rows fit into the memory that a batch may take."""
+    if len(edits) == 1:
+        return [edits]
+    size = search_bytes(backbone, edits, templates, settings, enough=backbone.budget)
+    each = backbone.fitting(size, len(edits))
+    return [edits[i : i + each] for i in range(0, len(edits), each)]
+
+
+def search_bytes(
+    backbone: Backbone,
+    edits: Sequence[tuple[int, Edit]],
+    templates: Sequence[str],
+    settings: ValueSettings,
+    *,
+    enough: float = 0.0,
+) -> float:
+    """Bytes that the search of all these edits in one batch takes; a rough count up to `enough`."""
+    q = value_batch(backbone, edits, templates, settings)
+    entry = backbone.entry(ColumnShift(settings.sites, q.columns_B, q.owner_B))
+    whole = backbone.bytes_to_search(q.batch, entry)
+    if whole <= enough or entry is None:
+        return whole
+    # columns in front of delta may run once: one edit shows whether they do
+    first = value_batch(backbone, edits[:1], templates, settings)
+    state, _ = _entered(backbone, first, settings.sites)
+    if not isinstance(state, SuffixState):
+        return whole
+    ends_B = q.batch.lengths + torch.tensor([len(t) for t in q.batch.targets]).to(q.columns_B)
+    runs = float((ends_B - q.columns_B).clamp(min=1).float().mean())
+    return backbone.bytes_to_search(q.batch, entry, runs)
 
 
 def _search(

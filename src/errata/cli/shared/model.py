@@ -68,6 +68,15 @@ class ModelOptions:
         typer.Option(metavar="K=V", help="What else the call of a pipeline takes; repeatable."),
     ] = None
 
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Most memory of a batch beyond the weights (8GB, 500MB); larger ones are cut. "
+            "Default: half of what is free.",
+        ),
+    ] = None
+
     def load(self, heads: Sequence[Mapping[str, Any]] = ()) -> Backbone:
         """Loads the model quietly. Raises BadSpec on a wrong option, BadBackbone on a model.
 
@@ -76,6 +85,7 @@ class ModelOptions:
         from errata.backbones import check_style, load
 
         check_style(self.style, "--style")
+        self._check_memory()
         if self.dtype not in DTYPES:
             raise BadSpec(f"unknown --dtype '{self.dtype}'. Known: {', '.join(DTYPES)}.")
         quiet()
@@ -94,10 +104,18 @@ class ModelOptions:
             trust_remote_code=self.trust_remote_code,
             gguf_file=self.gguf_file,
             drawing=self.drawing,
+            memory=self.memory,
         )
         if self.style is None:
             bb.style = _style_of(heads, bb)
         return bb
+
+    def _check_memory(self) -> None:
+        """Raises BadSpec before a model is loaded."""
+        from errata.core.model.budget import parse_bytes
+
+        if self.memory is not None:
+            parse_bytes(self.memory)
 
     @property
     def drawing(self) -> dict[str, Any]:
@@ -124,14 +142,20 @@ def _style_of(heads: Sequence[Mapping[str, Any]], bb: Backbone) -> str:
 
 
 def takes_model(
-    *, without: tuple[str, ...] = (), optional: bool = False, draws: bool = False
+    *,
+    without: tuple[str, ...] = (),
+    optional: bool = False,
+    draws: bool = False,
+    batches: bool = False,
 ) -> Callable[[Callable[..., None]], Any]:
     """Replaces the parameter `model` of a command by the fields of ModelOptions.
 
     without: fields that the command does not offer; they keep their defaults. optional: BACKBONE
-    may be left out, and is then "". draws: whether it offers the settings of a drawing.
+    may be left out, and is then "". draws: whether it offers the settings of a drawing. batches:
+    whether it offers --memory.
     """
     without = without if draws else (*without, "steps", "guidance", "size")
+    without = without if batches else (*without, "memory")
     hints = _model_hints()
     options = {
         name: p.replace(kind=p.KEYWORD_ONLY, annotation=hints[name])

@@ -73,6 +73,8 @@ class Metric(ABC):
     more_scorers: ClassVar[tuple[Scorer, ...]] = ()
     reads_top: ClassVar[bool] = False
     """Reads `Answer.top`, the likeliest tokens at every position: a run records them for it."""
+    forced: ClassVar[bool] = False
+    """Reads scores under teacher forcing alone, so that it scores runs that generate nothing."""
     reads_contrast: ClassVar[bool] = False
     """Compares with the answer that a probe names as `contrast`."""
     kinds: ClassVar[frozenset[str]] = frozenset()

@@ -36,7 +36,7 @@ from errata.core.model.batch import (
     Question,
     SuffixState,
 )
-from errata.core.model.linear_sites import LinearSites
+from errata.core.model.budget import Budgeted
 from errata.core.model.live_patches import live_hooks, rewriting
 from errata.core.model.outline import ModelOutline
 from errata.core.patch import Patch, check_fingerprint, parts_below, remarks
@@ -55,7 +55,7 @@ def check_backbone(value: Any) -> None:
         )
 
 
-class Backbone(LinearSites):
+class Backbone(Budgeted):
     """A frozen model with a hook point at every site.
 
     `capabilities`: `text`, `image` (takes pictures), `generate`, `resume`, `draw` (makes pictures,
@@ -122,11 +122,6 @@ class Backbone(LinearSites):
         """The outline of this model, which has its weights."""
         sites = self.hooks.sites
         return ModelOutline(self.name, self.model, sites, self.source, self, self.revision)
-
-    @property
-    @abstractmethod
-    def width(self) -> int:
-        """Hidden size d of the text stream."""
 
     @property
     @abstractmethod
