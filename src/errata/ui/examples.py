@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from errata.core import registry
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST = 8  # examples that are shown
 LOOKED_AT = 400  # cases that they are taken from
+OF_EACH = 3  # cases about one thing that are asked, until the model is right in one
 NEAR, UNRELATED = 4, 3  # questions of an example
 
 
@@ -51,26 +52,35 @@ def examples_of(bb: Backbone, most: int = MOST) -> tuple[Example, ...]:
     benchmark = bb.bundled.get(bb.name)
     if not benchmark:
         return ()
-    spec = BenchmarkSpec.parse(benchmark)
-    try:
-        cases = registry.load("benchmarks", spec.name)().load(spec).cases
-    except UserError:  # its data are not on this machine
-        return ()
-    found = _varied(c for c in cases[:LOOKED_AT] if c.edit.old is not None)
+    found = _varied(c for c in _cases(BenchmarkSpec.parse(benchmark)) if c.edit.old is not None)
     answers = ask_prompts(bb, [c.edit.prompt for c in found]) if found else []
-    known = [c for c, a in zip(found, answers, strict=True) if same_answer(a.text, str(c.edit.old))]
-    return tuple(_example(c) for c in known[:most])
+    chosen: dict[str, Case] = {}
+    for case, answer in zip(found, answers, strict=True):
+        if same_answer(answer.text, str(case.edit.old)):
+            chosen.setdefault(case.asked or case.id, case)
+    return tuple(_example(c) for c in list(chosen.values())[:most])
+
+
+def _cases(spec: BenchmarkSpec) -> list[Case]:
+    """Of the tasks in turn, until there are enough."""
+    benchmark = registry.load("benchmarks", spec.name)()
+    cases: list[Case] = []
+    for task in spec.tasks or benchmark.default_tasks or benchmark.tasks:
+        try:
+            cases += benchmark.load(replace(spec, tasks=(task,))).cases
+        except UserError:
+            continue  # its data are not on this machine
+        if len(cases) >= LOOKED_AT:
+            break
+    return cases[:LOOKED_AT]
 
 
 def _varied(cases: Iterable[Case]) -> list[Case]:
-    """One case for each thing that is asked; of equals the one that is asked as a question."""
-    first: dict[str, Case] = {}
-    for case in cases:
-        key = case.asked or case.id
-        there = first.get(key)
-        if there is None or (_asks(case) and not _asks(there)):
-            first[key] = case
-    return list(first.values())[: 3 * MOST]
+    """A few cases for each thing that is asked, first those that are asked as a question."""
+    groups: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda c: not _asks(c)):
+        groups.setdefault(case.asked or case.id, []).append(case)
+    return [c for group in groups.values() for c in group[:OF_EACH]][: OF_EACH * MOST]
 
 
 def _asks(case: Case) -> bool:

@@ -52,11 +52,12 @@ class Fields:
         gr.HTML("<h2>1. Ask</h2>")
         examples = self.workbench.examples
         if examples and all(e.picture is not None for e in examples):
+            gr.HTML('<p class="hint">Choose an example, or upload a picture of yours.</p>')
+            shown = [load_image(e.picture).resize((120, 120), 0) for e in examples if e.picture]
             self.examples = gr.Gallery(
-                [load_image(e.picture).resize((120, 120), 0) for e in examples if e.picture],
-                label="Examples: choose one, or upload a picture of yours", format="png",
-                columns=len(examples), rows=1, height="auto", allow_preview=False, buttons=[],
-                interactive=False, elem_id="examples", elem_classes="examples",
+                shown, label="Examples", show_label=False, format="png", columns=len(shown),
+                height="auto", allow_preview=False, buttons=[], interactive=False,
+                elem_id="examples",
             )  # fmt: skip
         elif examples:
             self.examples = gr.Radio(

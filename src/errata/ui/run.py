@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -102,6 +103,11 @@ def built(workbench: Workbench, *, host: str, password: str | None = None) -> uv
 
 def serve(workbench: Workbench, where: socket.socket, *, host: str, password: str | None) -> None:
     """Answers until it is interrupted. Uploaded files lie in a folder that is removed then."""
-    with tempfile.TemporaryDirectory(prefix="errata-ui-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        built(workbench, host=host, password=password).run(sockets=[where])
+    # uvicorn ends at SIGTERM, and then sends the signal on to the handler of before
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with tempfile.TemporaryDirectory(prefix="errata-ui-") as folder:
+            os.environ["GRADIO_TEMP_DIR"] = folder
+            built(workbench, host=host, password=password).run(sockets=[where])
+    finally:
+        signal.signal(signal.SIGTERM, before)
