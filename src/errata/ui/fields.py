@@ -129,7 +129,7 @@ class Fields:
         self.in_use = gr.CheckboxGroup(
             [], label="Corrections (the ticked ones are in use)", visible=False, elem_id="in-use"
         )
-        self.notes = gr.HTML()
+        self.notes = gr.HTML(elem_id="notes")
         self.undo = gr.Button("Take the last one back", interactive=False, elem_id="undo")
         keeps = self.workbench.folder is not None
         if not keeps:
