@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from errata.core import registry
 from errata.core.errors import UserError
 from errata.core.measure.benchmark import BenchmarkSpec
-from errata.core.text import same_answer
+from errata.core.text import normalise, same_answer
 from errata.core.types import Case, Image, Probe, Prompt
 from errata.evaluation.answers import ask_prompts
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MOST = 8  # examples that are shown
 LOOKED_AT = 400  # cases that they are taken from
 OF_EACH = 3  # cases about one thing that are asked, until the model is right in one
+CAP = 16  # tokens of an answer
 NEAR, UNRELATED = 4, 3  # questions of an example
 
 
@@ -53,10 +54,10 @@ def examples_of(bb: Backbone, most: int = MOST) -> tuple[Example, ...]:
     if not benchmark:
         return ()
     found = _varied(c for c in _cases(BenchmarkSpec.parse(benchmark)) if c.edit.old is not None)
-    answers = ask_prompts(bb, [c.edit.prompt for c in found]) if found else []
+    answers = ask_prompts(bb, [c.edit.prompt for c in found], cap=CAP) if found else []
     chosen: dict[str, Case] = {}
     for case, answer in zip(found, answers, strict=True):
-        if same_answer(answer.text, str(case.edit.old)):
+        if _right(answer.text, str(case.edit.old)):
             chosen.setdefault(case.asked or case.id, case)
     return tuple(_example(c) for c in list(chosen.values())[:most])
 
@@ -81,6 +82,11 @@ def _varied(cases: Iterable[Case]) -> list[Case]:
     for case in sorted(cases, key=lambda c: not _asks(c)):
         groups.setdefault(case.asked or case.id, []).append(case)
     return [c for group in groups.values() for c in group[:OF_EACH]][: OF_EACH * MOST]
+
+
+def _right(answer: str, fact: str) -> bool:
+    """Also where the model goes on after the fact, as language models do."""
+    return same_answer(answer, fact) or normalise(answer).startswith(f"{normalise(fact)} ")
 
 
 def _asks(case: Case) -> bool:

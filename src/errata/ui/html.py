@@ -22,7 +22,7 @@ SIDE = 160  # pixels of a picture in the page at most
 def outcome_html(outcome: Outcome) -> str:
     """The sentence, the table of answers and the pictures of a correction."""
     template = _templates().get_template("outcome.html.jinja")
-    return template.render(outcome=outcome, headings=HEADINGS, thumb=thumb)
+    return str(template.render(outcome=outcome, headings=HEADINGS, thumb=thumb))
 
 
 def line_html(text: str, kind: str) -> str:
@@ -78,5 +78,4 @@ def _templates() -> Any:
 
 def style() -> str:
     """The style sheet of the page."""
-    found: str = _templates().get_template("style.css.jinja").render()
-    return found
+    return str(_templates().get_template("style.css.jinja").render())

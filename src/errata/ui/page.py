@@ -25,7 +25,14 @@ def theme() -> Any:
     """Fonts of the reader's own system: nothing is fetched."""
     fonts = [gr.themes.Font(f) for f in ("system-ui", "-apple-system", "Segoe UI", "sans-serif")]
     mono = [gr.themes.Font(f) for f in ("ui-monospace", "monospace")]
-    return gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=fonts, font_mono=mono)
+    plain = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=fonts, font_mono=mono)
+    # gradio's own colour of this button has too little contrast
+    return plain.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+    )
 
 
 def page_of(workbench: Workbench) -> gr.Blocks:
