@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image as Pillow
 
@@ -34,16 +36,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def workbench(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     pytest.importorskip("gradio", reason="no gradio: pip install 'errata[ui]'")
-    from errata.serve.listening import listening
     from errata.serve.settings import Limits
-    from errata.ui.run import built
     from errata.ui.workbench import Workbench
 
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("uploads"))
     limits = Limits(image=200_000, pixels=90_000)
-    workbench = Workbench(errata.load("micro-vlm"), folder=folder, limits=limits)
+    return Workbench(errata.load("micro-vlm"), folder=folder, limits=limits)
+
+
+@pytest.fixture(scope="module")
+def address(workbench: Any) -> Iterator[str]:
+    from errata.serve.listening import listening
+    from errata.ui.run import built
+
     where = listening("127.0.0.1", 0)
     server = built(workbench, host="127.0.0.1")
     thread = threading.Thread(target=server.run, kwargs={"sockets": [where]})
@@ -181,6 +188,29 @@ def test_a_picture_of_ones_own_is_asked_about(opened):
     assert said(page)
     page.locator("#remove").click()
     expected(page.locator("#picture img")).to_have_count(0)
+
+
+def test_a_password_stands_in_front_of_everything(workbench):
+    from errata.ui.run import application
+
+    app = application(workbench, host="0.0.0.0", password="a long password")
+
+    async def statuses() -> list[int]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
+            calls = [client.get("/config"), client.get("/gradio_api/info")]
+            calls.append(client.post("/gradio_api/upload", files={"files": b"x"}))
+            calls.append(client.post("/gradio_api/queue/join", json={"data": [], "fn_index": 1}))
+            found = [(await call).status_code for call in calls]
+            form = {"username": "errata", "password": "a long password"}
+            for sent in ({**form, "password": "another"}, form):
+                found.append((await client.post("/login", data=sent)).status_code)
+            found.append((await client.get("/config")).status_code)
+            return found
+
+    *closed, wrong, right, config = asyncio.run(statuses())
+    assert closed == [401] * 4
+    assert (wrong, right, config) == (400, 200, 200)
 
 
 def _png(side: int) -> bytes:

@@ -45,7 +45,7 @@ def methods(bb: Backbone, started_with: str | None = None) -> tuple[Choice, ...]
 def reaches() -> tuple[Choice, ...]:
     """Scopes that work without a training."""
     found = [
-        Choice(AUTOMATIC, "the narrowest one that holds and harms no earlier correction"),
+        Choice(AUTOMATIC, "the narrowest one that holds"),
         Choice(EVERYWHERE, "all questions: the model is changed as a whole"),
     ]
     for name, cls in registry.usable("scopes").items():

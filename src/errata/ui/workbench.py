@@ -20,7 +20,7 @@ from errata.core.editor import Editor
 from errata.core.errors import BadEdit, BadOutput, BadSpec
 from errata.core.formats.counts import counted
 from errata.core.model.generation import image_generator
-from errata.core.patch import Patch, remarks
+from errata.core.patch import Patch, remarks, same_prompt
 from errata.core.state import State
 from errata.core.types import Edit, Image, Prompt
 from errata.evaluation.answers import ask_prompts
@@ -207,12 +207,17 @@ class Session:
             return outcome
 
     def compare(self, request: Request, method: str, reach: str) -> Outcome:
-        """The same correction made in two ways; neither is kept. Raises UserError."""
+        """The same correction made in two ways, as if it were not made yet; neither is kept.
+
+        Raises UserError.
+        """
         first, second = (request.method, request.reach), (method, reach)
         if first == second:
             raise BadSpec("both ways are the same. Choose another method or reach for one of them.")
         with self.workbench.lock:
-            return self._tried(request, self.live, [first, second])[0]
+            asked = self._prompt(request.question)
+            below = [p for p in self.live if not any(same_prompt(e.prompt, asked) for e in p.edits)]
+            return self._tried(request, below, [first, second])[0]
 
     def _tried(
         self, request: Request, below: Sequence[Patch], ways: Sequence[tuple[str, str]]
