@@ -94,7 +94,7 @@ def application(workbench: Workbench, *, host: str, password: str | None) -> Any
 
 def built(workbench: Workbench, *, host: str, password: str | None = None) -> uvicorn.Server:
     config = uvicorn.Config(
-        application(workbench, host=host, password=password), log_level="warning",
+        application(workbench, host=host, password=password), log_level="critical",
         access_log=False, server_header=False, ws="none", loop="asyncio", proxy_headers=False,
         timeout_graceful_shutdown=5,
     )  # fmt: skip

@@ -252,7 +252,7 @@ class Session:
         if reach != AUTOMATIC:
             scope = None if reach == EVERYWHERE else reach
             return maker.find(replace(wanted, editor=editor, scope=scope)), scope
-        tried = []
+        tried: list[tuple[bool, int, int, TriedEdit, str | None]] = []
         for scope in scopes_for(wanted.edit):
             try:
                 one = maker.find(replace(wanted, editor=editor, scope=scope))
