@@ -21,7 +21,7 @@ import errata
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
 )
-SECONDS = 120_000  # milliseconds: the machine of the tests may be busy
+SECONDS = 240_000  # milliseconds: the machine of the tests may be busy
 
 pytestmark = [
     pytest.mark.trained,
