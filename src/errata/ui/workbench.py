@@ -330,6 +330,8 @@ class Session:
     def load(self, name: str) -> Correction:
         """Puts a saved patch in use, on top of the others. Raises UserError, Refused."""
         with self.workbench.lock:
+            if not name:
+                raise BadEdit("there is nothing to load. Save a correction first.")
             if any(c.saved == name and c.on for c in self.corrections):
                 raise BadEdit(f"'{name}' is in use already.")
             catalogue = self.workbench.catalogue
