@@ -15,8 +15,9 @@ import httpx
 
 from errata.core.model.backbone import Backbone
 from errata.serve.fetch import Fetcher
+from errata.serve.listening import listening
 from errata.serve.logs import EventLog
-from errata.serve.run import built, listening
+from errata.serve.run import built
 from errata.serve.service import Service, Setup
 
 TOKEN, ADMIN = "token-for-questions", "token-for-administrators"

@@ -33,6 +33,7 @@ from errata.cli import (
     results,
     serve,
     stats,
+    ui,
 )
 from errata.cli.shared.printing import finish_printing, printable, readable_warnings, say
 from errata.core import registry
@@ -90,6 +91,7 @@ app.add_typer(convert.app, name="convert")
 app.command("doctor")(doctor.doctor)
 app.command("draw")(draw.draw)
 app.command("serve")(serve.serve)
+app.command("ui")(ui.ui)
 app.command("check")(plugins.check)
 
 

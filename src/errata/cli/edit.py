@@ -120,7 +120,7 @@ def edit(
         ed = _chosen(bb, requested)
     ed = ed.for_backbone(bb)
     if prepared is None and ed.uses_state and not ed.needs_state:
-        prepared = _collect(bb, ed, benchmark, root, seed)
+        prepared = collect(bb, ed, benchmark, root, seed)
     ed = options.behind(ed, _ready(bb, bounds, benchmark, root, seed))
     with locked(out), bb.applied(*(p.load(bb) for p in below)):
         check_out(out, each=each, force=force)  # another command may have written it meanwhile
@@ -193,10 +193,10 @@ def _ready(
     """The scope with a state, if it needs one that is cheap and has none."""
     if scope is None or not scope.lacks_state:
         return scope
-    return scope.with_state(_collect(bb, scope, benchmark, root, seed))
+    return scope.with_state(collect(bb, scope, benchmark, root, seed))
 
 
-def _collect(
+def collect(
     bb: Backbone, ed: Editor | Scope, benchmark: str | None, root: Path | None, seed: int
 ) -> State | None:
     """The state of an editor or a scope, collected from the train split of a benchmark.

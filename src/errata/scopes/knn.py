@@ -26,6 +26,7 @@ class KnnScope(CosineScope):
     """The nearest edit by the last prompt token, if it is near enough."""
 
     name = "knn"
+    reach = "questions that look alike inside the model (tuned first, once)"
     keeps_state = True
 
     @dataclass(frozen=True, kw_only=True)

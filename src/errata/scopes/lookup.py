@@ -13,6 +13,7 @@ class LookupScope(EqualScope):
     """Equal words and equal picture files."""
 
     name = "lookup"
+    reach = "only this question about this picture"
 
     def _number(self, prompt: Prompt) -> int:
         return whole(prompt)

@@ -10,6 +10,9 @@ class SameImageScope(EqualScope):
     """Equal picture files."""
 
     name = "same_image"
+    reach = "any question about this picture"
+    modalities = frozenset({"image"})
+    choice = 1
 
     def _number(self, prompt: Prompt) -> int:
         return number(*map(picture, prompt.images)) if prompt.images else NONE

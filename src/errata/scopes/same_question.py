@@ -10,6 +10,7 @@ class SameQuestionScope(EqualScope):
     """Equal words."""
 
     name = "same_question"
+    reach = "this question in these words, about any picture"
 
     def _number(self, prompt: Prompt) -> int:
         return number(prompt.text)

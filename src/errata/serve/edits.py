@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,16 @@ from errata.core.state import State
 from errata.core.types import Edit, Prompt
 from errata.editors import choose
 from errata.evaluation.answers import ask_prompts
-from errata.evaluation.verify import verify_edits
+from errata.evaluation.verify import EditCheck, verify_edits
 from errata.serve.catalogue import PatchCatalogue
 from errata.serve.failures import Refused
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
+    from errata.core.model.scope import Scope
+
+    #: makes the state of an editor or a scope
+    Collect = Callable[[Editor | Scope], State | None]
 
 #: asked before and after an edit, where the request names no other questions
 UNRELATED = (
@@ -51,15 +55,37 @@ class WantedEdit:
     name: str | None = None
     seed: int = 0
 
+    @property
+    def questions(self) -> tuple[Prompt, ...]:
+        """What is asked before and after."""
+        return (self.edit.prompt, self.rephrase, *self.unrelated)
+
+
+@dataclass(frozen=True)
+class TriedEdit:
+    """A patch that is not kept yet. check: whether it holds. before, after: the answers to
+    `WantedEdit.questions`.
+    """
+
+    patch: Patch
+    editor: str
+    why: str
+    check: EditCheck
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
 
 class EditMaker:
-    """editor, state: what edits are made with that name no editor of their own."""
+    """editor, state: what edits are made with that name no editor of their own. collect: makes the
+    state of an editor or a scope that is cheap to make; without it these are refused.
+    """
 
     def __init__(
         self, bb: Backbone, catalogue: PatchCatalogue, *, editor: Editor | None = None,
-        state: State | None = None, most: int = 4, cap: int = CAP,
+        state: State | None = None, most: int = 4, cap: int = CAP, collect: Collect | None = None,
     ) -> None:  # fmt: skip
         self.bb, self.catalogue, self.editor, self.state = bb, catalogue, editor, state
+        self.collect = collect
         self.most, self.open, self.cap = most, 0, min(cap, CAP)
         self.lock = threading.Lock()
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="errata-edit")
@@ -83,34 +109,38 @@ class EditMaker:
         begun = time.monotonic()
         name = wanted.name or f"edit-{secrets.token_hex(4)}"
         self.catalogue.check_free(name)
-        bb, below = self.bb, [] if wanted.below is None else [wanted.below]
-        editor, state, why = self._editor(wanted)
-        others = [wanted.edit.prompt, wanted.rephrase, *wanted.unrelated]
-        with bb.only(*below):
-            before = self._answers(others)
-            patch = editor.for_backbone(bb).edit(bb, wanted.edit, state, seed=wanted.seed).patch
-            (check,) = verify_edits(bb, [wanted.edit], [patch])
-            with bb.applied(bb.place(patch)):
-                after = self._answers(others)
-        saved = self.catalogue.add(name, patch)
+        tried = self.find(wanted)
+        saved = self.catalogue.add(name, tried.patch)
         target, rephrased, *unrelated = (
             {"question": p.text, "before": b, "after": a}
-            for p, b, a in zip(others, before, after, strict=True)
+            for p, b, a in zip(wanted.questions, tried.before, tried.after, strict=True)
         )
         return {
             "patch": name,
             "model": f"{self.catalogue.name}+{name}",
             "saved": saved,
-            "editor": editor.name,
-            "why_this_editor": why,
+            "editor": tried.editor,
+            "why_this_editor": tried.why,
             "seconds": round(time.monotonic() - begun, 3),
             "verification": {
-                "holds": check.kept,
+                "holds": tried.check.kept,
                 "target": {**target, "wanted": wanted.edit.target},
                 "rephrase": {**rephrased, "wanted": wanted.edit.target},
                 "unrelated": [{**u, "same": u["before"] == u["after"]} for u in unrelated],
             },
         }
+
+    def find(self, wanted: WantedEdit) -> TriedEdit:
+        """The edit, found and asked about, and not kept. Raises UserError."""
+        bb, below = self.bb, [] if wanted.below is None else [wanted.below]
+        editor, state, why = self._editor(wanted)
+        with bb.only(*below):
+            before = self.answers(wanted.questions)
+            patch = editor.for_backbone(bb).edit(bb, wanted.edit, state, seed=wanted.seed).patch
+            (check,) = verify_edits(bb, [wanted.edit], [patch])
+            with bb.applied(bb.place(patch)):
+                after = self.answers(wanted.questions)
+        return TriedEdit(patch, editor.name, why, check, tuple(before), tuple(after))
 
     def _editor(self, wanted: WantedEdit) -> tuple[Editor, State | None, str]:
         """The editor, its state, and why it was taken."""
@@ -125,11 +155,18 @@ class EditMaker:
             editor, state, why = self.editor, self.state, "the server was started with it"
         else:
             editor, why = choose(self.bb, [wanted.edit])
+        editor = editor.for_backbone(self.bb)
+        cheap = editor.uses_state and not editor.needs_state
+        if state is None and self.collect is not None and cheap:
+            state = self.collect(editor)
         if wanted.scope is not None:
-            editor = scoped(editor, scope_of(wanted.scope))
+            scope = scope_of(wanted.scope)
+            if self.collect is not None and scope.lacks_state:
+                scope = scope.with_state(self.collect(scope))
+            editor = scoped(editor, scope)
         return editor, state, why
 
-    def _answers(self, prompts: Sequence[Prompt]) -> list[str]:
+    def answers(self, prompts: Sequence[Prompt]) -> list[str]:
         """One by one: a question that cannot be asked has its reason as its answer."""
         answers = []
         for prompt in prompts:

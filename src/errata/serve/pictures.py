@@ -33,34 +33,39 @@ class ImageReader:
             raise _bad("the image is no data: URL of the form data:image/png;base64,...")
         else:
             data = self.fetcher.fetch(url)
-        if not data or len(data) > self.limits.image:
-            raise _bad(
-                f"the image has {len(data):,} bytes, this server takes 1 to {self.limits.image:,}"
-            )
-        self._check_pixels(data)
-        image = Image.of(data)
-        picture = load_image(image)  # a broken one is refused here, before it waits
-        self._check_size(picture.size)
-        return image
+        return checked_image(data, self.limits)
 
-    def _check_pixels(self, data: bytes) -> None:
-        """Reads the size only. What Pillow itself cannot open, `load_image` names."""
-        try:
-            with Pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
-                size = picture.size
-        except Pillow.DecompressionBombError:
-            raise _bad(f"the image has more than {self.limits.pixels:,} pixels") from None
-        except Exception:
-            # whatever damaged bytes lead a decoder to; `load_image` opens them again
-            return
-        self._check_size(size)
 
-    def _check_size(self, size: tuple[int, int]) -> None:
-        width, height = size
-        if width * height > self.limits.pixels:
-            raise _bad(
-                f"the image has {width} x {height} pixels, this server takes {self.limits.pixels:,}"
-            )
+def checked_image(data: bytes, limits: Limits) -> Image:
+    """The image of a file's bytes, in memory. Raises Refused for one that is too large or broken,
+    BadImage.
+    """
+    if not data or len(data) > limits.image:
+        raise _bad(f"the image has {len(data):,} bytes, this server takes 1 to {limits.image:,}")
+    _check_pixels(data, limits)
+    image = Image.of(data)
+    picture = load_image(image)  # a broken one is refused here, before it waits
+    _check_size(picture.size, limits)
+    return image
+
+
+def _check_pixels(data: bytes, limits: Limits) -> None:
+    """Reads the size only. What Pillow itself cannot open, `load_image` names."""
+    try:
+        with Pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
+            size = picture.size
+    except Pillow.DecompressionBombError:
+        raise _bad(f"the image has more than {limits.pixels:,} pixels") from None
+    except Exception:
+        # whatever damaged bytes lead a decoder to; `load_image` opens them again
+        return
+    _check_size(size, limits)
+
+
+def _check_size(size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
+    if width * height > limits.pixels:
+        raise _bad(f"the image has {width} x {height} pixels, this server takes {limits.pixels:,}")
 
 
 def _decoded(text: str) -> bytes:

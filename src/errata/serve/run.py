@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from errata.core.errors import BadSpec
 from errata.serve.fetch import Fetcher
 from errata.serve.http.app import application
 from errata.serve.http.waiting import Mailbox
@@ -18,18 +17,6 @@ from errata.serve.service import Service, Setup
 
 if TYPE_CHECKING:
     from errata.core.model.backbone import Backbone
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0: any free one. Raises BadSpec."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as e:
-        reason = e.strerror if isinstance(e, OSError) else str(e)
-        raise BadSpec(
-            f"cannot listen on {host}, port {port} ({reason}). Give another --host or --port."
-        ) from None
 
 
 def built(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from errata.cli.serve import options as own
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
+from errata.cli.shared.patches import heads_in
 from errata.cli.shared.printing import say
-from errata.core.errors import BadOutput, BadSpec, MissingExtra, UserError
+from errata.core.errors import BadOutput, BadSpec, MissingExtra
 
 if TYPE_CHECKING:
     from errata.serve.settings import Access
@@ -68,11 +67,12 @@ def serve(
         _check_served(served_name)
     from errata.io.patch_folder import read_head
     from errata.serve import run
+    from errata.serve.listening import listening
     from errata.serve.logs import EventLog
     from errata.serve.service import Service, Setup
     from errata.serve.settings import MIB, Limits
 
-    bb = model.load([*(read_head(f) for f in given.values()), *_heads_in(patches)])
+    bb = model.load([*(read_head(f) for f in given.values()), *heads_in(patches)])
     limits = Limits(
         body=max_body * MIB, image=max_body * MIB, images=max_images, pixels=max_pixels,
         prompt_tokens=max_prompt_tokens, tokens=max_tokens, queue=max_queue, batch=max_batch,
@@ -89,20 +89,8 @@ def serve(
             say(f"left out: {left_out}: {why}", err=True)
         say("\n".join(service.catalogue.models()))
         return
-    if not run.serve(bb, setup, run.listening(host, port), log=log, drain=drain):
+    if not run.serve(bb, setup, listening(host, port), log=log, drain=drain):
         raise typer.Exit(1)
-
-
-def _heads_in(folder: Path | None) -> list[dict[str, Any]]:
-    """Of the patches in a folder; those that cannot be read are left out later, with a line."""
-    from errata.io.patch_folder import read_head
-    from errata.serve.catalogue import patches_in
-
-    heads = []
-    for place in patches_in(folder).values():
-        with suppress(UserError):
-            heads.append(read_head(place))
-    return heads
 
 
 def _check_installed() -> None:
@@ -121,6 +109,7 @@ def _check_served(name: str) -> str:
 
 def _access(host: str, image_hosts: tuple[str, ...] | list[str]) -> Access:
     """The tokens, from the environment. Raises BadSpec."""
+    from errata.serve.listening import is_this_machine
     from errata.serve.settings import Access
 
     token, admin = (os.environ.get(name, "").strip() or None for name in (TOKEN, ADMIN))
@@ -129,19 +118,12 @@ def _access(host: str, image_hosts: tuple[str, ...] | list[str]) -> Access:
             raise BadSpec(f"{name} holds no token: give at least 16 ASCII characters, no space.")
     if token is not None and token == admin:
         raise BadSpec(f"{TOKEN} and {ADMIN} are equal. Give two different tokens.")
-    if token is None and not _is_this_machine(host):
+    if token is None and not is_this_machine(host):
         raise BadSpec(f"--host {host} would answer everybody. Set {TOKEN}, or listen on 127.0.0.1.")
     for name in image_hosts:
         if "/" in name or name != name.lower() or not name.strip():
             raise BadSpec(f"--image-host {name} is no host. Give a name such as img.example.org.")
     return Access(token=token, admin=admin, image_hosts=frozenset(image_hosts))
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _given(pairs: list[str] | tuple[()]) -> dict[str, Path]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from errata.core.errors import UserError
 
 if TYPE_CHECKING:
     from errata.io.patch_hub import Located
@@ -50,3 +54,15 @@ def located(given: Sequence[str] | None) -> list[Located]:
     for patch in found:
         patch.head()
     return found
+
+
+def heads_in(folder: Path | None) -> list[dict[str, Any]]:
+    """Of the patches in a folder; those that cannot be read are left out later, with a line."""
+    from errata.io.patch_folder import read_head
+    from errata.serve.catalogue import patches_in
+
+    heads = []
+    for place in patches_in(folder).values():
+        with suppress(UserError):
+            heads.append(read_head(place))
+    return heads

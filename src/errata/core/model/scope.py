@@ -42,7 +42,9 @@ class Scope(ABC):
     needs_state: it is trained by `errata prepare`. keeps_state: its state is cheap, and is
     collected from the train split where none is given. state_name: the editor whose state it reads;
     "" = its own. for_benches: it knows the cases of a run (`told`), so that it is a bound and no
-    scope for use.
+    scope for use. reach: which questions it takes, for people who are no experts. modalities: edits
+    that it can take, as `Editor.modalities`. choice: place among the scopes that the playground
+    tries when the user names none, from 1; 0 = never chosen.
     """
 
     plugin_kind: ClassVar[str] = "scopes"
@@ -51,6 +53,9 @@ class Scope(ABC):
     keeps_state: ClassVar[bool] = False
     state_name: ClassVar[str] = ""
     for_benches: ClassVar[bool] = False
+    reach: ClassVar[str] = ""
+    modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
+    choice: ClassVar[int] = 0
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

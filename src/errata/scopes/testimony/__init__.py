@@ -61,6 +61,7 @@ class TestimonyScope(PromptScope):
     """Agreement of what the unedited model says about question and edit."""
 
     name = "testimony"
+    reach = "questions that the model itself takes for the same (tuned first, once)"
     keeps_state = True
     __test__ = False  # no test class, whatever its name begins with
 

@@ -1,0 +1,1 @@
+"""`errata ui`: make, see, compare, save and take back edits in a page of one's own machine."""
