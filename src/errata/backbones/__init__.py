@@ -44,9 +44,9 @@ def load(
     style that does not exist, or a dtype or device that this machine does not have, BadBackbone for
     a model that does not exist, that no family accepts, or that cannot be loaded.
     """
-    from errata.backbones._slow_dtype import warn_of_slow_dtype
     from errata.core.hooks.modes import ordinary
     from errata.core.model.budget import parse_bytes
+    from errata.core.model.slow_dtype import warn_of_slow_dtype
 
     name = _checked_name(name)
     check_style(style)

@@ -131,7 +131,7 @@ def test_no_name_leaves_the_folder(session, name):
     session.correct(session.choose(0))
     with pytest.raises(BadSpec, match="no name of a patch"):
         session.save(name)
-    with pytest.raises((Refused, BadEdit), match="there is no patch|there is nothing to load"):
+    with pytest.raises((Refused, BadEdit), match=r"there is no patch|there is nothing to load"):
         session.load(name)
     assert list(session.workbench.folder.iterdir()) == []
 

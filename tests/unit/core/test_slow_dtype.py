@@ -9,18 +9,18 @@ import pytest
 import torch
 
 import errata
-from errata.backbones import _slow_dtype
 from errata.core.errors import Notice
+from errata.core.model import slow_dtype
 
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A processor on which a product in half precision takes 50 times as long."""
     seconds = {torch.float32: 0.001, torch.bfloat16: 0.05}
-    monkeypatch.setattr(_slow_dtype, "_seconds", lambda dtype: seconds[dtype])
-    _slow_dtype.slowness.cache_clear()
+    monkeypatch.setattr(slow_dtype, "_seconds", lambda dtype: seconds[dtype])
+    slow_dtype.slowness.cache_clear()
     yield
-    _slow_dtype.slowness.cache_clear()
+    slow_dtype.slowness.cache_clear()
 
 
 def test_a_slow_format_is_named(slow: None) -> None:
