@@ -18,6 +18,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A processor on which a product in half precision takes 50 times as long."""
     seconds = {torch.float32: 0.001, torch.bfloat16: 0.05}
     monkeypatch.setattr(slow_dtype, "_seconds", lambda dtype: seconds[dtype])
+    monkeypatch.setattr(slow_dtype, "LARGE", 1)
     slow_dtype.slowness.cache_clear()
     yield
     slow_dtype.slowness.cache_clear()
@@ -32,3 +33,10 @@ def test_float32_is_never_slow(slow: None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Notice)
         errata.load("micro-vlm", dtype="float32")
+
+
+def test_a_small_model_is_worth_no_word(slow: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_dtype, "LARGE", 10**9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        errata.load("micro-vlm", dtype="bfloat16")

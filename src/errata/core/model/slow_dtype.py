@@ -17,12 +17,15 @@ from errata.core.model.backbone import Backbone
 
 SIDE = 192  # of the two matrices: some milliseconds where it is slow
 SLOW = 6.0  # times the seconds of float32
+LARGE = 20_000_000  # numbers of a model that is worth a word
 
 
 def warn_of_slow_dtype(backbone: Backbone) -> None:
-    """One line for a model on the CPU, in a format that is slow there."""
+    """One line for a model on the CPU in a format that is slow there, unless it is small."""
     dtype = backbone.dtype
     if dtype.itemsize >= 4 or backbone.device_of("").type != "cpu":
+        return
+    if sum(p.numel() for p in backbone.model.parameters()) < LARGE:
         return
     times = slowness(dtype)
     if times >= SLOW:
