@@ -30,13 +30,15 @@ known dev 60 dev/memit-lr05-clamp16 memit --set lr=0.5 --set clamp=16.0
 known dev 60 dev/memit-lr05-kl0 memit --set lr=0.5 --set kl_factor=0.0
 known eval 310 one_step/memit-lr05 memit --set lr=0.5
 known eval 310 one_step/ft_l-rome ft_l --preset rome-gpt2-xl
+known eval 310 one_step/pmet pmet --set write=ffn
+known eval 100 one_step/pmet-stream pmet --dtype float32
 # default settings, as they are without a preset
 for editor in ft_l lora tpatcher ike rome memit pmet alphaedit; do
   known dev 20 "default/$editor" "$editor"
   bench pocket-vlm "pocket-default/$editor" "$editor" pocket one_step 20
 done
 bench pocket-vlm pocket-default/ft_v ft_v pocket one_step 20
-for editor in ${*:-ft_l lora rome memit pmet alphaedit ike}; do
+for editor in ${*:-ft_l lora rome memit alphaedit ike}; do
   known eval 310 "one_step/$editor" "$editor"
   bench smollm2-135m "places/$editor" "$editor" places one_step 100
   bench smollm2-135m "sequential100/$editor" "$editor" "counterfact:$facts@eval" sequential:100 130
