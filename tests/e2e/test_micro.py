@@ -40,14 +40,14 @@ def micro() -> Iterator[Backbone]:
 def editor_and_state(name: str, backbone: Backbone) -> tuple[Editor, State | None]:
     """The editor with few steps; the state of two steps if it is one that must be trained."""
     cls = registry.load("editors", name)
+    cases = Microworld().load(BenchmarkSpec.parse("microworld:vqa@train")).cases[:8]
     if not issubclass(cls, TrainedEditor):
         small = {"questions": 2, "pictures": 2, "pool": 4, "cases": 8}  # of a scope's state
         shorter = {"steps": 5, "encoder": "backbone", **small}.items()
         editor: Editor = cls(**{k: v for k, v in shorter if k in cls().summary["config"]})
-        return editor, None
+        return editor, editor.prepare(backbone, cases) if editor.needs_state else None
     trained = cls(steps=2, batch=2, held_out=0).for_backbone(backbone)
-    cases = Microworld().load(BenchmarkSpec.parse("microworld:vqa@train")).cases
-    return trained, trained.prepare(backbone, cases[:8])
+    return trained, trained.prepare(backbone, cases)
 
 
 def run(

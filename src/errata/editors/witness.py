@@ -42,7 +42,7 @@ class WitnessEditor(Editor):
     """A memory behind `testimony`, with a correction for the fact and one for what follows."""
 
     name = "witness"
-    keeps_state = True
+    needs_state = True
     state_name = state_label(SCOPE)
     state_settings = LEARNT
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
@@ -78,10 +78,6 @@ class WitnessEditor(Editor):
                 f"editor '{self.name}': {setting}={name} works from a state of its own, which is "
                 "not passed on. Choose an editor that works without one: ft_l, ft_v, lora."
             )
-
-    @property
-    def uses_state(self) -> bool:
-        return True
 
     def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
         settings = {n: getattr(self.config, n) for n in LEARNT}
