@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rome": {"layers": (3,)},
     "memit": {"layers": (1, 2, 3)},
     "alphaedit": {"layers": (1, 2, 3), "threshold": "relative", "nullspace_threshold": 0.5},
-    "pmet": {"layers": (1, 2, 3)},
+    "pmet": {"layers": (1, 2, 3), "write": "ffn"},
 }
 
 

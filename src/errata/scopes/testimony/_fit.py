@@ -19,6 +19,7 @@ from errata.scopes._cases import INSIDE, Labelled
 from errata.scopes.testimony._witness import LEAST, Witness
 
 SHRINK = 1e-4  # weight of the squared weights in the loss
+ROUNDING = 1e-3
 CUTS = tuple(k / 4 for k in range(-16, 25))
 
 
@@ -45,6 +46,7 @@ def fit(witness: Witness, cases: Sequence[Case]) -> tuple[dict[str, Any], dict[s
     mine = inside[: len(own)].bool()
     always = torch.ones_like(mine)
     threshold, whole = _tuned(score[: len(own)], always, mine, asked.of_case)
+    threshold = min(threshold, float(bias) - ROUNDING)  # an edit opens for its own question
     raised, whole_of_all = _tuned(*_in_memory(asked, agreed @ weights + bias), mine, asked.of_case)
     rise = max(raised - threshold, 0.0) / math.log10(max(len(cases), 10))
     right = ((score >= threshold) == inside.bool()).float()
