@@ -87,9 +87,10 @@ def holds_rows(bb: ImageGenerator, folder: Path) -> None:
         with bb.applied(patch):
             one_each += bb.draw([prompt], SEEDS)
     with bb.applied(Rows(patches)):
-        assert near(bb.draw(alike(), SEEDS), one_each), "with rows: other pictures"
+        straight = bb.draw(alike(), SEEDS)
+        assert near(straight, one_each), "with rows: other pictures"
         swapped = bb.draw(alike(), SEEDS, rows=torch.tensor([1, 0]))
-        assert not near(swapped[:1], one_each[:1]), "rows have no effect"
+        assert not equal(swapped[:1], straight[:1]), "rows have no effect"
 
 
 def holds_reach(bb: ImageGenerator, folder: Path, reads: int) -> None:
