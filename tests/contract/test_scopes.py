@@ -188,7 +188,11 @@ def test_a_cell(
         if not acts:
             assert torch.equal(together[b], base[b])
             alone = asked[b : b + 1]
-            assert torch.equal(logits(backbone, route, alone), logits(backbone, None, alone))
+            here, clean = logits(backbone, route, alone), logits(backbone, None, alone)
+            if route.by_column:
+                assert torch.equal(here, clean)
+            else:  # the last block runs at all columns for it: rounding
+                assert torch.allclose(here, clean, atol=1e-5)
     with backbone.applied(route):
         said = backbone.generate(backbone.encode(asked), [5] * len(asked))
         for prompt, one in zip(asked[:4], said, strict=False):
