@@ -50,7 +50,7 @@ FRESH = (
     *(f"docs/start/{n}.md" for n in ("fix-one-fact", "compare-methods", "add-a-method")),
     *(f"docs/concepts/{n}.md" for n in ("site", "hook", "patch", "scope", "measurement")),
     *(f"docs/{n}.md" for n in ("index", "real-models", "deploying", "gallery")),
-    *(f"docs/{n}.md" for n in ("models-that-draw", "reproduce-pictures", "ui")),
+    *(f"docs/{n}.md" for n in ("models-that-draw", "reproduce-pictures", "reproduce-vlm", "ui")),
 )
 SERVED = "8123"  # the port of the pages; another one is used here, since this may be taken
 BLOCK = re.compile(
