@@ -25,18 +25,17 @@ from typing import Any
 
 import torch
 from children import run_child
+from value_search import NAMES, edits
 
 import errata
 from errata.algorithms.locate_then_edit.corpus import Corpus, Document
 from errata.algorithms.locate_then_edit.layer_stats import StatsSettings, collect
 from errata.core.measure.protocol import Ask
 from errata.core.model.memory import measured_peak, resident_mb
-from errata.core.types import Edit, Probe, Prompt
+from errata.core.types import Probe, Prompt
 from errata.evaluation.answers import PromptRequest, ask_all
 
 VOCABULARY = 49152
-NAMES = ("Zorvex", "Mirabel", "Tantor", "Quillon", "Brask", "Ondine", "Feldar", "Umber")
-ASKED = ("The colour of {} is", "The home of {} is", "What is the maker of {}?", "{} has the shape")
 
 
 def model(blocks: int) -> Any:
@@ -51,15 +50,6 @@ def model(blocks: int) -> Any:
     made: Any = LlamaForCausalLM(config)
     micro: Any = errata.load("micro-vlm")
     return errata.wrap(made.eval(), micro.tokenizer, name="random-135m")
-
-
-def edits(count: int) -> list[Edit]:
-    made = []
-    for i in range(count):
-        name, text = NAMES[i % len(NAMES)], ASKED[i // len(NAMES) % len(ASKED)]
-        target = NAMES[(i + 3) % len(NAMES)]
-        made.append(Edit(Prompt.of(text.format(name)), target, name, id=str(i)))
-    return made
 
 
 def statistics(bb: Any, layers: Sequence[int]) -> Any:

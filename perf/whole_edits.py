@@ -21,20 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batch_memory import NAMES
+from batch_memory import statistics
 from torch import Tensor
 from value_search import edits, padded, plain
 
 import errata
 from errata.algorithms.locate_then_edit.context_templates import with_template
-from errata.algorithms.locate_then_edit.corpus import Corpus, Document
-from errata.algorithms.locate_then_edit.layer_stats import (
-    StatsSettings,
-    collect,
-    moment,
-    site_of,
-)
-from errata.core.types import Edit, Prompt
+from errata.algorithms.locate_then_edit.layer_stats import moment, site_of
+from errata.core.types import Edit
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "rome": {"layers": (3,)},
@@ -146,13 +140,6 @@ class Plain:
             system = kept @ outer + ridge
             return torch.linalg.solve(system, kept @ torch.outer(key, residual)).T
         return torch.outer(residual, torch.linalg.solve(len(key) * kept + outer, key))
-
-
-def statistics(bb: Any, layers: Sequence[int]) -> Any:
-    lines = [f"The {a} of the {b} is {c}" for a in NAMES for b in NAMES for c in NAMES]
-    documents = [Document(Prompt.of(line)) for line in lines]
-    source = Corpus("lines", "lines", len(lines), lambda: iter(documents))
-    return collect(bb, source, StatsSettings(layers=tuple(layers)))
 
 
 def smallest(runs: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:

@@ -145,6 +145,8 @@ class TestimonyScope(PromptScope):
         return torch.stack(self._scores(asked, edits, pairs=False)).amax(0)
 
     def way(self, query: Tensor, keys: Tensor) -> Tensor:
+        if not self.config.consequences:
+            return super().way(query, keys)
         scores = self._scores(self._parts(query), self._parts(keys), pairs=True)
         return torch.stack(scores).argmax(0)
 
