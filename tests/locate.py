@@ -84,10 +84,13 @@ def share_missing(bb: Backbone, made: Any, edit: Edit, result: EditResult, site:
             values = made.search_values(bb, one, ("",), TOP, seed=0)
     else:
         values = search(bb, one, ("",), made.search_settings([site_of(TOP)]))
-    searched = next(iter(values.value))
-    placed = [searched]
-    if getattr(made.config, "write", "") == "stream":
+    searched, placed = next(iter(values.value)), [next(iter(values.value))]
+    if isinstance(made, multi_layer.MultiLayerUpdate):
+        written = next(iter(made.written(bb, TOP).values()))
+        searched = multi_layer.searched_site(bb, values, written)
         placed = list(made.value_settings(bb, TOP).sites)
+    if searched in placed:  # the others, if any, are dropped
+        placed = [searched]
     columns = torch.tensor([bb.last_column(edit.prompt, str(edit.subject))])
     value = ColumnShift(placed, columns, torch.tensor([0]))
     value.delta = {s: values.value[s] - values.start[s] for s in placed}

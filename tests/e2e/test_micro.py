@@ -40,7 +40,7 @@ def micro() -> Iterator[Backbone]:
 def editor_and_state(name: str, backbone: Backbone) -> tuple[Editor, State | None]:
     """The editor with few steps; the state of two steps if it is one that must be trained."""
     cls = registry.load("editors", name)
-    cases = Microworld().load(BenchmarkSpec.parse("microworld:vqa@train")).cases[:8]
+    cases = Microworld().load(BenchmarkSpec.parse("microworld:vqa@train")).cases
     if not issubclass(cls, TrainedEditor):
         small = {"questions": 2, "pictures": 2, "pool": 4, "cases": 8}  # of a scope's state
         shorter = {"steps": 5, "encoder": "backbone", **small}.items()

@@ -32,7 +32,7 @@ there by the equality of two floats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -44,11 +44,9 @@ from errata.algorithms.locate_then_edit.layer_stats import (
     tensor_of,
 )
 from errata.algorithms.locate_then_edit.multi_layer import CovarianceUpdate
-from errata.algorithms.locate_then_edit.stream import stream_site
-from errata.algorithms.locate_then_edit.value_search import ValueResult, ValueSettings
+from errata.algorithms.locate_then_edit.value_search import ValueSettings
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
-from errata.core.types import Edit
 
 _PUBLISHED: Mapping[str, Any] = {
     "write": "ffn", "eos": False, "ridge": 0.0, "lr": 0.5, "weight_decay": 0.5, "steps": 30,
@@ -109,20 +107,6 @@ class Pmet(CovarianceUpdate):
         if self.config.write == "stream" and self.value_site(backbone, layer) == site_of(layer):
             sites.pop()  # it would be dropped
         return self.search_settings(sites, downweight_when_right=True)
-
-    def search_values(
-        self,
-        backbone: Backbone,
-        edits: Sequence[tuple[int, Edit]],
-        templates: Sequence[str],
-        layer: int,
-        *,
-        seed: int,
-    ) -> ValueResult:
-        found = super().search_values(backbone, edits, templates, layer, seed=seed)
-        stream, block = stream_site(backbone, layer), f"text.{layer}.block"
-        start, value = ({**x, block: x[stream]} for x in (found.start, found.value))
-        return ValueResult(start, value, found.log)
 
     def value_site(self, backbone: Backbone, layer: int) -> str:
         if self.config.write == "stream":

@@ -32,7 +32,7 @@ from errata.algorithms.locate_then_edit.base import (
     with_keys,
 )
 from errata.algorithms.locate_then_edit.layer_stats import FFN, site_of
-from errata.algorithms.locate_then_edit.stream import stream_scale, stream_site
+from errata.algorithms.locate_then_edit.stream import stream_of, stream_scale, stream_site
 from errata.algorithms.locate_then_edit.value_search import ValueResult, ValueSettings, search
 from errata.algorithms.locate_then_edit.written import note_left
 from errata.core.editor import EditRequest, EditResult
@@ -64,7 +64,8 @@ class MultiLayerUpdate(LocateThenEdit):
                 )
             self._note_search(logs, values, edits)
             written = self.written(backbone, stage[-1])
-            goals = {p: values.value[_searched(values, site)].cpu() for p, site in written.items()}
+            searched = {p: searched_site(backbone, values, site) for p, site in written.items()}
+            goals = {p: values.value[site].cpu() for p, site in searched.items()}
             self._write(backbone, request, stage, goals, reader, parts, logs)
             with live_updates(backbone, parts):
                 for part, site in written.items():
@@ -72,7 +73,7 @@ class MultiLayerUpdate(LocateThenEdit):
                     kept.setdefault(part, {}).update(
                         {i: bare_and_mean(keys[i]).cpu() for i in stage}
                     )
-                    start = values.start[_searched(values, site)].cpu()
+                    start = values.start[searched[part]].cpu()
                     note_left(logs, goals[part], start, now_Eh.cpu(), part)
         own = _rows_of(request)
         after: list[State | None] = list(request.states)
@@ -220,9 +221,11 @@ class CovarianceUpdate(MultiLayerUpdate):
         return solve.update(keys, smoothed, len(keys_nd)), notes
 
 
-def _searched(values: ValueResult, site: str) -> str:
-    """The site at which the value of `site` was searched: itself, or else the first one."""
-    return site if site in values.value else next(iter(values.value))
+def searched_site(backbone: Backbone, values: ValueResult, site: str) -> str:
+    """The site of the value that the output of `site` is brought to: itself, or the hidden states
+    that it is added to.
+    """
+    return site if site in values.value else stream_of(backbone, site)
 
 
 def _is_direct(backbone: Backbone, layers: Sequence[int]) -> bool:

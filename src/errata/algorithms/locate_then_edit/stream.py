@@ -40,7 +40,7 @@ def stream_site(backbone: Backbone, layer: int) -> str:
 def stream_of(backbone: Backbone, site: str) -> str:
     """The site of the hidden states that what leaves a site of a block is added to."""
     _, layer, part = site.split(".", 2)
-    return site if part in ("in", "block") else stream_site(backbone, int(layer))
+    return site if part == "in" else stream_site(backbone, int(layer))
 
 
 def stream_scale(backbone: Backbone, layer: int) -> float | None:
