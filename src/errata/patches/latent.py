@@ -137,6 +137,7 @@ class Latent(Patch):
     """
 
     decides = True
+    by_column = True  # what is decided for a row is read at its last prompt token, an answer's column
     one_when_live = True
     real: Tensor | None
 

@@ -40,6 +40,7 @@ class Stack(Patch):
         self.folded = next((p.folded for p in patches if p.folded is not None), {})
         self.patches = nn.ModuleList(flat)
         self.decides = any(p.decides for p in flat)
+        self.by_column = all(p.pointwise or p.by_column for p in flat)
         self.edits = tuple(dict.fromkeys(e for p in flat for e in p.edits))
         self.header = common_header(flat)
 
