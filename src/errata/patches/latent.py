@@ -137,7 +137,7 @@ class Latent(Patch):
     """
 
     decides = True
-    by_column = True  # what is decided for a row is read at its last prompt token, an answer's column
+    by_column = True  # it decides from the last prompt token, whose column is always run
     one_when_live = True
     real: Tensor | None
 
