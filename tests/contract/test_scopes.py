@@ -47,6 +47,7 @@ READY: dict[str, Callable[[Backbone, Sequence[Case], str], Scope]] = {
     "dualedit": lambda *_: errata.scope("dualedit", layer=2, threshold=0.99999),
     "oracle": lambda _, cases, __: errata.scope("oracle").told(cases),
     "trained": lambda *_: errata.scope("trained", state=network(), threshold=0.9999),
+    "subject": lambda *_: errata.scope("subject"),
     "testimony": lambda _, __, shown: errata.scope("testimony", state=panel(shown)),
 }
 #: editors that put edits into the prompt
@@ -81,7 +82,8 @@ def backbone() -> Backbone:
 
 @pytest.fixture(scope="module")
 def known(backbone: Backbone, edits: list[Edit]) -> list[Edit]:
-    return [backbone.hashed(e) for e in edits[:3]]
+    named = zip(edits, ("colour", "shape", "please"), strict=False)
+    return [backbone.hashed(replace(e, subject=name)) for e, name in named]
 
 
 def ready(name: str, backbone: Backbone, cases: list[Case], picture: str) -> Scope:
@@ -300,11 +302,12 @@ def test_a_language_model_has_scopes_too(edits: list[Edit]) -> None:
     """Text edits of a model without pictures, behind the scopes that need no picture."""
     lm = tiny.shared("micro_umm")
     told = [
-        Edit(Prompt.of(f"What is Fact {i}?"), t, id=str(i)) for i, t in enumerate(("ring", "x"))
+        Edit(Prompt.of(f"What is Fact {i}?"), t, f"Fact {i}", id=str(i))
+        for i, t in enumerate(("ring", "x"))
     ]
     cases = [Case(e.id, e, ()) for e in told]
     asked = [*(e.prompt for e in told), Prompt.of("Which shape?")]
-    for name in ("lookup", "same_question", "knn", "dualedit", "oracle"):
+    for name in ("lookup", "same_question", "subject", "knn", "dualedit", "oracle"):
         scope = READY[name](lm, cases, "")
         patch = errata.editor("say", scope=scope).edit(lm, told).patch
         assert isinstance(patch, Route)
