@@ -107,7 +107,8 @@ class SubjectScope(PromptScope):
         length = (keys[:, 0] & (2**BITS - 1)).float()
         # half a word at most, so that the longer subject counts
         score = length + share / 2
-        return score * (named & (share >= self.config.words))
+        found: Tensor = score * (named & (share >= self.config.words))
+        return found
 
     def opens(self, score: Tensor) -> Tensor:
         return score > 0.5
