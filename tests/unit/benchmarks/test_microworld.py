@@ -276,6 +276,12 @@ def test_a_colour_a_shape_and_two_templates_are_kept_for_unseen(audit: dict[str,
     assert {c.id for c in unseen} <= every and {c.id for c in load("eval")} < every
 
 
+def test_consequences_are_the_cases_that_something_follows_from() -> None:
+    found, every = load("eval", variant="consequences"), load("eval", variant="all")
+    assert len(found) > 300 and [c for c in every if of(c, "portability")] == list(found)
+    assert load("train", variant="consequences") == load("train")
+
+
 @pytest.mark.parametrize("variant", ["unseen", "all"])
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_no_editor_is_made_on_what_is_held_back(split: str, variant: str) -> None:

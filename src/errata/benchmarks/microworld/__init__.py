@@ -31,7 +31,9 @@ class Microworld(Benchmark):
     version: ClassVar[str] = "2"
     tasks: ClassVar[tuple[str, ...]] = ("vqa", "caption", "text")
     default_tasks: ClassVar[tuple[str, ...]] = ("vqa", "caption")
-    variants: ClassVar[tuple[str, ...]] = ("published", "disjoint", "unseen", "all", "v1")
+    variants: ClassVar[tuple[str, ...]] = (
+        "published", "disjoint", "unseen", "all", "consequences", "v1",
+    )  # fmt: skip
 
     def load(self, spec: BenchmarkSpec, *, root: Path | None = None, seed: int = 0) -> Loaded:
         """The cases of all tasks of `spec`, task after task. `root` is not used."""

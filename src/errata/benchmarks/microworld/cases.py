@@ -207,8 +207,13 @@ def cases(task: str, split: str, variant: str, seed: int) -> tuple[Case, ...]:
 
     In the variant `published`, train takes its far-locality probes from the pool of eval, as in
     MMEdit; in nothing else it differs from `disjoint`. Only eval differs in `unseen` and `all`: an
-    editor that is measured there is made from the same train split. `v1`: see `slices`.
+    editor that is measured there is made from the same train split. `consequences` has the cases of
+    dev or of `all` from which something follows. `v1`: see `slices`.
     """
+    if variant == "consequences":
+        whole = cases(task, split, "all", seed)
+        follows = [c for c in whole if any(p.kind == "portability" for p in c.probes)]
+        return whole if split == "train" else tuple(follows)
     same = ("published",) if split == "eval" else ("unseen", "all")
     if variant in (*same, *(("published",) if split == "dev" else ())):
         return cases(task, split, "disjoint", seed)
