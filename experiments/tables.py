@@ -149,18 +149,19 @@ def _json(run: Path, name: str) -> dict[str, Any]:
 
 def _label(run: Path, by: str) -> str:
     """The editor, what stands behind the last dash of the folder's name, or all of it."""
-    several, run = len(_seeds(run)) > 1, _seeds(run)[0]
+    first, *others = _seeds(run)
     if by == "editor":
-        name = str(_json(run, "manifest")["editor"])
-        return f"{name} (seeds)" if several else name
-    return run.name if by == "run" else run.name.rsplit("-", 1)[-1]
+        name = str(_json(first, "manifest")["editor"])
+    else:
+        name = first.name if by == "run" else first.name.rsplit("-", 1)[-1]
+    return name + (" (seeds)" if others else "")
 
 
 def _planned_label(row: Path, by: str) -> str:
     """As `_label`, of a run that may not be here: its folder begins with the editor's name."""
     first, *others = _seeds(row)
     if by != "editor":
-        return _label(first, by)
+        return _label(row, by)
     return first.name.split("-")[0] + (" (seeds)" if others else "")
 
 

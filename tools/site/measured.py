@@ -39,9 +39,11 @@ class Measured:
         return f"[{text.replace('`', '')}]({root}results/{self.page}.md{where})"
 
     def of(self, name: str) -> Table:
-        """The rows about a plug-in: its name, alone or with what tells variants apart."""
-        own = re.compile(rf"`?{re.escape(name)}`?(?=$|[ ,(:-])")
-        rows = [row for row in self.rows if own.match(row[self.first])]
+        """The rows about a plug-in: its name alone, with what tells variants apart, or as a part
+        of the name of a run (`vqa-one_step-NAME-0`).
+        """
+        own = re.compile(rf"(?:^|-)`?{re.escape(name)}`?(?=$|[ ,(:-])")
+        rows = [row for row in self.rows if own.search(row[self.first])]
         base = [row for row in self.rows if row[self.first] == BASE]
         return [*base, *rows] if rows else []
 
@@ -69,7 +71,9 @@ def _tables(page: str) -> Iterator[Measured]:
 
 
 def section(name: str, root: str, others: Sequence[str] = ()) -> str:
-    """The part of a page that shows what was measured. others: CSV files shown whole."""
+    """The part of a page that shows what was measured; "" if nothing was. others: CSV files shown
+    whole.
+    """
     parts = []
     for table in tables():
         if "difference" in table.first:
@@ -77,8 +81,6 @@ def section(name: str, root: str, others: Sequence[str] = ()) -> str:
         rows = table.rows if table.csv in others else table.of(name)
         if rows:
             parts.append(f"From {table.link(root)}\n\n" + "\n".join(markdown(rows)))
-    if not parts:
-        return "Nothing was measured of it by itself yet."
     text, more = "\n\n".join(parts[:SHOWN]), "\n\n".join(parts[SHOWN:])
     if more:
         text += f'\n\n??? note "{len(parts) - SHOWN} more tables"\n\n' + indent(more, "    ")

@@ -45,6 +45,7 @@ WHOLE = {
     ("protocols", "one_step"): ("vqa-one_step",),
     ("protocols", "sequential"): ("vqa-sequential10", "vqa-sequential20"),
     ("protocols", "cross_task"): ("cross_task",),
+    ("protocols", "memory"): ("scope-testimony",),
     ("protocols", "direct"): ("umm",),
     ("protocols", "reasoning"): ("umm-rationales",),
     ("analyses", "drift"): ("drift-signal", "drift-pictures"),
@@ -163,12 +164,19 @@ def _page(kind: str, name: str) -> str:
         parts += ["## Settings", _settings(cls.Config, facts["meanings"])]
     if facts.get("presets"):
         parts += ["## Presets", _presets(name, facts["presets"])]
-    parts += ["## What was measured"]
-    parts += [measured.section(name, "../../", WHOLE.get((kind, name), ()))]
+    parts += _measured(kind, name)
     if kind == "editors":
         parts += ["## Classes of models", *_classes(name)]
     parts += ["## From its file", *_header(cls)]
     return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def _measured(kind: str, name: str) -> Iterator[str]:
+    """Nothing for what is not measured by itself, such as a protocol."""
+    found = measured.section(name, "../../", WHOLE.get((kind, name), ()))
+    if found or kind in ("editors", "scopes"):
+        yield "## What was measured"
+        yield found or "No table of the [results](../../results/index.md) has it yet."
 
 
 def _header(cls: type) -> Iterator[str]:
@@ -179,7 +187,8 @@ def _header(cls: type) -> Iterator[str]:
     module = inspect.getdoc(sys.modules[cls.__module__]) or ""
     yield from_docstring(module.partition("\n")[2].strip())
     yield from_docstring(inspect.cleandoc(vars(cls).get("__doc__") or ""))
-    yield f"The file: {code(cls.__module__.replace('.', '/'))}."
+    file = inspect.getsourcefile(cls) or ""
+    yield f"The file: {code(Path(file).relative_to(ROOT / 'src').as_posix())}"
 
 
 def _facts_list(facts: Mapping[str, Any]) -> str:
