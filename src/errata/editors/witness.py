@@ -50,8 +50,14 @@ class WitnessEditor(Editor):
     @dataclass(frozen=True, kw_only=True)
     class Config(Editor.Config):
         """direct: the editor that corrects the fact itself. follows: the editor that corrects what
-        follows from it; `none` = nothing does. questions, pictures, pool, cases, relation_kinds,
-        threshold, rise: as in the scope `testimony`.
+        follows from it; `none` = nothing does. questions: how many questions are asked about a
+        picture at most. pictures: how many fixed pictures a question is put to. pool: how many
+        questions the choice is made from. cases: number of training cases. relation_kinds: kinds of
+        training questions from which it is learnt which relations follow from which. threshold:
+        least score (a logit) of a question that belongs to an edit; null = the one with which most
+        training cases are right in all their questions. rise: how much higher it is in a memory of
+        ten times as many edits; null = tuned in the same way. All but the first two are those of the
+        scope `testimony`.
         """
 
         direct: str = "ft_l"

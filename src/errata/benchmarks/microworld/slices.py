@@ -7,8 +7,8 @@ Since version 2 the train split holds back what eval asks about, so that a score
   portability question leads to;
 - one colour, one shape and two question templates are kept out of train and dev, and out of eval.
   The variant `unseen` of eval holds the things that have one, asked in those templates; the variant
-  `all` holds every thing of eval, in the usual templates; `consequences` those of its cases that have
-  a portability question.
+  `all` holds every thing of eval, in the usual templates; `consequences` those of its cases that
+  have a portability question.
 
 The variant `v1` gives the cases of version 1, for runs that were begun with it.
 """
