@@ -56,8 +56,8 @@ class WitnessEditor(Editor):
         training questions from which it is learnt which relations follow from which. threshold:
         least score (a logit) of a question that belongs to an edit; null = the one with which most
         training cases are right in all their questions. rise: how much higher it is in a memory of
-        ten times as many edits; null = tuned in the same way. All but the first two are those of the
-        scope `testimony`.
+        ten times as many edits; null = tuned in the same way. All but the first two are settings of
+        the scope `testimony`.
         """
 
         direct: str = "ft_l"
