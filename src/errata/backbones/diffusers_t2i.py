@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from torch import nn
 
 from errata.backbones import _folders
 from errata.backbones._drawing.generator import MeasuredGenerator
+from errata.backbones._drawing.installed import diffusers_for
 from errata.backbones._drawing.loss import PipelineLoss
 from errata.backbones._drawing.model import (
     PipelineConfig,
@@ -36,7 +36,7 @@ from errata.backbones._drawing.model import (
 from errata.backbones._drawing.settings import arguments
 from errata.backbones._identity import ModelIdentity, weights_digest
 from errata.backbones._text import TextBackbone
-from errata.core.errors import BadBackbone, MissingExtra
+from errata.core.errors import BadBackbone
 from errata.core.formats.validation import whole_number
 from errata.core.hooks.context import Site
 from errata.core.model.outline import ModelOutline
@@ -155,7 +155,7 @@ class DiffusersT2I(MeasuredGenerator):
         drawing: Mapping[str, Any] | None = None,
     ) -> DiffusersT2I:
         """A folder or hub id of a pipeline. Raises BadBackbone with the library's reason."""
-        pipelines = _diffusers(name)
+        pipelines = diffusers_for(name)
         options: dict[str, Any] = {
             "revision": revision,
             "dtype": _dtype(name, dtype),
@@ -274,19 +274,6 @@ class DiffusersT2I(MeasuredGenerator):
 
 def _default_steps(pipeline: Any) -> int:
     return int(inspect.signature(type(pipeline).__call__).parameters["num_inference_steps"].default)
-
-
-def _diffusers(name: str) -> Any:
-    try:
-        import diffusers
-    except ImportError:
-        raise MissingExtra(
-            f"'{name}' is a pipeline of diffusers, which is not installed: pip install "
-            "'errata[image]'."
-        ) from None
-    if not sys.stderr.isatty():
-        diffusers.utils.logging.disable_progress_bar()
-    return diffusers
 
 
 def _dtype(name: str, dtype: str) -> Any:
