@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from errata.editors.bridge.drawn import PromptShift
 from errata.patches.delta import Delta
 from errata.testing import class_checks
 from errata.testing.drawing import checks, janus, standins
-from errata.testing.drawing.pipelines import PIPELINES, folder_of
+from errata.testing.drawing.pipelines import PIPELINES, folder_of, hidream
 from errata.testing.drawing.pipelines import wrapped as pipeline
 
 pytest.importorskip("diffusers")
@@ -203,6 +204,32 @@ def test_a_pipeline_without_a_language_model_is_refused() -> None:
     with pytest.raises(BadBackbone, match="T5EncoderModel: none is a decoder-only language") as e:
         wrap(SimpleNamespace(components=lacking, config={"_class_name": "Two"}))
     assert "\n" not in str(e.value)
+
+
+def test_a_pipeline_whose_generator_reads_the_words_itself_is_refused(tmp_path: Path) -> None:
+    """OmniGen: text and image in one stream; by its index alone, before its weights are read."""
+    parts = {
+        "_class_name": "OmniGenPipeline", "_diffusers_version": "0.42.1",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "tokenizer": ["transformers", "LlamaTokenizerFast"],
+        "transformer": ["diffusers", "OmniGenTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }  # fmt: skip
+    (tmp_path / "model_index.json").write_text(json.dumps(parts))
+    with pytest.raises(BadBackbone, match=r"\(OmniGenPipeline\) has no text encoder") as e:
+        load(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_a_pipeline_that_hands_over_blocks_apart_is_refused() -> None:
+    """HiDream: block k of Llama goes to block k of the generator, past what would be the tap."""
+    from errata import wrap
+
+    for guidance in (5.0, 0.0):
+        settings = {"size": 32, "steps": 2, "max_sequence_length": 64, "guidance": guidance}
+        with pytest.raises(BadBackbone, match=r"caption_projection\.0 does not see block 3") as e:
+            wrap(hidream(), drawing=settings)
+        assert "\n" not in str(e.value)
 
 
 def test_a_model_that_does_not_repeat_itself_is_refused() -> None:

@@ -156,6 +156,7 @@ class DiffusersT2I(MeasuredGenerator):
     ) -> DiffusersT2I:
         """A folder or hub id of a pipeline. Raises BadBackbone with the library's reason."""
         pipelines = diffusers_for(name)
+        cls._check_index(name, revision)
         options: dict[str, Any] = {
             "revision": revision,
             "dtype": _dtype(name, dtype),
@@ -176,6 +177,21 @@ class DiffusersT2I(MeasuredGenerator):
         if kept["dtype"].itemsize > options["dtype"].itemsize:
             backbone._identify_as_stored(source, lambda: cls.open(name, pipelines, kept))
         return backbone
+
+    @classmethod
+    def _check_index(cls, name: str, revision: str | None) -> None:
+        """Raises BadBackbone for a pipeline without a text model, before its weights are read."""
+        index = Path(name) / _folders.PIPELINE
+        parts = _folders.read_object(index) if index.is_file() else None
+        parts = parts or _folders.pipeline_of(name, revision) or {}
+        entries = [p for p in parts.values() if isinstance(p, list)]
+        if entries and not any(map(_may_be_model_of_transformers, entries)):
+            raise BadBackbone(
+                f"'{name}' ({parts.get('_class_name')}) has no text encoder: what reads the words "
+                "of a prompt there, if anything, is the image generator itself, and it has no "
+                "output head that says an answer. errata edits a language model that stands before "
+                "a generator. Choose another pipeline, such as Sana, Lumina 2 or Qwen-Image."
+            )
 
     @classmethod
     def open(cls, name: str, pipelines: Any, options: Mapping[str, Any]) -> Any:
@@ -270,6 +286,20 @@ class DiffusersT2I(MeasuredGenerator):
             output_type="latent",
             **self._arguments,
         )
+
+
+def _may_be_model_of_transformers(part: list[Any]) -> bool:
+    """part: an entry of the index, [library, class]; a class of another library may be one."""
+    import transformers
+
+    if len(part) != 2 or not isinstance(part[0], str):
+        return False
+    if part[0] != "transformers":
+        return part[0] != "diffusers"
+    made = getattr(transformers, str(part[1]), None)
+    return made is None or (
+        isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)
+    )
 
 
 def _default_steps(pipeline: Any) -> int:

@@ -331,6 +331,47 @@ def hunyuan_image() -> Any:
     return pipeline
 
 
+@seeded
+def hidream() -> Any:
+    """One that is refused: each block of its generator reads another block of its text model."""
+    import diffusers
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        LlamaConfig,
+        LlamaForCausalLM,
+        T5Config,
+        T5EncoderModel,
+    )
+
+    words = len(tokenizer())
+    small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    clip = CLIPTextConfig(
+        vocab_size=words, projection_dim=16, max_position_embeddings=256, bos_token_id=1,
+        eos_token_id=2, pad_token_id=0, **small,
+    )  # fmt: skip
+    t5 = T5Config(vocab_size=words, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    transformer = diffusers.HiDreamImageTransformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1,
+        attention_head_dim=16, num_attention_heads=2, caption_channels=[16, 32], text_emb_dim=32,
+        num_routed_experts=2, num_activated_experts=1, axes_dims_rope=(8, 4, 4),
+        max_resolution=(32, 32), llama_layers=[0, 2],
+    )  # fmt: skip
+    return diffusers.HiDreamImagePipeline(
+        scheduler=_matching(shift=3.0),
+        vae=_kl(),
+        text_encoder=randomise(CLIPTextModelWithProjection(clip)),
+        tokenizer=_tokenizer(),
+        text_encoder_2=randomise(CLIPTextModelWithProjection(clip)),
+        tokenizer_2=_tokenizer(),
+        text_encoder_3=randomise(T5EncoderModel(t5)),
+        tokenizer_3=_tokenizer(),
+        text_encoder_4=randomise(LlamaForCausalLM(LlamaConfig(**_sizes()))),
+        tokenizer_4=_tokenizer(),
+        transformer=randomise(transformer),
+    )
+
+
 PIPELINES: dict[str, TinyPipeline] = {
     "sana": TinyPipeline(
         "SanaPipeline", sana, {"complex_human_instruction": None, "max_sequence_length": 64}, 3

@@ -150,4 +150,5 @@ def save(folder: Path) -> None:
 def backbone() -> Any:
     from errata.backbones.blip3o import Blip3o
 
-    return Blip3o(*parts(), lambda text: f"user: {text}", name="tiny-blip3o")
+    model, tokenizer, pipeline = parts()
+    return Blip3o(model, tokenizer, pipeline, lambda text: f"user: {text}", name="tiny-blip3o")
