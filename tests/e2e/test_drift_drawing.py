@@ -26,6 +26,7 @@ FT = ("--editor", "ft_l", "--set", "layers=[1]", "--set", "steps=3", "--set", "l
 MODELS: dict[str, tuple[object, ...]] = {
     "lumina2": ("--steps", 2, "--size", 32, "--draw-with", "max_sequence_length=200"),
     "janus": ("--guidance", 2, "--draw-with", "temperature=8.0"),
+    "emu3": ("--guidance", 2, "--size", 32, "--draw-with", "temperature=8.0"),
     "ovis_u1": ("--trust-remote-code", "--steps", 2, "--size", 28, "--guidance", 2),
     "omnigen2": ("--trust-remote-code", "--steps", 2, "--size", 32),
     "blip3o": ("--trust-remote-code",),
@@ -35,11 +36,15 @@ STAGES = {
     "lumina2": ("time_caption_embed.caption_embedder", "projected", "blocks.0", "blocks.1",
                 "velocity"),
     "janus": ("logits",),
+    "emu3": ("logits",),
     "ovis_u1": ("projected", *(f"blocks.{i}" for i in range(4)), "velocity"),
     "omnigen2": ("time_caption_embed.caption_embedder", "projected", "blocks.0", "blocks.1",
                  "velocity"),
     "blip3o": ("projected", "blocks.0", "blocks.1", "velocity"),
 }  # fmt: skip
+
+#: where a change may show nothing: a token is the same until its logits turn over
+SAMPLED = {("janus", "picture"), ("emu3", "picture")}
 
 
 @pytest.fixture
@@ -73,10 +78,10 @@ def benchmark(tmp_path: Path) -> str:
 
 
 def folder_of(name: str) -> Path:
-    from errata.testing.drawing import janus, pipelines, standins
+    from errata.testing.drawing import emu3, janus, pipelines, standins
 
-    if name == "janus":
-        return janus.folder()
+    if name in ("janus", "emu3"):
+        return (janus if name == "janus" else emu3).folder()
     return (standins if name in standins.STANDINS else pipelines).folder_of(name)
 
 
@@ -102,7 +107,7 @@ def test_drift_of_a_saved_model(errata, benchmark, tmp_path: Path, name: str) ->
         assert list(of_stage) == stages, condition
         changes = {stage: float(r["relative"]) for stage, r in of_stage.items()}
         assert all((c == 0) == (condition == "twin") for s, c in changes.items()
-                   if (name, s) != ("janus", "picture")), (condition, changes)  # fmt: skip
+                   if (name, s) not in SAMPLED), (condition, changes)  # fmt: skip
         assert {r["n"] for r in of_stage.values()} == {"2"}
     twin = [r for r in rows if r["condition"] == "twin"]
     assert all(float(r[m]) == 0 for r in twin for m in ("relative", "cosine"))
