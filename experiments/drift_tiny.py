@@ -26,13 +26,14 @@ from errata.core.types import Case, Edit, JudgeQuestion, Probe, Prompt, StatedFa
 from errata.editors.memit import Memit
 from errata.evaluation.statistics.intervals import Intervals
 from errata.patches.rows import Rows
-from errata.testing.drawing import janus, standins
+from errata.testing.drawing import emu3, janus, standins
 from errata.testing.drawing.pipelines import PIPELINES, wrapped
 
 THINGS = ("ring", "thing", "shape", "star", "colour", "fact", "photo", "scene", "flag", "stone")
 COLOURS = ("red", "blue", "green")
 KEEP, SEEDS = 8, 1
 LAYERS = (0, 1)
+BY_TOKENS = {"janus": janus, "emu3": emu3}
 CONDITIONS = ("edit", "random", "oracle", "twin")
 
 
@@ -52,8 +53,8 @@ def cases(*kinds: str) -> list[Case]:
 
 
 def model(name: str) -> Any:
-    if name == "janus":
-        return janus.wrapped()
+    if name in BY_TOKENS:
+        return BY_TOKENS[name].wrapped()
     return wrapped(name) if name in PIPELINES else standins.wrapped(name)
 
 
@@ -129,7 +130,7 @@ def _interval(values: list[float]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("names", nargs="*", default=[*PIPELINES, "janus", *standins.STANDINS])
+    parser.add_argument("names", nargs="*", default=[*PIPELINES, *BY_TOKENS, *standins.STANDINS])
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     ends = ("", "_low", "_high")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from errata.backbones import load
+from errata.backbones import load, wrap
 from errata.core.errors import BadBackbone, BadEdit, BadSpec, MissingExtra, UserError
 from errata.core.types import Prompt
 from errata.editors.bridge.drawn import PromptShift
 from errata.patches.delta import Delta
 from errata.testing import class_checks
-from errata.testing.drawing import checks, janus, standins
-from errata.testing.drawing.pipelines import PIPELINES, folder_of
+from errata.testing.drawing import checks, emu3, janus, standins
+from errata.testing.drawing.pipelines import PIPELINES, folder_of, hidream
 from errata.testing.drawing.pipelines import wrapped as pipeline
 
 pytest.importorskip("diffusers")
@@ -25,12 +26,13 @@ pytest.importorskip("diffusers")
 MODELS: dict[str, Callable[[], Any]] = {
     **{name: lambda name=name: pipeline(name) for name in PIPELINES},
     "janus": janus.wrapped,
+    "emu3": emu3.wrapped,
     **{name: lambda name=name: standins.wrapped(name) for name in standins.STANDINS},
 }
 #: each editor on some classes of pipelines; together they are on all
 EDITED = {
     "memit": ("sana", "z_image", "ovis_u1"),
-    "pmet": ("lumina2", "blip3o"),
+    "pmet": ("lumina2", "blip3o", "emu3"),
     "alphaedit": ("qwen_image", "omnigen2"),
     "rome": ("ovis_image", "cogview4", "janus"),
     "ft_l": ("flux2_klein", "longcat", "hunyuan_image"),
@@ -65,7 +67,8 @@ def test_editors(editor: str, name: str, tmp_path: Path) -> None:
     class_checks.try_editor(editor, bb, tmp_path, **layers)
     from errata.io.patch_folder import load as load_patch
 
-    seeds = range(16) if name == "janus" else [0]  # a token is the same until its logits turn over
+    # a token is the same until its logits turn over
+    seeds = range({"janus": 16, "emu3": 4}.get(name, 1))
     fresh = bb.draw(checks.prompts()[:1], seeds)
     with bb.applied(load_patch(tmp_path / editor, bb)):
         assert not checks.equal(bb.draw(checks.prompts()[:1], seeds), fresh)
@@ -93,8 +96,6 @@ def test_which_models_draw_several_prompts_in_one_call(name: str) -> None:
 
 def test_a_call_that_mixes_prompts_is_not_used() -> None:
     """Measured, not assumed: a pipeline that hands out its pictures in another order."""
-    from errata import wrap
-
     bb = wrap(PIPELINES["sana"].make(), drawing={"size": 32, **PIPELINES["sana"].settings})
     drawn = bb.call
     bb.call = lambda texts, *a, **k: drawn(texts, *a, **k)[::-1]
@@ -132,7 +133,7 @@ def test_the_loss_of_a_generator_is_that_of_its_own_prediction(name: str) -> Non
 
 
 def test_a_loss_that_cannot_be_formed_is_refused_in_one_line(tmp_path: Path) -> None:
-    for name in ("longcat", "janus", "ovis_u1", "blip3o"):
+    for name in ("longcat", "janus", "emu3", "ovis_u1", "blip3o"):
         with pytest.raises(BadBackbone, match=r"without gradients|does not offer") as e:
             class_checks.try_editor("bridge", MODELS[name](), tmp_path, layers=(0, 1))
         assert "\n" not in str(e.value) and MODELS[name]().name in str(e.value)
@@ -154,6 +155,22 @@ def test_janus_says_and_draws_through_two_heads_on_one_trunk() -> None:
             assert checks.equal(bb.draw(checks.prompts(), [0]), fresh) != drawn, site
             same = torch.equal(bb.logits(bb.encode(checks.prompts())), said)
             assert same == drawn, site
+
+
+def test_emu3_says_and_draws_through_one_head() -> None:
+    """And guidance is by a negative prompt, in calls of their own that a path does not see."""
+    bb = emu3.wrapped()
+    fresh = bb.draw(checks.prompts(), [0])
+    said = bb.logits(bb.encode(checks.prompts()))
+    dense = torch.randn(bb.site("head").first.weight.shape, generator=torch.Generator())
+    with bb.applied(Delta({"head": {"dense": dense}}).requires_grad_(False)):
+        assert not checks.equal(bb.draw(checks.prompts(), [0]), fresh)
+        assert not torch.equal(bb.logits(bb.encode(checks.prompts())), said)
+    without = {"guidance": 1.0, "negative": "a blue thing"}
+    for changed in without:
+        settings = {**emu3.DRAWING, changed: without[changed]}
+        other = wrap(bb.model, bb.processor, drawing=settings).draw(checks.prompts(), [0])
+        assert not checks.equal(other, fresh), changed
 
 
 def test_a_saved_pipeline_is_the_same_model_in_every_dtype() -> None:
@@ -196,8 +213,6 @@ def test_code_that_is_not_installed_is_named_with_the_way_to_install_it(tmp_path
 
 
 def test_a_pipeline_without_a_language_model_is_refused() -> None:
-    from errata import wrap
-
     parts = pipeline("hunyuan_image").pipeline.components
     lacking = {k: v for k, v in parts.items() if k != "text_encoder"}
     with pytest.raises(BadBackbone, match="T5EncoderModel: none is a decoder-only language") as e:
@@ -205,9 +220,31 @@ def test_a_pipeline_without_a_language_model_is_refused() -> None:
     assert "\n" not in str(e.value)
 
 
-def test_a_model_that_does_not_repeat_itself_is_refused() -> None:
-    from errata import wrap
+def test_a_pipeline_whose_generator_reads_the_words_itself_is_refused(tmp_path: Path) -> None:
+    """OmniGen: text and image in one stream; by its index alone, before its weights are read."""
+    parts = {
+        "_class_name": "OmniGenPipeline", "_diffusers_version": "0.42.1",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "tokenizer": ["transformers", "LlamaTokenizerFast"],
+        "transformer": ["diffusers", "OmniGenTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }  # fmt: skip
+    (tmp_path / "model_index.json").write_text(json.dumps(parts))
+    with pytest.raises(BadBackbone, match=r"\(OmniGenPipeline\) has no text encoder") as e:
+        load(tmp_path)
+    assert "\n" not in str(e.value)
 
+
+def test_a_pipeline_that_hands_over_blocks_apart_is_refused() -> None:
+    """HiDream: block k of Llama goes to block k of the generator, past what would be the tap."""
+    for guidance in (5.0, 0.0):
+        settings = {"size": 32, "steps": 2, "max_sequence_length": 64, "guidance": guidance}
+        with pytest.raises(BadBackbone, match=r"caption_projection\.0 does not see block 3") as e:
+            wrap(hidream(), drawing=settings)
+        assert "\n" not in str(e.value)
+
+
+def test_a_model_that_does_not_repeat_itself_is_refused() -> None:
     made = PIPELINES["sana"].make()
     made.text_encoder.norm.register_forward_hook(lambda m, x, y: y + torch.rand(()))
     with pytest.raises(BadBackbone, match="other values each time"):
@@ -215,15 +252,14 @@ def test_a_model_that_does_not_repeat_itself_is_refused() -> None:
 
 
 def test_settings_that_a_drawing_does_not_take_are_refused() -> None:
-    from errata import wrap
-
     for name, setting in (
         ("sana", {"max_length": 3}), ("sana", {"steps": 0}), ("sana", {"together": 0}),
     ):  # fmt: skip
         with pytest.raises(UserError, match=next(iter(setting))):
             wrap(PIPELINES[name].make(), drawing=setting)
-    with pytest.raises(UserError, match="draws by tokens"):
-        wrap(*janus.parts(), drawing={"steps": 2})
+    for parts in (janus.parts, emu3.parts):
+        with pytest.raises(UserError, match="draws by tokens"):
+            wrap(*parts(), drawing={"steps": 2})
 
 
 def test_a_prompt_that_patches_rewrite_is_drawn_as_rewritten() -> None:

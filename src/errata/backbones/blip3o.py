@@ -22,7 +22,12 @@ import numpy as np
 import torch
 
 from errata.backbones import _folders, _sites
-from errata.backbones._drawing.installed import AuthorsModel, installed
+from errata.backbones._drawing.installed import (
+    AuthorsModel,
+    diffusers_for,
+    installed,
+    open_around,
+)
 
 HOW = (
     "Install it: git clone -b main https://github.com/JiuhaiChen/BLIP3o, then pip install -e "
@@ -77,11 +82,11 @@ class Blip3o(AuthorsModel):
         drawing: Mapping[str, Any] | None = None,
     ) -> Blip3o:
         """A folder. Raises MissingExtra, BadBackbone with the library's reason."""
-        from diffusers import DiffusionPipeline
 
         def code(module: str) -> Any:
             return installed(f"blip3o.{module}", model=cls.kind, how=HOW, trusted=trust_remote_code)
 
+        diffusers = diffusers_for(name)
         builder, names, templates = map(code, ("model.builder", "mm_utils", "conversation"))
         with _folders.load_errors(name, cls.kind, "its code, configuration or weights"):
             known = names.get_model_name_from_path(name)
@@ -89,17 +94,14 @@ class Blip3o(AuthorsModel):
             kind = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
             if device is not None or kind:
                 model.to(**({"device": device} if device else {}), **kind)
-            open_: Any = DiffusionPipeline.from_pretrained
-            pipeline = open_(
-                str(Path(name) / "diffusion-decoder"),
-                custom_pipeline="pipeline_llava_gen",
-                use_safetensors=True,
-                multimodal_encoder=model,
-                tokenizer=tokenizer,
-                safety_checker=None,
-                trust_remote_code=True,
-                **kind,
-            )
+            decoder = Path(name) / "diffusion-decoder"
+            stored = "bf16" if any(decoder.glob("*/*.bf16.*")) else None
+            options = {
+                "custom_pipeline": "pipeline_llava_gen", "use_safetensors": True,
+                "variant": stored, "trust_remote_code": True, **kind,
+            }  # fmt: skip
+            own = {"multimodal_encoder": model, "tokenizer": tokenizer, "safety_checker": None}
+            pipeline = open_around(diffusers.DiffusionPipeline, str(decoder), own, options)
             if device is not None:
                 pipeline.vae.to(device)
                 pipeline.unet.to(device)

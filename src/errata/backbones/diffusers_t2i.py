@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from torch import nn
 
 from errata.backbones import _folders
 from errata.backbones._drawing.generator import MeasuredGenerator
+from errata.backbones._drawing.installed import diffusers_for
 from errata.backbones._drawing.loss import PipelineLoss
 from errata.backbones._drawing.model import (
     PipelineConfig,
@@ -36,7 +36,7 @@ from errata.backbones._drawing.model import (
 from errata.backbones._drawing.settings import arguments
 from errata.backbones._identity import ModelIdentity, weights_digest
 from errata.backbones._text import TextBackbone
-from errata.core.errors import BadBackbone, MissingExtra
+from errata.core.errors import BadBackbone
 from errata.core.formats.validation import whole_number
 from errata.core.hooks.context import Site
 from errata.core.model.outline import ModelOutline
@@ -155,7 +155,8 @@ class DiffusersT2I(MeasuredGenerator):
         drawing: Mapping[str, Any] | None = None,
     ) -> DiffusersT2I:
         """A folder or hub id of a pipeline. Raises BadBackbone with the library's reason."""
-        pipelines = _diffusers(name)
+        pipelines = diffusers_for(name)
+        cls._check_index(name, revision)
         options: dict[str, Any] = {
             "revision": revision,
             "dtype": _dtype(name, dtype),
@@ -176,6 +177,21 @@ class DiffusersT2I(MeasuredGenerator):
         if kept["dtype"].itemsize > options["dtype"].itemsize:
             backbone._identify_as_stored(source, lambda: cls.open(name, pipelines, kept))
         return backbone
+
+    @classmethod
+    def _check_index(cls, name: str, revision: str | None) -> None:
+        """Raises BadBackbone for a pipeline without a text model, before its weights are read."""
+        index = Path(name) / _folders.PIPELINE
+        parts = _folders.read_object(index) if index.is_file() else None
+        parts = parts or _folders.pipeline_of(name, revision) or {}
+        entries = [p for p in parts.values() if isinstance(p, list)]
+        if entries and not any(map(_may_be_model_of_transformers, entries)):
+            raise BadBackbone(
+                f"'{name}' ({parts.get('_class_name')}) has no text encoder: what reads the words "
+                "of a prompt there, if anything, is the image generator itself, and it has no "
+                "output head that says an answer. errata edits a language model that stands before "
+                "a generator. Choose another pipeline, such as Sana, Lumina 2 or Qwen-Image."
+            )
 
     @classmethod
     def open(cls, name: str, pipelines: Any, options: Mapping[str, Any]) -> Any:
@@ -272,21 +288,22 @@ class DiffusersT2I(MeasuredGenerator):
         )
 
 
+def _may_be_model_of_transformers(part: list[Any]) -> bool:
+    """part: an entry of the index, [library, class]; a class of another library may be one."""
+    import transformers
+
+    if len(part) != 2 or not isinstance(part[0], str):
+        return False
+    if part[0] != "transformers":
+        return part[0] != "diffusers"
+    made = getattr(transformers, str(part[1]), None)
+    return made is None or (
+        isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)
+    )
+
+
 def _default_steps(pipeline: Any) -> int:
     return int(inspect.signature(type(pipeline).__call__).parameters["num_inference_steps"].default)
-
-
-def _diffusers(name: str) -> Any:
-    try:
-        import diffusers
-    except ImportError:
-        raise MissingExtra(
-            f"'{name}' is a pipeline of diffusers, which is not installed: pip install "
-            "'errata[image]'."
-        ) from None
-    if not sys.stderr.isatty():
-        diffusers.utils.logging.disable_progress_bar()
-    return diffusers
 
 
 def _dtype(name: str, dtype: str) -> Any:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from errata.backbones._drawing.installed import installed
+from errata.backbones._drawing.installed import installed, open_around
 from errata.backbones.diffusers_t2i import DiffusersT2I
 
 HOW = (
@@ -44,4 +44,5 @@ class OmniGen2(DiffusersT2I):
         transformer = code[1].OmniGen2Transformer2DModel.from_pretrained(
             name, subfolder="transformer", **of_parts
         )
-        return code[0].OmniGen2Pipeline.from_pretrained(name, transformer=transformer, **options)
+        own = {"transformer": transformer}
+        return open_around(code[0].OmniGen2Pipeline, name, own, options)

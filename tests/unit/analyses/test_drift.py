@@ -202,6 +202,16 @@ def test_without_a_judge_nothing_is_said_of_pictures(bb, cases):
     assert table(found, "drift-link") == []
 
 
+def test_a_rationale_without_the_subject_leaves_out_only_what_follows_it(bb, cases):
+    """A random model's rationale names nothing, and here it stands in the place of the prompt."""
+    subject = Subject(bb, cases, "microworld:vqa@dev", editor=editor(), rows=4)
+    found = DriftAnalysis(steps=3, seeds=1, variant="replace").look(subject)
+    conditions = {r["condition"] for r in table(found, "drift")}
+    assert conditions == {c for c in COMPARED if "rationale" not in c}
+    assert any(line.startswith("4 cases not drawn after the rationale") for line in found.said)
+    assert found.facts["rationales that state the target"] is not None
+
+
 def test_what_cannot_be_looked_at(bb, cases):
     with pytest.raises(BadBackbone, match="draws no pictures"):
         looked(tiny.shared("llava"), cases, editor=editor())

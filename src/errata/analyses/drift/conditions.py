@@ -27,6 +27,7 @@ from errata.analyses.drift.random_control import random_control
 from errata.analyses.drift.trace import DrawingTrace, StateSwap, trace_drawing
 from errata.core import registry
 from errata.core.analysis import Subject
+from errata.core.errors import BadEdit
 from errata.core.hooks.hook import Hook
 from errata.core.measure.benchmark import BenchmarkSpec
 from errata.core.model.generation import image_generator
@@ -76,9 +77,10 @@ class DriftRecords:
 
     shifts: (condition, place) -> case -> shift. spreads: place -> distances between prompts.
     verdicts: drawing -> case -> one per seed. four_way: stage -> case -> changes. stated: whether
-    the edited model's rationale states the target. swap_error: largest pixel difference between
-    the drawing with edited text states and that of the edited model; 0 if the edit acts through
-    these states alone.
+    the edited model's rationale states the target. cut: cases that are not drawn after a rationale,
+    since with theirs, or that of a case beside them, the model draws no subject. swap_error:
+    largest pixel difference between the drawing with edited text states and that of the edited
+    model; 0 if the edit acts through these states alone.
     """
 
     shifts: dict[tuple[str, Place], dict[str, StageShift]] = field(default_factory=dict)
@@ -86,6 +88,7 @@ class DriftRecords:
     verdicts: dict[str, dict[str, list[Verdict]]] = field(default_factory=dict)
     four_way: dict[str, dict[str, FourWay]] = field(default_factory=dict)
     stated: dict[str, bool] = field(default_factory=dict)
+    cut: list[str] = field(default_factory=list)
     moments: tuple[float, ...] = ()
     stages: tuple[str, ...] = ()
     swap_error: float = 0.0
@@ -158,10 +161,15 @@ class DrawnBatch:
         texts = [self.bb.decode(r.ids).strip() for r in rationales]
         compose = rationale_prompt(self.variant)
         prompts = [compose(i.probe, t) for i, t in zip(self.items, texts, strict=True)]
-        self._draw("rationale", prompts)
-        self._draw("both", prompts, *self.edit)
         for item, text in zip(self.items, texts, strict=True):
             records.stated[item.case.id] = mentions(text, item.case.edit.target)
+        try:
+            self.bb.conditioning_columns(prompts, [i.subject for i in self.items])
+        except BadEdit:  # cut off behind a long rationale, or not named by one that stands alone
+            records.cut += [i.case.id for i in self.items]
+            return
+        self._draw("rationale", prompts)
+        self._draw("both", prompts, *self.edit)
 
     def _compare(self, records: DriftRecords) -> None:
         fresh = self.traces["fresh"]

@@ -11,6 +11,7 @@ from errata.analyses.drift.conditions import COMPARED, DriftRecords
 from errata.analyses.drift.distances import ALL, OTHER, SUBJECT, FourWay, Place, StageShift
 from errata.analyses.drift.trace import PICTURE
 from errata.core.figure import Bar, Bars, Figure, Heat, Line, Lines, Panel, Table, Tone, ceiling
+from errata.core.formats.counts import counted
 from errata.evaluation.statistics.intervals import Estimate
 
 #: drawing -> what it is
@@ -310,6 +311,11 @@ class DriftSummary(Summary):
             out.append("the edit does not reach the text states that are drawn from")
         if not self._has("random"):
             out.append("no random control: the edit is no change of matrices")
+        if cut := len(self.records.cut):
+            out.append(
+                f"{counted(cut, 'case')} not drawn after the rationale: with that of one of them "
+                "the subject is not in what is drawn (it is too long, or does not name it)"
+            )
         for condition in ("edit", "random", "oracle"):
             if self._has(condition):
                 parts = (

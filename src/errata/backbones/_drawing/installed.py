@@ -1,8 +1,12 @@
-"""Code of a model that its user has installed: errata ships none of it, and runs it on request."""
+"""Code of a model that its user has installed: diffusers, and code that its authors alone publish.
+
+errata ships none of it, and runs code of authors on request only.
+"""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -63,3 +67,30 @@ def installed(module: str, *, model: str, how: str, trusted: bool) -> Any:
             f"{model} needs code of its authors, which is not installed or does not fit "
             f"({' '.join(str(e).split())[:100]}). {how}"
         ) from e
+
+
+def diffusers_for(name: str) -> Any:
+    """The package diffusers. name: of the pipeline that needs it. Raises MissingExtra."""
+    try:
+        import diffusers
+    except ImportError:
+        raise MissingExtra(
+            f"'{name}' is a pipeline of diffusers, which is not installed: pip install "
+            "'errata[image]'."
+        ) from None
+    if not sys.stderr.isatty():
+        diffusers.utils.logging.disable_progress_bar()
+    return diffusers
+
+
+def open_around(
+    pipeline: Any, folder: str, own: Mapping[str, Any], options: Mapping[str, Any]
+) -> Any:
+    """A pipeline around parts `own` that are loaded already. pipeline: its class.
+
+    diffusers is given None for them, and they are put in afterwards: where the index of the folder
+    names code of the authors by a module that diffusers does not know, it refuses the part itself.
+    """
+    opened = pipeline.from_pretrained(folder, **dict.fromkeys(own), **options)
+    opened.register_modules(**own)
+    return opened

@@ -65,6 +65,10 @@ class DrawingPath:
     image: PartOfPath | None
 
 
+#: module -> samples of its outputs
+Outputs = Mapping[str, Sequence[Tensor]]
+
+
 @dataclass
 class _Record:
     """What one run showed: samples of ids, of the generator's inputs, and of module outputs."""
@@ -133,11 +137,16 @@ class PathProbe:
         parts = [self._part(b, text, image, base) for b in blocks]
         velocity = self._velocity(text, image, blocks, base)
         sides = self._sides(entry, parts, len(conditioned[of_prompt]))
+        reads = self._reads(rows, base, of_prompt)
+        bridge = tuple(self._bridge(text, image, lists, base, len(conditioned[of_prompt])))
+        if bridge:
+            highest = self._run(WORDS[0], 0, noise=(reads, rows))
+            self._check_tap(bridge[0].path, reads, base.outputs, highest.outputs)
         return DrawingPath(
             tuple(map(tuple, rows)),
             tuple(map(tuple, conditioned)),
-            self._reads(rows, base, of_prompt),
-            tuple(self._bridge(text, image, lists, base, len(conditioned[of_prompt]))),
+            reads,
+            bridge,
             tuple(replace(p, image=sides.get(p.path, "")) for p in parts),
             velocity and replace(velocity, image=sides.get("", "")),
             PartOfPath(entry, self.modules[entry]) if entry else None,
@@ -208,6 +217,18 @@ class PathProbe:
             arrives = any(self._conditioned(base.inputs[call], run.inputs[call]))
             low, high = (middle, high) if arrives else (low, middle - 1)
         return low
+
+    def _check_tap(
+        self, tap: str, reads: int, base: Sequence[Outputs], changed: Sequence[Outputs]
+    ) -> None:
+        """Raises BadBackbone if what the highest block gives goes past the tap."""
+        pairs = zip(base, changed, strict=True)
+        if not any(any(_changed(a, b).get(tap, ())) for a, b in pairs):
+            raise BadBackbone(
+                f"{self.name} hands several blocks of its text model to its image generator, each "
+                f"on a way of its own ({tap} does not see block {reads}). errata follows one way. "
+                "Choose another pipeline, such as Sana, Lumina 2 or Qwen-Image."
+            )
 
     # -- what the runs tell -------------------------------------------------------------------
 
