@@ -30,6 +30,14 @@ from errata.core.types import Edit
 from errata.editors.bridge import search
 from errata.training.optimise import generator
 
+#: One scene and two wordings: pictures of other scenes and wordings are left for tests.
+_MICRO: Mapping[str, Any] = {
+    "layers": (1, 2, 3), "lr": 0.5, "mom2_weight": 500.0,
+    "prompts": ("a photo of a {subject} beside a lamp",
+                "a painting of a {subject} beside a stone"),
+    "oracles": ("{target} {subject}",),
+}  # fmt: skip
+
 
 class Bridge(CovarianceUpdate):
     """Moves the conditioning of image prompts, by values at the subject."""
@@ -38,14 +46,10 @@ class Bridge(CovarianceUpdate):
     requires = frozenset({"draw"})
     modalities = frozenset({"text"})
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # One scene and two wordings: pictures of other scenes and wordings are left for tests.
-        "micro-umm": {
-            "layers": (1, 2, 3), "lr": 0.5, "mom2_weight": 500.0,
-            "prompts": ("a photo of a {subject} beside a lamp",
-                        "a painting of a {subject} beside a stone"),
-            "oracles": ("{target} {subject}",),
-        },
-    }  # fmt: skip
+        "micro-umm": _MICRO,
+        # behind a scope nothing else has to be spared: the whole value is searched and written
+        "micro-umm-scoped": {**_MICRO, "mom2_weight": 0.5, "kl_factor": 0.0, "steps": 100},
+    }
 
     @dataclass(frozen=True, kw_only=True)
     class Config(CovarianceUpdate.Config):
