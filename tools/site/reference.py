@@ -52,6 +52,7 @@ WHOLE = {
     ("analyses", "spaces"): ("unike-spaces",),
     ("analyses", "tracing"): ("real-tracing",),
     ("scopes", "dualedit"): ("gate-leak",),
+    ("scopes", "subject"): ("umm-scoped",),
     ("scopes", "trained"): ("scope-leak",),
 }
 
