@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from errata.cli import main
 from errata.core import registry
 from errata.core.measure.benchmark import BenchmarkSpec
+from tests.command import command_of
 
 pytestmark = [pytest.mark.slow]
 
@@ -20,14 +20,7 @@ FT = ("--editor", "ft_l", "--set", "layers=[1]", "--set", "steps=3", "--set", "l
 
 @pytest.fixture
 def errata(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
-    def run(*arguments: object) -> SimpleNamespace:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return SimpleNamespace(code=exit_.value.code or 0, out=captured.out, err=captured.err)
-
-    return run
+    return command_of(capsys)
 
 
 def test_drift_of_an_edit_is_measured_judged_and_reported(errata, tmp_path):

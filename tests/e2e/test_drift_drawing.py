@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from errata.cli import main
+from tests.command import command_of
 from tests.umm import record
 
 pytest.importorskip("diffusers")
@@ -55,15 +55,7 @@ def errata(
     monkeypatch.setattr(module, "RATIONALE", 16)  # a random model never ends one
     for library in ("transformers.dynamic_module_utils", "diffusers.utils.dynamic_modules_utils"):
         monkeypatch.setattr(f"{library}.HF_MODULES_CACHE", str(tmp_path / library))
-
-    def run(*arguments: object) -> SimpleNamespace:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return SimpleNamespace(code=exit_.value.code or 0, out=captured.out, err=captured.err)
-
-    return run
+    return command_of(capsys)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from errata.cli import main
+from tests.command import command_of
 from tests.endpoint import said, serving
 from tests.umm import record
 
@@ -54,15 +54,7 @@ def errata(
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     module = importlib.import_module("errata.benchmarks.unike_umm.cases")
     monkeypatch.setattr(module, "RATIONALE", 16)  # a random model never ends one
-
-    def run(*arguments: object) -> SimpleNamespace:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return SimpleNamespace(code=exit_.value.code or 0, out=captured.out, err=captured.err)
-
-    return run
+    return command_of(capsys)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from errata.backbones._overrides import attention_as, forward_as
 from errata.core.hooks.dedup import DedupBatch
+from errata.core.hooks.hook import by_columns
 from errata.core.hooks.manager import HookManager
 from errata.core.model.batch import PrefixState
 
@@ -172,7 +173,7 @@ def last_block_at(hooks: HookManager, depth: int, places: Tensor) -> Iterator[No
     above = (f"{name}.attn", f"{name}.mlp", f"{name}.block", "final_norm")
     live = [h for s, point in hooks.points.items() if s.startswith(above) for h in point.live]
     with ExitStack() as stack:
-        if all(h.pointwise or h.by_column for h in live):
+        if by_columns(live):
             for part in ("attn.q", "attn.o", "mlp"):
                 site = hooks.sites.get(f"{name}.{part}")
                 if site is not None and site.last is site.first:

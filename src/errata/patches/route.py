@@ -35,6 +35,7 @@ from torch import Tensor
 from errata.core import patch as core
 from errata.core.errors import BadPatch
 from errata.core.hooks.context import HookContext
+from errata.core.hooks.hook import by_columns
 from errata.core.model.recorder import PromptStates
 from errata.core.model.scope import BlockScope, PromptScope, Scope, scope_of, unpack_scope
 from errata.core.patch import Patch, inherit
@@ -100,7 +101,7 @@ class Route(Patch):
         super().__init__(read.union(*(sites for sites, _ in different)))
         self.observes = frozenset(self.sites - changed)
         # else the last block runs otherwise than in the unedited model, and bits differ
-        self.by_column = all(p.pointwise or p.by_column for p in corrections)
+        self.by_column = by_columns(corrections)
         assert switch == "hard" or changed == {"head"}, (
             "a soft switch mixes next-token distributions, so its corrections act at the head alone"
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from errata.core import patch as core
 from errata.core.hooks.context import HookContext
+from errata.core.hooks.hook import by_columns
 from errata.core.model.live_patches import live_hooks
 from errata.core.patch import (
     Header,
@@ -40,7 +41,7 @@ class Stack(Patch):
         self.folded = next((p.folded for p in patches if p.folded is not None), {})
         self.patches = nn.ModuleList(flat)
         self.decides = any(p.decides for p in flat)
-        self.by_column = all(p.pointwise or p.by_column for p in flat)
+        self.by_column = by_columns(flat)
         self.edits = tuple(dict.fromkeys(e for p in flat for e in p.edits))
         self.header = common_header(flat)
 

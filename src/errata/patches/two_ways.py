@@ -14,6 +14,7 @@ from torch import Tensor
 
 from errata.core import patch as core
 from errata.core.hooks.context import HookContext
+from errata.core.hooks.hook import by_columns
 from errata.core.patch import Patch
 
 
@@ -24,7 +25,7 @@ class TwoWays(Patch):
         super().__init__(direct.sites | follows.sites)
         self.direct, self.follows = direct, follows
         self.pointwise = direct.pointwise and follows.pointwise
-        self.by_column = all(p.pointwise or p.by_column for p in (direct, follows))
+        self.by_column = by_columns((direct, follows))
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         raise AssertionError("a memory behind a scope chooses one of the two ways")

@@ -35,6 +35,13 @@ def whole(prompt: Prompt) -> int:
     return number(*parts)
 
 
+def padded(keys: Sequence[Tensor]) -> Tensor:
+    """Keys [k, e] of several memories as those of one, filled up with `NONE`."""
+    most = max(k.shape[1] for k in keys)
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(k, (0, most - k.shape[1]), value=NONE) for k in keys])
+
+
 class EqualScope(PromptScope):
     """Opens where a number of the question is one of the numbers of an edit; see `_number`."""
 

@@ -17,7 +17,7 @@ from errata.core.errors import BadSpec
 from errata.core.model.backbone import Backbone
 from errata.core.state import State
 from errata.core.types import Case, Edit, Prompt
-from errata.scopes._hashes import NONE, EqualScope, whole
+from errata.scopes._hashes import EqualScope, padded, whole
 
 
 class OracleScope(EqualScope):
@@ -54,9 +54,7 @@ class OracleScope(EqualScope):
         return self.join([torch.tensor([row]) for row in rows])
 
     def join(self, keys: Sequence[Tensor]) -> Tensor:
-        most = max(k.shape[1] for k in keys)
-        pad = torch.nn.functional.pad
-        return torch.cat([pad(k, (0, most - k.shape[1]), value=NONE) for k in keys])
+        return padded(keys)
 
     def replaced(self, old: Tensor, new: Tensor) -> Tensor:
         return (old[:, :1] == new[:, 0]).any(1)

@@ -24,7 +24,7 @@ from torch import Tensor
 from errata.core.errors import BadEdit, BadSpec
 from errata.core.model.scope import PromptScope
 from errata.core.types import Edit, Prompt
-from errata.scopes._hashes import NONE, number
+from errata.scopes._hashes import NONE, number, padded
 
 #: words of the longest subject
 MOST = 16
@@ -67,8 +67,8 @@ class SubjectScope(PromptScope):
                 for n in range(1, MOST + 1)
                 for i in range(len(words) - n + 1)
             }
-            rows.append(torch.tensor(sorted(runs), dtype=torch.long))
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=NONE)
+            rows.append(torch.tensor([sorted(runs)], dtype=torch.long))
+        return padded(rows)
 
     def keys(self, backbone: object, edits: Sequence[Edit]) -> Tensor:
         """[K, 1 + W]. Raises BadEdit for an edit without a subject that its prompt names."""
@@ -84,13 +84,11 @@ class SubjectScope(PromptScope):
                 )
             others = words[: starts[0]] + words[starts[0] + len(subject) :]
             row = [run_of(subject), *sorted({run_of([word]) for word in others})]
-            rows.append(torch.tensor(row, dtype=torch.long))
-        return self.join([row[None] for row in rows])
+            rows.append(torch.tensor([row], dtype=torch.long))
+        return padded(rows)
 
     def join(self, keys: Sequence[Tensor]) -> Tensor:
-        most = max(k.shape[1] for k in keys)
-        pad = torch.nn.functional.pad
-        return torch.cat([pad(k, (0, most - k.shape[1]), value=NONE) for k in keys])
+        return padded(keys)
 
     def replaced(self, old: Tensor, new: Tensor) -> Tensor:
         """Equal subjects and equal other words."""
@@ -101,8 +99,9 @@ class SubjectScope(PromptScope):
         """[B, K] the words of the subject, and the share of the other words; 0 where it is not
         named, or where the share is too small.
         """
-        known = torch.stack([torch.isin(keys, row) for row in query]) & (keys != NONE)  # [B, K, W]
-        named, others = known[..., 0], (keys[:, 1:] != NONE).sum(-1).clamp(min=1)
+        real = keys != NONE
+        known = torch.stack([torch.isin(keys, row) for row in query]) & real  # [B, K, 1 + W]
+        named, others = known[..., 0], real[:, 1:].sum(-1).clamp(min=1)
         share = known[..., 1:].sum(-1) / others
         length = (keys[:, 0] & (2**BITS - 1)).float()
         # half a word at most, so that the longer subject counts

@@ -87,8 +87,8 @@ class TokenGenerator(HfVlm, ImageGenerator):
     def sampling(self) -> dict[str, Any]:
         """Keywords of `generate`; tokens are sampled unless the settings say otherwise."""
         names = {"guidance": "guidance_scale"}
-        own = ("guidance", "temperature", "top_k", "top_p", "do_sample")
-        given = {names.get(k, k): v for k, v in self.drawing.items() if k in own}
+        shared = TokenGenerator.settings  # those of a subclass alone are no keywords
+        given = {names.get(k, k): v for k, v in self.drawing.items() if k in shared}
         return {"do_sample": True, **given}
 
     def facts(self) -> Mapping[str, Any]:

@@ -97,6 +97,11 @@ def walk(hook: Hook) -> Iterator[Hook]:
         yield from walk(member)
 
 
+def by_columns(hooks: Iterable[Hook]) -> bool:
+    """Whether all of them may be given only the columns that an answer is read from."""
+    return all(h.pointwise or h.by_column for h in hooks)
+
+
 def flat(hooks: Iterable[Hook]) -> list[Hook]:
     """The same hooks with every stack replaced by its members; row patches stay whole."""
     out: list[Hook] = []
