@@ -125,6 +125,13 @@ def said(page: Any, button: str = "#ask") -> str:
     return str(page.locator("#answer b").text_content())
 
 
+def still(page: Any) -> None:
+    """Waits until nothing fades any more: half faded text has too little contrast."""
+    expected(page.locator(".pending")).to_have_count(0)
+    expected(page.locator("[data-testid=status-tracker]:not(.hide)")).to_have_count(0)
+    page.wait_for_function("document.getAnimations().every(a => a.playState !== 'running')")
+
+
 def test_an_edit_is_made_seen_saved_and_taken_back(opened, folder):
     page = opened()
     target = chosen(page)
@@ -229,6 +236,7 @@ def test_it_fits_the_screen_and_has_contrast(opened, width, scheme):
     chosen(page)
     page.locator("#correct").click()
     expected(page.locator("#outcome .sentence")).to_be_visible()
+    still(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     # of our own parts: gradio's are not ours to mend
     rules = {"runOnly": ["color-contrast", "image-alt", "label", "button-name"]}

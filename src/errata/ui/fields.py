@@ -43,8 +43,9 @@ class Fields:
             "oracle": self.oracle, "seed": self.seed,
         }  # fmt: skip
         seen = [self.picture] if workbench.sees else []
+        chosen = [] if self.examples is None else [self.examples]
         self.outputs = [
-            *seen, *(self.typed[n] for n in EXAMPLE), self.answer, self.line, self.outcome,
+            *chosen, *seen, *(self.typed[n] for n in EXAMPLE), self.answer, self.line, self.outcome,
             self.in_use, self.notes, self.undo, self.name, self.saved,
         ]  # fmt: skip
 
@@ -57,12 +58,12 @@ class Fields:
             self.examples = gr.Gallery(
                 shown, label="Examples", show_label=False, format="png", columns=len(shown),
                 height="auto", allow_preview=False, buttons=[], interactive=False,
-                elem_id="examples",
+                elem_id="examples", visible=False,
             )  # fmt: skip
         elif examples:
             self.examples = gr.Radio(
                 [(e.question, i) for i, e in enumerate(examples)], label="Examples: choose one",
-                elem_id="examples",
+                elem_id="examples", visible=False,
             )  # fmt: skip
         if self.workbench.sees:
             self.picture = gr.HTML(html.picture_html(None), elem_id="picture")

@@ -107,7 +107,11 @@ class Wiring:
     # -- what the buttons do ------------------------------------------------------------------
 
     def opened(self, session: Session) -> Updates:
-        return {**self._picture(session), **self._kept(session)}
+        updates = {**self._picture(session), **self._kept(session)}
+        if self.fields.examples is not None:
+            # shown last: gradio loses the answer to a click that comes while the page opens
+            updates[self.fields.examples] = gr.update(visible=True)
+        return updates
 
     def choose(self, session: Session, number: int | None) -> Updates:
         if number is None:
