@@ -12,7 +12,7 @@ import pytest
 from errata.core.measure.metric import ScoredProbe
 from errata.core.types import Answer, Probe, Prompt
 from errata.evaluation.run_folder import CaseAnswers
-from errata.evaluation.score import macro, summarise
+from errata.evaluation.score import Entries, macro, summarise
 from errata.evaluation.score_table import CaseScore, Column, ScoreTable
 from errata.evaluation.statistics.intervals import Intervals
 
@@ -35,17 +35,17 @@ def sheet_of(kind: str, source: str, right: int, of: int) -> ScoreTable:
 @pytest.mark.parametrize("kind", list(COUNTS))
 def test_overall_is_the_mean_over_cases(kind: str) -> None:
     counts, printed = COUNTS[kind]
-    boot = Intervals(["l0"])
+    entries = Entries(Intervals(["l0"]))
     parts = {s: sheet_of(kind, s, *c) for s, c in counts.items()}
     whole: ScoreTable = {
         column: {"stage1": {k: v for p in parts.values() for k, v in p[column]["stage1"].items()}}
         for column in (Column(kind, "judge", ""),)
     }
     key = f"{kind}/stage1.judge"
-    values = [summarise(p, boot)[key] for p in parts.values()]
-    overall = summarise(whole, boot)[key]
+    values = [summarise(p, entries)[key] for p in parts.values()]
+    overall = summarise(whole, entries)[key]
     assert [round(100 * e["value"], 2) for e in (*values, overall)] == list(printed)
     assert [e["n"] for e in (*values, overall)] == [959, 2007, 2966]
-    plain = macro(list(parts.values()), boot)[key]
+    plain = macro(list(parts.values()), entries)[key]
     assert plain["value"] == pytest.approx(sum(e["value"] for e in values) / 2, abs=1e-5)
     assert plain["n"] == 2966

@@ -78,6 +78,7 @@ _VOWELS = re.compile(
 )
 
 
+@lru_cache(maxsize=4096)
 def normalise(text: str) -> str:
     """One text for all texts that may be the same answer; "" if nothing is said.
 
@@ -86,6 +87,7 @@ def normalise(text: str) -> str:
     return _bare(_folded(text, dotless=True, vowels=False, accents=False))
 
 
+@lru_cache(maxsize=4096)
 def same_answer(a: str, b: str) -> bool:
     """Whether a reader takes two texts for the same answer. No text is the same as none."""
     return any(x == y != "" for x, y in ((_bare(x), _bare(y)) for x, y in _readings(a, b)))

@@ -467,7 +467,7 @@ def check_text(what: str, value: Any) -> None:
 
 
 @functools.cache
-def _adapter(cls: Any) -> TypeAdapter[Any]:
+def adapter(cls: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)
@@ -476,18 +476,18 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 def to_json(value: Any) -> Any:
     """A JSON-ready value (dicts, lists, strings, numbers)."""
     cls: Any = type(value)
-    return _adapter(cls).dump_python(value, mode="json")
+    return adapter(cls).dump_python(value, mode="json")
 
 
 def from_json(cls: type[T], data: Any) -> T:
     """The inverse of `to_json`. Raises `pydantic.ValidationError`; `validation.why` reads it."""
     shape: Any = cls
-    value: T = _adapter(shape).validate_python(data)
+    value: T = adapter(shape).validate_python(data)
     return value
 
 
 def json_schema(cls: type) -> dict[str, Any]:
-    return _adapter(cls).json_schema()
+    return adapter(cls).json_schema()
 
 
 def digest(value: Any) -> str:

@@ -439,7 +439,7 @@ class RunFolder:
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """plan.json as it is. Raises BadRun."""
+    """plan.json without its cases. Raises BadRun."""
     return read_stored_plan(path)[0]
 
 
@@ -462,7 +462,7 @@ def read_run(path: Path) -> RunFolder:
     return RunFolder(
         path=path,
         manifest=manifest,
-        plan={k: v for k, v in plan.items() if k != "cases"},
+        plan=plan,
         cases=cases,
         panel=planned.panel,
         lanes=lanes,

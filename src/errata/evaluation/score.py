@@ -56,7 +56,7 @@ def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, 
     scorers = load_metrics(metrics, folder)
     table = read_score_table(folder, scorers)
     with_means = mean_scorers(scorers)
-    intervals = Intervals(folder.units, folder.over)
+    entries = Entries(Intervals(folder.units, folder.over))
     origins = sorted({case.origin for case in folder.cases.values()})
     after = folder.asked()
     parts = _parts(folder)
@@ -71,9 +71,9 @@ def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, 
             "level": 0.95,
             "where_all_agree": WHERE_ALL_AGREE,
         },
-        "metrics": summarise(table, intervals, with_means),
+        "metrics": summarise(table, entries, with_means),
         "by_origin": {
-            origin: summarise(select(table, _from(origin)), intervals, with_means)
+            origin: summarise(select(table, _from(origin)), entries, with_means)
             for origin in origins
         },
         "by_position": by_position(table, folder),
@@ -89,13 +89,11 @@ def score_run(run: FilePath, metrics: Sequence[str] | None = None) -> dict[str, 
             for name, values in parts.items()
         }
         data["by_part"] = {
-            name: {
-                value: summarise(part, intervals, with_means) for value, part in by_value.items()
-            }
+            name: {value: summarise(part, entries, with_means) for value, part in by_value.items()}
             for name, by_value in tables.items()
         }
         data["macro"] = {
-            name: macro(list(by_value.values()), intervals) for name, by_value in tables.items()
+            name: macro(list(by_value.values()), entries) for name, by_value in tables.items()
         }
     if folder.unscored:
         data["in_other_scope"] = by_kind(folder.cases, folder.unscored)
@@ -113,7 +111,7 @@ def rescore(run: Path) -> dict[str, Any]:
 
 
 def summarise(
-    table: ScoreTable, intervals: Intervals, with_means: Sequence[str] = ()
+    table: ScoreTable, entries: Entries, with_means: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """One entry per column and group, per column, and per mean over kinds.
 
@@ -121,7 +119,7 @@ def summarise(
     """
     out: dict[str, dict[str, Any]] = {}
     for key, share in shares(table, with_means).items():
-        entry = _entry(share.groups, share.weights, intervals)
+        entry = entries.of(share.groups, share.weights)
         out[key] = entry if share.has_base else {**entry, "base": None}
     return out
 
@@ -161,7 +159,7 @@ def _parts(run: RunFolder) -> dict[str, dict[str, set[str]]]:
     return {name: dict(sorted(values.items())) for name, values in sorted(parts.items())}
 
 
-def macro(parts: Sequence[ScoreTable], intervals: Intervals) -> dict[str, dict[str, Any]]:
+def macro(parts: Sequence[ScoreTable], entries: Entries) -> dict[str, dict[str, Any]]:
     """Every entry as the mean over `parts`, whatever their sizes."""
     out: dict[str, dict[str, Any]] = {}
     for column in dict.fromkeys(c for part in parts for c in part):
@@ -169,8 +167,9 @@ def macro(parts: Sequence[ScoreTable], intervals: Intervals) -> dict[str, dict[s
         for group in dict.fromkeys(g for groups in held for g in groups):
             cases = [groups[group] for groups in held if group in groups]
             if group:
-                out[column.key(group)] = _entry(cases, [1.0] * len(cases), intervals)
-        out[column.key()] = _mean_of_kinds(held, intervals)
+                out[column.key(group)] = entries.of(cases, [1.0] * len(cases))
+        share = _of_kinds(held)
+        out[column.key()] = {**entries.of(share.groups, share.weights), "base": None}
     return out
 
 
@@ -179,41 +178,68 @@ def _of_kinds(kinds: Sequence[Groups]) -> Share:
     return Share(cases, [1 / len(groups) for groups in kinds for _ in groups], has_base=False)
 
 
-def _mean_of_kinds(kinds: Sequence[Groups], intervals: Intervals) -> dict[str, Any]:
-    share = _of_kinds(kinds)
-    return {**_entry(share.groups, share.weights, intervals), "base": None}
+class Entries:
+    """The entries of scores.json. Tables that share groups of cases share what is computed."""
+
+    def __init__(self, intervals: Intervals) -> None:
+        self._intervals = intervals
+        self._made: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._groups: dict[int, _Group] = {}
+
+    def of(
+        self, groups: Sequence[Mapping[str, CaseScore]], weights: Sequence[float]
+    ) -> dict[str, Any]:
+        key = (*map(id, groups), *weights)
+        if key not in self._made:
+            self._made[key] = self._entry([self._group(cases) for cases in groups], weights)
+        return self._made[key]
+
+    def _group(self, cases: Mapping[str, CaseScore]) -> _Group:
+        if id(cases) not in self._groups:
+            self._groups[id(cases)] = _Group.of(cases, self._intervals.over)
+        return self._groups[id(cases)]
+
+    def _entry(self, groups: Sequence[_Group], weights: Sequence[float]) -> dict[str, Any]:
+        estimate = self._intervals.mean([g.units for g in groups], weights, within=(0.0, 1.0))
+        scored = set().union(*(g.scored for g in groups))
+        return {
+            "value": estimate.value if estimate else None,
+            "n": len(scored),
+            "units": estimate.units if estimate else 0,
+            "unscored": len(set().union(*(g.cases for g in groups)) - scored),
+            "unscored_probes": sum(g.unscored_probes for g in groups),
+            "ci95": _pair(estimate),
+            "base": _mean([g.base for g in groups if g.base is not None]),
+        }
 
 
-def _entry(
-    groups: Sequence[Mapping[str, CaseScore]], weights: Sequence[float], intervals: Intervals
-) -> dict[str, Any]:
-    estimate = intervals.mean(
-        [by_unit(cases, intervals.over) for cases in groups], weights, within=(0.0, 1.0)
-    )
-    every = {case for cases in groups for case in cases}
-    scored = {name for cases in groups for name, c in cases.items() if c.score is not None}
-    return {
-        "value": estimate.value if estimate else None,
-        "n": len(scored),
-        "units": estimate.units if estimate else 0,
-        "unscored": len(every - scored),
-        "unscored_probes": sum(c.scores.count(None) for cases in groups for c in cases.values()),
-        "ci95": _pair(estimate),
-        "base": _base(groups),
-    }
+class _Group(NamedTuple):
+    """What entries need of a group of cases. base: the mean of what the unedited model scores."""
+
+    cases: Mapping[str, CaseScore]  # kept, so that its id stays its own
+    units: Mapping[str, Sequence[float]]
+    scored: frozenset[str]
+    unscored_probes: int
+    base: float | None
+
+    @classmethod
+    def of(cls, cases: Mapping[str, CaseScore], over: str) -> _Group:
+        based = [sum(c.base) / len(c.base) for c in cases.values() if c.base]
+        return cls(
+            cases=cases,
+            units=by_unit(cases, over),
+            scored=frozenset(name for name, c in cases.items() if c.score is not None),
+            unscored_probes=sum(c.scores.count(None) for c in cases.values()),
+            base=sum(based) / len(based) if based else None,
+        )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(sum(values) / len(values), DIGITS) if values else None
 
 
 def _pair(estimate: Estimate | None) -> list[float] | None:
     return list(estimate.ci95) if estimate and estimate.ci95 else None
-
-
-def _base(groups: Sequence[Mapping[str, CaseScore]]) -> float | None:
-    means = []
-    for cases in groups:
-        per_case = [sum(c.base) / len(c.base) for c in cases.values() if c.base]
-        if per_case:
-            means.append(sum(per_case) / len(per_case))
-    return round(sum(means) / len(means), DIGITS) if means else None
 
 
 def by_position(table: ScoreTable, run: RunFolder) -> dict[str, dict[str, list[Any]]]:

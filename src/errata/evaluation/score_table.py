@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from errata.core import registry
 from errata.core.errors import BadSpec
@@ -31,7 +31,7 @@ class Column(NamedTuple):
         return f"{self.kind}{f'/{group}' if group else ''}.{self.scorer}{tag}"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class CaseScore:
     """One case in one column and group: the scores of its probes, None where unscored.
 
@@ -39,23 +39,21 @@ class CaseScore:
     """
 
     answers: CaseAnswers
-    scores: list[float | None] = field(default_factory=list)
-    base: list[float] = field(default_factory=list)
-    _mean: tuple[int, float | None] = (0, None)
+    scores: Sequence[float | None]
+    base: Sequence[float] = ()
+    score: float | None = field(init=False)
+    """The mean over the scored probes."""
 
-    @property
-    def score(self) -> float | None:
-        """The mean over the scored probes; kept until there are more of them."""
-        if self._mean[0] != len(self.scores):
-            scored = [s for s in self.scores if s is not None]
-            mean = sum(scored) / len(scored) if scored else None
-            self._mean = len(self.scores), mean
-        return self._mean[1]
+    def __post_init__(self) -> None:
+        scored = [s for s in self.scores if s is not None]
+        object.__setattr__(self, "score", sum(scored) / len(scored) if scored else None)
 
 
 Groups = dict[str, dict[str, CaseScore]]
 ScoreTable = dict[Column, Groups]
 """column -> group -> case -> its score"""
+Place = tuple[Column, str]
+"""A column and a group of it."""
 
 
 def load_metrics(names: Sequence[str] | None, *runs: RunFolder) -> list[Metric]:
@@ -116,31 +114,49 @@ def unscored_reason(answers: CaseAnswers) -> str | None:
 def read_score_table(run: RunFolder, metrics: Iterable[Metric]) -> ScoreTable:
     """Scores every case of `run` by `metrics`, under every tag."""
     metrics, table = list(metrics), ScoreTable()
+    kept: dict[Any, Any] = {}  # every tuple of scores that there is, once: a run has few of them
     for tag in TAGS:
         for answers in run.asked(tag):
             targets = [_as_target(row.probe) for row in answers.rows]
+            failed = unscored_reason(answers) is not None
             for metric in metrics:
-                _add(table, metric, answers, tag, targets)
+                found = _by_place(metric.score_case(answers.rows), tag, failed)
+                based = _base_scores(metric, answers, targets, tag, found)
+                for (column, group), scores in found.items():
+                    one, base = (tuple(x) for x in (scores, based.get((column, group), ())))
+                    table.setdefault(column, {}).setdefault(group, {})[answers.case] = CaseScore(
+                        answers, kept.setdefault(one, one), kept.setdefault(base, base)
+                    )
     return table
 
 
-def _add(
-    table: ScoreTable, metric: Metric, answers: CaseAnswers, tag: str, targets: Sequence[Probe]
-) -> None:
-    failed = unscored_reason(answers) is not None
-    for key, score in metric.score_case(answers.rows):
+def _by_place(
+    scored: Iterable[tuple[str, float | None]], tag: str, failed: bool
+) -> dict[Place, list[float | None]]:
+    found: dict[Place, list[float | None]] = {}
+    for key, score in scored:
         head, _, scorer = key.rpartition(".")
         kind, _, group = head.partition("/")
-        groups = table.setdefault(Column(kind, scorer, tag), {})
-        case = groups.setdefault(group, {}).setdefault(answers.case, CaseScore(answers))
-        case.scores.append(None if failed else score)
+        found.setdefault((Column(kind, scorer, tag), group), []).append(None if failed else score)
+    return found
+
+
+def _base_scores(
+    metric: Metric,
+    answers: CaseAnswers,
+    targets: Sequence[Probe],
+    tag: str,
+    places: Container[Place],
+) -> dict[Place, list[float]]:
+    """What the unedited model scores, of the probes that the metric scores."""
+    found: dict[Place, list[float]] = {}
     for row, target in zip(answers.rows, targets, strict=True):
-        cases = table.get(Column(row.probe.kind, metric.name, tag), {}).get(row.probe.group, {})
-        if answers.case not in cases:
-            continue
-        base = metric.score(row.before, row.before, target)
-        if base is not None:
-            cases[answers.case].base.append(base)
+        place = Column(row.probe.kind, metric.name, tag), row.probe.group
+        if place in places:
+            base = metric.score(row.before, row.before, target)
+            if base is not None:
+                found.setdefault(place, []).append(base)
+    return found
 
 
 def base_score(metric: Metric, row: ScoredProbe) -> float | None:
@@ -164,13 +180,18 @@ def select(table: ScoreTable, keep: Callable[[CaseAnswers], bool]) -> ScoreTable
             g: {case: score for case, score in cases.items() if keep(score.answers)}
             for g, cases in groups.items()
         }
-        kept = {g: cases for g, cases in kept.items() if cases}
+        # a group that stays whole stays the same object: what is known of it holds
+        kept = {
+            g: groups[g] if len(cases) == len(groups[g]) else cases
+            for g, cases in kept.items()
+            if cases
+        }
         if kept:
             out[column] = kept
     return out
 
 
-def by_unit(cases: Mapping[str, CaseScore], over: str = "lanes") -> dict[str, list[float]]:
+def by_unit(cases: Mapping[str, CaseScore], over: str = "lanes") -> dict[str, Sequence[float]]:
     """Independent unit -> the scores of its cases. over: as in `RunFolder`."""
     units: dict[str, list[float]] = {}
     for case in cases.values():
@@ -178,4 +199,5 @@ def by_unit(cases: Mapping[str, CaseScore], over: str = "lanes") -> dict[str, li
             answers = case.answers
             unit = answers.lane if over == "lanes" else answers.case
             units.setdefault(unit, []).append(score)
-    return units
+    kept: dict[tuple[float, ...], tuple[float, ...]] = {}  # equal scores, once
+    return {unit: kept.setdefault(one := tuple(scores), one) for unit, scores in units.items()}

@@ -43,7 +43,7 @@ class Fields:
             "oracle": self.oracle, "seed": self.seed,
         }  # fmt: skip
         seen = [self.picture] if workbench.sees else []
-        chosen = [] if self.examples is None else [self.examples]
+        chosen: list[Any] = [] if self.examples is None else [self.examples]
         self.outputs = [
             *chosen, *seen, *(self.typed[n] for n in EXAMPLE), self.answer, self.line, self.outcome,
             self.in_use, self.notes, self.undo, self.name, self.saved,

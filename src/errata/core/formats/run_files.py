@@ -18,10 +18,12 @@ from errata.core.files import (
     checked,
     exists,
     read_as,
+    read_bytes,
     read_json,
     shortened,
     write_json,
 )
+from errata.core.formats.own_files import own_items
 from errata.core.kinds import ProbeKind
 from errata.core.types import Case, Probe, Skip
 
@@ -162,11 +164,12 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 
 def read_stored_plan(run: Path) -> tuple[dict[str, Any], StoredPlan]:
-    """plan.json as it is, and checked. Raises BadRun, also on another schema."""
+    """plan.json without its cases, and all of it checked. Raises BadRun, also on another schema."""
     path = run / "plan.json"
-    data = read_json(path)
+    own = own_items(Case, read_bytes(path), "cases")
+    data = read_json(path) if own is None else own[0]
     _check_schema(data, path, "Repeat the run, or use the version that wrote it.")
-    plan = checked(StoredPlan, data, path)
+    plan = checked(StoredPlan, data if own is None else {**data, "cases": own[1]}, path)
     cases = [c.id for c in plan.cases]
     planned = [case for unit in plan.units for lane in unit.lanes for case in lane.cases]
     lanes = [lane.id for unit in plan.units for lane in unit.lanes]
@@ -174,7 +177,7 @@ def read_stored_plan(run: Path) -> tuple[dict[str, Any], StoredPlan]:
         set(planned) <= set(cases)
     ):
         raise BadRun(f"{path} plans a case twice, or one it does not hold.")
-    return dict(data), plan
+    return {k: v for k, v in data.items() if k != "cases"}, plan
 
 
 def read_scores(run: Path) -> dict[str, Any]:
