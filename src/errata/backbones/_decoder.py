@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from errata.backbones import _prefixes, _suffix
 from errata.backbones._folders import forward_errors
@@ -28,6 +27,7 @@ from errata.backbones._overrides import StopForward, attention_as, forward_as, s
 from errata.backbones._pruning import NotPacked, deduplicated, packs
 from errata.backbones._scoring import DecoderQuestion, growing
 from errata.backbones._text_blocks import cross
+from errata.backbones._text_blocks.growing_cache import growing_cache
 from errata.backbones._text_blocks.recurrent import is_cacheable
 from errata.backbones._text_blocks.running import RunningRows
 from errata.backbones._vision.padding import row_by_row
@@ -362,7 +362,7 @@ class DecoderBackbone(DecoderForward):
         """
         if self.layer_types() - set(_KNOWN_LAYERS) or not is_cacheable(self.text, self.blocks):
             return None
-        return DynamicCache(config=None if self.windowed else getattr(self.text, "config", None))
+        return growing_cache(None if self.windowed else getattr(self.text, "config", None))
 
     def split(self, state: PrefixState) -> list[PrefixRow] | None:
         return _prefixes.split(state)
