@@ -151,18 +151,24 @@ def _label(run: Path, by: str) -> str:
     """The editor, what stands behind the last dash of the folder's name, or all of it."""
     first, *others = _seeds(run)
     if by == "editor":
-        name = str(_json(first, "manifest")["editor"])
+        manifest = _json(first, "manifest")
+        scope = (manifest.get("arguments") or {}).get("scope")
+        name = str(manifest["editor"]) + (f" behind {scope}" if scope else "")
     else:
         name = first.name if by == "run" else first.name.rsplit("-", 1)[-1]
     return name + (" (seeds)" if others else "")
 
 
 def _planned_label(row: Path, by: str) -> str:
-    """As `_label`, of a run that may not be here: its folder begins with the editor's name."""
+    """As `_label`, of a run that may not be here.
+
+    Its folder begins with the editor's name, or with EDITOR.SCOPE.
+    """
     first, *others = _seeds(row)
     if by != "editor":
         return _label(row, by)
-    return first.name.split("-")[0] + (" (seeds)" if others else "")
+    name = first.name.split("-")[0].replace(".", " behind ")
+    return name + (" (seeds)" if others else "")
 
 
 def read_csv(path: Path) -> Table:

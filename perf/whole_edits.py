@@ -7,8 +7,9 @@ and shared. The plain loop does one edit after the other: the search of `value_s
 model over all prompts in every step, logits at every position), then for each layer the keys and
 the value by a forward of the whole model each, and a solve with a full matrix in float64. `errata`:
 the editor as a user calls it, one edit after the other (`one`) and all in one call (`together`).
-Both sides take turns; CPU seconds of this process, the smallest of two. Numbers:
-docs/results/speed.md.
+Both sides take turns; CPU seconds of this process, the smallest of two. `share`: the products of
+the edits made one by one, per second, of the best product of this thread; `ceiling`: the ratio if
+they ran as fast as that, and nothing else took time. Numbers: docs/results/speed.md.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from batch_memory import statistics
+from roofline import Meter, products
 from torch import Tensor
 from value_search import edits, padded, plain
 
@@ -177,12 +179,16 @@ def main() -> None:
         },
         args.turns,
     )
+    meter = Meter("cpu", torch.float32)
+    flops, peak = products(lambda: [editor.edit(bb, [e], state) for e in wanted]), meter.peak()
     result = {
         "editor": args.editor, "edits": args.edits, "steps": args.steps,
         "rows_per_edit": len(loop.starts) + 1,
         **{f"{name}_s_per_edit": s / args.edits for name, s in found.items()},
         "ratio_one": found["plain"] / found["one"],
         "ratio_together": found["plain"] / found["together"],
+        "share": flops / found["one"] / peak,
+        "ceiling": found["plain"] / (flops / peak),
     }  # fmt: skip
     print(json.dumps(result))
     if args.out:
