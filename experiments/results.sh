@@ -14,9 +14,27 @@ steps() { # updates of the training on both tasks; the best checkpoint of them i
 run() { # NAME EDITOR TASKS PROTOCOL LIMIT [OPTION ...]
   name=$1 editor=$2 tasks=$3 protocol=$4 limit=$5
   shift 5
-  "$errata" bench micro-vlm --editor "$editor" --benchmark "microworld:$tasks" \
+  "$errata" bench micro-vlm --editor "$editor" --benchmark "microworld:$tasks@eval/v1" \
     --protocol "$protocol" --limit "$limit" --out "runs/results/$name" "$@"
 }
+protocols() { # ROW EDITOR [OPTION ...]
+  row=$1 with=$2
+  shift 2
+  for task in vqa caption; do
+    run "$row-$task-one_step" "$with" "$task" one_step 240 "$@"
+    run "$row-$task-sequential" "$with" "$task" sequential:10 200 "$@"
+  done
+  for task in vqa caption; do
+    run "$row-$task-sequential20" "$with" "$task" sequential:20 200 "$@"
+  done
+  run "$row-cross_task" "$with" vqa+caption cross_task:10 200 "$@"
+}
+if [ $# = 0 ]; then # trivial editors: where they apply is all that they know
+  protocols say.lookup say --scope lookup
+  for scope in same_question same_image knn; do
+    protocols "ft_l.$scope" ft_l --scope "$scope"
+  done
+fi
 for editor in ${*:-ft_l ft_v lora tpatcher ike unike mend ke serac lte dualedit visedit}; do
   state=
   if [ -n "$(steps "$editor")" ]; then
@@ -24,12 +42,5 @@ for editor in ${*:-ft_l ft_v lora tpatcher ike unike mend ke serac lte dualedit 
     test -f "runs/both/$editor/state.json" || "$errata" prepare micro-vlm --editor "$editor" \
       --benchmark microworld:vqa+caption@train --set "steps=$(steps "$editor")" --out "runs/both/$editor"
   fi
-  for task in vqa caption; do
-    run "$editor-$task-one_step" "$editor" "$task" one_step 240 $state
-    run "$editor-$task-sequential" "$editor" "$task" sequential:10 200 $state
-  done
-  for task in vqa caption; do
-    run "$editor-$task-sequential20" "$editor" "$task" sequential:20 200 $state
-  done
-  run "$editor-cross_task" "$editor" vqa+caption cross_task:10 200 $state
+  protocols "$editor" "$editor" $state
 done

@@ -221,7 +221,8 @@ def fill(page: Path) -> None:
         args = _parser().parse_args(marker["arguments"].split())
         if args.csv:
             path = page.parent / args.csv
-            write_csv(path, updated(args, read_csv(path) if path.exists() else []))
+            if rows := updated(args, read_csv(path) if path.exists() else []):
+                write_csv(path, rows)
     page.write_text(filled(page), encoding="utf-8")
 
 
@@ -230,6 +231,8 @@ def filled(page: Path) -> str:
 
     def table(marker: re.Match[str]) -> str:
         args = _parser().parse_args(marker["arguments"].split())
+        if args.csv and not (page.parent / args.csv).exists():  # pairs that wait for a run
+            return marker[0]
         rows = summary(args.summary, page) if args.summary else read_csv(page.parent / args.csv)
         lines = [marker["indent"] + line for line in markdown(rows)]
         return marker["begin"] + "\n".join(lines) + "\n" + marker["end"]
