@@ -113,7 +113,8 @@ class Patch(Pretrained, Hook, nn.Module, ABC):
         A patch that was merged from several has the hashes of all of them.
         """
         if self._origins is None:
-            self._origins = origins_of(asdict(self.header), self.edits)
+            header = asdict(replace(self.header, notes={}))  # notes may name a thousand others
+            self._origins = origins_of({**header, "notes": self.header.notes}, self.edits)
         return self._origins
 
     @property
@@ -246,7 +247,9 @@ def inherit(merged: P, patches: Sequence[Patch]) -> P:
         if below:
             notes["on_top_of"] = sorted(below)
         header = replace(header, notes={**notes, "origins": sorted(origins)})
-    return merged.with_header(header, [e for p in patches for e in p.edits])
+    merged.with_header(header, [e for p in patches for e in p.edits])
+    merged._asked = merged.edits, tuple(keys for p in patches for keys in p.asked)
+    return merged
 
 
 def trainable(hook: Hook) -> bool:
@@ -377,12 +380,14 @@ def _edited_again(hooks: Sequence[Hook]) -> dict[int, dict[int, Edit]]:
     answer, in a patch that was found apart from it.
     """
     patches = [(i, h) for i, h in enumerate(hooks) if h.rows is None and isinstance(h, Patch)]
+    by_key: dict[Any, list[tuple[int, int, Edit]]] = {}
     if sum(bool(p.edits) for _, p in patches) < 2:
         return {}
-    by_key: dict[Any, list[tuple[int, int, Edit]]] = {}
+    most = max(patches, key=lambda one: len(one[1].edits))[1]
+    shared = {key for _, p in patches if p is not most for keys in p.asked for key in keys}
     for i, patch in patches:
         for n, keys in enumerate(patch.asked):
-            for key in keys:
+            for key in filter(shared.__contains__, keys):
                 by_key.setdefault(key, []).append((i, n, patch.edits[n]))
     again: dict[int, dict[int, Edit]] = {}
     below: dict[str, frozenset[str]] | None = None

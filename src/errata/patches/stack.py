@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -42,7 +43,8 @@ class Stack(Patch):
         self.patches = nn.ModuleList(flat)
         self.decides = any(p.decides for p in flat)
         self.by_column = by_columns(flat)
-        self.edits = tuple(dict.fromkeys(e for p in flat for e in p.edits))
+        parts = [p.edits for p in flat if p.edits]
+        self.edits = parts[0] if len(parts) == 1 else tuple(dict.fromkeys(chain(*parts)))
         self.header = common_header(flat)
 
     def members(self) -> list[Patch]:
