@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python perf/many_edits.py [--edits 1000] [--editors ft_l,memit] [--out FOLDER]
 
 Each edit of micro-vlm is found on top of all earlier ones, as `sequential:K` does, and the first
-token of the answer to a question is asked after it. CPU seconds of the process; a row is the median of a window of edits. Numbers:
-docs/results/speed.md.
+token of the answer to a question is asked after it. CPU seconds of the process; a row is the median
+of a window of edits. Numbers: docs/results/speed.md.
 """
 
 from __future__ import annotations
