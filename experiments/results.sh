@@ -23,8 +23,6 @@ protocols() { # ROW EDITOR [OPTION ...]
   for task in vqa caption; do
     run "$row-$task-one_step" "$with" "$task" one_step 240 "$@"
     run "$row-$task-sequential" "$with" "$task" sequential:10 200 "$@"
-  done
-  for task in vqa caption; do
     run "$row-$task-sequential20" "$with" "$task" sequential:20 200 "$@"
   done
   run "$row-cross_task" "$with" vqa+caption cross_task:10 200 "$@"

@@ -1,6 +1,6 @@
 """A sequence of edits of one model: what edit k and a question after it cost, and memory.
 
-    OMP_NUM_THREADS=1 python perf/many_edits.py [--edits 1000] [--editors ft_l,memit] [--out FOLDER]
+    OMP_NUM_THREADS=1 python perf/many_edits.py [--edits 1000] [--editors ft_l,memit] [--out F.csv]
 
 Each edit of micro-vlm is found on top of all earlier ones, as `sequential:K` does, and the first
 token of the answer to a question is asked after it. CPU seconds of the process; a row is the median

@@ -380,9 +380,9 @@ def _edited_again(hooks: Sequence[Hook]) -> dict[int, dict[int, Edit]]:
     answer, in a patch that was found apart from it.
     """
     patches = [(i, h) for i, h in enumerate(hooks) if h.rows is None and isinstance(h, Patch)]
-    by_key: dict[Any, list[tuple[int, int, Edit]]] = {}
     if sum(bool(p.edits) for _, p in patches) < 2:
         return {}
+    by_key: dict[Any, list[tuple[int, int, Edit]]] = {}
     most = max(patches, key=lambda one: len(one[1].edits))[1]
     shared = {key for _, p in patches if p is not most for keys in p.asked for key in keys}
     for i, patch in patches:

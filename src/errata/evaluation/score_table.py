@@ -114,7 +114,7 @@ def unscored_reason(answers: CaseAnswers) -> str | None:
 def read_score_table(run: RunFolder, metrics: Iterable[Metric]) -> ScoreTable:
     """Scores every case of `run` by `metrics`, under every tag."""
     metrics, table = list(metrics), ScoreTable()
-    kept: dict[Any, Any] = {}  # every tuple of scores that there is, once: a run has few of them
+    once = _Once()
     for tag in TAGS:
         for answers in run.asked(tag):
             targets = [_as_target(row.probe) for row in answers.rows]
@@ -122,12 +122,19 @@ def read_score_table(run: RunFolder, metrics: Iterable[Metric]) -> ScoreTable:
             for metric in metrics:
                 found = _by_place(metric.score_case(answers.rows), tag, failed)
                 based = _base_scores(metric, answers, targets, tag, found)
-                for (column, group), scores in found.items():
-                    one, base = (tuple(x) for x in (scores, based.get((column, group), ())))
+                for place, scores in found.items():
+                    column, group = place
                     table.setdefault(column, {}).setdefault(group, {})[answers.case] = CaseScore(
-                        answers, kept.setdefault(one, one), kept.setdefault(base, base)
+                        answers, once[tuple(scores)], once[tuple(based.get(place, ()))]
                     )
     return table
+
+
+class _Once(dict[tuple[Any, ...], tuple[Any, ...]]):
+    """Equal tuples of scores as one tuple: a run has few of them, each many times."""
+
+    def __missing__(self, one: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self.setdefault(one, one)
 
 
 def _by_place(
@@ -199,5 +206,5 @@ def by_unit(cases: Mapping[str, CaseScore], over: str = "lanes") -> dict[str, Se
             answers = case.answers
             unit = answers.lane if over == "lanes" else answers.case
             units.setdefault(unit, []).append(score)
-    kept: dict[tuple[float, ...], tuple[float, ...]] = {}  # equal scores, once
-    return {unit: kept.setdefault(one := tuple(scores), one) for unit, scores in units.items()}
+    once = _Once()
+    return {unit: once[tuple(scores)] for unit, scores in units.items()}

@@ -10,7 +10,8 @@ from typing import Any
 #: Deepest nesting of a value. errata's own files have at most 12 levels.
 DEEPEST = 100
 
-_HUGE = re.compile(r"\d[eE]\+?\d{3}")
+#: a number that may be infinite
+HUGE = re.compile(r"\d[eE]\+?\d{3}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 Pairs = Callable[[list[tuple[str, Any]]], Any]
@@ -32,7 +33,7 @@ def checked_json(text: str, pairs: Pairs | None = None) -> Any:
 
     pairs: makes an object from its names and values.
     """
-    parse_float = _finite if _HUGE.search(text) is not None else None
+    parse_float = _finite if HUGE.search(text) is not None else None
     try:
         value = json.loads(
             text, parse_constant=_finite, parse_float=parse_float, object_pairs_hook=pairs

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from errata.core.formats.json_value import DEEPEST, parse_json, written_alike
+from errata.core.formats.json_value import DEEPEST, HUGE, parse_json, written_alike
 from errata.core.types import adapter
 
 T = TypeVar("T")
 
-_HUGE = re.compile(rb"\d[eE]\+?\d{3}")
+_HUGE = re.compile(HUGE.pattern.encode())
 #: the names of a line of JSON, and where its objects begin and end
 _SHAPE = re.compile(rb'"[^"\\]*": |[{}]')
 _shapes: set[bytes] = set()
@@ -35,8 +35,8 @@ def own_lines(cls: type[T], data: bytes) -> list[T] | None:
     return values
 
 
-def own_items(cls: type[T], data: bytes, name: str) -> tuple[Any, tuple[T, ...]] | None:
-    """A JSON object with an empty list `name`, and the items of that list, each a `cls`.
+def own_object(cls: type[T], data: bytes, name: str) -> dict[str, Any] | None:
+    """A JSON object in which the items of the list `name` are values already, each a `cls`.
 
     data: the object, one space of indentation a level. cls: without fields for any value and for
     numbers that are not whole. The items are read one by one: their plain JSON never is in memory
@@ -57,7 +57,7 @@ def own_items(cls: type[T], data: bytes, name: str) -> tuple[Any, tuple[T, ...]]
         rest = parse_json((data[: opening + 1] + data[end + len("\n  }\n ") :]).decode())
     except ValueError:
         return None
-    return rest, tuple(values)
+    return {**rest, name: tuple(values)}
 
 
 def _split(data: bytes, at: int, end: int) -> Iterator[bytes]:

@@ -23,7 +23,7 @@ from errata.core.files import (
     shortened,
     write_json,
 )
-from errata.core.formats.own_files import own_items
+from errata.core.formats.own_files import own_object
 from errata.core.kinds import ProbeKind
 from errata.core.types import Case, Probe, Skip
 
@@ -166,10 +166,9 @@ def read_manifest(run: Path) -> dict[str, Any]:
 def read_stored_plan(run: Path) -> tuple[dict[str, Any], StoredPlan]:
     """plan.json without its cases, and all of it checked. Raises BadRun, also on another schema."""
     path = run / "plan.json"
-    own = own_items(Case, read_bytes(path), "cases")
-    data = read_json(path) if own is None else own[0]
+    data = own_object(Case, read_bytes(path), "cases") or read_json(path)
     _check_schema(data, path, "Repeat the run, or use the version that wrote it.")
-    plan = checked(StoredPlan, data if own is None else {**data, "cases": own[1]}, path)
+    plan = checked(StoredPlan, data, path)
     cases = [c.id for c in plan.cases]
     planned = [case for unit in plan.units for lane in unit.lanes for case in lane.cases]
     lanes = [lane.id for unit in plan.units for lane in unit.lanes]
