@@ -259,7 +259,7 @@ def test_noise_influence_equals_each_module_run_by_itself(
 ) -> None:
     """Against the model's own attention modules, called again with one noisy token each."""
     prompt, sigma, count = edits[0].prompt, 0.7, 3
-    batch = backbone.encode([prompt] * (1 + count))
+    batch = backbone.encode([prompt])
     columns = batch.vision[0].nonzero()[:count, 0]
     found = noise_influence(
         backbone,
@@ -296,7 +296,7 @@ def test_noise_influence_equals_each_module_run_by_itself(
 
 def test_noise_leaves_the_stream_as_it_is(backbone: tiny.HfVlm, edits: list[Edit]) -> None:
     """Without noise nothing has influence; layers do not see each other's noise."""
-    batch = backbone.encode([edits[1].prompt] * 3)
+    batch = backbone.encode([edits[1].prompt])
     columns = batch.vision[0].nonzero()[:2, 0]
 
     def measured(layers: list[int], sigma: float) -> dict[int, torch.Tensor]:

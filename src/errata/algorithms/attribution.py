@@ -23,7 +23,9 @@ from errata.core.model.recorder import EnoughRecorded, run_until_enough
 
 
 class NoiseTrace(Hook):
-    """Row 0 is clean; row 1 + n has noise at places[n]. `influence[site]` [N] after a forward."""
+    """One row in the model, 1 + N rows in the modules: row 0 is clean, row 1 + n has noise at
+    places[n]. `influence[site]` [N] after a forward.
+    """
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class NoiseTrace(Hook):
 
     def before(self, site: str, x: Tensor, ctx: HookContext) -> Tensor:
         noise = torch.randn(len(self.columns), x.shape[-1], generator=self.rng) * self.sigma
-        noisy = x.clone()
+        noisy = x.repeat(int(self.noisy_rows[-1]) + 1, 1, 1)
         noisy[self.noisy_rows.to(x.device), self.columns.to(x.device)] += noise.to(x)
         return noisy
 
@@ -51,13 +53,13 @@ class NoiseTrace(Hook):
         self.influence[site] = 1 - torch.cosine_similarity(out[1:], out[:1], dim=-1)
         if self.sites <= self.influence.keys():
             raise EnoughRecorded
-        return y[:1].expand_as(y)
+        return y[:1]
 
 
 @torch.no_grad()
 def noise_influence(
     backbone: Backbone,
-    rows: Batch | PrefixState,
+    question: Batch | PrefixState,
     places: Sequence[Tensor],
     *,
     layers: Sequence[int],
@@ -67,16 +69,16 @@ def noise_influence(
 ) -> dict[int, Tensor]:
     """Layer -> [N] influence of places (columns of image tokens each), the mean over `draws`.
 
-    `rows` is the same question 1 + N times (row 0 without noise); no patch is applied.
+    `question` is one row, and only the attention modules see it 1 + N times; no patch is applied.
     """
-    batch = rows if isinstance(rows, Batch) else rows.batch
-    assert batch.size == len(places) + 1, (batch.size, len(places))
+    batch = question if isinstance(question, Batch) else question.batch
+    assert batch.size == 1, batch.size
     last = int(batch.lengths[0]) - 1
     sites = {i: f"text.{i}.attn" for i in layers}
     total: dict[int, Tensor] = {}
     for _ in range(draws):
         noise = NoiseTrace(tuple(sites.values()), places, last, sigma, rng)
-        run_until_enough(backbone, rows, noise)
+        run_until_enough(backbone, question, noise)
         for i, site in sites.items():
             total[i] = total.get(i, torch.zeros(())) + noise.influence[site].cpu() / draws
     return total

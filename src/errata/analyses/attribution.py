@@ -210,7 +210,8 @@ def visual_attribution(
     """
     if len(prompt.images) != 1:
         raise BadSpec(f"attribution needs one image; the prompt has {len(prompt.images)}.")
-    columns = backbone.encode([prompt]).vision[0].nonzero()[:, 0].cpu()
+    question = backbone.encode([prompt])
+    columns = question.vision[0].nonzero()[:, 0].cpu()
     grid = grid or grid_of(len(columns))
     if grid[0] * grid[1] != len(columns):
         raise BadSpec(f"a grid of {grid[0]} x {grid[1]} does not fit {len(columns)} image tokens.")
@@ -219,10 +220,9 @@ def visual_attribution(
     out = torch.zeros(len(blocks), len(places))
     for start in range(0, len(places), CHUNK):
         some = places[start : start + CHUNK]
-        rows = backbone.encode([prompt] * (1 + len(some)))
         rng = generator(seed, "attribution", start)
         by_block = noise_influence(
-            backbone, rows, some, layers=blocks, sigma=sigma, draws=draws, rng=rng
+            backbone, question, some, layers=blocks, sigma=sigma, draws=draws, rng=rng
         )
         out[:, start : start + CHUNK] = torch.stack([by_block[i] for i in blocks])
     return out.reshape(len(blocks), *grid)

@@ -227,7 +227,7 @@ class VisEditTrainee(AdapterTrainee):
             rng = generator(self.seed, "noise", digest(prompt))
             columns = self._columns(batch, row, rng)
             by_layer = noise_influence(
-                self.backbone, batch.part([row] * (1 + len(columns))), columns[:, None].unbind(),
+                self.backbone, batch.part([row]), columns[:, None].unbind(),
                 layers=self.layers, sigma=c.sigma, draws=c.draws, rng=rng,
             )  # fmt: skip
             mean_N = torch.stack(list(by_layer.values())).mean(0).clamp(min=1e-12)

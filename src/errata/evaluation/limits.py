@@ -95,6 +95,21 @@ def same_answers(recorded: bytes, now: bytes, *, beginning: bool = False) -> boo
     )
 
 
+def same_plan(recorded: bytes, now: bytes) -> bool:
+    """Whether two plans are the same, apart from what is said about cases that neither edits.
+
+    How many of those were looked at depends on how many cases are asked together.
+    """
+    try:
+        old, new = json.loads(recorded), json.loads(now)
+        planned = {case["id"] for case in new["cases"]}
+        for plan in (old, new):
+            plan["dropped"] = [s for s in plan["dropped"] if s["id"].partition("/")[0] in planned]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return bool(old == new)
+
+
 def _answers(data: bytes) -> dict[tuple[Any, ...], bytes]:
     """The lines of a file of answers, by what tells them apart."""
     rows = ((json.loads(line), line) for line in data.splitlines())

@@ -43,7 +43,7 @@ from errata.evaluation.other_scopes import in_other_scopes
 from errata.io.images import hashed, split_uri
 
 VERSION = 1
-BLOCK = 32  # cases asked together; part of what makes a plan reproducible
+BLOCK = 16  # cases asked together; part of what makes a plan reproducible
 STAGED = 128  # the same, of cases of which only the main probes are asked at first
 
 Progress = Callable[[str, int, int], None]

@@ -57,7 +57,7 @@ from errata.core.types import (
     Verdict,
     digest,
 )
-from errata.evaluation.limits import is_raised, raise_limit, same_answers
+from errata.evaluation.limits import is_raised, raise_limit, same_answers, same_plan
 from errata.evaluation.other_scopes import unscored_probes
 
 PANEL = "panel"
@@ -225,13 +225,11 @@ class RunWriter:
         if is_raised(manifest.get("limit"), limit):
             raise_limit(self.path, manifest, planned, limit)
             return
+        alike = {"plan.json": same_plan, "before.jsonl": same_answers}
         for name, data in planned.items():
             file = self.path / name
             stored = read_bytes(file) if file.exists() else None
-            same = stored == data or (
-                name == "before.jsonl" and stored is not None and same_answers(stored, data)
-            )
-            if not same:
+            if stored != data and (stored is None or not alike[name](stored, data)):
                 raise BadRun(
                     f"{file} is not what this run began with. Delete the folder and run again."
                 )

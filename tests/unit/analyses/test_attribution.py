@@ -93,7 +93,7 @@ def test_a_map_over_the_image(pictures: list[str]) -> None:
     assert one.shape == (2, 2, 2) and bool((one > 0).all())
     columns = backbone.encode([prompt]).vision[0].nonzero()
     wanted = noise_influence(
-        backbone, backbone.encode([prompt] * 5), list(columns), layers=[0, 3], sigma=0.7, draws=2,
+        backbone, backbone.encode([prompt]), list(columns), layers=[0, 3], sigma=0.7, draws=2,
         rng=generator(0, "attribution", 0),
     )  # fmt: skip
     torch.testing.assert_close(one.flatten(1), torch.stack([wanted[0], wanted[3]]))

@@ -12,7 +12,7 @@ import pytest
 from errata.core import registry
 from errata.core.errors import BadRun, BadSpec
 from errata.core.measure.benchmark import BenchmarkSpec
-from errata.evaluation import limits
+from errata.evaluation import limits, plan
 from errata.evaluation.bench import bench
 from tests.short import short_microworld
 from tests.stub import NotesEditor, Stub, knowing
@@ -159,3 +159,32 @@ def test_answers_are_the_same_up_to_the_rounding_of_a_machine() -> None:
     more = old + line("r", "x", -1.0)
     assert not same(old, more) and same(old, more, beginning=True)
     assert not same(more, old, beginning=True) and not same(b"{", old)
+
+
+def test_plans_are_the_same_whatever_was_looked_at_beside_them() -> None:
+    def plan(*dropped: str, cases: str = "ab") -> bytes:
+        skips = [{"id": skip, "reason": "unknown"} for skip in dropped]
+        return json.dumps({"cases": [{"id": c} for c in cases], "dropped": skips}).encode()
+
+    same = limits.same_plan
+    assert same(plan("a/p", "c", "d/q"), plan("a/p"))
+    assert not same(plan("a/p"), plan()) and not same(plan(), plan(cases="abc"))
+    assert not same(b"{", plan()) and not same(b"[]", plan())
+
+
+def test_few_more_cases_are_asked_than_are_used(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a run of 9 cases no more than two blocks of 8, also where the benchmark has more."""
+    asked: set[str] = set()
+    ask_all = plan.ask_all
+
+    def count(bb: Any, requests: Any, **more: Any) -> Any:
+        asked.update(r.ask.case for r in requests)
+        return ask_all(bb, requests, **more)
+
+    monkeypatch.setattr(plan, "ask_all", count)
+    monkeypatch.setattr(plan, "BLOCK", 8)
+    with short_microworld(dev=40):
+        bench(stub, NotesEditor(), SPEC, "one_step", tmp_path / "r", limit=9)
+    assert 9 <= len(asked - {"panel"}) <= 16

@@ -357,7 +357,7 @@ def _back(new: Tensor, like: Tensor, site: Site, ctx: HookContext) -> Tensor:
         whole = like.clone()
         whole[:, _image(site, ctx)] = new
         return whole
-    return new.reshape(like.shape)
+    return new if like.dim() == 3 else new.reshape(like.shape)
 
 
 def _image(site: Site, ctx: HookContext) -> slice:
