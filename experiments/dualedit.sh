@@ -14,8 +14,8 @@ train() { # STATE BENCHMARK TEXT VISUAL
     --set held_out=32 --set gate_cases=32 --out "$1"
 }
 run() { # GATE TEXT VISUAL
-  train "$here/state-$2-$3" microworld:vqa@train "$2" "$3"
-  "$errata" bench micro-vlm --editor dualedit --benchmark microworld:vqa@dev --protocol one_step \
+  train "$here/state-$2-$3" microworld:vqa@train/v1 "$2" "$3"
+  "$errata" bench micro-vlm --editor dualedit --benchmark microworld:vqa@dev/v1 --protocol one_step \
     --limit 60 --state "$here/state-$2-$3" --set "text_layer=$2" --set "visual_layer=$3" \
     --set "gate=$1" --out "$here/$1-$2-$3"
 }
@@ -39,7 +39,7 @@ for part in ${*:-fig5 table1 table3 published draw}; do
   published)
     for variant in disjoint published; do
       train "$here/far-$variant" "microworld:vqa@train/$variant" 1 2
-      "$errata" bench micro-vlm --editor dualedit --benchmark microworld:vqa --protocol one_step \
+      "$errata" bench micro-vlm --editor dualedit --benchmark microworld:vqa@eval/v1 --protocol one_step \
         --limit 240 --state "$here/far-$variant" --set gate=none --out "runs/far/$variant"
     done
     ;;

@@ -33,8 +33,13 @@ if [ $# = 0 ]; then # trivial editors: where they apply is all that they know
     protocols "ft_l.$scope" ft_l --scope "$scope"
   done
 fi
-for editor in ${*:-ft_l ft_v lora tpatcher ike unike mend ke serac lte dualedit visedit}; do
+for editor in ${*:-ft_l ft_v lora tpatcher ike unike mend ke serac lte dualedit visedit witness}; do
   state=
+  if [ "$editor" = witness ]; then # its scope learns from the same train cases
+    state="--state runs/both/witness"
+    test -f runs/both/witness/state.json || "$errata" prepare micro-vlm --scope testimony \
+      --benchmark microworld:vqa+caption@train/v1 --out runs/both/witness
+  fi
   if [ -n "$(steps "$editor")" ]; then
     state="--state runs/both/$editor"
     test -f "runs/both/$editor/state.json" || "$errata" prepare micro-vlm --editor "$editor" \

@@ -11,12 +11,14 @@ count. The result is samples per second of
 `cold`: cases of the first epoch, from pixels. `warm`: cached hidden states below the first trained
 block, as in every later epoch. `plain`: the order of work of the published loops, on the same warm
 states: a forward for each of the sample's questions, one for the edit's trace, one for the locality
-question before the edit, and the noise targets of the influence mapper anew in every step.
-DualEdit's code makes these targets too and does not use them (`without targets`: the same loop
-without them). `--shares`: warm steps also without parts of `errata.backbones._pruning`: without
-`rows`, the picture of every question is computed separately; without `columns`, all positions of
-the last block are. `gflops`: of a matrix product as large as a block's FFN, for the speed of the
-machine. Numbers: docs/results/speed.md.
+question before the edit, and the noise targets of the influence mapper anew in every step, from a
+batch of as many rows as there are noises. DualEdit's code makes these targets too and does not use
+them (`without targets`: the same loop without them). `plain_cold`: the same, with the states made
+from pixels first, question by question. `states`: the states of `cold` alone, without any training:
+with them and nothing else, `cold` could reach `ceiling` times `plain_cold`. `--shares`: warm steps
+also without parts of `errata.backbones._pruning`: without `rows`, the picture of every question is
+computed separately; without `columns`, all positions of the last block are. `gflops`: of a matrix
+product as large as a block's FFN, for the speed of the machine. Numbers: docs/results/speed.md.
 """
 
 from __future__ import annotations
@@ -33,19 +35,21 @@ from typing import Any
 
 import torch
 from speed import cases_of, random_llava
+from torch import Tensor
 
-from errata.algorithms.attribution import noise_influence
+from errata.algorithms.attribution import NoiseTrace
 from errata.algorithms.gated_adapter import AdapterEditor, AdapterTrainee
 from errata.backbones import _forward, _prefixes
 from errata.core import registry
+from errata.core.hooks.context import HookContext
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import PrefixState
-from errata.core.model.recorder import outputs_at
+from errata.core.model.recorder import outputs_at, run_until_enough
 from errata.core.state import PrepareContext
 from errata.core.types import Case
 from errata.networks.edit_bank import EditBank
 from errata.patches.adapter import Adapter
-from errata.training.batches import TrainExample
+from errata.training.batches import ExamplePool, TrainExample
 from errata.training.loop import Trainee, train
 from errata.training.optimise import generator, target_loss
 
@@ -94,6 +98,16 @@ def ours(
     return found
 
 
+class PlainNoise(NoiseTrace):
+    """All rows run through the whole model; each module's noise goes no further."""
+
+    def before(self, site: str, x: Tensor, ctx: HookContext) -> Tensor:
+        return super().before(site, x[:1], ctx)
+
+    def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
+        return super().at(site, x, y, ctx).expand_as(y)
+
+
 class Plain:
     """The published loop's order of work, with this library's adapters and cached states."""
 
@@ -102,7 +116,8 @@ class Plain:
         assert isinstance(trainee, AdapterTrainee)
         self.backbone, self.trainee, self.floor = backbone, trainee, int(trainee.floor or 0)
         pools = [trainee.rows(c, generator(0, "pool", c.id)) for c in cases]
-        self.parts = [self._entered([p[k] for p in pools]) for k in range(4)]  # rel, 2 gen, loc
+        self.rows = [[p[k] for p in pools] for k in range(4)]  # rel, 2 gen, loc
+        self.enter()
         self.alone = [self._entered([p[0]] * (1 + TOKENS)) for p in pools]
         self.adam = torch.optim.Adam(trainee.module.parameters(), lr=1e-4)
 
@@ -115,10 +130,14 @@ class Plain:
     def targets(self) -> None:
         for alone in self.alone:
             columns = alone.batch.vision[0].nonzero()[:TOKENS]
-            noise_influence(
-                self.backbone, alone, list(columns), layers=NOISED, sigma=0.7, draws=1,
-                rng=torch.Generator().manual_seed(0),
-            )  # fmt: skip
+            last = int(alone.batch.lengths[0]) - 1
+            sites = [f"text.{i}.attn" for i in NOISED]
+            noise = PlainNoise(sites, columns, last, 0.7, torch.Generator().manual_seed(0))
+            run_until_enough(self.backbone, alone, noise)
+
+    def enter(self) -> None:
+        """The states of all questions again, one after the other, from pixels."""
+        self.parts = [self._entered(rows) for rows in self.rows]
 
     def step(self, *, targets: bool) -> None:
         bb, module = self.backbone, self.trainee.module
@@ -143,13 +162,32 @@ class Plain:
 
 def plain(
     backbone: Backbone, editor: AdapterEditor, cases: Sequence[Case], steps: int, targets: bool
-) -> float:
-    loop, each = Plain(backbone, editor, cases[:BATCH]), []
+) -> tuple[float, float]:
+    """Samples per second on states that are kept, and from pixels."""
+    loop, warm, cold = Plain(backbone, editor, cases[:BATCH]), [], []
     for _ in range(steps + 1):
         started = time.process_time()
+        loop.enter()
+        entered = time.process_time()
         loop.step(targets=targets)
-        each.append(time.process_time() - started)
-    return BATCH / median(each[1:])
+        warm.append(time.process_time() - entered)
+        cold.append(time.process_time() - started)
+    return BATCH / median(warm[1:]), BATCH / median(cold[1:])
+
+
+def states(backbone: Backbone, editor: AdapterEditor, cases: Sequence[Case]) -> float:
+    """Samples per second of the states of a first epoch alone."""
+    trainee, each = editor.trainee(backbone, cases, 0), []
+    assert isinstance(trainee, AdapterTrainee)
+    pool = ExamplePool(
+        backbone, lambda case: trainee.rows(case, generator(0, "pool", case.id)),
+        floor=trainee.floor, eos=True, limit=2**33,
+    )  # fmt: skip
+    for case in cases:
+        began = time.process_time()
+        pool.of(case)
+        each.append(time.process_time() - began)
+    return 1 / median(each[1:])
 
 
 def gflops() -> float:
@@ -179,9 +217,13 @@ def main() -> None:
         editor = registry.load("editors", name)(**SETTINGS[name])
         row = ours(backbone, editor, cases, args.steps, args.shares)
         if isinstance(editor, AdapterEditor):
-            row["plain"] = plain(backbone, editor, cases, args.steps, targets=True)
-            row["plain_without_targets"] = plain(backbone, editor, cases, args.steps, False)
+            row["states"] = states(backbone, editor, cases)
+            row["plain"], row["plain_cold"] = plain(backbone, editor, cases, args.steps, True)
+            without = plain(backbone, editor, cases, args.steps, False)
+            row["plain_without_targets"], row["plain_cold_without_targets"] = without
             row["ratio"] = row["warm"] / row["plain"]
+            row["cold_ratio"] = row["cold"] / row["plain_cold"]
+            row["ceiling"] = row["states"] / row["plain_cold"]
         found[name] = {k: round(v, 2) for k, v in row.items()}
         print(name, json.dumps(found[name]), flush=True)
     found["gflops_after"] = round(gflops(), 1)

@@ -119,12 +119,15 @@ class ExamplePool:
         locality = [b for b, e in enumerate(examples) if e.role == "locality"]
         if not locality:
             return tuple(pool)
-        if any(e.before is not None for e in examples):
-            asked = [examples[b] for b in locality]
-            asked = [replace(e, prompt=e.before or e.prompt) for e in asked]
-            logits = bb.logits(_encoded(bb, asked, self.eos))
+        if prefixes is not None and all(e.before is None for e in examples):
+            asked: Batch | PrefixState = bb.concat(
+                [prefixes[b] for b in locality], torch.arange(len(locality))
+            )
         else:
-            logits = bb.logits(state)[locality]
+            rows = [examples[b] for b in locality]
+            rows = [replace(e, prompt=e.before or e.prompt) for e in rows]
+            asked = _encoded(bb, rows, self.eos)
+        logits = bb.logits(asked)
         for n, b in enumerate(locality):
             unedited = logits[n, : len(pool[b].target)].clone()
             pool[b] = replace(pool[b], unedited=unedited)

@@ -48,7 +48,13 @@ class Bridge(CovarianceUpdate):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "micro-umm": _MICRO,
         # behind a scope nothing else has to be spared: the whole value is searched and written
-        "micro-umm-scoped": {**_MICRO, "mom2_weight": 0.5, "kl_factor": 0.0, "steps": 100},
+        "micro-umm-scoped": {
+            **_MICRO,
+            "mom2_weight": 0.5,
+            "kl_factor": 0.0,
+            "steps": 100,
+            "text_weight": 0.5,
+        },
     }
 
     @dataclass(frozen=True, kw_only=True)
