@@ -24,6 +24,7 @@ import csv
 import itertools
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,12 @@ def _planned_label(row: Path, by: str) -> str:
 
 def read_csv(path: Path) -> Table:
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            sys.exit(f"{path}: line {number} has not as many cells as the first. Mend it.")
+    return rows
 
 
 def write_csv(path: Path, table: Table) -> None:
