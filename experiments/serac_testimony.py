@@ -114,7 +114,7 @@ class TestifiedTrainee(SeracTrainee):
     def optimiser(self) -> torch.optim.Optimizer:
         lr, few = self.config.lr, self.said.weights
         rest = [p for p in self.module.parameters() if p is not few]
-        groups = [{"params": rest}, {"params": [few], "lr": FASTER * lr}]
+        groups: list[dict[str, Any]] = [{"params": rest}, {"params": [few], "lr": FASTER * lr}]
         return torch.optim.Adam(groups, lr=lr, fused=True)
 
 
@@ -148,8 +148,8 @@ class TestifiedScope(PromptScope):
                 batch = backbone.encode(some)
                 stream = backbone.enter(batch, self.config.layer).stream
                 assert stream is not None
-                pair = scope(*PromptStates.of(stream, batch).parts)
-                parts.append(said.added(*pair, asked.of(some)))
+                query, edit = scope(*PromptStates.of(stream, batch).parts)
+                parts.append(said.added(query, edit, asked.of(some)))
         return torch.cat([q for q, _ in parts]), torch.cat([e for _, e in parts])
 
     def query(self, backbone: Backbone, prompts: Sequence[Prompt]) -> Tensor:
