@@ -84,7 +84,7 @@ class SeracTrainee(Trainee):
 
         A third each: in scope, out of scope by the probes of its case, and other cases.
         """
-        query_Be, edit_Be = self.module.scope(*prompts.parts)
+        query_Be, edit_Be = self.vectors(batch, prompts)
         key_Ce = edit_Be[_first(batch)]
         gap_BC = (query_Be[:, None] - key_Ce).square().sum(-1)
         own_BC, about_BC = _labels(batch)
@@ -102,6 +102,11 @@ class SeracTrainee(Trainee):
             "closed_other": (other >= limit).float(),
         }
         return {"scope": loss, **{k: v.mean() for k, v in watched.items() if len(v)}}
+
+    def vectors(self, batch: TrainBatch, prompts: PromptStates) -> tuple[Tensor, Tensor]:
+        """([B, e] as questions, [B, e] as edits) what the scope compares, of all examples."""
+        query_Be, edit_Be = self.module.scope(*prompts.parts)
+        return query_Be, edit_Be
 
     def _answer(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Mean NLL of in-scope answers, each with the edit of its case in the memory."""

@@ -13,10 +13,12 @@ from errata.core.errors import BadSpec
 from errata.core.state import State
 from errata.core.types import Case, Edit, Image, Probe, Prompt
 from errata.scopes._cases import Labelled
+from errata.scopes._hashes import picture
 from errata.scopes.testimony import TestimonyScope
 from errata.scopes.testimony._choice import greedy, spread
 from errata.scopes.testimony._fit import _in_memory, _tuned, agreement
 from errata.scopes.testimony._witness import Panel, Witness
+from tests import tiny
 
 SENSES = {"colour?": 0, "hue?": 0, "shape?": 1, "form?": 1, "town?": 2}
 
@@ -40,6 +42,18 @@ def test_the_pool_has_one_question_of_each_sense() -> None:
     chosen = spread(witness, list(SENSES), 5)
     assert sorted(SENSES[q] for q in chosen) == [0, 1, 2]
     assert len(spread(witness, list(SENSES), 2)) == 2
+
+
+def test_testimonies_are_of_the_pictures_alone(pictures: list[str]) -> None:
+    asked = ("colour?", "shape?")
+    witness = Witness(tiny.shared("llava"), Panel(asked, (Image(pictures[0]),)))
+    prompts = [Prompt.of("town?", pictures[1]), Prompt.of("hue?", pictures[1]), Prompt.of("town?")]
+    said = witness.testimonies(prompts)
+    assert set(witness.known) == {
+        (q, (picture(prompts[0].images[0]),)) for q in ("colour?", "shape?")
+    }
+    assert torch.equal(said, witness.of(prompts)[:, :2])
+    assert torch.equal(said[0], said[1]) and not bool((said[0] * said[2]).any())
 
 
 def test_a_question_that_tells_nothing_is_not_chosen() -> None:

@@ -56,15 +56,21 @@ class Witness:
     def of(self, prompts: Sequence[Prompt]) -> Tensor:
         """[B, Q + R + 2, m + 1]: testimonies, answers of the fixed pictures, belief, answer."""
         asked = [self._questions(p) for p in prompts]
-        self._ask({key: p for row in asked for key, p in row if p is not None})
         self._answer({row[-1][0]: p for row, p in zip(asked, prompts, strict=True)})
+        answers = torch.stack([self.answers[row[-1][0]] for row in asked])
+        return torch.cat([self._said(asked), answers[:, None]], dim=1)
+
+    def testimonies(self, prompts: Sequence[Prompt]) -> Tensor:
+        """[B, Q, m + 1] what is said of the pictures of prompts; their words are not asked."""
+        return self._said([self._questions(p)[: len(self.panel.questions)] for p in prompts])
+
+    def _said(self, asked: Sequence[Sequence[tuple[Hashable, Prompt | None]]]) -> Tensor:
+        """[B, n, m + 1] the answers to n questions about each prompt."""
+        self._ask({key: p for row in asked for key, p in row if p is not None})
         nothing = torch.zeros(BUCKETS + 1)
         nothing[-1] = 1.0  # no picture: agrees with no picture alone
-        rows = []
-        for row in asked:
-            said = [nothing if p is None else self.known[key] for key, p in row]
-            rows.append(torch.stack([*said, self.answers[row[-1][0]]]))
-        return torch.stack(rows)
+        rows = [[nothing if p is None else self.known[key] for key, p in row] for row in asked]
+        return torch.stack([torch.stack(row) for row in rows])
 
     def relations(self, said: Tensor) -> Tensor:
         """[B, R, m + 1] the answers about the fixed pictures, of what `of` returns."""
