@@ -63,14 +63,14 @@ def prepare(
     from errata.core.state import PrepareContext, check_shareable
     from errata.io.states import check_home, check_out, home, link, store
 
+    ed = _preparable(editor, scope, preset, settings)
+    if elsewhere is not None:
+        check_shareable(ed)
     if _writes():
         check_out(out, force=force) if out is not None else check_home()
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
     if not loaded.cases:
         raise BadData(f"{spec} has no cases to prepare on. Give another --benchmark.")
-    ed = _preparable(editor, scope, preset, settings)
-    if elsewhere is not None:
-        check_shareable(ed)
     bb = replace(model, device=model.device or _own_device()).load()
     ed = ed.for_backbone(bb)
     cases, start = loaded.cases[:limit], time.monotonic()

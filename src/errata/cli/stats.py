@@ -61,13 +61,13 @@ def stats(
     """
     from errata.io.states import check_out
 
+    if corpus is None and (ray is not None or workers):
+        raise BadSpec("--ray shares out the collecting of a --corpus. Leave --ray out to merge.")
+    elsewhere = workers_of(model, ray, workers)
     chosen = parse_layers(layers)
     parts = [_added(folder) for folder in add or ()]
     if corpus is None and len(parts) < 2:
         raise BadSpec("nothing to collect. Give --corpus, or --add at least twice.")
-    if corpus is None and (ray is not None or workers):
-        raise BadSpec("--ray shares out the collecting of a --corpus. Leave --ray out to merge.")
-    elsewhere = workers_of(model, ray, workers)
     check_out(out, force=force)
     texts = _texts(corpus, without, documents, split, column, seed) if corpus is not None else None
     from errata.algorithms.locate_then_edit.layer_stats import merged
