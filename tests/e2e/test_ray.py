@@ -1,4 +1,4 @@
-"""A run on Ray workers: the same bytes as in one process, also if a worker is killed."""
+"""Runs and states made by Ray workers: the bytes of one process, also if a worker is killed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import errata
+from errata.core import registry
 from errata.core.errors import BadRun, BadSpec
+from errata.core.measure.benchmark import BenchmarkSpec
+from errata.core.state import PrepareContext
 from errata.evaluation.distribute import ray_workers
 from errata.evaluation.distribute.ray_workers import RayWorkers
+from tests.command import command_of
 
 ray = pytest.importorskip("ray", reason="needs the extra: pip install 'errata[ray]'")
 
@@ -67,6 +73,46 @@ def test_workers_equal_one_process_also_if_one_is_killed(whole, cluster, tmp_pat
         assert (whole / name).read_bytes() == (out / name).read_bytes(), name
     patches = sorted(p.name for p in (whole / "patches").iterdir())
     assert patches == sorted(p.name for p in (out / "patches").iterdir())
+
+
+@pytest.mark.timeout(300)
+def test_states_equal_those_of_one_process_also_if_a_worker_is_killed(cluster, tmp_path):
+    """Moments and a memory, of chunks; SIGKILL to a worker after the first chunk."""
+    killed = list[int]()
+
+    def load() -> errata.Backbone:
+        (tmp_path / str(os.getpid())).touch()
+        return errata.load("micro-vlm")
+
+    class Killing:
+        def map(self, task: Any, chunks: Any) -> Iterator[Any]:
+            for done in pool.map(task, chunks):
+                if not killed:
+                    killed.append(int(sorted(tmp_path.iterdir())[0].name))
+                    os.kill(killed[0], signal.SIGKILL)
+                yield done
+
+    bb = LOAD()
+    spec = BenchmarkSpec.parse("microworld:vqa@dev")
+    cases = registry.load("benchmarks", "microworld")().load(spec, root=None, seed=0).cases[:70]
+    editors = [errata.editor("memit", texts=300), errata.editor("unike", epochs=1, corpus=2)]
+    one = [e.prepare(bb, cases) for e in editors]
+    with RayWorkers(load, count=2).pool(bb.fingerprint()) as pool:
+        two = [e.prepare(bb, cases, work=PrepareContext(workers=Killing())) for e in editors]
+    assert [s.digest() for s in one] == [s.digest() for s in two]
+    assert killed and len([*tmp_path.iterdir()]) == 3, "another worker took its place"
+
+
+@pytest.mark.timeout(300)
+def test_statistics_by_workers_have_the_same_files(cluster, tmp_path, capsys):
+    errata, corpus = command_of(capsys), tmp_path / "texts.txt"
+    corpus.write_text("".join(f"the number {n} is before {n + 1}\n" for n in range(300)))
+    stats = ("stats", "micro-vlm", "--corpus", corpus, "--layers", "1", "--tokens", "1024")
+    one = errata(*stats, "--out", tmp_path / "one")
+    two = errata(*stats, "--out", tmp_path / "two", "--ray", "local", "--workers", "1")
+    assert (one.code, two.code) == (0, 0), two.err
+    for name in ("state.safetensors", "state.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 @pytest.mark.timeout(300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from errata.core.kinds import family
 from errata.core.model.backbone import Backbone
 from errata.core.model.recorder import Recorder
+from errata.core.state import PrepareContext
 from errata.core.types import Case, Prompt
 
 CHUNK = 32
@@ -24,6 +26,7 @@ def site_inputs(
     sites: Sequence[str],
     count: int,
     rng: torch.Generator,
+    work: PrepareContext | None = None,
 ) -> dict[str, Tensor]:
     """Inputs [count, n] of each site: half at last prompt tokens, half anywhere (or fewer).
 
@@ -31,18 +34,12 @@ def site_inputs(
     """
     last: dict[str, list[Tensor]] = {s: [] for s in sites}
     other: dict[str, list[Tensor]] = {s: [] for s in sites}
-    for i in range(0, len(prompts), CHUNK):
-        batch = backbone.encode(prompts[i : i + CHUNK])
-        watch = Recorder(sites)
-        with torch.no_grad(), backbone.applied(watch):
-            backbone.logits(batch)
-        real = batch.mask.bool().clone()
-        rows = torch.arange(batch.size, device=real.device)
-        real[rows, batch.lengths - 1] = False
-        for site in sites:
-            x = watch.x[site].float().cpu()
-            last[site].append(x[rows.cpu(), (batch.lengths - 1).cpu()])
-            other[site].append(x[real.cpu()])
+    chunks = [prompts[i : i + CHUNK] for i in range(0, len(prompts), CHUNK)]
+    task = partial(_inputs, sites=tuple(sites))
+    for _, found in (work or PrepareContext()).mapped(backbone, task, chunks):
+        for site, (at_last, elsewhere) in found.items():
+            last[site].append(at_last)
+            other[site].append(elsewhere)
     out = {}
     n_last = sum(len(v) for v in last[sites[0]]) if sites else 0
     pick_last = torch.randperm(n_last, generator=rng)[: count // 2]
@@ -53,6 +50,24 @@ def site_inputs(
             [torch.cat(last[site])[pick_last], torch.cat(other[site])[pick_other]]
         )
     return out
+
+
+def _inputs(
+    backbone: Backbone, prompts: Sequence[Prompt], *, sites: Sequence[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Per site, the inputs at the last token of each prompt, and at all others."""
+    batch = backbone.encode(prompts)
+    watch = Recorder(sites)
+    with torch.no_grad(), backbone.applied(watch):
+        backbone.logits(batch)
+    real = batch.mask.bool().clone()
+    rows = torch.arange(batch.size, device=real.device)
+    real[rows, batch.lengths - 1] = False
+    found = {}
+    for site in sites:
+        x = watch.x[site].float().cpu()
+        found[site] = x[rows.cpu(), (batch.lengths - 1).cpu()], x[real.cpu()]
+    return found
 
 
 def locality_prompts(

@@ -30,7 +30,7 @@ from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch
 from errata.core.model.recorder import Recorder
 from errata.core.patch import Patch
-from errata.core.state import State
+from errata.core.state import PrepareContext, State
 from errata.core.types import Case, Edit
 from errata.patches._parts import PartsPatch
 from errata.patches.neurons import Neurons
@@ -39,6 +39,8 @@ from errata.training.optimise import SearchSettings, encode_edits, generator
 
 class NeuronEditor(GradientEditor):
     """New FFN neurons, trained on one edit; with `memory_weight` they are kept silent elsewhere."""
+
+    in_chunks = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GradientEditor.Config):
@@ -102,14 +104,16 @@ class NeuronEditor(GradientEditor):
     def uses_state(self) -> bool:
         return bool(self.config.memory_weight > 0)
 
-    def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
+    def train(
+        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: PrepareContext
+    ) -> State | None:
         """FFN inputs on training prompts: the memory that l_m keeps the neurons silent on."""
         c = self.config
         rng = generator(seed, self.name)
         prompts = locality_prompts(cases, c.prompts, rng, c.memory_kinds)
         if not prompts:
             return None
-        states = site_inputs(backbone, prompts, self.sites(backbone), c.memory, rng)
+        states = site_inputs(backbone, prompts, self.sites(backbone), c.memory, rng, work)
         return State(self.name, {"prompts": len(prompts)}, states)
 
     def start(self, backbone: Backbone, request: EditRequest) -> PartsPatch:

@@ -150,8 +150,9 @@ class ScopedEditor(Editor):
 def scoped(inner: Editor, scope: Scope) -> ScopedEditor:
     """The editor behind a scope: a class of its own, with what the class of `inner` declares."""
     kind = type(inner)
-    declared = ("name", "needs_state", "state_settings", "state_name", "keeps_state", "requires",
-                "without_state", "modalities", "presets", "preset_models", "Config")  # fmt: skip
+    declared = ("name", "needs_state", "state_settings", "state_name", "keeps_state", "in_chunks",
+                "requires", "without_state", "modalities", "presets", "preset_models",
+                "Config")  # fmt: skip
     body: dict[str, Any] = {n: getattr(kind, n) for n in declared}
     cls: type[ScopedEditor] = type(f"Scoped{kind.__name__}", (ScopedEditor,), body)
     return cls(inner, scope)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import say
-from errata.core.errors import BadSpec
-
-if TYPE_CHECKING:
-    from errata.evaluation.distribute.ray_workers import RayWorkers
+from errata.cli.shared.workers import Ray, Workers, workers_of
 
 ProtocolName = Annotated[
     str,
@@ -28,13 +25,6 @@ Shard = Annotated[
         metavar="I/N",
         help="Run every N-th unit only, from the I-th on, for `errata merge`.",
     ),
-]
-Ray = Annotated[
-    str | None,
-    typer.Option(metavar="ADDRESS", help="Run on a Ray cluster; `local`: on this machine."),
-]
-Workers = Annotated[
-    int, typer.Option(min=0, help="Workers with --ray; 0: one per CPU of the cluster.")
 ]
 
 Metrics = Annotated[
@@ -95,7 +85,7 @@ def bench(
     check_out(out, editor=editor, benchmark=spec, protocol=order, seed=seed)
     if shard is not None:
         RunShard.parse(shard)
-    elsewhere = _workers(model, ray, workers)
+    elsewhere = workers_of(model, ray, workers)
     ed = options.make_editor(editor, preset, settings)
     prepared = options.load_state(state, ed)
     ed = options.behind(ed, options.make_scope(scope, scope_set, scope_state))
@@ -130,17 +120,6 @@ def bench(
         return
     print_tables(read_settings([run]))
     say(f"run written to {run}; `errata report {run} --html FILE` shows it")
-
-
-def _workers(model: ModelOptions, ray: str | None, count: int) -> RayWorkers | None:
-    """Where the units run; None for this process. Raises BadSpec."""
-    if ray is None:
-        if count:
-            raise BadSpec("--workers counts those of --ray. Give --ray ADDRESS, or --ray local.")
-        return None
-    from errata.evaluation.distribute.ray_workers import RayWorkers
-
-    return RayWorkers(model.load, ray, count)
 
 
 def check_names(benchmark: str, protocol: str, metrics: list[str] | None) -> tuple[str, str]:

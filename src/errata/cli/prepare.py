@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ import typer
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import say
+from errata.cli.shared.workers import Ray, Workers, pooled, workers_of
 from errata.core.errors import BadData, BadSpec
 from errata.core.formats.counts import counted
 
@@ -42,6 +43,8 @@ def prepare(
     seed: options.Seed = 0,
     limit: options.Limit = None,
     root: options.Root = None,
+    ray: Ray = None,
+    workers: Workers = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a finished state that is in DIR already.")
     ] = False,
@@ -49,20 +52,25 @@ def prepare(
     """Train or collect the state of an editor, or of a scope, and write it to a folder.
 
     Repeat the same command to resume a killed training from its last checkpoint.
+
+    --ray is for states that are collected from many prompts; a training runs in one process.
     """
     spec = training_spec(benchmark)
+    elsewhere = workers_of(model, ray, workers)
     from errata.cli.shared.progress import reporting
     from errata.core import files, registry
     from errata.core.locks import locked
-    from errata.core.state import PrepareContext
+    from errata.core.state import PrepareContext, check_shareable
     from errata.io.states import check_home, check_out, home, link, store
 
+    ed = _preparable(editor, scope, preset, settings)
+    if elsewhere is not None:
+        check_shareable(ed)
     if _writes():
         check_out(out, force=force) if out is not None else check_home()
     loaded = registry.load("benchmarks", spec.name)().load(spec, root=root, seed=seed)
     if not loaded.cases:
         raise BadData(f"{spec} has no cases to prepare on. Give another --benchmark.")
-    ed = _preparable(editor, scope, preset, settings)
     bb = replace(model, device=model.device or _own_device()).load()
     ed = ed.for_backbone(bb)
     cases, start = loaded.cases[:limit], time.monotonic()
@@ -70,8 +78,9 @@ def prepare(
     with locked(workplace) if _writes() else nullcontext():
         if out is not None and _writes():
             check_out(out, force=force)  # another command may have written it meanwhile
-        with reporting(ed.name) as progress:
-            work = PrepareContext(workplace, progress if _writes() else None)
+        with reporting(ed.name) as progress, ExitStack() as stack:
+            pool = pooled(stack, elsewhere, bb)
+            work = PrepareContext(workplace, progress if _writes() else None, pool)
             state = ed.prepare(bb, cases, seed=seed, work=work)
         if state is None:
             say(f"'{ed.name}' needs no preparation; nothing was written")

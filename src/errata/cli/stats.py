@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 from errata.cli.shared import options
 from errata.cli.shared.model import ModelOptions, takes_model
 from errata.cli.shared.printing import say
+from errata.cli.shared.workers import Ray, Workers, pooled, workers_of
 from errata.core.errors import BadData, BadSpec
 from errata.core.files import is_file, read_text
 
@@ -46,6 +48,8 @@ def stats(
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     column: Annotated[str, typer.Option(help="Column of the data set.")] = "text",
     seed: options.Seed = 0,
+    ray: Ray = None,
+    workers: Workers = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Replace finished statistics that are in DIR already.")
     ] = False,
@@ -57,6 +61,9 @@ def stats(
     """
     from errata.io.states import check_out
 
+    if corpus is None and (ray is not None or workers):
+        raise BadSpec("--ray shares out the collecting of a --corpus. Leave --ray out to merge.")
+    elsewhere = workers_of(model, ray, workers)
     chosen = parse_layers(layers)
     parts = [_added(folder) for folder in add or ()]
     if corpus is None and len(parts) < 2:
@@ -68,7 +75,7 @@ def stats(
     from errata.io.states import link
 
     started = time.monotonic()
-    with locked(out):
+    with locked(out), ExitStack() as stack:
         check_out(out, force=force)  # another command may have written it meanwhile
         if texts is not None:
             from errata.algorithms.locate_then_edit.layer_stats import StatsSettings, collect
@@ -76,9 +83,10 @@ def stats(
             from errata.core.state import PrepareContext
 
             bb = model.load()
+            pool = pooled(stack, elsewhere, bb)
             with reporting("stats") as progress:
                 settings = StatsSettings(layers=chosen, tokens=tokens, longest=longest)
-                parts.append(collect(bb, texts, settings, PrepareContext(out, progress)))
+                parts.append(collect(bb, texts, settings, PrepareContext(out, progress, pool)))
         state = parts[0] if len(parts) == 1 else merged(parts)
         state.save(out)
         (out / "training.safetensors").unlink(missing_ok=True)

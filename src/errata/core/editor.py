@@ -145,6 +145,8 @@ class Editor(Needs):
     state_name: ClassVar[str] = ""
     #: a cheap state is stored in ERRATA_HOME between runs
     keeps_state: ClassVar[bool] = False
+    #: `train` has work for workers (`PrepareContext.mapped`)
+    in_chunks: ClassVar[bool] = False
     #: hint for the MissingState error: how to run without a state
     without_state: ClassVar[str] = ""
     #: edits that the method can make: `text` (no image), `image`
@@ -234,6 +236,7 @@ class Editor(Needs):
         work = work or PrepareContext()
         if not editor.uses_state:
             return None
+        work.check(editor)
         state = editor.train(backbone, cases, seed=seed, work=work)
         return backbone.marked(state, editor.settings_of_state())
 

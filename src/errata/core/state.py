@@ -7,12 +7,12 @@ named tensors, saved as `state.json`, `state.safetensors` and a card.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -21,8 +21,11 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from errata.core import files
-from errata.core.errors import MissingState
+from errata.core.errors import BadSpec, MissingState
 from errata.core.locks import SHORT, locked
+
+C = TypeVar("C")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -126,16 +129,65 @@ class State:
 _RESTORE = "Restore it from a copy, or prepare it again."
 
 
+class ChunkWorkers(Protocol):
+    """Other processes with the same model, which share the work on independent chunks."""
+
+    def map(self, task: Callable[[Any, C], R], chunks: Iterable[C]) -> Iterator[tuple[C, R]]:
+        """The chunks with `task(model, chunk)`, in the order of the chunks. All is pickled."""
+        ...
+
+
+class Shareable(Protocol):
+    """What can be prepared: an editor or a scope."""
+
+    name: ClassVar[str]
+    in_chunks: ClassVar[bool]
+
+    @property
+    def uses_state(self) -> bool: ...
+
+
+def check_shareable(what: Shareable) -> None:
+    """Raises BadSpec if workers could do nothing for the preparation of `what`."""
+    if what.uses_state and not what.in_chunks:
+        raise BadSpec(
+            f"workers cannot share the preparation of '{what.name}': it has no independent parts "
+            "(a training, for example, needs each step for the next). Leave --ray out."
+        )
+
+
 @dataclass(frozen=True)
 class PrepareContext:
-    """Checkpoint folder and progress callback of a long preparation.
+    """Checkpoint folder, progress callback and workers of a long preparation.
 
-    progress: called with (what, done, total). Without a folder, a killed preparation starts from
-    the beginning. The caller of `prepare` calls `clear` when the state is saved.
+    progress: called with (what, done, total). workers: what `mapped` shares the chunks out to.
+    Without a folder, a killed preparation starts from the beginning. The caller of `prepare` calls
+    `clear` when the state is saved.
     """
 
     folder: Path | None = None
     progress: Callable[[str, int, int], None] | None = None
+    workers: ChunkWorkers | None = None
+
+    def check(self, what: Shareable) -> None:
+        """Raises BadSpec if there are workers that would have nothing to do."""
+        if self.workers is not None:
+            check_shareable(what)
+
+    def mapped(
+        self, backbone: Any, task: Callable[[Any, C], R], chunks: Iterable[C]
+    ) -> Iterator[tuple[C, R]]:
+        """Each chunk with `task(backbone, chunk)`, in order; on the workers, if there are some.
+
+        So the state has the same bytes with any number of workers. task: a function of a module, or
+        a `partial` of one, whose result depends on its arguments alone. The class of the editor or
+        scope says `in_chunks = True`.
+        """
+        if self.workers is not None:
+            yield from self.workers.map(task, chunks)
+        else:
+            for chunk in chunks:
+                yield chunk, task(backbone, chunk)
 
     @property
     def checkpoint(self) -> Path | None:

@@ -28,7 +28,7 @@ from errata.core.errors import BadSpec
 from errata.core.model.backbone import Backbone
 from errata.core.model.scope import Scope, scope_of, state_label
 from errata.core.patch import Patch
-from errata.core.state import State
+from errata.core.state import PrepareContext, State
 from errata.core.types import Case
 from errata.patches.route import Route
 from errata.patches.two_ways import TwoWays
@@ -43,6 +43,7 @@ class WitnessEditor(Editor):
 
     name = "witness"
     needs_state = True
+    in_chunks = True
     state_name = state_label(SCOPE)
     state_settings = LEARNT
     modalities: ClassVar[frozenset[str]] = frozenset({"text", "image"})
@@ -85,9 +86,11 @@ class WitnessEditor(Editor):
                 "not passed on. Choose an editor that works without one: ft_l, ft_v, lora."
             )
 
-    def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
+    def train(
+        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: PrepareContext
+    ) -> State | None:
         settings = {n: getattr(self.config, n) for n in LEARNT}
-        return scope_of(SCOPE, **settings).learn(backbone, cases, seed=seed)
+        return scope_of(SCOPE, **settings).train(backbone, cases, seed=seed, work=work)
 
     def edited_sites(self, backbone: Backbone) -> Sequence[str]:
         return self._part(self.config.direct).for_backbone(backbone).edited_sites(backbone)

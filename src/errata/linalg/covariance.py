@@ -19,13 +19,32 @@ class Moment:
         self.count = 0
 
     def add(self, x_Nd: Tensor) -> None:
-        x_Nd = x_Nd if x_Nd.dtype == torch.float64 else x_Nd.float()
-        self.sum_dd += (x_Nd.T @ x_Nd).to(self.sum_dd)
-        self.count += len(x_Nd)
+        self.add_product(product(x_Nd), len(x_Nd))
+
+    def add_product(self, x_dd: Tensor, count: int) -> None:
+        """Adds the `product` of `count` vectors."""
+        self.sum_dd += x_dd.to(self.sum_dd)
+        self.count += count
 
     def mean(self) -> Tensor:
         """[d, d] float64."""
         return self.sum_dd / max(1, self.count)
+
+
+class Products:
+    """What a `Moment` would add, in its order: another process adds it up to the same bytes."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Tensor, int]] = []
+
+    def add(self, x_Nd: Tensor) -> None:
+        self.parts.append((product(x_Nd).cpu(), len(x_Nd)))
+
+
+def product(x_Nd: Tensor) -> Tensor:
+    """[d, d] x^T x, in float32 at least."""
+    x_Nd = x_Nd if x_Nd.dtype == torch.float64 else x_Nd.float()
+    return x_Nd.T @ x_Nd
 
 
 def merge(means: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

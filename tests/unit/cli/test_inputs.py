@@ -153,3 +153,19 @@ def test_bench_reports_a_wrong_option_before_it_loads_a_model(
     assert said in ran.err
     assert ran.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("prepare", "micro-vlm", "--editor", "mend", "--benchmark", "microworld:vqa",
+          "--ray", "local"), "workers cannot share the preparation of 'mend'"),
+        (("prepare", "micro-vlm", "--editor", "memit", "--benchmark", "microworld:vqa",
+          "--workers", "2"), "Give --ray ADDRESS"),
+        (("stats", "micro-vlm", "--add", "a", "--add", "b", "--out", "c", "--ray", "local"),
+         "--ray shares out the collecting of a --corpus"),
+    ],
+)  # fmt: skip
+def test_workers_that_would_have_nothing_to_do_are_refused(errata, arguments, said):
+    refused = errata(*arguments)
+    assert refused.code == 2 and said in refused.err and refused.err.count("\n") == 1

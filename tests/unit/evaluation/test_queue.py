@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,6 +50,21 @@ def test_a_unit_that_ends_its_workers_ends_the_run():
             queue.lost(n, "no memory")
     with pytest.raises(BadRun, match=rf"unit 1 of 2 ended {TRIES} workers, .*no memory"):
         queue.lost(TRIES - 1, "no memory")
+
+
+def test_units_are_made_as_they_are_handed_out():
+    made = list[int]()
+
+    def units() -> Iterator[int]:
+        for n in range(5):
+            made.append(n)
+            yield n
+
+    queue: UnitQueue[int, int] = UnitQueue(units(), 2)
+    assert queue.take("a") == 0 and made == [0, 1] and not queue.finished
+    for n in range(5):
+        assert queue.done("a", n) == [(n, n)]
+        assert queue.finished == (n == 4) == (queue.take("a") is None)
 
 
 def test_the_loss_of_an_idle_worker_changes_nothing():

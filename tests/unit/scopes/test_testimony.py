@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor
 
 from errata.core.errors import BadSpec
-from errata.core.state import State
+from errata.core.model.scope import CHUNK
+from errata.core.state import PrepareContext, State
 from errata.core.types import Case, Edit, Image, Probe, Prompt
 from errata.scopes._cases import Labelled
 from errata.scopes._hashes import picture
@@ -35,6 +38,24 @@ class Answers:
         return rows
 
     relations = Witness.relations
+
+
+def test_workers_say_what_one_process_says() -> None:
+    """What they get and give back is pickled."""
+    bb, asked = tiny.llava(), list[int]()
+
+    class Workers:
+        def map(self, task: Any, chunks: Any) -> Iterator[Any]:
+            for chunk in chunks:
+                there, part = pickle.loads(pickle.dumps((task, chunk)))
+                asked.append(len(part))
+                yield chunk, pickle.loads(pickle.dumps(there(bb, part)))
+
+    prompts = [Prompt.of(f"what is number {n}?") for n in range(CHUNK + 1)]
+    panel = Panel((), ())
+    one = Witness(bb, panel).of(prompts)
+    two = Witness(bb, panel, PrepareContext(workers=Workers())).of(prompts)
+    assert torch.equal(one, two) and asked == [CHUNK, 1, CHUNK, 1]
 
 
 def test_the_pool_has_one_question_of_each_sense() -> None:

@@ -59,6 +59,7 @@ class LocateThenEdit(Editor):
 
     state_name = MOMENTS
     keeps_state = True
+    in_chunks = True
     state_settings: ClassVar[tuple[str, ...]] = ("texts", "edited", "without")
     without_state = "Or take statistics of any text: errata stats BACKBONE --corpus F --out DIR."
     #: hub ids (without the owner) of the models that the papers edit

@@ -5,7 +5,8 @@ On request also of the output projections of the attention.
 Source: ROME's layer statistics (kmeng01/rome 0874014, `layer_stats.py`): E[k k^T] over all
 attended tokens. There the corpus is read once per layer, one document at a time, and a killed layer
 is lost. Here all layers are collected in one pass, in batches of similar length within a budget of
-tokens, and a killed pass resumes and ends with the same bytes.
+tokens, and a killed pass resumes and ends with the same bytes. Workers may run the batches: their
+products are added in the order of the batches, so that the bytes are those of one process.
 
 Shapes: B rows, T columns, d inputs of a down projection.
 """
@@ -14,11 +15,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -73,7 +75,9 @@ def tensor_of(what: str, layer: int, part: str = FFN) -> str:
 class MomentRecorder(Hook):
     """Adds the inputs of its sites, without padding, to their moments."""
 
-    def __init__(self, moments: Mapping[str, covariance.Moment]) -> None:
+    def __init__(
+        self, moments: Mapping[str, covariance.Moment] | Mapping[str, covariance.Products]
+    ) -> None:
         super().__init__(tuple(moments))
         self.moments = moments
 
@@ -93,7 +97,8 @@ def collect(
 ) -> State:
     """The moments of the unedited model, as a state. Raises BadData for a corpus without text.
 
-    With a folder in `work`, a checkpoint is written there every `every` seconds.
+    With a folder in `work`, a checkpoint is written there every `every` seconds. With workers, they
+    run the batches; the checkpoints are the same.
     """
     work = work or PrepareContext()
     layers = sorted({backbone.layer(i) for i in settings.layers or range(backbone.depth)})
@@ -113,11 +118,11 @@ def collect(
     documents, saved = islice(corpus.walk(), done, None), time.monotonic()
     # documents are no questions: they are never put into a chat template
     with torch.no_grad(), backbone.unedited(), backbone.in_style("raw"):
-        while window := list(islice(documents, WINDOW)):
-            for batch in _batches(backbone, window, settings):
-                with backbone.applied(MomentRecorder(moments)):
-                    run_to_block(backbone, batch, layers[-1])
-            done += len(window)
+        batches = _batches(backbone, documents, done, settings)
+        for batch in _added(backbone, batches, moments, layers[-1], work):
+            if not batch.done:
+                continue
+            done = batch.done
             work.report("documents", done, corpus.count)
             if work.checkpoint is not None and time.monotonic() - saved >= every:
                 _keep(work.checkpoint, plan, moments, done)
@@ -187,21 +192,73 @@ def merged(states: Sequence[State]) -> State:
     return State(MOMENTS, meta, tensors, fingerprint=first.fingerprint)
 
 
+class DocumentBatch(NamedTuple):
+    """Documents that are run together. done: documents that are in after the last batch of a
+    window, where a pass can be resumed; 0 for its other batches.
+    """
+
+    documents: list[Document]
+    done: int
+
+
+def _added(
+    backbone: Backbone,
+    batches: Iterator[DocumentBatch],
+    moments: Mapping[str, covariance.Moment],
+    last: int,
+    work: PrepareContext,
+) -> Iterator[DocumentBatch]:
+    """The batches, each after its products were added to the moments."""
+    if work.workers is None:
+        # straight into the sums: the products of all layers would be half as much memory again
+        for batch in batches:
+            _read(backbone, batch, moments, last)
+            yield batch
+        return
+    task = partial(_products, sites=tuple(moments), last=last)
+    for batch, products in work.mapped(backbone, task, batches):
+        for site, parts in products.items():
+            for product_dd, count in parts:
+                moments[site].add_product(product_dd, count)
+        yield batch
+
+
+def _products(
+    backbone: Backbone, batch: DocumentBatch, *, sites: Sequence[str], last: int
+) -> dict[str, list[tuple[Tensor, int]]]:
+    products = {site: covariance.Products() for site in sites}
+    with torch.no_grad(), backbone.in_style("raw"):
+        _read(backbone, batch, products, last)
+    return {site: p.parts for site, p in products.items()}
+
+
+def _read(
+    backbone: Backbone,
+    batch: DocumentBatch,
+    moments: Mapping[str, covariance.Moment] | Mapping[str, covariance.Products],
+    last: int,
+) -> None:
+    encoded = _encoded(backbone, batch.documents)
+    with backbone.applied(MomentRecorder(moments)):
+        run_to_block(backbone, encoded, last)
+
+
 def _batches(
-    backbone: Backbone, window: Iterable[Document], settings: StatsSettings
-) -> Iterator[Any]:
-    """Batches of documents of similar length, within the budget of tokens."""
+    backbone: Backbone, documents: Iterator[Document], done: int, settings: StatsSettings
+) -> Iterator[DocumentBatch]:
+    """Batches of documents of similar length, within the budget of tokens; `done` were before."""
     longest = min(settings.longest or backbone.context, backbone.context)
-    fitted = sorted((_fitted(backbone, d, longest) for d in window), key=lambda f: f[0])
-    most = min(settings.tokens, backbone.columns_to_run())
-    batch: list[Document] = []
-    for size, document in fitted:
-        if batch and size * (len(batch) + 1) > most:
-            yield _encoded(backbone, batch)
-            batch = []
-        batch.append(document)
-    if batch:
-        yield _encoded(backbone, batch)
+    while window := list(islice(documents, WINDOW)):
+        done += len(window)
+        fitted = sorted((_fitted(backbone, d, longest) for d in window), key=lambda f: f[0])
+        most = min(settings.tokens, backbone.columns_to_run())
+        batch: list[Document] = []
+        for size, document in fitted:
+            if batch and size * (len(batch) + 1) > most:
+                yield DocumentBatch(batch, 0)
+                batch = []
+            batch.append(document)
+        yield DocumentBatch(batch, done)
 
 
 def _fitted(backbone: Backbone, document: Document, longest: int) -> tuple[int, Document]:

@@ -40,17 +40,19 @@ class Scope(ABC):
     """Base of all scopes: subclass `BlockScope` or `PromptScope`.
 
     needs_state: it is trained by `errata prepare`. keeps_state: its state is cheap, and is
-    collected from the train split where none is given. state_name: the editor whose state it reads;
-    "" = its own. for_benches: it knows the cases of a run (`told`), so that it is a bound and no
-    scope for use. reach: which questions it takes, for people who are no experts. modalities: edits
-    that it can take, as `Editor.modalities`. choice: place among the scopes that the playground
-    tries when the user names none, from 1; 0 = never chosen.
+    collected from the train split where none is given. in_chunks: `train` has work for workers
+    (`PrepareContext.mapped`). state_name: the editor whose state it reads; "" = its own.
+    for_benches: it knows the cases of a run (`told`), so that it is a bound and no scope for use.
+    reach: which questions it takes, for people who are no experts. modalities: edits that it can
+    take, as `Editor.modalities`. choice: place among the scopes that the playground tries when the
+    user names none, from 1; 0 = never chosen.
     """
 
     plugin_kind: ClassVar[str] = "scopes"
     name: ClassVar[str]
     needs_state: ClassVar[bool] = False
     keeps_state: ClassVar[bool] = False
+    in_chunks: ClassVar[bool] = False
     state_name: ClassVar[str] = ""
     for_benches: ClassVar[bool] = False
     reach: ClassVar[str] = ""
@@ -109,6 +111,12 @@ class Scope(ABC):
         """Makes the state from training cases; None for a scope that has no state of its own."""
         return None
 
+    def train(
+        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: PrepareContext
+    ) -> State | None:
+        """As `learn`, with workers."""
+        return self.learn(backbone, cases, seed=seed)
+
     @in_ordinary_modes
     def prepare(
         self,
@@ -121,8 +129,10 @@ class Scope(ABC):
         """The state that the scope learns from training cases; None if it learns none."""
         if not self.uses_state or self.state_name:
             return None
+        work = work or PrepareContext()
+        work.check(self)
         with torch.no_grad(), backbone.unedited():
-            state = self.learn(backbone, cases, seed=seed)
+            state = self.train(backbone, cases, seed=seed, work=work)
         return backbone.marked(state, self.settings_of_state())
 
     def with_state(self, state: State | None) -> Self:

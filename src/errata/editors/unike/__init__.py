@@ -59,7 +59,7 @@ from errata.core.errors import BadBackbone, BadData, BadSpec
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Heads, PrefixState
 from errata.core.patch import Patch
-from errata.core.state import State
+from errata.core.state import PrepareContext, State
 from errata.core.types import Case, Edit
 from errata.editors.unike.encoders import EncoderSchedule
 from errata.editors.unike.spaces import disentangled
@@ -225,13 +225,15 @@ class UniKE(NeuronEditor):
 
     # -- prepare ------------------------------------------------------------------------------
 
-    def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
+    def train(
+        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: PrepareContext
+    ) -> State | None:
         """Raises BadData if the model gets too few of the training questions wrong."""
         c = self.config
         rng = generator(seed, self.name)
         if c.extrinsic == "latent":
             self._heads(backbone)
-        triplets, counts = collect(backbone, usable(cases))
+        triplets, counts = collect(backbone, usable(cases), work)
         order = torch.randperm(len(triplets), generator=rng)[: c.triplets].tolist()
         triplets = [triplets[i] for i in order]
         if len(triplets) < LEAST:
@@ -246,11 +248,11 @@ class UniKE(NeuronEditor):
             width=width, lr=c.encoder_lr, epochs=c.epochs, temperature=c.encoder_temperature
         )
         tensors, separation = disentangled(
-            backbone, triplets, cases, layers, schedule, c.centre, rng
+            backbone, triplets, cases, layers, schedule, c.centre, rng, work
         )
         sites = self.sites(backbone)
         prompts = locality_prompts(cases, c.prompts, rng, c.memory_kinds)
-        inputs = site_inputs(backbone, prompts, sites, c.memory, rng)
+        inputs = site_inputs(backbone, prompts, sites, c.memory, rng, work)
         tensors |= {site: x.half() for site, x in inputs.items()}
         encoder = choose(c.encoder)
         lines, vectors = corpus(backbone, cases, c.corpus, encoder, rng)

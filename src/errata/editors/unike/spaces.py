@@ -18,6 +18,7 @@ from torch import Tensor
 
 from errata.core.model.backbone import Backbone
 from errata.core.model.recorder import Recorder
+from errata.core.state import PrepareContext
 from errata.core.types import Case
 from errata.editors.unike.encoders import (
     EncoderSchedule,
@@ -45,12 +46,13 @@ def disentangled(
     schedule: EncoderSchedule,
     centre: bool,
     rng: torch.Generator,
+    work: PrepareContext | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors under `text.{i}/`, and JSON-ready numbers of how well the spaces separate."""
-    states = states_of(backbone, [(t.prompt, t.true, t.wrong) for t in triplets], layers)
+    states = states_of(backbone, [(t.prompt, t.true, t.wrong) for t in triplets], layers, work)
     train, held = split(triplets, rng)
     facts = known_facts(cases, rng)
-    control = states_of(backbone, facts, layers) if facts else None
+    control = states_of(backbone, facts, layers, work) if facts else None
     lengths = output_lengths(backbone, triplets, layers)
     tensors: dict[str, Tensor] = {}
     meta: dict[str, Any] = {"triplets": len(triplets), "held out": len(held), "blocks": {}}

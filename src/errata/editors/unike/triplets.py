@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch, PrefixState
 from errata.core.model.recorder import Recorder
+from errata.core.state import PrepareContext
 from errata.core.text import same_answer
 from errata.core.types import Case, Prompt
 
@@ -53,32 +55,43 @@ def usable(cases: Sequence[Case]) -> list[Case]:
     return [c for c in cases if c.origin != "counterfactual" and c.edit.target.strip()]
 
 
-def collect(backbone: Backbone, cases: Sequence[Case]) -> tuple[list[Triplet], dict[str, int]]:
+def collect(
+    backbone: Backbone, cases: Sequence[Case], work: PrepareContext | None = None
+) -> tuple[list[Triplet], dict[str, int]]:
     """Triplets of the questions that the model gets wrong, and counts by kind."""
     triplets: list[Triplet] = []
     right = 0
-    for start in range(0, len(cases), CHUNK):
-        part = cases[start : start + CHUNK]
-        batch = backbone.encode([c.edit.prompt for c in part], [c.edit.target for c in part])
-        caps = [len(t) + EXTRA_TOKENS for t in batch.targets]
-        prompts = backbone.encode([c.edit.prompt for c in part])
-        for case, answer in zip(part, backbone.generate(prompts, caps), strict=True):
-            wrong = backbone.decode(answer.ids)
-            if same_answer(wrong, case.edit.target):
-                right += 1
-            elif wrong:
-                subject = repr(case.scope) if case.scope else repr(case.edit.prompt)
-                triplets.append(
-                    Triplet(
-                        case.edit.prompt, case.edit.target.strip(), wrong, subject,
-                        case.asked, answer.stopped,
-                    )
-                )  # fmt: skip
+    chunks = [cases[start : start + CHUNK] for start in range(0, len(cases), CHUNK)]
+    for _, (wrong, known) in (work or PrepareContext()).mapped(backbone, _answered, chunks):
+        triplets += wrong
+        right += known
     counts = Counter(f"asked {t.kind or 'anything'}" for t in triplets)
     counts["answer not finished"] = sum(not t.finished for t in triplets)
     counts["answered rightly, not used"] = right
     counts["empty answer, not used"] = len(cases) - right - len(triplets)
     return triplets, dict(sorted(counts.items()))
+
+
+def _answered(backbone: Backbone, cases: Sequence[Case]) -> tuple[list[Triplet], int]:
+    """Triplets of the questions that are answered wrongly, and how many are answered rightly."""
+    triplets: list[Triplet] = []
+    right = 0
+    batch = backbone.encode([c.edit.prompt for c in cases], [c.edit.target for c in cases])
+    caps = [len(t) + EXTRA_TOKENS for t in batch.targets]
+    prompts = backbone.encode([c.edit.prompt for c in cases])
+    for case, answer in zip(cases, backbone.generate(prompts, caps), strict=True):
+        wrong = backbone.decode(answer.ids)
+        if same_answer(wrong, case.edit.target):
+            right += 1
+        elif wrong:
+            subject = repr(case.scope) if case.scope else repr(case.edit.prompt)
+            triplets.append(
+                Triplet(
+                    case.edit.prompt, case.edit.target.strip(), wrong, subject,
+                    case.asked, answer.stopped,
+                )
+            )  # fmt: skip
+    return triplets, right
 
 
 def ends(
@@ -112,16 +125,27 @@ def _halved(x: Tensor) -> Tensor:
 
 
 def states_of(
-    backbone: Backbone, triplets: Sequence[tuple[Prompt, str, str]], layers: Sequence[int]
+    backbone: Backbone,
+    triplets: Sequence[tuple[Prompt, str, str]],
+    layers: Sequence[int],
+    work: PrepareContext | None = None,
 ) -> TripletStates:
     """States of (prompt, true, wrong) at each block, on the CPU in half precision."""
     states: list[dict[int, list[Tensor]]] = [{i: [] for i in layers} for _ in range(3)]
-    for start in range(0, len(triplets), CHUNK):
-        part = triplets[start : start + CHUNK]
-        prompts = [t[0] for t in part]
-        sem, pos, _ = ends(backbone, backbone.encode(prompts, [t[1] for t in part]), layers)
-        _, neg, _ = ends(backbone, backbone.encode(prompts, [t[2] for t in part]), layers)
-        for into, part_states in zip(states, (sem, pos, neg), strict=True):
+    chunks = [triplets[start : start + CHUNK] for start in range(0, len(triplets), CHUNK)]
+    task = partial(_states, layers=tuple(layers))
+    for _, found in (work or PrepareContext()).mapped(backbone, task, chunks):
+        for into, part_states in zip(states, found, strict=True):
             for i in layers:
-                into[i].append(_halved(part_states[i].cpu()))
+                into[i].append(part_states[i])
     return TripletStates(*({i: torch.cat(v) for i, v in part.items()} for part in states))
+
+
+def _states(
+    backbone: Backbone, triplets: Sequence[tuple[Prompt, str, str]], *, layers: Sequence[int]
+) -> list[dict[int, Tensor]]:
+    """Of `TripletStates`: sem, pos and neg."""
+    prompts = [t[0] for t in triplets]
+    sem, pos, _ = ends(backbone, backbone.encode(prompts, [t[1] for t in triplets]), layers)
+    _, neg, _ = ends(backbone, backbone.encode(prompts, [t[2] for t in triplets]), layers)
+    return [{i: _halved(part[i].cpu()) for i in layers} for part in (sem, pos, neg)]

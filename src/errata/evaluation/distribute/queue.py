@@ -1,14 +1,14 @@
-"""The queue of a run's units: which worker runs which, and what can be written.
+"""The queue of units of work: which worker runs which, and what can be written.
 
-Results are released in the order of the units, so that the run folder has the same bytes with any
-number of workers. A unit whose worker is lost goes back to the front of the queue. Nothing here
-knows what a worker is.
+Results are released in the order of the units, so that a run folder, or a state, has the same bytes
+with any number of workers. A unit whose worker is lost goes back to the front of the queue. Nothing
+here knows what a worker is.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sized
 from typing import Generic, TypeVar
 
 from errata.core.errors import BadRun
@@ -21,12 +21,16 @@ TRIES = 3  # workers that a unit may end before the run gives up
 
 class UnitQueue(Generic[U, R]):
     """Hands units out, takes results in. `ahead`: the most units between the first that is not
-    written and one that is handed out, so that the results that wait are bounded.
+    written and one that is handed out, so that the results that wait are bounded. `units` are read
+    as they are handed out, one ahead.
     """
 
-    def __init__(self, units: Sequence[U], ahead: int) -> None:
-        self._units, self._ahead = units, max(1, ahead)
-        self._next = self._written = 0
+    def __init__(self, units: Iterable[U], ahead: int) -> None:
+        self._of = f" of {len(units)}" if isinstance(units, Sized) else ""
+        self._left, self._ahead = enumerate(units), max(1, ahead)
+        self._coming = next(self._left, None)
+        self._held: dict[int, U] = {}
+        self._written = 0
         self._back: deque[int] = deque()
         self._running: dict[Hashable, int] = {}
         self._waiting: dict[int, R] = {}
@@ -35,7 +39,7 @@ class UnitQueue(Generic[U, R]):
     @property
     def finished(self) -> bool:
         """Whether all units have been released."""
-        return self._written == len(self._units)
+        return not self._held and self._coming is None
 
     @property
     def waiting(self) -> int:
@@ -46,19 +50,21 @@ class UnitQueue(Generic[U, R]):
         """A unit for an idle worker, or None: there is none now."""
         if self._back:
             index = self._back.popleft()
-        elif self._next < min(len(self._units), self._written + self._ahead):
-            index, self._next = self._next, self._next + 1
+        elif self._coming is not None and self._coming[0] < self._written + self._ahead:
+            index, unit = self._coming
+            self._held[index] = unit
+            self._coming = next(self._left, None)
         else:
             return None
         self._running[worker] = index
-        return self._units[index]
+        return self._held[index]
 
     def done(self, worker: Hashable, result: R) -> list[tuple[U, R]]:
         """The units that can be written now, in order, with their results."""
         self._waiting[self._running.pop(worker)] = result
         released = []
         while self._written in self._waiting:
-            released.append((self._units[self._written], self._waiting.pop(self._written)))
+            released.append((self._held.pop(self._written), self._waiting.pop(self._written)))
             self._written += 1
         return released
 
@@ -71,6 +77,6 @@ class UnitQueue(Generic[U, R]):
         self._ended[index] += 1
         if self._ended[index] == TRIES:
             raise BadRun(
-                f"unit {index + 1} of {len(self._units)} ended {TRIES} workers, the last one by: "
-                f"{reason}. What is finished is kept; repeat the command to go on."
+                f"unit {index + 1}{self._of} ended {TRIES} workers, the last one by: {reason}. "
+                "What is written is kept; repeat the command to go on."
             )

@@ -44,7 +44,7 @@ from torch import Tensor
 from errata.core.errors import BadSpec
 from errata.core.model.backbone import Backbone
 from errata.core.model.scope import PromptScope, state_label
-from errata.core.state import State
+from errata.core.state import PrepareContext, State
 from errata.core.types import Case, Prompt
 from errata.scopes._cases import some_of
 from errata.scopes.testimony._choice import choose
@@ -63,6 +63,7 @@ class TestimonyScope(PromptScope):
     name = "testimony"
     reach = "questions that the model itself takes for the same (tuned first, once)"
     keeps_state = True
+    in_chunks = True
     __test__ = False  # no test class, whatever its name begins with
 
     @dataclass(frozen=True, kw_only=True)
@@ -104,13 +105,17 @@ class TestimonyScope(PromptScope):
         c = self.config
         return {n: getattr(c, n) for n in LEARNT}
 
-    def learn(self, backbone: Backbone, cases: Sequence[Case], *, seed: int) -> State | None:
+    def train(
+        self, backbone: Backbone, cases: Sequence[Case], *, seed: int, work: PrepareContext
+    ) -> State | None:
         c = self.config
         some = some_of(cases, c.cases, seed)
-        panel, curve = choose(backbone, some[:CHOOSING], c.questions, c.pictures, c.pool, seed)
+        panel, curve = choose(
+            backbone, some[:CHOOSING], c.questions, c.pictures, c.pool, seed, work
+        )
         if panel is None:
             return None
-        witness = Witness(backbone, panel)
+        witness = Witness(backbone, panel, work)
         weights, found = fit(witness, some)
         tensors, follows = learn_follows(witness, some, c.pool, c.relation_kinds)
         meta = {**panel.pack(), "weights": weights, "curve": curve, **found, "follows": follows}

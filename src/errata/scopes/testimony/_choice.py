@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from errata.core.model.backbone import Backbone
+from errata.core.state import PrepareContext
 from errata.core.types import Case, Image, Prompt
 from errata.io.images import embedded
 from errata.scopes._hashes import picture
@@ -38,7 +39,13 @@ class PicturePair:
 
 
 def choose(
-    backbone: Backbone, cases: Sequence[Case], most: int, pictures: int, pool: int, seed: int
+    backbone: Backbone,
+    cases: Sequence[Case],
+    most: int,
+    pictures: int,
+    pool: int,
+    seed: int,
+    work: PrepareContext,
 ) -> tuple[Panel | None, dict[str, Any]]:
     """The panel, and how the areas grew; None where no case asks about pictures."""
     rng = random.Random(f"testimony|{seed}")
@@ -48,11 +55,11 @@ def choose(
     shown = tuple(embedded(i) for i in rng.sample(unique, min(pictures, len(unique))))
     if not shown or not texts:
         return None, {}
-    questions = spread(Witness(backbone, Panel((), shown)), texts, pool)
+    questions = spread(Witness(backbone, Panel((), shown), work), texts, pool)
     same = torch.tensor([p.same for p in pairs], dtype=torch.bool)
     if not bool(same.any()) or bool(same.all()):
         return Panel(tuple(questions[:1]), shown), {}
-    agreed = agreements(backbone, pairs, questions)
+    agreed = agreements(backbone, pairs, questions, work)
     chosen, areas = greedy(agreed, same, torch.tensor([p.case % 2 == 0 for p in pairs]), most)
     curve = {"auc": areas, "pairs": [int(same.sum()), int((~same).sum())], "pool": len(questions)}
     return Panel(tuple(questions[i] for i in chosen), shown), curve
@@ -98,10 +105,13 @@ def spread(witness: Witness, texts: Sequence[str], count: int) -> list[str]:
 
 
 def agreements(
-    backbone: Backbone, pairs: Sequence[PicturePair], questions: Sequence[str]
+    backbone: Backbone,
+    pairs: Sequence[PicturePair],
+    questions: Sequence[str],
+    work: PrepareContext,
 ) -> Tensor:
     """[n, P] log of how far the answers to a question about both pictures of a pair agree."""
-    witness = Witness(backbone, Panel(tuple(questions), ()))
+    witness = Witness(backbone, Panel(tuple(questions), ()), work)
     images = {picture(i): i for p in pairs for i in (p.edit, p.other)}
     rows = {key: n for n, key in enumerate(images)}
     said = witness.of([Prompt.of(BLANK, i) for i in images.values()])[:, : len(questions)]

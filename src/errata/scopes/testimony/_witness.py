@@ -14,6 +14,7 @@ from torch import Tensor
 
 from errata.core.model.backbone import Backbone
 from errata.core.model.scope import CHUNK
+from errata.core.state import PrepareContext
 from errata.core.types import Image, Prompt
 from errata.scopes._hashes import number, picture
 
@@ -43,10 +44,12 @@ class Panel:
 
 
 class Witness:
-    """Asks the unedited model, each question once."""
+    """Asks the unedited model, each question once; the workers of `work` share the asking."""
 
-    def __init__(self, backbone: Backbone, panel: Panel) -> None:
-        self.backbone, self.panel = backbone, panel
+    def __init__(
+        self, backbone: Backbone, panel: Panel, work: PrepareContext | None = None
+    ) -> None:
+        self.backbone, self.panel, self.work = backbone, panel, work or PrepareContext()
         self.known: dict[Hashable, Tensor] = {}
         self.answers: dict[Hashable, Tensor] = {}
 
@@ -94,45 +97,48 @@ class Witness:
         return [*about, (prompt.segments, prompt)]
 
     def _ask(self, asked: Mapping[Hashable, Prompt]) -> None:
-        _remember(self.known, asked, self._roots)
+        self._remember(self.known, asked, _roots)
 
     def _answer(self, asked: Mapping[Hashable, Prompt]) -> None:
-        _remember(self.answers, asked, self._wholes)
+        self._remember(self.answers, asked, _wholes)
 
-    @torch.no_grad()
-    def _roots(self, prompts: Sequence[Prompt]) -> Tensor:
-        """[B, m + 1] roots of the bucketed next-token distributions; the last bucket is empty."""
-        logits = self.backbone.logits(self.backbone.encode(prompts))[:, 0].float().cpu()
-        share = logits.softmax(-1)
-        buckets = torch.arange(share.shape[-1])
-        if len(buckets) > BUCKETS:
-            buckets = buckets * PRIME % BUCKETS
-        counts = torch.zeros(len(share), BUCKETS + 1)
-        return counts.index_add(1, buckets, share).sqrt()
+    def _remember(
+        self,
+        known: dict[Hashable, Tensor],
+        asked: Mapping[Hashable, Prompt],
+        say: Callable[[Backbone, Sequence[Prompt]], Tensor],
+    ) -> None:
+        """Adds to `known` what is not in it; where that would be too much, it begins anew."""
+        new = {k: p for k, p in asked.items() if k not in known}
+        if len(known) + len(new) > KEPT:
+            known.clear()
+            new = dict(asked)
+        # prompts about one picture together: the vision tower reads it once per batch
+        order = sorted(new.items(), key=lambda kp: (_shown(kp[1]), len(kp[1].text)))
+        keys, prompts = [k for k, _ in order], [p for _, p in order]
+        chunks = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
+        said = self.work.mapped(self.backbone, say, chunks)
+        known.update(zip(keys, (row for _, rows in said for row in rows), strict=True))
 
-    @torch.no_grad()
-    def _wholes(self, prompts: Sequence[Prompt]) -> Tensor:
-        """[B, m + 1] the greedy answers as unit vectors: equal answers agree, others do not."""
-        said = self.backbone.generate(self.backbone.encode(prompts), [WORDS] * len(prompts))
-        numbers = torch.tensor([number(*map(str, s.ids)) % BUCKETS for s in said])
-        return torch.nn.functional.one_hot(numbers, BUCKETS + 1).float()
+
+@torch.no_grad()
+def _roots(backbone: Backbone, prompts: Sequence[Prompt]) -> Tensor:
+    """[B, m + 1] roots of the bucketed next-token distributions; the last bucket is empty."""
+    logits = backbone.logits(backbone.encode(prompts))[:, 0].float().cpu()
+    share = logits.softmax(-1)
+    buckets = torch.arange(share.shape[-1])
+    if len(buckets) > BUCKETS:
+        buckets = buckets * PRIME % BUCKETS
+    counts = torch.zeros(len(share), BUCKETS + 1)
+    return counts.index_add(1, buckets, share).sqrt()
 
 
-def _remember(
-    known: dict[Hashable, Tensor],
-    asked: Mapping[Hashable, Prompt],
-    say: Callable[[Sequence[Prompt]], Tensor],
-) -> None:
-    """Adds to `known` what is not in it; where that would be too much, it begins anew."""
-    new = {k: p for k, p in asked.items() if k not in known}
-    if len(known) + len(new) > KEPT:
-        known.clear()
-        new = dict(asked)
-    # prompts about one picture together: the vision tower reads it once per batch
-    order = sorted(new.items(), key=lambda kp: (_shown(kp[1]), len(kp[1].text)))
-    for start in range(0, len(order), CHUNK):
-        part = order[start : start + CHUNK]
-        known.update(zip([k for k, _ in part], say([p for _, p in part]), strict=True))
+@torch.no_grad()
+def _wholes(backbone: Backbone, prompts: Sequence[Prompt]) -> Tensor:
+    """[B, m + 1] the greedy answers as unit vectors: equal answers agree, others do not."""
+    said = backbone.generate(backbone.encode(prompts), [WORDS] * len(prompts))
+    numbers = torch.tensor([number(*map(str, s.ids)) % BUCKETS for s in said])
+    return torch.nn.functional.one_hot(numbers, BUCKETS + 1).float()
 
 
 def _shown(prompt: Prompt) -> tuple[str, ...]:
