@@ -132,7 +132,8 @@ class DecoderForward(Backbone, ABC):
                 stack.enter_context(dedup_attention(self.text, self.name, dedup, earlier))
             if columns is not None:
                 places = (dedup or DedupBatch.all_distinct(ctx.shape, columns.device)).at(columns)
-                stack.enter_context(last_block_at(self.hooks, self.depth, places))
+                sites = stack.enter_context(last_block_at(self.hooks, self.depth, places))
+                stack.enter_context(ctx.only(sites, columns))
             if enter is not None and enter[0] > 0:
                 layer, stream = enter
                 for block in self.blocks[:layer]:
