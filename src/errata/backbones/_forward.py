@@ -133,7 +133,8 @@ class DecoderForward(Backbone, ABC):
             if columns is not None:
                 places = (dedup or DedupBatch.all_distinct(ctx.shape, columns.device)).at(columns)
                 sites = stack.enter_context(last_block_at(self.hooks, self.depth, places))
-                stack.enter_context(ctx.only(sites, columns))
+                # not in a search: other rounding there, which its steps would enlarge
+                stack.enter_context(ctx.only(sites if cache is not None else (), columns))
             if enter is not None and enter[0] > 0:
                 layer, stream = enter
                 for block in self.blocks[:layer]:

@@ -79,8 +79,7 @@ class PartsPatch(Patch):
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
         columns = ctx.needed.get(site)
-        # products of fewer columns are rounded otherwise, which the steps of a search enlarge
-        if torch.is_grad_enabled() or columns is None or len(columns) != len(x):
+        if columns is None or len(columns) != len(x):
             return y + self._change(site, x.float(), ctx).to(y.dtype)
         columns = columns.to(x.device)
         rows = torch.arange(len(x), device=x.device)[:, None]

@@ -61,12 +61,12 @@ def test_in_the_last_block_they_run_at_the_columns_of_the_answer(
     patch = neurons(2, 0).requires_grad_(False)
     batch = bb.encode(ragged, ["red", "blue ring", "", "green", "a"])
     longest = max(len(t) for t in batch.targets)
-    found = []
-    for others in ((), (Recorder(["text.2.mlp"]),)):  # a recorder needs whole rows
-        with torch.no_grad(), bb.applied(patch, *others):
-            found.append(bb.logits(batch))
-    assert columns == [(6, 1 + longest), (6, batch.ids.shape[1])]
-    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+    with torch.no_grad(), bb.applied(patch):
+        whole = bb.logits(batch)
+        with bb.ask(batch, answers_only=True) as q:
+            asked = q.logits
+    assert columns == [(6, batch.ids.shape[1]), (6, 1 + longest)]  # a search keeps its bits
+    torch.testing.assert_close(asked, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_below_the_searched_patch_they_run_once(
