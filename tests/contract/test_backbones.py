@@ -137,7 +137,7 @@ def test_the_last_block_at_the_answer_alone_gives_the_same_gradients(
     found = []
     for narrow in (True, False):
         if not narrow:
-            monkeypatch.setattr(_forward, "last_block_at", lambda *_: nullcontext())
+            monkeypatch.setattr(_forward, "last_block_at", lambda *_: nullcontext(()))
         low = [random_delta(backbone, layer, 3).requires_grad_(True) for layer in (1, 3)]
         with torch.enable_grad(), backbone.applied(*low):
             logits = backbone.logits(batch)

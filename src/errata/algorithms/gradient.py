@@ -118,9 +118,12 @@ class GradientEditor(Editor):
         return None, None
 
     def next_states(
-        self, backbone: Backbone, request: EditRequest, patch: Patch
+        self, backbone: Backbone, request: EditRequest, patch: Patch, watch: Hook | None
     ) -> list[State | None]:
-        """The state of each group for its next edit; `patch` is the searched row patch."""
+        """The state of each group for its next edit; `patch` is the searched row patch.
+
+        watch: the recorder of `losses`, which holds the last forward, with the patch as it is.
+        """
         return list(request.states)
 
     def fixed_patches(self, backbone: Backbone, request: EditRequest) -> list[Patch] | None:
@@ -180,7 +183,7 @@ class GradientEditor(Editor):
         if rate is not None:
             settings = replace(settings, lr=rate, lr_scale=self._sizes(backbone, patch, settings))
         log = search(backbone, request.groups, patch, settings, penalty=penalty, watch=watch)
-        states = self.next_states(backbone, request, patch)
+        states = self.next_states(backbone, request, patch, watch)
         return [Attempt.of(patch.row(r), state, log, r, rate) for r, state in enumerate(states)]
 
     def _sizes(

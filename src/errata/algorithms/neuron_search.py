@@ -163,16 +163,13 @@ class NeuronEditor(GradientEditor):
         e = self.config.neurons * len(groups[0])
         return torch.tensor([[p[j % len(p)] for j in range(e)] for p in places])
 
-    def _queries(
-        self, backbone: Backbone, groups: Sequence[Sequence[Edit]], *patches: Patch
-    ) -> dict[str, Tensor]:
-        """Site -> [R, e, n] FFN inputs at the neurons' positions, with `patches` applied too."""
+    def _queries(self, backbone: Backbone, groups: Sequence[Sequence[Edit]]) -> dict[str, Tensor]:
+        """Site -> [R, e, n] FFN inputs at the neurons' positions."""
         batch, rows = encode_edits(backbone, groups, eos=self.config.eos)
-        watch = Recorder(self.sites(backbone))
-        with torch.no_grad(), backbone.applied(*patches, watch):
+        watch = FiringRecorder(self.sites(backbone), self._places(batch, rows, groups))
+        with torch.no_grad(), backbone.applied(watch):
             backbone.logits(batch, rows=rows)
-        at = self._places(batch, rows, groups)
-        return {s: x.float().cpu()[at[..., 0], at[..., 1]] for s, x in watch.x.items()}
+        return watch.queries()
 
     def losses(
         self, backbone: Backbone, request: EditRequest, patch: Patch
@@ -182,16 +179,15 @@ class NeuronEditor(GradientEditor):
         if not c.act_weight and not c.memory_weight:
             return None, None
         batch, rows = encode_edits(backbone, request.groups, eos=c.eos)
-        at = self._places(batch, rows, request.groups)
         memory = {
             s: _memory(request.prepared, s, backbone.device_of(s)) for s in sites if c.memory_weight
         }
-        watch = Recorder(sites)
+        watch = FiringRecorder(sites, self._places(batch, rows, request.groups))
 
         def penalty() -> Tensor:
             total = torch.zeros(len(request))
             for site in sites:
-                part, q_Ren = patch.part(site), watch.x[site][at[..., 0], at[..., 1]].float()
+                part, q_Ren = patch.part(site), watch.at_places(site)
                 own_Re = torch.einsum("ren,rne->re", q_Ren, part["key"]) + part["key_bias"]
                 fire_R = torch.exp(-own_Re).topk(min(5, own_Re.shape[1]), dim=1).values.mean(1)
                 total = total + c.act_weight * fire_R.to(total.device)
@@ -222,14 +218,15 @@ class NeuronEditor(GradientEditor):
         return worst(u_RSe - c.memory_gamma) + worst(u_RSe - own_Re[:, None] + c.memory_beta)
 
     def next_states(
-        self, backbone: Backbone, request: EditRequest, patch: Patch
+        self, backbone: Backbone, request: EditRequest, patch: Patch, watch: Hook | None
     ) -> list[State | None]:
         """Adds each edit's FFN inputs to its row's memory, so that later neurons are silent on
         them.
         """
         if not self.config.memory_weight:
             return list(request.states)
-        queries = self._queries(backbone, request.groups, patch)
+        assert isinstance(watch, FiringRecorder)
+        queries = watch.queries()
         grown: list[State | None] = []
         for r, state in enumerate(request.prepared):
             tensors = {}
@@ -239,6 +236,22 @@ class NeuronEditor(GradientEditor):
                 tensors[f"past/{site}"] = new if past is None else torch.cat([past, new])
             grown.append(state.grown(tensors))
         return grown
+
+
+class FiringRecorder(Recorder):
+    """Reads the FFN inputs at the neurons' positions, places [R, e, 2] of (batch row, column)."""
+
+    def __init__(self, sites: Sequence[str], places: Tensor) -> None:
+        super().__init__(sites)
+        self.places = places
+
+    def at_places(self, site: str) -> Tensor:
+        """[R, e, n], with the graph of the last forward."""
+        return self.x[site][self.places[..., 0], self.places[..., 1]].float()
+
+    def queries(self) -> dict[str, Tensor]:
+        """Site -> [R, e, n], without a graph, on the CPU."""
+        return {s: self.at_places(s).detach().cpu() for s in self.x}
 
 
 @dataclass(frozen=True)
@@ -259,5 +272,7 @@ def _memory(states: Sequence[State], site: str, device: torch.device) -> NeuronM
         for s in states
     ]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    if len({len(r) for r in rows}) == 1:
+        return NeuronMemory(padded.to(device))
     count_R = torch.tensor([len(r) for r in rows])
     return NeuronMemory(padded.to(device), count_R.to(device))

@@ -240,7 +240,7 @@ class DecoderBackbone(DecoderForward):
             trunk = self._below(batch, ctx, what.tower)
             self._dry_run(trunk, ctx)
             return self.run_text(trunk, ctx, cache=cache, columns=columns), trunk
-        ctx.shape = (batch.size, batch.ids.shape[1])
+        ctx.shape, ctx.kept = (batch.size, batch.ids.shape[1]), what.kept
         trunk = dict(what.trunk)
         ctx.memo.update(what.memo)
         assert what.stream is not None
@@ -352,7 +352,7 @@ class DecoderBackbone(DecoderForward):
         stream = self._up_to(layer, state.trunk, ctx, enter=enter)
         return replace(
             state, layer=layer, stream=stream, cache=None, stack=self.hooks.stack,
-            memo=dict(ctx.memo),
+            memo=dict(ctx.memo), kept={},
         )  # fmt: skip
 
     def _new_cache(self) -> Any:

@@ -132,7 +132,9 @@ class DecoderForward(Backbone, ABC):
                 stack.enter_context(dedup_attention(self.text, self.name, dedup, earlier))
             if columns is not None:
                 places = (dedup or DedupBatch.all_distinct(ctx.shape, columns.device)).at(columns)
-                stack.enter_context(last_block_at(self.hooks, self.depth, places))
+                sites = stack.enter_context(last_block_at(self.hooks, self.depth, places))
+                # not in a search: other rounding there, which its steps would enlarge
+                stack.enter_context(ctx.only(sites if cache is not None else (), columns))
             if enter is not None and enter[0] > 0:
                 layer, stream = enter
                 for block in self.blocks[:layer]:

@@ -163,22 +163,25 @@ def few_queries(
 
 
 @contextmanager
-def last_block_at(hooks: HookManager, depth: int, places: Tensor) -> Iterator[None]:
+def last_block_at(hooks: HookManager, depth: int, places: Tensor) -> Iterator[list[str]]:
     """The last block's queries, output projection and FFN run at `places` [B, n] only.
 
-    `places` are flat indices over rows and columns. These parts are five sixths of the block's
-    work; keys and values are computed for all columns.
+    Gives the sites that do, none where a live hook needs whole rows. `places` are flat indices over
+    rows and columns. These parts are five sixths of the block's work; keys and values are computed
+    for all columns.
     """
     name = f"text.{depth - 1}"
     above = (f"{name}.attn", f"{name}.mlp", f"{name}.block", "final_norm")
     live = [h for s, point in hooks.points.items() if s.startswith(above) for h in point.live]
+    cut: list[str] = []
     with ExitStack() as stack:
         if by_columns(live):
             for part in ("attn.q", "attn.o", "mlp"):
                 site = hooks.sites.get(f"{name}.{part}")
                 if site is not None and site.last is site.first:
                     stack.enter_context(_at(site.first, places))
-        yield
+                    cut.append(site.name)
+        yield cut
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from errata.core.hooks.context import HookContext
 from errata.core.patch import Patch
-from errata.patches._rows import per_row, picked
+from errata.patches._rows import per_row, picked, spread
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 
@@ -78,13 +78,30 @@ class PartsPatch(Patch):
         return by_name[tensor.split(".")[1]]
 
     def at(self, site: str, x: Tensor, y: Tensor, ctx: HookContext) -> Tensor:
-        part, x32 = self.part(site), x.float()
-        if self.rows is None:
-            change = self.change(x32, part)
-        else:
+        columns = ctx.needed.get(site)
+        if columns is None or len(columns) != len(x):
+            return y + self._change(site, x.float(), ctx).to(y.dtype)
+        columns = columns.to(x.device)
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        change = self._change(site, x[rows, columns].float(), ctx).to(y.dtype)
+        return y + spread(change, columns, x.shape[1])
+
+    def _change(self, site: str, x: Tensor, ctx: HookContext) -> Tensor:
+        """What is added for x [B, m, n]."""
+        part = self.part(site)
+        if self.rows is not None:
             rows = ctx.rows_of(site, x)
-            change = per_row(x32, rows, self.rows, lambda v, i: self.change(v, picked(part, i)))
-        return y + change.to(y.dtype)
+            return per_row(x, rows, self.rows, lambda v, i: self.change(v, picked(part, i)))
+        searched = any(t.requires_grad for t in (x, *part.values()))
+        if ctx.kept is None or searched or not torch.is_grad_enabled():
+            return self.change(x, part)
+        # in a search, what lies below the searched patch gives this site the same x at every step
+        key, state = (id(self), site), [t._version for t in part.values()]
+        known = ctx.kept.get(key)
+        if known is None or known[:2] != (self, state) or not torch.equal(known[2], x):
+            known = ctx.kept[key] = (self, state, x.clone(), self.change(x, part))
+        change: Tensor = known[3]
+        return change
 
     def pack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors: dict[str, Tensor] = {

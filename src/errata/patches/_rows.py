@@ -5,7 +5,7 @@ Shapes: R patches in a batch, B rows of x, T columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -44,17 +44,40 @@ def picked(tensors: Mapping[str, Tensor], index: Tensor | None) -> Mapping[str, 
     return tensors if index is None else {k: t[index] for k, t in tensors.items()}
 
 
-def padded(tensor: Tensor, dim: int) -> Tensor:
-    """Zeros up to a power of four along `dim`, from 256 on of two: they add exactly nothing.
+def spread(values: Tensor, columns: Tensor, size: int) -> Tensor:
+    """[B, n, o] at columns [B, n] of [B, size, o], zeros elsewhere.
 
-    A compiled model then sees few shapes, whatever the number of merged patches.
+    Of a column that is listed twice one value is used.
+    """
+    rows, last = len(values), values.shape[0] * values.shape[1]
+    flat = torch.cat([values.flatten(0, 1), values.new_zeros(1, values.shape[2])])
+    places = columns + size * torch.arange(rows, device=columns.device)[:, None]
+    source = torch.full((rows * size,), last, device=columns.device)
+    source[places.flatten()] = torch.arange(last, device=columns.device)
+    return flat.index_select(0, source).view(rows, size, -1)
+
+
+def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """The tensors one after the other along `dim`, and zeros behind them: they add exactly nothing.
+
+    A compiled model then sees few shapes, whatever the number of merged patches. Copied once.
+    """
+    count = sum(t.shape[dim] for t in tensors)
+    shape = list(tensors[0].shape)
+    shape[dim] = padded_size(count) - count
+    return torch.cat([*tensors, tensors[0].new_zeros(shape)], dim=dim)
+
+
+def padded_size(count: int) -> int:
+    """At least `count`: powers of four, from 256 on of two, from 2048 on quarters between them.
+
+    The work of thousands of neurons grows with their number then, not in steps of twice as many.
     """
     size = 1
-    while size < tensor.shape[dim]:
+    while size < count:
         size *= 4 if size < 256 else 2
-    shape = list(tensor.shape)
-    shape[dim] = size - tensor.shape[dim]
-    return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
+    step = size // 8
+    return size if size <= 2048 else -(-count // step) * step
 
 
 def _is_range(rows: Tensor, count: int) -> bool:

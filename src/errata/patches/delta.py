@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from errata.patches._parts import PartsPatch
-from errata.patches._rows import padded
+from errata.patches._rows import joined
 
 #: the dimension of the ranks
 RANKS = {"A": 0, "B": 1}
@@ -55,13 +55,13 @@ class Delta(PartsPatch):
 
 
 def _sum(parts: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], int | None]:
-    """(one part that adds what all of them add, its rank before `padded`; None if dense)."""
+    """(one part that adds what all of them add, its rank before `joined` pads; None if dense)."""
     biases = [part["bias"] for part in parts if "bias" in part]
     rest = {"bias": torch.stack(biases).sum(0)} if biases else {}
     if all("A" in part for part in parts):
         rank = sum(len(part["A"]) for part in parts)
-        a = padded(torch.cat([part["A"] for part in parts]), 0)
-        b = padded(torch.cat([part["B"] for part in parts], dim=1), 1)
+        a = joined([part["A"] for part in parts], 0)
+        b = joined([part["B"] for part in parts], 1)
         if a.numel() + b.numel() <= a.shape[1] * b.shape[0]:
             return {"A": a, "B": b, **rest}, rank
     dense = None

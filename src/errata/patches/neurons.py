@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.patches._parts import Parts, PartsPatch
-from errata.patches._rows import padded
+from errata.patches._rows import joined
 
 #: the dimension of the neurons
 NEURONS = {"key": -1, "key_bias": -1, "up": -1, "up_bias": -1, "value": 0}
@@ -55,9 +55,10 @@ class Neurons(PartsPatch):
         return x.float() @ key["key"] + _lift(key["key_bias"])
 
     def change(self, x: Tensor, part: Mapping[str, Tensor]) -> Tensor:
-        out = activation(self.act, x @ part["key"] + _lift(part["key_bias"]))
+        # biases are added in place: thousands of neurons make large intermediate results
+        out = activation(self.act, (x @ part["key"]).add_(_lift(part["key_bias"])))
         if "up" in part:
-            out = out * (x @ part["up"] + _lift(part["up_bias"]))
+            out = out * (x @ part["up"]).add_(_lift(part["up_bias"]))
         y = out @ part["value"]
         if "shared" in part:
             y = y + out.sum(-1, keepdim=True) * _lift(part["shared"])
@@ -79,7 +80,7 @@ class Neurons(PartsPatch):
         parts: dict[str, dict[str, Tensor]] = {}
         for site in first.names:
             parts[site] = {
-                name: padded(torch.cat([t[site][name] for t in values], dim=dim), dim)
+                name: joined([t[site][name] for t in values], dim)
                 for name, dim in NEURONS.items()
                 if name in values[0][site]
             }

@@ -200,6 +200,23 @@ def test_entries_of_upper_blocks_are_read_with_those_below_mixed_in(
         assert bool(one["own"][0, 0]) and float(one["cos"][0, 0]) == pytest.approx(1, abs=1e-4)
 
 
+def test_each_block_runs_once_for_the_entries(
+    bb: tiny.HfVlm, state: State, edits: list[Edit]
+) -> None:
+    """The block above the last one that is read never does."""
+    runs: list[int] = []
+    handles = [
+        bb.site(f"text.{i}.mlp").first.register_forward_hook(lambda *_, i=i: runs.append(i))
+        for i in range(bb.depth)
+    ]
+    try:
+        unike(intrinsic=False).edit(bb, edits[:2], state)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert runs == list(range(bb.depth - 1))
+
+
 def test_zeta_by_hand(bb: tiny.HfVlm, state: State) -> None:
     """beta times the mean length of FFN outputs times a direction of length one."""
     sites = ["text.2.mlp", "text.3.mlp"]

@@ -5,7 +5,8 @@ Shapes: B rows of a batch, T columns of the current forward, K columns of the wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,6 +58,9 @@ class HookContext:
     offset:  columns of the prompt that an earlier forward has put into the KV cache, when other
     code than errata calls the model with its prompt in pieces.
     scratch: tensors that a hook keeps from one site for the next; keyed (id of hook, name).
+    needed:  site -> [B, n], the columns of its output that are used, where not all are.
+    kept:    what a hook keeps from one forward of the same `PrefixState` for the next; keyed (id of
+    hook, site). None where no state is run.
     """
 
     sites: Mapping[str, Site]
@@ -77,6 +81,8 @@ class HookContext:
     offset: int = 0
     memo: dict[tuple[int, str], Any] = field(default_factory=dict)
     scratch: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    needed: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: dict[tuple[int, str], Any] | None = None
 
     def last_prompt(self, x: Tensor, hook: object) -> Tensor:
         """[B, T, d] -> [B, d], the state at each row's last prompt token.
@@ -105,6 +111,15 @@ class HookContext:
             self.memo[key] = make()
         return self.memo[key]
 
+    @contextmanager
+    def only(self, sites: Iterable[str], columns: Tensor) -> Iterator[None]:
+        """Inside, nothing but `columns` [B, n] of these sites' outputs is used."""
+        before, self.needed = self.needed, {**self.needed, **dict.fromkeys(sites, columns)}
+        try:
+            yield
+        finally:
+            self.needed = before
+
     def call(self, site: str, x: Tensor) -> Tensor:
         """Runs the site's frozen module on x, hooks bypassed."""
         return self.run(site, x)
@@ -126,6 +141,7 @@ class HookContext:
             vision=pick(self.vision),
             rows=pick(rows),
             memo={k: pick(v) for k, v in self.memo.items()},
+            needed={},
         )
 
     def rows_of(self, site: str, x: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ class PrefixState:
     of the lower blocks. `stack` was live below, with `rows` [B]; hooks that are added later may act
     at `layer` or above only. `memo` are the decisions that were made below. `same` [B, T]: flat
     index (row * T + column) of the first identical column, a column's own index if there is none;
-    None if nothing is known. Identical columns lie in rows of equal `rows`.
+    None if nothing is known. Identical columns lie in rows of equal `rows`. kept:
+    `HookContext.kept` of its forwards.
     """
 
     batch: Batch
@@ -83,6 +84,7 @@ class PrefixState:
     stack: tuple[Hook, ...] = ()
     memo: Mapping[tuple[int, str], Any] = field(default_factory=dict)
     same: Tensor | None = None
+    kept: dict[tuple[int, str], Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -329,11 +331,16 @@ class UniKE(NeuronEditor):
 
         if c.own_rows != "none":
             batch, of_edit = encode_edits(backbone, groups, eos=False)
-            state_below = backbone.enter(batch, layers[0], rows=of_edit)
-            for n, i in enumerate(layers):
-                below = with_blocks(layers[:n]) if c.own_stream and n else None
-                with backbone.applied(backbone.place(Rows(below)) if below else None):
-                    self._read(backbone, state_below, of_edit, i, entries)
+            entered = backbone.enter(batch, layers[0], rows=of_edit)
+            with ExitStack() as live:
+                for i, above in zip_longest(layers, layers[1:]):
+                    self._read(backbone, entered, of_edit, i, entries)
+                    if above is None:
+                        break
+                    if c.own_stream:
+                        own = backbone.place(Rows(with_blocks([i])))
+                        live.enter_context(backbone.applied(own))
+                    entered = backbone.enter(entered, above)
         return with_blocks(layers)
 
     def _read(

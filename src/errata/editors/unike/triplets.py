@@ -18,7 +18,7 @@ from torch import Tensor
 
 from errata.core.model.backbone import Backbone
 from errata.core.model.batch import Batch, PrefixState
-from errata.core.model.recorder import Recorder
+from errata.core.model.recorder import EarlyExitRecorder, run_until_enough
 from errata.core.state import PrepareContext
 from errata.core.text import same_answer
 from errata.core.types import Case, Prompt
@@ -104,9 +104,8 @@ def ends(
     """
     sites = {i: f"text.{i}.in" for i in layers}
     batch = what if isinstance(what, Batch) else what.batch
-    watch = Recorder(sites.values())
-    with torch.no_grad(), backbone.applied(watch):
-        backbone.logits(what)
+    watch = EarlyExitRecorder(sites.values())
+    run_until_enough(backbone, what, watch)
     places = [
         (b, start - 1, start - 1 + k)
         for b, (start, answer) in enumerate(zip(batch.lengths.tolist(), batch.targets, strict=True))
