@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errata.core.errors import BadRun
+from errata.core.errors import BadRun, BadSpec
 from errata.evaluation.distribute.queue import TRIES, UnitQueue
+from errata.evaluation.distribute.ray_workers import _connect
 
 
 @settings(max_examples=200, deadline=None)
@@ -71,3 +73,22 @@ def test_the_loss_of_an_idle_worker_changes_nothing():
     queue: UnitQueue[str, int] = UnitQueue(["a"], 4)
     queue.lost("w", "killed")
     assert queue.take("w") == "a" and queue.take("v") is None
+
+
+def test_a_cluster_that_does_not_start_is_one_line():
+    class Slow:
+        ended = False
+
+        def is_initialized(self) -> bool:
+            return False
+
+        def init(self, **_: Any) -> None:
+            raise Exception("The current node timed out\nduring startup.")
+
+        def shutdown(self) -> None:
+            self.ended = True
+
+    ray = Slow()
+    with pytest.raises(BadSpec, match="no Ray cluster at 'local': The current node timed out"):
+        _connect(ray, "local", 2)
+    assert ray.ended

@@ -189,9 +189,11 @@ def _connect(ray: Any, address: str, count: int) -> bool:
         options = {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
-    except (ConnectionError, ValueError, RuntimeError) as e:
+    except Exception as e:  # a node that does not start in time is an Exception of no class
+        ray.shutdown()
+        reason = one_line(str(e))[:200].rstrip(".")
         raise BadSpec(
-            f"no Ray cluster at {address[:80]!r}: {one_line(str(e))[:200]}. Give the address of a "
-            "cluster, such as ray://head:10001, or `local`."
+            f"no Ray cluster at {address[:80]!r}: {reason}. Give the address of a "
+            "cluster, such as ray://head:10001, or `local`; if a node was too slow, try again."
         ) from None
     return True
