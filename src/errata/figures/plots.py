@@ -357,7 +357,7 @@ def _lines(panel: Lines) -> DrawnPanel:
     out = [*title(panel.title)]
     for v in (panel.high * share for share in (0.0, 0.25, 0.5, 0.75, 1.0)):
         out.append(Element("path", {"class": "grid", "d": f"M{LEFT} {at(v)}h{PLOT_W}"}))
-        shown = f"{100 * v:.3g}" if panel.percent else f"{v:.3g}"
+        shown = _tick(100 * v if panel.percent else v)
         out.append(text(LEFT - 6, at(v) + 4, shown, "tick", "end"))
     longest = max((len(f"{x:g}") for x in ticks), default=1)
     every = math.ceil(len(ticks) * (GLYPH * longest + 4) / PLOT_W) or 1
@@ -411,8 +411,12 @@ def _axis(
         x = left + TRACK * share
         value = low + share * (high - low)
         yield Element("path", {"class": "grid", "d": f"M{x} {HEAD}v{height}"})
-        shown = f"{100 * value:.3g}" if percent else f"{value:g}"
+        shown = _tick(100 * value) if percent else f"{value:g}"
         yield text(x, HEAD + height + 14, shown, "tick", "middle")
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _density(values: np.ndarray[Any, Any], low: float, high: float) -> tuple[Any, Any]:

@@ -164,6 +164,13 @@ def test_lines_have_a_range_of_their_own():
     assert ticks[:5] == ["0", "1", "2", "3", "4"]
 
 
+def test_large_numbers_stand_in_figures():
+    line = Line("s", ((1, Value(500.0)), (2, Value(1500.0))), "changes")
+    panel = Lines("p", (line,), high=2000.0, percent=False)
+    ticks = [e.text for e in plots.draw(panel).elements if e.attributes.get("class") == "tick"]
+    assert ticks[:5] == ["0", "500", "1,000", "1,500", "2,000"]
+
+
 def test_a_dashed_line_has_hollow_points_and_a_long_line_none():
     short = tuple((i, Value(0.5)) for i in range(3))
     (line,) = elements(Lines("p", (Line("s", short, "stays", dashed=True),)), "path", "dashed")
