@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -96,10 +97,15 @@ class PartsPatch(Patch):
         if ctx.kept is None or searched or not torch.is_grad_enabled():
             return self.change(x, part)
         # in a search, what lies below the searched patch gives this site the same x at every step
-        key, state = (id(self), site), [t._version for t in part.values()]
-        known = ctx.kept.get(key)
-        if known is None or known[:2] != (self, state) or not torch.equal(known[2], x):
-            known = ctx.kept[key] = (self, state, x.clone(), self.change(x, part))
+        key, tensors = (id(self), site), list(part.values())
+        known, versions = ctx.kept.get(key), [t._version for t in tensors]
+        if (
+            known is None
+            or any(a is not b for a, b in zip_longest(known[0], tensors))
+            or known[1] != versions
+            or not torch.equal(known[2], x)
+        ):
+            known = ctx.kept[key] = (tensors, versions, x.clone(), self.change(x, part))
         change: Tensor = known[3]
         return change
 
