@@ -25,7 +25,8 @@ for scope in ${*:-none knn dualedit testimony oracle trained}; do
     *) with="--scope $scope" ;;
   esac
   for editor in ft_l tpatcher lora ft_v memit unike; do
+    # 2: refused, as ft_v is behind a scope that reads a block
     "$errata" bench micro-vlm --editor "$editor" $with --benchmark microworld:vqa \
-      --protocol one_step --limit 100 --out "runs/scope_table/$scope.$editor"
+      --protocol one_step --limit 100 --out "runs/scope_table/$scope.$editor" || test $? = 2
   done
 done

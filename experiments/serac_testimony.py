@@ -176,7 +176,8 @@ class SeracTestimony(Serac):
         assert isinstance(own, SeracTrainee)
         c = TestimonyScope.Config()
         some = some_of(cases, c.cases, seed)[:CHOOSING]
-        panel, _ = choose(backbone, some, c.questions, c.pictures, c.pool, seed)
+        work = PrepareContext()
+        panel, _ = choose(backbone, some, c.questions, c.pictures, c.pool, seed, work)
         assert panel is not None, "these cases ask nothing about pictures"
         return TestifiedTrainee(own, Testimonies(backbone, panel.questions))
 
